@@ -1,0 +1,143 @@
+"""A client's side of a round. Every engine runs this, so simulation and deployment share it to the byte."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from math import ceil
+
+import torch
+from torch import nn
+
+from fedpeft.core.objective import Objective
+from fedpeft.core.seeds import fold, generator, seeded
+from fedpeft.core.tensors import finite, prefixed, under
+from fedpeft.core.trainable import read
+from fedpeft.core.types import Batch, Context, Data, Failure, Job, Reply, Store, Tensors, Update, Weighted
+from fedpeft.core.wire import pack
+from fedpeft.data.partitioned import Partitioned
+from fedpeft.errors import DataError, FedpeftError
+from fedpeft.plan import Plan
+
+
+@dataclass(frozen=True)
+class Site:
+    """What one process holds: the frozen base, once, and the data of the clients that it may serve.
+
+    Attributes:
+      model: with the method injected; nobody writes to it, the small tensors are swapped in for each call.
+      classes: the label names, in the order of the head's outputs.
+    """
+
+    plan: Plan
+    model: nn.Module
+    data: Data
+    classes: tuple[str, ...]
+    device: str = "cpu"
+
+    def params(self) -> Tensors:
+        """What the method trains, as it is before the first round."""
+        return read(self.model, self.plan.method.names(self.model))
+
+    def on_device(self, batch: Batch) -> Batch:
+        return batch if self.device == "cpu" else {n: x.to(self.device) for n, x in batch.items()}
+
+
+def open_site(plan: Plan, device: str = "cpu") -> Site:
+    """Load the data and the base model of a plan.
+
+    Raises:
+      DataError, PlanError: what is wrong with them.
+    """
+    examples = plan.data.load()
+    if plan.classes and plan.classes != examples.classes:
+        raise DataError(f"the plan's classes are {list(plan.classes)}, the data's {list(examples.classes)}")
+    labels = examples.train.columns["label"]
+    for index, name in enumerate(examples.classes):
+        if not bool((labels == index).any()):
+            raise DataError(f"no training example has the class {name!r}: drop it from the data, or add some")
+    parts = plan.partition.split(examples.train, generator(plan.seed, "partition"))
+    for client, part in parts.items():
+        if not len(part):
+            raise DataError(f"client {client!r} has no data: leave it out, or raise min_per_client")
+    task = plan.task
+    data = Partitioned(task, task.prepare(examples.train), task.prepare(examples.test), parts)
+    model = plan.model(examples.classes).to(device)
+    return Site(plan, model, data, examples.classes, device)
+
+
+def partition_fingerprint(parts: Mapping[str, torch.Tensor]) -> str:
+    """A name for who holds which example."""
+    digest = blake2b(digest_size=8)
+    for client, index in sorted(parts.items()):
+        digest.update(client.encode() + b"\0" + index.numpy().tobytes() + b"\0")
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Serves one job at a time. A job leaves no trace but the client's own memory."""
+
+    site: Site
+    store: Store
+    objective: Objective = field(init=False)
+
+    def __post_init__(self) -> None:
+        plan = self.site.plan
+        object.__setattr__(self, "objective", Objective(self.site.model, plan.task, plan.local.precision))
+
+    def __call__(self, job: Job) -> Reply | Failure:
+        """Train and answer; what goes wrong here is this client's failure and nobody else's."""
+        try:
+            stored = self.store.reply(job)
+            return Reply(job.client, self._serve(job) if stored is None else stored)
+        except (FedpeftError, RuntimeError, ArithmeticError, ValueError, KeyError, OSError) as error:
+            return Failure(job.client, f"{type(error).__name__}: {error}")
+
+    def _serve(self, job: Job) -> bytes:
+        plan, site = self.site.plan, self.site
+        received = plan.downlink.decode(job.payload)
+        memory = self.store.load(job.client, job.accepted)
+        context = self._context(job)
+        with threads(plan.threads), seeded(fold(job.seed, "dropout")):
+            delta, kept, totals = self.train(received, under("local", memory), context)
+        loss = Weighted(float(totals["loss"]), float(totals["examples"]))
+        weight = float(context.size) if plan.weighting == "examples" else 1.0
+        update = Update(job.client, {n: x.cpu() for n, x in delta.items()}, weight, {"loss": loss})
+        kept = prefixed("local", {n: x.cpu() for n, x in kept.items()})
+        for i, stage in enumerate(plan.stages):
+            update, own = stage.on_client(update, under(f"stage{i}", memory), context)
+            kept = {**kept, **prefixed(f"stage{i}", own)}
+        if not finite(update.delta) or any(m.total != m.total for m in update.metrics.values()):
+            raise ArithmeticError(f"training diverged (mean loss {loss.value:.3g}): lower local.lr or set clip_norm")
+        payload = pack(update, plan.uplink)
+        self.store.save(job, kept, payload)
+        return payload
+
+    def _context(self, job: Job) -> Context:
+        plan, size = self.site.plan, self.site.data.size(job.client)
+        steps = plan.local.epochs * ceil(size / plan.local.batch_size)
+        return Context(job.run, job.round, plan.rounds, job.client, size, steps, job.seed)
+
+    def train(self, received: Tensors, memory: Tensors, context: Context) -> tuple[Tensors, Tensors, Tensors]:
+        """The delta, the new memory and the totals; what an engine may do otherwise, and nothing else."""
+        local, site = self.site.plan.local, self.site
+        on = {n: x.to(site.device) for n, x in received.items()}
+        own = {n: x.to(site.device) for n, x in memory.items()}
+        draws = generator(context.seed, "batches")
+        site.model.train()
+        carry = local.begin(on, own, context)
+        for batch in site.data.batches(context.client, local.batch_size, local.epochs, draws):
+            carry = local.step(carry, site.on_device(batch), self.objective)
+        return local.finish(carry, on, own)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Torch computes with `count` threads inside: sums, and so bits, depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,88 @@
+"""The loss as a function of the small tensors. The frozen base stays in the model, once, and is never written to."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedpeft.core.types import Batch, Task, Tensors, Weighted
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class _Pass(nn.Module):
+    """A function of a model and a batch as a module's forward, which is what `functional_call` can call."""
+
+    def __init__(self, model: nn.Module, function: Callable[[nn.Module, Batch], Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.function = function
+
+    def forward(self, batch: Batch) -> Any:
+        return self.function(self.model, batch)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`LossFn` for one client after another: plain autograd, the small tensors swapped in for the call.
+
+    Attributes:
+      precision: of the pass; with bfloat16 the matrix products run in it and the small tensors stay as they are.
+    """
+
+    model: nn.Module
+    task: Task
+    precision: str = "float32"
+    _pass: _Pass = field(init=False, repr=False, compare=False)
+    _buffers: tuple[str, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_pass", _Pass(self.model, self.task.losses))
+        object.__setattr__(self, "_buffers", tuple(name for name, _ in self.model.named_buffers()))
+
+    def __call__(self, params: Tensors, batch: Batch) -> Tensor:
+        with _autocast(self.precision, batch):
+            called = {f"model.{name}": x for name, x in params.items()}
+            losses: Tensor = functional_call(self._pass, called, (batch,))
+        return losses.float()
+
+    def gradient(self, params: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
+        """Gradient of sum(mask * loss) / sum(mask), the losses (batch,), and the buffers after the pass."""
+        known = set(self._buffers)
+        leaves = {n: x.detach().requires_grad_() for n, x in params.items() if n not in known}
+        # BatchNorm writes into the buffers it is called with: into copies, so that a job leaves no trace.
+        every = {n: params[n] if n in params else self.model.get_buffer(n) for n in self._buffers}
+        buffers = {n: x.detach().clone() for n, x in every.items()}
+        losses = self({**leaves, **buffers}, batch)
+        mean = (losses * batch["mask"]).sum() / batch["mask"].sum()
+        grads = torch.autograd.grad(mean, list(leaves.values()), allow_unused=True)
+        pairs = zip(leaves.items(), grads, strict=True)
+        gradient = {n: torch.zeros_like(x) if g is None else g for (n, x), g in pairs}
+        return gradient, losses.detach(), {n: x for n, x in buffers.items() if n in params}
+
+
+def _autocast(precision: str, batch: Batch) -> AbstractContextManager[object]:
+    dtype = PRECISIONS[precision]
+    if dtype is None:
+        return nullcontext()
+    return torch.autocast(batch["mask"].device.type, dtype)
+
+
+def evaluate(task: Task, model: nn.Module, params: Tensors, batches: Iterable[Batch]) -> dict[str, Weighted]:
+    """The task's metrics over the batches, as sums with weights; the model is not changed."""
+    measure = _Pass(model, task.metrics)
+    called = {f"model.{name}": x for name, x in params.items()}
+    model.eval()
+    sums: dict[str, Weighted] = {}
+    with torch.inference_mode():
+        for batch in batches:
+            values: Mapping[str, Tensor] = functional_call(measure, called, (batch,))
+            count = float(batch["mask"].sum())
+            for name, value in values.items():
+                got = Weighted(float((value.float() * batch["mask"]).sum()), count)
+                sums[name] = sums[name] + got if name in sums else got
+    return sums

@@ -1,0 +1,89 @@
+"""Arithmetic on named tensors. Pure: every function returns new tensors."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fedpeft.core.types import Tensors
+
+
+def map_tensors(fn: Callable[..., Tensor], first: Tensors, *rest: Tensors) -> dict[str, Tensor]:
+    """Apply `fn` name by name.
+
+    Raises:
+      ValueError: the arguments do not have the same names.
+    """
+    for other in rest:
+        if other.keys() != first.keys():
+            raise ValueError(f"names differ: {sorted(set(first) ^ set(other))}")
+    return {name: fn(x, *(other[name] for other in rest)) for name, x in first.items()}
+
+
+def add(a: Tensors, b: Tensors) -> dict[str, Tensor]:
+    return map_tensors(torch.add, a, b)
+
+
+def sub(a: Tensors, b: Tensors) -> dict[str, Tensor]:
+    return map_tensors(torch.sub, a, b)
+
+
+def scale(a: Tensors, by: float) -> dict[str, Tensor]:
+    return map_tensors(lambda x: x * by, a)
+
+
+def zeros_like(a: Tensors) -> dict[str, Tensor]:
+    return map_tensors(torch.zeros_like, a)
+
+
+def norm(a: Tensors) -> float:
+    """Euclidean norm of all entries as one vector, summed in float64."""
+    return float(sum(float(x.double().square().sum()) for x in a.values()) ** 0.5)
+
+
+def finite(a: Tensors) -> bool:
+    return all(bool(x.isfinite().all()) for x in a.values())
+
+
+def equal(a: Tensors, b: Tensors) -> bool:
+    """Same names, dtypes, shapes and bits (NaN equals no NaN)."""
+    return a.keys() == b.keys() and all(x.dtype == b[n].dtype and torch.equal(x, b[n]) for n, x in a.items())
+
+
+Layout = list[tuple[str, list[int], str]]
+"""Name, shape and dtype of each tensor, in order, e.g. ("head.weight", [4, 16], "bfloat16")."""
+
+
+def layout(a: Tensors) -> Layout:
+    return [(name, list(x.shape), str(x.dtype).removeprefix("torch.")) for name, x in a.items()]
+
+
+def flatten(a: Tensors) -> Tensor:
+    """All entries as one float32 vector (n,), in the order of the names; exact for float32 and narrower."""
+    return torch.cat([x.reshape(-1).float() for x in a.values()]) if a else torch.zeros(0)
+
+
+def unflatten(vector: Tensor, like: Layout) -> dict[str, Tensor]:
+    """The inverse of `flatten`."""
+    sizes = [torch.Size(shape).numel() for _, shape, _ in like]
+    return {
+        name: part.reshape(shape).to(getattr(torch, dtype))
+        for part, (name, shape, dtype) in zip(vector.split(sizes), like, strict=True)
+    }
+
+
+def under(prefix: str, a: Tensors) -> dict[str, Tensor]:
+    """The tensors named `prefix/...`, without the prefix."""
+    start = f"{prefix}/"
+    return {n[len(start) :]: x for n, x in a.items() if n.startswith(start)}
+
+
+def beside(prefixes: tuple[str, ...], a: Tensors) -> dict[str, Tensor]:
+    """The tensors under none of the prefixes."""
+    starts = tuple(f"{prefix}/" for prefix in prefixes)
+    return {n: x for n, x in a.items() if not n.startswith(starts)} if starts else dict(a)
+
+
+def prefixed(prefix: str, a: Tensors) -> dict[str, Tensor]:
+    """The inverse of `under`."""
+    return {f"{prefix}/{n}": x for n, x in a.items()}

@@ -1,0 +1,77 @@
+"""What of a model is trained: marking it, naming it, reading it, writing it."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft.core.types import Tensors
+from fedpeft.errors import PlanError
+
+HEADS = ("classifier", "score", "head", "heads", "fc", "lm_head")
+"""Where the models of the field keep their last layer."""
+
+
+def head_of(model: nn.Module, head: str = "auto") -> str:
+    """The name of the head's module.
+
+    Raises:
+      PlanError: there is no such module, or none of the usual ones.
+    """
+    names = dict(model.named_modules())
+    if head != "auto":
+        if head not in names:
+            raise PlanError(f"the model has no module {head!r} to use as head; it has {', '.join(_top(model))}")
+        return head
+    for name in HEADS:
+        if isinstance(getattr(model, name, None), nn.Module):
+            return name
+    raise PlanError(f"cannot tell the model's head among {', '.join(_top(model))}: set the method's key `head`")
+
+
+def _top(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_children()]
+
+
+def within(name: str, module: str) -> bool:
+    """Whether a parameter called `name` belongs to `module`."""
+    return name == module or name.startswith(f"{module}.")
+
+
+def train_only(model: nn.Module, wanted: Iterable[str]) -> nn.Module:
+    """Freeze all but the parameters called `wanted`; in place."""
+    keep = set(wanted)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in keep)
+    return model
+
+
+def trainable(model: nn.Module) -> list[str]:
+    """The names of the parameters that are trained."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def persistent_buffers(model: nn.Module) -> list[str]:
+    """Floating-point state that training changes without gradients: BatchNorm's running statistics."""
+    saved = model.state_dict().keys()
+    return [n for n, buffer in model.named_buffers() if n in saved and buffer.is_floating_point()]
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by the names that `torch.func.functional_call` takes."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def read(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+    """Copies of the named tensors, on the CPU."""
+    every = tensors_of(model)
+    return {name: every[name].detach().cpu().clone() for name in names}
+
+
+def write(model: nn.Module, tensors: Tensors) -> None:
+    """Copy the tensors into the model; names that the model does not have are not its own and are passed over."""
+    every = tensors_of(model)
+    with torch.no_grad():
+        for name, value in tensors.items():
+            if name in every:
+                every[name].copy_(value)

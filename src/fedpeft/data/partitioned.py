@@ -1,0 +1,52 @@
+"""Examples in memory, cut into clients."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedpeft.core.types import Batch, ClientId, Task, Tensors
+
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Partitioned:
+    """A task's prepared rows and which of them each client holds.
+
+    Attributes:
+      train: the rows of all clients, tensors of shape (n, ...).
+      test: the held-out rows, common to all.
+      parts: by client the indices (k,) into `train`.
+    """
+
+    task: Task
+    train: Tensors
+    test: Tensors
+    parts: Mapping[ClientId, Tensor]
+
+    @property
+    def clients(self) -> Sequence[ClientId]:
+        return list(self.parts)
+
+    def size(self, client: ClientId) -> int:
+        return len(self.parts[client])
+
+    def batches(self, client: ClientId, size: int, epochs: int, generator: torch.Generator) -> Iterator[Batch]:
+        """`epochs` passes, each in an order of its own; the last batch of a pass may be smaller."""
+        mine = self.parts[client]
+        for _ in range(epochs):
+            for chunk in mine[torch.randperm(len(mine), generator=generator)].split(size):
+                yield self._batch(self.train, chunk, generator)
+
+    def held_out(self, client: ClientId | None = None) -> Iterator[Batch]:
+        """The common held-out rows; of one client, its own training rows without augmentation."""
+        rows, index = (self.test, None) if client is None else (self.train, self.parts[client])
+        index = torch.arange(len(rows["label"])) if index is None else index
+        for chunk in index.split(EVALUATION_BATCH):
+            yield self._batch(rows, chunk, None)
+
+    def _batch(self, rows: Tensors, index: Tensor, generator: torch.Generator | None) -> Batch:
+        batch = self.task.batch({name: x[index] for name, x in rows.items()}, generator)
+        return {**batch, "mask": torch.ones(len(index))}

@@ -1,0 +1,41 @@
+"""What can go wrong, by who can mend it.
+
+    FedpeftError
+    ├── PlanError    the plan: an unknown key or name, a value out of range, parts that do not fit together
+    ├── DataError    the data: unreadable, without labels, a client with nothing, a partition that cannot be drawn
+    ├── WireError    a payload: truncated, corrupt, of another shape than the plan's
+    └── RunError     a run folder: not one, of another plan, unfinished
+
+Each is raised where the bad thing enters, once; the command line prints its one line and exits with 2.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class FedpeftError(Exception):
+    """The root of the errors that say what came, what is allowed and what to do."""
+
+
+class PlanError(FedpeftError):
+    """The plan does not describe an experiment."""
+
+
+class DataError(FedpeftError):
+    """The data cannot be used as the plan says."""
+
+
+class WireError(FedpeftError):
+    """A payload is not what an honest peer with the same plan sends."""
+
+
+class RunError(FedpeftError):
+    """A run folder cannot be used as asked."""
+
+
+def unknown(what: str, got: str, known: Iterable[str]) -> str:
+    """One sentence for a name that is not known: the nearest one first, then all of them."""
+    names = sorted(known)
+    nearest = get_close_matches(got, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return f"no {what} called {got!r}.{hint} Known: {', '.join(names) or 'none'}."

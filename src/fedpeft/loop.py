@@ -1,0 +1,115 @@
+"""Federated training in synchronous rounds."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
+
+from fedpeft.client import open_site
+from fedpeft.core.seeds import fold, generator
+from fedpeft.core.tensors import Layout, finite, layout
+from fedpeft.core.types import ClientId, Cohort, Engine, Failure, Job, Reply, State, Tensors, Update, Weighted
+from fedpeft.core.wire import headers, unpack
+from fedpeft.errors import WireError
+from fedpeft.plan import Plan
+
+
+@dataclass
+class Ledger:
+    """What one round cost and who took part; bytes are counted on the payloads, never computed.
+
+    Attributes:
+      down, up: bytes by client, frames and headers included.
+      up_headers: the part of `up` that is frames and headers rather than tensors, over all clients.
+      failed: by client, why its reply was not counted.
+    """
+
+    round: int
+    down: dict[ClientId, int] = field(default_factory=dict)
+    up: dict[ClientId, int] = field(default_factory=dict)
+    up_headers: int = 0
+    weights: dict[ClientId, float] = field(default_factory=dict)
+    failed: dict[ClientId, str] = field(default_factory=dict)
+    metrics: dict[str, Weighted] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def bytes_down(self) -> int:
+        return sum(self.down.values())
+
+    @property
+    def bytes_up(self) -> int:
+        return sum(self.up.values())
+
+
+def start(plan: Plan, params: Tensors | None = None) -> State:
+    """The state before the first round; `params` are the method's, where the model is at hand already."""
+    return State(0, *plan.server.init(open_site(plan).params() if params is None else params))
+
+
+def federate(plan: Plan, engine: Engine, state: State | None = None) -> Iterator[tuple[State, Ledger]]:
+    """Yield the state and the ledger after each round, from `state` on.
+
+    This is McMahan et al. (arXiv:1602.05629), Algorithm 1, line for line; what varies is behind a name of the plan.
+    Evaluation, logging, checkpoints and early stopping are the body of the caller's `for`.
+    """
+    state = state or start(plan)
+    while state.round < plan.rounds:
+        seed = fold(plan.seed, "round", state.round)
+        clients = sorted(plan.sampler.choose(engine.clients, plan.cohort, generator(seed, "choose")))
+        payload = plan.downlink.encode(state.params)
+        jobs = [_job(plan, state, client, seed, payload) for client in clients]
+        ledger = Ledger(state.round, down={client: len(payload) for client in clients})
+
+        received = plan.downlink.decode(payload)
+        updates = plan.exchange.collect(engine, jobs, partial(receive, plan, layout(received), ledger))
+        update = aggregate(plan, updates, state, received)
+        cohort = Cohort(state.round, len(engine.clients), len(clients), ledger.weights, seed)
+        state = advance(plan, state, update, cohort, ledger)
+        yield state, ledger
+
+
+def _job(plan: Plan, state: State, client: ClientId, seed: int, payload: bytes) -> Job:
+    run = f"{plan.name}-{plan.fingerprint}"
+    accepted = state.accepted.get(client)
+    return Job(run, state.round, client, "fit", fold(seed, "client", client), accepted, payload)
+
+
+def receive(plan: Plan, expected: Layout, ledger: Ledger, reply: Reply | Failure) -> Update | None:
+    """Check a reply where it enters, and note it: an update to be counted, or None and a reason in the ledger."""
+    client = reply.client
+    if isinstance(reply, Failure):
+        ledger.failed[client] = reply.reason
+        return None
+    ledger.up[client] = len(reply.payload)
+    try:
+        update = unpack(client, reply.payload, plan.uplink, expected)
+    except WireError as error:
+        ledger.failed[client] = str(error)
+        return None
+    if not finite(update.delta):
+        ledger.failed[client] = "the delta is not finite"
+        return None
+    ledger.up_headers += headers(reply.payload)
+    ledger.weights[client] = update.weight
+    return update
+
+
+def aggregate(plan: Plan, updates: Iterator[Update], state: State, received: Tensors) -> Update | None:
+    """The cohort's updates as one, or None if none came."""
+    first = next(updates, None)
+    if first is None:
+        return None
+    return plan.aggregator(chain([first], updates), state, lambda client: received)
+
+
+def advance(plan: Plan, state: State, update: Update | None, cohort: Cohort, ledger: Ledger) -> State:
+    """The server's step; with fewer than `min_replies` good replies the round counts and nothing moves."""
+    if update is None or len(cohort.weights) < plan.min_replies:
+        ledger.note = f"{len(cohort.weights)} good replies, {plan.min_replies} needed: nothing changes"
+        return replace(state, round=state.round + 1)
+    for stage in reversed(plan.stages):
+        update = stage.on_server(update, cohort)
+    ledger.metrics = dict(update.metrics)
+    params, memory = plan.server.step(state.params, state.memory, update.delta, cohort)
+    return State(state.round + 1, params, memory, {**state.accepted, **dict.fromkeys(cohort.weights, state.round)})

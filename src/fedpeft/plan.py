@@ -1,0 +1,188 @@
+"""An experiment, complete and frozen: everything a round needs to know, and nothing that changes."""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, fields
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from torch import nn
+
+from fedpeft.core.places import locate
+from fedpeft.core.seeds import fold, seeded
+from fedpeft.core.types import (
+    Aggregator,
+    Codec,
+    Exchange,
+    Local,
+    Method,
+    Partition,
+    Sampler,
+    ServerOptimizer,
+    Source,
+    Stage,
+    Task,
+)
+from fedpeft.errors import PlanError, unknown
+from fedpeft.registry import construct, find, names, part, parts, settings_of
+
+WEIGHTINGS = ("examples", "uniform")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is learned from whom, how, and for how long.
+
+    Attributes:
+      cohort: clients per round.
+      weighting: what a client counts in the mean: its number of "examples", or "uniform".
+      min_replies: with fewer good replies a round changes nothing.
+      threads: of one worker; the bits of a result depend on it.
+      classes: label names; empty for the data's own. Needed where the server holds no data.
+      evaluate_every: rounds between evaluations; the last round is always evaluated.
+
+    Raises:
+      ValueError: a value out of range.
+      PlanError: parts that do not fit together.
+    """
+
+    name: str = "run"
+    task: Task = part("task", "image-classification")
+    data: Source = part("data", "digits")
+    partition: Partition = part("partition", "dirichlet")
+    method: Method = part("method", "lora")
+    local: Local = part("local", "descent")
+    sampler: Sampler = part("sampler", "uniform")
+    exchange: Exchange = part("exchange", "fit")
+    aggregator: Aggregator = part("aggregator", "mean")
+    server: ServerOptimizer = part("server", "average")
+    stages: tuple[Stage, ...] = parts("stage")
+    uplink: Codec = part("codec", "dense")
+    downlink: Codec = part("codec", "dense")
+    rounds: int = 10
+    cohort: int = 8
+    weighting: str = "examples"
+    min_replies: int = 1
+    seed: int = 1
+    threads: int = 1
+    evaluate_every: int = 1
+    classes: tuple[str, ...] = ()
+    engine: str = "inprocess"
+
+    def __post_init__(self) -> None:
+        for key in ("rounds", "cohort", "min_replies", "threads", "evaluate_every"):
+            if getattr(self, key) < 1:
+                raise PlanError(f"{key} must be at least 1, got {getattr(self, key)}")
+        if self.weighting not in WEIGHTINGS:
+            raise PlanError(unknown("weighting", self.weighting, WEIGHTINGS))
+        if self.engine not in names("engine"):
+            raise PlanError(unknown("engine", self.engine, names("engine")))
+        held, kept = self.local_shares, self.server.keeps
+        if set(held) != set(kept):
+            raise PlanError(
+                f"the clients' correction shares {list(held)} beside the trained tensors, the server keeps "
+                f"{list(kept)}: for SCAFFOLD set both local.correction and server to \"scaffold\""
+            )
+
+    @property
+    def local_shares(self) -> tuple[str, ...]:
+        """Prefixes of what travels beside the method's tensors."""
+        correction = getattr(self.local, "correction", None)
+        return correction.shares if correction is not None else ()
+
+    def model(self, classes: Sequence[str]) -> nn.Module:
+        """The same weights on the server and on every client, frozen ones included."""
+        with seeded(fold(self.seed, "model")):
+            model = self.task.build(classes, self.method.pretrained)
+            model.requires_grad_(False)
+            model = self.method.inject(model)
+        _refuse_batchnorm(model, self.method.names(model))
+        return model
+
+    @property
+    def fingerprint(self) -> str:
+        """A name for this experiment: equal plans have equal ones, whatever the engine."""
+        settings = {key: value for key, value in settings_of(self).items() if key not in ("name", "engine")}
+        return blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+    def toml(self) -> str:
+        """The whole plan, defaults included, as the text that reads back to it."""
+        return tomli_w.dumps(settings_of(self))
+
+
+def _refuse_batchnorm(model: nn.Module, names_: Sequence[str]) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{name}.running_mean" not in names_:
+            raise PlanError(
+                f"{name!r} is a BatchNorm: its running statistics change in training but do not travel with this "
+                'method. Use method = "full" or "scratch", or a model with LayerNorm or GroupNorm'
+            )
+
+
+def read_plan(spec: Mapping[str, Any] | str | Path = "", overrides: Sequence[str] = ()) -> Plan:
+    """Build a plan from plain values, from TOML text, or from a TOML file; then set `key=value` pairs, dots between keys.
+
+    Raises:
+      PlanError: unreadable TOML, an unknown key or name, a value out of range.
+    """
+    values = _plain(spec)
+    for override in overrides:
+        _override(values, override)
+    return construct(Plan, _expanded(values), "the plan", "plan")  # type: ignore[no-any-return]
+
+
+def _plain(spec: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+    if isinstance(spec, Mapping):
+        return deepcopy(dict(spec))
+    try:
+        text = spec.read_text() if isinstance(spec, Path) else spec
+        return tomllib.loads(text)
+    except OSError as error:
+        raise PlanError(f"the plan {spec} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PlanError(f"the plan is no TOML: {error}") from None
+
+
+def _override(values: dict[str, Any], pair: str) -> None:
+    path, equals, text = pair.partition("=")
+    if not equals or not path.strip():
+        raise PlanError(f"{pair!r} is not of the form key=value, e.g. local.lr=0.05")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *parents, last = path.strip().split(".")
+    for key in parents:
+        inner = values.get(key, {})
+        values[key] = {"name": inner} if isinstance(inner, str) else dict(inner)
+        values = values[key]
+    if isinstance(values.get(last), dict) and isinstance(value, str):
+        value = {"name": value}  # another part: the old one's settings are not its own
+    values[last] = value
+
+
+def _expanded(values: dict[str, Any]) -> dict[str, Any]:
+    """Short forms written out: `model` belongs to the task, a path or hub name as `data` is a table."""
+    values = dict(values)
+    if "model" in values:
+        task = values.get("task", {})
+        values["task"] = {**({"name": task} if isinstance(task, str) else task), "model": values.pop("model")}
+    data = values.get("data")
+    if isinstance(data, str) and data not in names("data") and ":" not in data and ("/" in data or locate(data)):
+        values["data"] = {"name": "table", "path": data}
+    uplink = values.get("uplink", "dense")
+    values["stages"] = [_with_codec(stage, uplink) for stage in values.get("stages", [])]
+    return values
+
+
+def _with_codec(stage: Any, uplink: Any) -> Any:
+    """A stage that must know the uplink's codec (error feedback) need not be told twice."""
+    spec = {"name": stage} if isinstance(stage, str) else stage
+    if isinstance(spec, Mapping) and isinstance(spec.get("name"), str) and "codec" not in spec:
+        if any(f.name == "codec" for f in fields(find("stage", spec["name"]))):
+            return {**spec, "codec": uplink}
+    return spec

@@ -1,0 +1,216 @@
+"""The phone book: every pluggable part of fedpeft, by kind and by name.
+
+Adding a part is one new file and one line here. Targets are strings, resolved on first use, so this module imports
+no part and `peft` or `datasets` is not loaded by someone who does not use it. Parts from other packages arrive
+through entry points `fedpeft.<kind>`; a part of the user's own is named "module:Class".
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, field, fields, is_dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from fedpeft.errors import PlanError, unknown
+
+CATALOGUE: dict[str, dict[str, str]] = {
+    "aggregator": {
+        "mean": "fedpeft.aggregators.mean:Mean",
+        "median": "fedpeft.aggregators.median:Median",
+        "trimmed_mean": "fedpeft.aggregators.trimmed_mean:TrimmedMean",
+    },
+    "codec": {
+        "bfloat16": "fedpeft.codecs.bfloat16:BFloat16",
+        "dense": "fedpeft.codecs.dense:Dense",
+        "float16": "fedpeft.codecs.float16:Float16",
+        "int8": "fedpeft.codecs.int8:Int8",
+        "topk": "fedpeft.codecs.topk:TopK",
+    },
+    "correction": {
+        "none": "fedpeft.corrections.none:NoCorrection",
+        "prox": "fedpeft.corrections.prox:Prox",
+        "scaffold": "fedpeft.corrections.scaffold:Scaffold",
+    },
+    "data": {
+        "arrays": "fedpeft.data.arrays:Arrays",
+        "digits": "fedpeft.data.digits:Digits",
+        "images": "fedpeft.data.images:Images",
+        "memory": "fedpeft.data.memory:Memory",
+        "table": "fedpeft.data.table:HubTable",
+    },
+    "engine": {
+        "inprocess": "fedpeft.engines.inprocess:InProcess",
+        "processes": "fedpeft.engines.processes:Processes",
+    },
+    "exchange": {
+        "fit": "fedpeft.exchanges.fit:Fit",
+    },
+    "local": {
+        "descent": "fedpeft.local.descent:Descent",
+    },
+    "method": {
+        "adapter": "fedpeft.methods.adapter:Adapter",
+        "bias": "fedpeft.methods.bias:Bias",
+        "dora": "fedpeft.methods.dora:DoRA",
+        "full": "fedpeft.methods.full:Full",
+        "head": "fedpeft.methods.head:Head",
+        "ia3": "fedpeft.methods.ia3:IA3",
+        "layernorm": "fedpeft.methods.layernorm:LayerNorm",
+        "lora": "fedpeft.methods.lora:LoRA",
+        "prefix": "fedpeft.methods.prefix:Prefix",
+        "prompt": "fedpeft.methods.prompt:Prompt",
+        "rslora": "fedpeft.methods.rslora:RsLoRA",
+        "scratch": "fedpeft.methods.scratch:Scratch",
+        "vera": "fedpeft.methods.vera:VeRA",
+    },
+    "optimizer": {
+        "adamw": "fedpeft.optimizers.adamw:AdamW",
+        "sgd": "fedpeft.optimizers.sgd:SGD",
+    },
+    "partition": {
+        "column": "fedpeft.partitions.column:Column",
+        "dirichlet": "fedpeft.partitions.dirichlet:Dirichlet",
+        "iid": "fedpeft.partitions.iid:IID",
+        "lists": "fedpeft.partitions.lists:Lists",
+        "shards": "fedpeft.partitions.shards:Shards",
+    },
+    "sampler": {
+        "uniform": "fedpeft.samplers.uniform:Uniform",
+    },
+    "server": {
+        "adagrad": "fedpeft.servers.adagrad:Adagrad",
+        "adam": "fedpeft.servers.adam:Adam",
+        "average": "fedpeft.servers.average:Average",
+        "momentum": "fedpeft.servers.momentum:Momentum",
+        "scaffold": "fedpeft.servers.scaffold:Scaffold",
+        "yogi": "fedpeft.servers.yogi:Yogi",
+    },
+    "stage": {
+        "error_feedback": "fedpeft.stages.error_feedback:ErrorFeedback",
+    },
+    "task": {
+        "image-classification": "fedpeft.tasks.image_classification:ImageClassification",
+        "module": "fedpeft.tasks.module:ModuleTask",
+        "text-classification": "fedpeft.tasks.text_classification:TextClassification",
+    },
+}
+
+
+def names(kind: str) -> dict[str, str]:
+    """All parts of a kind, from here and from entry points: name -> "module:Class"."""
+    return CATALOGUE[kind] | {e.name: e.value for e in entry_points(group=f"fedpeft.{kind}")}
+
+
+def find(kind: str, name: str) -> type:
+    """The class registered as `name`, or the one that "module:Class" names.
+
+    Raises:
+      PlanError: no such part; the message lists what exists.
+    """
+    known = names(kind)
+    target = name if ":" in name else known.get(name)
+    if target is None:
+        raise PlanError(unknown(kind, name, known))
+    module, _, attribute = target.partition(":")
+    try:
+        if ":" in name and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        found: type = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise PlanError(f"the {kind} {name!r} cannot be loaded from {target}: {error}") from None
+    return found
+
+
+def part(kind: str, default: str) -> Any:
+    """A dataclass field that holds another part: `codec: Codec = part("codec", "dense")`."""
+    return field(default_factory=lambda: build(kind, default), metadata={"kind": kind, "default": default})
+
+
+def parts(kind: str) -> Any:
+    """A dataclass field that holds any number of parts, none by default."""
+    return field(default=(), metadata={"kind": kind, "default": None})
+
+
+def build(kind: str, spec: Any, default: str | None = None, path: str = "") -> Any:
+    """Build a part from `"mean"`, or from `{"name": "trimmed_mean", "trim": 0.2}`; a built part passes through.
+
+    The part's own fields are its schema. Fields that hold parts are built the same way.
+
+    Raises:
+      PlanError: an unknown or missing key, a value of the wrong type or out of range; it names `path`.
+    """
+    where = path or kind
+    if isinstance(spec, str):
+        spec = {"name": spec}
+    if not isinstance(spec, Mapping):
+        return spec
+    settings = dict(spec)
+    name = settings.pop("name", default)
+    if not isinstance(name, str):
+        raise PlanError(f"{where} needs a `name`; known: {', '.join(sorted(names(kind)))}")
+    cls = find(kind, name)
+    if not is_dataclass(cls):
+        raise PlanError(f"{where}: {name!r} is no dataclass, so its settings cannot be told")
+    return construct(cls, settings, f"{where} {name!r}", where)
+
+
+def construct(cls: type, settings: Mapping[str, Any], what: str, path: str) -> Any:
+    """Build a dataclass from plain values, checking keys and types.
+
+    Raises:
+      PlanError: see `build`.
+    """
+    schema: dict[str, Field[Any]] = {f.name: f for f in fields(cls) if f.init}
+    hints = get_type_hints(cls)
+    for key in settings:
+        if key not in schema:
+            raise PlanError(f"{what}: " + unknown("key", key, schema))
+    for key, f in schema.items():
+        if key not in settings and f.default is MISSING and f.default_factory is MISSING:
+            raise PlanError(f"{what} needs the key {key!r}")
+    values = {key: _value(schema[key], hints[key], value, f"{path}.{key}") for key, value in settings.items()}
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise PlanError(f"{what}: {error}") from None
+
+
+def _value(slot: Field[Any], hint: Any, value: Any, path: str) -> Any:
+    if "kind" in slot.metadata:
+        kind, default = slot.metadata["kind"], slot.metadata["default"]
+        if isinstance(value, (list, tuple)):
+            return tuple(build(kind, one, default, f"{path}[{i}]") for i, one in enumerate(value))
+        return build(kind, value, default, path)
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise PlanError(f"{path} = {value!r}: {reason[0].lower()}{reason[1:]}") from None
+
+
+def describe(kind: str, built: Any) -> dict[str, Any]:
+    """The inverse of `build`: plain values that build the same part again."""
+    target = f"{type(built).__module__}:{type(built).__qualname__}"
+    registered = {where: name for name, where in names(kind).items()}
+    return {"name": registered.get(target, target)} | settings_of(built)
+
+
+def settings_of(built: Any) -> dict[str, Any]:
+    """The fields of a dataclass as plain values; absent values and parts of the caller's own making stay readable."""
+    plain: dict[str, Any] = {}
+    for f in fields(built):
+        if not f.init:
+            continue
+        value = getattr(built, f.name)
+        kind = f.metadata.get("kind")
+        if kind is None:
+            plain[f.name] = list(value) if isinstance(value, tuple) else value
+        elif isinstance(value, tuple):
+            plain[f.name] = [describe(kind, one) for one in value]
+        else:
+            plain[f.name] = describe(kind, value)
+    return {key: value for key, value in plain.items() if value is not None}

@@ -1,0 +1,130 @@
+"""Models of Hugging Face `transformers`, by name or folder, with a new head for the task's classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import interpolate
+
+from fedpeft.core.places import locate
+from fedpeft.errors import PlanError
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """What an image model was trained on: pixels a side, channels, and the normalisation of pixels in [0, 1]."""
+
+    size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def config_of(name: str) -> Any:
+    """The configuration of a model.
+
+    Raises:
+      PlanError: no such model here, and none to be had from the hub.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(locate(name) or name))
+    except (OSError, ValueError) as error:
+        raise PlanError(
+            f"model {name!r} is neither a folder (looked here, in $FEDPEFT_DATA and in the package) nor a hub model "
+            f"that can be read: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def classifier(auto: Any, name: str, classes: Sequence[str], pretrained: bool) -> nn.Module:
+    """A model for classification in float32: `auto` is the `AutoModelFor...` of the task.
+
+    The head is new, so its weights come from torch's default generator, as do all of them with `pretrained = false`.
+    """
+    config = config_of(name)
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {label: k for k, label in enumerate(classes)}
+    config.num_labels = len(classes)
+    if not pretrained:
+        return _checked(auto.from_config(config), name)
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # a new head is what is wanted, and no reason for a warning
+    logging.disable_progress_bar()
+    try:
+        path = str(locate(name) or name)
+        model = auto.from_pretrained(path, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+    except (OSError, ValueError) as error:
+        raise PlanError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+    return _renewed(_checked(model, name), config)
+
+
+def _checked(model: nn.Module, name: str) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise PlanError(f"model {name!r} is no torch model")
+    return model
+
+
+def _renewed(model: nn.Module, config: Any) -> nn.Module:
+    """A new head even where the checkpoint's has the right number of classes: they are other classes."""
+    from fedpeft.core.trainable import head_of
+
+    head = model.get_submodule(head_of(model))
+    for module in head.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=getattr(config, "initializer_range", 0.02))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return model
+
+
+@cache
+def image_input(name: str) -> ImageInput:
+    """What the image model `name` expects; 0.5 / 0.5 where its folder does not say."""
+    from transformers import AutoImageProcessor
+
+    config = config_of(name)
+    channels = int(getattr(config, "num_channels", 3))
+    try:
+        processor = AutoImageProcessor.from_pretrained(str(locate(name) or name))
+        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    except (OSError, ValueError, TypeError, AttributeError):
+        mean, std = (0.5,), (0.5,)
+    size = getattr(config, "image_size", None) or 224
+    return ImageInput(size if isinstance(size, int) else int(size[0]), channels, mean[:channels], std[:channels])
+
+
+def resize_positions(model: nn.Module, config: Any, size: int) -> None:
+    """Let a vision transformer take pictures of `size` pixels a side: its position embeddings, interpolated bicubically.
+
+    A model without such embeddings takes any size as it is.
+
+    Raises:
+      PlanError: `size` is no multiple of the patch size.
+    """
+    for module in model.modules():
+        table = getattr(module, "position_embeddings", None)
+        patches = getattr(module, "patch_embeddings", None)
+        if not isinstance(table, nn.Parameter) or patches is None or table.ndim != 3:
+            continue
+        patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
+        if size % patch:
+            raise PlanError(f"size = {size} is no multiple of the model's patch of {patch} pixels")
+        old, new = round((config.image_size // patch)), size // patch
+        special = table.shape[1] - old * old
+        grid = table.data[:, special:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+        grid = interpolate(grid, (new, new), mode="bicubic", align_corners=False)
+        grid = grid.permute(0, 2, 3, 1).reshape(1, new * new, -1)
+        module.position_embeddings = nn.Parameter(torch.cat([table.data[:, :special], grid], 1))
+        patches.image_size, patches.num_patches = (size, size), new * new
+        config.image_size = size
