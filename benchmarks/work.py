@@ -1,0 +1,123 @@
+"""The work that is timed: models, data and the bare PyTorch loop without any federation."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fedpeft.core.types import Batch, Examples, Table, Tensors
+
+CLASSES = tuple(f"class{k}" for k in range(100))
+
+
+@dataclass(frozen=True)
+class TinyViT:
+    """A ViT of 5.4 M parameters for 32x32 pixels, from its config; random weights, since only time is measured."""
+
+    def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
+        from transformers import ViTConfig, ViTForImageClassification
+
+        config = ViTConfig(
+            hidden_size=192,
+            num_hidden_layers=12,
+            num_attention_heads=3,
+            intermediate_size=768,
+            image_size=32,
+            patch_size=4,
+            num_labels=len(classes),
+        )
+        model: nn.Module = ViTForImageClassification(config)
+        return model
+
+    def prepare(self, table: Table) -> Tensors:
+        return dict(table.columns)
+
+    def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
+        return rows
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        return cross_entropy(model(pixel_values=batch["x"]).logits, batch["label"], reduction="none")
+
+    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        return {"loss": self.losses(model, batch)}
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A new head on features that are there already: what head-tuning comes down to."""
+
+    features: int = 192
+
+    def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
+        return Head(self.features, len(classes))
+
+    def prepare(self, table: Table) -> Tensors:
+        return dict(table.columns)
+
+    def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
+        return rows
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        return cross_entropy(model(batch["x"]), batch["label"], reduction="none")
+
+    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        return {"loss": self.losses(model, batch)}
+
+
+class Head(nn.Module):
+    """One linear layer, under the name that heads have."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.classifier(x)
+        return out
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Random examples of a shape, `each` for every one of `clients` clients."""
+
+    clients: int
+    each: int
+    shape: tuple[int, ...]
+
+    def load(self) -> Examples:
+        rng = torch.Generator().manual_seed(0)
+        n = max(self.clients * self.each, len(CLASSES))
+        x = torch.randn(n, *self.shape, generator=rng)
+        label = torch.arange(n) % len(CLASSES)
+        few = Table({"x": x[: len(CLASSES)], "label": label[: len(CLASSES)]})
+        return Examples(Table({"x": x, "label": label}), few, CLASSES)
+
+
+def bare_round(
+    model: nn.Module,
+    forward: Callable[[nn.Module, Tensor], Tensor],
+    clients: Sequence[tuple[Tensor, Tensor]],
+    batch: int,
+    lr: float,
+) -> None:
+    """One round by hand: each client from the same start, SGD with Nesterov's momentum, the mean written back."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    start = [p.detach().clone() for p in trained]
+    total = [torch.zeros_like(p) for p in trained]
+    model.train()
+    for x, y in clients:
+        with torch.no_grad():
+            for p, s in zip(trained, start, strict=True):
+                p.copy_(s)
+        optimizer = torch.optim.SGD(trained, lr=lr, momentum=0.9, nesterov=True)
+        for chunk in torch.randperm(len(y)).split(batch):
+            optimizer.zero_grad()
+            cross_entropy(forward(model, x[chunk]), y[chunk]).backward()
+            optimizer.step()
+        for t, p in zip(total, trained, strict=True):
+            t += p.detach()
+    with torch.no_grad():
+        for p, t in zip(trained, total, strict=True):
+            p.copy_(t / len(clients))
