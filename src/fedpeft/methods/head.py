@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fedpeft.core.trainable import head_of, train_only, trainable, within
+from fedpeft.core.trainable import trainable
+from fedpeft.errors import PlanError
+from fedpeft.methods.anatomy import describe, train_parts, trained_head
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,13 @@ class Head:
         return True
 
     def inject(self, model: nn.Module) -> nn.Module:
-        head = head_of(model, self.head)
-        return train_only(model, (n for n, _ in model.named_parameters() if within(n, head)))
+        head = trained_head(model, self.head)
+        if not head:
+            raise PlanError(
+                f'{describe(model)} has no new head to train; name the output layer, e.g. head = "lm_head", or use '
+                "another method"
+            )
+        return train_parts(model, (), head)
 
     def names(self, model: nn.Module) -> Sequence[str]:
         return trainable(model)

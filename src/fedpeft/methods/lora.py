@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from fedpeft.core.trainable import head_of, trainable
-from fedpeft.methods.injection import attention_projections, inject_tuner
+from fedpeft.core.trainable import trainable
+from fedpeft.methods.injection import check_low_rank, inject_tuner, low_rank_config
+from fedpeft.methods.start import Start
 
 
 @dataclass(frozen=True)
@@ -15,45 +16,38 @@ class LoRA:
     """y = W·x + (α/r)·B·A·x for A of shape (r, in) and B of shape (out, r); A random, B zero at first; plus the head.
 
     Attributes:
-      alpha: α; the update's scale is alpha / rank (alpha / sqrt(rank) with `rslora`).
+      rank: r.
+      alpha: α.
       target: which linear layers, by the last parts of their names; empty means query and value.
-      rslora: rank-stabilised scale (Kalajdzievski, 2023, arXiv:2312.03732).
-      dora: weight-decomposed (Liu et al., 2024, arXiv:2402.09353): magnitudes of shape (out,) are trained too.
+      head: the module trained beside it; "auto" finds a classifier's, "" means none.
+      init: a folder with a saved adapter to begin with.
+      init_head: whether that adapter's head is taken too.
+
+    Raises:
+      ValueError: a value out of range.
     """
 
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
     target: tuple[str, ...] = ()
-    rslora: bool = False
-    dora: bool = False
     head: str = "auto"
+    init: str = ""
+    init_head: bool = True
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        check_low_rank(self.rank, self.alpha, self.dropout)
 
     @property
     def pretrained(self) -> bool:
         return True
 
     def config(self, model: nn.Module) -> Any:
-        """The `peft` configuration, from which an export is written too."""
-        from peft import LoraConfig
-
-        return LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]  # a float is used as it is
-            lora_dropout=self.dropout,
-            target_modules=list(self.target) or attention_projections(model, "qv"),
-            use_rslora=self.rslora,
-            use_dora=self.dora,
-        )
+        """The `peft` configuration for a base model (nothing injected yet); an export is written from it too."""
+        return low_rank_config(model, self.rank, self.alpha, self.dropout, self.target)
 
     def inject(self, model: nn.Module) -> nn.Module:
-        return inject_tuner(self.config(model), model, head_of(model, self.head))
+        return inject_tuner(self.config(model), model, self.head, Start.of(self.init, self.init_head))
 
     def names(self, model: nn.Module) -> Sequence[str]:
         return trainable(model)
