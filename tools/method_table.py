@@ -58,16 +58,17 @@ def row_of(label: str, settings: list[str], cells: list[dict[str, Any]]) -> str:
         f"{one['trainable_params']:,}",
         size(one["bytes_up_per_client_round"]),
         size(statistics.mean(cell["bytes_up"] + cell["bytes_down"] for cell in good)),
-        mean_and_range([cell["accuracy"]["last"] for cell in good]),
-        mean_and_range([cell["accuracy"]["best"] for cell in good]),
+        mean_and_range([cell["accuracy_last"] for cell in good]),
+        mean_and_range([cell["accuracy_best"] for cell in good]),
         f"{statistics.median(cell['seconds'] for cell in good):.0f}",
     ]
     return f"| {' | '.join(columns)} |"
 
 
 def table(plan: Path, rows: list[dict[str, Any]], cells: dict[str, list[dict[str, Any]]], command: str) -> str:
-    one = next(cell for row in cells.values() for cell in row if "error" not in cell)
-    seeds = sorted({cell["seed"] for row in cells.values() for cell in row if "error" not in cell})
+    good = [cell for row in cells.values() for cell in row if "error" not in cell]
+    one, seeds = good[0], sorted({cell["seed"] for cell in good})
+    libraries = ", ".join(f"{name} {number}" for name, number in one["versions"].items())
     lines = [
         f"# Methods on `{plan}`",
         "",
@@ -75,7 +76,7 @@ def table(plan: Path, rows: list[dict[str, Any]], cells: dict[str, list[dict[str
         "the range over the seeds; best is the best of the evaluated rounds, chosen on that same set. Bytes are measured "
         "on what was sent, headers included.",
         "",
-        f"{one['versions']}, {one.get('cpu', '')}, engine {one.get('engine', '')}, threads {one.get('threads', '')}.",
+        f"{libraries}; {one['cpu']}, engine {one['engine']}, {one['threads']} threads a worker.",
         "",
         "```toml",
         plan.read_text().strip(),
@@ -104,7 +105,7 @@ def main() -> None:
         name = re.sub(r"[^a-z0-9]+", "-", row["label"].lower()).strip("-")
         cell = run_cell(args.plan, row["set"], seed, args.runs / args.out.name / f"{name}-{seed}")
         cells[row["label"]].append(cell)
-        told = cell.get("error") or f"accuracy {cell['accuracy']['last']:.3f}, {cell['seconds']:.0f} s"
+        told = cell.get("error") or f"accuracy {cell['accuracy_last']:.3f}, {cell['seconds']:.0f} s"
         left = (time.monotonic() - began) / (k + 1) * (total - k - 1) / 60
         print(f"[{k + 1}/{total}, {left:.0f} min left] {row['label']}, seed {seed}: {told}", flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)

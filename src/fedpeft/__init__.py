@@ -1,13 +1,17 @@
 """Fine-tune a foundation model on data that cannot leave its owners, for kilobytes per owner."""
 
-from fedpeft.client import Site, Worker, open_site
-from fedpeft.core.objective import evaluate
-from fedpeft.core.stores import Folder
-from fedpeft.engines.inprocess import InProcess
-from fedpeft.engines.processes import Processes
-from fedpeft.errors import DataError, FedpeftError, PlanError, RunError, WireError
-from fedpeft.loop import Ledger, federate, start
-from fedpeft.plan import Plan, read_plan
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedpeft.client import Site, Worker, open_site
+    from fedpeft.core.objective import evaluate
+    from fedpeft.core.stores import Folder
+    from fedpeft.engines.inprocess import InProcess
+    from fedpeft.engines.processes import Processes
+    from fedpeft.errors import DataError, FedpeftError, PlanError, RunError, WireError
+    from fedpeft.loop import Ledger, federate, start
+    from fedpeft.plan import Plan, read_plan
 
 __all__ = [
     "DataError",
@@ -29,3 +33,26 @@ __all__ = [
     "start",
 ]
 __version__ = "0.1.0"
+
+_HOMES = {
+    "client": ("Site", "Worker", "open_site"),
+    "core.objective": ("evaluate",),
+    "core.stores": ("Folder",),
+    "engines.inprocess": ("InProcess",),
+    "engines.processes": ("Processes",),
+    "errors": ("DataError", "FedpeftError", "PlanError", "RunError", "WireError"),
+    "loop": ("Ledger", "federate", "start"),
+    "plan": ("Plan", "read_plan"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Each name is imported when it is first asked for: `fedpeft --help` need not wait for torch."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"fedpeft.{module}"), name)
+    raise AttributeError(f"module 'fedpeft' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,10 +1,9 @@
 """A client's side of a round. Every engine runs this, so simulation and deployment share it to the byte."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import blake2b
-from math import ceil
+from math import ceil, isfinite
 
 import torch
 from torch import nn
@@ -16,6 +15,7 @@ from fedpeft.core.trainable import read
 from fedpeft.core.types import Batch, Context, Data, Failure, Job, Reply, Store, Tensors, Update, Weighted
 from fedpeft.core.wire import pack
 from fedpeft.data.partitioned import Partitioned
+from fedpeft.data.report import check_division
 from fedpeft.errors import DataError, FedpeftError
 from fedpeft.plan import Plan
 
@@ -52,26 +52,13 @@ def open_site(plan: Plan, device: str = "cpu") -> Site:
     examples = plan.data.load()
     if plan.classes and plan.classes != examples.classes:
         raise DataError(f"the plan's classes are {list(plan.classes)}, the data's {list(examples.classes)}")
-    labels = examples.train.columns["label"]
-    for index, name in enumerate(examples.classes):
-        if not bool((labels == index).any()):
-            raise DataError(f"no training example has the class {name!r}: drop it from the data, or add some")
-    parts = plan.partition.split(examples.train, generator(plan.seed, "partition"))
-    for client, part in parts.items():
-        if not len(part):
-            raise DataError(f"client {client!r} has no data: leave it out, or raise min_per_client")
+    division = plan.partition.split(examples.train, generator(plan.seed, "partition"))
+    check_division(division, examples.train.columns["label"], examples.classes)
     task = plan.task
-    data = Partitioned(task, task.prepare(examples.train), task.prepare(examples.test), parts)
+    train, test = task.prepare(examples.train), task.prepare(examples.test)
+    data = Partitioned(task, train, test, division.parts, division.notes)
     model = plan.model(examples.classes).to(device)
     return Site(plan, model, data, examples.classes, device)
-
-
-def partition_fingerprint(parts: Mapping[str, torch.Tensor]) -> str:
-    """A name for who holds which example."""
-    digest = blake2b(digest_size=8)
-    for client, index in sorted(parts.items()):
-        digest.update(client.encode() + b"\0" + index.numpy().tobytes() + b"\0")
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -108,7 +95,7 @@ class Worker:
         for i, stage in enumerate(plan.stages):
             update, own = stage.on_client(update, under(f"stage{i}", memory), context)
             kept = {**kept, **prefixed(f"stage{i}", own)}
-        if not finite(update.delta) or any(m.total != m.total for m in update.metrics.values()):
+        if not finite(update.delta) or not all(isfinite(m.total) for m in update.metrics.values()):
             raise ArithmeticError(f"training diverged (mean loss {loss.value:.3g}): lower local.lr or set clip_norm")
         payload = pack(update, plan.uplink)
         self.store.save(job, kept, payload)

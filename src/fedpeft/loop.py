@@ -54,11 +54,12 @@ def federate(plan: Plan, engine: Engine, state: State | None = None) -> Iterator
     Evaluation, logging, checkpoints and early stopping are the body of the caller's `for`.
     """
     state = state or start(plan)
+    run = f"{plan.name}-{plan.fingerprint}"
     while state.round < plan.rounds:
         seed = fold(plan.seed, "round", state.round)
         clients = sorted(plan.sampler.choose(engine.clients, plan.cohort, generator(seed, "choose")))
         payload = plan.downlink.encode(state.params)
-        jobs = [_job(plan, state, client, seed, payload) for client in clients]
+        jobs = [_job(run, state, client, seed, payload) for client in clients]
         ledger = Ledger(state.round, down={client: len(payload) for client in clients})
 
         received = plan.downlink.decode(payload)
@@ -69,8 +70,7 @@ def federate(plan: Plan, engine: Engine, state: State | None = None) -> Iterator
         yield state, ledger
 
 
-def _job(plan: Plan, state: State, client: ClientId, seed: int, payload: bytes) -> Job:
-    run = f"{plan.name}-{plan.fingerprint}"
+def _job(run: str, state: State, client: ClientId, seed: int, payload: bytes) -> Job:
     accepted = state.accepted.get(client)
     return Job(run, state.round, client, "fit", fold(seed, "client", client), accepted, payload)
 

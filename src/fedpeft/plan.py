@@ -85,7 +85,7 @@ class Plan:
         if set(held) != set(kept):
             raise PlanError(
                 f"the clients' correction shares {list(held)} beside the trained tensors, the server keeps "
-                f"{list(kept)}: for SCAFFOLD set both local.correction and server to \"scaffold\""
+                f'{list(kept)}: for SCAFFOLD set both local.correction and server to "scaffold"'
             )
 
     @property
@@ -110,8 +110,17 @@ class Plan:
         return blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
     def toml(self) -> str:
-        """The whole plan, defaults included, as the text that reads back to it."""
-        return tomli_w.dumps(settings_of(self))
+        """The whole plan, defaults included, as the text that reads back to it.
+
+        Raises:
+          PlanError: a part was given in Python and has no name.
+        """
+        try:
+            return tomli_w.dumps(settings_of(self))
+        except TypeError as error:
+            raise PlanError(
+                f"this plan holds what cannot be written to a file, such as data or a function given in Python: {error}"
+            ) from None
 
 
 def _refuse_batchnorm(model: nn.Module, names_: Sequence[str]) -> None:

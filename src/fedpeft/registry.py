@@ -8,6 +8,7 @@ through entry points `fedpeft.<kind>`; a part of the user's own is named "module
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, field, fields, is_dataclass
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -102,7 +103,13 @@ CATALOGUE: dict[str, dict[str, str]] = {
 
 def names(kind: str) -> dict[str, str]:
     """All parts of a kind, from here and from entry points: name -> "module:Class"."""
-    return CATALOGUE[kind] | {e.name: e.value for e in entry_points(group=f"fedpeft.{kind}")}
+    return CATALOGUE[kind] | _installed(kind)
+
+
+@cache
+def _installed(kind: str) -> dict[str, str]:
+    """Parts of other packages; kept, since finding them reads a file of every package there is."""
+    return {e.name: e.value for e in entry_points(group=f"fedpeft.{kind}")}
 
 
 def find(kind: str, name: str) -> type:

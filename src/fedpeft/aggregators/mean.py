@@ -1,35 +1,39 @@
 """The weighted mean (McMahan et al., 2017, arXiv:1602.05629)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from fedpeft.core.tensors import map_tensors, scale
+from fedpeft.aggregators.gathering import back, plus, wide
+from fedpeft.core.tensors import map_tensors
 from fedpeft.core.types import ClientId, State, Tensors, Update, Weighted
 
 
 @dataclass(frozen=True)
 class Mean:
-    """Σ w·Δ / Σ w in float32, holding one running sum however large the cohort.
+    """Σ w·Δ / Σ w in float32 or wider, holding one running mean however large the cohort.
+
+    The mean moves by w / Σ w towards each update, the sum running to and with it: unlike a sum of w·Δ it cannot
+    overflow, and of one update, or of equal ones, it is that one to the bit.
 
     Raises:
       ValueError: no update, or a weight that is not positive.
     """
 
     def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update:
-        total: Tensors | None = None
+        first: Update | None = None
+        mean: Tensors = {}
         weight = 0.0
-        metrics: dict[str, Weighted] = {}
+        metrics: Mapping[str, Weighted] = {}
         for update in updates:
             if not update.weight > 0:
                 raise ValueError(f"weight must be positive, got {update.weight}")
-            w = update.weight
-            if total is None:
-                total = scale(update.delta, w)
+            weight += update.weight
+            share = update.weight / weight
+            if first is None:
+                first, mean = update, map_tensors(wide, update.delta)
             else:
-                total = map_tensors(lambda t, d, w=w: t.add(d, alpha=w), total, update.delta)
-            weight += w
-            for key, value in update.metrics.items():
-                metrics[key] = metrics[key] + value if key in metrics else value
-        if total is None:
+                mean = map_tensors(lambda m, d, by=share: m.lerp(wide(d), by), mean, update.delta)
+            metrics = plus(metrics, update.metrics)
+        if first is None:
             raise ValueError("no update arrived")
-        return Update("", scale(total, 1 / weight), weight, metrics)
+        return Update("", map_tensors(lambda m, d: back(m, d.dtype), mean, first.delta), weight, metrics)

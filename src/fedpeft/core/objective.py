@@ -39,15 +39,21 @@ class Objective:
     precision: str = "float32"
     _pass: _Pass = field(init=False, repr=False, compare=False)
     _buffers: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    _aliases: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_pass", _Pass(self.model, self.task.losses))
         object.__setattr__(self, "_buffers", tuple(name for name, _ in self.model.named_buffers()))
+        object.__setattr__(self, "_aliases", _tied(self.model))
 
     def __call__(self, params: Tensors, batch: Batch) -> Tensor:
         with _autocast(self.precision, batch):
             called = {f"model.{name}": x for name, x in params.items()}
-            losses: Tensor = functional_call(self._pass, called, (batch,))
+            for name, others in self._aliases.items():
+                if name in params:
+                    called |= {f"model.{other}": params[name] for other in others}
+            # what is tied is known; looking for it would walk through the whole model at each call
+            losses: Tensor = functional_call(self._pass, called, (batch,), tie_weights=False)
         return losses.float()
 
     def gradient(self, params: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
@@ -63,6 +69,17 @@ class Objective:
         pairs = zip(leaves.items(), grads, strict=True)
         gradient = {n: torch.zeros_like(x) if g is None else g for (n, x), g in pairs}
         return gradient, losses.detach(), {n: x for n, x in buffers.items() if n in params}
+
+
+def _tied(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """The further names of each parameter that a model has under several, e.g. an embedding that is also the head."""
+    first: dict[int, str] = {}
+    others: dict[str, tuple[str, ...]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        known = first.setdefault(id(parameter), name)
+        if name != known:
+            others[known] = (*others.get(known, ()), name)
+    return others
 
 
 def _autocast(precision: str, batch: Batch) -> AbstractContextManager[object]:

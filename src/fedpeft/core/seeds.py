@@ -28,6 +28,10 @@ def seeded(seed: int) -> Iterator[None]:
 
     For code that takes no generator: initialisers of `transformers` and `peft`, dropout layers.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    # not torch.manual_seed: for every device that is not in use it formats the stack and keeps it for ever
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            torch.cuda.default_generators[device].manual_seed(seed)
         yield

@@ -58,20 +58,6 @@ def layout(a: Tensors) -> Layout:
     return [(name, list(x.shape), str(x.dtype).removeprefix("torch.")) for name, x in a.items()]
 
 
-def flatten(a: Tensors) -> Tensor:
-    """All entries as one float32 vector (n,), in the order of the names; exact for float32 and narrower."""
-    return torch.cat([x.reshape(-1).float() for x in a.values()]) if a else torch.zeros(0)
-
-
-def unflatten(vector: Tensor, like: Layout) -> dict[str, Tensor]:
-    """The inverse of `flatten`."""
-    sizes = [torch.Size(shape).numel() for _, shape, _ in like]
-    return {
-        name: part.reshape(shape).to(getattr(torch, dtype))
-        for part, (name, shape, dtype) in zip(vector.split(sizes), like, strict=True)
-    }
-
-
 def under(prefix: str, a: Tensors) -> dict[str, Tensor]:
     """The tensors named `prefix/...`, without the prefix."""
     start = f"{prefix}/"

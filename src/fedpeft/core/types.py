@@ -181,10 +181,23 @@ class Source(Protocol):
     def load(self) -> Examples: ...
 
 
-class Partition(Protocol):
-    """Which client holds which training examples: indices (k,) by client."""
+@dataclass(frozen=True)
+class Division:
+    """Training examples cut into clients.
 
-    def split(self, table: Table, generator: torch.Generator) -> Mapping[ClientId, Tensor]: ...
+    Attributes:
+      parts: by client the indices (k,) of its examples, ascending; no example is in two parts.
+      notes: what the partition did beside cutting, counted, e.g. `moved` examples.
+    """
+
+    parts: Mapping[ClientId, Tensor]
+    notes: Mapping[str, int] = field(default_factory=dict)
+
+
+class Partition(Protocol):
+    """Which client holds which training examples."""
+
+    def split(self, table: Table, generator: torch.Generator) -> Division: ...
 
 
 class Data(Protocol):
@@ -265,9 +278,7 @@ class Codec(Protocol):
 class Aggregator(Protocol):
     """Many updates to one, reading them once. The result's weight is the sum of the weights."""
 
-    def __call__(
-        self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
-    ) -> Update: ...
+    def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update: ...
 
 
 class ServerOptimizer(Protocol):

@@ -9,7 +9,8 @@ its tensors; an update is a frame around such a blob.
 import json
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from math import isfinite, prod
 from typing import Any
 
 import torch
@@ -21,8 +22,10 @@ from fedpeft.errors import WireError
 
 _HEAD = struct.Struct("<IBI")
 _DEFLATED = 1
-_HEADER_LIMIT = 1 << 26  # bytes of an inflated header; names of 10^5 tensors take a tenth
-_DTYPES = frozenset("float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split())
+_HEADER_LIMIT = 1 << 24  # bytes of an inflated header; the layout of 10^5 tensors takes a half
+_ENTRIES_LIMIT = 1 << 48  # of one tensor, a side of 0 counted as 1: beyond it torch's own arithmetic may overflow
+_SIDES_LIMIT = 64
+_DTYPES = frozenset(["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"])
 
 
 def frame(header: Any, body: bytes) -> bytes:
@@ -31,8 +34,8 @@ def frame(header: Any, body: bytes) -> bytes:
     short = zlib.compress(text, 9)
     flags = _DEFLATED if len(short) < len(text) else 0
     head = short if flags else text
-    rest = _HEAD.pack(0, flags, len(head))[4:] + head + body
-    return struct.pack("<I", zlib.crc32(rest)) + rest
+    start = _HEAD.pack(0, flags, len(head))[4:] + head
+    return b"".join([struct.pack("<I", zlib.crc32(body, zlib.crc32(start))), start, body])
 
 
 def unframe(blob: bytes) -> tuple[Any, bytes]:
@@ -59,8 +62,8 @@ def unframe(blob: bytes) -> tuple[Any, bytes]:
 def _inflate(text: bytes) -> bytes:
     stream = zlib.decompressobj()
     plain = stream.decompress(text, _HEADER_LIMIT)
-    if stream.unconsumed_tail:
-        raise ValueError(f"it inflates to more than {_HEADER_LIMIT} bytes")
+    if not stream.eof or stream.unused_data:
+        raise ValueError(f"it does not inflate to at most {_HEADER_LIMIT} bytes")
     return plain
 
 
@@ -69,49 +72,72 @@ def encode_tensors(header: list[Any], tensors: Tensors, body: bytes) -> bytes:
     return frame([layout(tensors), *header], body)
 
 
-def decode_tensors(blob: bytes, extra: int = 0) -> tuple[Layout, list[Any], bytes]:
-    """The layout, checked, the `extra` further header values, and the body of a codec's blob.
+def decode_tensors(blob: bytes, extra: int | None = 0) -> tuple[Layout, list[Any], bytes]:
+    """The layout, checked, the `extra` further header values (None: any number), and the body of a codec's blob.
 
     Raises:
       WireError: the blob is no frame, or its layout is malformed.
     """
     header, body = unframe(blob)
-    if not isinstance(header, list) or len(header) != 1 + extra or not isinstance(header[0], list):
-        raise WireError("a payload's header is not this codec's")
+    match header:
+        case [list(entries), *values] if extra is None or len(values) == extra:
+            pass
+        case _:
+            raise WireError("a payload's header is not this codec's")
     shapes: dict[str, tuple[str, list[int], str]] = {}
-    for entry in header[0]:
+    for entry in entries:
         match entry:
             case [str(name), list(shape), str(dtype)] if dtype in _DTYPES and name not in shapes:
-                if not all(type(side) is int and 0 <= side < 1 << 40 for side in shape):
-                    raise WireError(f"tensor {name!r} has the impossible shape {shape}")
+                if not _possible(shape):
+                    raise WireError(f"tensor {name[:80]!r} has the impossible shape {_shown(shape)}")
                 shapes[name] = (name, shape, dtype)
             case _:
-                raise WireError(f"a payload's layout has the malformed or repeated entry {str(entry)[:80]}")
-    return list(shapes.values()), header[1:], body
+                raise WireError(f"a payload's layout has the malformed or repeated entry {_shown(entry)}")
+    return list(shapes.values()), values, body
 
 
-def raw(x: Tensor) -> bytes:
-    """The bytes of a tensor, little-endian, row by row."""
-    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+def _shown(value: Any) -> str:
+    """A part of a hostile value, for a message: it may be long, or nested deeper than Python prints."""
+    try:
+        return str(value)[:80]
+    except RecursionError:
+        return f"a nested {type(value).__name__}"
 
 
-def unraw(body: bytes, dtype: torch.dtype, counts: list[int]) -> list[Tensor]:
-    """Cut a body of exactly sum(counts) entries into vectors of its own memory.
+def _possible(shape: list[Any]) -> bool:
+    sides = all(type(side) is int and side >= 0 for side in shape)
+    return sides and len(shape) <= _SIDES_LIMIT and prod(side or 1 for side in shape) <= _ENTRIES_LIMIT
+
+
+def join(tensors: Iterable[Tensor]) -> bytes:
+    """A body: the tensors' bytes one after another, little-endian, row by row."""
+    flat = (x.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for x in tensors)
+    return b"".join(x.numpy().data for x in flat)
+
+
+def cut(body: bytes, parts: Sequence[tuple[int, torch.dtype]]) -> list[Tensor]:
+    """The inverse of `join`: vectors of so many entries of such a type, each in memory of its own.
 
     Raises:
-      WireError: the body has another length.
+      WireError: the body has another length; nothing is allocated then.
     """
-    expected = sum(counts) * dtype.itemsize
+    expected = sum(count * dtype.itemsize for count, dtype in parts)
     if len(body) != expected:
         raise WireError(f"a payload's body has {len(body)} bytes; its layout asks for {expected}")
-    if not expected:
-        return [torch.zeros(0, dtype=dtype) for _ in counts]
-    whole = torch.frombuffer(bytearray(body), dtype=dtype)
-    return list(whole.split(counts))
+    view, at, found = memoryview(body), 0, []
+    for count, dtype in parts:
+        end = at + count * dtype.itemsize
+        if dtype is torch.bool and count and max(view[at:end]) > 1:
+            raise WireError("a payload has a truth value that is neither 0 nor 1")
+        # bytearray: a tensor may be written to by its owner, and torch will not share memory that may not
+        found.append(torch.frombuffer(bytearray(view[at:end]), dtype=dtype) if count else torch.zeros(0, dtype=dtype))
+        at = end
+    return found
 
 
-def counts_of(shapes: Layout) -> list[int]:
-    return [torch.Size(shape).numel() for _, shape, _ in shapes]
+def kinds(shapes: Layout) -> list[tuple[int, torch.dtype]]:
+    """The number of entries and the type of each tensor, for `cut`."""
+    return [(prod(shape), getattr(torch, dtype)) for _, shape, dtype in shapes]
 
 
 def pack(update: Update, codec: Codec) -> bytes:
@@ -124,28 +150,45 @@ def unpack(client: str, blob: bytes, codec: Codec, expected: Layout) -> Update:
     """The inverse of `pack`. The declared layout is checked before a tensor is allocated.
 
     Raises:
-      WireError: the blob is corrupt, or holds other names, shapes or dtypes than expected.
+      WireError: the blob is corrupt, or holds other names, shapes or dtypes than expected, or a number that is not
+        finite.
     """
     header, body = unframe(blob)
     match header:
-        case [float() | int() as weight, dict(pairs)] if weight > 0:
-            pass
+        case [weight, dict(pairs)]:
+            weight = _number(weight, "weight")
         case _:
-            raise WireError("an update's header is malformed or its weight is not positive")
-    declared = decode_tensors_of(body)
+            raise WireError("an update's header is malformed")
+    if not weight > 0:
+        raise WireError(f"an update's weight is {weight}; it must be positive")
+    declared = layout_of(body)
     if sorted(declared) != sorted(expected):
         raise WireError(_difference(declared, expected))
+    metrics = {name: _weighted(pair, name) for name, pair in pairs.items()}
+    return Update(client, codec.decode(body), weight, metrics)
+
+
+def _number(value: Any, what: str) -> float:
+    """JSON as Python reads it has NaN, infinities and integers that no float can hold."""
     try:
-        metrics = {str(name): Weighted(float(total), float(count)) for name, (total, count) in pairs.items()}
-    except (TypeError, ValueError):
-        raise WireError("an update's metrics are malformed") from None
-    return Update(client, codec.decode(body), float(weight), metrics)
+        if isinstance(value, (int, float)) and isfinite(value):
+            return float(value)
+    except OverflowError:
+        pass
+    raise WireError(f"an update's {what[:80]} is {_shown(value)}, which is no finite number")
 
 
-def decode_tensors_of(blob: bytes) -> Layout:
+def _weighted(pair: Any, name: str) -> Weighted:
+    match pair:
+        case [total, weight] if _number(weight, name) >= 0:
+            return Weighted(_number(total, name), _number(weight, name))
+        case _:
+            raise WireError(f"an update's metric {name[:80]!r} is malformed")
+
+
+def layout_of(blob: bytes) -> Layout:
     """The layout that any codec's blob declares."""
-    header, _ = unframe(blob)
-    return decode_tensors(blob, extra=len(header) - 1 if isinstance(header, list) else 0)[0]
+    return decode_tensors(blob, extra=None)[0]
 
 
 def _difference(declared: Layout, expected: Layout) -> str:
@@ -153,7 +196,7 @@ def _difference(declared: Layout, expected: Layout) -> str:
     if missing := sorted(set(want) - set(got)):
         return f"an update lacks {len(missing)} tensors of the plan, first {missing[0]!r}"
     if extra := sorted(set(got) - set(want)):
-        return f"an update holds {len(extra)} tensors that the plan does not send, first {extra[0]!r}"
+        return f"an update holds {len(extra)} tensors that the plan does not send, first {extra[0][:80]!r}"
     name = next(n for n in sorted(want) if got[n] != want[n])
     return f"tensor {name!r} came as {got[name]}; the plan sends {want[name]}"
 

@@ -1,7 +1,7 @@
 """Examples in memory, cut into clients."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,12 +19,14 @@ class Partitioned:
       train: the rows of all clients, tensors of shape (n, ...).
       test: the held-out rows, common to all.
       parts: by client the indices (k,) into `train`.
+      notes: what the partition did beside cutting, counted.
     """
 
     task: Task
     train: Tensors
     test: Tensors
     parts: Mapping[ClientId, Tensor]
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def clients(self) -> Sequence[ClientId]:
@@ -37,14 +39,14 @@ class Partitioned:
         """`epochs` passes, each in an order of its own; the last batch of a pass may be smaller."""
         mine = self.parts[client]
         for _ in range(epochs):
-            for chunk in mine[torch.randperm(len(mine), generator=generator)].split(size):
+            for chunk in torch.split(mine[torch.randperm(len(mine), generator=generator)], size):
                 yield self._batch(self.train, chunk, generator)
 
     def held_out(self, client: ClientId | None = None) -> Iterator[Batch]:
         """The common held-out rows; of one client, its own training rows without augmentation."""
         rows, index = (self.test, None) if client is None else (self.train, self.parts[client])
         index = torch.arange(len(rows["label"])) if index is None else index
-        for chunk in index.split(EVALUATION_BATCH):
+        for chunk in torch.split(index, EVALUATION_BATCH):
             yield self._batch(rows, chunk, None)
 
     def _batch(self, rows: Tensors, index: Tensor, generator: torch.Generator | None) -> Batch:

@@ -1,18 +1,23 @@
 """Clients spread over worker processes of this machine, each with one frozen base."""
 
+import os
+import signal
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from os import cpu_count
+from pickle import PicklingError
+from threading import Thread
 
 import torch
 
 from fedpeft.client import Site, Worker, open_site
 from fedpeft.core.stores import Nowhere
 from fedpeft.core.types import ClientId, Failure, Job, Reply, Store
+from fedpeft.errors import FedpeftError, PlanError
 from fedpeft.plan import Plan
 
 ATTEMPTS = 2  # a job whose worker process dies goes to a fresh one; after this many deaths it is a failure
@@ -20,22 +25,62 @@ ATTEMPTS = 2  # a job whose worker process dies goes to a fresh one; after this 
 
 def _serve(connection: Connection, plan: Plan, device: str, store: Store) -> None:
     """A worker process: answer jobs until the other end is gone."""
+    Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(plan.threads)
-    worker = Worker(open_site(plan, device), store)
+    answer = _answering(plan, device, store)
     while True:
         try:
-            connection.send(worker(connection.recv()))
-        except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+            connection.send(answer(connection.recv()))
+        except (EOFError, OSError, KeyboardInterrupt):
             return
 
 
-@dataclass
+def _answering(plan: Plan, device: str, store: Store) -> Callable[[Job], Reply | Failure]:
+    """A worker; where it cannot be made, what says why to each job, since a death would only tell a number."""
+    try:
+        return Worker(open_site(plan, device), store)
+    except FedpeftError as error:
+        reason = f"its worker process could not start: {error}"
+        return lambda job: Failure(job.client, reason)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed closes the connection, but a worker in the middle of a job would not look at it."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _start(process: BaseProcess) -> None:
+    """Ctrl-C in a terminal goes to every process; it is for the parent, which ends its workers."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        process.start()
+        return
+    resource_tracker.ensure_running()  # started with the first process, it would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()  # the mask goes over to the child
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@dataclass(eq=False)
 class _Hand:
     """A worker process and what it is at."""
 
     process: BaseProcess
     connection: Connection
     at: tuple[int, Job, int] | None = None  # place in the order, job, attempt
+
+
+def _dismiss(hand: _Hand, grace: float = 0) -> int | None:
+    """End a worker process, dead already or not. Nothing is lost: what it had to keep, it wrote before it answered."""
+    hand.connection.close()
+    hand.process.join(grace)
+    hand.process.kill()
+    hand.process.join()
+    return hand.process.exitcode
 
 
 @dataclass
@@ -57,36 +102,45 @@ class Processes:
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Reply | Failure]:
         waiting = deque((place, job, 1) for place, job in enumerate(jobs))
-        wanted = self.workers or max(1, (cpu_count() or 1) // self.site.plan.threads)
+        wanted = self.workers or max(1, (os.cpu_count() or 1) // self.site.plan.threads)
         while len(self._hands) < min(wanted, len(waiting)):
             self._hands.append(self._hire())
         done: dict[int, Reply | Failure] = {}
         following = 0
-        while waiting or any(hand.at for hand in self._hands) or done:
-            for hand in self._hands:
-                if hand.at is None and waiting:
-                    self._give(hand, waiting.popleft())
-            for place, answer in self._answers(waiting):
-                done[place] = answer
-            while following in done:
-                yield done.pop(following)
-                following += 1
+        try:
+            while waiting or any(hand.at for hand in self._hands) or done:
+                for hand in self._hands:
+                    if hand.at is None and waiting:
+                        self._give(hand, waiting.popleft())
+                done.update(self._answers(waiting))
+                while following in done:
+                    yield done.pop(following)
+                    following += 1
+        finally:
+            # who leaves in the middle of a round must not find its late answers in the next
+            for hand in [hand for hand in self._hands if hand.at]:
+                _dismiss(hand)
+                self._hands.remove(hand)
 
     def _hire(self) -> _Hand:
         context = get_context("spawn")
         ours, theirs = context.Pipe()
         arguments = (theirs, self.site.plan, self.site.device, self.store)
         process = context.Process(target=_serve, args=arguments, daemon=True)
-        process.start()
-        theirs.close()
+        try:
+            _start(process)
+        except (PicklingError, AttributeError, TypeError) as error:
+            ours.close()
+            message = f'a part of the plan cannot be sent to worker processes ({error}): use engine = "inprocess"'
+            raise PlanError(message) from None
+        finally:
+            theirs.close()
         return _Hand(process, ours)
 
     def _give(self, hand: _Hand, what: tuple[int, Job, int]) -> None:
         hand.at = what
-        try:
+        with suppress(OSError):  # its death is seen when its answer is waited for
             hand.connection.send(what[1])
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # its death is seen when its answer is waited for
 
     def _answers(self, waiting: "deque[tuple[int, Job, int]]") -> Iterator[tuple[int, Reply | Failure]]:
         busy = {hand.connection: hand for hand in self._hands if hand.at}
@@ -98,9 +152,8 @@ class Processes:
                 answer = hand.connection.recv()
                 hand.at = None
                 yield place, answer
-            except (EOFError, ConnectionResetError):
-                hand.process.join()
-                code = hand.process.exitcode
+            except (EOFError, OSError):  # the latter where it died in the middle of an answer
+                code = _dismiss(hand, grace=5)
                 self._hands[self._hands.index(hand)] = self._hire()
                 if attempt < ATTEMPTS:
                     waiting.appendleft((place, job, attempt + 1))
@@ -109,8 +162,5 @@ class Processes:
 
     def close(self) -> None:
         """End the worker processes."""
-        for hand in self._hands:
-            hand.connection.close()
-            hand.process.terminate()
-            hand.process.join()
-        self._hands.clear()
+        while self._hands:
+            _dismiss(self._hands.pop())

@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.objective import PRECISIONS
-from fedpeft.core.tensors import beside, map_tensors, sub
+from fedpeft.core.tensors import beside, map_tensors, sub, zeros_like
 from fedpeft.core.types import Batch, Carry, Context, Correction, LossFn, Optimizer, Tensors
 from fedpeft.errors import unknown
 from fedpeft.registry import part
 
 SCHEDULES = ("constant", "linear", "cosine")
+PROBE = "probe"
+"""A number whose gradient is always 1. The way it goes is what a correction divides by to tell the mean gradient from a
+delta: K·η for K plain steps, and rightly more with momentum, where the plain sum of rates would make SCAFFOLD's control
+variates up to 1 / (1 − μ) times too large. Only a correction that shares something is told; others get NaN."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,37 +65,51 @@ class Descent:
         params = beside(self.correction.shares, received)
         device = next(iter(params.values())).device
         at, end = context.round * context.steps, context.rounds * context.steps
+        probe: Tensors = {PROBE: torch.zeros((), device=device)} if self.correction.shares else {}
         return {
             "params": params,
+            "buffers": {},
             "optimizer": self.optimizer.init(params),
             "held": self.correction.begin(received, memory),
             "clock": {name: torch.tensor(float(value), device=device) for name, value in (("at", at), ("end", end))},
-            "totals": {name: torch.zeros((), device=device) for name in ("loss", "examples", "path")},
+            "totals": {name: torch.zeros((), device=device) for name in ("loss", "examples")},
+            "probe": probe,
+            "probe_optimizer": self.optimizer.init(probe) if probe else {},
         }
 
     def step(self, carry: Carry, batch: Batch, losses: LossFn) -> Carry:
-        params, memory, clock, totals = carry["params"], carry["optimizer"], carry["clock"], carry["totals"]
+        params, clock, totals = carry["params"], carry["clock"], carry["totals"]
         gradient, each, buffers = losses.gradient(params, batch)
-        trained = {name: params[name] for name in gradient}
+        trained: Tensors = {name: params[name] for name in gradient}
         gradient = self._clip(self.correction.apply(gradient, trained, carry["held"]))
         lr = self._rate(clock["at"], clock["end"])
-        trained, memory = self.optimizer.step(trained, memory, gradient, lr)
+        trained, memory = self.optimizer.step(trained, carry["optimizer"], gradient, lr)
+        probe, probe_memory = carry["probe"], carry["probe_optimizer"]
+        if probe:
+            probe, probe_memory = self.optimizer.step(probe, probe_memory, map_tensors(torch.ones_like, probe), lr)
         return {
             "params": {**params, **trained, **buffers},
+            "buffers": buffers,
             "optimizer": memory,
             "held": carry["held"],
             "clock": {"at": clock["at"] + 1, "end": clock["end"]},
             "totals": {
                 "loss": totals["loss"] + (each * batch["mask"]).sum(),
                 "examples": totals["examples"] + batch["mask"].sum(),
-                "path": totals["path"] + lr,
             },
+            "probe": probe,
+            "probe_optimizer": probe_memory,
         }
 
     def finish(self, carry: Carry, received: Tensors, memory: Tensors) -> tuple[Tensors, Tensors, Tensors]:
         delta = sub(carry["params"], beside(self.correction.shares, received))
-        delta, memory = self.correction.finish(delta, received, memory, carry["totals"]["path"])
-        return delta, memory, {name: carry["totals"][name] for name in ("loss", "examples")}
+        # a buffer has no gradient to correct, so of what a correction shares, its part stays as it is
+        learned = {name: x for name, x in delta.items() if name not in carry["buffers"]}
+        path = -carry["probe"][PROBE] if carry["probe"] else torch.tensor(float("nan"))
+        corrected, memory = self.correction.finish(learned, received, memory, path)
+        delta = {**delta, **corrected}
+        still = zeros_like({name: x for name, x in received.items() if name not in delta})
+        return {**delta, **still}, memory, carry["totals"]
 
     def _clip(self, gradient: Tensors) -> Tensors:
         if self.clip_norm == float("inf"):

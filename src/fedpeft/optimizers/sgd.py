@@ -13,8 +13,13 @@ from fedpeft.core.types import Tensors
 class SGD:
     """g ← g + λθ; v ← μv + g; θ ← θ − η(g + μv) with `nesterov`, θ − ηv without.
 
+    Attributes:
+      momentum: μ.
+      nesterov: whether the step looks ahead along v.
+      weight_decay: λ.
+
     Raises:
-      ValueError: `nesterov` without momentum.
+      ValueError: a value out of range, or `nesterov` without momentum.
     """
 
     momentum: float = 0.9
@@ -22,6 +27,10 @@ class SGD:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov = true needs a momentum above 0; set nesterov = false or a momentum")
 
@@ -33,8 +42,8 @@ class SGD:
             gradient = map_tensors(lambda g, p: g.add(p, alpha=self.weight_decay), gradient, params)
         if not self.momentum:
             return map_tensors(lambda p, g: p - lr * g, params, gradient), memory
-        velocity = {n: (memory[n] * self.momentum).add_(g) for n, g in gradient.items()}
+        velocity = {n: g.add(memory[n], alpha=self.momentum) for n, g in gradient.items()}
         along: Tensors = velocity
         if self.nesterov:
             along = map_tensors(lambda g, v: g.add(v, alpha=self.momentum), gradient, velocity)
-        return map_tensors(lambda p, a: p - lr * a, params, along), velocity
+        return map_tensors(lambda p, a: p - lr * a, params, along), {**memory, **velocity}

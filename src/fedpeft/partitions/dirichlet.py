@@ -1,28 +1,28 @@
-"""Label skew: each class is divided over the clients by a draw of Dirichlet(alpha) (Hsu et al., 2019, arXiv:1909.06335).
+"""Label skew: each class is divided over the clients by a draw of Dirichlet(alpha) (Hsu et al., arXiv:1909.06335).
 
 With the balance rule of FedPEFT (arXiv:2210.01708, code): a client that already holds n / N examples or more gets no
 share of further classes. A division is drawn anew while a client has fewer than `min_per_client` examples.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fedpeft.core.types import ClientId, Table
+from fedpeft.core.seeds import seeded
+from fedpeft.core.types import Division, Table
 from fedpeft.errors import DataError
-from fedpeft.partitions.naming import client_names
+from fedpeft.partitions.naming import by_owner
 
 
 @dataclass(frozen=True)
 class Dirichlet:
-    """`clients` clients; the smaller alpha, the fewer classes each of them sees.
+    """`clients` clients; the smaller alpha, the fewer classes each of them sees. Notes `draws` and `moved`.
 
     Attributes:
       tries: how many divisions are drawn before examples are moved.
-      repair: after that, whether the fewest examples are moved from the largest clients to those that lack some; if
-        not, it is an error.
+      repair: after that, whether as few examples as will do are moved, in the division that lacks the fewest, from the
+        largest clients to those that lack some; if not, it is an error.
 
     Raises:
       ValueError: a value out of range.
@@ -41,65 +41,71 @@ class Dirichlet:
         if not 0 < self.alpha < float("inf"):
             raise ValueError(f"alpha must be positive and finite, got {self.alpha}")
 
-    def split(self, table: Table, generator: torch.Generator) -> Mapping[ClientId, Tensor]:
+    def split(self, table: Table, generator: torch.Generator) -> Division:
         labels = table.columns["label"]
         if len(labels) < self.clients * self.min_per_client:
             need = f"{self.clients} clients x {self.min_per_client} examples (min_per_client)"
             raise DataError(f"{len(labels)} training examples are too few for {need}")
-        best = self._draw(labels, generator)
-        for _ in range(self.tries - 1):
-            if self._lacking(best) == 0:
-                break
-            best = min(best, self._draw(labels, generator), key=self._lacking)
-        if (lacking := self._lacking(best)) and not self.repair:
+        counts, draws = self._valid_counts(torch.unique(labels, return_counts=True)[1], generator)
+        if (lacking := self._lacking(counts)) and not self.repair:
             raise DataError(
                 f"in {self.tries} draws of Dirichlet({self.alpha}) some client always had fewer than "
                 f"{self.min_per_client} examples ({lacking} are missing at best): raise alpha, lower min_per_client "
                 f"or clients, or set repair = true to move {lacking} examples"
             )
-        return dict(zip(client_names(self.clients), self._repaired(best, generator), strict=True))
+        # The examples of each class in random order, class by class; so many of them to the first client, and so on.
+        order = torch.randperm(len(labels), generator=generator)
+        order = order[labels[order].sort(stable=True).indices]
+        owner = torch.empty_like(labels)
+        owner[order] = torch.arange(self.clients).repeat(len(counts)).repeat_interleave(counts.flatten())
+        moved = self._repair(owner, generator) if lacking else 0
+        return Division(by_owner(owner, self.clients), {"draws": draws, "moved": moved})
 
-    def _draw(self, labels: Tensor, generator: torch.Generator) -> list[Tensor]:
-        share = len(labels) / self.clients
-        parts: list[list[Tensor]] = [[] for _ in range(self.clients)]
-        held = torch.zeros(self.clients)
-        for label in labels.unique():
-            index = (labels == label).nonzero()[:, 0]
-            index = index[torch.randperm(len(index), generator=generator)]
-            part = _dirichlet(self.alpha, self.clients, generator) * (held < share)
-            if part.sum() == 0:
-                part = (held < share).double()
-            ends = (part.cumsum(0) / part.sum() * len(index)).round().long()
-            ends[-1] = len(index)
-            for k, piece in enumerate(index.tensor_split(ends[:-1])):
-                parts[k].append(piece)
-                held[k] += len(piece)
-        return [torch.cat(pieces).sort().values for pieces in parts]
+    def _valid_counts(self, sizes: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
+        """The first division in which nobody lacks anything, else the one that lacks the least; and the draws taken."""
+        best = self._counts(sizes, generator)
+        for draws in range(1, self.tries):
+            if self._lacking(best) == 0:
+                return best, draws
+            best = min(best, self._counts(sizes, generator), key=self._lacking)
+        return best, self.tries
 
-    def _lacking(self, parts: list[Tensor]) -> int:
-        return sum(max(0, self.min_per_client - len(part)) for part in parts)
+    def _counts(self, sizes: Tensor, generator: torch.Generator) -> Tensor:
+        """Examples by class and client, int64 (classes, clients), for classes of `sizes` examples (classes,)."""
+        weights = _log_gammas(self.alpha, (len(sizes), self.clients), generator)
+        share = int(sizes.sum()) / self.clients
+        held = torch.zeros(self.clients, dtype=torch.int64)
+        counts = torch.empty_like(weights, dtype=torch.int64)
+        for k, size in enumerate(sizes.tolist()):
+            part = weights[k].masked_fill(held >= share, -torch.inf).softmax(0)
+            ends = (part.cumsum(0) * size).round().long()
+            ends[-1] = size
+            counts[k] = ends.diff(prepend=ends.new_zeros(1))
+            held += counts[k]
+        return counts
 
-    def _repaired(self, parts: list[Tensor], generator: torch.Generator) -> list[Tensor]:
-        parts = list(parts)
-        for poor, part in enumerate(parts):
-            while len(parts[poor]) < self.min_per_client:
-                rich = max(range(self.clients), key=lambda k: len(parts[k]))
-                order = torch.randperm(len(parts[rich]), generator=generator)
-                spare = min(self.min_per_client - len(parts[poor]), len(parts[rich]) - self.min_per_client)
-                take, keep = parts[rich][order].tensor_split([max(1, spare)])
-                parts[poor] = torch.cat([parts[poor], take]).sort().values
-                parts[rich] = keep.sort().values
-        return parts
+    def _lacking(self, counts: Tensor) -> int:
+        return int((self.min_per_client - counts.sum(0)).clamp(min=0).sum())
+
+    def _repair(self, owner: Tensor, generator: torch.Generator) -> int:
+        """Give examples of the largest clients to those that lack some, in place; how many."""
+        sizes, moved = torch.bincount(owner, minlength=self.clients), 0
+        for poor in (sizes < self.min_per_client).nonzero()[:, 0].tolist():
+            while (need := self.min_per_client - int(sizes[poor])) > 0:
+                rich = int(sizes.argmax())
+                take = min(need, int(sizes[rich]) - self.min_per_client)
+                held = (owner == rich).nonzero()[:, 0]
+                owner[held[torch.randperm(len(held), generator=generator)[:take]]] = poor
+                sizes[rich], sizes[poor], moved = sizes[rich] - take, sizes[poor] + take, moved + take
+        return moved
 
 
-def _dirichlet(alpha: float, size: int, generator: torch.Generator) -> Tensor:
-    """One draw of Dirichlet(alpha, ..., alpha), in float64, shape (size,).
+def _log_gammas(alpha: float, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Logarithms of draws of Gamma(alpha), float64; the softmax of a row is a draw of Dirichlet(alpha, ..., alpha).
 
     Gamma(a) is drawn as Gamma(a + 1) * U^(1/a), in logarithms, since for small alpha the numbers underflow.
     """
-    root = generator.initial_seed() ^ int(torch.randint(1 << 62, (1,), generator=generator))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(root)
-        gamma = torch.distributions.Gamma(torch.full((size,), alpha + 1.0).double(), torch.ones(size).double()).sample()
-    uniform = torch.rand(size, generator=generator, dtype=torch.float64)
-    return torch.softmax(gamma.log() + uniform.log() / alpha, 0)
+    with seeded(int(torch.randint(1 << 62, (1,), generator=generator))):
+        one = torch.ones((), dtype=torch.float64)
+        gamma = torch.distributions.Gamma(one * (alpha + 1), one).sample(torch.Size(shape))
+    return gamma.log() + torch.rand(shape, generator=generator, dtype=torch.float64).log() / alpha

@@ -8,7 +8,20 @@ from fedpeft.core.types import Cohort, Tensors
 
 @dataclass(frozen=True)
 class Average:
+    """One step along the mean delta.
+
+    Attributes:
+      lr: η, the server's learning rate.
+
+    Raises:
+      ValueError: `lr` is not positive and finite.
+    """
+
     lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
 
     @property
     def keeps(self) -> tuple[str, ...]:

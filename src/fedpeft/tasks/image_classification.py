@@ -1,14 +1,16 @@
-"""Image classification with any `transformers` backbone. Pictures are uint8 tensors; what is done to them is batched."""
+"""Image classification with any `transformers` backbone. Pictures are uint8 tensors; they are changed by the batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, interpolate, pad
+from torch.nn.functional import interpolate, pad
 
 from fedpeft.core.types import Batch, Table, Tensors
+from fedpeft.errors import DataError
+from fedpeft.tasks import scoring
 from fedpeft.tasks.pretrained import ImageInput, classifier, image_input, resize_positions
 
 
@@ -56,30 +58,39 @@ class ImageClassification:
     def prepare(self, table: Table) -> Tensors:
         """`image` as uint8 (n, channels, height, width), and `label`.
 
-        Pictures of one size that are not larger than the input are kept as they are and enlarged batch by batch.
+        Pictures of one size that are not larger than the input are kept as they are and enlarged batch by batch; all
+        others are brought to the input's size here.
+
+        Raises:
+          DataError: there are no pictures, or one cannot be read.
         """
-        image = table.columns["image"]
+        image = scoring.column(table, "image", "image classification")
         if not isinstance(image, Tensor):
             image = self._decoded(image)
-        channels = self.input.channels
-        if image.shape[1] != channels:
-            image = image.float().mean(1, keepdim=True).round().to(torch.uint8) if channels == 1 else image
-            image = image.expand(-1, channels, -1, -1) if image.shape[1] == 1 else image[:, :channels]
-        return {"image": image, "label": table.columns["label"]}
+        if image.dtype != torch.uint8 or image.ndim != 4:
+            raise DataError(
+                "pictures are uint8 tensors of shape (n, channels, height, width), not "
+                f"{str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}"
+            )
+        return {"image": _with_channels(image, self.input.channels), "label": table.columns["label"]}
 
-    def _decoded(self, pictures: Sequence[Any]) -> Tensor:
+    def _decoded(self, pictures: Iterable[Any]) -> Tensor:
         import numpy as np
         from PIL import Image
 
         side, mode = self.input.size, "L" if self.input.channels == 1 else "RGB"
-        first = pictures[0].size
-        keep = max(first) <= side and first[0] == first[1]
-        arrays = []
+
+        def fitted(picture: Any) -> Any:
+            return picture.resize((side, side), Image.Resampling.BICUBIC)
+
+        kept = []
         for picture in pictures:
-            if not keep or picture.size != first:
-                picture = picture.convert(mode).resize(first if keep else (side, side), Image.Resampling.BICUBIC)
-            arrays.append(np.asarray(picture.convert(mode)).reshape(picture.size[1], picture.size[0], -1))
-        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+            plain = picture.convert(mode)
+            kept.append(fitted(plain) if max(plain.size) > side else plain)
+        if len({picture.size for picture in kept}) > 1:
+            kept = [picture if picture.size == (side, side) else fitted(picture) for picture in kept]
+        stacked = torch.from_numpy(np.stack([np.asarray(picture) for picture in kept]))
+        return stacked[:, None] if mode == "L" else stacked.permute(0, 3, 1, 2).contiguous()
 
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
         see = self.input
@@ -93,15 +104,28 @@ class ImageClassification:
         return {"pixel_values": x, "label": rows["label"]}
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits = model(pixel_values=batch["pixel_values"]).logits
-        return cross_entropy(logits, batch["label"], reduction="none")
+        return scoring.losses(_logits(model, batch), batch["label"])
 
     def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        logits = model(pixel_values=batch["pixel_values"]).logits
-        return {
-            "accuracy": (logits.argmax(-1) == batch["label"]).float(),
-            "loss": cross_entropy(logits, batch["label"], reduction="none"),
-        }
+        return scoring.scores(_logits(model, batch), batch["label"])
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    logits: Tensor = model(pixel_values=batch["pixel_values"]).logits
+    return logits
+
+
+def _with_channels(image: Tensor, channels: int) -> Tensor:
+    """Grey for a model of one channel, grey repeated or what is beyond colour (opacity) dropped for one of more."""
+    has = image.shape[1]
+    if channels == has:
+        return image
+    colours = image[:, : has - 1] if has in (2, 4) else image
+    if channels == 1:
+        return colours.float().mean(1, keepdim=True).round().to(torch.uint8)
+    if colours.shape[1] in (1, channels):
+        return colours.expand(-1, channels, -1, -1)
+    raise DataError(f"the pictures have {has} channels, the model takes {channels}")
 
 
 def _cropped(x: Tensor, by: int, generator: torch.Generator) -> Tensor:

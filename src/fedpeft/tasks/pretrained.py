@@ -50,7 +50,7 @@ def classifier(auto: Any, name: str, classes: Sequence[str], pretrained: bool) -
     config.label2id = {label: k for k, label in enumerate(classes)}
     config.num_labels = len(classes)
     if not pretrained:
-        return _checked(auto.from_config(config), name)
+        return _checked(auto.from_config(config, dtype=torch.float32), name)
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -105,7 +105,7 @@ def image_input(name: str) -> ImageInput:
 
 
 def resize_positions(model: nn.Module, config: Any, size: int) -> None:
-    """Let a vision transformer take pictures of `size` pixels a side: its position embeddings, interpolated bicubically.
+    """Let a vision transformer take pictures of `size` pixels a side: interpolate its position embeddings, bicubically.
 
     A model without such embeddings takes any size as it is.
 
@@ -120,11 +120,12 @@ def resize_positions(model: nn.Module, config: Any, size: int) -> None:
         patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
         if size % patch:
             raise PlanError(f"size = {size} is no multiple of the model's patch of {patch} pixels")
-        old, new = round((config.image_size // patch)), size // patch
+        old, new = config.image_size // patch, size // patch
         special = table.shape[1] - old * old
         grid = table.data[:, special:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
         grid = interpolate(grid, (new, new), mode="bicubic", align_corners=False)
         grid = grid.permute(0, 2, 3, 1).reshape(1, new * new, -1)
         module.position_embeddings = nn.Parameter(torch.cat([table.data[:, :special], grid], 1))
-        patches.image_size, patches.num_patches = (size, size), new * new
+        module.image_size = patches.image_size = (size, size)  # type: ignore[assignment]
+        patches.num_patches = new * new
         config.image_size = size

@@ -1,0 +1,30 @@
+"""The coordinate-wise median (Yin et al., 2018, arXiv:1803.01498)."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedpeft.aggregators.gathering import over_the_cohort
+from fedpeft.core.types import ClientId, State, Tensors, Update
+
+
+@dataclass(frozen=True)
+class Median:
+    """The middle value of each coordinate; of an even number of clients, the mean of the two in the middle.
+
+    Every client counts once: a weight is a claim, and this aggregator does not trust claims. It holds the whole cohort
+    in memory.
+
+    Raises:
+      ValueError: no update arrived.
+    """
+
+    def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update:
+        return over_the_cohort(updates, _middle)
+
+
+def _middle(stacked: Tensor) -> Tensor:
+    ordered, count = stacked.sort(dim=0).values, len(stacked)
+    low, high = ordered[(count - 1) // 2], ordered[count // 2]
+    return low.lerp(high, 0.5)

@@ -1,0 +1,79 @@
+"""`fedpeft`: its commands, and how their errors are shown."""
+
+import errno
+import os
+from typing import Annotated, Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from fedpeft.cli import evaluate, export, partition, parts, run, show
+from fedpeft.cli.options import Debug, debugging
+from fedpeft.errors import FedpeftError
+
+
+class Commands(TyperGroup):
+    """What the user can mend is one line on standard error; with --debug, the whole traceback.
+
+    Exit codes: 2 for a plan, data or a folder that cannot be used, 1 for a disk or file that fails, 130 for Ctrl-C.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (FedpeftError, OSError, KeyboardInterrupt) as error:
+            if debugging(ctx) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
+                raise
+            code, line = _explained(error)
+            typer.echo(line, err=True)
+            raise typer.Exit(code) from None
+
+
+def _explained(error: BaseException) -> tuple[int, str]:
+    if isinstance(error, FedpeftError):
+        return 2, f"error: {' '.join(str(error).split())}"
+    if isinstance(error, OSError):
+        reason = error.strerror or " ".join(str(error).split())
+        return 1, f"error: {reason}" + (f": {os.fsdecode(error.filename)}" if error.filename else "")
+    return 130, "interrupted"
+
+
+app = typer.Typer(
+    name="fedpeft",
+    cls=Commands,
+    epilog="Begin with `fedpeft run`, which needs no arguments. Each command tells more with --help.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from fedpeft import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune a foundation model on data that cannot leave its owners, for kilobytes per owner."""
+
+
+for name, command, examples in (
+    ("run", run.run, run.EXAMPLES),
+    ("list", parts.list_parts, parts.EXAMPLES),
+    ("show", show.show, show.EXAMPLES),
+    ("partition", partition.partition, partition.EXAMPLES),
+    ("evaluate", evaluate.evaluate, evaluate.EXAMPLES),
+    ("export", export.export, export.EXAMPLES),
+):
+    app.command(name, epilog=f"\b\nExamples:\n{examples}")(command)

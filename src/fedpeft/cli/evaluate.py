@@ -1,0 +1,59 @@
+"""`fedpeft evaluate`: the metrics of a run's checkpoint."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from fedpeft.cli.options import AsJson, Debug, Device, RunPath
+
+EXAMPLES = """\
+  fedpeft evaluate runs/digits-lora-1-001
+  fedpeft evaluate runs/digits-lora-1-001 --per-client --json
+"""
+
+
+def evaluate(
+    run: RunPath,
+    per_client: Annotated[
+        bool, typer.Option("--per-client", help="Also on what each client trained on: mean and worst tenth.")
+    ] = False,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a run on held-out examples.
+
+    RUN is the folder of a run; what is measured is its last checkpoint.
+    """
+    from fedpeft.errors import RunError
+    from fedpeft.runs.checkpoint import load_checkpoint
+    from fedpeft.runs.execute import open_run_site
+    from fedpeft.runs.folder import reopen
+    from fedpeft.runs.measure import measure, over_clients
+    from fedpeft.runs.record import finite_or_none
+
+    folder, plan = reopen(run)
+    saved = load_checkpoint(folder.checkpoint, plan)
+    if saved is None:
+        raise RunError(f"{run} has no checkpoint yet: no round of it is done")
+    site = open_run_site(plan, device)
+    held_out = finite_or_none(measure(site, saved.state.params))
+    found: dict[str, Any] = {"round": saved.state.round, "held_out": held_out}
+    if per_client:
+        spread = over_clients(site, saved.state.params)
+        found["clients"] = {name: finite_or_none(values) for name, values in spread.items()}
+    typer.echo(json.dumps(found, indent=2) if as_json else _table(found))
+
+
+def _table(found: dict[str, Any]) -> str:
+    lines = [f"after round {found['round']}", *(f"  {n:<12}{_shown(x)}" for n, x in found["held_out"].items())]
+    if "clients" in found:
+        lines.append("on each client's own training examples")
+        for name, spread in found["clients"].items():
+            lines.append(f"  {name:<12}mean {_shown(spread['mean'])}   worst tenth {_shown(spread['worst_tenth'])}")
+    return "\n".join(lines)
+
+
+def _shown(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"

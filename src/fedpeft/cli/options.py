@@ -1,0 +1,56 @@
+"""Options that several commands share, and the plan that they add up to."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import click
+import typer
+
+if TYPE_CHECKING:
+    from fedpeft.plan import Plan
+
+_DEBUG = "fedpeft.debug"
+
+
+def debugging(ctx: click.Context) -> bool:
+    """Whether --debug was given, to the command or before it."""
+    return bool(ctx.meta.get(_DEBUG))
+
+
+def _remember(ctx: typer.Context, wanted: bool) -> bool:
+    ctx.meta[_DEBUG] = wanted or debugging(ctx)
+    return wanted
+
+
+def _engines() -> list[str]:
+    from fedpeft.registry import names
+
+    return sorted(names("engine"))
+
+
+PlanFile = Annotated[Path | None, typer.Argument(metavar="[PLAN.toml]", hidden=True)]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a key of the plan; dots between keys. Repeatable."),
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", hidden=True)]
+Engine = Annotated[
+    str | None, typer.Option(metavar="NAME", help="How clients are run: inprocess, processes.", autocompletion=_engines)
+]
+Device = Annotated[str, typer.Option(metavar="NAME", show_default=False, help="cpu (the default), cuda or mps.")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="The root of all random draws.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Nothing but JSON on standard output.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Errors with their traceback.", callback=_remember, is_eager=True)]
+
+
+def resolve(plan: Path | None, settings: list[str] | None) -> "Plan":
+    """The plan at a path, or the package's own, with `key=value` pairs set.
+
+    Raises:
+      PlanError: see `read_plan`.
+    """
+    from fedpeft.plan import read_plan
+
+    default = files("fedpeft") / "assets" / "plans" / "digits.toml"
+    return read_plan(default.read_text(encoding="utf-8") if plan is None else plan, settings or ())

@@ -1,0 +1,101 @@
+"""A run as it is seen in the terminal: a line for each round, and a table at the end."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from fedpeft.cli.amounts import duration, size
+
+if TYPE_CHECKING:
+    from fedpeft.core.types import Engine, Failure, Job, Reply
+    from fedpeft.runs.record import RoundRecord
+
+
+@dataclass(frozen=True)
+class Watched:
+    """An engine whose replies are seen as they pass."""
+
+    engine: "Engine"
+    seen: Callable[[int], None]
+
+    @property
+    def clients(self) -> Sequence[str]:
+        return self.engine.clients
+
+    def run(self, jobs: "Iterable[Job]") -> "Iterator[Reply | Failure]":
+        for number, reply in enumerate(self.engine.run(jobs), 1):
+            yield reply
+            self.seen(number)
+
+
+def round_line(record: "RoundRecord", rounds: int, left: float) -> str:
+    """One round; `left` is the time in seconds that the others are likely to take."""
+    width = len(str(rounds))
+    asked, failed = len(record.clients), len(record.failed)
+    columns = [
+        f"round {record.round:>{width}}/{rounds}",
+        _metric(record),
+        f"loss {_number(record.metrics.get('loss'))}",
+        f"{asked - failed}/{asked} answered",
+        f"{size(record.bytes_up)} up",
+        duration(record.seconds),
+    ]
+    return "  ".join([*columns, f"{duration(left)} left"] if left else columns)
+
+
+def _metric(record: "RoundRecord") -> str:
+    """The held-out metric that is no loss, as a rule the accuracy."""
+    measured = record.held_out or {}
+    name = next((name for name in measured if name != "loss"), "accuracy" if not measured else "loss")
+    return f"{name} {_number(measured.get(name))}"
+
+
+def _number(value: float | None) -> str:
+    return "   -  " if value is None else f"{value:.4f}"
+
+
+def failure_line(record: "RoundRecord") -> str:
+    """Who failed in a round and why; the first reason stands for all."""
+    failed = record.failed
+    if not failed:
+        return ""
+    client, reason = next(iter(failed.items()))
+    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    return f"  not counted: {client}{more}: {reason}"
+
+
+def warnings(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What a user should not overlook in a summary."""
+    if summary["failed"]:
+        first = summary["first_failure"]
+        where = f"first {first['client']} in round {first['round']}: {first['reason']}"
+        yield f"{summary['failed']} of {summary['asked']} replies were not counted; {where}"
+    if still := summary["rounds_without_change"]:
+        yield f"{still} of {summary['rounds']} rounds had too few good replies and changed nothing"
+
+
+def summary_table(summary: Mapping[str, Any]) -> Table:
+    """Accuracy, parameters and bytes, these against full fine-tuning."""
+    table = Table(box=SIMPLE, show_edge=False, pad_edge=False)
+    table.add_column(f"{summary['name']}: {summary['method']}, {summary['rounds']} rounds")
+    for heading in ("this run", "full fine-tuning", "share"):
+        table.add_column(heading, justify="right")
+    if summary["accuracy_last"] is not None:
+        table.add_row("accuracy, last", f"{summary['accuracy_last']:.4f}", "", "")
+        table.add_row(f"accuracy, best (round {summary['best_round']})", f"{summary['accuracy_best']:.4f}", "", "")
+    rows: list[tuple[str, str, str, Callable[[float], str]]] = [
+        ("parameters trained", "trainable_params", "full_params", lambda count: f"{count:,}")
+    ]
+    for way in ("up", "down"):
+        key = f"bytes_{way}_per_client_round"
+        rows.append((f"bytes {way}, a client and round", key, f"full_{key}", size))
+        rows.append((f"bytes {way}, in all", f"bytes_{way}", f"full_bytes_{way}", size))
+    for label, key, full, shown in rows:
+        if summary[key] is not None:
+            share = f"{summary[key] / summary[full]:.2%}" if summary[full] else ""
+            table.add_row(label, shown(summary[key]), shown(summary[full]), share)
+    table.add_row("time", duration(summary["seconds"]), "", "")
+    return table

@@ -1,0 +1,173 @@
+"""`fedpeft run`: a plan from its first round, or a run from its last, to the end."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from fedpeft.cli.options import AsJson, Debug, Device, Engine, PlanFile, Seed, Settings, debugging, resolve
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedpeft.client import Site
+    from fedpeft.runs.folder import RunFolder
+
+EXAMPLES = """\
+  fedpeft run                                          handwritten digits, in less than a minute
+  fedpeft run --set method=prompt --set local.lr=0.1   the same with another method
+  fedpeft run plan.toml --out runs/mine --seed 3       a plan of your own
+  fedpeft run --resume runs/mine                       go on after Ctrl-C, a crash or a full disk
+"""
+
+
+def run(
+    plan: PlanFile = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; else a new one in runs/.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder.")] = None,
+    engine: Engine = None,
+    device: Device = "cpu",
+    seed: Seed = None,
+    workers: Annotated[
+        int, typer.Option(metavar="N", show_default=False, help="Worker processes; as many as cores if not given.")
+    ] = 0,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No line for each round.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run a plan and leave its results in a folder.
+
+    Without PLAN.toml: 32 clients with handwritten digits fine-tune a small vision transformer.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)
+    if resume is None:
+        flags = [f"{key}={value}" for key, value in (("engine", engine), ("seed", seed)) if value is not None]
+        folder, site = _begin(plan, [*(settings or ()), *flags], out, device, workers)
+    else:
+        if plan or settings or out or seed is not None:
+            raise click.UsageError(
+                "--resume goes on with the run's own plan: no PLAN, --set, --out or --seed beside it"
+            )
+        if _finished(console, resume, as_json):
+            return
+        folder, site = _reopen(resume, engine, device, workers)
+    _finish(console, folder, site, workers, quiet, as_json)
+
+
+def _begin(
+    path: Path | None, settings: list[str], out: Path | None, device: str, workers: int
+) -> "tuple[RunFolder, Site]":
+    """A new run. Nothing is written before its plan and its data are known to be good."""
+    from fedpeft.runs.execute import check_workers, open_run_site
+    from fedpeft.runs.folder import create, vacant
+
+    plan = resolve(path, settings)
+    check_workers(plan, workers)
+    if out is not None:
+        vacant(out)
+    site = open_run_site(plan, device)
+    return create(plan, out), site
+
+
+def _reopen(path: Path, engine: str | None, device: str, workers: int) -> "tuple[RunFolder, Site]":
+    """A run that was begun. The engine may be another: results do not depend on it."""
+    from fedpeft.runs.execute import check_workers, moved, open_run_site
+    from fedpeft.runs.folder import reopen
+
+    folder, plan = reopen(path)
+    plan = replace(plan, engine=engine or plan.engine)
+    check_workers(plan, workers)
+    site = open_run_site(plan, device)
+    if changes := moved(folder, site):
+        typer.echo(f"warning: the last bits may differ from an undisturbed run's: {'; '.join(changes)}", err=True)
+    return folder, site
+
+
+def _finished(console: "Console", path: Path, as_json: bool) -> bool:
+    from fedpeft.runs.folder import read_json, reopen
+
+    folder, _ = reopen(path)
+    summary = read_json(folder.summary)
+    if summary is None:
+        return False
+    console.print("this run is finished: nothing is left to do")
+    _report(console, folder, summary, as_json)
+    return True
+
+
+def _finish(console: "Console", folder: "RunFolder", site: "Site", workers: int, quiet: bool, as_json: bool) -> None:
+    from fedpeft.runs.execute import open_engine
+    from fedpeft.runs.folder import locked
+    from fedpeft.runs.summary import summarize
+
+    with locked(folder), _resumable(folder):
+        with closing(open_engine(folder, site, workers)) as engine:
+            if quiet:
+                _work(folder, site, engine)
+            else:
+                _show(console, folder, site, engine)
+        summary = summarize(folder, site)
+    _report(console, folder, summary, as_json)
+
+
+def _work(folder: "RunFolder", site: "Site", engine: Any) -> None:
+    from fedpeft.runs.execute import execute
+
+    for _ in execute(folder, site, engine):
+        pass
+
+
+def _show(console: "Console", folder: "RunFolder", site: "Site", engine: Any) -> None:
+    """A line for each round, and below them, in a terminal, how many clients of this round have answered."""
+    from fedpeft.cli.progress import Watched, failure_line, round_line
+    from fedpeft.runs.execute import execute
+
+    plan, clients, spent = site.plan, len(site.data.clients), []
+    cohort = min(plan.cohort, clients)
+    console.print(f"{plan.name}: {plan.rounds} rounds, {cohort} of {clients} clients in each, in {folder.path}")
+    with console.status(f"0/{cohort} answered") as status:
+        watched = Watched(engine, lambda number: status.update(f"{number}/{cohort} answered"))
+        for record in execute(folder, site, watched):
+            spent.append(record.seconds)
+            left = sum(spent) / len(spent) * (plan.rounds - record.round)
+            console.print(round_line(record, plan.rounds, left))
+            if failure := failure_line(record):
+                console.print(failure, style="yellow")
+            status.update(f"0/{cohort} answered")
+
+
+@contextmanager
+def _resumable(folder: "RunFolder") -> Iterator[None]:
+    """Whatever stops a run from outside leaves its last round whole; say so, and how to go on."""
+    after = f"what is done is kept; go on with `fedpeft run --resume {folder.path}`"
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted: {after}", err=True)
+        raise typer.Exit(130) from None
+    except OSError as error:
+        if debugging(click.get_current_context()):
+            raise
+        typer.echo(f"error: {folder.path} cannot be written: {error.strerror or error}: {after}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _report(console: "Console", folder: "RunFolder", summary: Mapping[str, Any], as_json: bool) -> None:
+    from fedpeft.cli.progress import summary_table, warnings
+
+    for warning in warnings(summary):
+        typer.echo(f"warning: {warning}", err=True)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+        return
+    console.print()
+    console.print(summary_table(summary))
+    console.print(f"results: {folder.path}")

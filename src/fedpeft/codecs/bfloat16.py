@@ -1,0 +1,24 @@
+"""Two bytes an entry, with the exponent of float32 (Kalamkar et al., 2019, arXiv:1905.12322)."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fedpeft.codecs.narrowing import decode_as, encode_as, narrowed
+from fedpeft.core.types import Tensors
+
+
+@dataclass(frozen=True)
+class BFloat16:
+    """Eight significant bits over the whole range of float32.
+
+    Wider floating-point tensors are rounded to nearest and decode to their own type, so sums run in it. Integers, and
+    floats of two bytes, travel as they are.
+    """
+
+    def encode(self, tensors: Tensors) -> bytes:
+        return encode_as(tensors, lambda _, x: x.to(narrowed(x.dtype, torch.bfloat16)))
+
+    def decode(self, blob: bytes) -> Tensors:
+        """Raises WireError on anything that `encode` cannot have made."""
+        return decode_as(blob, lambda dtype: narrowed(dtype, torch.bfloat16))

@@ -1,0 +1,33 @@
+"""Tensors in a type of their own choice on the wire: what `Dense`, `Float16` and `BFloat16` have in common."""
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+from torch import Tensor
+
+from fedpeft.core.types import Tensors
+from fedpeft.core.wire import cut, decode_tensors, encode_tensors, join
+
+
+def narrowed(dtype: torch.dtype, to: torch.dtype) -> torch.dtype:
+    """`to` in place of a wider floating-point type; integers, and what is no wider, travel as they are."""
+    return to if dtype.is_floating_point and dtype.itemsize > to.itemsize else dtype
+
+
+def encode_as(tensors: Tensors, carried: Callable[[str, Tensor], Tensor]) -> bytes:
+    """The layout of the tensors, and the bytes of what carries each."""
+    return encode_tensors([], tensors, join(carried(name, x) for name, x in tensors.items()))
+
+
+def decode_as(blob: bytes, kind: Callable[[torch.dtype], torch.dtype]) -> Tensors:
+    """The inverse of `encode_as`, for the types that `kind` gives.
+
+    Raises:
+      WireError: anything that `encode_as` cannot have made.
+    """
+    shapes, _, body = decode_tensors(blob)
+    dtypes = [getattr(torch, dtype) for _, _, dtype in shapes]
+    vectors = cut(body, [(prod(shape), kind(d)) for (_, shape, _), d in zip(shapes, dtypes, strict=True)])
+    rows = zip(shapes, dtypes, vectors, strict=True)
+    return {name: vector.to(dtype).reshape(shape) for (name, shape, _), dtype, vector in rows}

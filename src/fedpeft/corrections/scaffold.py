@@ -1,0 +1,35 @@
+"""SCAFFOLD, the client's half (Karimireddy et al., 2020, arXiv:1910.06378, Algorithm 1, option II)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedpeft.core.tensors import prefixed, sub, under, zeros_like
+from fedpeft.core.types import Tensors
+
+SHARE = "c"
+
+
+@dataclass(frozen=True)
+class Scaffold:
+    """g ← g − cᵢ + c, and after training cᵢ⁺ = cᵢ − c − Δ / path, of which Δcᵢ = cᵢ⁺ − cᵢ is sent.
+
+    c comes as `c/<name>` and Δcᵢ goes the same way; cᵢ is this client's memory, zero at first. `path` is how far the
+    steps carry a gradient that is always 1: K·η for K plain steps at a constant rate.
+    """
+
+    @property
+    def shares(self) -> tuple[str, ...]:
+        return (SHARE,)
+
+    def begin(self, received: Tensors, memory: Tensors) -> Tensors:
+        shared = under(SHARE, received)
+        return {name: c - memory[name] if name in memory else c for name, c in shared.items()}
+
+    def apply(self, gradient: Tensors, params: Tensors, held: Tensors) -> Tensors:
+        return {name: g + held[name] for name, g in gradient.items()}
+
+    def finish(self, delta: Tensors, received: Tensors, memory: Tensors, path: Tensor) -> tuple[Tensors, Tensors]:
+        shared, mine = under(SHARE, received), memory or zeros_like(delta)
+        now = {name: mine[name] - shared[name] - d / path for name, d in delta.items()}
+        return {**delta, **prefixed(SHARE, sub(now, mine))}, now

@@ -1,0 +1,106 @@
+"""One split of a Hugging Face dataset, and what its columns are."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedpeft.core.types import Table
+from fedpeft.data.pictures import Pictures
+from fedpeft.errors import DataError, unknown
+
+PLAIN = ("string", "number", "class")
+"""Kinds of columns that have one plain value a row."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of a `datasets.Dataset`.
+
+    Attributes:
+      folder: what relative paths of pictures are relative to.
+      path: how errors call the data.
+    """
+
+    dataset: Any
+    folder: Path
+    path: str
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.dataset.column_names)
+
+    def kind(self, name: str) -> str:
+        """What a column holds: "image", "class", "string", "number", "binary", or "list" and other nested things."""
+        feature = self.dataset.features[name]
+        if type(feature).__name__ != "Value":
+            return {"ClassLabel": "class"}.get(type(feature).__name__, type(feature).__name__.lower())
+        return next((kind for kind in ("string", "binary") if kind in feature.dtype), "number")
+
+    def named(self, key: str, given: str, usual: Sequence[str], kinds: Sequence[str]) -> str:
+        """The column `given` by the plan's `key`, or the first of the usual ones that is of these kinds, or "".
+
+        Raises:
+          DataError: there is no such column, or it is of another kind.
+        """
+        fitting = [name for name in self.columns if self.kind(name) in kinds]
+        if not given:
+            return next((name for name in usual if name in fitting), "")
+        if given not in self.columns:
+            raise DataError(f"{self.path}: data.{key}: " + unknown("column", given, self.columns))
+        if given not in fitting:
+            raise DataError(
+                f"{self.path}: data.{key} = {given!r} is a column of the kind {self.kind(given)!r}, "
+                f"which must be one of: {', '.join(kinds)}"
+            )
+        return given
+
+    def class_names(self, name: str) -> list[str]:
+        """The names that a class column declares, in the order of their ids."""
+        return list(self.dataset.features[name].names) if self.kind(name) == "class" else []
+
+    def values(self, name: str) -> list[Any]:
+        """Plain values; of a class its name; None where there is none: a gap, an empty text, a hidden label's -1."""
+        values: list[Any] = self._arrow(name).to_pylist()
+        if names := self.class_names(name):
+            return [names[v] if v is not None and 0 <= v < len(names) else None for v in values]
+        return [None if v != v or v == "" else v for v in values]
+
+    def table(self, names: Mapping[str, str], index: Tensor, label: Tensor) -> Table:
+        """The rows `index`: `label`, the columns that are called otherwise here, and all other plain columns.
+
+        Raises:
+          DataError: a column is not there, or a text is missing.
+        """
+        for name in names.values():
+            if name and name not in self.columns:
+                raise DataError(f"{self.path}: " + unknown("column", name, self.columns))
+        places = index.tolist()
+        columns: dict[str, Any] = {"label": label}
+        if names["image"]:
+            columns["image"] = Pictures(self._arrow(names["image"]), places, self.folder)
+        if names["text"]:
+            columns["text"] = self._texts(names["text"], places)
+        for name in self.columns:
+            if name not in columns and name not in names.values() and self.kind(name) in PLAIN:
+                values = self.values(name)
+                columns[name] = [values[place] for place in places]
+        return Table(columns)
+
+    def _texts(self, name: str, places: Sequence[int]) -> list[str]:
+        values = self._arrow(name).to_pylist()
+        texts = [values[place] for place in places]
+        if missing := sum(text is None for text in texts):
+            raise DataError(
+                f"{missing} of {len(texts)} examples of {self.path} have no {name!r}: leave them out with "
+                f"data.where = \"{name} != ''\""
+            )
+        return texts
+
+    def _arrow(self, name: str) -> Any:
+        return self.dataset.with_format("arrow")[:].column(name)

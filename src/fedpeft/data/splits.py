@@ -1,0 +1,41 @@
+"""Which examples of a source are held out, and which are kept where only some are wanted."""
+
+import torch
+from torch import Tensor
+
+from fedpeft.core.seeds import generator
+from fedpeft.errors import DataError
+
+TRAIN = ("train", "training")
+TEST = ("test", "testing", "eval", "evaluation")
+VALIDATION = ("validation", "valid", "val", "dev")
+"""What people call the parts of a dataset."""
+
+
+def hold_out(label: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the examples to train on and of those held out, `fraction` of each class up to rounding.
+
+    Raises:
+      DataError: one of the two would be empty.
+    """
+    order = torch.randperm(len(label), generator=generator(seed, "held out"))
+    order = order[label[order].sort(stable=True).indices]
+    rank = torch.arange(len(label), dtype=torch.float64)
+    out = ((rank + 1) * fraction).floor() > (rank * fraction).floor()
+    if not out.any() or out.all():
+        raise DataError(f"test_fraction = {fraction} of {len(label)} examples leaves nothing on one side: change it")
+    return order[~out].sort().values, order[out].sort().values
+
+
+def some(index: Tensor, at_most: int, seed: int) -> Tensor:
+    """At most so many of the indices, drawn without replacement; all of them where `at_most` is 0."""
+    if not at_most or at_most >= len(index):
+        return index
+    chosen = torch.randperm(len(index), generator=generator(seed, "subset"))[:at_most]
+    return index[chosen.sort().values]
+
+
+def check_fraction(fraction: float) -> None:
+    """Refuse a `test_fraction` that holds out nothing or everything."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"test_fraction must be between 0 and 1, got {fraction}")

@@ -1,0 +1,186 @@
+"""Tables with a label: parquet, arrow, JSON-lines and CSV files, folders of them, and datasets of the hub."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedpeft.core.types import Examples
+from fedpeft.data.reading import read_splits
+from fedpeft.data.rows import PLAIN, Rows
+from fedpeft.data.splits import check_fraction, hold_out, some
+from fedpeft.errors import DataError, unknown
+
+IMAGE = ("image", "img", "picture", "photo")
+TEXT = ("text", "sentence", "utterance", "question", "content", "review")
+LABEL = ("label", "labels", "fine_label", "intent", "category", "class", "target", "answer")
+"""What columns are usually called, the likelier names first."""
+
+_CONDITION = re.compile(r"\s*([^\s!=]+)\s*(!=|==?)\s*(.*?)\s*")
+_AND = re.compile(r"\s+and\s+(?=[^\s!=]+\s*!?=)")
+
+
+@dataclass(frozen=True)
+class HubTable:
+    """Rows of pictures or text. Gives `image`, `text` and `label`; every other plain column keeps its name and values.
+
+    Attributes:
+      path: a file, a folder whose files are called train, validation and test, or a dataset of the hub.
+      config: which configuration of a hub dataset, e.g. "sst2" of "nyu-mll/glue".
+      image, text, label: the columns' names; empty for the usual ones.
+      where: which rows, as `column = value` or `column != value`, joined by ` and `; '' stands for a missing value.
+      subset: at most so many training examples, drawn once, whatever the partition; 0 for all.
+      test_split: the split held out; empty for "test", or else "validation", or else a part of the training data.
+      test_fraction: how large that part is.
+      seed: of the subset and of that part.
+
+    Raises:
+      ValueError: a value out of range, or a condition that is none.
+      DataError: the data cannot be read, has no labels, or nothing is left of it.
+    """
+
+    path: str
+    config: str = ""
+    image: str = ""
+    text: str = ""
+    label: str = ""
+    where: str = ""
+    subset: int = 0
+    test_split: str = ""
+    test_fraction: float = 0.2
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        check_fraction(self.test_fraction)
+        if self.subset < 0:
+            raise ValueError(f"subset is a number of examples, 0 for all, got {self.subset}")
+        self._conditions()
+
+    def load(self) -> Examples:
+        splits, folder = read_splits(self.path, self.config)
+        found = {name: Rows(dataset, folder, self.path) for name, dataset in splits.items()}
+        train = self._train(found)
+        names = self._names(train)
+        test = self._test(found, train, names["label"])
+        sides = [train] if test is None else [train, test]
+        rows = [self._chosen(side) for side in sides]
+        labels = [_labels(side, names["label"], index) for side, index in zip(sides, rows, strict=True)]
+        ids, classes = _numbered(labels, train.class_names(names["label"]), drop=bool(self._conditions()))
+        if test is None:
+            halves = hold_out(ids[0], self.test_fraction, self.seed)
+            sides, rows, ids = [train, train], [rows[0][half] for half in halves], [ids[0][half] for half in halves]
+        kept = some(torch.arange(len(ids[0])), self.subset, self.seed)
+        return Examples(
+            sides[0].table(names, rows[0][kept], ids[0][kept]),
+            sides[1].table(names, rows[1], ids[1]),
+            classes,
+        )
+
+    def _train(self, found: Mapping[str, Rows]) -> Rows:
+        if "train" in found:
+            return found["train"]
+        if len(found) == 1:
+            return next(iter(found.values()))
+        raise DataError(f"{self.path} has no split called train among {', '.join(found)}")
+
+    def _test(self, found: Mapping[str, Rows], train: Rows, label: str) -> Rows | None:
+        """The split held out; those whose labels are hidden, as benchmarks have them, are passed over."""
+        if self.test_split:
+            if self.test_split not in found:
+                raise DataError(f"{self.path}: " + unknown("split", self.test_split, found))
+            if found[self.test_split] is train:
+                raise DataError(f"{self.path}: data.test_split = {self.test_split!r} is what is trained on")
+            return found[self.test_split]
+        for rows in (found[name] for name in ("test", "validation") if name in found):
+            if rows is not train and label in rows.columns and any(v is not None for v in rows.values(label)):
+                return rows
+        return None
+
+    def _names(self, rows: Rows) -> dict[str, str]:
+        """The columns that are the picture, the text and the label."""
+        pictures = ("image", "binary", "string", "struct", "dict")
+        declared = [name for name in rows.columns if rows.kind(name) == "image"]
+        names = {
+            "image": rows.named(
+                "image", self.image, [*(n for n in IMAGE if n in declared), *declared, *IMAGE], pictures
+            ),
+            "text": rows.named("text", self.text, TEXT, ["string"]),
+            "label": rows.named("label", self.label, LABEL, PLAIN),
+        }
+        columns = ", ".join(rows.columns)
+        if not names["label"]:
+            raise DataError(
+                f"{self.path} has no labels: none of its columns ({columns}) is called {', '.join(LABEL)}. "
+                "Set data.label to the column to be learned"
+            )
+        if not names["image"] and not names["text"]:
+            raise DataError(f"{self.path}: set data.image or data.text to one of the columns {columns}")
+        return names
+
+    def _conditions(self) -> list[tuple[str, bool, str]]:
+        """Column, whether it must equal, and the value."""
+        conditions = []
+        for text in _AND.split(self.where) if self.where.strip() else []:
+            match = _CONDITION.fullmatch(text)
+            if match is None:
+                raise ValueError(f"where = {self.where!r}: {text!r} is not of the form column = value, column != value")
+            column, operator, value = match.groups()
+            conditions.append((column, operator != "!=", value.strip("'\"")))
+        return conditions
+
+    def _chosen(self, rows: Rows) -> Tensor:
+        keep = torch.ones(len(rows), dtype=torch.bool)
+        for column, equal, wanted in self._conditions():
+            if column not in rows.columns:
+                raise DataError(f"{self.path}: data.where: " + unknown("column", column, rows.columns))
+            values = ["" if value is None else str(value) for value in rows.values(column)]
+            keep &= torch.tensor([(value == wanted) == equal for value in values], dtype=torch.bool)
+            if not keep.any():
+                seen = ", ".join(sorted(set(values))[:20])
+                raise DataError(
+                    f"data.where = {self.where!r} leaves nothing of {self.path}; {column} is any of: {seen}"
+                )
+        return keep.nonzero()[:, 0]
+
+
+def _labels(rows: Rows, column: str, index: Tensor) -> list[str | int]:
+    """The labels as plain values.
+
+    Raises:
+      DataError: some are missing, or they are no classes.
+    """
+    if column not in rows.columns:
+        raise DataError(
+            f"{rows.path}: the held-out examples have no labels: " + unknown("column", column, rows.columns)
+        )
+    values = rows.values(column)
+    chosen = [values[place] for place in index.tolist()]
+    if missing := sum(value is None for value in chosen):
+        many = "all" if missing == len(chosen) else str(missing)
+        raise DataError(
+            f"{many} of {len(chosen)} examples of {rows.path} have no label in column {column!r}: set data.label to "
+            f"another column, or leave them out with data.where = \"{column} != ''\""
+        )
+    for value in chosen:
+        if not isinstance(value, str | int) and not (isinstance(value, float) and value.is_integer()):
+            raise DataError(f"{rows.path}: the column {column!r} holds {value!r}, which is no class; set data.label")
+    # a column of integers with a gap arrives as 1.0, 2.0
+    return [int(value) if isinstance(value, float) else value for value in chosen]
+
+
+def _numbered(
+    labels: Sequence[Sequence[str | int]], declared: Sequence[str], drop: bool
+) -> tuple[list[Tensor], tuple[str, ...]]:
+    """Class ids, and the classes: those declared, less the absent ones if `drop`, or the distinct values in order."""
+    values: list[list[Any]] = [list(side) for side in labels]
+    if any(isinstance(value, str) for side in values for value in side):
+        values = [[str(value) for value in side] for side in values]
+    seen = {value for side in values for value in side}
+    classes = [name for name in declared if name in seen or not drop] if declared else sorted(seen)
+    if unheard := sorted(map(str, seen.difference(classes))):
+        raise DataError(f"the held-out examples have classes that the training data do not declare: {unheard[:5]}")
+    number = {value: k for k, value in enumerate(classes)}
+    return [torch.tensor([number[value] for value in side]) for side in values], tuple(map(str, classes))

@@ -1,0 +1,37 @@
+"""Few classes a client: examples sorted by label, cut in shards, dealt out (McMahan et al., arXiv:1602.05629)."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fedpeft.core.types import Division, Table
+from fedpeft.errors import DataError
+from fedpeft.partitions.naming import by_owner
+
+
+@dataclass(frozen=True)
+class Shards:
+    """`clients` clients with `shards` shards each; shards differ in size by one example at most.
+
+    Raises:
+      ValueError: a value out of range.
+      DataError: fewer examples than shards.
+    """
+
+    clients: int = 32
+    shards: int = 2
+
+    def __post_init__(self) -> None:
+        if self.clients < 1 or self.shards < 1:
+            raise ValueError(f"clients and shards must be at least 1, got {self.clients} and {self.shards}")
+
+    def split(self, table: Table, generator: torch.Generator) -> Division:
+        labels, total = table.columns["label"], self.clients * self.shards
+        if len(labels) < total:
+            raise DataError(f"{len(labels)} training examples are too few for {total} shards")
+        order = torch.randperm(len(labels), generator=generator)
+        order = order[labels[order].sort(stable=True).indices]
+        dealt = torch.randperm(total, generator=generator) % self.clients
+        owner = torch.empty_like(order)
+        owner[order] = dealt[torch.arange(len(labels)) * total // len(labels)]
+        return Division(by_owner(owner, self.clients))

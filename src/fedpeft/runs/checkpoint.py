@@ -1,0 +1,61 @@
+"""The server's state on disk: one safetensors file, replaced whole after each round."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedpeft.core.stores import dump_tensors, load_tensors
+from fedpeft.core.tensors import prefixed, under
+from fedpeft.core.types import State
+from fedpeft.errors import RunError
+from fedpeft.plan import Plan
+
+FORMAT = "fedpeft-state-1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state and where it was computed."""
+
+    state: State
+    environment: Mapping[str, Any]
+
+
+def save_checkpoint(path: Path, plan: Plan, state: State, environment: Mapping[str, Any]) -> None:
+    """Replace the checkpoint. A kill leaves the old one or the new one."""
+    tensors = {**prefixed("params", state.params), **prefixed("memory", state.memory)}
+    metadata = {
+        "format": FORMAT,
+        "order": json.dumps(list(tensors)),  # safetensors sorts; sums over tensors and deflated headers depend on it
+        "plan": plan.fingerprint,
+        "round": str(state.round),
+        "accepted": json.dumps(dict(state.accepted)),
+        "environment": json.dumps(dict(environment)),
+    }
+    path.parent.mkdir(exist_ok=True)
+    dump_tensors(path, tensors, metadata)
+
+
+def load_checkpoint(path: Path, plan: Plan) -> Checkpoint | None:
+    """The checkpoint at `path`, or None before the first.
+
+    Raises:
+      RunError: it is damaged, or of another plan.
+    """
+    if not path.exists():
+        return None
+    try:
+        tensors, metadata = load_tensors(path)
+        if metadata.get("format") != FORMAT:
+            raise RunError(f"{path} is not a checkpoint of the kind {FORMAT}")
+        tensors = {name: tensors[name] for name in json.loads(metadata["order"])}
+        accepted = {str(client): int(at) for client, at in json.loads(metadata["accepted"]).items()}
+        state = State(int(metadata["round"]), under("params", tensors), under("memory", tensors), accepted)
+        environment = json.loads(metadata["environment"])
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise RunError(f"{path} is damaged: {error}") from None
+    if metadata.get("plan") != plan.fingerprint:
+        raise RunError(f"{path} belongs to another plan: plan.toml was changed after the run began")
+    return Checkpoint(state, environment)

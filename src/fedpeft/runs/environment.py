@@ -1,0 +1,43 @@
+"""What the bits of a result depend on beside the plan: libraries, threads and the processor."""
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fedpeft import __version__
+from fedpeft.plan import Plan
+
+LIBRARIES = ("torch", "transformers", "peft")
+
+
+def environment(plan: Plan, device: str) -> dict[str, Any]:
+    """Versions, `threads` of a worker, device and processor, as plain values."""
+    versions = {"python": platform.python_version(), "fedpeft": __version__}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "none"
+    return {"versions": versions, "threads": plan.threads, "device": device, "cpu": processor()}
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What changed, each as "torch 2.12.0 then, 2.13.0 now"."""
+    before, after = _flat(then), _flat(now)
+    return [f"{key} {before[key]} then, {after[key]} now" for key in after if before.get(key, after[key]) != after[key]]
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {**values.get("versions", {}), **{key: x for key, x in values.items() if key != "versions"}}

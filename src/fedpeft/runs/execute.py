@@ -1,0 +1,120 @@
+"""A run: the body of the `for` over `federate`, and what must be in place before it."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+
+from fedpeft.client import Site, open_site
+from fedpeft.core.stores import Folder
+from fedpeft.core.tensors import layout
+from fedpeft.core.types import Engine, State
+from fedpeft.errors import PlanError, RunError
+from fedpeft.loop import federate, start
+from fedpeft.plan import Plan
+from fedpeft.registry import find
+from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
+from fedpeft.runs.division import division_at
+from fedpeft.runs.environment import differences, environment
+from fedpeft.runs.folder import RunFolder, append_round, keep_rounds, read_json, write_json
+from fedpeft.runs.measure import measure
+from fedpeft.runs.record import RoundRecord, record_of
+
+
+class OpenEngine(Engine, Protocol):
+    """An engine that holds processes or connections until it is closed."""
+
+    def close(self) -> None: ...
+
+
+def open_run_site(plan: Plan, device: str = "cpu") -> Site:
+    """The data and the model of a run, on `device`.
+
+    Raises:
+      PlanError: there is no such device.
+      DataError, PlanError: see `open_site`.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise PlanError(f"the device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return open_site(plan, device)
+
+
+def check_workers(plan: Plan, workers: int) -> None:
+    """Make sure that a number of workers, 0 for the engine's own, means something to the plan's engine.
+
+    Raises:
+      PlanError: it does not.
+    """
+    if workers < 0:
+        raise PlanError(f"there cannot be {workers} worker processes")
+    if workers and all(f.name != "workers" for f in fields(find("engine", plan.engine))):
+        raise PlanError(f'the engine {plan.engine!r} has no workers: leave them out, or take the engine "processes"')
+
+
+def open_engine(folder: RunFolder, site: Site, workers: int = 0) -> OpenEngine:
+    """The plan's engine, with the run's folder for what clients remember.
+
+    Raises:
+      PlanError: `workers` for an engine that has none.
+    """
+    check_workers(site.plan, workers)
+    settings: dict[str, Any] = {"workers": workers} if workers else {}
+    engine: OpenEngine = find("engine", site.plan.engine)(site, store=Folder(folder.clients.resolve()), **settings)
+    return engine
+
+
+def execute(folder: RunFolder, site: Site, engine: Engine) -> Iterator[RoundRecord]:
+    """Run the rounds that the folder does not have yet; each is on the disk before it is yielded.
+
+    Raises:
+      RunError: the folder does not fit the plan or the data.
+    """
+    plan, here = site.plan, environment(site.plan, site.device)
+    clock = perf_counter()
+    for state, ledger in federate(plan, engine, resumed(folder, site)):
+        due = state.round % plan.evaluate_every == 0 or state.round == plan.rounds
+        held_out = measure(site, state.params) if due else None
+        now = perf_counter()
+        record = record_of(ledger, held_out, now - clock)
+        clock = now
+        append_round(folder, record.values())
+        save_checkpoint(folder.checkpoint, plan, state, here)
+        yield record
+
+
+def resumed(folder: RunFolder, site: Site) -> State:
+    """The state from which a run goes on, and its folder without traces of what came after.
+
+    Raises:
+      RunError: the folder does not fit the plan or the data.
+    """
+    _same_partition(folder, site)
+    fresh = start(site.plan, site.params())
+    saved = load_checkpoint(folder.checkpoint, site.plan)
+    state = saved.state if saved else fresh
+    if sorted(layout(state.params)) != sorted(layout(fresh.params)):
+        raise RunError(f"{folder.checkpoint} holds other tensors than the plan's model has with these libraries")
+    keep_rounds(folder, state.round)
+    return state
+
+
+def moved(folder: RunFolder, site: Site) -> list[str]:
+    """What differs between where the run was and here, and may change its last bits."""
+    saved = load_checkpoint(folder.checkpoint, site.plan)
+    return differences(saved.environment, environment(site.plan, site.device)) if saved else []
+
+
+def _same_partition(folder: RunFolder, site: Site) -> None:
+    report = division_at(site)
+    saved = read_json(folder.partition)
+    if saved is None:
+        write_json(folder.partition, report, indent=None)
+    elif saved.get("fingerprint") != report["fingerprint"]:
+        raise RunError(
+            f"the data or its division among the clients changed since {folder.path} was begun: its partition was "
+            f"{saved.get('fingerprint')}, now it is {report['fingerprint']}"
+        )

@@ -1,0 +1,203 @@
+"""A run's folder: which file holds what, and how each comes to be whole.
+
+    plan.toml      the whole plan, defaults included; written first, it makes the folder a run's
+    partition.json who holds what
+    rounds.jsonl   a line for each round
+    checkpoint/    the server's state after the last round
+    clients/       the clients' own memory, where the plan's parts keep one
+    summary.json   written at the end; a run that has it is finished
+
+A round's line is written before its checkpoint: a kill between the two leaves one line too many, never one too few,
+and a resume takes it away.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from fedpeft.core.stores import write_atomically
+from fedpeft.errors import RunError
+from fedpeft.plan import Plan, read_plan
+from fedpeft.registry import describe
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths below a run's folder."""
+
+    path: Path
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.toml"
+
+    @property
+    def partition(self) -> Path:
+        return self.path / "partition.json"
+
+    @property
+    def rounds(self) -> Path:
+        return self.path / "rounds.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint" / "state.safetensors"
+
+    @property
+    def clients(self) -> Path:
+        return self.path / "clients"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+
+def vacant(path: Path) -> None:
+    """Make sure that a new run may be put at `path`.
+
+    Raises:
+      RunError: something is there.
+    """
+    if (path / "plan.toml").exists():
+        raise RunError(f"{path} already holds a run: continue it with `fedpeft run --resume {path}`, or change --out")
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file: give --out a new folder")
+    if path.is_dir() and any(inside.name != ".plan.toml.part" for inside in path.iterdir()):
+        raise RunError(f"{path} is not empty: give --out a new or empty folder")
+
+
+def create(plan: Plan, path: Path | None = None) -> RunFolder:
+    """A new run's folder at `path`, or at the next free name below `runs`.
+
+    Raises:
+      RunError: something is there, or the folder cannot be made.
+    """
+    try:
+        if path is None:
+            path = _next_free(Path("runs"), plan)
+        else:
+            vacant(path)
+            path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"the run's folder cannot be made: {error.filename}: {error.strerror}") from None
+    folder = RunFolder(path)
+    write_atomically(folder.plan, plan.toml().encode())
+    return folder
+
+
+def _next_free(root: Path, plan: Plan) -> Path:
+    words = (plan.name, describe("method", plan.method)["name"], str(plan.seed))
+    stem = "-".join(re.sub(r"[^\w.]+", "-", word) for word in words)
+    root.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        try:
+            (root / f"{stem}-{number:03d}").mkdir()
+        except FileExistsError:
+            continue
+        return root / f"{stem}-{number:03d}"
+    raise AssertionError("there are more numbers than folders")
+
+
+def reopen(path: Path) -> tuple[RunFolder, Plan]:
+    """A run that was begun, and its plan.
+
+    Raises:
+      RunError: no run is there.
+      PlanError: its plan cannot be read.
+    """
+    if not (path / "plan.toml").is_file():
+        reason = "it has no plan.toml" if path.is_dir() else "there is no such folder"
+        raise RunError(f"{path} is not a run's folder: {reason}")
+    return RunFolder(path), read_plan(path / "plan.toml")
+
+
+@contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Nobody else works on this run meanwhile. The system lets go of the lock when the process ends, however it ends.
+
+    Raises:
+      RunError: another process is at it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows; there the user must see to it
+        yield
+        return
+    with (folder.path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another process is working on {folder.path}: wait for it, or stop it") from None
+        yield
+
+
+def append_round(folder: RunFolder, values: Mapping[str, Any]) -> None:
+    """One more line of rounds.jsonl, on the disk when this returns."""
+    with folder.rounds.open("ab") as file:
+        file.write(json.dumps(values, allow_nan=False, separators=(",", ":")).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rounds(folder: RunFolder) -> list[dict[str, Any]]:
+    """The lines of rounds.jsonl; one that a kill cut short is not there.
+
+    Raises:
+      RunError: a line is damaged or out of order.
+    """
+    text = folder.rounds.read_bytes() if folder.rounds.exists() else b""
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(text.split(b"\n")[:-1], 1):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            values = None
+        if not isinstance(values, dict) or values.get("round") != number:
+            raise RunError(f"{folder.rounds}: line {number} is damaged or out of order")
+        found.append(values)
+    return found
+
+
+def keep_rounds(folder: RunFolder, done: int) -> None:
+    """Take away what was written of rounds after `done`.
+
+    Raises:
+      RunError: rounds before it are missing, or more than one came after it.
+    """
+    found = len(read_rounds(folder))
+    if not done <= found <= done + 1:
+        raise RunError(
+            f"{folder.path} cannot be continued: {folder.rounds.name} tells of {found} rounds, "
+            f"{'the checkpoint of ' + str(done) if done else 'and there is no checkpoint'}"
+        )
+    if folder.rounds.exists():
+        lines = folder.rounds.read_bytes().split(b"\n")[:done]
+        write_atomically(folder.rounds, b"".join(line + b"\n" for line in lines))
+
+
+def write_json(path: Path, values: Mapping[str, Any], indent: int | None = 2) -> None:
+    """A JSON file, whole or not at all."""
+    write_atomically(path, json.dumps(values, allow_nan=False, indent=indent).encode() + b"\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON file's values; None if it does not exist.
+
+    Raises:
+      RunError: it is damaged.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{path} is damaged: it holds no table")
+    return values

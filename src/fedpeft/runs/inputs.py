@@ -1,0 +1,47 @@
+"""What makes a model's inputs, as the run made them: an image processor, or a tokenizer."""
+
+import json
+from pathlib import Path
+
+from fedpeft.tasks.image_classification import ImageClassification
+from fedpeft.tasks.pretrained import ImageInput
+from fedpeft.tasks.text_classification import TextClassification, padding, resolved
+
+BICUBIC = 3  # in Pillow's counting
+
+
+def save_inputs(task: object, out: Path) -> None:
+    """Write preprocessor_config.json, or the tokenizer's files."""
+    if isinstance(task, ImageClassification):
+        values = json.dumps(processor(task.input), indent=2)
+        (out / "preprocessor_config.json").write_text(values + "\n", encoding="utf-8")
+    if isinstance(task, TextClassification):
+        _save_tokenizer(task, out)
+
+
+def processor(see: ImageInput) -> dict[str, object]:
+    """Pictures are squeezed to a square, bicubically, and normalised; nothing is cut off."""
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_convert_rgb": see.channels == 3,
+        "do_resize": True,
+        "size": {"height": see.size, "width": see.size},
+        "resample": BICUBIC,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(see.mean) if len(see.mean) == see.channels else list(see.mean) * see.channels,
+        "image_std": list(see.std) if len(see.std) == see.channels else list(see.std) * see.channels,
+    }
+
+
+def _save_tokenizer(task: TextClassification, out: Path) -> None:
+    """The base's, which cuts texts (`truncation=True`) to the length that was trained with."""
+    from transformers import AutoTokenizer
+
+    base = resolved(task.model)
+    read = AutoTokenizer.from_pretrained(base)
+    read.model_max_length = task.max_length
+    if read.pad_token_id is None:
+        read.pad_token = read.convert_ids_to_tokens(padding(base))
+    read.save_pretrained(str(out))

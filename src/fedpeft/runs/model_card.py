@@ -1,0 +1,148 @@
+"""The README.md of an exported folder: what it is, how it came about, what it cost, and the lines that load it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import wrap
+from typing import Any, Literal
+
+from fedpeft import __version__
+from fedpeft.runs.adapter_folder import Base
+from fedpeft.runs.folder import read_json, read_rounds
+from fedpeft.runs.result import IMAGES, Result
+
+Form = Literal["adapter", "model", "code"]
+"""An adapter on top of its base, a whole model, or one that brings code."""
+
+SAYS: dict[Form, str] = {
+    "adapter": "An adapter for",
+    "model": "A fine-tuned copy of",
+    "code": "With layers of its own (`modeling_fedpeft.py`), a fine-tuned copy of",
+}
+
+
+def model_card(result: Result, out: Path, form: Form, base: Base | None = None) -> str:
+    """The card as Markdown, with front matter.
+
+    Args:
+      out: the folder's name in the lines that load it.
+      base: what an adapter is loaded on.
+    """
+    plan, named = result.plan, _named(result)
+    made = "Trained from random weights, a model of the kind of" if not plan.method.pretrained else SAYS[form]
+    parts = [
+        _front_matter(result, form),
+        f"# {plan.name}: {named}, {result.method}",
+        f"{made} `{named}`, trained by federated learning with fedpeft: the "
+        "examples stayed with the clients, and only the tensors that were trained travelled.",
+        _table(_facts(result)),
+        "## How to load it",
+        _code("python", _loading(result, out, form, base)),
+        _code("python", _using(result)),
+        "## The plan",
+        "`fedpeft run plan.toml` with this as `plan.toml` repeats the run:",
+        _code("toml", plan.toml()),
+    ]
+    return "\n\n".join(parts)
+
+
+def _named(result: Result) -> str:
+    """The base model as the plan has it; of a folder, its name."""
+    name = str(getattr(result.plan.task, "model", ""))
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+def _front_matter(result: Result, form: Form) -> str:
+    values: dict[str, Any] = {
+        "library_name": "peft" if form == "adapter" else "transformers",
+        "pipeline_tag": result.loader.pipeline,
+        "tags": ["fedpeft", "federated-learning", result.method],
+    }
+    if result.plan.method.pretrained:
+        values["base_model"] = _named(result)
+        values["base_model_relation"] = "adapter" if form == "adapter" else "finetune"
+    # what is JSON on one line is YAML too
+    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in values.items()), "---"])
+
+
+def _facts(result: Result) -> list[tuple[str, str]]:
+    plan, state = result.plan, result.checkpoint.state
+    rounds = read_rounds(result.folder)[: state.round]
+    division = read_json(result.folder.partition) or {}
+    versions = result.checkpoint.environment.get("versions", {})
+    asked = [client for line in rounds for client in line["clients"].values()]
+    came = sum(client["up"] > 0 for client in asked)
+    trained = sum(x.numel() for x in result.tensors.values())
+    return [
+        ("base model", f"`{_named(result)}`" + ("" if plan.method.pretrained else ", its weights not used")),
+        ("method", f"`{result.method}`, {trained:,} trained parameters"),
+        ("clients", str(division.get("clients", "unknown"))),
+        ("rounds", f"{state.round}" + (f" of {plan.rounds}" if state.round < plan.rounds else "")),
+        ("cohort", f"{plan.cohort} clients a round"),
+        ("bytes up, measured", _bytes(sum(line["bytes_up"] for line in rounds), came)),
+        ("bytes down, measured", _bytes(sum(line["bytes_down"] for line in rounds), len(asked))),
+        ("accuracy on held-out examples", _accuracy(rounds)),
+        ("seed", str(plan.seed)),
+        ("partition", f"`{division.get('fingerprint')}`"),
+        ("plan", f"`{plan.fingerprint}`"),
+        ("fedpeft", f"{versions.get('fedpeft', 'unknown')}, exported with {__version__}"),
+        ("libraries", ", ".join(f"{n} {versions[n]}" for n in ("torch", "transformers", "peft") if n in versions)),
+    ]
+
+
+def _bytes(total: int, messages: int) -> str:
+    return f"{total:,}" + (f", {total / messages:,.0f} for a client and round" if messages else "")
+
+
+def _accuracy(rounds: Sequence[dict[str, Any]]) -> str:
+    measured = [line for line in rounds if (line["held_out"] or {}).get("accuracy") is not None]
+    if not measured:
+        return "not measured"
+    return f"{measured[-1]['held_out']['accuracy']:.4f} after round {measured[-1]['round']}"
+
+
+def _loading(result: Result, out: Path, form: Form, base: Base | None) -> list[str]:
+    auto, reader = result.loader.auto, result.loader.reader
+    what = "processor" if result.loader == IMAGES else "tokenizer"
+    lines = [f"from transformers import {', '.join(sorted((auto, reader)))}", "", f"folder = {_text(str(out))}"]
+    if form == "adapter" and base is not None:
+        settings = {"num_labels": len(result.classes), "dtype": "float32", "ignore_mismatched_sizes": True}
+        given = ", ".join(f"{key}={_text(x)}" for key, x in {**settings, **base.settings}.items())
+        lines = ["from peft import PeftModel", *lines]
+        lines += [f"base = {_text(base.place)}", f"model = {auto}.from_pretrained(base, {given})"]
+        lines += ["model = PeftModel.from_pretrained(model, folder).eval()"]
+    else:
+        trust = ", trust_remote_code=True" if form == "code" else ""
+        lines += [f"model = {auto}.from_pretrained(folder{trust}).eval()"]
+    return [*lines, f"{what} = {reader}.from_pretrained(folder)"]
+
+
+def _using(result: Result) -> list[str]:
+    if result.loader == IMAGES:
+        inputs = 'inputs = processor(images=picture, return_tensors="pt")  # a PIL picture, or a list of them'
+    else:
+        inputs = 'inputs = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")'
+    return [*_listed("classes", result.classes), inputs, "print([classes[k] for k in model(**inputs).logits.argmax(-1)])"]
+
+
+def _text(value: Any) -> str:
+    """A plain value as Python has it, text in double quotes."""
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
+
+
+def _code(language: str, lines: Sequence[str] | str) -> str:
+    text = lines if isinstance(lines, str) else "\n".join(lines)
+    return f"```{language}\n{text.strip()}\n```"
+
+
+def _listed(name: str, values: Sequence[str]) -> list[str]:
+    """A list of texts as lines of Python; no text is broken."""
+    joined = ", ".join(_text(value).replace(" ", "\0") for value in values)
+    inside = wrap(joined, 110, break_long_words=False, break_on_hyphens=False)
+    if len(inside) == 1:
+        return [f"{name} = [{inside[0]}]".replace("\0", " ")]
+    return [f"{name} = [", *("    " + line.replace("\0", " ") for line in inside), "]"]

@@ -1,0 +1,69 @@
+"""What rounds.jsonl tells of a round."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any
+
+from fedpeft.core.types import ClientId
+from fedpeft.loop import Ledger
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round, as plain values.
+
+    Attributes:
+      round: rounds done with this one, from 1.
+      clients: by name the bytes `down` and `up` and the `weight` in the mean, or why it `failed`.
+      up_headers: the part of `bytes_up` that is frames and headers rather than tensors.
+      metrics: as the clients report them on what they trained on; null where not finite.
+      held_out: the same of the new parameters on held-out examples; null if this round was not evaluated.
+    """
+
+    round: int
+    clients: Mapping[ClientId, Mapping[str, Any]]
+    bytes_down: int
+    bytes_up: int
+    up_headers: int
+    note: str
+    metrics: Mapping[str, float | None]
+    held_out: Mapping[str, float | None] | None
+    seconds: float
+
+    @property
+    def failed(self) -> dict[ClientId, str]:
+        return {client: what["failed"] for client, what in self.clients.items() if "failed" in what}
+
+    def values(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def record_of(ledger: Ledger, held_out: Mapping[str, float] | None, seconds: float) -> RoundRecord:
+    """A ledger and what was measured after its round."""
+    metrics = {name: metric.value for name, metric in ledger.metrics.items()}
+    return RoundRecord(
+        round=ledger.round + 1,
+        clients={client: _client(ledger, client) for client in sorted(ledger.down)},
+        bytes_down=ledger.bytes_down,
+        bytes_up=ledger.bytes_up,
+        up_headers=ledger.up_headers,
+        note=ledger.note,
+        metrics=finite_or_none(metrics),
+        held_out=None if held_out is None else finite_or_none(held_out),
+        seconds=round(seconds, 3),
+    )
+
+
+def _client(ledger: Ledger, client: ClientId) -> dict[str, Any]:
+    what: dict[str, Any] = {"down": ledger.down[client], "up": ledger.up.get(client, 0)}
+    if client in ledger.weights:
+        what["weight"] = ledger.weights[client]
+    if client in ledger.failed:
+        what["failed"] = ledger.failed[client]
+    return what
+
+
+def finite_or_none(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN and no infinity."""
+    return {name: value if isfinite(value) else None for name, value in metrics.items()}

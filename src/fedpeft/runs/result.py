@@ -1,0 +1,110 @@
+"""What a run came to, read from its folder; the data are not needed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fedpeft.core.tensors import beside
+from fedpeft.core.trainable import tensors_of, write
+from fedpeft.core.types import Tensors
+from fedpeft.errors import RunError
+from fedpeft.plan import Plan
+from fedpeft.registry import describe
+from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint
+from fedpeft.runs.folder import RunFolder, read_json, reopen
+from fedpeft.tasks.image_classification import ImageClassification
+from fedpeft.tasks.text_classification import TextClassification
+
+
+@dataclass(frozen=True)
+class Loader:
+    """How `transformers` loads the models of a task.
+
+    Attributes:
+      auto: its class for the model.
+      reader: its class for what makes inputs of pictures or texts.
+      pipeline: its name for the task.
+    """
+
+    auto: str
+    reader: str
+    pipeline: str
+
+
+IMAGES = Loader("AutoModelForImageClassification", "AutoImageProcessor", "image-classification")
+TEXTS = Loader("AutoModelForSequenceClassification", "AutoTokenizer", "text-classification")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run's last checkpoint and what is needed to make a model of it.
+
+    Attributes:
+      classes: the label names, in the order of the head's outputs.
+    """
+
+    folder: RunFolder
+    plan: Plan
+    loader: Loader
+    classes: tuple[str, ...]
+    checkpoint: Checkpoint
+
+    @property
+    def method(self) -> str:
+        return str(describe("method", self.plan.method)["name"])
+
+    @property
+    def tensors(self) -> Tensors:
+        """The method's tensors, without what an algorithm shares beside them."""
+        return beside(self.plan.local_shares, self.checkpoint.state.params)
+
+    def refuse(self, reason: str) -> RunError:
+        """The error that says why this result cannot be exported."""
+        return RunError(f"{self.folder.path} ({self.method}) cannot be exported: {reason}")
+
+
+def read_result(path: Path) -> Result:
+    """The result of the run in the folder `path`.
+
+    Raises:
+      RunError: there is no such run, no round of it is done, or its model is not one of `transformers`.
+    """
+    folder, plan = reopen(path)
+    saved = load_checkpoint(folder.checkpoint, plan)
+    if saved is None:
+        raise RunError(f"{path} has no checkpoint yet: no round of it is done")
+    return Result(folder, plan, _loader(plan, path), _classes(folder, plan), saved)
+
+
+def _loader(plan: Plan, path: Path) -> Loader:
+    if isinstance(plan.task, ImageClassification):
+        return IMAGES
+    if isinstance(plan.task, TextClassification):
+        return TEXTS
+    task = describe("task", plan.task)["name"]
+    raise RunError(
+        f"{path} cannot be exported: its task {task!r} has no model of transformers; image-classification and "
+        "text-classification have. The trained tensors are in checkpoint/state.safetensors"
+    )
+
+
+def _classes(folder: RunFolder, plan: Plan) -> tuple[str, ...]:
+    """From the plan or the report of the partition; the data are loaded only if neither tells."""
+    kept: Any = (read_json(folder.partition) or {}).get("classes")
+    return plan.classes or tuple(map(str, kept or ())) or plan.data.load().classes
+
+
+def fill(model: nn.Module, tensors: Tensors, result: Result) -> None:
+    """Copy a run's tensors, named as the model has them, into it.
+
+    Raises:
+      RunError: the model has no such tensor, or one of another shape.
+    """
+    every = tensors_of(model)
+    for name, x in tensors.items():
+        if name not in every or every[name].shape != x.shape:
+            has = list(every[name].shape) if name in every else "none"
+            raise result.refuse(f"with these libraries the model has {has} for {name!r} of shape {list(x.shape)}")
+    write(model, tensors)

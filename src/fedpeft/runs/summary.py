@@ -1,0 +1,94 @@
+"""What a finished run comes to, in one table of plain values."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedpeft.client import Site
+from fedpeft.registry import describe
+from fedpeft.runs.environment import environment
+from fedpeft.runs.folder import RunFolder, read_json, read_rounds, write_json
+from fedpeft.runs.measure import full_payloads
+
+
+def summarize(folder: RunFolder, site: Site) -> dict[str, Any]:
+    """Add up the rounds, compare with full fine-tuning, and write summary.json."""
+    plan = site.plan
+    peak = peak_rss()  # before a whole model is built for the comparison
+    rounds = read_rounds(folder)
+    summary = {
+        "name": plan.name,
+        "method": describe("method", plan.method)["name"],
+        "seed": plan.seed,
+        "rounds": len(rounds),
+        "clients": len(site.data.clients),
+        "cohort": plan.cohort,
+        **_accuracy(rounds),
+        "trainable_params": sum(x.numel() for x in site.params().values()),
+        **_traffic(rounds),
+        **_against_full(rounds, site),
+        "seconds": round(sum(r["seconds"] for r in rounds), 3),
+        "peak_rss_bytes": peak,
+        "partition": (read_json(folder.partition) or {}).get("fingerprint"),
+        "engine": plan.engine,
+        **environment(plan, site.device),
+    }
+    write_json(folder.summary, summary)
+    return summary
+
+
+def _accuracy(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    measured = [(r["held_out"].get("accuracy"), r["round"]) for r in rounds if r["held_out"]]
+    known = [(accuracy, at) for accuracy, at in measured if accuracy is not None]
+    best = max(known, key=lambda pair: (pair[0], -pair[1]), default=(None, None))
+    last = measured[-1][0] if measured else None
+    return {"accuracy_last": last, "accuracy_best": best[0], "best_round": best[1]}
+
+
+def _traffic(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    up, down = sum(r["bytes_up"] for r in rounds), sum(r["bytes_down"] for r in rounds)
+    asked, came = _messages(rounds)
+    failures = [
+        {"round": r["round"], "client": client, "reason": what["failed"]}
+        for r in rounds
+        for client, what in r["clients"].items()
+        if "failed" in what
+    ]
+    return {
+        "asked": asked,
+        "failed": len(failures),
+        "first_failure": failures[0] if failures else None,
+        "rounds_without_change": sum(bool(r["note"]) for r in rounds),
+        "bytes_up": up,
+        "bytes_down": down,
+        "bytes_up_headers": sum(r["up_headers"] for r in rounds),
+        "bytes_up_per_client_round": round(up / came, 1) if came else None,
+        "bytes_down_per_client_round": round(down / asked, 1) if asked else None,
+    }
+
+
+def _messages(rounds: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    clients = [client for r in rounds for client in r["clients"].values()]
+    return len(clients), sum(client["up"] > 0 for client in clients)
+
+
+def _against_full(rounds: Sequence[Mapping[str, Any]], site: Site) -> dict[str, Any]:
+    full = full_payloads(site.plan, site.classes)
+    asked, came = _messages(rounds)
+    return {
+        "full_params": full.params,
+        "full_bytes_up_per_client_round": full.up,
+        "full_bytes_down_per_client_round": full.down,
+        "full_bytes_up": full.up * came,
+        "full_bytes_down": full.down * asked,
+    }
+
+
+def peak_rss() -> int | None:
+    """The most memory that this process ever had resident, in bytes; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

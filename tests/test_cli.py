@@ -1,0 +1,324 @@
+"""The command line: what it prints, what it leaves, and what it says about bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from fedpeft import PlanError, read_plan
+from fedpeft.cli.amounts import duration, size
+from fedpeft.cli.app import app
+from fedpeft.registry import CATALOGUE
+
+TESTS = Path(__file__).parent
+PLAN = """
+name = "blobs"
+task = "parts:Points"
+data = "parts:Blobs"
+method = "full"
+rounds = 3
+cohort = 2
+partition = {name = "dirichlet", clients = 4, alpha = 1.0}
+local = {batch_size = 8, lr = 0.1}
+"""
+
+
+def fedpeft(*arguments: str | int | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    path = tmp_path / "plan.toml"
+    path.write_text(PLAN)
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("done")
+    (folder / "plan.toml").write_text(PLAN)
+    result = fedpeft("run", folder / "plan.toml", "--out", folder / "run")
+    assert result.exit_code == 0, result.stderr
+    return folder / "run"
+
+
+def test_a_run_shows_its_rounds_and_ends_with_a_table(plan: Path, tmp_path: Path) -> None:
+    result = fedpeft("run", plan, "--out", tmp_path / "run")
+    lines = result.stdout.splitlines()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert lines[0] == f"blobs: 3 rounds, 2 of 4 clients in each, in {tmp_path / 'run'}"
+    assert [line.split()[:2] for line in lines[1:4]] == [["round", f"{n}/3"] for n in (1, 2, 3)]
+    assert all("2/2 answered" in line and "accuracy" in line and "up" in line for line in lines[1:4])
+    assert f"accuracy, last  {summary['accuracy_last']:>10.4f}".split() == lines[7].split()
+    assert f"{summary['trainable_params']}" in result.stdout
+    assert lines[-1] == f"results: {tmp_path / 'run'}"
+    assert result.stderr == ""
+
+
+def test_json_is_all_that_is_on_standard_output(plan: Path, tmp_path: Path) -> None:
+    result = fedpeft("run", plan, "--out", tmp_path / "run", "--json")
+    assert json.loads(result.stdout) == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert "round 3/3" in result.stderr
+    quiet = fedpeft("run", plan, "--out", tmp_path / "again", "--json", "--quiet")
+    assert json.loads(quiet.stdout)["bytes_up"] == json.loads(result.stdout)["bytes_up"]
+    assert quiet.stderr == ""
+
+
+def test_settings_and_flags_change_the_plan(plan: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = fedpeft(
+        "run", plan, "--set", "rounds=1", "-s", "local.lr=0.5", "--seed", 7, "--engine", "processes",
+        "--workers", 1, "--out", out, "--quiet",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    left = read_plan(out / "plan.toml")
+    assert (left.rounds, left.local.lr, left.seed, left.engine) == (1, 0.5, 7, "processes")  # type: ignore[attr-defined]
+    assert left == read_plan(plan, ["rounds=1", "local.lr=0.5", "seed=7", "engine=processes"])
+
+
+def test_runs_without_a_name_get_folders_of_their_own(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert fedpeft("run", plan, "--set", "rounds=1", "--quiet").exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["blobs-full-1-001", "blobs-full-1-002"]
+
+
+def test_resuming_a_finished_run_shows_its_summary(done: Path) -> None:
+    before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
+    result = fedpeft("run", "--resume", done)
+    assert result.exit_code == 0
+    assert "this run is finished: nothing is left to do" in result.stdout
+    assert "accuracy, last" in result.stdout
+    as_json = fedpeft("run", "--resume", done, "--json")
+    assert json.loads(as_json.stdout) == json.loads((done / "summary.json").read_text())
+    assert before == {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
+
+
+def test_a_resume_elsewhere_is_warned_of(plan: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    fedpeft("run", plan, "--out", out, "--quiet")
+    (out / "summary.json").unlink()
+    from fedpeft.core.stores import dump_tensors, load_tensors
+
+    tensors, metadata = load_tensors(out / "checkpoint" / "state.safetensors")
+    then = json.loads(metadata["environment"])
+    metadata["environment"] = json.dumps({**then, "cpu": "abacus"})
+    dump_tensors(out / "checkpoint" / "state.safetensors", tensors, metadata)
+    result = fedpeft("run", "--resume", out, "--quiet")
+    assert result.exit_code == 0
+    (line,) = result.stderr.splitlines()
+    expected = f"cpu abacus then, {then['cpu']} now"
+    assert line == f"warning: the last bits may differ from an undisturbed run's: {expected}"
+    assert json.loads((out / "summary.json").read_text())["rounds"] == 3
+
+
+def test_training_that_diverges_is_named_and_the_run_goes_on(plan: Path, tmp_path: Path) -> None:
+    result = fedpeft("run", plan, "--out", tmp_path / "run", "--set", "local.lr=1e38")
+    assert result.exit_code == 0
+    assert "0/2 answered" in result.stdout
+    assert "not counted: c00" in result.stdout
+    warnings = result.stderr.splitlines()
+    assert warnings[0].startswith("warning: 6 of 6 replies were not counted; first c00")
+    assert "in round 1: ArithmeticError: training diverged" in warnings[0]
+    assert warnings[1] == "warning: 3 of 3 rounds had too few good replies and changed nothing"
+    line = json.loads((tmp_path / "run" / "rounds.jsonl").read_text().splitlines()[0])
+    assert all("training diverged" in client["failed"] for client in line["clients"].values())
+    assert line["note"] == "0 good replies, 1 needed: nothing changes"
+
+
+def bad_folders(root: Path, done: Path) -> dict[str, Path]:
+    (root / "empty").mkdir()
+    (root / "broken.toml").write_text("rounds = = 3")
+    (root / "binary.toml").write_bytes(b"\xff\xfe\x00\x80")
+    broken = root / "broken"
+    (broken / "checkpoint").mkdir(parents=True)
+    for name in ("plan.toml", "rounds.jsonl", "partition.json"):
+        (broken / name).write_bytes((done / name).read_bytes())
+    (broken / "checkpoint" / "state.safetensors").write_bytes(b"half a checkpoint")
+    return {"ROOT": root, "DONE": done, "PLAN": root / "plan.toml", "OUT": root / "out"}
+
+
+BAD = {
+    "unknown key": (["run", "PLAN", "--set", "round=3"], "no key called 'round'. Did you mean 'rounds'?"),
+    "unknown key of a part": (["run", "PLAN", "--set", "local.lrr=3"], "no key called 'lrr'. Did you mean 'lr'?"),
+    "unknown method": (["run", "--set", "method=lorra"], "no method called 'lorra'. Did you mean 'lora'?"),
+    "unknown engine": (["run", "PLAN", "--engine", "process"], "Did you mean 'processes'?"),
+    "wrong type": (["run", "PLAN", "--set", "rounds=many"], "plan.rounds = 'many'"),
+    "out of range": (["run", "PLAN", "--set", "rounds=0"], "rounds must be at least 1, got 0"),
+    "no pair": (["run", "PLAN", "--set", "rounds"], "'rounds' is not of the form key=value"),
+    "no such plan": (["run", "ROOT/none.toml"], "none.toml cannot be read: No such file"),
+    "a folder as plan": (["run", "ROOT/empty"], "empty cannot be read: Is a directory"),
+    "a plan that is no TOML": (["show", "ROOT/broken.toml"], "the plan is no TOML"),
+    "a plan that is no text": (["run", "ROOT/binary.toml"], "the plan is no TOML"),
+    "too many clients": (["run", "PLAN", "--set", "partition.clients=500"], "too few for 500 clients"),
+    "a run in the way": (["run", "PLAN", "--out", "DONE"], "already holds a run"),
+    "a file in the way": (["run", "PLAN", "--out", "PLAN"], "is a file"),
+    "no such device": (["run", "PLAN", "--device", "abacus"], "the device 'abacus' cannot be used here"),
+    "workers of no engine": (["run", "PLAN", "--workers", "2"], "the engine 'inprocess' has no workers"),
+    "resume nothing": (["run", "--resume", "ROOT/none"], "is not a run's folder: there is no such folder"),
+    "resume no run": (["run", "--resume", "ROOT/empty"], "is not a run's folder: it has no plan.toml"),
+    "resume from a broken checkpoint": (["run", "--resume", "ROOT/broken"], "state.safetensors cannot be read"),
+    "evaluate a broken checkpoint": (["evaluate", "ROOT/broken"], "state.safetensors cannot be read"),
+    "evaluate no run": (["evaluate", "ROOT/empty"], "it has no plan.toml"),
+    "export no run": (["export", "ROOT/empty", "OUT"], "it has no plan.toml"),
+    "list an unknown kind": (["list", "methods"], "Did you mean 'method'?"),
+    "show an unknown part": (["show", "--set", "uplink=zip"], "no codec called 'zip'"),
+    "partition of too many": (["partition", "PLAN", "-s", "partition.clients=500"], "too few for 500 clients"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_clear_line(plan: Path, done: Path, arguments: list[str], words: str) -> None:
+    places = bad_folders(plan.parent, done)
+    for name, path in places.items():
+        arguments = [argument.replace(name, str(path)) for argument in arguments]
+    if arguments[0] == "run" and "--out" not in arguments and "--resume" not in arguments:
+        arguments = [*arguments, "--out", str(places["OUT"])]
+    result = fedpeft(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+    assert not places["OUT"].exists()
+
+
+def test_a_broken_checkpoint_and_its_run_are_left_alone(plan: Path, done: Path) -> None:
+    bad_folders(plan.parent, done)
+    broken = plan.parent / "broken"
+    before = {path: path.read_bytes() for path in broken.rglob("*") if path.is_file() and path.name != ".lock"}
+    fedpeft("run", "--resume", broken)
+    assert before == {path: path.read_bytes() for path in broken.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.mark.parametrize("beside", [["PLAN"], ["--set", "rounds=9"], ["--seed", "2"], ["--out", "x"]])
+def test_a_resume_takes_no_other_plan(plan: Path, done: Path, beside: list[str]) -> None:
+    result = fedpeft("run", "--resume", done, *(plan if word == "PLAN" else word for word in beside))
+    assert result.exit_code == 2
+    assert "--resume goes on with the run's own plan" in result.stderr
+
+
+def test_debug_shows_where_an_error_comes_from(plan: Path) -> None:
+    for arguments in (["show", "--set", "round=1", "--debug"], ["--debug", "show", "--set", "round=1"]):
+        assert isinstance(fedpeft(*arguments).exception, PlanError)
+    assert isinstance(fedpeft("show", plan, "--set", "round=1").exception, SystemExit)
+
+
+def test_a_file_that_cannot_be_written_is_one_line(plan: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = fedpeft("run", plan, "--out", tmp_path / "file" / "run")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "cannot be made" in result.stderr
+
+
+def test_show_prints_a_plan_that_reads_back(plan: Path) -> None:
+    result = fedpeft("show", plan, "--set", "local.optimizer=adamw", "--set", "rounds=5")
+    assert read_plan(result.stdout) == read_plan(plan, ["local.optimizer=adamw", "rounds=5"])
+
+
+def test_the_plan_without_a_plan(tmp_path: Path) -> None:
+    chosen = read_plan(fedpeft("show").stdout)
+    assert (chosen.name, chosen.cohort, chosen.partition.clients) == ("digits", 8, 32)  # type: ignore[attr-defined]
+    assert json.loads(fedpeft("partition", "--json").stdout)["clients"] == 32
+
+
+def test_partition_draws_the_division_that_a_run_has(plan: Path, done: Path) -> None:
+    report = json.loads(fedpeft("partition", plan, "--json").stdout)
+    assert report == json.loads((done / "partition.json").read_text())
+    shown = fedpeft("partition", plan).stdout
+    assert report["fingerprint"] in shown
+    assert all(client in shown for client in report["histograms"])
+    other = json.loads(fedpeft("partition", plan, "--json", "--seed", 2).stdout)
+    assert other["fingerprint"] != report["fingerprint"]
+
+
+def test_evaluate_finds_what_the_run_found(done: Path) -> None:
+    summary = json.loads((done / "summary.json").read_text())
+    found = json.loads(fedpeft("evaluate", done, "--json", "--per-client").stdout)
+    assert found["round"] == 3
+    assert found["held_out"]["accuracy"] == summary["accuracy_last"]
+    spread = found["clients"]["accuracy"]
+    assert 0 <= spread["worst_tenth"] <= spread["mean"] <= 1
+    shown = fedpeft("evaluate", done, "--per-client").stdout.splitlines()
+    assert shown[:2] == ["after round 3", f"  accuracy    {summary['accuracy_last']:.4f}"]
+    assert shown[3] == f"  accuracy    mean {spread['mean']:.4f}   worst tenth {spread['worst_tenth']:.4f}"
+
+
+def test_evaluate_before_the_first_round(plan: Path, done: Path) -> None:
+    begun = plan.parent / "begun"
+    begun.mkdir()
+    (begun / "plan.toml").write_bytes((done / "plan.toml").read_bytes())
+    result = fedpeft("evaluate", begun)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "has no checkpoint yet" in result.stderr
+
+
+def test_list_knows_every_part() -> None:
+    shown = fedpeft("list").stdout
+    for kind, names in CATALOGUE.items():
+        alone = fedpeft("list", kind).stdout.splitlines()
+        assert alone[0] == kind
+        assert [line.split()[0] for line in alone[1:]] == sorted(names)
+        assert all(line in shown for line in alone)
+    assert "Low-rank adaptation" in fedpeft("list", "method").stdout
+
+
+@pytest.mark.parametrize("command", ["run", "list", "show", "partition", "evaluate", "export"])
+def test_help_has_examples(command: str) -> None:
+    result = fedpeft(command, "--help")
+    assert result.exit_code == 0
+    assert f"Examples:\n    fedpeft {command}" in result.stdout
+
+
+def test_help_and_list_do_not_wait_for_torch() -> None:
+    script = (
+        "import sys\nfrom fedpeft.cli.app import app\n"
+        "for words in (['--help'], ['run', '--help'], ['list'], ['--version']):\n"
+        "    try: app(words)\n"
+        "    except SystemExit as ended: assert not ended.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_the_module_is_the_command() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "fedpeft", "list", "codc"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: no kind of part called 'codc'. Did you mean 'codec'?")
+
+
+def test_names_are_completed_in_a_shell() -> None:
+    asked = {"_FEDPEFT_COMPLETE": "complete_bash", "COMP_WORDS": "fedpeft run --engine pro", "COMP_CWORD": "3"}
+    script = "from fedpeft.cli.app import app; app(prog_name='fedpeft')"
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env={**os.environ, **asked}
+    )
+    assert ended.stdout.split() == ["processes"]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (343498752, "327.6 MiB"), (5 * 2**50, "5120.0 TiB")],
+)
+def test_bytes_are_read_in_units_of_1024(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (119.4, "119 s"), (125, "2 min 05 s"), (7620, "2 h 07 min")],
+)
+def test_seconds_are_read_in_fitting_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,161 @@
+"""Laws of engines: the same bits and bytes as one client after another in this process, whatever happens on the way."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from parts import Blobs, DiesAfterSaving, Fatal, Points
+
+from fedpeft.client import Site, open_site
+from fedpeft.core.stores import Folder, Nowhere
+from fedpeft.core.tensors import equal
+from fedpeft.core.types import Failure, Job, Reply, State, Store
+from fedpeft.engines.inprocess import InProcess
+from fedpeft.engines.processes import Processes
+from fedpeft.errors import PlanError
+from fedpeft.loop import Ledger, federate, start
+from fedpeft.plan import Plan, read_plan
+
+POINTS = {
+    "task": {"name": "parts:Points"},
+    "data": {"name": "parts:Blobs", "examples": 600},
+    "partition": {"name": "dirichlet", "clients": 12, "alpha": 10.0},
+    "method": "head",
+    "local": {"lr": 0.05, "batch_size": 8, "correction": "scaffold"},
+    "server": "scaffold",
+    "uplink": {"name": "topk", "density": 0.3},
+    "stages": ["error_feedback"],
+    "rounds": 3,
+    "cohort": 8,
+}
+
+
+def plan_of(**changes: object) -> Plan:
+    return read_plan({**POINTS, **changes})
+
+
+@pytest.fixture(scope="module")
+def site() -> Site:
+    return open_site(plan_of())
+
+
+def processes(site: Site, store: Store, workers: int = 2) -> Iterator[Processes]:
+    engine = Processes(site, store, workers)
+    yield engine
+    engine.close()
+
+
+def run(engine: InProcess | Processes, plan: Plan) -> list[tuple[State, Ledger]]:
+    try:
+        return list(federate(plan, engine, start(plan, engine.site.params())))
+    finally:
+        engine.close()
+
+
+def reference(site: Site, plan: Plan, folder: Path) -> list[tuple[State, Ledger]]:
+    return run(InProcess(replace(site, plan=plan), Folder(folder)), plan)
+
+
+def same(got: list[tuple[State, Ledger]], want: list[tuple[State, Ledger]]) -> bool:
+    """The bits of every round, its bytes, its weights, its metrics."""
+    return len(got) == len(want) and all(
+        equal(a.params, b.params) and a.accepted == b.accepted and mine == theirs
+        for (a, mine), (b, theirs) in zip(got, want, strict=True)
+    )
+
+
+def test_worker_processes_give_the_same_bits_with_memory_and_all(site: Site, tmp_path: Path) -> None:
+    got = run(Processes(site, Folder(tmp_path / "workers"), 2), site.plan)
+    assert same(got, reference(site, site.plan, tmp_path / "here"))
+    assert not any(ledger.failed for _, ledger in got)
+
+
+def trigger() -> float:
+    """The first feature of one training example, by which a task knows that it is its turn to die."""
+    point: torch.Tensor = Blobs(examples=600).load().train.columns["point"]
+    return float(point[100, 0])
+
+
+def test_a_worker_that_is_killed_in_the_middle_of_a_job_costs_nothing(site: Site, tmp_path: Path) -> None:
+    once = tmp_path / "killed"
+    plan = replace(site.plan, task=Fatal(trigger(), str(once)), cohort=12)
+    got = run(Processes(replace(site, plan=plan), Folder(tmp_path / "workers"), 2), plan)
+    assert once.exists(), "nobody was killed"
+    assert same(got, reference(site, replace(plan, task=Points()), tmp_path / "here"))
+
+
+def test_a_worker_that_is_killed_before_it_answers_does_not_train_twice(site: Site, tmp_path: Path) -> None:
+    """Its memory is written and its reply is not sent: the second attempt finds both."""
+    once, plan = tmp_path / "killed", replace(site.plan, cohort=12)
+    store = DiesAfterSaving(Folder(tmp_path / "workers"), site.data.clients[3], str(once))
+    got = run(Processes(replace(site, plan=plan), store, 2), plan)
+    assert once.exists(), "nobody was killed"
+    assert same(got, reference(site, plan, tmp_path / "here"))
+
+
+def test_a_client_that_kills_every_worker_is_a_named_failure_and_the_rest_are_averaged(
+    site: Site, tmp_path: Path
+) -> None:
+    plan = replace(site.plan, task=Fatal(trigger()), cohort=12, rounds=1)
+    [(state, ledger)] = run(Processes(replace(site, plan=plan), Folder(tmp_path / "workers"), 2), plan)
+    [(client, reason)] = ledger.failed.items()
+    assert reason == "its worker process ended with code -9, 2 times"
+    assert client not in state.accepted and len(ledger.weights) == 11
+    here = InProcess(replace(site, plan=replace(plan, task=Points())), Folder(tmp_path / "here"))
+
+    @dataclass(frozen=True)
+    class Without:
+        """The same clients without that one."""
+
+        clients = here.clients
+
+        def run(self, jobs: object) -> Iterator[Reply | Failure]:
+            for reply in here.run(jobs):  # type: ignore[arg-type]
+                yield Failure(client, reason) if reply.client == client else reply
+
+    [(want, theirs)] = federate(plan, Without(), start(plan, site.params()))
+    assert equal(state.params, want.params) and ledger == theirs
+
+
+def jobs_of(site: Site, plan: Plan, round: int) -> list[Job]:
+    payload = plan.downlink.encode(start(plan, site.params()).params)
+    return [Job("run", round, client, "fit", 7 + k, None, payload) for k, client in enumerate(site.data.clients)]
+
+
+def test_who_leaves_in_the_middle_of_a_round_finds_nothing_of_it_in_the_next(site: Site) -> None:
+    plan = plan_of(local={"lr": 0.05}, server="average", stages=[])
+    here = InProcess(replace(site, plan=plan))
+    for engine in processes(here.site, Nowhere()):
+        replies = engine.run(jobs_of(site, plan, 0))
+        assert next(replies) == next(here.run(jobs_of(site, plan, 0)))
+        replies.close()  # type: ignore[attr-defined]
+        assert list(engine.run([])) == []
+        assert list(engine.run(jobs_of(site, plan, 1)[::-1])) == list(here.run(jobs_of(site, plan, 1)[::-1]))
+
+
+def test_what_goes_wrong_in_a_worker_is_the_clients_failure_with_the_same_words(site: Site) -> None:
+    plan = plan_of(local={"lr": 1e38, "batch_size": 2, "epochs": 3}, server="average", stages=[])
+    here = InProcess(replace(site, plan=plan))
+    for engine in processes(here.site, Nowhere()):
+        got = list(engine.run(jobs_of(site, plan, 0)[:2]))
+        assert got == list(here.run(jobs_of(site, plan, 0)[:2]))
+        assert all(isinstance(one, Failure) and "diverged" in one.reason for one in got)
+
+
+def test_a_worker_that_cannot_start_says_why(site: Site) -> None:
+    plan = replace(site.plan, classes=("of", "other", "data"))
+    for engine in processes(replace(site, plan=plan), Nowhere(), 1):
+        [got] = engine.run(jobs_of(site, site.plan, 0)[:1])
+        assert isinstance(got, Failure) and "could not start: the plan's classes are ['of', 'other'" in got.reason
+
+
+def test_a_part_that_cannot_be_sent_is_a_plan_error(site: Site) -> None:
+    @dataclass(frozen=True)
+    class Local(Points):
+        """A class inside a function: nobody else can import it."""
+
+    for engine in processes(replace(site, plan=replace(site.plan, task=Local())), Nowhere()):
+        with pytest.raises(PlanError, match="cannot be sent to worker processes"):
+            list(engine.run(jobs_of(site, site.plan, 0)))

@@ -1,0 +1,367 @@
+"""Runs that are killed, interrupted or out of disk, as real processes; what is resumed ends in the same bits."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedpeft import Folder, Processes, read_plan
+from fedpeft.core.stores import load_tensors
+from fedpeft.core.tensors import equal
+from fedpeft.core.types import Cohort, Context, Tensors, Update
+from fedpeft.runs.execute import execute, open_engine, open_run_site
+from fedpeft.runs.folder import RunFolder, create, read_rounds
+
+TESTS = Path(__file__).parent
+BLOBS = """
+name = "blobs"
+task = "parts:Points"
+data = "parts:Blobs"
+method = "full"
+rounds = 3
+cohort = 2
+server = "scaffold"
+partition = {name = "dirichlet", clients = 4, alpha = 1.0}
+local = {batch_size = 8, lr = 0.1, correction = "scaffold"}
+"""
+DIGITS = """
+name = "digits"
+method = "lora"
+rounds = 5
+cohort = 2
+evaluate_every = 5
+partition = {name = "dirichlet", clients = 48, alpha = 1.0}
+local = {batch_size = 16, lr = 0.05}
+"""
+MEMORY = """
+name = "memory"
+task = "parts:Points"
+data = "parts:Blobs"
+method = "full"
+rounds = 5
+cohort = 3
+engine = "processes"
+uplink = {name = "topk", density = 0.2}
+stages = ["error_feedback"]
+server = "scaffold"
+partition = {name = "dirichlet", clients = 5, alpha = 1.0}
+local = {batch_size = 4, epochs = 30, lr = 0.01, correction = "scaffold"}
+"""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A stage at which clients wait while the file `closed` is in the folder; `reached` says that one is there."""
+
+    folder: str
+
+    def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]:
+        while (Path(self.folder) / "closed").exists():
+            (Path(self.folder) / "reached").touch()
+            time.sleep(0.02)
+        return update, {}
+
+    def on_server(self, update: Update, cohort: Cohort) -> Update:
+        return update
+
+
+def begin(*arguments: str | Path) -> "subprocess.Popen[str]":
+    """`fedpeft ...` as a process, in a process group of its own, as a terminal would have it."""
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.Popen(
+        [sys.executable, "-m", "fedpeft", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(*arguments: str | Path) -> None:
+    process = begin(*arguments)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+
+
+def until(what: Callable[[], Any], process: "subprocess.Popen[str] | None" = None, seconds: float = 90) -> None:
+    """Wait for `what`, which a process that has ended cannot bring about any more."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.005)
+
+
+def write(path: Path, *texts: str) -> Path:
+    path.write_text("".join(texts))
+    return path
+
+
+def outcome(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str]]:
+    """The tensors of the last checkpoint, the rounds without their seconds, and who was counted when."""
+    tensors, metadata = load_tensors(RunFolder(folder).checkpoint)
+    lines = [{key: x for key, x in line.items() if key != "seconds"} for line in read_rounds(RunFolder(folder))]
+    return tensors, lines, {key: metadata[key] for key in ("round", "accepted", "order")}
+
+
+def assert_same_end(ours: Path, theirs: Path) -> None:
+    (tensors, *rest), (others, *other_rest) = outcome(ours), outcome(theirs)
+    assert equal(tensors, others)
+    assert rest == other_rest
+
+
+def undisturbed(plan: Path, out: Path) -> Path:
+    """The same run in this process, without a command line and with the engine that has no processes."""
+    chosen = read_plan(plan, ["engine=inprocess"])
+    site = open_run_site(chosen)
+    folder = create(chosen, out)
+    for _ in execute(folder, site, open_engine(folder, site)):
+        pass
+    return out
+
+
+def kill_somewhere(plan: Path, out: Path, draws: random.Random) -> None:
+    """Run until a round drawn at random is done, a moment drawn at random longer, and then not a step further."""
+    process = begin("run", plan, "--out", out, "--quiet")
+    line = draws.randrange(5)
+    until(lambda: len(read_rounds(RunFolder(out))) >= line and (out / "partition.json").exists(), process)
+    time.sleep(draws.uniform(0, 0.6))
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize("text", [DIGITS, MEMORY], ids=["plain", "memory"])
+def test_a_run_killed_at_a_random_moment(tmp_path: Path, text: str) -> None:
+    plan = write(tmp_path / "plan.toml", text)
+    kill_somewhere(plan, tmp_path / "killed", random.Random(1))
+    finish("run", "--resume", tmp_path / "killed")
+    assert_same_end(tmp_path / "killed", undisturbed(plan, tmp_path / "undisturbed"))
+    assert json.loads((tmp_path / "killed" / "summary.json").read_text())["rounds"] == 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("text", [DIGITS, MEMORY], ids=["plain", "memory"])
+def test_a_run_killed_at_many_random_moments(tmp_path: Path, text: str) -> None:
+    plan = write(tmp_path / "plan.toml", text)
+    wanted = undisturbed(plan, tmp_path / "undisturbed")
+    for seed in range(2, 12):
+        kill_somewhere(plan, tmp_path / f"killed{seed}", random.Random(seed))
+        finish("run", "--resume", tmp_path / f"killed{seed}")
+        assert_same_end(tmp_path / f"killed{seed}", wanted)
+
+
+def kill_at_file_events(folder: str, chosen: str) -> None:
+    """Kill a run just before it opens for writing, renames or removes a file; then resume it, and compare.
+
+    This is run in a process of its own, which loads everything once and then forks for each kill. `chosen` is "all",
+    or how many of the moments are drawn.
+    """
+    import fedpeft.engines.inprocess
+    import fedpeft.runs.summary  # noqa: F401  # before the forks, so that each need not do it
+
+    plan = write(Path(folder) / "plan.toml", BLOBS)
+    wanted = Path(folder) / "undisturbed"
+    assert in_fork(lambda: command("run", plan, "--out", wanted, "--quiet")) == 0
+    events = Path(folder) / "events"
+    in_fork(lambda: killed_before(None, Path(folder) / "counted", plan, events))
+    total = int(events.read_text())
+    moments = list(range(total)) if chosen == "all" else sorted(random.Random(5).sample(range(total), int(chosen)))
+    for moment in moments:
+        out = Path(folder) / f"killed{moment}"
+        assert os.WTERMSIG(in_fork(lambda: killed_before(moment, out, plan, events))) == signal.SIGKILL  # noqa: B023
+        again: list[str | Path] = ["--resume", out] if (out / "plan.toml").exists() else [plan, "--out", out]
+        assert in_fork(lambda: command("run", *again, "--quiet")) == 0, moment  # noqa: B023
+        assert_same_end(out, wanted)
+        shutil.rmtree(out)
+    sys.stdout.write(f"{len(moments)} of {total}\n")
+
+
+def command(*arguments: str | Path) -> None:
+    from fedpeft.cli.app import app
+
+    app([str(argument) for argument in arguments])
+
+
+def in_fork(work: Callable[[], None]) -> int:
+    """Do the work in a copy of this process, and give its status as `os.waitpid` does."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    code = 1
+    try:
+        work()
+        code = 0
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    finally:
+        os._exit(code)
+
+
+def killed_before(moment: int | None, out: Path, plan: Path, events: Path) -> None:
+    """Run a plan and die before its file event number `moment`; without one, write how many there are."""
+    seen = 0
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if not (writes or event in ("os.rename", "os.remove", "os.mkdir")) or str(out) not in str(arguments[0]):
+            return
+        if seen == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+        seen += 1
+
+    sys.addaudithook(hook)
+    try:
+        command("run", plan, "--out", out, "--quiet")
+    finally:
+        counted, out = seen, Path("nowhere")
+        events.write_text(str(counted))
+
+
+def file_events(folder: Path, chosen: str) -> str:
+    script = f"import test_kill; test_kill.kill_at_file_events({str(folder)!r}, {chosen!r})"
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=TESTS, capture_output=True, text=True, check=False, timeout=1200
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.splitlines()[-1]
+
+
+def test_a_run_killed_before_some_file_events(tmp_path: Path) -> None:
+    assert file_events(tmp_path, "6").startswith("6 of ")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_run_killed_before_every_file_event(tmp_path: Path) -> None:
+    done, _, total = file_events(tmp_path, "all").partition(" of ")
+    assert done == total
+    assert int(total) > 40
+
+
+@pytest.fixture
+def at_the_gate(tmp_path: Path) -> Iterator["tuple[subprocess.Popen[str], Path, list[int]]"]:
+    """A run whose two worker processes are in the middle of a job; with their process numbers."""
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("processes are looked up in /proc")
+    (tmp_path / "closed").touch()
+    gate = f'engine = "processes"\nstages = [{{name = "test_kill:Gate", folder = "{tmp_path}"}}]\n'
+    plan = write(tmp_path / "plan.toml", gate, BLOBS)
+    process = begin("run", plan, "--out", tmp_path / "run", "--workers", "2")
+    until((tmp_path / "reached").exists, process)
+    yield process, tmp_path, children(process.pid)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def children(parent: int) -> list[int]:
+    return [pid for pid, (_, above) in processes().items() if above == parent]
+
+
+def processes() -> dict[int, tuple[str, int]]:
+    """By process number the state and the parent's number."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            _, _, rest = path.read_text().rpartition(") ")
+        except OSError:
+            continue
+        found[int(path.parent.name)] = (rest.split()[0], int(rest.split()[1]))
+    return found
+
+
+def alive(pids: list[int]) -> list[int]:
+    now = processes()
+    return [pid for pid in pids if pid in now and now[pid][0] != "Z"]
+
+
+def test_workers_do_not_outlive_a_killed_parent(
+    at_the_gate: "tuple[subprocess.Popen[str], Path, list[int]]",
+) -> None:
+    process, folder, workers = at_the_gate
+    assert len(alive(workers)) >= 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    until(lambda: not alive(workers), seconds=15)
+    assert (folder / "closed").exists()
+
+
+def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(
+    at_the_gate: "tuple[subprocess.Popen[str], Path, list[int]]",
+) -> None:
+    process, folder, workers = at_the_gate
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    advice = f"go on with `fedpeft run --resume {folder / 'run'}`"
+    assert stderr.splitlines() == [f"interrupted: what is done is kept; {advice}"]
+    until(lambda: not alive(workers), seconds=15)
+    (folder / "closed").unlink()
+    finish("run", "--resume", folder / "run")
+    assert_same_end(folder / "run", undisturbed(folder / "plan.toml", folder / "undisturbed"))
+
+
+def test_ctrl_c_while_the_workers_are_being_loaded(tmp_path: Path) -> None:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("processes are looked up in /proc")
+    plan = write(tmp_path / "plan.toml", 'engine = "processes"\n', BLOBS)
+    process = begin("run", plan, "--out", tmp_path / "run", "--workers", "2", "--quiet")
+    until(lambda: len(children(process.pid)) > 2, process)  # beside the workers there is a tracker of resources
+    workers = children(process.pid)
+    time.sleep(0.6)  # they import torch meanwhile
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert len(stderr.splitlines()) == 1
+    assert stderr.startswith("interrupted: ")
+    until(lambda: not alive(workers), seconds=15)
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    """The system's limit on the size of a file stands for the disk: rounds.jsonl is the first to grow beyond it."""
+    plan, out = write(tmp_path / "plan.toml", BLOBS.replace("rounds = 3", "rounds = 30")), tmp_path / "run"
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
+        "from fedpeft.cli.app import app; app(sys.argv[1:])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", limited, "run", str(plan), "--out", str(out), "--quiet"],
+        cwd=TESTS, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == [
+        f"error: {out} cannot be written: File too large: what is done is kept; go on with `fedpeft run --resume {out}`"
+    ]
+    done = len(read_rounds(RunFolder(out)))
+    assert 3 < done < 30
+    assert outcome(out)[2]["round"] == str(done)
+    assert not (out / "rounds.jsonl").read_bytes().endswith(b"\n")  # the line that the limit cut
+    finish("run", "--resume", out)
+    assert_same_end(out, undisturbed(plan, tmp_path / "undisturbed"))
+
+
+def test_processes_give_the_bits_of_a_single_one(tmp_path: Path) -> None:
+    """What the comparisons above rest on."""
+    plan = write(tmp_path / "plan.toml", BLOBS)
+    wanted = undisturbed(plan, tmp_path / "undisturbed")
+    chosen = read_plan(plan)
+    site, folder = open_run_site(chosen), create(chosen, tmp_path / "run")
+    engine = Processes(site, Folder(folder.clients), workers=2)
+    try:
+        for _ in execute(folder, site, engine):
+            pass
+    finally:
+        engine.close()
+    assert_same_end(folder.path, wanted)

@@ -1,0 +1,169 @@
+"""Laws of every registered aggregator. A new one is tested by being registered."""
+
+from itertools import permutations
+
+import pytest
+import torch
+
+from fedpeft.core.tensors import equal, layout
+from fedpeft.core.types import Aggregator, State, Tensors, Update, Weighted
+from fedpeft.registry import build, names
+
+every = pytest.mark.parametrize("name", sorted(names("aggregator")))
+
+
+def cohort(size: int, dtype: torch.dtype = torch.float32) -> list[Update]:
+    draws = torch.Generator().manual_seed(size)
+    return [
+        Update(
+            f"c{k}",
+            {"a": torch.randn(2, 3, generator=draws).to(dtype), "s": torch.randn((), generator=draws).to(dtype)},
+            float(k + 1),
+            {"loss": Weighted(2.0 * k, k + 1.0)},
+        )
+        for k in range(size)
+    ]
+
+
+def reduced(name: object, updates: object) -> Update:
+    aggregator: Aggregator = build("aggregator", name)
+    state = State(0, cohort(1)[0].delta)
+    return aggregator(updates, state, lambda client: state.params)  # type: ignore[arg-type]
+
+
+@every
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_equals_of_one_are_that_one(name: str, size: int) -> None:
+    [one] = cohort(1)
+    got = reduced(name, [Update(f"c{k}", one.delta, 1.0 + k) for k in range(size)])
+    assert layout(got.delta) == layout(one.delta)
+    for key, x in one.delta.items():
+        torch.testing.assert_close(got.delta[key], x, rtol=0, atol=1e-6)
+
+
+@every
+def test_order_changes_next_to_nothing(name: str) -> None:
+    first = reduced(name, cohort(5))
+    for order in list(permutations(cohort(5)))[::7]:
+        other = reduced(name, order)
+        for key, x in first.delta.items():
+            torch.testing.assert_close(other.delta[key], x, rtol=0, atol=1e-6)
+
+
+@every
+@pytest.mark.parametrize("size", [1, 2, 7, 8])
+def test_the_result_lies_between_the_least_and_the_greatest(name: str, size: int) -> None:
+    updates = cohort(size)
+    for key, x in reduced(name, updates).delta.items():
+        stacked = torch.stack([update.delta[key] for update in updates])
+        assert bool((x >= stacked.amin(0) - 1e-6).all() and (x <= stacked.amax(0) + 1e-6).all())
+
+
+@every
+def test_nobody_is_an_error(name: str) -> None:
+    with pytest.raises(ValueError, match="no update arrived"):
+        reduced(name, iter(()))
+
+
+@every
+def test_other_names_are_an_error(name: str) -> None:
+    with pytest.raises(ValueError, match="names differ"):
+        reduced(name, [*cohort(2), Update("c9", {"a": torch.zeros(2, 3)})])
+
+
+@every
+def test_updates_are_read_once_and_not_touched(name: str) -> None:
+    updates = cohort(4)
+    before = [{n: x.clone() for n, x in update.delta.items()} for update in updates]
+    got = reduced(name, (update for update in updates))
+    assert equal(got.delta, reduced(name, updates).delta)
+    assert all(equal(update.delta, old) for update, old in zip(updates, before, strict=True))
+
+
+@every
+def test_weights_and_metrics_are_summed(name: str) -> None:
+    got = reduced(name, cohort(3))
+    assert (got.client, got.weight, got.metrics) == ("", 6.0, {"loss": Weighted(6.0, 6.0)})
+
+
+@every
+def test_a_metric_that_only_some_have(name: str) -> None:
+    [first, second] = cohort(2)
+    extra = Update("c2", second.delta, 2.0, {"accuracy": Weighted(1.0, 2.0)})
+    assert reduced(name, [first, extra]).metrics == {"loss": Weighted(0.0, 1.0), "accuracy": Weighted(1.0, 2.0)}
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_types_are_summed_in_a_wide_one(name: str, dtype: torch.dtype) -> None:
+    """bfloat16 counts to 256 and no further: 1 + 256 is 256."""
+    updates = [Update(u.client, u.delta, 1.0) for u in cohort(400, dtype)]
+    got = reduced(name, updates).delta["a"]
+    wide = [Update(u.client, {"a": u.delta["a"].double(), "s": u.delta["s"].double()}, 1.0) for u in updates]
+    want = reduced(name, wide).delta["a"]
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), want, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+@every
+def test_integers_keep_their_type(name: str) -> None:
+    updates = [Update(f"c{k}", {"n": torch.tensor([k, 2**40 + k])}, 1.0) for k in (1, 2, 3)]
+    got: Tensors = reduced(name, updates).delta
+    assert got["n"].dtype == torch.int64 and got["n"].tolist() == [2, 2**40 + 2]
+
+
+def of(*values: float, weights: tuple[float, ...] | None = None) -> list[Update]:
+    pairs = zip(values, weights or (1.0,) * len(values), strict=True)
+    return [Update(f"c{k}", {"a": torch.tensor([float(v)])}, w) for k, (v, w) in enumerate(pairs)]
+
+
+def test_means_by_hand() -> None:
+    assert reduced("mean", of(0, 10, weights=(1, 3))).delta["a"].item() == 7.5
+    assert reduced("mean", of(1, 2, 6, weights=(2, 2, 4))).delta["a"].item() == 3.75
+
+
+def test_one_update_is_its_own_mean_to_the_bit() -> None:
+    [one] = cohort(1)
+    assert equal(reduced("mean", [Update("c0", one.delta, 7.0)]).delta, one.delta)
+
+
+def test_no_weight_is_too_large_for_the_mean() -> None:
+    assert reduced("mean", of(1, 3, weights=(1e300, 1e300))).delta["a"].item() == 2
+    assert reduced("mean", of(1, 3, weights=(1e308, 1e308))).delta["a"].isfinite().all()
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
+def test_a_weight_that_is_not_positive_is_an_error(weight: float) -> None:
+    with pytest.raises(ValueError, match="weight must be positive"):
+        reduced("mean", of(1, 2, weights=(1, weight)))
+
+
+def test_medians_by_hand() -> None:
+    assert reduced("median", of(5, -1, 100, weights=(1, 1, 50))).delta["a"].item() == 5
+    assert reduced("median", of(5, -1, 100, 7)).delta["a"].item() == 6
+
+
+def test_trimmed_means_by_hand() -> None:
+    ten = of(*range(8), 1000, -1000)  # 0.1 of ten drops one at each end, 0.2 two
+    assert reduced("trimmed_mean", ten).delta["a"].item() == 3.5
+    assert reduced({"name": "trimmed_mean", "trim": 0.2}, ten).delta["a"].item() == 3.5
+    assert reduced({"name": "trimmed_mean", "trim": 0.0}, of(1, 2, 6)).delta["a"].item() == 3
+
+
+@pytest.mark.parametrize(
+    ("trim", "clients", "dropped"),
+    [(0.1, 8, 1), (0.1, 10, 1), (0.1, 11, 2), (0.1, 2, 0), (0.1, 1, 0), (0.49, 3, 1), (0.07, 100, 7), (0.0, 9, 0)],
+)
+def test_how_many_are_trimmed(trim: float, clients: int, dropped: int) -> None:
+    assert build("aggregator", {"name": "trimmed_mean", "trim": trim}).dropped(clients) == dropped
+
+
+@pytest.mark.parametrize("trim", [-0.1, 0.5, float("nan")])
+def test_a_trim_out_of_range(trim: float) -> None:
+    with pytest.raises(ValueError, match=r"trim must be in \[0, 0.5\)"):
+        type(build("aggregator", "trimmed_mean"))(trim)
+
+
+@pytest.mark.parametrize("name", ["median", {"name": "trimmed_mean", "trim": 0.3}])
+def test_a_minority_cannot_pull_the_robust_ones_away(name: object) -> None:
+    assert abs(reduced(name, of(1, 1.1, 0.9, 1.05, 1e9, -1e9, 1)).delta["a"].item() - 1) <= 0.1

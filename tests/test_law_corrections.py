@@ -1,0 +1,226 @@
+"""Laws of every registered correction, and local descent, which they are part of."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import cos, pi
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedpeft.core.tensors import beside, equal, layout, prefixed
+from fedpeft.core.types import Batch, Cohort, Context, Correction, Local, State, Tensors, Update
+from fedpeft.registry import build, names
+
+every = pytest.mark.parametrize("name", sorted(names("correction")))
+
+PARAMS = {"a": torch.tensor([0.5, -1.0, 2.0]), "b": torch.ones(2, 2)}
+NOW = {"a": torch.tensor([1.0, -1.0, 2.5]), "b": torch.zeros(2, 2)}
+GRADIENT = {"a": torch.tensor([0.1, 0.2, -0.3]), "b": torch.full((2, 2), 0.7)}
+
+
+def received_by(correction: Correction, share: float = 0.0) -> Tensors:
+    shared = {n: torch.full_like(x, share) for n, x in PARAMS.items()}
+    return PARAMS | {key: x for prefix in correction.shares for key, x in prefixed(prefix, shared).items()}
+
+
+def clones(x: Tensors) -> dict[str, Tensor]:
+    return {n: t.clone() for n, t in x.items()}
+
+
+@every
+def test_at_the_start_nothing_is_corrected(name: str) -> None:
+    """Where it was received, with no memory and nothing shared yet, the gradient is the client's own."""
+    correction: Correction = build("correction", name)
+    held = correction.begin(received_by(correction), {})
+    assert equal(correction.apply(GRADIENT, PARAMS, held), GRADIENT)
+
+
+@every
+def test_names_shapes_and_types_stay_and_arguments_are_not_touched(name: str) -> None:
+    correction: Correction = build("correction", name)
+    received, path = received_by(correction, 0.3), torch.tensor(0.2)
+    memory: Tensors = {}
+    for _ in range(2):
+        delta = {n: x - PARAMS[n] for n, x in NOW.items()}
+        olds = clones(received), clones(memory), clones(delta), clones(GRADIENT), clones(NOW)
+        corrected = correction.apply(GRADIENT, NOW, correction.begin(received, memory))
+        sent, kept = correction.finish(delta, received, memory, path)
+        assert all(equal(x, old) for x, old in zip((received, memory, delta, GRADIENT, NOW), olds, strict=True))
+        assert layout(corrected) == layout(GRADIENT) and sorted(layout(sent)) == sorted(layout(received))
+        assert equal(beside(correction.shares, sent), delta)
+        memory = dict(kept)
+
+
+@every
+def test_only_what_has_a_gradient_is_corrected(name: str) -> None:
+    correction: Correction = build("correction", name)
+    held = correction.begin(received_by(correction, 0.3), {})
+    assert correction.apply({"a": GRADIENT["a"]}, NOW, held).keys() == {"a"}
+
+
+def test_prox_by_hand() -> None:
+    correction = build("correction", {"name": "prox", "mu": 0.5})
+    got = correction.apply(GRADIENT, NOW, correction.begin(PARAMS, {}))
+    torch.testing.assert_close(got["a"], torch.tensor([0.35, 0.2, -0.05]))  # 0.1 + 0.5 (1 - 0.5), and so on
+    torch.testing.assert_close(got["b"], torch.full((2, 2), 0.2))
+
+
+def test_prox_without_mu_is_nothing_at_all() -> None:
+    correction = build("correction", {"name": "prox", "mu": 0.0})
+    assert correction.apply(GRADIENT, NOW, correction.begin(PARAMS, {})) is GRADIENT
+
+
+@pytest.mark.parametrize("mu", [-0.1, float("inf"), float("nan")])
+def test_a_mu_out_of_range(mu: float) -> None:
+    with pytest.raises(ValueError, match="mu must be at least 0"):
+        type(build("correction", "prox"))(mu)
+
+
+def test_scaffold_by_hand() -> None:
+    """c = 1, c_i = 0.5, g = 2: g - c_i + c = 2.5; with delta = -0.2 over a path of 0.1, c_i = 0.5 - 1 + 2 = 1.5."""
+    correction = build("correction", "scaffold")
+    received, memory = {"a": torch.tensor([7.0]), "c/a": torch.tensor([1.0])}, {"a": torch.tensor([0.5])}
+    held = correction.begin(received, memory)
+    assert correction.apply({"a": torch.tensor([2.0])}, received, held)["a"].item() == 2.5
+    sent, kept = correction.finish({"a": torch.tensor([-0.2])}, received, memory, torch.tensor(0.1))
+    assert kept["a"].item() == pytest.approx(1.5) and sent["c/a"].item() == pytest.approx(1.0)
+
+
+@dataclass(frozen=True)
+class Bowl:
+    """A loss of (k / 2)(x - at)^2 for one number x; `LossFn` for the tests below."""
+
+    k: float
+    at: float
+
+    def __call__(self, params: Tensors, batch: Batch) -> Tensor:
+        return (self.k / 2 * (params["x"] - self.at) ** 2).reshape(1)
+
+    def gradient(self, params: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
+        moved = {"mean": params["mean"] + 1} if "mean" in params else {}
+        return {"x": self.k * (params["x"] - self.at)}, self(params, batch), moved
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A loss with the same gradient everywhere, and one buffer that each pass changes."""
+
+    slope: float
+
+    def __call__(self, params: Tensors, batch: Batch) -> Tensor:
+        return (self.slope * params["x"]).reshape(1)
+
+    def gradient(self, params: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
+        return {"x": torch.full_like(params["x"], self.slope)}, self(params, batch), {"mean": params["mean"] + 1}
+
+
+def context(steps: int, round: int = 0, rounds: int = 1) -> Context:
+    return Context("run", round, rounds, "c0", steps, steps, 0)
+
+
+def descend(
+    local: Local, losses: Bowl | Slope, received: Tensors, memory: Tensors, where: Context
+) -> tuple[Tensors, Tensors]:
+    carry = local.begin(received, memory, where)
+    for _ in range(where.steps):
+        carry = local.step(carry, {"mask": torch.ones(1)}, losses)
+    delta, kept, totals = local.finish(carry, received, memory)
+    assert totals["examples"] == where.steps
+    return delta, kept
+
+
+def local_of(**settings: object) -> Local:
+    from fedpeft.registry import find
+
+    spec = {"optimizer": {"name": "sgd", "momentum": 0.0, "nesterov": False}, **settings}
+    local: Local = build("local", {"name": "descent", **spec})
+    assert type(local) is find("local", "descent")
+    return local
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_a_control_variate_is_the_clients_own_mean_gradient(momentum: float, schedule: str) -> None:
+    """With any momentum and schedule, whatever c and c_i were: on a slope of 3, the new c_i is 3."""
+    optimizer = {"name": "sgd", "momentum": momentum, "nesterov": momentum > 0}
+    local = local_of(correction="scaffold", schedule=schedule, warmup=0.2, optimizer=optimizer)
+    received = {"x": torch.tensor([5.0]), "mean": torch.zeros(1), "c/x": torch.tensor([1.0]), "c/mean": torch.ones(1)}
+    delta, kept = descend(local, Slope(3.0), received, {"x": torch.tensor([-2.0])}, context(7))
+    assert kept.keys() == {"x"} and kept["x"].item() == pytest.approx(3, abs=1e-4)
+    assert delta["c/x"].item() == pytest.approx(5, abs=1e-4)
+    assert delta.keys() == received.keys() and delta["mean"] == 7 and delta["c/mean"] == 0
+
+
+def rounds_of(correction: str) -> Iterator[float]:
+    """Two clients that want different things, many local steps: where the server's number is after each round."""
+    server = build("server", "scaffold" if correction == "scaffold" else "average")
+    local, mean = local_of(correction=correction, lr=0.05), build("aggregator", "mean")
+    clients: Sequence[Bowl] = (Bowl(1.0, 1.0), Bowl(10.0, -1.0))
+    params, kept = server.init({"x": torch.tensor([0.3])})
+    memory: dict[int, Tensors] = {0: {}, 1: {}}
+    for _ in range(60):
+        updates = []
+        for k, bowl in enumerate(clients):
+            delta, memory[k] = descend(local, bowl, params, memory[k], context(20))
+            updates.append(Update(str(k), delta))
+        update = mean(updates, State(0, params), lambda _: {})
+        params, kept = server.step(params, kept, update.delta, Cohort(0, 2, 2, {"0": 1.0, "1": 1.0}, 0))
+        yield params["x"].item()
+
+
+def test_scaffold_finds_the_common_minimum_where_averaging_does_not() -> None:
+    """The mean of the two losses is least at (1 * 1 - 10 * 1) / 11; many local steps pull the plain average off it."""
+    *_, scaffold = rounds_of("scaffold")
+    *_, average = rounds_of("none")
+    assert scaffold == pytest.approx(-9 / 11, abs=1e-4)
+    assert abs(average + 9 / 11) > 0.3
+
+
+def rates(schedule: str, warmup: float) -> list[float]:
+    """The rates of the 8 steps of a run of two rounds, read off a slope of 1."""
+    local = local_of(schedule=schedule, warmup=warmup, lr=0.5)
+    found = []
+    for round in (0, 1):
+        where = context(4, round, 2)
+        carry = local.begin({"x": torch.zeros(1), "mean": torch.zeros(1)}, {}, where)
+        for _ in range(4):
+            after = local.step(carry, {"mask": torch.ones(1)}, Slope(1.0))
+            found.append((carry["params"]["x"] - after["params"]["x"]).item())
+            carry = after
+    return found
+
+
+def test_schedules_by_hand() -> None:
+    assert rates("constant", 0.0) == pytest.approx([0.5] * 8)
+    assert rates("linear", 0.0) == pytest.approx([0.5 * (1 - k / 8) for k in range(8)], abs=1e-6)
+    assert rates("cosine", 0.0) == pytest.approx([0.25 * (1 + cos(pi * k / 8)) for k in range(8)], abs=1e-6)
+    assert rates("constant", 0.5) == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5, 0.5, 0.5, 0.5])
+    assert rates("linear", 0.5) == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5, 0.375, 0.25, 0.125], abs=1e-6)
+
+
+def test_clipping_by_hand() -> None:
+    local, free = local_of(clip_norm=1.0, lr=1.0), local_of(lr=1.0)
+    start = {"x": torch.tensor([4.0])}
+    for bowl, clipped, whole in ((Bowl(1.0, 0.0), 3.0, 0.0), (Bowl(0.1, 0.0), 3.6, 3.6)):
+        for part, want in ((local, clipped), (free, whole)):
+            delta, _ = descend(part, bowl, start, {}, context(1))
+            assert (start["x"] + delta["x"]).item() == pytest.approx(want)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("lr", 0.0),
+        ("lr", float("inf")),
+        ("schedule", "cosin"),
+        ("warmup", 1.0),
+        ("clip_norm", 0.0),
+        ("precision", "float8"),
+    ],
+)
+def test_values_out_of_range(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=key):
+        type(build("local", "descent"))(**{key: value})
