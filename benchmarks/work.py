@@ -112,9 +112,9 @@ def bare_round(
             for p, s in zip(trained, start, strict=True):
                 p.copy_(s)
         optimizer = torch.optim.SGD(trained, lr=lr, momentum=0.9, nesterov=True)
-        for chunk in torch.randperm(len(y)).split(batch):
+        for chunk in torch.split(torch.randperm(len(y)), batch):
             optimizer.zero_grad()
-            cross_entropy(forward(model, x[chunk]), y[chunk]).backward()
+            torch.autograd.backward(cross_entropy(forward(model, x[chunk]), y[chunk]))
             optimizer.step()
         for t, p in zip(total, trained, strict=True):
             t += p.detach()

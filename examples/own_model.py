@@ -32,7 +32,9 @@ def main() -> None:
     plan = Plan(
         task=ModuleTask(module=Net),
         data=Memory(
-            train={"x": x[:1600], "label": label[:1600]}, test={"x": x[1600:], "label": label[1600:]}, classes=tuple("abcd")
+            train={"x": x[:1600], "label": label[:1600]},
+            test={"x": x[1600:], "label": label[1600:]},
+            classes=tuple("abcd"),
         ),
         partition=Dirichlet(clients=20, alpha=0.5),
         method=Full(),

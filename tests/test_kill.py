@@ -3,37 +3,22 @@
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from crashes import BLOBS, alive, assert_same_end, children, outcome, write
 
 from fedpeft import Folder, Processes, read_plan
-from fedpeft.core.stores import load_tensors
-from fedpeft.core.tensors import equal
-from fedpeft.core.types import Cohort, Context, Tensors, Update
 from fedpeft.runs.execute import execute, open_engine, open_run_site
 from fedpeft.runs.folder import RunFolder, create, read_rounds
 
 TESTS = Path(__file__).parent
-BLOBS = """
-name = "blobs"
-task = "parts:Points"
-data = "parts:Blobs"
-method = "full"
-rounds = 3
-cohort = 2
-server = "scaffold"
-partition = {name = "dirichlet", clients = 4, alpha = 1.0}
-local = {batch_size = 8, lr = 0.1, correction = "scaffold"}
-"""
 DIGITS = """
 name = "digits"
 method = "lora"
@@ -57,22 +42,6 @@ server = "scaffold"
 partition = {name = "dirichlet", clients = 5, alpha = 1.0}
 local = {batch_size = 4, epochs = 30, lr = 0.01, correction = "scaffold"}
 """
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A stage at which clients wait while the file `closed` is in the folder; `reached` says that one is there."""
-
-    folder: str
-
-    def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]:
-        while (Path(self.folder) / "closed").exists():
-            (Path(self.folder) / "reached").touch()
-            time.sleep(0.02)
-        return update, {}
-
-    def on_server(self, update: Update, cohort: Cohort) -> Update:
-        return update
 
 
 def begin(*arguments: str | Path) -> "subprocess.Popen[str]":
@@ -101,24 +70,6 @@ def until(what: Callable[[], Any], process: "subprocess.Popen[str] | None" = Non
         assert time.monotonic() < end, "waited in vain"
         assert process is None or process.poll() is None, process.communicate()
         time.sleep(0.005)
-
-
-def write(path: Path, *texts: str) -> Path:
-    path.write_text("".join(texts))
-    return path
-
-
-def outcome(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str]]:
-    """The tensors of the last checkpoint, the rounds without their seconds, and who was counted when."""
-    tensors, metadata = load_tensors(RunFolder(folder).checkpoint)
-    lines = [{key: x for key, x in line.items() if key != "seconds"} for line in read_rounds(RunFolder(folder))]
-    return tensors, lines, {key: metadata[key] for key in ("round", "accepted", "order")}
-
-
-def assert_same_end(ours: Path, theirs: Path) -> None:
-    (tensors, *rest), (others, *other_rest) = outcome(ours), outcome(theirs)
-    assert equal(tensors, others)
-    assert rest == other_rest
 
 
 def undisturbed(plan: Path, out: Path) -> Path:
@@ -162,76 +113,8 @@ def test_a_run_killed_at_many_random_moments(tmp_path: Path, text: str) -> None:
         assert_same_end(tmp_path / f"killed{seed}", wanted)
 
 
-def kill_at_file_events(folder: str, chosen: str) -> None:
-    """Kill a run just before it opens for writing, renames or removes a file; then resume it, and compare.
-
-    This is run in a process of its own, which loads everything once and then forks for each kill. `chosen` is "all",
-    or how many of the moments are drawn.
-    """
-    import fedpeft.engines.inprocess
-    import fedpeft.runs.summary  # noqa: F401  # before the forks, so that each need not do it
-
-    plan = write(Path(folder) / "plan.toml", BLOBS)
-    wanted = Path(folder) / "undisturbed"
-    assert in_fork(lambda: command("run", plan, "--out", wanted, "--quiet")) == 0
-    events = Path(folder) / "events"
-    in_fork(lambda: killed_before(None, Path(folder) / "counted", plan, events))
-    total = int(events.read_text())
-    moments = list(range(total)) if chosen == "all" else sorted(random.Random(5).sample(range(total), int(chosen)))
-    for moment in moments:
-        out = Path(folder) / f"killed{moment}"
-        assert os.WTERMSIG(in_fork(lambda: killed_before(moment, out, plan, events))) == signal.SIGKILL  # noqa: B023
-        again: list[str | Path] = ["--resume", out] if (out / "plan.toml").exists() else [plan, "--out", out]
-        assert in_fork(lambda: command("run", *again, "--quiet")) == 0, moment  # noqa: B023
-        assert_same_end(out, wanted)
-        shutil.rmtree(out)
-    sys.stdout.write(f"{len(moments)} of {total}\n")
-
-
-def command(*arguments: str | Path) -> None:
-    from fedpeft.cli.app import app
-
-    app([str(argument) for argument in arguments])
-
-
-def in_fork(work: Callable[[], None]) -> int:
-    """Do the work in a copy of this process, and give its status as `os.waitpid` does."""
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    code = 1
-    try:
-        work()
-        code = 0
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    finally:
-        os._exit(code)
-
-
-def killed_before(moment: int | None, out: Path, plan: Path, events: Path) -> None:
-    """Run a plan and die before its file event number `moment`; without one, write how many there are."""
-    seen = 0
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal seen
-        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if not (writes or event in ("os.rename", "os.remove", "os.mkdir")) or str(out) not in str(arguments[0]):
-            return
-        if seen == moment:
-            os.kill(os.getpid(), signal.SIGKILL)
-        seen += 1
-
-    sys.addaudithook(hook)
-    try:
-        command("run", plan, "--out", out, "--quiet")
-    finally:
-        counted, out = seen, Path("nowhere")
-        events.write_text(str(counted))
-
-
 def file_events(folder: Path, chosen: str) -> str:
-    script = f"import test_kill; test_kill.kill_at_file_events({str(folder)!r}, {chosen!r})"
+    script = f"import crashes; crashes.kill_at_file_events({str(folder)!r}, {chosen!r})"
     ended = subprocess.run(
         [sys.executable, "-c", script], cwd=TESTS, capture_output=True, text=True, check=False, timeout=1200
     )
@@ -257,34 +140,13 @@ def at_the_gate(tmp_path: Path) -> Iterator["tuple[subprocess.Popen[str], Path, 
     if not Path("/proc/self/stat").exists():
         pytest.skip("processes are looked up in /proc")
     (tmp_path / "closed").touch()
-    gate = f'engine = "processes"\nstages = [{{name = "test_kill:Gate", folder = "{tmp_path}"}}]\n'
+    gate = f'engine = "processes"\nstages = [{{name = "crashes:Gate", folder = "{tmp_path}"}}]\n'
     plan = write(tmp_path / "plan.toml", gate, BLOBS)
     process = begin("run", plan, "--out", tmp_path / "run", "--workers", "2")
     until((tmp_path / "reached").exists, process)
     yield process, tmp_path, children(process.pid)
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def children(parent: int) -> list[int]:
-    return [pid for pid, (_, above) in processes().items() if above == parent]
-
-
-def processes() -> dict[int, tuple[str, int]]:
-    """By process number the state and the parent's number."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            _, _, rest = path.read_text().rpartition(") ")
-        except OSError:
-            continue
-        found[int(path.parent.name)] = (rest.split()[0], int(rest.split()[1]))
-    return found
-
-
-def alive(pids: list[int]) -> list[int]:
-    now = processes()
-    return [pid for pid in pids if pid in now and now[pid][0] != "Z"]
 
 
 def test_workers_do_not_outlive_a_killed_parent(

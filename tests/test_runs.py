@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,31 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from running import SMALL, run
 
-from fedpeft import Folder, InProcess, Plan, RunError, federate, open_site, read_plan, start
+from fedpeft import Folder, InProcess, Plan, federate, open_site, read_plan, start
 from fedpeft.client import Site
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import State
 from fedpeft.registry import build
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
-from fedpeft.runs.environment import differences
-from fedpeft.runs.execute import check_workers, execute, moved, open_engine, open_run_site
-from fedpeft.runs.folder import RunFolder, append_round, create, locked, read_rounds, reopen
+from fedpeft.runs.folder import RunFolder, create, read_rounds, reopen
 from fedpeft.runs.measure import full_payloads, measure, over_clients
-from fedpeft.runs.record import RoundRecord
 from fedpeft.runs.summary import summarize
-
-SMALL = {
-    "name": "small",
-    "task": "parts:Points",
-    "data": "parts:Blobs",
-    "method": "full",
-    "rounds": 4,
-    "cohort": 3,
-    "partition": {"name": "dirichlet", "clients": 6, "alpha": 1.0},
-    "local": {"batch_size": 8, "lr": 0.1, "correction": "scaffold"},
-    "server": "scaffold",
-}
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +30,6 @@ def plan() -> Plan:
 @pytest.fixture(scope="module")
 def site(plan: Plan) -> Site:
     return open_site(plan)
-
-
-def run(folder: RunFolder, site: Site, rounds: int | None = None) -> list[RoundRecord]:
-    """Execute all rounds, or stop after some as a caller may."""
-    records = []
-    for record in execute(folder, site, open_engine(folder, site)):
-        records.append(record)
-        if len(records) == rounds:
-            break
-    return records
 
 
 def state_of(folder: RunFolder, plan: Plan) -> State:
@@ -225,113 +199,3 @@ def test_clients_are_measured_one_by_one(plan: Plan, site: Site, undisturbed: Ru
     each = [measure(site, params, client)["accuracy"] for client in site.data.clients]
     found = over_clients(site, params)["accuracy"]
     assert found == {"mean": pytest.approx(sum(each) / 6), "worst_tenth": min(each)}
-
-
-def test_an_out_folder_that_is_taken(plan: Plan, undisturbed: RunFolder, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="already holds a run: continue it with `fedpeft run --resume"):
-        create(plan, undisturbed.path)
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "letter.txt").write_text("keep me")
-    with pytest.raises(RunError, match="not empty"):
-        create(plan, tmp_path / "full")
-    with pytest.raises(RunError, match="is a file"):
-        create(plan, tmp_path / "full" / "letter.txt")
-    with pytest.raises(RunError, match="cannot be made"):
-        create(plan, tmp_path / "full" / "letter.txt" / "run")
-    assert (tmp_path / "full" / "letter.txt").read_text() == "keep me"
-
-
-def test_what_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no such folder"):
-        reopen(tmp_path / "nothing")
-    with pytest.raises(RunError, match=r"no plan\.toml"):
-        reopen(tmp_path)
-
-
-def test_a_damaged_checkpoint_is_said_to_be_damaged(site: Site, halfway: RunFolder) -> None:
-    whole = halfway.checkpoint.read_bytes()
-    for broken in (whole[: len(whole) // 2], b"", b"not a checkpoint at all"):
-        halfway.checkpoint.write_bytes(broken)
-        with pytest.raises(RunError, match=r"state\.safetensors cannot be read"):
-            run(halfway, site)
-    assert len(read_rounds(halfway)) == 2
-
-
-def test_a_lost_checkpoint_does_not_start_the_run_anew(site: Site, halfway: RunFolder) -> None:
-    halfway.checkpoint.unlink()
-    with pytest.raises(RunError, match="tells of 2 rounds, and there is no checkpoint"):
-        run(halfway, site)
-    assert len(read_rounds(halfway)) == 2
-
-
-def test_lost_or_damaged_lines_are_named(site: Site, halfway: RunFolder) -> None:
-    lines = halfway.rounds.read_bytes().splitlines(keepends=True)
-    halfway.rounds.write_bytes(lines[0])
-    with pytest.raises(RunError, match="tells of 1 rounds, the checkpoint of 2"):
-        run(halfway, site)
-    halfway.rounds.write_bytes(lines[1])
-    with pytest.raises(RunError, match="line 1 is damaged or out of order"):
-        run(halfway, site)
-
-
-def test_a_checkpoint_of_another_plan(halfway: RunFolder) -> None:
-    text = halfway.plan.read_text()
-    halfway.plan.write_text(text.replace("seed = 1", "seed = 2"))
-    _, changed = reopen(halfway.path)
-    with pytest.raises(RunError, match="belongs to another plan"):
-        load_checkpoint(halfway.checkpoint, changed)
-
-
-def test_another_partition_is_noticed(plan: Plan, site: Site, halfway: RunFolder) -> None:
-    report = json.loads(halfway.partition.read_text())
-    halfway.partition.write_text(json.dumps({**report, "fingerprint": "0" * 16}))
-    with pytest.raises(RunError, match="its partition was 0000000000000000, now it is"):
-        run(halfway, site)
-
-
-def test_two_processes_do_not_work_on_one_run(halfway: RunFolder) -> None:
-    attempt = (
-        "import sys; from pathlib import Path; from fedpeft.runs.folder import RunFolder, locked\n"
-        "with locked(RunFolder(Path(sys.argv[1]))): pass"
-    )
-    command = [sys.executable, "-c", attempt, str(halfway.path)]
-    with locked(halfway):
-        second = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "another process is working on" in second.stderr
-    assert subprocess.run(command, check=False).returncode == 0
-
-
-def test_what_moved_is_named(site: Site, plan: Plan, halfway: RunFolder) -> None:
-    assert moved(halfway, site) == []
-    saved = load_checkpoint(halfway.checkpoint, plan)
-    assert saved is not None
-    then = json.loads(json.dumps(saved.environment))
-    then["versions"]["torch"], then["cpu"] = "0.4.1", "abacus"
-    save_checkpoint(halfway.checkpoint, plan, saved.state, then)
-    assert [line.partition(" then")[0] for line in moved(halfway, site)] == ["torch 0.4.1", "cpu abacus"]
-
-
-def test_a_difference_needs_two_sides() -> None:
-    assert differences({"versions": {}}, {"versions": {"torch": "2"}, "threads": 1}) == []
-    assert differences({"threads": 2}, {"threads": 1}) == ["threads 2 then, 1 now"]
-
-
-def test_a_line_that_is_no_json_is_refused_before_it_is_written(halfway: RunFolder) -> None:
-    before = halfway.rounds.read_bytes()
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        append_round(halfway, {"round": 3, "loss": float("nan")})
-    assert halfway.rounds.read_bytes() == before
-
-
-def test_a_device_that_is_not_here(plan: Plan) -> None:
-    with pytest.raises(Exception, match="the device 'abacus' cannot be used here"):
-        open_run_site(plan, "abacus")
-
-
-def test_workers_are_for_engines_that_have_them(plan: Plan) -> None:
-    check_workers(replace(plan, engine="processes"), 2)
-    check_workers(plan, 0)
-    with pytest.raises(Exception, match="'inprocess' has no workers"):
-        check_workers(plan, 2)
-    with pytest.raises(Exception, match="-1 worker processes"):
-        check_workers(replace(plan, engine="processes"), -1)

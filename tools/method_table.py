@@ -4,8 +4,8 @@
         --out docs/results/cifar100-vit-tiny
 
 Each cell is an ordinary run folder under `--runs`; the same command again goes on where it stopped and repeats no cell.
-The rows file has `[[row]]` tables with a `label` and `set`, a list of `key=value` as for `fedpeft run --set`. A cell that
-fails is named in the table and the rest goes on. `--out X` gives X.md, the table, and X.json, all summaries.
+The rows file has `[[row]]` tables with a `label` and `set`, a list of `key=value` as for `fedpeft run --set`. A cell
+that fails is named in the table and the rest goes on. `--out X` gives X.md, the table, and X.json, all summaries.
 """
 
 import argparse
@@ -72,9 +72,9 @@ def table(plan: Path, rows: list[dict[str, Any]], cells: dict[str, list[dict[str
     lines = [
         f"# Methods on `{plan}`",
         "",
-        f"Made by `{command}`; seeds {', '.join(map(str, seeds))}. Accuracy in percent on the held-out set, mean ± half "
-        "the range over the seeds; best is the best of the evaluated rounds, chosen on that same set. Bytes are measured "
-        "on what was sent, headers included.",
+        f"Made by `{command}`; seeds {', '.join(map(str, seeds))}. Accuracy in percent on the held-out set, mean ± "
+        "half the range over the seeds; best is the best of the evaluated rounds, chosen on that same set. Bytes are "
+        "measured on what was sent, headers included.",
         "",
         f"{libraries}; {one['cpu']}, engine {one['engine']}, {one['threads']} threads a worker.",
         "",

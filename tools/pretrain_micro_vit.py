@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import affine_grid, avg_pool2d, cross_entropy, grid_sample, interpolate
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
@@ -34,7 +34,7 @@ def draw(character: str, font: Path) -> np.ndarray | None:
     box = face.getbbox(character)
     if face.getmask(character).getbbox() is None or bytes(face.getmask(character)) == bytes(face.getmask("\ufffe")):
         return None
-    image = Image.new("L", (box[2] - box[0], box[3] - box[1]))
+    image = Image.new("L", (int(box[2] - box[0]), int(box[3] - box[1])))
     ImageDraw.Draw(image).text((-box[0], -box[1]), character, fill=255, font=face)
     scale = CANVAS * 2 / 3 / max(image.size)
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
@@ -95,6 +95,13 @@ def build() -> ViTForImageClassification:
     )
 
 
+def keep(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator, step: int) -> None:
+    part = path.with_suffix(".part")
+    whole = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng.get_state(), "step": step}
+    torch.save(whole, part)
+    part.rename(path)
+
+
 def train(args: argparse.Namespace) -> ViTForImageClassification:
     torch.manual_seed(args.seed)
     rng = torch.Generator().manual_seed(args.seed + 1)
@@ -119,17 +126,17 @@ def train(args: argparse.Namespace) -> ViTForImageClassification:
         logits = model(pixel_values=batch).logits
         loss = cross_entropy(logits, y[pick], label_smoothing=0.1)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         right, seen = right + int((logits.argmax(1) == y[pick]).sum()), seen + args.batch
         if (step + 1) % 100 == 0:
-            print(f"step {step + 1}/{args.steps} loss {loss.item():.3f} accuracy {right / seen:.3f} {time.monotonic() - began:.0f} s", flush=True)
+            spent = time.monotonic() - began
+            told = f"loss {loss.item():.3f} accuracy {right / seen:.3f} {spent:.0f} s"
+            print(f"step {step + 1}/{args.steps} {told}", flush=True)
             right = seen = 0
         if (step + 1) % args.save_every == 0:
-            whole = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng.get_state(), "step": step + 1}
-            torch.save(whole, args.checkpoint.with_suffix(".part"))
-            args.checkpoint.with_suffix(".part").rename(args.checkpoint)
+            keep(args.checkpoint, model, optimizer, rng, step + 1)
     return model
 
 

@@ -82,7 +82,7 @@ class Worker:
             return Failure(job.client, f"{type(error).__name__}: {error}")
 
     def _serve(self, job: Job) -> bytes:
-        plan, site = self.site.plan, self.site
+        plan = self.site.plan
         received = plan.downlink.decode(job.payload)
         memory = self.store.load(job.client, job.accepted)
         context = self._context(job)

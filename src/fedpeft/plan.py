@@ -133,7 +133,7 @@ def _refuse_batchnorm(model: nn.Module, names_: Sequence[str]) -> None:
 
 
 def read_plan(spec: Mapping[str, Any] | str | Path = "", overrides: Sequence[str] = ()) -> Plan:
-    """Build a plan from plain values, from TOML text, or from a TOML file; then set `key=value` pairs, dots between keys.
+    """Build a plan from plain values, from TOML text or a TOML file; then set `key=value` pairs, e.g. `local.lr=0.1`.
 
     Raises:
       PlanError: unreadable TOML, an unknown key or name, a value out of range.
@@ -191,7 +191,7 @@ def _expanded(values: dict[str, Any]) -> dict[str, Any]:
 def _with_codec(stage: Any, uplink: Any) -> Any:
     """A stage that must know the uplink's codec (error feedback) need not be told twice."""
     spec = {"name": stage} if isinstance(stage, str) else stage
-    if isinstance(spec, Mapping) and isinstance(spec.get("name"), str) and "codec" not in spec:
-        if any(f.name == "codec" for f in fields(find("stage", spec["name"]))):
-            return {**spec, "codec": uplink}
-    return spec
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str) or "codec" in spec:
+        return spec
+    wants = any(f.name == "codec" for f in fields(find("stage", spec["name"])))
+    return {**spec, "codec": uplink} if wants else spec

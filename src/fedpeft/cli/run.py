@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import click
@@ -137,7 +138,7 @@ def _show(console: "Console", folder: "RunFolder", site: "Site", engine: Any) ->
         watched = Watched(engine, lambda number: status.update(f"{number}/{cohort} answered"))
         for record in execute(folder, site, watched):
             spent.append(record.seconds)
-            left = sum(spent) / len(spent) * (plan.rounds - record.round)
+            left = median(spent) * (plan.rounds - record.round)  # the first may have waited for worker processes
             console.print(round_line(record, plan.rounds, left))
             if failure := failure_line(record):
                 console.print(failure, style="yellow")

@@ -59,6 +59,10 @@ def tuned(result: Result, configure: Callable[[nn.Module], Any]) -> tuple[Any, B
 
 def save_adapter(wrapped: Any, out: Path) -> None:
     """adapter_config.json and adapter_model.safetensors."""
+    config = wrapped.peft_config["default"]
+    for key in ("target_modules", "feedforward_modules", "modules_to_save"):
+        if isinstance(value := getattr(config, key, None), list | set):
+            setattr(config, key, sorted(set(value)))  # a set is written in another order by each process
     # without the setting peft may ask the hub whether the vocabulary grew
     wrapped.save_pretrained(str(out), save_embedding_layers=False)
 
@@ -89,7 +93,7 @@ def _base(model: Any, result: Result) -> Base:
 
 
 def _unlike(model: nn.Module, base: Base, result: Result) -> list[str]:
-    """The modules to be saved with the adapter: the head, and the owners of other tensors that the user's base lacks."""
+    """The modules to be saved with the adapter: the head, and the owners of what else the user's base has not."""
     import transformers
 
     load = getattr(transformers, result.loader.auto).from_pretrained

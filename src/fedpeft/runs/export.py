@@ -1,8 +1,8 @@
 """A run's result as a folder that `transformers` and `peft` load, without fedpeft, and that computes the same.
 
-    adapter  a method of `peft`'s: adapter_config.json and adapter_model.safetensors, the head among its tensors
-    model    what only changes parameters of the base, or an adapter merged into them: config.json, model.safetensors
-    code     layers of fedpeft's own (adapter, prompt): a model, and modeling_fedpeft.py, which makes them
+adapter  a method of `peft`'s: adapter_config.json and adapter_model.safetensors, the head among its tensors
+model    what only changes parameters of the base, or an adapter merged into them: config.json, model.safetensors
+code     layers of fedpeft's own (adapter, prompt): a model, and modeling_fedpeft.py, which makes them
 """
 
 from collections.abc import Iterator

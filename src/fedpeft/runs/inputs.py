@@ -1,11 +1,12 @@
 """What makes a model's inputs, as the run made them: an image processor, or a tokenizer."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 from fedpeft.tasks.image_classification import ImageClassification
 from fedpeft.tasks.pretrained import ImageInput
-from fedpeft.tasks.text_classification import TextClassification, padding, resolved
+from fedpeft.tasks.text_classification import TextClassification, padding, resolved, tokenizer
 
 BICUBIC = 3  # in Pillow's counting
 
@@ -37,10 +38,8 @@ def processor(see: ImageInput) -> dict[str, object]:
 
 def _save_tokenizer(task: TextClassification, out: Path) -> None:
     """The base's, which cuts texts (`truncation=True`) to the length that was trained with."""
-    from transformers import AutoTokenizer
-
     base = resolved(task.model)
-    read = AutoTokenizer.from_pretrained(base)
+    read = deepcopy(tokenizer(base))
     read.model_max_length = task.max_length
     if read.pad_token_id is None:
         read.pad_token = read.convert_ids_to_tokens(padding(base))

@@ -37,6 +37,7 @@ def model_card(result: Result, out: Path, form: Form, base: Base | None = None) 
         "examples stayed with the clients, and only the tensors that were trained travelled.",
         _table(_facts(result)),
         "## How to load it",
+        _exact(form, merged=form == "model" and base is not None),
         _code("python", _loading(result, out, form, base)),
         _code("python", _using(result)),
         "## The plan",
@@ -91,7 +92,7 @@ def _facts(result: Result) -> list[tuple[str, str]]:
 
 
 def _bytes(total: int, messages: int) -> str:
-    return f"{total:,}" + (f", {total / messages:,.0f} for a client and round" if messages else "")
+    return f"{total:,} in all" + (f", {total / messages:,.0f} for a client and round" if messages else "")
 
 
 def _accuracy(rounds: Sequence[dict[str, Any]]) -> str:
@@ -104,17 +105,38 @@ def _accuracy(rounds: Sequence[dict[str, Any]]) -> str:
 def _loading(result: Result, out: Path, form: Form, base: Base | None) -> list[str]:
     auto, reader = result.loader.auto, result.loader.reader
     what = "processor" if result.loader == IMAGES else "tokenizer"
+    trust = ", trust_remote_code=True" if form == "code" else ""
     lines = [f"from transformers import {', '.join(sorted((auto, reader)))}", "", f"folder = {_text(str(out))}"]
     if form == "adapter" and base is not None:
-        settings = {"num_labels": len(result.classes), "dtype": "float32", "ignore_mismatched_sizes": True}
-        given = ", ".join(f"{key}={_text(x)}" for key, x in {**settings, **base.settings}.items())
-        lines = ["from peft import PeftModel", *lines]
-        lines += [f"base = {_text(base.place)}", f"model = {auto}.from_pretrained(base, {given})"]
-        lines += ["model = PeftModel.from_pretrained(model, folder).eval()"]
+        settings = {"dtype": "float32", "ignore_mismatched_sizes": True}
+        local = "  # where it was at the export" if Path(base.place).is_dir() else ""
+        lines = [
+            "from peft import PeftModel",
+            *lines,
+            f"base = {_text(base.place)}{local}",
+            *listed("classes", result.classes),
+            f"model = {auto}.from_pretrained(",
+            "    base,",
+            *(f"    {key}={_text(x)}," for key, x in {**settings, **base.settings}.items()),
+            "    id2label=dict(enumerate(classes)),",
+            "    label2id={name: k for k, name in enumerate(classes)},",
+            ")",
+            "model = PeftModel.from_pretrained(model, folder).eval()",
+        ]
     else:
-        trust = ", trust_remote_code=True" if form == "code" else ""
         lines += [f"model = {auto}.from_pretrained(folder{trust}).eval()"]
-    return [*lines, f"{what} = {reader}.from_pretrained(folder)"]
+    return [*lines, f"{what} = {reader}.from_pretrained(folder{trust})"]
+
+
+def _exact(form: Form, merged: bool) -> str:
+    if merged:
+        return "Its logits are the run's but for the rounding of the merged weights, about 1e-6 of their size."
+    hint = "; that the base's head is new is reported, as the trained one comes with the adapter"
+    return (
+        "With the libraries above, on the same kind of processor, its logits are those of the run to the bit"
+        + (hint if form == "adapter" else "")
+        + "."
+    )
 
 
 def _using(result: Result) -> list[str]:
@@ -122,12 +144,12 @@ def _using(result: Result) -> list[str]:
         inputs = 'inputs = processor(images=picture, return_tensors="pt")  # a PIL picture, or a list of them'
     else:
         inputs = 'inputs = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")'
-    return [*_listed("classes", result.classes), inputs, "print([classes[k] for k in model(**inputs).logits.argmax(-1)])"]
+    return [inputs, "print([model.config.id2label[k] for k in model(**inputs).logits.argmax(-1).tolist()])"]
 
 
 def _text(value: Any) -> str:
     """A plain value as Python has it, text in double quotes."""
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:
@@ -139,7 +161,7 @@ def _code(language: str, lines: Sequence[str] | str) -> str:
     return f"```{language}\n{text.strip()}\n```"
 
 
-def _listed(name: str, values: Sequence[str]) -> list[str]:
+def listed(name: str, values: Sequence[str]) -> list[str]:
     """A list of texts as lines of Python; no text is broken."""
     joined = ", ".join(_text(value).replace(" ", "\0") for value in values)
     inside = wrap(joined, 110, break_long_words=False, break_on_hyphens=False)

@@ -75,7 +75,9 @@ class FedpeftModel(Base):  # type: ignore[misc]
     config_class = FedpeftConfig
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        config.__class__ = Base.config_class  # some base models choose their parts by it
         super().__init__(config, *args, **kwargs)
+        config.__class__ = FedpeftConfig
         for kind, name, number in config.fedpeft:
             inner = self.get_submodule(name)
             if kind == "adapter":

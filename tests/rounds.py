@@ -1,0 +1,95 @@
+"""Plans, sites and engines that the tests of whole rounds share."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from fedpeft.client import Site
+from fedpeft.core.stores import Nowhere
+from fedpeft.core.types import Engine, Failure, Job, Reply, State, Store, Tensors
+from fedpeft.engines.inprocess import InProcess
+from fedpeft.loop import Ledger, federate, start
+from fedpeft.plan import Plan, read_plan
+
+DIGITS = {
+    "method": "head",
+    "partition": {"name": "dirichlet", "clients": 90, "alpha": 10.0},
+    "local": {"lr": 0.05, "batch_size": 16},
+    "rounds": 3,
+    "cohort": 3,
+    "seed": 3,
+}
+POINTS = {
+    **DIGITS,
+    "task": {"name": "parts:Points"},
+    "data": {"name": "parts:Blobs", "examples": 600},
+    "partition": {"name": "dirichlet", "clients": 24, "alpha": 10.0},
+    "rounds": 4,
+    "cohort": 4,
+}
+SCAFFOLD = {"local": {**DIGITS["local"], "correction": "scaffold"}, "server": "scaffold"}  # type: ignore[dict-item]
+FEEDBACK = {"uplink": {"name": "topk", "density": 0.1}, "stages": ["error_feedback"]}
+MEMORIES = pytest.mark.parametrize("changes", [SCAFFOLD, FEEDBACK, SCAFFOLD | FEEDBACK], ids=["scaffold", "ef", "both"])
+
+
+def plan_of(**changes: object) -> Plan:
+    return read_plan({**DIGITS, **changes})
+
+
+def points_plan(**changes: object) -> Plan:
+    return read_plan({**POINTS, **changes})
+
+
+def on(site: Site, plan: Plan, store: Store | None = None) -> InProcess:
+    return InProcess(replace(site, plan=plan), store or Nowhere())
+
+
+def run(site: Site, plan: Plan, store: Store | None = None, state: State | None = None) -> list[tuple[State, Ledger]]:
+    return list(federate(plan, on(site, plan, store), state or start(plan, site.params())))
+
+
+def last(rounds: list[tuple[State, Ledger]]) -> Tensors:
+    assert not any(ledger.failed for _, ledger in rounds)
+    return rounds[-1][0].params
+
+
+@dataclass(frozen=True)
+class Recording:
+    """An engine that keeps what crosses it."""
+
+    inner: Engine
+    jobs: list[Job] = field(default_factory=list)
+    replies: list[Reply | Failure] = field(default_factory=list)
+
+    @property
+    def clients(self) -> Sequence[str]:
+        return self.inner.clients
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Reply | Failure]:
+        jobs = list(jobs)
+        self.jobs.extend(jobs)
+        for reply in self.inner.run(jobs):
+            self.replies.append(reply)
+            yield reply
+
+
+@dataclass(frozen=True)
+class Tampering:
+    """An engine on whose way the replies of some clients come to harm."""
+
+    inner: Engine
+    harm: Mapping[str, Callable[[Reply | Failure], Reply | Failure]]
+
+    @property
+    def clients(self) -> Sequence[str]:
+        return self.inner.clients
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Reply | Failure]:
+        for reply in self.inner.run(jobs):
+            yield self.harm[reply.client](reply) if reply.client in self.harm else reply
+
+
+def good(recording: Recording, jobs: list[Job]) -> list[Reply]:
+    wanted = {job.client for job in jobs}
+    return [reply for reply in recording.replies if isinstance(reply, Reply) and reply.client in wanted]

@@ -1,0 +1,109 @@
+"""Laws of a round in which something goes wrong: it is named, it costs its own client, and the round goes on."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rounds import FEEDBACK, Recording, Tampering, good, last, on, points_plan, run
+
+from fedpeft.client import Site
+from fedpeft.core.stores import Folder
+from fedpeft.core.tensors import equal, layout
+from fedpeft.core.types import Failure, Reply, State, Tensors, Update, Weighted
+from fedpeft.core.wire import pack, unpack
+from fedpeft.loop import federate, start
+from fedpeft.plan import Plan
+
+
+def test_a_reply_that_was_not_counted_leaves_no_memory(points: Site, tmp_path: Path) -> None:
+    """With too few replies the round counts for nothing, so what the clients kept of it counts for nothing either."""
+    plan = points_plan(**FEEDBACK, cohort=24, rounds=2, min_replies=24)
+    victim = points.data.clients[5]
+    lost: Callable[[Reply | Failure], Failure] = lambda reply: Failure(reply.client, "lost on the way")
+    engine = on(points, plan, Folder(tmp_path / "a"))
+    state, ledger = next(federate(plan, Tampering(engine, {victim: lost}), start(plan, points.params())))
+    assert state.accepted == {} and equal(state.params, points.params()) and state.round == 1
+    assert ledger.note == "23 good replies, 24 needed: nothing changes" and len(ledger.weights) == 23
+    resumed = run(points, plan, Folder(tmp_path / "a"), state)
+    unspoilt = run(points, plan, Folder(tmp_path / "b"), State(1, points.params()))
+    assert equal(last(resumed), last(unspoilt))
+
+
+def changed(plan: Plan, expected: Tensors, change: Callable[[Update], Update]) -> Callable[[Reply | Failure], Reply]:
+    def harm(reply: Reply | Failure) -> Reply:
+        assert isinstance(reply, Reply)
+        update = unpack(reply.client, reply.payload, plan.uplink, layout(expected))
+        return Reply(reply.client, pack(change(update), plan.uplink))
+
+    return harm
+
+
+def delta(change: Callable[[Tensors], Tensors]) -> Callable[[Update], Update]:
+    return lambda update: replace(update, delta=change(update.delta))
+
+
+HARMS: dict[str, tuple[Callable[[Update], Update], str]] = {
+    "nan": (delta(lambda d: {n: x.sqrt() - 1e30 * 1e30 for n, x in d.items()}), "not finite"),
+    "shape": (delta(lambda d: {n: x[..., :1] for n, x in d.items()}), "came as"),
+    "name": (delta(lambda d: {f"other.{n}": x for n, x in d.items()}), "lacks 2 tensors of the plan"),
+    "type": (delta(lambda d: {n: x.double() for n, x in d.items()}), "came as .*float64"),
+    "missing": (delta(lambda d: dict(list(d.items())[:1])), "lacks 1 tensors"),
+    "weight": (lambda update: replace(update, weight=0.0), "must be positive"),
+    "metric": (lambda u: replace(u, metrics={"loss": Weighted(float("inf"), 1.0)}), "no finite number"),
+}
+
+
+@pytest.mark.parametrize("harm", sorted(HARMS))
+def test_a_bad_update_is_a_named_failure_and_the_rest_are_averaged(points: Site, harm: str) -> None:
+    plan = points_plan(rounds=1)
+    recording = Recording(on(points, plan))
+    next(federate(plan, recording, start(plan, points.params())))
+    victim, *others = recording.jobs
+    change, reason = HARMS[harm]
+    engine = Tampering(on(points, plan), {victim.client: changed(plan, points.params(), change)})
+    [(state, ledger)] = federate(plan, engine, start(plan, points.params()))
+    assert ledger.failed.keys() == {victim.client} and victim.client not in state.accepted
+    with pytest.raises(AssertionError, match=reason):  # the reason says what is wrong
+        raise AssertionError(ledger.failed[victim.client])
+    assert ledger.up[victim.client] > 0, "its bytes crossed, so they count"
+    rest = [unpack(r.client, r.payload, plan.uplink, layout(points.params())) for r in good(recording, others)]
+    for name, x in state.params.items():
+        total = sum(update.weight for update in rest)
+        mean = sum(update.delta[name] * (update.weight / total) for update in rest)
+        torch.testing.assert_close(x, points.params()[name] + mean, rtol=0, atol=1e-6)
+
+
+def test_a_truncated_reply_and_a_lost_client_are_failures(points: Site) -> None:
+    plan = points_plan(rounds=1)
+    recording = Recording(on(points, plan))
+    next(federate(plan, recording, start(plan, points.params())))
+    a, b, *_ = (job.client for job in recording.jobs)
+    harm: dict[str, Callable[[Reply | Failure], Reply | Failure]] = {
+        a: lambda reply: Reply(reply.client, reply.payload[:-1]) if isinstance(reply, Reply) else reply,
+        b: lambda reply: Failure(reply.client, "gone"),
+    }
+    [(_, ledger)] = federate(plan, Tampering(on(points, plan), harm), start(plan, points.params()))
+    assert "corrupt or truncated" in ledger.failed[a] and ledger.failed[b] == "gone" and b not in ledger.up
+    assert len(ledger.weights) == 2
+
+
+def test_a_training_that_diverges_fails_by_name_and_nothing_changes(points: Site) -> None:
+    plan = points_plan(rounds=2, local={"lr": 1e38, "batch_size": 4, "epochs": 2})
+    for state, ledger in run(points, plan):
+        assert equal(state.params, points.params()) and state.accepted == {}
+        assert len(ledger.failed) == 4 and all("diverged" in reason for reason in ledger.failed.values())
+        assert ledger.note.startswith("0 good replies, 1 needed")
+    assert state.round == 2
+
+
+def test_what_the_codec_cannot_hold_is_a_named_failure(points: Site) -> None:
+    plan = points_plan(rounds=1, uplink="float16", local={"lr": 1e6, "batch_size": 16})
+    [(_, ledger)] = run(points, plan)
+    assert len(ledger.failed) == 4 and all("float16 ends at 65504" in reason for reason in ledger.failed.values())
+
+
+def test_a_memory_without_a_place_is_a_named_failure(points: Site) -> None:
+    [(_, ledger)] = run(points, points_plan(**FEEDBACK, rounds=1))
+    assert all("give the engine a folder" in reason for reason in ledger.failed.values()) and len(ledger.failed) == 4
