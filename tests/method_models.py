@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fedpeft.core.interfaces import Method
 from fedpeft.core.seeds import seeded
-from fedpeft.core.types import Batch, Method, Tensors
+from fedpeft.core.types import Batch, Tensors
 from fedpeft.registry import build
 
 KINDS = ("vit", "bert", "llama", "lm")

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from fedpeft.client import Site
+from fedpeft.core.interfaces import Engine, Store
 from fedpeft.core.stores import Nowhere
-from fedpeft.core.types import Engine, Failure, Job, Reply, State, Store, Tensors
+from fedpeft.core.types import Failure, Job, Reply, State, Tensors
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.loop import Ledger, federate, start
 from fedpeft.plan import Plan, read_plan

@@ -9,9 +9,10 @@ import torch
 from parts import Blobs, DiesAfterSaving, Fatal, Points
 
 from fedpeft.client import Site, open_site
+from fedpeft.core.interfaces import Store
 from fedpeft.core.stores import Folder, Nowhere
 from fedpeft.core.tensors import equal
-from fedpeft.core.types import Failure, Job, Reply, State, Store
+from fedpeft.core.types import Failure, Job, Reply, State
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.processes import Processes
 from fedpeft.errors import PlanError

@@ -5,8 +5,9 @@ from itertools import permutations
 import pytest
 import torch
 
+from fedpeft.core.interfaces import Aggregator
 from fedpeft.core.tensors import equal, layout
-from fedpeft.core.types import Aggregator, State, Tensors, Update, Weighted
+from fedpeft.core.types import State, Tensors, Update, Weighted
 from fedpeft.registry import build, names
 
 every = pytest.mark.parametrize("name", sorted(names("aggregator")))

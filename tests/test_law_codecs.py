@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.codecs import positions
+from fedpeft.core.interfaces import Codec
 from fedpeft.core.tensors import equal, layout
-from fedpeft.core.types import Codec, Tensors
+from fedpeft.core.types import Tensors
 from fedpeft.core.wire import frame, layout_of, unframe
 from fedpeft.errors import WireError
 from fedpeft.registry import build, names

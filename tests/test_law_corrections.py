@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedpeft.core.interfaces import Correction, Local
 from fedpeft.core.tensors import beside, equal, layout, prefixed
-from fedpeft.core.types import Batch, Cohort, Context, Correction, Local, State, Tensors, Update
+from fedpeft.core.types import Batch, Cohort, Context, State, Tensors, Update
 from fedpeft.registry import build, names
 
 every = pytest.mark.parametrize("name", sorted(names("correction")))

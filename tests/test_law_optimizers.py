@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from fedpeft.core.interfaces import Optimizer
 from fedpeft.core.tensors import equal, layout
-from fedpeft.core.types import Optimizer, Tensors
+from fedpeft.core.types import Tensors
 from fedpeft.registry import build, names
 
 every = pytest.mark.parametrize("name", sorted(names("optimizer")))

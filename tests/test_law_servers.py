@@ -5,8 +5,9 @@ from math import copysign, sqrt
 import pytest
 import torch
 
+from fedpeft.core.interfaces import ServerOptimizer
 from fedpeft.core.tensors import beside, equal, finite, layout, under
-from fedpeft.core.types import Cohort, ServerOptimizer, Tensors
+from fedpeft.core.types import Cohort, Tensors
 from fedpeft.registry import build, names
 
 every = pytest.mark.parametrize("name", sorted(names("server")))

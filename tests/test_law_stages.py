@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedpeft.core.interfaces import Stage
 from fedpeft.core.tensors import equal, layout
-from fedpeft.core.types import Cohort, Context, Stage, Tensors, Update, Weighted
+from fedpeft.core.types import Cohort, Context, Tensors, Update, Weighted
 from fedpeft.registry import build, names
 
 every = pytest.mark.parametrize("name", sorted(names("stage")))

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedpeft import DataError, Plan, PlanError, open_site, read_plan
+from fedpeft.core.interfaces import Partition
 from fedpeft.core.seeds import generator
-from fedpeft.core.types import Division, Partition, Table
+from fedpeft.core.types import Division, Table
 from fedpeft.data.memory import Memory
 from fedpeft.data.report import check_division, heat_map, partition_fingerprint, partition_report
 from fedpeft.methods.full import Full

@@ -8,11 +8,12 @@ from math import ceil, isfinite
 import torch
 from torch import nn
 
+from fedpeft.core.interfaces import Data, Store
 from fedpeft.core.objective import Objective
 from fedpeft.core.seeds import fold, generator, seeded
 from fedpeft.core.tensors import finite, prefixed, under
 from fedpeft.core.trainable import read
-from fedpeft.core.types import Batch, Context, Data, Failure, Job, Reply, Store, Tensors, Update, Weighted
+from fedpeft.core.types import Batch, Context, Failure, Job, Reply, Tensors, Update, Weighted
 from fedpeft.core.wire import pack
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import check_division

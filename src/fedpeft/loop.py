@@ -6,9 +6,10 @@ from functools import partial
 from itertools import chain
 
 from fedpeft.client import open_site
+from fedpeft.core.interfaces import Engine
 from fedpeft.core.seeds import fold, generator
 from fedpeft.core.tensors import Layout, finite, layout
-from fedpeft.core.types import ClientId, Cohort, Engine, Failure, Job, Reply, State, Tensors, Update, Weighted
+from fedpeft.core.types import ClientId, Cohort, Failure, Job, Reply, State, Tensors, Update, Weighted
 from fedpeft.core.wire import headers, unpack
 from fedpeft.errors import WireError
 from fedpeft.plan import Plan

@@ -12,9 +12,7 @@ from typing import Any
 import tomli_w
 from torch import nn
 
-from fedpeft.core.places import locate
-from fedpeft.core.seeds import fold, seeded
-from fedpeft.core.types import (
+from fedpeft.core.interfaces import (
     Aggregator,
     Codec,
     Exchange,
@@ -27,6 +25,8 @@ from fedpeft.core.types import (
     Stage,
     Task,
 )
+from fedpeft.core.places import locate
+from fedpeft.core.seeds import fold, seeded
 from fedpeft.errors import PlanError, unknown
 from fedpeft.registry import construct, find, names, part, parts, settings_of
 

@@ -10,7 +10,8 @@ from rich.table import Table
 from fedpeft.cli.amounts import duration, size
 
 if TYPE_CHECKING:
-    from fedpeft.core.types import Engine, Failure, Job, Reply
+    from fedpeft.core.interfaces import Engine
+    from fedpeft.core.types import Failure, Job, Reply
     from fedpeft.runs.record import RoundRecord
 
 

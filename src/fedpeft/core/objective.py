@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedpeft.core.types import Batch, Task, Tensors, Weighted
+from fedpeft.core.interfaces import Task
+from fedpeft.core.types import Batch, Tensors, Weighted
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

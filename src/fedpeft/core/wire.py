@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedpeft.core.interfaces import Codec
 from fedpeft.core.tensors import Layout, layout
-from fedpeft.core.types import Codec, Tensors, Update, Weighted
+from fedpeft.core.types import Tensors, Update, Weighted
 from fedpeft.errors import WireError
 
 _HEAD = struct.Struct("<IBI")

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedpeft.core.types import Batch, ClientId, Task, Tensors
+from fedpeft.core.interfaces import Task
+from fedpeft.core.types import Batch, ClientId, Tensors
 
 EVALUATION_BATCH = 256
 

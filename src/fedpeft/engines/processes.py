@@ -15,8 +15,9 @@ from threading import Thread
 import torch
 
 from fedpeft.client import Site, Worker, open_site
+from fedpeft.core.interfaces import Store
 from fedpeft.core.stores import Nowhere
-from fedpeft.core.types import ClientId, Failure, Job, Reply, Store
+from fedpeft.core.types import ClientId, Failure, Job, Reply
 from fedpeft.errors import FedpeftError, PlanError
 from fedpeft.plan import Plan
 

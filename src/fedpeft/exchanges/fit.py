@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from fedpeft.core.types import Engine, Failure, Job, Reply, Update
+from fedpeft.core.interfaces import Engine
+from fedpeft.core.types import Failure, Job, Reply, Update
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from math import pi
 import torch
 from torch import Tensor
 
+from fedpeft.core.interfaces import Correction, LossFn, Optimizer
 from fedpeft.core.objective import PRECISIONS
 from fedpeft.core.tensors import beside, map_tensors, sub, zeros_like
-from fedpeft.core.types import Batch, Carry, Context, Correction, LossFn, Optimizer, Tensors
+from fedpeft.core.types import Batch, Carry, Context, Tensors
 from fedpeft.errors import unknown
 from fedpeft.registry import part
 

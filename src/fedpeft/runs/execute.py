@@ -8,9 +8,10 @@ from typing import Any, Protocol
 import torch
 
 from fedpeft.client import Site, open_site
+from fedpeft.core.interfaces import Engine
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import layout
-from fedpeft.core.types import Engine, State
+from fedpeft.core.types import State
 from fedpeft.errors import PlanError, RunError
 from fedpeft.loop import federate, start
 from fedpeft.plan import Plan

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from fedpeft.core.interfaces import ServerOptimizer
 from fedpeft.core.tensors import beside, map_tensors, prefixed, under, zeros_like
-from fedpeft.core.types import Cohort, ServerOptimizer, Tensors
+from fedpeft.core.types import Cohort, Tensors
 from fedpeft.registry import part
 
 SHARE = "c"

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from fedpeft.core.types import Codec, Cohort, Context, Tensors, Update
+from fedpeft.core.interfaces import Codec
+from fedpeft.core.types import Cohort, Context, Tensors, Update
 from fedpeft.registry import part
 
 

@@ -1,0 +1,186 @@
+"""The interfaces of the parts: what each kind must be able to do, and nothing of how."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft.core.types import (
+    Batch,
+    Carry,
+    ClientId,
+    Cohort,
+    Context,
+    Division,
+    Examples,
+    Failure,
+    Job,
+    Reply,
+    State,
+    Table,
+    Tensors,
+    Update,
+)
+
+
+class LossFn(Protocol):
+    """The loss as a function of the small tensors; the frozen base is inside."""
+
+    def __call__(self, params: Tensors, batch: Batch) -> Tensor:
+        """One loss per example, shape (batch,)."""
+        ...
+
+    def gradient(self, params: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
+        """The gradient of the masked mean, the losses, and the buffers that the pass changed."""
+        ...
+
+
+class Task(Protocol):
+    """What is learned. `losses` and `metrics` give one value per example, shape (batch,).
+
+    `prepare` runs once on a table as its source reads it; `batch` on the rows drawn for a step, with a generator in
+    training only: augmentation is drawn from it.
+    """
+
+    def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module: ...
+    def prepare(self, table: Table) -> Tensors: ...
+    def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch: ...
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor: ...
+    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]: ...
+
+
+class Source(Protocol):
+    """Where examples come from; opened only where the data lies."""
+
+    def load(self) -> Examples: ...
+
+
+class Partition(Protocol):
+    """Which client holds which training examples."""
+
+    def split(self, table: Table, generator: torch.Generator) -> Division: ...
+
+
+class Data(Protocol):
+    """Who holds what."""
+
+    @property
+    def clients(self) -> Sequence[ClientId]: ...
+    def size(self, client: ClientId) -> int: ...
+    def batches(self, client: ClientId, size: int, epochs: int, generator: torch.Generator) -> Iterable[Batch]: ...
+    def held_out(self, client: ClientId | None = None) -> Iterable[Batch]: ...
+
+
+class Method(Protocol):
+    """What is trained, and so what travels.
+
+    Attributes:
+      pretrained: whether the base starts from its pre-trained weights.
+    """
+
+    @property
+    def pretrained(self) -> bool: ...
+    def inject(self, model: nn.Module) -> nn.Module: ...
+    def names(self, model: nn.Module) -> Sequence[str]: ...
+
+
+class Optimizer(Protocol):
+    """A client's optimizer, as a pure function. Its memory lives for one job."""
+
+    def init(self, params: Tensors) -> Tensors: ...
+    def step(self, params: Tensors, memory: Tensors, gradient: Tensors, lr: Tensor) -> tuple[Tensors, Tensors]: ...
+
+
+class Correction(Protocol):
+    """What an algorithm adds to every local gradient (FedProx, SCAFFOLD).
+
+    Attributes:
+      shares: prefixes of tensors that travel beside the method's; the server optimizer must keep them.
+    """
+
+    @property
+    def shares(self) -> tuple[str, ...]: ...
+    def begin(self, received: Tensors, memory: Tensors) -> Tensors: ...
+    def apply(self, gradient: Tensors, params: Tensors, held: Tensors) -> Tensors: ...
+    def finish(self, delta: Tensors, received: Tensors, memory: Tensors, path: Tensor) -> tuple[Tensors, Tensors]: ...
+
+
+class Local(Protocol):
+    """How a client trains, from tensors to tensors, so that an engine may run it for one client or for many."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def precision(self) -> str: ...
+    def begin(self, received: Tensors, memory: Tensors, context: Context) -> Carry: ...
+    def step(self, carry: Carry, batch: Batch, losses: LossFn) -> Carry: ...
+    def finish(self, carry: Carry, received: Tensors, memory: Tensors) -> tuple[Tensors, Tensors, Tensors]: ...
+
+
+class Stage(Protocol):
+    """A station an update passes: `on_client` in order on the way up, `on_server` in reverse on the mean.
+
+    `memory` is this client's own, kept between the rounds it takes part in; empty at first.
+    """
+
+    def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]: ...
+    def on_server(self, update: Update, cohort: Cohort) -> Update: ...
+
+
+class Codec(Protocol):
+    """Tensors to bytes and back. `decode(encode(x))` keeps names, shapes and dtypes, and is idempotent."""
+
+    def encode(self, tensors: Tensors) -> bytes: ...
+    def decode(self, blob: bytes) -> Tensors: ...
+
+
+class Aggregator(Protocol):
+    """Many updates to one, reading them once. The result's weight is the sum of the weights."""
+
+    def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update: ...
+
+
+class ServerOptimizer(Protocol):
+    """A step of the shared parameters along a reduced delta (Reddi et al., 2021, arXiv:2003.00295).
+
+    Attributes:
+      keeps: prefixes of the tensors beside the method's that it adds to `params` and keeps up to date.
+    """
+
+    @property
+    def keeps(self) -> tuple[str, ...]: ...
+    def init(self, params: Tensors) -> tuple[Tensors, Tensors]: ...
+    def step(self, params: Tensors, memory: Tensors, delta: Tensors, cohort: Cohort) -> tuple[Tensors, Tensors]: ...
+
+
+class Sampler(Protocol):
+    """Who takes part in a round."""
+
+    def choose(self, clients: Sequence[ClientId], cohort: int, generator: torch.Generator) -> list[ClientId]: ...
+
+
+class Engine(Protocol):
+    """Carries jobs to clients. Replies come in the order of the jobs, so that sums do not depend on timing."""
+
+    @property
+    def clients(self) -> Sequence[ClientId]: ...
+    def run(self, jobs: Iterable[Job]) -> Iterator[Reply | Failure]: ...
+
+
+class Exchange(Protocol):
+    """The messages of a round. `receive` checks one reply and gives its update, or None after noting the failure."""
+
+    def collect(
+        self, engine: Engine, jobs: Sequence[Job], receive: Callable[[Reply | Failure], Update | None]
+    ) -> Iterator[Update]: ...
+
+
+class Store(Protocol):
+    """A client's own memory between rounds. It never leaves the client."""
+
+    def load(self, client: ClientId, accepted: int | None) -> Tensors: ...
+    def reply(self, job: Job) -> bytes | None: ...
+    def save(self, job: Job, memory: Tensors, payload: bytes) -> None: ...
