@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rounds import MEMORIES, SCAFFOLD, Recording, good, last, on, plan_of, points_plan, run
+from rounds import FEEDBACK, MEMORIES, SCAFFOLD, Recording, good, last, on, plan_of, points_plan, run
 
 from fedpeft.client import Site, Worker, open_site
 from fedpeft.core.seeds import fold, generator
@@ -94,6 +94,28 @@ def test_a_half_done_round_is_done_again_and_no_memory_advances_twice(
     assert done == recording.replies[:10]
     again = run(points, plan, fresh, state)
     assert equal(last(again), last(whole))
+
+
+def test_asked_again_a_client_sends_what_it_has_and_does_not_train(points: Site, tmp_path: Path) -> None:
+    plan, store = points_plan(**FEEDBACK), Folder(tmp_path)
+    payload = plan.downlink.encode(points.params())
+    job = Job("run", 0, points.data.clients[0], "fit", 7, None, payload)
+    first = Worker(replace(points, plan=plan), store)(job)
+    assert isinstance(first, Reply)
+    would_train_otherwise = replace(points, plan=points_plan(**FEEDBACK, local={"lr": 0.5}))
+    assert Worker(would_train_otherwise, store)(job) == first
+    assert Worker(would_train_otherwise, store)(replace(job, run="another")) != first
+
+
+def test_the_server_holds_the_mean_of_what_its_clients_remember(points: Site, tmp_path: Path) -> None:
+    """The invariant of SCAFFOLD, round after round, with every client's memory read from its file."""
+    plan, store = points_plan(**SCAFFOLD, cohort=24, weighting="uniform"), Folder(tmp_path)
+    for state, ledger in run(points, plan, store):
+        assert state.accepted == dict.fromkeys(points.data.clients, ledger.round)
+    for name in points.params():
+        every = [store.load(client, state.accepted[client])[f"local/{name}"] for client in points.data.clients]
+        assert all(bool(x.any()) for x in every)
+        torch.testing.assert_close(state.params[f"c/{name}"], torch.stack(every).mean(0), rtol=0, atol=1e-5)
 
 
 def test_density_1_is_dense_and_feedback_then_changes_nothing(digits: Site, tmp_path: Path) -> None:
