@@ -1,5 +1,6 @@
 """Laws of a round in which something goes wrong: it is named, it costs its own client, and the round goes on."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +103,16 @@ def test_what_the_codec_cannot_hold_is_a_named_failure(points: Site) -> None:
     plan = points_plan(rounds=1, uplink="float16", local={"lr": 1e6, "batch_size": 16})
     [(_, ledger)] = run(points, plan)
     assert len(ledger.failed) == 4 and all("float16 ends at 65504" in reason for reason in ledger.failed.values())
+
+
+def test_a_client_that_lost_its_memory_is_a_named_failure(points: Site, tmp_path: Path) -> None:
+    plan = points_plan(**FEEDBACK, rounds=2, cohort=24)
+    rounds = federate(plan, on(points, plan, Folder(tmp_path)), start(plan, points.params()))
+    next(rounds)
+    lost = points.data.clients[0]
+    shutil.rmtree(tmp_path / lost)
+    _, ledger = next(rounds)
+    assert list(ledger.failed) == [lost] and "its memory of round 0 is gone" in ledger.failed[lost]
 
 
 def test_a_memory_without_a_place_is_a_named_failure(points: Site) -> None:

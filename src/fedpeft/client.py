@@ -17,7 +17,7 @@ from fedpeft.core.types import Batch, Context, Failure, Job, Reply, Tensors, Upd
 from fedpeft.core.wire import pack
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import check_division
-from fedpeft.errors import DataError, FedpeftError
+from fedpeft.errors import DataError, FedpeftError, RunError
 from fedpeft.plan import Plan
 
 
@@ -96,6 +96,10 @@ class Worker:
         for i, stage in enumerate(plan.stages):
             update, own = stage.on_client(update, under(f"stage{i}", memory), context)
             kept = {**kept, **prefixed(f"stage{i}", own)}
+        if kept and not memory and job.accepted is not None:
+            raise RunError(
+                f"its memory of round {job.accepted} is gone: it would start afresh, unseen"
+            )
         if not finite(update.delta) or not all(isfinite(m.total) for m in update.metrics.values()):
             raise ArithmeticError(f"training diverged (mean loss {loss.value:.3g}): lower local.lr or set clip_norm")
         payload = pack(update, plan.uplink)

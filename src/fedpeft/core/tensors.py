@@ -36,11 +36,6 @@ def zeros_like(a: Tensors) -> dict[str, Tensor]:
     return map_tensors(torch.zeros_like, a)
 
 
-def norm(a: Tensors) -> float:
-    """Euclidean norm of all entries as one vector, summed in float64."""
-    return float(sum(float(x.double().square().sum()) for x in a.values()) ** 0.5)
-
-
 def finite(a: Tensors) -> bool:
     return all(bool(x.isfinite().all()) for x in a.values())
 

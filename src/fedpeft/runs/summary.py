@@ -85,10 +85,13 @@ def _against_full(rounds: Sequence[Mapping[str, Any]], site: Site) -> dict[str, 
 
 
 def peak_rss() -> int | None:
-    """The most memory that this process ever had resident, in bytes; None where the system does not tell."""
+    """The most memory that this process or the largest of its workers had resident, in bytes.
+
+    None where the system does not tell. Workers count once they have ended.
+    """
     try:
         import resource
     except ImportError:  # Windows
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return peak if sys.platform == "darwin" else peak * 1024
