@@ -97,9 +97,7 @@ class Worker:
             update, own = stage.on_client(update, under(f"stage{i}", memory), context)
             kept = {**kept, **prefixed(f"stage{i}", own)}
         if kept and not memory and job.accepted is not None:
-            raise RunError(
-                f"its memory of round {job.accepted} is gone: it would start afresh, unseen"
-            )
+            raise RunError(f"its memory of round {job.accepted} is gone: it would start afresh, unseen")
         if not finite(update.delta) or not all(isfinite(m.total) for m in update.metrics.values()):
             raise ArithmeticError(f"training diverged (mean loss {loss.value:.3g}): lower local.lr or set clip_norm")
         payload = pack(update, plan.uplink)
