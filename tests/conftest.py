@@ -18,13 +18,19 @@ settings.load_profile("fedpeft")
 
 
 @pytest.fixture(scope="session")
-def real_data() -> Path:
-    """The folder that FEDPEFT_DATA names: real data sets and weights, which the repository does not hold."""
+def real_data_if_any() -> Path | None:
+    """Real data sets and weights, which the repository does not hold: what FEDPEFT_DATA names, or lies beside it."""
     beside = Path(__file__).parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("FEDPEFT_DATA", beside)).expanduser()
-    if not folder.is_dir():
-        pytest.skip(f"no real data: {folder} is no folder; FEDPEFT_DATA names another")
-    return folder
+    folder = Path(os.environ.get("FEDPEFT_DATA") or beside).expanduser()
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def real_data(real_data_if_any: Path | None) -> Path:
+    """The same, for tests that are nothing without."""
+    if real_data_if_any is None:
+        pytest.skip("no real data: FEDPEFT_DATA names no folder")
+    return real_data_if_any
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -35,10 +36,39 @@ class Gate:
 
     folder: str
 
+    @property
+    def remembers(self) -> bool:
+        return False
+
     def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]:
         while (Path(self.folder) / "closed").exists():
             (Path(self.folder) / "reached").touch()
             time.sleep(0.02)
+        return update, {}
+
+    def on_server(self, update: Update, cohort: Cohort) -> Update:
+        return update
+
+
+@dataclass(frozen=True)
+class FullDisk:
+    """A stage with which `client` finds the disk full in round `round`, while the file `full` is in the folder.
+
+    The system's limit on the size of a file stands for the disk, in the process that writes the client's memory.
+    """
+
+    folder: str
+    client: str
+    round: int
+
+    @property
+    def remembers(self) -> bool:
+        return False
+
+    def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]:
+        full = (Path(self.folder) / "full").exists()
+        if full and (context.client, context.round) == (self.client, self.round):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         return update, {}
 
     def on_server(self, update: Update, cohort: Cohort) -> Update:

@@ -1,5 +1,7 @@
 """Parts as a user would write them, in a module of their own: named "parts:Class" in a plan."""
 
+import builtins
+import errno
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -74,7 +76,22 @@ class Tied(nn.Module):
         return logits
 
 
-NETWORKS = {"linear": Linear, "convolution": Convolution, "tied": Tied}
+class Deep(nn.Module):
+    """A frozen layer with a value that float16 cannot hold, and a head."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(features, features)
+        nn.init.eye_(self.first.weight)
+        nn.init.constant_(self.first.bias, 1e5)
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.first(x) - 1e5)
+        return logits
+
+
+NETWORKS = {"linear": Linear, "convolution": Convolution, "tied": Tied, "deep": Deep}
 
 
 @dataclass(frozen=True)
@@ -130,6 +147,32 @@ class Fatal:
         return self.points.metrics(model, batch)
 
 
+@dataclass(frozen=True)
+class Raising:
+    """Points, but who trains the example whose first feature is `trigger` gets the built-in exception `error`."""
+
+    trigger: float
+    error: str
+    points: Points = field(default_factory=Points)
+
+    def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
+        return self.points.build(classes, pretrained)
+
+    def prepare(self, table: Table) -> Tensors:
+        return self.points.prepare(table)
+
+    def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
+        return self.points.batch(rows, generator)
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        if bool((batch["point"][:, 0] == self.trigger).any()):
+            raise getattr(builtins, self.error)("of this task")
+        return self.points.losses(model, batch)
+
+    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        return self.points.metrics(model, batch)
+
+
 def die(once: str) -> None:
     """What `kill -9` does, at a moment of our choosing."""
     if not once or not Path(once).exists():
@@ -156,3 +199,28 @@ class DiesAfterSaving:
         self.folder.save(job, memory, payload)
         if job.client == self.client and job.round == 1:
             die(self.once)
+
+
+@dataclass(frozen=True)
+class FailingDisk:
+    """A folder of clients' memory whose disk is full when `client` comes to one of its methods."""
+
+    folder: Folder
+    client: str
+    method: str
+
+    def load(self, client: str, accepted: int | None) -> Tensors:
+        self._at("load", client)
+        return self.folder.load(client, accepted)
+
+    def reply(self, job: Job) -> bytes | None:
+        self._at("reply", job.client)
+        return self.folder.reply(job)
+
+    def save(self, job: Job, memory: Tensors, payload: bytes) -> None:
+        self._at("save", job.client)
+        self.folder.save(job, memory, payload)
+
+    def _at(self, method: str, client: str) -> None:
+        if (method, client) == (self.method, self.client):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "memory")

@@ -44,6 +44,12 @@ def test_a_run_shows_its_rounds_and_ends_with_a_table(plan: Path, tmp_path: Path
     assert result.stderr == ""
 
 
+def test_the_time_left_is_told_once_it_can_be_known(plan: Path, tmp_path: Path) -> None:
+    result = fedpeft("run", plan, "--out", tmp_path / "run", "--set", "rounds=5")
+    rounds = [line for line in result.stdout.splitlines() if line.startswith("round ")]
+    assert [line.endswith(" left") for line in rounds] == [False, False, True, True, False]
+
+
 def test_json_is_all_that_is_on_standard_output(plan: Path, tmp_path: Path) -> None:
     result = fedpeft("run", plan, "--out", tmp_path / "run", "--json")
     assert json.loads(result.stdout) == json.loads((tmp_path / "run" / "summary.json").read_text())

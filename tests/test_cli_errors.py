@@ -34,7 +34,7 @@ def test_training_that_diverges_is_named_and_the_run_goes_on(plan: Path, tmp_pat
     warnings = result.stderr.splitlines()
     assert warnings[0].startswith("warning: 6 of 6 replies were not counted; first c00")
     assert "in round 1: ArithmeticError: training diverged" in warnings[0]
-    assert warnings[1] == "warning: 3 of 3 rounds had too few good replies and changed nothing"
+    assert warnings[1] == "warning: 3 of 3 rounds changed nothing; rounds.jsonl says why"
     line = json.loads((tmp_path / "run" / "rounds.jsonl").read_text().splitlines()[0])
     assert all("training diverged" in client["failed"] for client in line["clients"].values())
     assert line["note"] == "0 good replies, 1 needed: nothing changes"
@@ -58,6 +58,15 @@ BAD = {
     "unknown method": (["run", "--set", "method=lorra"], "no method called 'lorra'. Did you mean 'lora'?"),
     "unknown engine": (["run", "PLAN", "--engine", "process"], "Did you mean 'processes'?"),
     "wrong type": (["run", "PLAN", "--set", "rounds=many"], "plan.rounds = 'many'"),
+    "a number as part": (
+        ["run", "PLAN", "--set", "server=1"],
+        "plan.server = 1: must be a name, a table with a `name`",
+    ),
+    "a number as stages": (["run", "PLAN", "--set", "stages=5"], "plan.stages = 5: must be a name, a table"),
+    "a key of a number": (["run", "PLAN", "--set", "local.lr.x=3"], "local.lr is 0.1, which has no keys"),
+    "a key of a list": (["run", "PLAN", "--set", "stages.0.codec=dense"], "stages is [], which has no keys"),
+    "a downlink that drops": (["run", "PLAN", "--set", "downlink=topk"], "receive most of them as zero"),
+    "no such array": (["run", "PLAN", "--set", "data=none.npz"], "there is no file 'none.npz'"),
     "out of range": (["run", "PLAN", "--set", "rounds=0"], "rounds must be at least 1, got 0"),
     "no pair": (["run", "PLAN", "--set", "rounds"], "'rounds' is not of the form key=value"),
     "no such plan": (["run", "ROOT/none.toml"], "none.toml cannot be read: No such file"),

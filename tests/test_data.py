@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +98,32 @@ def test_a_folder_of_splits(ending: str, tmp_path: Path) -> None:
     assert got.train.columns["text"] == [f"text {k}" for k in range(9)]
     assert got.test.columns["text"] == ["text 10", "text 11"]
     assert HubTable(str(folder), test_split="validation").load().test.columns["text"] == ["text 9"]
+
+
+NOBODY_CALLED = """
+import sys
+called = []
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
+        called.append((event, *map(str, arguments)))
+        raise OSError("no network here")
+sys.addaudithook(watch)
+from fedpeft.data.table import HubTable
+for file in sys.argv[1:]:
+    assert len(HubTable(file).load().train)
+assert not called, called
+"""
+
+
+def test_files_of_this_machine_are_read_without_a_word_to_any_other(tmp_path: Path) -> None:
+    files = [tmp_path / f"rows.{ending}" for ending in WRITERS]
+    for file in files:
+        WRITERS[file.suffix[1:]](file, ROWS)
+    online = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")}
+    ended = subprocess.run(
+        [sys.executable, "-c", NOBODY_CALLED, *map(str, files)], env=online, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_the_order_of_the_rows_is_kept_and_nothing_is_left_in_a_cache(tmp_path: Path) -> None:

@@ -1,16 +1,18 @@
 """Laws of engines: the same bits and bytes as one client after another in this process, whatever happens on the way."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
 import torch
-from parts import Blobs, DiesAfterSaving, Fatal, Points
+from parts import Blobs, DiesAfterSaving, FailingDisk, Fatal, Points, Raising
 
 from fedpeft.client import Site, open_site
 from fedpeft.core.interfaces import Store
-from fedpeft.core.stores import Folder, Nowhere
+from fedpeft.core.stores import Folder, Nowhere, StoreError
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Failure, Job, Reply, State
 from fedpeft.engines.inprocess import InProcess
@@ -149,7 +151,47 @@ def test_a_worker_that_cannot_start_says_why(site: Site) -> None:
     plan = replace(site.plan, classes=("of", "other", "data"))
     for engine in processes(replace(site, plan=plan), Nowhere(), 1):
         [got] = engine.run(jobs_of(site, site.plan, 0)[:1])
-        assert isinstance(got, Failure) and "could not start: the plan's classes are ['of', 'other'" in got.reason
+        assert isinstance(got, Failure)
+        assert "could not start: DataError: the plan's classes are ['of', 'other'" in got.reason
+
+
+@pytest.mark.parametrize("error", ["IndexError", "TypeError", "AttributeError", "AssertionError", "OSError"])
+def test_whatever_a_task_raises_is_its_clients_failure_in_the_same_words(site: Site, error: str) -> None:
+    plan = replace(plan_of(local={"lr": 0.05}, server="average", stages=[]), task=Raising(trigger(), error))
+    here = InProcess(replace(site, plan=plan))
+    jobs = jobs_of(site, plan, 0)
+    got = list(here.run(jobs))
+    [failure] = [one for one in got if isinstance(one, Failure)]
+    assert failure.reason == f"{error}: of this task"
+    if error in ("IndexError", "OSError"):  # a process each takes its time
+        for engine in processes(here.site, Nowhere()):
+            assert list(engine.run(jobs)) == got
+
+
+@pytest.mark.parametrize("method", ["reply", "load", "save"])
+def test_a_failing_disk_ends_the_round_in_every_engine(site: Site, tmp_path: Path, method: str) -> None:
+    """Were it a client's failure, a resumed run would end in other bits."""
+    store = FailingDisk(Folder(tmp_path), site.data.clients[1], method)
+    jobs = jobs_of(site, site.plan, 0)[:3]
+    with pytest.raises(StoreError, match="No space left on device: 'memory'"):
+        list(InProcess(site, store).run(jobs))
+    for engine in processes(site, store) if method == "save" else ():
+        with pytest.raises(StoreError, match="No space left on device: 'memory'"):
+            list(engine.run(jobs))
+        assert list(engine.run(jobs[:1])) == list(InProcess(site, Folder(tmp_path / "other")).run(jobs[:1]))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot keep a process to processors")
+def test_as_many_workers_as_this_process_may_use_processors(site: Site) -> None:
+    plan = plan_of(local={"lr": 0.05}, server="average", stages=[])
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        for engine in processes(replace(site, plan=plan), Nowhere(), 0):
+            assert len(list(engine.run(jobs_of(site, plan, 0)[:3]))) == 3
+            assert len(active_children()) == 1
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def test_a_part_that_cannot_be_sent_is_a_plan_error(site: Site) -> None:

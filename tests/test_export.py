@@ -80,11 +80,6 @@ for folder in json.loads(sys.argv[1]):
 """
 
 
-def real_data_folder() -> Path:
-    beside = Path(__file__).parents[2] / "shared" / "data"
-    return Path(os.environ.get("FEDPEFT_DATA", beside)).expanduser()
-
-
 @dataclass(frozen=True)
 class Done:
     """A run, and what its model says of some held-out examples."""
@@ -122,13 +117,13 @@ def loaded_elsewhere(folders: Mapping[Path, Done], cache: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
+def runs(tmp_path_factory: pytest.TempPathFactory, real_data_if_any: Path | None) -> dict[str, Done]:
     root = tmp_path_factory.mktemp("runs")
-    cases = {**CASES, **text_cases(root)}
+    cases = {**CASES, **text_cases(root, real_data_if_any)}
     return {name: done(root / f"run-{k}", **changes) for k, (name, changes) in enumerate(cases.items())}
 
 
-def text_cases(root: Path) -> dict[str, Mapping[str, Any]]:
+def text_cases(root: Path, real_data: Path | None) -> dict[str, Mapping[str, Any]]:
     """Runs on texts, with a small BERT, and with the Llama of the real data where these are."""
     rows = (
         {"text": " ".join(WORDS[(k * j) % 13] for j in range(1, 4 + k % 5)), "label": WORDS[k % 3]} for k in range(80)
@@ -141,7 +136,7 @@ def text_cases(root: Path) -> dict[str, Mapping[str, Any]]:
         return {**data, "method": method, "task": {"name": "text-classification", "model": str(model), "max_length": 6}}
 
     cases: dict[str, Mapping[str, Any]] = {name: on(root / "bert", name.split(", ")[1]) for name in BERT}
-    if (llama := real_data_folder() / "stories260k").is_dir():
+    if real_data is not None and (llama := real_data / "stories260k").is_dir():
         cases |= {name: on(llama, name.split(", ")[1]) for name in LLAMA}
     return cases
 

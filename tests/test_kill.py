@@ -214,6 +214,43 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert_same_end(out, undisturbed(plan, tmp_path / "undisturbed"))
 
 
+@pytest.mark.parametrize("engine", ["inprocess", "processes"])
+def test_a_disk_that_is_full_for_a_clients_memory_loses_nothing(tmp_path: Path, engine: str) -> None:
+    stage = f'stages = [{{name = "crashes:FullDisk", folder = "{tmp_path}", client = "c002", round = 1}}]\n'
+    text = stage + BLOBS.replace("cohort = 2", "cohort = 4")
+    plan, out = write(tmp_path / "plan.toml", text), tmp_path / "run"
+    (tmp_path / "full").touch()
+    process = begin("run", plan, "--out", out, "--quiet", "--engine", engine)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert stderr.splitlines() == [
+        f"error: {out} cannot be written: File too large: what is done is kept; go on with `fedpeft run --resume {out}`"
+    ]
+    assert len(read_rounds(RunFolder(out))) == 1
+    assert [path.name for path in Folder(out / "clients").place("c002").iterdir()] == ["0.safetensors"]
+    (tmp_path / "full").unlink()
+    finish("run", "--resume", out)
+    assert_same_end(out, undisturbed(plan, tmp_path / "undisturbed"))
+    assert not any(client.get("failed") for line in read_rounds(RunFolder(out)) for client in line["clients"].values())
+
+
+def test_a_closed_pipe_is_no_full_disk(tmp_path: Path) -> None:
+    """As `fedpeft run | head` leaves it."""
+    plan, out = write(tmp_path / "plan.toml", BLOBS), tmp_path / "run"
+    reading, writing = os.pipe()
+    os.close(reading)
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ended = subprocess.run(
+        [sys.executable, "-m", "fedpeft", "run", str(plan), "--out", str(out)],
+        env={**os.environ, "PYTHONPATH": path}, stdout=writing, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    os.close(writing)
+    assert ended.returncode == 1
+    after = f"what is done is kept; go on with `fedpeft run --resume {out}`"
+    assert ended.stderr.splitlines() == [f"stopped: a pipe is closed at its other end: {after}"]
+    finish("run", "--resume", out)
+
+
 def test_processes_give_the_bits_of_a_single_one(tmp_path: Path) -> None:
     """What the comparisons above rest on."""
     plan = write(tmp_path / "plan.toml", BLOBS)

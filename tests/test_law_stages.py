@@ -45,6 +45,12 @@ def test_all_memory_is_in_what_is_returned(name: str) -> None:
     assert equal(a.delta, b.delta) and equal(memory_a, memory_b)
 
 
+@every
+def test_a_memory_is_announced(name: str) -> None:
+    stage: Stage = build("stage", name)
+    assert stage.remembers == bool(stage.on_client(update(0), {}, CONTEXT)[1])
+
+
 def feedback(**codec: object) -> Stage:
     stage: Stage = build("stage", {"name": "error_feedback", "codec": codec})
     return stage

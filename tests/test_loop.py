@@ -9,12 +9,13 @@ import torch
 from rounds import FEEDBACK, MEMORIES, SCAFFOLD, Recording, good, last, on, plan_of, points_plan, run
 
 from fedpeft.client import Site, Worker, open_site
+from fedpeft.core.objective import evaluate
 from fedpeft.core.seeds import fold, generator
 from fedpeft.core.stores import Folder, Nowhere
 from fedpeft.core.tensors import beside, equal, layout, scale
-from fedpeft.core.types import Job, Reply
+from fedpeft.core.types import Cohort, Job, Reply, State, Update
 from fedpeft.core.wire import unpack
-from fedpeft.loop import federate, start
+from fedpeft.loop import Ledger, advance, federate, start
 from fedpeft.plan import Plan, read_plan
 
 
@@ -206,6 +207,61 @@ def test_the_statistics_of_batchnorm_travel_and_the_shared_model_keeps_its_own()
         torch.testing.assert_close(x, want[name], rtol=0, atol=1e-6)
     assert not torch.equal(state.params["norm.running_var"], pristine["norm.running_var"])
     assert equal(site.model.state_dict(), pristine)
+
+
+@pytest.mark.parametrize("server", ["momentum", "adam", "yogi", "adagrad"])
+def test_the_statistics_of_batchnorm_go_past_the_server_optimizer(server: str) -> None:
+    """Whatever the optimizer makes of the parameters, the statistics are the mean of the clients'."""
+    plan = read_plan({**CONVOLUTION, "server": {"name": server, "lr": 1.0}})
+    names = ("norm.running_mean", "norm.running_var")
+    state = start(plan, {**dict.fromkeys(names, torch.ones(2)), "w": torch.ones(2)})
+    for k, step in enumerate((-0.5, -0.4, -0.05)):  # a momentum of 0.9 ends at -0.555
+        update = Update("x", dict.fromkeys(state.params, torch.full((2,), step)))
+        before, ledger = state, Ledger(k)
+        state = advance(plan, state, update, Cohort(k, 1, 1, {"x": 1.0}, 1), ledger)
+        for name in names:
+            assert torch.equal(state.params[name], before.params[name] + step)
+    assert not torch.allclose(state.params["w"], torch.tensor(0.05))
+
+
+def test_a_variance_does_not_fall_below_zero_by_the_error_of_a_codec() -> None:
+    plan = read_plan(CONVOLUTION)
+    state = State(0, {n: torch.full((1,), 0.25) for n in ("norm.running_mean", "norm.running_var")})
+    update = Update("x", dict.fromkeys(state.params, torch.tensor([-0.5])))
+    after = advance(plan, state, update, Cohort(0, 1, 1, {"x": 1.0}, 1), Ledger(0)).params
+    assert after["norm.running_mean"].item() == -0.25 and after["norm.running_var"].item() == 0
+
+
+@pytest.mark.parametrize("server", ["momentum", {"name": "adam", "lr": 0.1}])
+def test_batchnorm_trains_with_any_server(server: object) -> None:
+    plan = read_plan({**CONVOLUTION, "server": server, "cohort": 3, "rounds": 12})
+    for state, ledger in run(open_site(plan), plan):
+        assert not ledger.failed and bool((state.params["norm.running_var"] > 0).all())
+
+
+def test_without_a_state_a_run_starts_from_the_model_that_the_engine_has(points: Site) -> None:
+    plan = points_plan(rounds=1)
+    other = replace(points, model=deepcopy(points.model))
+    with torch.no_grad():
+        other.model.get_parameter("head.bias").fill_(9.0)
+    [(state, _)] = federate(plan, on(other, plan))
+    assert equal(state.params, last(run(other, plan))) and bool((state.params["head.bias"] > 8).all())
+
+
+def test_without_a_state_and_a_site_a_run_starts_from_the_plan(points: Site) -> None:
+    plan = points_plan(rounds=1)
+    [(state, _)] = federate(plan, Recording(on(points, plan)))
+    assert equal(state.params, last(run(points, plan)))
+
+
+def test_a_state_can_be_evaluated_as_it_is(points: Site, tmp_path: Path) -> None:
+    plan = points_plan(**SCAFFOLD, rounds=1)
+    params = last(run(points, plan, Folder(tmp_path)))
+    assert "c/head.weight" in params
+    got, want = (evaluate(plan.task, points.model, x, points.data.held_out()) for x in (params, beside(("c",), params)))
+    assert got == want != evaluate(plan.task, points.model, {}, points.data.held_out())
+    with pytest.raises(ValueError, match=r"none of the 2 tensors, first 'base\.head\.weight'"):
+        evaluate(plan.task, points.model, {f"base.{n}": x for n, x in points.params().items()}, ())
 
 
 def test_a_weight_under_two_names_is_one_weight() -> None:

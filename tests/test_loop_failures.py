@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from rounds import FEEDBACK, Recording, Tampering, good, last, on, points_plan, run
+from rounds import FEEDBACK, MEMORIES, Recording, Tampering, good, last, on, points_plan, run
 
 from fedpeft.client import Site
 from fedpeft.core.stores import Folder
-from fedpeft.core.tensors import equal, layout
-from fedpeft.core.types import Failure, Reply, State, Tensors, Update, Weighted
+from fedpeft.core.tensors import equal, finite, layout
+from fedpeft.core.types import Cohort, Failure, Reply, State, Tensors, Update, Weighted
 from fedpeft.core.wire import pack, unpack
-from fedpeft.loop import federate, start
+from fedpeft.errors import PlanError
+from fedpeft.loop import Ledger, advance, aggregate, federate, start
 from fedpeft.plan import Plan
 
 
@@ -110,11 +111,60 @@ def test_a_client_that_lost_its_memory_is_a_named_failure(points: Site, tmp_path
     rounds = federate(plan, on(points, plan, Folder(tmp_path)), start(plan, points.params()))
     next(rounds)
     lost = points.data.clients[0]
-    shutil.rmtree(tmp_path / lost)
+    shutil.rmtree(Folder(tmp_path).place(lost))
     _, ledger = next(rounds)
     assert list(ledger.failed) == [lost] and "its memory of round 0 is gone" in ledger.failed[lost]
 
 
-def test_a_memory_without_a_place_is_a_named_failure(points: Site) -> None:
-    [(_, ledger)] = run(points, points_plan(**FEEDBACK, rounds=1))
-    assert all("give the engine a folder" in reason for reason in ledger.failed.values()) and len(ledger.failed) == 4
+@MEMORIES
+def test_a_memory_without_a_place_is_an_error_before_anyone_trains(points: Site, changes: dict[str, object]) -> None:
+    plan = points_plan(**changes)
+    with pytest.raises(PlanError, match="give the engine a store"):
+        next(federate(plan, on(points, plan)))
+
+
+def test_a_memory_without_a_place_that_nobody_saw_is_a_named_failure(points: Site) -> None:
+    plan = points_plan(**FEEDBACK, rounds=1)
+    [(_, ledger)] = federate(plan, Recording(on(points, plan)), start(plan, points.params()))
+    assert len(ledger.failed) == 4
+    assert all("clients have a memory" in reason for reason in ledger.failed.values())
+
+
+def huge(*signs: int) -> dict[str, torch.Tensor]:
+    return {"a": torch.tensor([3e38 * sign for sign in signs]), "b": torch.ones(2)}
+
+
+@pytest.mark.parametrize("aggregator", ["mean", "median"])
+def test_an_infinite_mean_of_finite_updates_changes_nothing(aggregator: str) -> None:
+    plan = points_plan(aggregator=aggregator)
+    state = State(3, {"a": torch.zeros(2), "b": torch.zeros(2)}, accepted={"x": 1})
+    updates = [Update("x", huge(1, 1)), Update("y", huge(-1, 1))]
+    update = aggregate(plan, iter(updates), state, state.params)
+    assert update is not None and not finite(update.delta), "the case that this test is about"
+    ledger = Ledger(3)
+    after = advance(plan, state, update, Cohort(3, 2, 2, {"x": 1.0, "y": 1.0}, 1), ledger)
+    assert after == replace(state, round=4)
+    assert ledger.note == "the server's step makes 'a' infinite or no number: nothing changes"
+
+
+@pytest.mark.parametrize("server", ["adam", "yogi", "adagrad", {"name": "scaffold", "inner": "adam"}])
+def test_one_update_whose_square_is_infinite_does_not_poison_the_run(server: object) -> None:
+    plan = points_plan(
+        server=server, local={"correction": "scaffold" if isinstance(server, dict) else "none", "lr": 0.1}
+    )
+    state = start(plan, {"a": torch.zeros(2), "b": torch.zeros(2)})
+    ordinary = {name: torch.ones(2) for name in state.params}
+    cohort = Cohort(0, 1, 1, {"x": 1.0}, 1)
+    large, small = Ledger(0), Ledger(1)
+    kept = advance(plan, state, Update("x", {**ordinary, "a": torch.full((2,), 1e20)}), cohort, large)
+    assert kept == replace(state, round=1) and "'v/a'" in large.note
+    moved = advance(plan, kept, Update("x", ordinary), cohort, small)
+    assert finite(moved.params) and not small.note and moved.accepted == {"x": 1}
+    assert bool((moved.params["a"] > 0).all())
+
+
+def test_a_state_that_the_downlink_cannot_hold_is_an_error_that_names_the_codec(points: Site) -> None:
+    plan = points_plan(downlink="float16")
+    state = State(2, {name: torch.full_like(x, 1e5) for name, x in points.params().items()})
+    with pytest.raises(PlanError, match="downlink codec 'float16' cannot hold the state of round 2: tensor 'head"):
+        next(federate(plan, on(points, plan), state))

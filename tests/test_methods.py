@@ -1,6 +1,5 @@
 """What single methods train and compute: the table of FedPEFT, hand-made forwards, and `peft`'s own wrapper."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ from fedpeft.errors import PlanError
 from fedpeft.methods.injection import known_warnings_ignored
 from fedpeft.optimizers.sgd import SGD
 from fedpeft.registry import build
-
-DATA = Path(os.environ.get("FEDPEFT_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 # Trained parameters of a ViT-B/16 with 100, 45 and 2 classes. The first five rows are FedPEFT's (arXiv:2210.01708; its
 # 328 MB and 0.68 MB are the first and the third with 100 classes); the others follow from the shapes.
@@ -267,12 +264,11 @@ def test_what_a_model_lacks_is_named() -> None:
     assert method("bias").names(method("bias").inject(convolutions)) == ["features.bias", "fc.weight", "fc.bias"]
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="needs the data folder ($FEDPEFT_DATA)")
 @pytest.mark.parametrize("name", ["adapter", "dora", "ia3", "layernorm", "lora", "prefix", "vera"])
-def test_real_language_model_weights(name: str) -> None:
+def test_real_language_model_weights(name: str, real_data: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    base: nn.Module = AutoModelForCausalLM.from_pretrained(str(DATA / "stories260k")).eval().requires_grad_(False)
+    base: nn.Module = AutoModelForCausalLM.from_pretrained(real_data / "stories260k").eval().requires_grad_(False)
     ids = torch.tensor([[1, 403, 407, 261]])
     before = base(input_ids=ids).logits
     made = method(name)

@@ -24,7 +24,11 @@ KINDS = {
     "partition": "partition",
 }
 EACH_ONCE = 13  # draws after which the longest list of parts has been through
-UNFIT = {"method": {"prefix"}, "partition": {"column", "lists"}}  # need a decoder; need columns or lists of the data's
+UNFIT = {
+    "method": {"prefix"},  # needs a decoder
+    "partition": {"column", "lists"},  # need columns or lists of the data's
+    "downlink": {"topk"},  # drops parameters
+}
 
 
 def sample(count: int) -> Iterator[dict[str, str]]:
@@ -41,7 +45,7 @@ def sample(count: int) -> Iterator[dict[str, str]]:
 
 
 def spec_of(chosen: dict[str, str]) -> dict[str, Any]:
-    """A plan of the chosen parts; SCAFFOLD is one algorithm in two places."""
+    """A plan of the chosen parts; SCAFFOLD is one algorithm in two places, with SGD."""
     scaffold = chosen["correction"] == "scaffold" or chosen["server"] == "scaffold"
     return {
         "method": chosen["method"],
@@ -54,7 +58,7 @@ def spec_of(chosen: dict[str, str]) -> dict[str, Any]:
         "rounds": 2,
         "cohort": 3,
         "local": {
-            "optimizer": chosen["optimizer"],
+            "optimizer": "sgd" if scaffold else chosen["optimizer"],
             "correction": "scaffold" if scaffold else chosen["correction"],
             "lr": 0.001,
             "batch_size": 16,

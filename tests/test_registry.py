@@ -128,6 +128,19 @@ def test_a_part_that_is_built_passes_through() -> None:
     assert build("codec", codec) is codec
 
 
+@pytest.mark.parametrize("spec", [1, 0.5, True, None, [], ["topk"], b"topk", TopK, len])
+def test_what_is_no_part_does_not_pass(spec: Any) -> None:
+    with pytest.raises(PlanError, match=r"^up\.link = .*: must be a name, a table .*; known: .*dense.*topk") as caught:
+        build("codec", spec, path="up.link")
+    assert f"up.link = {spec!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize("codec", [Points(), "parts:Points", {"name": "parts:Points"}])
+def test_a_part_of_another_kind_says_what_it_cannot_do(codec: Any) -> None:
+    with pytest.raises(PlanError, match=r"stage\.codec: Points is no codec: it has no encode, decode$"):
+        build("stage", {"name": "error_feedback", "codec": codec})
+
+
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(PlanError, match="'parts:Fatal' needs the key 'trigger'"):
         build("task", "parts:Fatal")

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from running import SMALL, run
 
 from fedpeft import Folder, InProcess, Plan, federate, open_site, read_plan, start
+from fedpeft.cli.progress import summary_table
 from fedpeft.client import Site
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import State
@@ -192,6 +194,41 @@ def test_full_fine_tuning_is_what_a_full_run_really_sends(tmp_path: Path) -> Non
     assert (
         full_payloads(larger, site.classes).params == 4 * 3 + 4 + 4 * 4 + 3 * 32 + 3
     )  # convolution, norm with its statistics, head
+
+
+def test_full_fine_tuning_is_compared_with_the_same_extras(plan: Plan, undisturbed: RunFolder, site: Site) -> None:
+    """The plan of these runs is full fine-tuning with SCAFFOLD: both sides of the table are the same run."""
+    summary = summarize(undisturbed, site)
+    assert summary["full_bytes_down"] == summary["bytes_down"]
+    assert summary["full_bytes_up"] == pytest.approx(summary["bytes_up"], abs=12 * 20)
+    assert summary["full_not_measured"] is None
+    plain = full_payloads(
+        replace(plan, server=build("server", "average"), local=build("local", "descent")), site.classes
+    )
+    assert summary["full_bytes_down_per_client_round"] > plain.down + plain.params * 4
+
+
+@pytest.mark.parametrize("way", ["uplink", "downlink"])
+def test_a_run_whose_whole_model_cannot_be_measured_has_its_summary(tmp_path: Path, way: str) -> None:
+    values = {
+        **SMALL,
+        "task": {"name": "parts:Points", "network": "deep"},
+        "method": "head",
+        "rounds": 1,
+        way: "float16",
+    }
+    plan = read_plan({**values, "server": "average", "local": {"batch_size": 8}})
+    folder, site = create(plan, tmp_path / "run"), open_site(plan)
+    run(folder, site)
+    summary = summarize(folder, site)
+    assert summary == json.loads(folder.summary.read_text())
+    assert {x for key, x in summary.items() if key.startswith("full_") and key != "full_not_measured"} == {None}
+    assert "float16 ends at 65504" in summary["full_not_measured"]
+    assert summary["failed"] == 0 and summary["bytes_up"] > 0
+    console = Console(width=120)
+    with console.capture() as shown:
+        console.print(summary_table(summary))
+    assert [line.split()[-1] for line in shown.get().splitlines() if "bytes up" in line] == ["-", "-"]
 
 
 def test_clients_are_measured_one_by_one(plan: Plan, site: Site, undisturbed: RunFolder) -> None:

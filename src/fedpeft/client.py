@@ -11,13 +11,14 @@ from torch import nn
 from fedpeft.core.interfaces import Data, Store
 from fedpeft.core.objective import Objective
 from fedpeft.core.seeds import fold, generator, seeded
+from fedpeft.core.stores import StoreError, storing
 from fedpeft.core.tensors import finite, prefixed, under
 from fedpeft.core.trainable import read
 from fedpeft.core.types import Batch, Context, Failure, Job, Reply, Tensors, Update, Weighted
 from fedpeft.core.wire import pack
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import check_division
-from fedpeft.errors import DataError, FedpeftError, RunError
+from fedpeft.errors import DataError, RunError
 from fedpeft.plan import Plan
 
 
@@ -75,17 +76,26 @@ class Worker:
         object.__setattr__(self, "objective", Objective(self.site.model, plan.task, plan.local.precision))
 
     def __call__(self, job: Job) -> Reply | Failure:
-        """Train and answer; what goes wrong here is this client's failure and nobody else's."""
+        """Train and answer; what goes wrong here is this client's failure and nobody else's.
+
+        Raises:
+          StoreError: the disk fails under the clients' memory. Were it a client's failure, a run that is resumed with
+            more room would end in other bits than one that had it from the start.
+        """
         try:
-            stored = self.store.reply(job)
+            with storing():
+                stored = self.store.reply(job)
             return Reply(job.client, self._serve(job) if stored is None else stored)
-        except (FedpeftError, RuntimeError, ArithmeticError, ValueError, KeyError, OSError) as error:
+        except StoreError:
+            raise
+        except Exception as error:  # parts that users write may raise anything
             return Failure(job.client, f"{type(error).__name__}: {error}")
 
     def _serve(self, job: Job) -> bytes:
         plan = self.site.plan
         received = plan.downlink.decode(job.payload)
-        memory = self.store.load(job.client, job.accepted)
+        with storing():
+            memory = self.store.load(job.client, job.accepted)
         context = self._context(job)
         with threads(plan.threads), seeded(fold(job.seed, "dropout")):
             delta, kept, totals = self.train(received, under("local", memory), context)
@@ -101,7 +111,8 @@ class Worker:
         if not finite(update.delta) or not all(isfinite(m.total) for m in update.metrics.values()):
             raise ArithmeticError(f"training diverged (mean loss {loss.value:.3g}): lower local.lr or set clip_norm")
         payload = pack(update, plan.uplink)
-        self.store.save(job, kept, payload)
+        with storing():
+            self.store.save(job, kept, payload)
         return payload
 
     def _context(self, job: Job) -> Context:

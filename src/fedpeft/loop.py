@@ -4,15 +4,31 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
+from typing import Protocol, runtime_checkable
 
-from fedpeft.client import open_site
-from fedpeft.core.interfaces import Engine
+from fedpeft.client import Site, open_site
+from fedpeft.core.interfaces import Engine, Store
 from fedpeft.core.seeds import fold, generator
+from fedpeft.core.stores import Nowhere
 from fedpeft.core.tensors import Layout, finite, layout
 from fedpeft.core.types import ClientId, Cohort, Failure, Job, Reply, State, Tensors, Update, Weighted
 from fedpeft.core.wire import headers, unpack
-from fedpeft.errors import WireError
+from fedpeft.errors import PlanError, WireError
 from fedpeft.plan import Plan
+from fedpeft.registry import describe
+
+MEAN, VARIANCE = "running_mean", "running_var"
+"""How torch calls the running statistics of a normalisation, the last part of their names."""
+
+
+@runtime_checkable
+class Beside(Engine, Protocol):
+    """An engine in this process, beside the data of its clients and what they remember."""
+
+    @property
+    def site(self) -> Site: ...
+    @property
+    def store(self) -> Store: ...
 
 
 @dataclass
@@ -53,13 +69,20 @@ def federate(plan: Plan, engine: Engine, state: State | None = None) -> Iterator
 
     This is McMahan et al. (arXiv:1602.05629), Algorithm 1, line for line; what varies is behind a name of the plan.
     Evaluation, logging, checkpoints and early stopping are the body of the caller's `for`.
+
+    Raises:
+      PlanError: the clients must remember something and the engine has no place for it, or the downlink's codec cannot
+        hold the state.
     """
-    state = state or start(plan)
+    beside = engine if isinstance(engine, Beside) else None
+    if beside and isinstance(beside.store, Nowhere) and remembers(plan):
+        raise PlanError("this plan's clients have a memory: give the engine a store for it, e.g. store=Folder(path)")
+    state = state or start(plan, beside.site.params() if beside else None)
     run = f"{plan.name}-{plan.fingerprint}"
     while state.round < plan.rounds:
         seed = fold(plan.seed, "round", state.round)
         clients = sorted(plan.sampler.choose(engine.clients, plan.cohort, generator(seed, "choose")))
-        payload = plan.downlink.encode(state.params)
+        payload = encoded(plan, state)
         jobs = [_job(run, state, client, seed, payload) for client in clients]
         ledger = Ledger(state.round, down={client: len(payload) for client in clients})
 
@@ -69,6 +92,20 @@ def federate(plan: Plan, engine: Engine, state: State | None = None) -> Iterator
         cohort = Cohort(state.round, len(engine.clients), len(clients), ledger.weights, seed)
         state = advance(plan, state, update, cohort, ledger)
         yield state, ledger
+
+
+def remembers(plan: Plan) -> bool:
+    """Whether clients keep something between rounds; of corrections, those that share something do."""
+    return bool(plan.local_shares) or any(stage.remembers for stage in plan.stages)
+
+
+def encoded(plan: Plan, state: State) -> bytes:
+    """What every client receives."""
+    try:
+        return plan.downlink.encode(state.params)
+    except ValueError as error:
+        name = describe("codec", plan.downlink)["name"]
+        raise PlanError(f"the downlink codec {name!r} cannot hold the state of round {state.round}: {error}") from None
 
 
 def _job(run: str, state: State, client: ClientId, seed: int, payload: bytes) -> Job:
@@ -105,7 +142,11 @@ def aggregate(plan: Plan, updates: Iterator[Update], state: State, received: Ten
 
 
 def advance(plan: Plan, state: State, update: Update | None, cohort: Cohort, ledger: Ledger) -> State:
-    """The server's step; with fewer than `min_replies` good replies the round counts and nothing moves."""
+    """The server's step.
+
+    With fewer than `min_replies` good replies, or where the step leaves the numbers that its types can hold, the round
+    counts and nothing moves: finite updates may still have an infinite mean, or square.
+    """
     if update is None or len(cohort.weights) < plan.min_replies:
         ledger.note = f"{len(cohort.weights)} good replies, {plan.min_replies} needed: nothing changes"
         return replace(state, round=state.round + 1)
@@ -113,4 +154,19 @@ def advance(plan: Plan, state: State, update: Update | None, cohort: Cohort, led
         update = stage.on_server(update, cohort)
     ledger.metrics = dict(update.metrics)
     params, memory = plan.server.step(state.params, state.memory, update.delta, cohort)
+    params = {**params, **statistics(state.params, update.delta)}
+    for name, x in (*params.items(), *memory.items()):
+        if not x.isfinite().all():
+            ledger.note = f"the server's step makes {name!r} infinite or no number: nothing changes"
+            return replace(state, round=state.round + 1)
     return State(state.round + 1, params, memory, {**state.accepted, **dict.fromkeys(cohort.weights, state.round)})
+
+
+def statistics(params: Tensors, delta: Tensors) -> Tensors:
+    """BatchNorm's running statistics, which go to their mean past the server optimizer.
+
+    They are measured, not learned: with momentum, or steps of one size, a variance would fall below zero. So it may
+    by the error of a lossy codec, hence the clamp.
+    """
+    moved = {n: params[n] + d for n, d in delta.items() if n.rpartition(".")[2] in (MEAN, VARIANCE)}
+    return {n: x.clamp_min(0) if n.rpartition(".")[2] == VARIANCE else x for n, x in moved.items()}

@@ -2,9 +2,9 @@
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,14 @@ from fedpeft.core.interfaces import (
     Stage,
     Task,
 )
-from fedpeft.core.places import locate
 from fedpeft.core.seeds import fold, seeded
+from fedpeft.data.short import source
 from fedpeft.errors import PlanError, unknown
 from fedpeft.registry import construct, find, names, part, parts, settings_of
 
 WEIGHTINGS = ("examples", "uniform")
+UPLINK = object()
+"""Stands for the uplink's codec in a stage while a plan is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +83,39 @@ class Plan:
             raise PlanError(unknown("weighting", self.weighting, WEIGHTINGS))
         if self.engine not in names("engine"):
             raise PlanError(unknown("engine", self.engine, names("engine")))
+        self._check_scaffold()
+        self._check_codecs()
+
+    def _check_scaffold(self) -> None:
         held, kept = self.local_shares, self.server.keeps
         if set(held) != set(kept):
             raise PlanError(
                 f"the clients' correction shares {list(held)} beside the trained tensors, the server keeps "
                 f'{list(kept)}: for SCAFFOLD set both local.correction and server to "scaffold"'
             )
+        optimizer = getattr(self.local, "optimizer", None)
+        if held and optimizer is not None and not isinstance(optimizer, find("optimizer", "sgd")):
+            raise PlanError(
+                "SCAFFOLD's control variates are mean gradients, which it tells from what SGD's steps add up to; "
+                f'those of {type(optimizer).__name__} are no sums of gradients: set local.optimizer to "sgd", or go '
+                "without SCAFFOLD"
+            )
+
+    def _check_codecs(self) -> None:
+        if getattr(self.downlink, "sparse", False):
+            raise PlanError(
+                f"downlink = {self.downlink}: what goes down are the parameters themselves, not their changes, and "
+                "clients would receive most of them as zero. Use a codec that keeps every entry, such as "
+                '"dense", "float16", "bfloat16" or "int8"'
+            )
+        for i, stage in enumerate(self.stages):
+            codec = getattr(stage, "codec", self.uplink)
+            if codec is not self.uplink and codec != self.uplink:
+                raise PlanError(
+                    f"stages[{i}].codec = {codec} is not the uplink's {self.uplink}: what {type(stage).__name__} "
+                    "keeps for the next round must be what the uplink drops. Give both the same codec, or leave out "
+                    "the stage's in the plan's file"
+                )
 
     @property
     def local_shares(self) -> tuple[str, ...]:
@@ -135,10 +164,15 @@ def _refuse_batchnorm(model: nn.Module, names_: Sequence[str]) -> None:
 def read_plan(spec: Mapping[str, Any] | str | Path = "", overrides: Sequence[str] = ()) -> Plan:
     """Build a plan from plain values, from TOML text or a TOML file; then set `key=value` pairs, e.g. `local.lr=0.1`.
 
+    Short forms: a part without settings is its name; `model` belongs to the task; `data` may be a file, a folder or a
+    dataset of the hub, which is looked at here; a stage's `codec` is the uplink's, and follows it where it is set.
+
     Raises:
       PlanError: unreadable TOML, an unknown key or name, a value out of range.
     """
     values = _plain(spec)
+    uplink = values.get("uplink", "dense")
+    values["stages"] = _each(values.get("stages", []), lambda stage: _without_codec(stage, uplink))
     for override in overrides:
         _override(values, override)
     return construct(Plan, _expanded(values), "the plan", "plan")  # type: ignore[no-any-return]
@@ -165,33 +199,61 @@ def _override(values: dict[str, Any], pair: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text.strip()
     *parents, last = path.strip().split(".")
-    for key in parents:
-        inner = values.get(key, {})
-        values[key] = {"name": inner} if isinstance(inner, str) else dict(inner)
-        values = values[key]
-    if isinstance(values.get(last), dict) and isinstance(value, str):
-        value = {"name": value}  # another part: the old one's settings are not its own
+    for depth, key in enumerate(parents, start=1):
+        inner = _table(key, values.get(key, {}))
+        if inner is None:
+            parent = ".".join(parents[:depth])
+            raise PlanError(f"{pair!r}: {parent} is {values[key]!r}, which has no keys; set {parent} itself")
+        values[key] = inner
+        values = inner
     values[last] = value
 
 
+def _table(key: str, value: Any) -> dict[str, Any] | None:
+    """A part's name as a table to which keys can be added; a copy of a table; None for anything else."""
+    if isinstance(value, str):
+        return source(value, names("data")) if key == "data" else {"name": value}
+    return dict(value) if isinstance(value, Mapping) else None
+
+
 def _expanded(values: dict[str, Any]) -> dict[str, Any]:
-    """Short forms written out: `model` belongs to the task, a path or hub name as `data` is a table."""
+    """Short forms written out."""
     values = dict(values)
     if "model" in values:
-        task = values.get("task", {})
-        values["task"] = {**({"name": task} if isinstance(task, str) else task), "model": values.pop("model")}
-    data = values.get("data")
-    if isinstance(data, str) and data not in names("data") and ":" not in data and ("/" in data or locate(data)):
-        values["data"] = {"name": "table", "path": data}
+        task = _table("task", values.get("task", {}))
+        if task is None:
+            raise PlanError(
+                f"model = {values['model']!r} belongs to the task, but plan.task = {values['task']!r} is neither a "
+                "name nor a table"
+            )
+        values["task"] = {**task, "model": values.pop("model")}
+    if isinstance(values.get("data"), str):
+        values["data"] = _table("data", values["data"])
     uplink = values.get("uplink", "dense")
-    values["stages"] = [_with_codec(stage, uplink) for stage in values.get("stages", [])]
+    values["stages"] = _each(values.pop("stages"), lambda stage: _with_codec(stage, uplink))
     return values
+
+
+def _each(stages: Any, change: Callable[[Any], Any]) -> Any:
+    """The stages changed one by one, or the only one."""
+    return [change(stage) for stage in stages] if isinstance(stages, (list, tuple)) else change(stages)
+
+
+def _without_codec(stage: Any, uplink: Any) -> Any:
+    """A plan written out in full repeats the uplink's codec: such a stage takes what the uplink is in the end."""
+    if not isinstance(stage, Mapping) or "codec" not in stage:
+        return stage
+    mine, uplinks = (_table("codec", codec) for codec in (stage["codec"], uplink))
+    return {**stage, "codec": UPLINK} if mine is not None and mine == uplinks else stage
 
 
 def _with_codec(stage: Any, uplink: Any) -> Any:
     """A stage that must know the uplink's codec (error feedback) need not be told twice."""
     spec = {"name": stage} if isinstance(stage, str) else stage
-    if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str) or "codec" in spec:
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
         return spec
-    wants = any(f.name == "codec" for f in fields(find("stage", spec["name"])))
+    if "codec" in spec:
+        return {**spec, "codec": uplink} if spec["codec"] is UPLINK else spec
+    cls = find("stage", spec["name"])
+    wants = is_dataclass(cls) and any(f.name == "codec" for f in fields(cls))
     return {**spec, "codec": uplink} if wants else spec

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -153,8 +153,13 @@ def build(kind: str, spec: Any, default: str | None = None, path: str = "") -> A
     where = path or kind
     if isinstance(spec, str):
         spec = {"name": spec}
-    if not isinstance(spec, Mapping):
+    if is_dataclass(spec) and not isinstance(spec, type):
         return spec
+    if not isinstance(spec, Mapping):
+        known = ", ".join(sorted(names(kind)))
+        raise PlanError(
+            f"{where} = {spec!r}: must be a name, a table with a `name`, or a dataclass made in Python; known: {known}"
+        )
     settings = dict(spec)
     name = settings.pop("name", default)
     if not isinstance(name, str):
@@ -175,7 +180,7 @@ def construct(cls: type, settings: Mapping[str, Any], what: str, path: str) -> A
     hints = get_type_hints(cls)
     for key in settings:
         if key not in schema:
-            raise PlanError(f"{what}: " + unknown("key", key, schema))
+            raise PlanError(f"{what}: " + unknown("key", str(key), schema))
     for key, f in schema.items():
         if key not in settings and f.default is MISSING and f.default_factory is MISSING:
             raise PlanError(f"{what} needs the key {key!r}")
@@ -188,15 +193,37 @@ def construct(cls: type, settings: Mapping[str, Any], what: str, path: str) -> A
 
 def _value(slot: Field[Any], hint: Any, value: Any, path: str) -> Any:
     if "kind" in slot.metadata:
-        kind, default = slot.metadata["kind"], slot.metadata["default"]
-        if isinstance(value, (list, tuple)):
-            return tuple(build(kind, one, default, f"{path}[{i}]") for i, one in enumerate(value))
-        return build(kind, value, default, path)
+        return _part(slot, hint, value, path)
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise PlanError(f"{path} = {value!r}: {reason[0].lower()}{reason[1:]}") from None
+
+
+def _part(slot: Field[Any], hint: Any, value: Any, path: str) -> Any:
+    """The part of such a field, or a tuple of them where it holds any number; there one alone is one of one."""
+    kind, default = slot.metadata["kind"], slot.metadata["default"]
+    if get_origin(hint) is not tuple:
+        return _able(kind, build(kind, value, default, path), hint, path)
+    protocol = get_args(hint)[0]
+    if not isinstance(value, (list, tuple)):
+        return (_able(kind, build(kind, value, default, path), protocol, path),)
+    places = {f"{path}[{i}]": one for i, one in enumerate(value)}
+    return tuple(_able(kind, build(kind, one, default, place), protocol, place) for place, one in places.items())
+
+
+def _able(kind: str, built: Any, protocol: Any, path: str) -> Any:
+    """A part that can do what its kind must.
+
+    Raises:
+      PlanError: it lacks some of what the protocol names.
+    """
+    asked = vars(protocol) if getattr(protocol, "_is_protocol", False) else {}
+    lacking = [name for name in asked if (name == "__call__" or name[0] != "_") and not hasattr(built, name)]
+    if lacking:
+        raise PlanError(f"{path}: {type(built).__name__} is no {kind}: it has no {', '.join(lacking)}")
+    return built
 
 
 def describe(kind: str, built: Any) -> dict[str, Any]:

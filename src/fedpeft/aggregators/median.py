@@ -14,7 +14,7 @@ class Median:
     """The middle value of each coordinate; of an even number of clients, the mean of the two in the middle.
 
     Every client counts once: a weight is a claim, and this aggregator does not trust claims. It holds the whole cohort
-    in memory.
+    in memory. Two middle values of opposite sign near the end of their type overflow; the loop keeps its state then.
 
     Raises:
       ValueError: no update arrived.

@@ -33,7 +33,7 @@ class Watched:
 
 
 def round_line(record: "RoundRecord", rounds: int, left: float) -> str:
-    """One round; `left` is the time in seconds that the others are likely to take."""
+    """One round; `left` is the time in seconds that the others are likely to take, 0 if unknown."""
     width = len(str(rounds))
     asked, failed = len(record.clients), len(record.failed)
     columns = [
@@ -75,7 +75,7 @@ def warnings(summary: Mapping[str, Any]) -> Iterator[str]:
         where = f"first {first['client']} in round {first['round']}: {first['reason']}"
         yield f"{summary['failed']} of {summary['asked']} replies were not counted; {where}"
     if still := summary["rounds_without_change"]:
-        yield f"{still} of {summary['rounds']} rounds had too few good replies and changed nothing"
+        yield f"{still} of {summary['rounds']} rounds changed nothing; rounds.jsonl says why"
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
@@ -97,6 +97,6 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     for label, key, full, shown in rows:
         if summary[key] is not None:
             share = f"{summary[key] / summary[full]:.2%}" if summary[full] else ""
-            table.add_row(label, shown(summary[key]), shown(summary[full]), share)
+            table.add_row(label, shown(summary[key]), "-" if summary[full] is None else shown(summary[full]), share)
     table.add_row("time", duration(summary["seconds"]), "", "")
     return table

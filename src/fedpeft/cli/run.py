@@ -138,7 +138,8 @@ def _show(console: "Console", folder: "RunFolder", site: "Site", engine: Any) ->
         watched = Watched(engine, lambda number: status.update(f"{number}/{cohort} answered"))
         for record in execute(folder, site, watched):
             spent.append(record.seconds)
-            left = median(spent) * (plan.rounds - record.round)  # the first may have waited for worker processes
+            # the first has waited for worker processes: of three or more the median does not heed it
+            left = median(spent) * (plan.rounds - record.round) if len(spent) >= 3 else 0
             console.print(round_line(record, plan.rounds, left))
             if failure := failure_line(record):
                 console.print(failure, style="yellow")
@@ -154,6 +155,9 @@ def _resumable(folder: "RunFolder") -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(f"interrupted: {after}", err=True)
         raise typer.Exit(130) from None
+    except (BrokenPipeError, SystemExit):  # rich makes the latter of the former when it writes a line
+        typer.echo(f"stopped: a pipe is closed at its other end: {after}", err=True)
+        raise
     except OSError as error:
         if debugging(click.get_current_context()):
             raise

@@ -37,6 +37,11 @@ class TopK:
         if not 0 < self.density <= 1:
             raise ValueError(f"density must be in (0, 1], got {self.density}")
 
+    @property
+    def sparse(self) -> bool:
+        """Whether entries are dropped, which fits changes of parameters, but not parameters."""
+        return self.density < 1
+
     def encode(self, tensors: Tensors) -> bytes:
         flat = {name: x.detach().reshape(-1) for name, x in tensors.items()}
         ranked = [x.abs() for x in flat.values() if x.is_floating_point()]

@@ -124,8 +124,13 @@ class Stage(Protocol):
     """A station an update passes: `on_client` in order on the way up, `on_server` in reverse on the mean.
 
     `memory` is this client's own, kept between the rounds it takes part in; empty at first.
+
+    Attributes:
+      remembers: whether `on_client` ever gives a memory back; the engine then needs a store.
     """
 
+    @property
+    def remembers(self) -> bool: ...
     def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]: ...
     def on_server(self, update: Update, cohort: Cohort) -> Update: ...
 

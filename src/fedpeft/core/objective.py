@@ -13,6 +13,10 @@ from fedpeft.core.interfaces import Task
 from fedpeft.core.types import Batch, Tensors, Weighted
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LOSS_SCALE = 2.0**12
+"""What a loss is multiplied by on the way back through float16, whose least number is 6e-8: smaller gradients would be
+lost (Micikevicius et al., 2018, arXiv:1710.03740, section 3.2). A power of two costs no digits, and one that never
+changes leaves a job no trace of another; gradients of activations beyond 65504 / 4096 = 16 overflow, which is seen."""
 
 
 class _Pass(nn.Module):
@@ -32,7 +36,8 @@ class Objective:
     """`LossFn` for one client after another: plain autograd, the small tensors swapped in for the call.
 
     Attributes:
-      precision: of the pass; with bfloat16 the matrix products run in it and the small tensors stay as they are.
+      precision: of the pass; with bfloat16 and float16 the matrix products run in it, the small tensors and their
+        gradients stay as they are.
     """
 
     model: nn.Module
@@ -66,9 +71,12 @@ class Objective:
         buffers = {n: x.detach().clone() for n, x in every.items()}
         losses = self({**leaves, **buffers}, batch)
         mean = (losses * batch["mask"]).sum() / batch["mask"].sum()
-        grads = torch.autograd.grad(mean, list(leaves.values()), allow_unused=True)
+        by = LOSS_SCALE if self.precision == "float16" else 1.0
+        grads = torch.autograd.grad(mean * by, list(leaves.values()), allow_unused=True)
         pairs = zip(leaves.items(), grads, strict=True)
         gradient = {n: torch.zeros_like(x) if g is None else g for (n, x), g in pairs}
+        if by != 1:
+            gradient = {n: g / by for n, g in gradient.items()}
         return gradient, losses.detach(), {n: x for n, x in buffers.items() if n in params}
 
 
@@ -91,9 +99,19 @@ def _autocast(precision: str, batch: Batch) -> AbstractContextManager[object]:
 
 
 def evaluate(task: Task, model: nn.Module, params: Tensors, batches: Iterable[Batch]) -> dict[str, Weighted]:
-    """The task's metrics over the batches, as sums with weights; the model is not changed."""
+    """The task's metrics over the batches, as sums with weights; the model is not changed.
+
+    Of `params`, what the model does not have is passed over, so that a state's tensors will do as they are: SCAFFOLD's
+    `c/<name>` are among them.
+
+    Raises:
+      ValueError: the model has none of them.
+    """
     measure = _Pass(model, task.metrics)
-    called = {f"model.{name}": x for name, x in params.items()}
+    own = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
+    called = {f"model.{name}": x for name, x in params.items() if name in own}
+    if params and not called:
+        raise ValueError(f"the model has none of the {len(params)} tensors, first {next(iter(params))!r}")
     model.eval()
     sums: dict[str, Weighted] = {}
     with torch.inference_mode():

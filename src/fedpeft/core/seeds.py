@@ -30,8 +30,22 @@ def seeded(seed: int) -> Iterator[None]:
     """
     # not torch.manual_seed: for every device that is not in use it formats the stack and keeps it for ever
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), _apple_seeded(seed):
         torch.default_generator.manual_seed(seed)
         for device in devices:
             torch.cuda.default_generators[device].manual_seed(seed)
         yield
+
+
+@contextmanager
+def _apple_seeded(seed: int) -> Iterator[None]:
+    """The same for Apple's devices, where there is one."""
+    if not torch.backends.mps.is_available():
+        yield
+        return
+    before = torch.mps.get_rng_state()
+    torch.mps.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.mps.set_rng_state(before)

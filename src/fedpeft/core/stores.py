@@ -1,9 +1,12 @@
 """Files that are whole or not there, and where clients' own memory lives between rounds."""
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
-from urllib.parse import quote
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,14 +17,36 @@ from fedpeft.core.types import ClientId, Job, Tensors
 from fedpeft.errors import RunError
 
 
+class StoreError(OSError):
+    """The disk fails under clients' memory: no client's fault, so that it ends the run and not one client's round."""
+
+
+@contextmanager
+def storing() -> Iterator[None]:
+    """What the disk says inside is a `StoreError`, told from the errors of a client's own files.
+
+    Raises:
+      StoreError: with the number, the words and the file of the OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(error.errno, error.strerror or str(error), error.filename) from error
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: a temporary file, fsync, rename."""
     part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        with suppress(OSError):  # a full disk needs the room; what went wrong first is what is told
+            part.unlink(missing_ok=True)
+        raise
 
 
 def dump_tensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
@@ -36,9 +61,16 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
       RunError: the file cannot be read.
     """
     try:
+        return _read(path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except SafetensorError as error:
         raise RunError(f"{path} cannot be read: {error}") from None
 
 
@@ -69,16 +101,10 @@ class Folder:
     path: Path
 
     def load(self, client: ClientId, accepted: int | None) -> Tensors:
-        if accepted is None:
-            return {}
-        file = self._file(client, accepted)
-        return under("memory", load_tensors(file)[0]) if file.exists() else {}
+        return {} if accepted is None else under("memory", self._version(client, accepted)[0])
 
     def reply(self, job: Job) -> bytes | None:
-        file = self._file(job.client, job.round)
-        if not file.exists():
-            return None
-        tensors, metadata = load_tensors(file)
+        tensors, metadata = self._version(job.client, job.round)
         return tensors["reply"].numpy().tobytes() if metadata.get("run") == job.run else None
 
     def save(self, job: Job, memory: Tensors, payload: bytes) -> None:
@@ -87,11 +113,31 @@ class Folder:
         file = self._file(job.client, job.round)
         file.parent.mkdir(parents=True, exist_ok=True)
         reply = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-        dump_tensors(file, {**prefixed("memory", memory), "reply": reply}, {"run": job.run})
+        dump_tensors(file, {**prefixed("memory", memory), "reply": reply}, {"run": job.run, "client": job.client})
         kept = {file.name, self._file(job.client, -1 if job.accepted is None else job.accepted).name}
         for old in file.parent.glob("*.safetensors"):
             if old.name not in kept:
                 old.unlink(missing_ok=True)
 
+    def place(self, client: ClientId) -> Path:
+        """A client's own folder. A name from the data may be "..", or differ from another only in what a file system
+        takes for the same: the hash tells them apart, the words before it are for people."""
+        words = re.sub(r"[^A-Za-z0-9]+", "_", client)[:32]
+        return self.path / f"{words}-{blake2b(client.encode(), digest_size=8).hexdigest()}"
+
     def _file(self, client: ClientId, version: int) -> Path:
-        return self.path / quote(client, safe="") / f"{version}.safetensors"
+        return self.place(client) / f"{version}.safetensors"
+
+    def _version(self, client: ClientId, version: int) -> tuple[Tensors, dict[str, str]]:
+        """A version's tensors and metadata, both empty where there is none.
+
+        Raises:
+          RunError: the file is damaged or another client's.
+        """
+        file = self._file(client, version)
+        if not file.exists():
+            return {}, {}
+        tensors, metadata = _read(file)
+        if metadata.get("client") != client:
+            raise RunError(f"{file} is the memory of {metadata.get('client')!r}, not of {client!r}")
+        return tensors, metadata

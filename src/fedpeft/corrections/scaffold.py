@@ -16,6 +16,7 @@ class Scaffold:
 
     c comes as `c/<name>` and Δcᵢ goes the same way; cᵢ is this client's memory, zero at first. `path` is how far the
     steps carry a gradient that is always 1: K·η for K plain steps at a constant rate.
+    Δ / path is a mean gradient only where steps are sums of gradients: a plan takes no optimizer but SGD beside this.
     """
 
     @property

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from glob import escape
+from importlib import import_module
 from pathlib import Path
 from re import split as cut
 from tempfile import TemporaryDirectory
@@ -57,16 +58,21 @@ def _from_files(found: Path) -> dict[str, Any]:
 
     splits: dict[str, Any] = {}
     for name, files in _files(found).items():
-        builder, settings = BUILDERS[_suffix(files[0])]
+        kind, settings = BUILDERS[_suffix(files[0])]
         names = {name: [escape(str(file)) for file in files if file.stat().st_size]}
         if not names[name]:
             raise DataError(f"{files[0]} is empty")
         with TemporaryDirectory() as scratch, _quiet(datasets):
-            loaded = datasets.load_dataset(
-                builder, data_files=names, cache_dir=scratch, keep_in_memory=True, **dict(settings)
-            )
-        splits[name] = loaded[name]
+            # not load_dataset: it tells a server of each use of a reader, also where all files are of this machine
+            reader = _reader(kind)(cache_dir=scratch, data_files=names, **settings)
+            reader.download_and_prepare()
+            splits[name] = reader.as_dataset(split=name, in_memory=True)
     return splits
+
+
+def _reader(kind: str) -> Any:
+    """The class of `datasets` that reads files of a kind, e.g. `datasets.packaged_modules.csv.csv.Csv`."""
+    return getattr(import_module(f"datasets.packaged_modules.{kind}.{kind}"), kind.capitalize())
 
 
 def _files(found: Path) -> dict[str, list[Path]]:

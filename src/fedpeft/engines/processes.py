@@ -1,4 +1,8 @@
-"""Clients spread over worker processes of this machine, each with one frozen base."""
+"""Clients spread over worker processes of this machine, each with one frozen base.
+
+Worker processes begin by importing the script that starts them, so a script of your own needs
+`if __name__ == "__main__":` before what it does, and its own parts in importable modules.
+"""
 
 import os
 import signal
@@ -16,9 +20,9 @@ import torch
 
 from fedpeft.client import Site, Worker, open_site
 from fedpeft.core.interfaces import Store
-from fedpeft.core.stores import Nowhere
+from fedpeft.core.stores import Nowhere, StoreError
 from fedpeft.core.types import ClientId, Failure, Job, Reply
-from fedpeft.errors import FedpeftError, PlanError
+from fedpeft.errors import PlanError
 from fedpeft.plan import Plan
 
 ATTEMPTS = 2  # a job whose worker process dies goes to a fresh one; after this many deaths it is a failure
@@ -31,17 +35,25 @@ def _serve(connection: Connection, plan: Plan, device: str, store: Store) -> Non
     answer = _answering(plan, device, store)
     while True:
         try:
-            connection.send(answer(connection.recv()))
+            connection.send(_answer(answer, connection.recv()))
         except (EOFError, OSError, KeyboardInterrupt):
             return
+
+
+def _answer(answer: Callable[[Job], Reply | Failure], job: Job) -> Reply | Failure | StoreError:
+    """A disk that fails is for the parent to raise: here it would be one more end of a worker process."""
+    try:
+        return answer(job)
+    except StoreError as error:
+        return error
 
 
 def _answering(plan: Plan, device: str, store: Store) -> Callable[[Job], Reply | Failure]:
     """A worker; where it cannot be made, what says why to each job, since a death would only tell a number."""
     try:
         return Worker(open_site(plan, device), store)
-    except FedpeftError as error:
-        reason = f"its worker process could not start: {error}"
+    except Exception as error:  # parts that users write may raise anything
+        reason = f"its worker process could not start: {type(error).__name__}: {error}"
         return lambda job: Failure(job.client, reason)
 
 
@@ -75,6 +87,11 @@ class _Hand:
     at: tuple[int, Job, int] | None = None  # place in the order, job, attempt
 
 
+def _processors() -> int:
+    """As many as this process may use, which a container or a batch system makes fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _dismiss(hand: _Hand, grace: float = 0) -> int | None:
     """End a worker process, dead already or not. Nothing is lost: what it had to keep, it wrote before it answered."""
     hand.connection.close()
@@ -89,7 +106,7 @@ class Processes:
     """Replies come in the order of the jobs; a worker that is killed costs nothing but time.
 
     Attributes:
-      workers: processes; 0 for as many as the machine has processors for `plan.threads` each.
+      workers: processes; 0 for as many as there are processors for `plan.threads` each.
     """
 
     site: Site
@@ -102,8 +119,14 @@ class Processes:
         return self.site.data.clients
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Reply | Failure]:
+        """Hand out the jobs and give their answers in order.
+
+        Raises:
+          PlanError: a part of the plan cannot be sent to another process.
+          StoreError: the disk fails under the clients' memory.
+        """
         waiting = deque((place, job, 1) for place, job in enumerate(jobs))
-        wanted = self.workers or max(1, (os.cpu_count() or 1) // self.site.plan.threads)
+        wanted = self.workers or max(1, _processors() // self.site.plan.threads)
         while len(self._hands) < min(wanted, len(waiting)):
             self._hands.append(self._hire())
         done: dict[int, Reply | Failure] = {}
@@ -151,8 +174,6 @@ class Processes:
             place, job, attempt = hand.at
             try:
                 answer = hand.connection.recv()
-                hand.at = None
-                yield place, answer
             except (EOFError, OSError):  # the latter where it died in the middle of an answer
                 code = _dismiss(hand, grace=5)
                 self._hands[self._hands.index(hand)] = self._hire()
@@ -160,6 +181,11 @@ class Processes:
                     waiting.appendleft((place, job, attempt + 1))
                 else:
                     yield place, Failure(job.client, f"its worker process ended with code {code}, {attempt} times")
+                continue
+            hand.at = None
+            if isinstance(answer, StoreError):
+                raise answer
+            yield place, answer
 
     def close(self) -> None:
         """End the worker processes."""

@@ -32,7 +32,7 @@ class Descent:
       schedule: how it falls over the whole run, step by step: "constant", "linear" or "cosine".
       warmup: the share of the run's steps over which it rises from 0.
       clip_norm: the largest Euclidean norm of a step's gradient, all tensors as one vector; infinity for none.
-      precision: of the pass: "float32", "bfloat16" or "float16".
+      precision: of the pass: "float32", "bfloat16", or "float16" with a fixed loss scale. What is trained is float32.
 
     Raises:
       ValueError: a value out of range.

@@ -35,12 +35,22 @@ class FullPayloads:
 
 
 def full_payloads(plan: Plan, classes: tuple[str, ...]) -> FullPayloads:
-    """Really encode the whole model once, with the plan's codecs. It is built for this and let go."""
+    """Really encode the whole model once, with the plan's codecs, and what the plan's server sends beside it.
+
+    Raises:
+      ValueError: a codec cannot hold the model's values.
+    """
+    tensors = _whole(plan, classes)
+    sent = plan.server.init(tensors)[0] if plan.server.keeps else tensors
+    up = len(pack(Update("", sent, 1.0, {"loss": Weighted(1.0, 1.0)}), plan.uplink))
+    return FullPayloads(up, len(plan.downlink.encode(sent)), sum(x.numel() for x in tensors.values()))
+
+
+def _whole(plan: Plan, classes: tuple[str, ...]) -> Tensors:
+    """What full fine-tuning would train, of a model that is built for this and let go."""
     full = replace(plan, method=build("method", "full"))
     model = full.model(classes)
-    tensors = read(model, full.method.names(model))
-    up = len(pack(Update("", tensors, 1.0, {"loss": Weighted(1.0, 1.0)}), plan.uplink))
-    return FullPayloads(up, len(plan.downlink.encode(tensors)), sum(x.numel() for x in tensors.values()))
+    return read(model, full.method.names(model))
 
 
 def over_clients(site: Site, params: Tensors) -> dict[str, dict[str, float]]:

@@ -5,14 +5,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedpeft.client import Site
+from fedpeft.errors import FedpeftError
 from fedpeft.registry import describe
 from fedpeft.runs.environment import environment
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds, write_json
-from fedpeft.runs.measure import full_payloads
+from fedpeft.runs.measure import FullPayloads, full_payloads
 
 
 def summarize(folder: RunFolder, site: Site) -> dict[str, Any]:
-    """Add up the rounds, compare with full fine-tuning, and write summary.json."""
+    """Add up the rounds, compare with full fine-tuning, and write summary.json.
+
+    It is written without the comparison first: a model too large for this machine must not cost the rest.
+    """
     plan = site.plan
     peak = peak_rss()  # before a whole model is built for the comparison
     rounds = read_rounds(folder)
@@ -26,13 +30,20 @@ def summarize(folder: RunFolder, site: Site) -> dict[str, Any]:
         **_accuracy(rounds),
         "trainable_params": sum(x.numel() for x in site.params().values()),
         **_traffic(rounds),
-        **_against_full(rounds, site),
+        **_against_full(rounds, None),
+        "full_not_measured": "it was not finished",
         "seconds": round(sum(r["seconds"] for r in rounds), 3),
         "peak_rss_bytes": peak,
         "partition": (read_json(folder.partition) or {}).get("fingerprint"),
         "engine": plan.engine,
         **environment(plan, site.device),
     }
+    write_json(folder.summary, summary)
+    try:
+        measured = _against_full(rounds, full_payloads(plan, site.classes))
+        summary |= {**measured, "full_not_measured": None}
+    except (FedpeftError, ArithmeticError, ValueError, RuntimeError, OSError, MemoryError) as error:
+        summary["full_not_measured"] = f"{type(error).__name__}: {error}"
     write_json(folder.summary, summary)
     return summary
 
@@ -72,8 +83,10 @@ def _messages(rounds: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     return len(clients), sum(client["up"] > 0 for client in clients)
 
 
-def _against_full(rounds: Sequence[Mapping[str, Any]], site: Site) -> dict[str, Any]:
-    full = full_payloads(site.plan, site.classes)
+def _against_full(rounds: Sequence[Mapping[str, Any]], full: FullPayloads | None) -> dict[str, Any]:
+    if full is None:
+        ways = (f"full_bytes_{way}{each}" for each in ("_per_client_round", "") for way in ("up", "down"))
+        return dict.fromkeys(["full_params", *ways])
     asked, came = _messages(rounds)
     return {
         "full_params": full.params,

@@ -22,6 +22,10 @@ class ErrorFeedback:
 
     codec: Codec = part("codec", "topk")
 
+    @property
+    def remembers(self) -> bool:
+        return True
+
     def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]:
         wanted = {name: _plus(x, memory.get(name)) for name, x in update.delta.items()}
         sent = self.codec.decode(self.codec.encode({n: x.to(update.delta[n].dtype) for n, x in wanted.items()}))

@@ -1,0 +1,84 @@
+"""Clients' memory in files: whole or not there, and nobody else's."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedpeft.core.stores import Folder, StoreError, storing, write_atomically
+from fedpeft.core.tensors import equal
+from fedpeft.core.types import Job
+from fedpeft.errors import RunError
+
+
+def job(client: str, run: str = "run") -> Job:
+    return Job(run, 0, client, "fit", 1, None, b"")
+
+
+NAMES = ["a", "A", "..", ".", "", "a/b", "a b", "a_b", "/", "con", "é", "e\u0301", "x" * 300, "x" * 301, "c000"]
+
+
+def test_every_name_has_a_folder_of_its_own_inside(tmp_path: Path) -> None:
+    places = [Folder(tmp_path).place(name) for name in NAMES]
+    assert len({place.name.lower() for place in places}) == len(NAMES)
+    assert all(place.parent == tmp_path and len(place.name) <= 49 and place.name.isascii() for place in places)
+    assert not any("." in place.name for place in places)
+    assert Folder(tmp_path).place("c000").name.startswith("c000-")
+
+
+def test_what_is_kept_of_each_client_comes_back(tmp_path: Path) -> None:
+    store = Folder(tmp_path / "clients")
+    for k, name in enumerate(NAMES):
+        store.save(job(name), {"x": torch.tensor([float(k)])}, bytes([k]))
+    assert [path.name for path in tmp_path.iterdir()] == ["clients"]
+    for k, name in enumerate(NAMES):
+        assert equal(store.load(name, 0), {"x": torch.tensor([float(k)])})
+        assert store.reply(job(name)) == bytes([k])
+        assert store.reply(job(name, "another")) is None
+        assert store.load(name, None) == {} == store.load(name, 1)
+
+
+def test_another_clients_memory_is_refused(tmp_path: Path) -> None:
+    store = Folder(tmp_path)
+    store.save(job("a"), {"x": torch.ones(1)}, b"reply")
+    store.place("a").rename(store.place("b"))
+    with pytest.raises(RunError, match="is the memory of 'a', not of 'b'"):
+        store.load("b", 0)
+    with pytest.raises(RunError, match="is the memory of 'a', not of 'b'"):
+        store.reply(job("b"))
+
+
+def test_a_damaged_memory_is_an_error_of_the_run(tmp_path: Path) -> None:
+    store = Folder(tmp_path)
+    store.save(job("a"), {"x": torch.ones(1)}, b"reply")
+    (file,) = store.place("a").iterdir()
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(RunError, match="cannot be read"):
+        store.load("a", 0)
+
+
+def test_a_place_that_cannot_be_used_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    (tmp_path / "clients").write_text("a file in the way")
+    with pytest.raises(StoreError) as caught, storing():
+        Folder(tmp_path / "clients").save(job("a"), {"x": torch.ones(1)}, b"reply")
+    cause = caught.value.__cause__
+    assert isinstance(cause, OSError) and str(caught.value) == str(cause) and caught.value.errno == cause.errno
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from fedpeft.core.stores import write_atomically
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+write_atomically(Path(sys.argv[1]), bytes(1001))
+"""
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_part_of_the_new(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "file", b"old")
+    ended = subprocess.run([sys.executable, "-c", FULL, tmp_path / "file"], capture_output=True, text=True, check=False)
+    assert ended.stderr.splitlines()[-1] == "OSError: [Errno 27] File too large"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
