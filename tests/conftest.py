@@ -1,16 +1,20 @@
 """What all tests share: no network, one thread, the same examples each time, and the folder of real data."""
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from exporting import CASES, MERGED, Done, done, loaded_elsewhere, text_cases
 from hypothesis import settings
 from rounds import plan_of, points_plan
 
 from fedpeft.client import Site, open_site
+from fedpeft.runs.export import export_run
 
 torch.set_num_threads(1)
 settings.register_profile("fedpeft", deadline=None, derandomize=True, database=None, max_examples=50)
@@ -43,3 +47,25 @@ def digits() -> Site:
 def points() -> Site:
     """A linear model on points, for what takes many rounds."""
     return open_site(points_plan())
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, real_data_if_any: Path | None) -> dict[str, Done]:
+    """Runs of every method, which the tests of exporting share."""
+    root = tmp_path_factory.mktemp("runs")
+    cases = {**CASES, **text_cases(root, real_data_if_any)}
+    return {name: done(root / f"run-{k}", **changes) for k, (name, changes) in enumerate(cases.items())}
+
+
+@pytest.fixture(scope="session")
+def folders(runs: Mapping[str, Done], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What is exported of these runs, with the logits that were computed elsewhere beside each folder."""
+    root = tmp_path_factory.mktemp("exported")
+    made = {name: root / re.sub(r"\W+", "-", name) for name in runs}
+    made |= {f"{name}, merged": root / re.sub(r"\W+", "-", f"{name}, merged") for name in MERGED}
+    of = {}
+    for name, folder in made.items():
+        of[folder] = runs[name.removesuffix(", merged")]
+        export_run(of[folder].folder.path, folder, merge=name.endswith("merged"))
+    loaded_elsewhere(of, root / "cache")
+    return made

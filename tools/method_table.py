@@ -5,7 +5,8 @@
 
 Each cell is an ordinary run folder under `--runs`; the same command again goes on where it stopped and repeats no cell.
 The rows file has `[[row]]` tables with a `label` and `set`, a list of `key=value` as for `fedpeft run --set`. A cell
-that fails is named in the table and the rest goes on. `--out X` gives X.md, the table, and X.json, all summaries.
+that fails is named in the table and the rest goes on; a `note` in the rows file follows the table. `--out X` gives
+X.md, the table, and X.json, all summaries.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def row_of(label: str, settings: list[str], cells: list[dict[str, Any]]) -> str:
     return f"| {' | '.join(columns)} |"
 
 
-def table(plan: Path, rows: list[dict[str, Any]], cells: dict[str, list[dict[str, Any]]], command: str) -> str:
+def table(plan: Path, spec: dict[str, Any], cells: dict[str, list[dict[str, Any]]], command: str) -> str:
     good = [cell for row in cells.values() for cell in row if "error" not in cell]
     one, seeds = good[0], sorted({cell["seed"] for cell in good})
     libraries = ", ".join(f"{name} {number}" for name, number in one["versions"].items())
@@ -84,7 +85,8 @@ def table(plan: Path, rows: list[dict[str, Any]], cells: dict[str, list[dict[str
         "",
         "| method | set | trained parameters | up, per client and round | up and down, in all | last | best | s |",
         "|---|---|---|---|---|---|---|---|",
-        *(row_of(row["label"], row["set"], cells[row["label"]]) for row in rows),
+        *(row_of(row["label"], row["set"], cells[row["label"]]) for row in spec["row"]),
+        *(["", spec["note"].strip()] if "note" in spec else []),
     ]
     return "\n".join(lines) + "\n"
 
@@ -97,7 +99,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/table"))
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    rows = tomllib.loads(args.rows.read_text())["row"]
+    spec = tomllib.loads(args.rows.read_text())
+    rows = spec["row"]
     read_plan(args.plan)  # a plan that cannot be read fails before the first cell
     cells: dict[str, list[dict[str, Any]]] = {row["label"]: [] for row in rows}
     began, total = time.monotonic(), len(rows) * len(args.seeds)
@@ -111,7 +114,7 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.with_suffix(".json").write_text(json.dumps(cells, indent=1) + "\n")
     words = f"python tools/method_table.py {args.plan} --rows {args.rows} --seeds {' '.join(map(str, args.seeds))} "
-    args.out.with_suffix(".md").write_text(table(args.plan, rows, cells, words + f"--out {args.out}"))
+    args.out.with_suffix(".md").write_text(table(args.plan, spec, cells, words + f"--out {args.out}"))
 
 
 if __name__ == "__main__":
