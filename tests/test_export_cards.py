@@ -1,0 +1,71 @@
+"""The cards of exported folders: what they tell of the run."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exporting import SMALL, Done
+
+from fedpeft import __version__, read_plan
+from fedpeft.runs.execute import execute, open_engine, open_run_site
+from fedpeft.runs.export import export_run
+from fedpeft.runs.folder import create, read_json, read_rounds
+from fedpeft.runs.model_card import listed
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    values: dict[str, Any] = pytest.importorskip("yaml").safe_load(card.split("---\n")[1])
+    return values
+
+
+def test_the_card_tells_what_the_run_was(runs: Mapping[str, Done], folders: Mapping[str, Path]) -> None:
+    card, run = (folders["lora"] / "README.md").read_text(), runs["lora"]
+    assert front_matter(card) == {
+        "library_name": "peft",
+        "pipeline_tag": "image-classification",
+        "tags": ["fedpeft", "federated-learning", "lora"],
+        "base_model": "micro-vit",
+        "base_model_relation": "adapter",
+    }
+    line = read_rounds(run.folder)[-1]
+    rows = dict(re.findall(r"^\| (\w.*?) \| (.*) \|$", card, re.M))
+    assert rows["base model"] == "`micro-vit`"
+    assert rows["method"] == "`lora`, 21,770 trained parameters"
+    assert (rows["clients"], rows["rounds"], rows["seed"]) == ("120", "1", "1")
+    assert rows["cohort"] == "2 clients a round"
+    assert rows["bytes up, measured"].startswith(f"{line['bytes_up']:,} in all, {line['bytes_up'] / 2:,.0f} for")
+    assert rows["bytes down, measured"].startswith(f"{line['bytes_down']:,} in all")
+    assert rows["accuracy on held-out examples"] == f"{line['held_out']['accuracy']:.4f} after round 1"
+    assert rows["partition"] == f"`{(read_json(run.folder.partition) or {})['fingerprint']}`"
+    assert rows["fedpeft"] == f"{__version__}, exported with {__version__}"
+    plan = re.search("```toml\n(.*?)```", card, re.S)
+    assert plan and read_plan(plan[1]) == run.site.plan
+
+
+def test_the_card_of_a_model_from_scratch_claims_no_base(folders: Mapping[str, Path]) -> None:
+    card = (folders["scratch"] / "README.md").read_text()
+    assert "base_model" not in front_matter(card)
+    assert front_matter(card)["library_name"] == "transformers"
+    assert "its weights not used" in card
+
+
+def test_class_names_are_not_broken_by_a_card_s_lines() -> None:
+    names = [f'a class, with a "name" of its own, number {k}' for k in range(40)]
+    lines = listed("classes", names)
+    assert len(lines) > 2
+    found: dict[str, Any] = {}
+    exec("\n".join(lines), found)
+    assert found["classes"] == names
+
+
+def test_a_run_cut_off_is_exported_as_far_as_it_came(tmp_path: Path) -> None:
+    plan = read_plan({**SMALL, "rounds": 3, "method": "head", "evaluate_every": 3})
+    site = open_run_site(plan)
+    folder = create(plan, tmp_path / "run")
+    next(iter(execute(folder, site, open_engine(folder, site))))
+    export_run(folder.path, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| rounds | 1 of 3 |" in card
+    assert "| accuracy on held-out examples | not measured |" in card

@@ -1,0 +1,36 @@
+"""The plans that the repository holds, read and run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedpeft import InProcess, federate, open_site, read_plan, start
+
+PLANS = [
+    Path(__file__).parents[1] / "plans" / f"{name}.toml"
+    for name in ("cifar100-vit-tiny", "trec6-minilm", "clinc150-minilm", "sst2-minilm")
+]
+
+
+@pytest.mark.parametrize("file", PLANS, ids=lambda file: file.stem)
+def test_every_plan_of_the_repository_is_a_plan_and_reads_back(file: Path) -> None:
+    plan = read_plan(file)
+    assert plan.name == file.stem
+    again = read_plan(plan.toml())
+    assert again.fingerprint == plan.fingerprint
+    assert json.dumps(str(again)) == json.dumps(str(plan))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", PLANS, ids=lambda file: file.stem)
+def test_every_plan_of_the_repository_runs_on_the_real_data(
+    file: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDPEFT_DATA", str(real_data))
+    plan = read_plan(file, ["rounds=1", "cohort=1", "local.epochs=1"])
+    site = open_site(plan)
+    ((_, ledger),) = federate(plan, InProcess(site), start(plan, site.params()))
+    assert ledger.failed == {}
+    assert ledger.metrics["loss"].value < 2 * torch.tensor(len(site.classes)).log()
