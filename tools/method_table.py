@@ -23,9 +23,11 @@ from typing import Any
 from fedpeft.plan import read_plan
 
 
-def run_cell(plan: Path, settings: list[str], seed: int, folder: Path) -> dict[str, Any]:
-    """The summary of one run, from its folder where it is done already; {"error": ...} if it fails."""
+def run_cell(plan: Path, settings: list[str], seed: int, folder: Path, only_done: bool) -> dict[str, Any]:
+    """The summary of one run, from its folder where it is done already; {"error": ...} if it fails or is not run."""
     done = folder / "summary.json"
+    if only_done and not done.exists():
+        return {"error": "not run"}
     if not done.exists():
         start = ["--resume", str(folder)] if (folder / "plan.toml").exists() else [str(plan), "--out", str(folder)]
         fresh = [] if start[0] == "--resume" else [word for s in settings for word in ("--set", s)]
@@ -54,7 +56,7 @@ def row_of(label: str, settings: list[str], cells: list[dict[str, Any]]) -> str:
         return f"| {label} | `{' '.join(settings)}` | failed: {cells[0]['error']} | | | | | |"
     one = good[0]
     columns = [
-        label + ("" if len(good) == len(cells) else f" ({len(cells) - len(good)} seeds failed)"),
+        label + ("" if len(good) == len(cells) else f" (seed {', '.join(str(cell['seed']) for cell in good)} only)"),
         f"`{' '.join(settings)}`",
         f"{one['trainable_params']:,}",
         size(one["bytes_up_per_client_round"]),
@@ -98,6 +100,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 42])
     parser.add_argument("--runs", type=Path, default=Path("runs/table"))
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--done", action="store_true", help="run nothing: the table of what is finished")
     args = parser.parse_args()
     spec = tomllib.loads(args.rows.read_text())
     rows = spec["row"]
@@ -106,7 +109,7 @@ def main() -> None:
     began, total = time.monotonic(), len(rows) * len(args.seeds)
     for k, (seed, row) in enumerate((seed, row) for seed in args.seeds for row in rows):
         name = re.sub(r"[^a-z0-9]+", "-", row["label"].lower()).strip("-")
-        cell = run_cell(args.plan, row["set"], seed, args.runs / args.out.name / f"{name}-{seed}")
+        cell = run_cell(args.plan, row["set"], seed, args.runs / args.out.name / f"{name}-{seed}", args.done)
         cells[row["label"]].append(cell)
         told = cell.get("error") or f"accuracy {cell['accuracy_last']:.3f}, {cell['seconds']:.0f} s"
         left = (time.monotonic() - began) / (k + 1) * (total - k - 1) / 60
