@@ -1,0 +1,50 @@
+"""How far a plan's frozen features go without federation: logistic regression on all clients' examples at once.
+
+    python tools/linear_probe.py src/fedpeft/assets/plans/digits.toml
+
+Prints the held-out accuracy for several strengths of regularisation; the feature is the head's input.
+"""
+
+import argparse
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from fedpeft import Site, open_site, read_plan
+from fedpeft.core.trainable import head_of
+from fedpeft.core.types import Batch
+
+
+def features(site: Site, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+    """What goes into the head, (n, width), and the labels (n,)."""
+    seen: list[Tensor] = []
+    labels: list[Tensor] = []
+    head = site.model.get_submodule(head_of(site.model))
+    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        for batch in batches:
+            site.plan.task.losses(site.model, batch)
+            labels.append(batch["label"])
+    hook.remove()
+    return torch.cat(seen), torch.cat(labels)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", type=Path)
+    args = parser.parse_args()
+    site = open_site(read_plan(args.plan, ["method=head"]))
+    site.model.eval()
+    x, y = features(site, chain.from_iterable(site.data.held_out(client) for client in site.data.clients))
+    test_x, test_y = features(site, site.data.held_out())
+    for strength in (0.01, 0.1, 1.0, 10.0, 100.0):
+        probe = LogisticRegression(C=strength, max_iter=5000).fit(x.numpy(), y.numpy())
+        print(f"C = {strength:g}: {100 * probe.score(test_x.numpy(), test_y.numpy()):.1f} %")
+
+
+if __name__ == "__main__":
+    main()
