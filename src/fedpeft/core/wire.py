@@ -39,16 +39,16 @@ def frame(header: Any, body: bytes) -> bytes:
     return b"".join([struct.pack("<I", zlib.crc32(body, zlib.crc32(start))), start, body])
 
 
-def unframe(blob: bytes) -> tuple[Any, bytes]:
-    """The inverse of `frame`.
+def unframe(blob: bytes, check: bool = True) -> tuple[Any, bytes]:
+    """The inverse of `frame`; a frame within a frame that was checked need not be checked again.
 
     Raises:
       WireError: the blob is truncated, corrupt, or no frame.
     """
     if len(blob) < _HEAD.size:
         raise WireError(f"a payload of {len(blob)} bytes is shorter than a frame's head of {_HEAD.size}")
-    check, flags, length = _HEAD.unpack_from(blob)
-    if zlib.crc32(memoryview(blob)[4:]) != check:
+    crc, flags, length = _HEAD.unpack_from(blob)
+    if check and zlib.crc32(memoryview(blob)[4:]) != crc:
         raise WireError(f"a payload of {len(blob)} bytes is corrupt or truncated: its checksum does not match")
     start = _HEAD.size + length
     if start > len(blob) or flags not in (0, _DEFLATED):
@@ -73,13 +73,13 @@ def encode_tensors(header: list[Any], tensors: Tensors, body: bytes) -> bytes:
     return frame([layout(tensors), *header], body)
 
 
-def decode_tensors(blob: bytes, extra: int | None = 0) -> tuple[Layout, list[Any], bytes]:
+def decode_tensors(blob: bytes, extra: int | None = 0, check: bool = True) -> tuple[Layout, list[Any], bytes]:
     """The layout, checked, the `extra` further header values (None: any number), and the body of a codec's blob.
 
     Raises:
       WireError: the blob is no frame, or its layout is malformed.
     """
-    header, body = unframe(blob)
+    header, body = unframe(blob, check)
     match header:
         case [list(entries), *values] if extra is None or len(values) == extra:
             pass
@@ -189,7 +189,7 @@ def _weighted(pair: Any, name: str) -> Weighted:
 
 def layout_of(blob: bytes) -> Layout:
     """The layout that any codec's blob declares."""
-    return decode_tensors(blob, extra=None)[0]
+    return decode_tensors(blob, extra=None, check=False)[0]
 
 
 def _difference(declared: Layout, expected: Layout) -> str:
