@@ -1,8 +1,9 @@
 """A client's side of a round. Every engine runs this, so simulation and deployment share it to the byte."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import ceil, isfinite
 
 import torch
@@ -70,10 +71,13 @@ class Worker:
     site: Site
     store: Store
     objective: Objective = field(init=False)
+    decode: Callable[[bytes], Tensors] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         plan = self.site.plan
         object.__setattr__(self, "objective", Objective(self.site.model, plan.task, plan.local.precision))
+        # the clients of a round receive the same bytes, and nobody writes to what they hold
+        object.__setattr__(self, "decode", lru_cache(maxsize=1)(plan.downlink.decode))
 
     def __call__(self, job: Job) -> Reply | Failure:
         """Train and answer; what goes wrong here is this client's failure and nobody else's.
@@ -93,7 +97,7 @@ class Worker:
 
     def _serve(self, job: Job) -> bytes:
         plan = self.site.plan
-        received = plan.downlink.decode(job.payload)
+        received = self.decode(job.payload)
         with storing():
             memory = self.store.load(job.client, job.accepted)
         context = self._context(job)

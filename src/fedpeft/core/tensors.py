@@ -38,8 +38,11 @@ def zeros_like(a: Tensors) -> dict[str, Tensor]:
 
 
 def finite(a: Tensors) -> bool:
-    """Whether no entry is NaN or infinite: then, and for float32 and narrower only then, is the float64 sum finite."""
-    return all(isfinite(float(x.sum(dtype=torch.float64))) for x in a.values())
+    """Whether no entry is NaN or infinite.
+
+    A sum is finite only if its entries are. One in the tensor's own type may overflow; then one in float64 decides.
+    """
+    return all(isfinite(float(x.sum())) or isfinite(float(x.sum(dtype=torch.float64))) for x in a.values())
 
 
 def equal(a: Tensors, b: Tensors) -> bool:

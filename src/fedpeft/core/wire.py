@@ -10,6 +10,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from math import isfinite, prod
 from typing import Any
 
@@ -26,25 +27,37 @@ _DEFLATED = 1
 _HEADER_LIMIT = 1 << 24  # bytes of an inflated header; the layout of 10^5 tensors takes a half
 _ENTRIES_LIMIT = 1 << 48  # of one tensor, a side of 0 counted as 1: beyond it torch's own arithmetic may overflow
 _SIDES_LIMIT = 64
+_SHORT = 1 << 12  # bytes of a header that is remembered, as it came
 _DTYPES = frozenset(["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"])
 
 
 def frame(header: Any, body: bytes) -> bytes:
     """A header of plain JSON values and a body, as one checked blob."""
     text = json.dumps(header, separators=(",", ":")).encode()
-    short = zlib.compress(text, 9)
-    flags = _DEFLATED if len(short) < len(text) else 0
-    head = short if flags else text
+    head = _shorter(text) if len(text) <= _SHORT else min(zlib.compress(text, 9), text, key=len)
+    flags = _DEFLATED if len(head) < len(text) else 0
     start = _HEAD.pack(0, flags, len(head))[4:] + head
     return b"".join([struct.pack("<I", zlib.crc32(body, zlib.crc32(start))), start, body])
 
 
-def unframe(blob: bytes, check: bool = True) -> tuple[Any, bytes]:
-    """The inverse of `frame`; a frame within a frame that was checked need not be checked again.
+@lru_cache(maxsize=16)
+def _shorter(text: bytes) -> bytes:
+    """A short header, deflated if that helps; the same from all clients but for weight and metrics."""
+    return min(zlib.compress(text, 9), text, key=len) if len(text) > _HEAD.size * 8 else text
+
+
+def unframe(blob: bytes) -> tuple[Any, bytes]:
+    """The inverse of `frame`.
 
     Raises:
       WireError: the blob is truncated, corrupt, or no frame.
     """
+    text, flags, body = _halves(blob)
+    return _read(text, flags), body
+
+
+def _halves(blob: bytes, check: bool = True) -> tuple[bytes, int, bytes]:
+    """Header, flags and body. A frame within a frame that was checked need not be checked again."""
     if len(blob) < _HEAD.size:
         raise WireError(f"a payload of {len(blob)} bytes is shorter than a frame's head of {_HEAD.size}")
     crc, flags, length = _HEAD.unpack_from(blob)
@@ -53,9 +66,12 @@ def unframe(blob: bytes, check: bool = True) -> tuple[Any, bytes]:
     start = _HEAD.size + length
     if start > len(blob) or flags not in (0, _DEFLATED):
         raise WireError("a payload's head is malformed")
-    text = blob[_HEAD.size : start]
+    return blob[_HEAD.size : start], flags, blob[start:]
+
+
+def _read(text: bytes, flags: int) -> Any:
     try:
-        return json.loads(_inflate(text) if flags else text), blob[start:]
+        return json.loads(_inflate(text) if flags else text)
     except (ValueError, RecursionError, zlib.error) as error:
         raise WireError(f"a payload's header is not readable: {error}") from None
 
@@ -79,9 +95,18 @@ def decode_tensors(blob: bytes, extra: int | None = 0, check: bool = True) -> tu
     Raises:
       WireError: the blob is no frame, or its layout is malformed.
     """
-    header, body = unframe(blob, check)
-    match header:
-        case [list(entries), *values] if extra is None or len(values) == extra:
+    text, flags, body = _halves(blob, check)
+    read = _declared_again if len(text) <= _SHORT else _declared
+    shapes, values = read(text, flags)
+    if extra is not None and len(values) != extra:
+        raise WireError("a payload's header is not this codec's")
+    return [(name, list(shape), dtype) for name, shape, dtype in shapes], list(values), body
+
+
+def _declared(text: bytes, flags: int) -> tuple[list[tuple[str, list[int], str]], list[Any]]:
+    """The layout and the further values of a codec's header."""
+    match _read(text, flags):
+        case [list(entries), *values]:
             pass
         case _:
             raise WireError("a payload's header is not this codec's")
@@ -94,7 +119,11 @@ def decode_tensors(blob: bytes, extra: int | None = 0, check: bool = True) -> tu
                 shapes[name] = (name, shape, dtype)
             case _:
                 raise WireError(f"a payload's layout has the malformed or repeated entry {_shown(entry)}")
-    return list(shapes.values()), values, body
+    return list(shapes.values()), values
+
+
+# The clients of a plan send the same header again and again: short ones are read once.
+_declared_again = lru_cache(maxsize=16)(_declared)
 
 
 def _shown(value: Any) -> str:
