@@ -43,7 +43,7 @@ def frame(header: Any, body: bytes) -> bytes:
 @lru_cache(maxsize=16)
 def _shorter(text: bytes) -> bytes:
     """A short header, deflated if that helps; the same from all clients but for weight and metrics."""
-    return min(zlib.compress(text, 9), text, key=len) if len(text) > _HEAD.size * 8 else text
+    return min(zlib.compress(text, 9), text, key=len)
 
 
 def unframe(blob: bytes) -> tuple[Any, bytes]:
