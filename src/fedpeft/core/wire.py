@@ -34,7 +34,7 @@ _DTYPES = frozenset(["float64", "float32", "float16", "bfloat16", "int64", "int3
 def frame(header: Any, body: bytes) -> bytes:
     """A header of plain JSON values and a body, as one checked blob."""
     text = json.dumps(header, separators=(",", ":")).encode()
-    head = _shorter(text) if len(text) <= _SHORT else min(zlib.compress(text, 9), text, key=len)
+    head = _shorter(text) if len(text) <= _SHORT else min(text, zlib.compress(text, 9), key=len)
     flags = _DEFLATED if len(head) < len(text) else 0
     start = _HEAD.pack(0, flags, len(head))[4:] + head
     return b"".join([struct.pack("<I", zlib.crc32(body, zlib.crc32(start))), start, body])
@@ -43,7 +43,7 @@ def frame(header: Any, body: bytes) -> bytes:
 @lru_cache(maxsize=16)
 def _shorter(text: bytes) -> bytes:
     """A short header, deflated if that helps; the same from all clients but for weight and metrics."""
-    return min(zlib.compress(text, 9), text, key=len)
+    return min(text, zlib.compress(text, 9), key=len)
 
 
 def unframe(blob: bytes) -> tuple[Any, bytes]:
