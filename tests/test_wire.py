@@ -29,13 +29,13 @@ json_values = st.recursive(
 
 
 def sent(header: object, body: bytes | None = None) -> bytes:
-    return frame(header, DENSE.encode(UPDATE.delta) if body is None else body)
+    return frame(header, DENSE.encode(UPDATE.delta) if body is None else body, nested=True)
 
 
-def by_hand(flags: int, length: int, rest: bytes) -> bytes:
+def by_hand(flags: int, length: int, rest: bytes, covered: int | None = None) -> bytes:
     """A frame with a checksum that fits, whatever the rest of its head says."""
     head = struct.pack("<BI", flags, length) + rest
-    return struct.pack("<I", zlib.crc32(head)) + head
+    return struct.pack("<I", zlib.crc32(head[:covered])) + head
 
 
 @given(header=json_values, body=st.binary(max_size=50))
@@ -140,6 +140,25 @@ def test_an_update_comes_back(name: str) -> None:
     assert equal(back.delta, codec.decode(codec.encode(UPDATE.delta)))
 
 
+@pytest.mark.parametrize("name", ["dense", "int8", "topk"])
+def test_an_update_of_which_any_byte_differs_is_refused(name: str) -> None:
+    codec = build("codec", name)
+    blob = pack(UPDATE, codec)
+    for at in range(len(blob)):
+        with pytest.raises(WireError):
+            unpack("c1", blob[:at] + bytes([blob[at] ^ 16]) + blob[at + 1 :], codec, LAYOUT)
+        with pytest.raises(WireError):
+            unpack("c1", blob[:at], codec, LAYOUT)
+
+
+def test_damage_is_not_taken_for_another_plan() -> None:
+    update = Update("c1", {"a": torch.ones(1)})
+    blob = bytearray(pack(update, DENSE))
+    blob[blob.index(b'["a"') + 2] = ord("c")
+    with pytest.raises(WireError, match="corrupt"):
+        unpack("c1", bytes(blob), DENSE, layout(update.delta))
+
+
 def test_headers_are_what_is_not_tensors() -> None:
     payload = pack(UPDATE, DENSE)
     assert len(payload) - headers(payload) == 8 * 4
@@ -199,7 +218,8 @@ def test_fuzzed_updates(times: int) -> None:
             body[draws.randrange(4, len(body))] = draws.randrange(256)
             text[draws.randrange(len(text))] = draws.choice(b'0123456789-.,[]{}":eNI')
         body[:4] = struct.pack("<I", zlib.crc32(body[4:]))
-        for blob in (by_hand(0, len(text), bytes(text) + inner), sent([3.0, {}], bytes(body))):
+        outside = by_hand(2, len(text), bytes(text) + inner, covered=5 + len(text) + 4)
+        for blob in (outside, sent([3.0, {}], bytes(body))):
             try:
                 update = unpack("c1", blob, DENSE, LAYOUT)
             except WireError:

@@ -3,7 +3,8 @@
     frame = check (4 bytes, CRC-32 of all that follows) | flags (1) | header length (4) | header | body
 
 The header is JSON, deflated where that is shorter. A codec's blob is a frame whose header begins with the layout of
-its tensors; an update is a frame around such a blob.
+its tensors; an update is a frame around such a blob. Of that body the check covers the check, the first 4 bytes, which
+covers the rest: no byte is summed twice.
 """
 
 import json
@@ -23,7 +24,8 @@ from fedpeft.core.types import Tensors, Update, Weighted
 from fedpeft.errors import WireError
 
 _HEAD = struct.Struct("<IBI")
-_DEFLATED = 1
+_CHECK = 4  # bytes
+_DEFLATED, _NESTED = 1, 2
 _HEADER_LIMIT = 1 << 24  # bytes of an inflated header; the layout of 10^5 tensors takes a half
 _ENTRIES_LIMIT = 1 << 48  # of one tensor, a side of 0 counted as 1: beyond it torch's own arithmetic may overflow
 _SIDES_LIMIT = 64
@@ -31,13 +33,14 @@ _SHORT = 1 << 12  # bytes of a header that is remembered, as it came
 _DTYPES = frozenset(["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"])
 
 
-def frame(header: Any, body: bytes) -> bytes:
-    """A header of plain JSON values and a body, as one checked blob."""
+def frame(header: Any, body: bytes, nested: bool = False) -> bytes:
+    """A header of plain JSON values and a body, as one checked blob; `nested` if the body is such a blob itself."""
     text = json.dumps(header, separators=(",", ":")).encode()
     head = _shorter(text) if len(text) <= _SHORT else min(text, zlib.compress(text, 9), key=len)
-    flags = _DEFLATED if len(head) < len(text) else 0
-    start = _HEAD.pack(0, flags, len(head))[4:] + head
-    return b"".join([struct.pack("<I", zlib.crc32(body, zlib.crc32(start))), start, body])
+    flags = (_DEFLATED if len(head) < len(text) else 0) | (_NESTED if nested else 0)
+    start = _HEAD.pack(0, flags, len(head))[_CHECK:] + head
+    check = zlib.crc32(body[:_CHECK] if nested else body, zlib.crc32(start))
+    return b"".join([struct.pack("<I", check), start, body])
 
 
 @lru_cache(maxsize=16)
@@ -46,32 +49,33 @@ def _shorter(text: bytes) -> bytes:
     return min(text, zlib.compress(text, 9), key=len)
 
 
-def unframe(blob: bytes) -> tuple[Any, bytes]:
-    """The inverse of `frame`.
+def unframe(blob: bytes, nested: bool = False) -> tuple[Any, bytes]:
+    """The inverse of `frame`; the body of a nested one is yet to be checked.
 
     Raises:
       WireError: the blob is truncated, corrupt, or no frame.
     """
-    text, flags, body = _halves(blob)
+    text, flags, body = _halves(blob, nested)
     return _read(text, flags), body
 
 
-def _halves(blob: bytes, check: bool = True) -> tuple[bytes, int, bytes]:
-    """Header, flags and body. A frame within a frame that was checked need not be checked again."""
+def _halves(blob: bytes, nested: bool = False, check: bool = True) -> tuple[bytes, int, bytes]:
+    """Header, flags and body."""
     if len(blob) < _HEAD.size:
         raise WireError(f"a payload of {len(blob)} bytes is shorter than a frame's head of {_HEAD.size}")
     crc, flags, length = _HEAD.unpack_from(blob)
-    if check and zlib.crc32(memoryview(blob)[4:]) != crc:
-        raise WireError(f"a payload of {len(blob)} bytes is corrupt or truncated: its checksum does not match")
     start = _HEAD.size + length
-    if start > len(blob) or flags not in (0, _DEFLATED):
+    covered = memoryview(blob)[_CHECK : start + _CHECK if nested else None]
+    if check and zlib.crc32(covered) != crc:
+        raise WireError(f"a payload of {len(blob)} bytes is corrupt or truncated: its checksum does not match")
+    if start > len(blob) or flags & ~_DEFLATED != (_NESTED if nested else 0):
         raise WireError("a payload's head is malformed")
     return blob[_HEAD.size : start], flags, blob[start:]
 
 
 def _read(text: bytes, flags: int) -> Any:
     try:
-        return json.loads(_inflate(text) if flags else text)
+        return json.loads(_inflate(text) if flags & _DEFLATED else text)
     except (ValueError, RecursionError, zlib.error) as error:
         raise WireError(f"a payload's header is not readable: {error}") from None
 
@@ -95,7 +99,7 @@ def decode_tensors(blob: bytes, extra: int | None = 0, check: bool = True) -> tu
     Raises:
       WireError: the blob is no frame, or its layout is malformed.
     """
-    text, flags, body = _halves(blob, check)
+    text, flags, body = _halves(blob, check=check)
     read = _declared_again if len(text) <= _SHORT else _declared
     shapes, values = read(text, flags)
     if extra is not None and len(values) != extra:
@@ -173,7 +177,7 @@ def kinds(shapes: Layout) -> list[tuple[int, torch.dtype]]:
 def pack(update: Update, codec: Codec) -> bytes:
     """An update as a client sends it; its name travels with the job."""
     metrics = {name: [m.total, m.weight] for name, m in update.metrics.items()}
-    return frame([update.weight, metrics], codec.encode(update.delta))
+    return frame([update.weight, metrics], codec.encode(update.delta), nested=True)
 
 
 def unpack(client: str, blob: bytes, codec: Codec, expected: Layout) -> Update:
@@ -183,7 +187,7 @@ def unpack(client: str, blob: bytes, codec: Codec, expected: Layout) -> Update:
       WireError: the blob is corrupt, or holds other names, shapes or dtypes than expected, or a number that is not
         finite.
     """
-    header, body = unframe(blob)
+    header, body = unframe(blob, nested=True)
     match header:
         case [weight, dict(pairs)]:
             weight = _number(weight, "weight")
@@ -193,6 +197,7 @@ def unpack(client: str, blob: bytes, codec: Codec, expected: Layout) -> Update:
         raise WireError(f"an update's weight is {weight}; it must be positive")
     declared = layout_of(body)
     if sorted(declared) != sorted(expected):
+        _halves(body)  # what differs by an accident on the way is called that
         raise WireError(_difference(declared, expected))
     metrics = {name: _weighted(pair, name) for name, pair in pairs.items()}
     return Update(client, codec.decode(body), weight, metrics)
