@@ -11,6 +11,7 @@ from torch import nn
 
 from fedpeft.core.interfaces import Data, Store
 from fedpeft.core.objective import Objective
+from fedpeft.core.packed import prepare_frozen
 from fedpeft.core.seeds import fold, generator, seeded
 from fedpeft.core.stores import StoreError, storing
 from fedpeft.core.tensors import finite, prefixed, under
@@ -61,6 +62,7 @@ def open_site(plan: Plan, device: str = "cpu") -> Site:
     train, test = task.prepare(examples.train), task.prepare(examples.test)
     data = Partitioned(task, train, test, division.parts, division.notes)
     model = plan.model(examples.classes).to(device)
+    prepare_frozen(model, plan.method.names(model), plan.base_dtype, plan.pack)
     return Site(plan, model, data, examples.classes, device)
 
 
