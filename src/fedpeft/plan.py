@@ -48,6 +48,8 @@ class Plan:
       base_dtype: of the products with frozen weights: "float32" or "bfloat16". What is trained is float32.
       pack: whether frozen weights are laid out for the processor's matrix kernels: faster, for once or twice their
         memory; the last bits of a result depend on it.
+      features: whether what a frozen beginning of the model makes of an example is computed once and kept in a file;
+        the last bits of a result depend on it.
       classes: label names; empty for the data's own. Needed where the server holds no data.
       evaluate_every: rounds between evaluations; the last round is always evaluated.
 
@@ -77,6 +79,7 @@ class Plan:
     threads: int = 1
     base_dtype: str = "float32"
     pack: bool = True
+    features: bool = True
     evaluate_every: int = 1
     classes: tuple[str, ...] = ()
     engine: str = "inprocess"
