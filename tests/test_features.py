@@ -247,6 +247,16 @@ def test_a_texts_features_are_kept_where_nothing_is_drawn(cache: Path) -> None:
     assert kept.train is not None and kept.train.shape == (300, 32)
 
 
+def test_a_task_that_cannot_take_an_example_fails_where_it_is_trained(cache: Path) -> None:
+    class Raising(Rows):
+        def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
+            raise ValueError("an example")
+
+    model = train_only(model_of("vit"), ["classifier.weight"])
+    kept = keep(Raising(), model, trainable(model), batch_of("vit"), batch_of("vit"), "")  # type: ignore[arg-type]
+    assert kept.cut is None and "ValueError: an example" in kept.note
+
+
 def test_where_no_file_can_be_written_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "file"))

@@ -21,8 +21,9 @@ from fedpeft.core.objective import Objective
 from fedpeft.core.seeds import seeded
 from fedpeft.core.types import Batch, Table, Tensors
 
-FEATURES = "features"
-CHUNK = 256
+FEATURES = "fedpeft.features"
+"""The column of rows and batches that holds them."""
+CHUNK = 64
 """Rows computed together, in their order: whoever asks first, the bits are the same."""
 PROBE = 13
 """Rows on which a cut is tried."""
@@ -98,9 +99,18 @@ def featured(task: Task, kept: Kept) -> Task:
 def keep(task: Task, model: nn.Module, trained: Collection[str], train: Tensors, test: Tensors, setting: str) -> Kept:
     """Find the cut and have both tables' features; the model's forwards are prepared for it, in place.
 
+    What goes wrong here stops no run: an example that the task cannot take is its client's failure, in training.
+
     Args:
       setting: what the numbers depend on beside the model and the rows: the task and what computes.
     """
+    try:
+        return _keep(task, model, trained, train, test, setting)
+    except Exception as error:  # parts that users write may raise anything, and a disk may be full
+        return Kept(f"features are not kept: {type(error).__name__}: {error}")
+
+
+def _keep(task: Task, model: nn.Module, trained: Collection[str], train: Tensors, test: Tensors, setting: str) -> Kept:
     device = next(model.parameters()).device
     few = {name: x[:PROBE] for name, x in train.items()}
     batch = _batch(task, few, device)
@@ -114,10 +124,7 @@ def keep(task: Task, model: nn.Module, trained: Collection[str], train: Tensors,
         return Kept(f"features at {cut.at!r} are not kept: {reason}")
     base = blake2b(f"{setting} {cut.at} {model} {getattr(model, 'config', '')}".encode(), digest_size=16)
     _add(base, {n: x for n, x in model.state_dict().items() if n not in trained})
-    try:
-        both = [_of(task, model, cut, rows, base.copy()) for rows in (train, test)]
-    except OSError as error:
-        return Kept(f"features at {cut.at!r} are not kept: {error}")
+    both = [_of(task, model, cut, rows, base.copy()) for rows in (train, test)]
     shape = "x".join(map(str, cut.shape))
     note = (
         f"features at {cut.at!r} ({shape}) are computed once an example; {cut.share:.0%} of the parameters lie before"
@@ -126,7 +133,8 @@ def keep(task: Task, model: nn.Module, trained: Collection[str], train: Tensors,
 
 
 def _batch(task: Task, rows: Tensors, device: torch.device) -> Batch:
-    return {n: x.to(device) for n, x in task.batch(rows, None).items()}
+    batch = {**task.batch(rows, None), "mask": torch.ones(len(rows["label"]))}
+    return {n: x.to(device) for n, x in batch.items()}
 
 
 def _obstacle(task: Task, model: nn.Module, cut: Cut, train: Tensors, test: Tensors, batch: Batch) -> str:
@@ -176,7 +184,7 @@ def _of(task: Task, model: nn.Module, cut: Cut, rows: Tensors, name: blake2b) ->
 
     def chunk(at: int, size: int) -> Tensor:
         batch = _batch(task, {n: x[at : at + size] for n, x in rows.items()}, device)
-        return _features(task, model, cut, batch).cpu()
+        return _features(task, model, cut, batch).float().cpu()
 
     kept = _read(path, shape)
     if kept is None or not torch.allclose(kept[:PROBE], chunk(0, PROBE), rtol=1e-3, atol=1e-3):
