@@ -45,6 +45,38 @@ class TinyViT:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """A BERT of MiniLM's size, without dropout, from its config; random weights."""
+
+    def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
+        from transformers import BertConfig, BertForSequenceClassification
+
+        config = BertConfig(
+            hidden_size=384,
+            num_hidden_layers=6,
+            num_attention_heads=12,
+            intermediate_size=1536,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            num_labels=len(classes),
+        )
+        model: nn.Module = BertForSequenceClassification(config)
+        return model
+
+    def prepare(self, table: Table) -> Tensors:
+        return dict(table.columns)
+
+    def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
+        return rows
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        return cross_entropy(model(input_ids=batch["x"]).logits, batch["label"], reduction="none")
+
+    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        return {"loss": self.losses(model, batch)}
+
+
+@dataclass(frozen=True)
 class LinearHead:
     """A new head on features that are there already: what head-tuning comes down to."""
 

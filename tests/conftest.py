@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -17,6 +18,8 @@ from fedpeft.client import Site, open_site
 from fedpeft.runs.export import export_run
 
 torch.set_num_threads(1)
+CACHE = TemporaryDirectory()
+os.environ["FEDPEFT_CACHE"] = CACHE.name
 settings.register_profile("fedpeft", deadline=None, derandomize=True, database=None, max_examples=50)
 settings.load_profile("fedpeft")
 

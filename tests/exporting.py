@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from fedpeft import read_plan
 from fedpeft.client import Site
+from fedpeft.core.features import FEATURES
 from fedpeft.core.seeds import seeded
 from fedpeft.core.types import Batch
 from fedpeft.registry import CATALOGUE
@@ -87,10 +88,11 @@ def done(path: Path, **changes: Any) -> Done:
     saved = load_checkpoint(folder.checkpoint, plan)
     assert saved is not None
     batch = next(iter(site.data.held_out()))
-    inputs = {name: x[:16] for name, x in batch.items() if name not in ("label", "mask")}
+    inputs = {name: x[:16] for name, x in batch.items() if name not in ("label", "mask", FEATURES)}
     own = {name: saved.state.params[name] for name in plan.method.names(site.model)}
+    model = plan.model(site.classes).eval()  # the site's multiplies by packed weights, which rounds otherwise
     with torch.inference_mode():
-        logits = functional_call(site.model.eval(), own, (), inputs).logits
+        logits = functional_call(model, own, (), inputs).logits
     return Done(folder, site, inputs, logits)
 
 

@@ -1,5 +1,6 @@
 """A client's side of a round. Every engine runs this, so simulation and deployment share it to the byte."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,8 +10,10 @@ from math import ceil, isfinite
 import torch
 from torch import nn
 
-from fedpeft.core.interfaces import Data, Store
+from fedpeft.core.features import Kept, featured, keep
+from fedpeft.core.interfaces import Data, Store, Task
 from fedpeft.core.objective import Objective
+from fedpeft.core.packed import prepare_frozen
 from fedpeft.core.seeds import fold, generator, seeded
 from fedpeft.core.stores import StoreError, storing
 from fedpeft.core.tensors import finite, prefixed, under
@@ -21,6 +24,7 @@ from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import check_division
 from fedpeft.errors import DataError, RunError
 from fedpeft.plan import Plan
+from fedpeft.registry import describe
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Site:
     Attributes:
       model: with the method injected; nobody writes to it, the small tensors are swapped in for each call.
       classes: the label names, in the order of the head's outputs.
+      kept: features that stand in for the frozen beginning of the model; `data` has them in its batches.
     """
 
     plan: Plan
@@ -37,6 +42,12 @@ class Site:
     data: Data
     classes: tuple[str, ...]
     device: str = "cpu"
+    kept: Kept = Kept()
+
+    @property
+    def task(self) -> Task:
+        """The plan's, which goes on from features where a batch has them."""
+        return featured(self.plan.task, self.kept)
 
     def params(self) -> Tensors:
         """What the method trains, as it is before the first round."""
@@ -59,9 +70,31 @@ def open_site(plan: Plan, device: str = "cpu") -> Site:
     check_division(division, examples.train.columns["label"], examples.classes)
     task = plan.task
     train, test = task.prepare(examples.train), task.prepare(examples.test)
-    data = Partitioned(task, train, test, division.parts, division.notes)
     model = plan.model(examples.classes).to(device)
-    return Site(plan, model, data, examples.classes, device)
+    prepare_frozen(model, plan.method.names(model), plan.base_dtype, plan.pack)
+    kept = _kept(plan, device, model, train, test, len(division.parts))
+    train, test = kept.beside(train, test)
+    data = Partitioned(featured(task, kept), train, test, division.parts, division.notes)
+    return Site(plan, model, data, examples.classes, device, kept)
+
+
+def _kept(plan: Plan, device: str, model: nn.Module, train: Tensors, test: Tensors, clients: int) -> Kept:
+    """Features, where they are wanted and each example is seen twice or more on average."""
+    if not plan.features or plan.local.precision != "float32":
+        return Kept()
+    if plan.rounds * min(plan.cohort, clients) * plan.local.epochs < 2 * clients:
+        return Kept()
+    numbers = [
+        torch.__version__,
+        torch.backends.cpu.get_cpu_capability(),
+        plan.threads,
+        plan.base_dtype,
+        plan.pack,
+        device,
+    ]
+    setting = json.dumps([describe("task", plan.task), *numbers], default=str, sort_keys=True)
+    with threads(plan.threads):
+        return keep(plan.task, model, plan.method.names(model), train, test, setting)
 
 
 @dataclass(frozen=True)
@@ -75,7 +108,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         plan = self.site.plan
-        object.__setattr__(self, "objective", Objective(self.site.model, plan.task, plan.local.precision))
+        object.__setattr__(self, "objective", Objective(self.site.model, self.site.task, plan.local.precision))
         # the clients of a round receive the same bytes, and nobody writes to what they hold
         object.__setattr__(self, "decode", lru_cache(maxsize=1)(plan.downlink.decode))
 

@@ -25,6 +25,7 @@ from fedpeft.core.interfaces import (
     Stage,
     Task,
 )
+from fedpeft.core.packed import BASE_DTYPES
 from fedpeft.core.seeds import fold, seeded
 from fedpeft.data.short import source
 from fedpeft.errors import PlanError, unknown
@@ -44,6 +45,11 @@ class Plan:
       weighting: what a client counts in the mean: its number of "examples", or "uniform".
       min_replies: with fewer good replies a round changes nothing.
       threads: of one worker; the bits of a result depend on it.
+      base_dtype: of the products with frozen weights: "float32" or "bfloat16". What is trained is float32.
+      pack: whether frozen weights are laid out for the processor's matrix kernels: faster, for once or twice their
+        memory; the last bits of a result depend on it.
+      features: whether what a frozen beginning of the model makes of an example is computed once and kept in a file;
+        the last bits of a result depend on it.
       classes: label names; empty for the data's own. Needed where the server holds no data.
       evaluate_every: rounds between evaluations; the last round is always evaluated.
 
@@ -71,6 +77,9 @@ class Plan:
     min_replies: int = 1
     seed: int = 1
     threads: int = 1
+    base_dtype: str = "float32"
+    pack: bool = True
+    features: bool = True
     evaluate_every: int = 1
     classes: tuple[str, ...] = ()
     engine: str = "inprocess"
@@ -81,6 +90,8 @@ class Plan:
                 raise PlanError(f"{key} must be at least 1, got {getattr(self, key)}")
         if self.weighting not in WEIGHTINGS:
             raise PlanError(unknown("weighting", self.weighting, WEIGHTINGS))
+        if self.base_dtype not in BASE_DTYPES:
+            raise PlanError(unknown("base_dtype", self.base_dtype, BASE_DTYPES))
         if self.engine not in names("engine"):
             raise PlanError(unknown("engine", self.engine, names("engine")))
         self._check_scaffold()

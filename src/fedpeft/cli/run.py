@@ -134,6 +134,8 @@ def _show(console: "Console", folder: "RunFolder", site: "Site", engine: Any) ->
     plan, clients, spent = site.plan, len(site.data.clients), []
     cohort = min(plan.cohort, clients)
     console.print(f"{plan.name}: {plan.rounds} rounds, {cohort} of {clients} clients in each, in {folder.path}")
+    if site.kept.note:
+        console.print(site.kept.note)
     with console.status(f"0/{cohort} answered") as status:
         watched = Watched(engine, lambda number: status.update(f"{number}/{cohort} answered"))
         for record in execute(folder, site, watched):

@@ -7,20 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft import __version__
+from fedpeft.core.packed import can_pack
 from fedpeft.plan import Plan
 
 LIBRARIES = ("torch", "transformers", "peft")
 
 
 def environment(plan: Plan, device: str) -> dict[str, Any]:
-    """Versions, `threads` of a worker, device and processor, as plain values."""
+    """Versions, `threads` of a worker, device, processor and how frozen weights are multiplied, as plain values."""
     versions = {"python": platform.python_version(), "fedpeft": __version__}
     for name in LIBRARIES:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "none"
-    return {"versions": versions, "threads": plan.threads, "device": device, "cpu": processor()}
+    packed = "packed" if plan.pack and device == "cpu" and can_pack(plan.base_dtype) else "plain"
+    base = f"{plan.base_dtype}, {packed}"
+    return {"versions": versions, "threads": plan.threads, "device": device, "cpu": processor(), "base": base}
 
 
 def processor() -> str:

@@ -17,7 +17,7 @@ def measure(site: Site, params: Tensors, client: ClientId | None = None) -> dict
     own = {n: params[n].to(site.device) for n in plan.method.names(site.model)}
     batches = (site.on_device(batch) for batch in site.data.held_out(client))
     with threads(plan.threads):
-        return {name: metric.value for name, metric in evaluate(plan.task, site.model, own, batches).items()}
+        return {name: metric.value for name, metric in evaluate(site.task, site.model, own, batches).items()}
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ def summarize(folder: RunFolder, site: Site) -> dict[str, Any]:
         "peak_rss_bytes": peak,
         "partition": (read_json(folder.partition) or {}).get("fingerprint"),
         "engine": plan.engine,
+        "features": site.kept.note,
         **environment(plan, site.device),
     }
     write_json(folder.summary, summary)

@@ -1,0 +1,148 @@
+"""Products with frozen weights, which never change and so are laid out once for the processor's matrix kernels.
+
+oneDNN multiplies by a weight that it has laid out itself about twice as fast in float32 as PyTorch's default does, and
+in bfloat16 about four times as fast on processors that have it. PyTorch keeps these calls to itself, so they are made
+here alone, and where they are missing everything runs as it would without this file.
+"""
+
+from collections.abc import Collection
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+BASE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LEAST_WEIGHT = 2**14
+"""Entries of a weight below which calling the kernel costs more than it saves, however many rows there are."""
+LEAST_PRODUCT = 2**21
+"""The same for the multiplications of one product."""
+
+
+@cache
+def can_pack(base_dtype: str) -> bool:
+    """Whether PyTorch has the kernels on this processor."""
+    one, ones = (make(16, 16, dtype=BASE_DTYPES[base_dtype]) for make in (torch.eye, torch.ones))
+    try:
+        weight = torch.ops.mkldnn._reorder_linear_weight(one)
+        given = torch.ops.mkldnn._linear_pointwise(ones, weight, None, "none", [], "")
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return torch.equal(given, ones)
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """x ↦ x·Wᵀ + b for constants W (out, in) and b (out,), and as `back` its derivative g ↦ g·W.
+
+    Laying out waits for the first use: where no gradient is asked for, nothing is kept for the way back.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    dtype: torch.dtype
+    kernels: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.kernels and (self.dtype != x.dtype or x.numel() * len(self.weight) >= LEAST_PRODUCT):
+            weight, bias = self._laid_out
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), weight, bias, "none", [], "")
+            return y.to(x.dtype)
+        if self.dtype == x.dtype:
+            return linear(x, self.weight, self.bias)
+        return linear(x.to(self.dtype), *self._laid_out).to(x.dtype)
+
+    @cached_property
+    def back(self) -> "Packed":
+        return Packed(self.weight.t(), None, self.dtype, self.kernels)
+
+    @cached_property
+    def _laid_out(self) -> tuple[Tensor, Tensor | None]:
+        with torch.inference_mode(False), torch.no_grad():
+            weight = self.weight.detach().to(self.dtype).contiguous()
+            bias = None if self.bias is None else self.bias.detach().to(self.dtype)
+            return torch.ops.mkldnn._reorder_linear_weight(weight) if self.kernels else weight, bias
+
+
+class _Product(torch.autograd.Function):
+    """A `Packed` with its derivative, and over clients or examples at once: to it these are rows like others."""
+
+    @staticmethod
+    def forward(x: Tensor, by: Packed) -> Tensor:
+        return by(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Packed], output: Tensor) -> None:
+        ctx.by = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return _Product.apply(gradient, ctx.by.back), None  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None], x: Tensor, by: Packed) -> Any:
+        return _Product.apply(x.movedim(in_dims[0], 0), by), 0  # type: ignore[no-untyped-call]
+
+
+@dataclass(eq=False)
+class Forward:
+    """What a linear layer with a frozen weight does when it is called, in place of its class's forward.
+
+    The weight stays in its place. Another that is swapped in for a call is multiplied by as any is; one that was
+    written to is laid out anew.
+
+    Attributes:
+      bias: the layer's where it is frozen too; one that is trained is added to the product.
+    """
+
+    layer: nn.Linear
+    weight: Tensor
+    bias: Tensor | None
+    dtype: torch.dtype
+    kernels: bool
+    _packed: Packed | None = field(default=None, repr=False)
+    _versions: tuple[int, ...] = ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight, bias = self.layer.weight, self.layer.bias
+        if weight is not self.weight or x.dtype != weight.dtype or torch.is_autocast_enabled(x.device.type):
+            return linear(x, weight, bias)
+        inside = self.bias is not None and bias is self.bias
+        y: Tensor = _Product.apply(x, self._current(self.bias if inside else None))  # type: ignore[no-untyped-call]
+        return y if bias is None or inside else y + bias
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Forward":
+        layer, weight, bias = deepcopy((self.layer, self.weight, self.bias), memo)
+        return Forward(layer, weight, bias, self.dtype, self.kernels)
+
+    def _current(self, bias: Tensor | None) -> Packed:
+        versions = tuple(x._version for x in (self.weight, bias) if x is not None)
+        if self._packed is None or versions != self._versions:
+            self._packed, self._versions = Packed(self.weight, bias, self.dtype, self.kernels), versions
+        return self._packed
+
+
+def prepare_frozen(model: nn.Module, trained: Collection[str], base_dtype: str = "float32", pack: bool = True) -> bool:
+    """Let the linear layers whose weights are not among `trained` use copies in `base_dtype`, laid out for the kernels.
+
+    In place; tensors, their names and what is saved stay as they are. The copies take once or twice (forward; backward
+    too, where a gradient passes) the memory of the weights, half of that in bfloat16.
+
+    Returns:
+      Whether the kernels are used.
+    """
+    kernels = pack and can_pack(base_dtype) and all(x.device.type == "cpu" for x in model.parameters())
+    dtype = BASE_DTYPES[base_dtype]
+    if not kernels and dtype == torch.float32:
+        return False
+    learned = {id(x) for name, x in model.named_parameters(remove_duplicate=False) if name in trained}
+    for layer in model.modules():
+        if type(layer) is not nn.Linear or id(layer.weight) in learned or layer.weight.dtype != torch.float32:
+            continue
+        if layer.weight.numel() >= LEAST_WEIGHT:
+            bias = layer.bias if layer.bias is not None and id(layer.bias) not in learned else None
+            layer.forward = Forward(layer, layer.weight, bias, dtype, kernels)  # type: ignore[method-assign, assignment]
+    return kernels
