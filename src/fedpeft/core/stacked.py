@@ -8,7 +8,7 @@ client's own.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from fedpeft.core.objective import LOSS_SCALE, Objective
 from fedpeft.core.types import Batch, Tensors
+
+Client = TypeVar("Client")
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class _Gradient(Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
 
     @staticmethod
-    def vmap(  # type: ignore[override]
+    def vmap(
         info: Any,
         dims: Sequence[int | None],
         objective: StackedObjective,
@@ -116,12 +118,17 @@ class Divided(Exception):
     """Python asks for a number that is not the same for all clients, so they cannot go on together.
 
     Attributes:
-      answers: each client's.
+      answers: each client's, as text.
     """
 
     def __init__(self, answers: Sequence[Any]) -> None:
         super().__init__("the clients of a stack go different ways")
-        self.answers = answers
+        self.answers = list(map(str, answers))  # as text even what is no number equals itself
+
+    def parts(self, clients: Sequence[Client]) -> list[list[Client]]:
+        """The clients that go the same way."""
+        pairs = list(zip(clients, self.answers, strict=True))
+        return [[one for one, answer in pairs if answer == way] for way in sorted(set(self.answers))]
 
 
 ANSWERS: Mapping[Any, Callable[[Any], Any]] = {Tensor.__bool__: bool, Tensor.item: lambda x: x}
@@ -136,7 +143,7 @@ def _answer(x: Tensor) -> Any:
     """
     said: list[Any] = []
     _Answer.apply(x, said.extend)  # type: ignore[no-untyped-call]
-    if any(one != said[0] for one in said):
+    if len(set(map(str, said))) > 1:
         raise Divided(said)
     return said[0]
 
@@ -145,7 +152,7 @@ class _Answer(Function):
     """Tells each client's number."""
 
     @staticmethod
-    def forward(x: Tensor, tell: Callable[[list[Any]], None]) -> Tensor:  # type: ignore[override]
+    def forward(x: Tensor, tell: Callable[[list[Any]], None]) -> Tensor:
         tell([x.item()])
         return x
 
@@ -153,7 +160,7 @@ class _Answer(Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
 
     @staticmethod
-    def vmap(  # type: ignore[override]
+    def vmap(
         info: Any, dims: Sequence[int | None], x: Tensor, tell: Callable[[list[Any]], None]
     ) -> tuple[Tensor, int | None]:
         tell(_stack(x, dims[0], info.batch_size).flatten().tolist())
@@ -207,9 +214,7 @@ class _Dropout(Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
 
     @staticmethod
-    def vmap(  # type: ignore[override]
-        info: Any, dims: Sequence[int | None], x: Tensor, p: float, draws: Draws
-    ) -> tuple[Tensor, int]:
+    def vmap(info: Any, dims: Sequence[int | None], x: Tensor, p: float, draws: Draws) -> tuple[Tensor, int]:
         x = _stack(x, dims[0], info.batch_size)
         return x * draws.kept(x.shape, x, p), 0
 
@@ -223,7 +228,7 @@ class _Attention(Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
 
     @staticmethod
-    def vmap(  # type: ignore[override]
+    def vmap(
         info: Any,
         dims: Sequence[int | None],
         q: Tensor,
@@ -238,6 +243,6 @@ class _Attention(Function):
             mask = _stack(mask, dims[3], clients)
             mask = mask[(slice(None), *[None] * (q.ndim - mask.ndim))]
             mask = mask.expand(clients, q.shape[1], *mask.shape[2:]).flatten(0, 1)
-        folded = (x.flatten(0, 1) for x in (q, k, v))
-        out = scaled_dot_product_attention(*folded, attn_mask=mask, **dict(how))
-        return out.unflatten(0, (clients, -1)), 0
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, **dict(how))
+        return out.view(clients, -1, *out.shape[1:]), 0
