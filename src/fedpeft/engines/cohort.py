@@ -25,9 +25,9 @@ HELD = 10
 """Copies of its tensors that a client holds at most: received, trained, moments, gradient, all but the first twice."""
 SHARE = 0.25
 """Of the memory that is there, what these may take."""
-HEAVY = 0.25
-"""Of a model's weights, what may be trained: the products of one's own weights gain nothing in a stack, and cost
-memory."""
+HEAVY, LIGHT = 0.25, 300_000
+"""The share of a model's weights that may be trained, unless they are few: products with a client's own weights gain
+nothing in a stack, and cost memory."""
 
 
 @dataclass(eq=False)
@@ -142,6 +142,6 @@ def unfit(site: Site) -> str:
     if layers or not set(names) <= parameters.keys():
         return f"{layers[0] if layers else names[-1]!r} takes statistics over a batch, whose rows must be its own"
     whole, own = sum(x.numel() for x in parameters.values()), sum(parameters[name].numel() for name in names)
-    if own > HEAVY * whole and own > 1_000_000:
+    if own > max(HEAVY * whole, LIGHT):
         return f"{own:,} of the model's {whole:,} weights are each client's own, so that little is shared"
     return ""

@@ -76,16 +76,21 @@ class Stacks:
 
     def train(self, trainees: Sequence[Trainee]) -> list[Trainee]:
         """Take all to their ends; those whom a stack could not hold come back, to be trained from their beginning."""
-        self.site.model.train()
         active, left = list(trainees), []
-        while active := [one for one in active if self._fetch(one)]:
-            kinds: dict[Kind, list[Trainee]] = {}
-            for one in active:
-                kinds.setdefault(_kind(one.batch), []).append(one)
-            out = {one for kind, group in kinds.items() for one in self._step(kind, group)}
-            left += [one for one in active if one in out]
-            active = [one for one in active if one not in out]
+        while active:
+            active, out = self.turn(active)
+            left += out
         return left
+
+    def turn(self, trainees: Sequence[Trainee]) -> tuple[list[Trainee], list[Trainee]]:
+        """One step of each: those who took it, and those who could not in a stack; who is done is in neither."""
+        self.site.model.train()
+        active = [one for one in trainees if self.fetch(one)]
+        kinds: dict[Kind, list[Trainee]] = {}
+        for one in active:
+            kinds.setdefault(_kind(one.batch), []).append(one)
+        out = {one for kind, group in kinds.items() for one in self._step(kind, group)}
+        return [one for one in active if one not in out], [one for one in active if one in out]
 
     def finish(self, one: Trainee) -> Trained:
         """What came of it."""
@@ -93,7 +98,8 @@ class Stacks:
             raise one.error
         return self.site.plan.local.finish(one.carry, one.received, one.memory)
 
-    def _fetch(self, one: Trainee) -> bool:
+    def fetch(self, one: Trainee) -> bool:
+        """Draw the batch of its next step, if there is one."""
         try:
             batch = next(one.batches, None)
         except Exception as error:  # a task that a user wrote may raise anything, and it is this client's
