@@ -22,6 +22,8 @@ TRIED = 8
 """Clients that take a step together in the trial."""
 STARTING = 10.0
 """Seconds until worker processes have loaded their libraries, models and data; more than most need."""
+LONG = 2.0
+"""Seconds of a step from which it is not repeated, and not tried with others."""
 GAIN = 0.85
 """Of the time one after another, what a choice must stay below: a trial is short, and a tie goes to the exact one."""
 
@@ -72,7 +74,10 @@ def choose(site: Site, workers: int = 0) -> Choice:
     if torch.device(site.device).type != "cpu":  # worker processes would share the one device
         return Choice("inprocess", why) if why else Choice("cohort", "one client alone does not fill the device")
     plan, clients = site.plan, site.data.clients
-    alone, together, why = trial(site, why)
+    try:
+        alone, together, why = trial(site, why)
+    except Exception as error:  # parts that users write may raise anything; a run then says whose failure it is
+        return Choice("inprocess", f"a step cannot be tried: {type(error).__name__}: {error}")
     each = sum(ceil(site.data.size(client) / plan.local.batch_size) for client in clients) / len(clients)
     run = alone * each * plan.local.epochs * min(plan.cohort, len(clients)) * plan.rounds
     hands = min(workers or max(1, processors() // plan.threads), plan.cohort, len(clients))
@@ -111,6 +116,8 @@ def trial(site: Site, why: str = "") -> tuple[float, float, str]:
     site.model.train()
     with threads(site.plan.threads), seeded(0):
         alone = _seconds(one)
+        if not why and alone > LONG:
+            why = f"a step of one client takes {alone:.1f} s, which is work enough for the processor"
         try:
             return alone, alone if why else _seconds(all_of_them) / len(clients), why
         except RuntimeError as error:
@@ -118,10 +125,10 @@ def trial(site: Site, why: str = "") -> tuple[float, float, str]:
 
 
 def _seconds(work: Callable[[], None]) -> float:
-    """The median of three times, after one that counts for nothing."""
-    times = []
-    for _ in range(4):
+    """The median of three times after one that counts for nothing; what takes long is done once."""
+    times: list[float] = []
+    while len(times) < 4 and not (times and times[0] > LONG):
         began = perf_counter()
         work()
         times.append(perf_counter() - began)
-    return median(times[1:])
+    return median(times[1:] or times)

@@ -99,7 +99,7 @@ class Cohort:
             left = stacks.train(list(trainees))
             for trainee, outcome in trainees.items():
                 with outcome:
-                    outcome.trained = (self.worker.alone(trainee.opened)) if trainee in left else stacks.finish(trainee)
+                    outcome.trained = self.worker.alone(trainee.opened) if trainee in left else stacks.finish(trainee)
         if left and all(trainees[trainee].error is None for trainee in left):
             self._give_up(stacks.why)
         return iter(outcomes)
@@ -124,7 +124,7 @@ class Outcome:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if isinstance(error, Exception):  # parts that users write may raise anything
             self.error = error
-        return self.error is error is not None
+        return isinstance(error, Exception)
 
     def result(self) -> Trained:
         """The training, or its error raised."""
