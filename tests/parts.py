@@ -91,7 +91,21 @@ class Deep(nn.Module):
         return logits
 
 
-NETWORKS = {"linear": Linear, "convolution": Convolution, "tied": Tied, "deep": Deep}
+class Dropping(nn.Module):
+    """A layer, dropout, and a head."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(features, features)
+        self.dropout = nn.Dropout(0.3)
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.dropout(self.first(x).tanh()))
+        return logits
+
+
+NETWORKS = {"dropping": Dropping, "linear": Linear, "convolution": Convolution, "tied": Tied, "deep": Deep}
 
 
 @dataclass(frozen=True)
@@ -168,6 +182,43 @@ class Raising:
         if bool((batch["point"][:, 0] == self.trigger).any()):
             raise getattr(builtins, self.error)("of this task")
         return self.points.losses(model, batch)
+
+    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        return self.points.metrics(model, batch)
+
+
+@dataclass(frozen=True)
+class Odd:
+    """Points that are not like others.
+
+    Attributes:
+      what: "infinite", the loss of the example whose first feature is `trigger`; "cut", batches to widths of their own;
+        "random", the loss from torch's own stream; "large", what a step asks for: `trigger` bytes a client.
+    """
+
+    what: str
+    trigger: float = 0.0
+    points: Points = field(default_factory=Points)
+
+    def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
+        return self.points.build(classes, pretrained)
+
+    def prepare(self, table: Table) -> Tensors:
+        return self.points.prepare(table)
+
+    def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
+        width = 5 + int(rows["label"][0]) if self.what == "cut" else self.points.features
+        return {**rows, "point": rows["point"][:, :width]}
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        x = batch["point"]
+        if self.what == "large":
+            x.new_empty(int(self.trigger), dtype=torch.uint8)
+        wide = torch.nn.functional.pad(x, (0, self.points.features - x.shape[1]))
+        losses = self.points.losses(model, {**batch, "point": wide})
+        if self.what == "random":
+            losses = losses * torch.rand_like(losses)
+        return torch.where(x[:, 0] == self.trigger, torch.inf, 1.0) * losses if self.what == "infinite" else losses
 
     def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         return self.points.metrics(model, batch)

@@ -12,8 +12,10 @@ from torch.func import functional_call, vmap
 
 from fedpeft.core.objective import Objective, evaluate
 from fedpeft.core.seeds import seeded
+from fedpeft.core.stacked import Draws, StackedObjective
 from fedpeft.core.tensors import equal, finite
 from fedpeft.core.trainable import read, tensors_of, write
+from fedpeft.core.types import Tensors
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.errors import PlanError
 from fedpeft.loop import federate, start
@@ -137,6 +139,29 @@ def test_many_clients_may_run_as_one(kind: str, spec: Mapping[str, Any]) -> None
     together = vmap(lambda tensors: functional_call(model, tensors, (), inputs).logits, randomness="different")(stacked)
     for logits, tensors in zip(together, clients, strict=True):
         assert torch.allclose(logits, functional_call(model, tensors, (), inputs).logits, atol=1e-4)
+
+
+@every_fit
+def test_the_gradients_of_a_stack_are_those_of_each_alone(kind: str, spec: Mapping[str, Any]) -> None:
+    """In training, with the dropout that each draws from its own stream."""
+    model, names = injected(spec, kind)
+    model.train()
+    objective = Objective(model, Classify())  # type: ignore[arg-type]
+    clients = [read(model, names), random_like(read(model, names))]
+    batches = [batch_of(kind), {name: x.flip(0) for name, x in batch_of(kind).items()}]
+    draws = Draws([torch.Generator().manual_seed(seed) for seed in (1, 2)], [4, 4], 4)
+    stacks = ({name: torch.stack([one[name] for one in two]) for name in two[0]} for two in (clients, batches))
+    together, losses, _ = vmap(StackedObjective(objective, draws).gradient)(*stacks)
+    for k, (tensors, batch) in enumerate(zip(clients, batches, strict=True)):
+        with seeded(k + 1):
+            alone, each, _ = objective.gradient(tensors, batch)
+        assert torch.allclose(losses[k], each, atol=1e-5)
+        mine, theirs = (torch.cat([some[name].flatten() for name in names]) for some in (_row(together, k), alone))
+        assert (mine - theirs).norm() <= 1e-4 * theirs.norm()
+
+
+def _row(stack: Tensors, k: int) -> Tensors:
+    return {name: x[k] for name, x in stack.items()}
 
 
 @pytest.mark.parametrize(("kind", "spec"), _fits(False))

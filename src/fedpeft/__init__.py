@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from fedpeft.client import Site, Worker, open_site
     from fedpeft.core.objective import evaluate
     from fedpeft.core.stores import Folder
+    from fedpeft.engines.cohort import Cohort
     from fedpeft.engines.inprocess import InProcess
     from fedpeft.engines.processes import Processes
     from fedpeft.errors import DataError, FedpeftError, PlanError, RunError, WireError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from fedpeft.plan import Plan, read_plan
 
 __all__ = [
+    "Cohort",
     "DataError",
     "FedpeftError",
     "Folder",
@@ -38,6 +40,7 @@ _HOMES = {
     "client": ("Site", "Worker", "open_site"),
     "core.objective": ("evaluate",),
     "core.stores": ("Folder",),
+    "engines.cohort": ("Cohort",),
     "engines.inprocess": ("InProcess",),
     "engines.processes": ("Processes",),
     "errors": ("DataError", "FedpeftError", "PlanError", "RunError", "WireError"),

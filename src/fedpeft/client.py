@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import ceil, isfinite
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -18,13 +19,15 @@ from fedpeft.core.seeds import fold, generator, seeded
 from fedpeft.core.stores import StoreError, storing
 from fedpeft.core.tensors import finite, prefixed, under
 from fedpeft.core.trainable import read
-from fedpeft.core.types import Batch, Context, Failure, Job, Reply, Tensors, Update, Weighted
+from fedpeft.core.types import Batch, ClientId, Context, Failure, Job, Reply, Tensors, Update, Weighted
 from fedpeft.core.wire import pack
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import check_division
 from fedpeft.errors import DataError, RunError
 from fedpeft.plan import Plan
 from fedpeft.registry import describe
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,34 @@ def _kept(plan: Plan, device: str, model: nn.Module, train: Tensors, test: Tenso
         return keep(plan.task, model, plan.method.names(model), train, test, setting)
 
 
+Trained: TypeAlias = tuple[Tensors, Tensors, Tensors]
+"""A client's delta, its new memory and its totals."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A job as training finds it.
+
+    Attributes:
+      memory: all that the client remembers, its stages' parts included.
+    """
+
+    job: Job
+    received: Tensors
+    memory: Tensors
+    context: Context
+
+    @property
+    def own(self) -> Tensors:
+        """What local training remembers."""
+        return under("local", self.memory)
+
+    @property
+    def dropout(self) -> int:
+        """The seed of this client's dropout in this round."""
+        return fold(self.job.seed, "dropout")
+
+
 @dataclass(frozen=True)
 class Worker:
     """Serves one job at a time. A job leaves no trace but the client's own memory."""
@@ -119,23 +150,36 @@ class Worker:
           StoreError: the disk fails under the clients' memory. Were it a client's failure, a run that is resumed with
             more room would end in other bits than one that had it from the start.
         """
-        try:
+        opened = self.open(job)
+        return self.close(opened, lambda: self.alone(opened)) if isinstance(opened, Opened) else opened
+
+    def open(self, job: Job) -> "Opened | Reply | Failure":
+        """What the client starts from, or the reply that it gave to this job before; raises as a call does."""
+
+        def opening() -> Opened | Reply:
             with storing():
                 stored = self.store.reply(job)
-            return Reply(job.client, self._serve(job) if stored is None else stored)
-        except StoreError:
-            raise
-        except Exception as error:  # parts that users write may raise anything
-            return Failure(job.client, f"{type(error).__name__}: {error}")
+            if stored is not None:
+                return Reply(job.client, stored)
+            received = self.decode(job.payload)
+            with storing():
+                memory = self.store.load(job.client, job.accepted)
+            return Opened(job, received, memory, self._context(job))
 
-    def _serve(self, job: Job) -> bytes:
-        plan = self.site.plan
-        received = self.decode(job.payload)
-        with storing():
-            memory = self.store.load(job.client, job.accepted)
-        context = self._context(job)
-        with threads(plan.threads), seeded(fold(job.seed, "dropout")):
-            delta, kept, totals = self.train(received, under("local", memory), context)
+        return _guarded(job.client, opening)
+
+    def close(self, opened: "Opened", train: Callable[[], Trained]) -> Reply | Failure:
+        """The reply with what `train` gives, or why there is none; raises as a call does."""
+        client = opened.job.client
+        return _guarded(client, lambda: Reply(client, self._closed(opened, *train())))
+
+    def alone(self, opened: "Opened") -> Trained:
+        """Train one client, with its own stream of dropout."""
+        with threads(self.site.plan.threads), seeded(opened.dropout):
+            return self.train(opened.received, opened.own, opened.context)
+
+    def _closed(self, opened: "Opened", delta: Tensors, kept: Tensors, totals: Tensors) -> bytes:
+        plan, job, memory, context = self.site.plan, opened.job, opened.memory, opened.context
         loss = Weighted(float(totals["loss"]), float(totals["examples"]))
         weight = float(context.size) if plan.weighting == "examples" else 1.0
         update = Update(job.client, {n: x.cpu() for n, x in delta.items()}, weight, {"loss": loss})
@@ -157,7 +201,7 @@ class Worker:
         steps = plan.local.epochs * ceil(size / plan.local.batch_size)
         return Context(job.run, job.round, plan.rounds, job.client, size, steps, job.seed)
 
-    def train(self, received: Tensors, memory: Tensors, context: Context) -> tuple[Tensors, Tensors, Tensors]:
+    def train(self, received: Tensors, memory: Tensors, context: Context) -> Trained:
         """The delta, the new memory and the totals; what an engine may do otherwise, and nothing else."""
         local, site = self.site.plan.local, self.site
         on = {n: x.to(site.device) for n, x in received.items()}
@@ -168,6 +212,15 @@ class Worker:
         for batch in site.data.batches(context.client, local.batch_size, local.epochs, draws):
             carry = local.step(carry, site.on_device(batch), self.objective)
         return local.finish(carry, on, own)
+
+
+def _guarded(client: ClientId, work: Callable[[], Result]) -> Result | Failure:
+    try:
+        return work()
+    except StoreError:
+        raise
+    except Exception as error:  # parts that users write may raise anything
+        return Failure(client, f"{type(error).__name__}: {error}")
 
 
 @contextmanager

@@ -44,6 +44,8 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "table": "fedpeft.data.table:HubTable",
     },
     "engine": {
+        "auto": "fedpeft.engines.auto:Auto",
+        "cohort": "fedpeft.engines.cohort:Cohort",
         "inprocess": "fedpeft.engines.inprocess:InProcess",
         "processes": "fedpeft.engines.processes:Processes",
     },

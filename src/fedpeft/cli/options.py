@@ -36,7 +36,10 @@ Settings = Annotated[
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", hidden=True)]
 Engine = Annotated[
-    str | None, typer.Option(metavar="NAME", help="How clients are run: inprocess, processes.", autocompletion=_engines)
+    str | None,
+    typer.Option(
+        metavar="NAME", help="How clients are run: auto, cohort, inprocess, processes.", autocompletion=_engines
+    ),
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", show_default=False, help="cpu (the default), cuda or mps.")]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="The root of all random draws.")]

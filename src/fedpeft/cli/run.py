@@ -111,11 +111,14 @@ def _finish(console: "Console", folder: "RunFolder", site: "Site", workers: int,
 
     with locked(folder), _resumable(folder):
         with closing(open_engine(folder, site, workers)) as engine:
+            choice = getattr(engine, "choice", None)
+            if choice is not None and not quiet:
+                console.print(f"engine: {choice.engine} ({choice.reason})")
             if quiet:
                 _work(folder, site, engine)
             else:
                 _show(console, folder, site, engine)
-        summary = summarize(folder, site)
+        summary = summarize(folder, site, choice)
     _report(console, folder, summary, as_json)
 
 

@@ -87,7 +87,7 @@ class _Hand:
     at: tuple[int, Job, int] | None = None  # place in the order, job, attempt
 
 
-def _processors() -> int:
+def processors() -> int:
     """As many as this process may use, which a container or a batch system makes fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -126,7 +126,7 @@ class Processes:
           StoreError: the disk fails under the clients' memory.
         """
         waiting = deque((place, job, 1) for place, job in enumerate(jobs))
-        wanted = self.workers or max(1, _processors() // self.site.plan.threads)
+        wanted = self.workers or max(1, processors() // self.site.plan.threads)
         while len(self._hands) < min(wanted, len(waiting)):
             self._hands.append(self._hire())
         done: dict[int, Reply | Failure] = {}

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedpeft.client import Site
+from fedpeft.engines.auto import Choice
 from fedpeft.errors import FedpeftError
 from fedpeft.registry import describe
 from fedpeft.runs.environment import environment
@@ -12,8 +13,8 @@ from fedpeft.runs.folder import RunFolder, read_json, read_rounds, write_json
 from fedpeft.runs.measure import FullPayloads, full_payloads
 
 
-def summarize(folder: RunFolder, site: Site) -> dict[str, Any]:
-    """Add up the rounds, compare with full fine-tuning, and write summary.json.
+def summarize(folder: RunFolder, site: Site, choice: Choice | None = None) -> dict[str, Any]:
+    """Add up the rounds, compare with full fine-tuning, and write summary.json; `choice` is what "auto" came to.
 
     It is written without the comparison first: a model too large for this machine must not cost the rest.
     """
@@ -35,8 +36,9 @@ def summarize(folder: RunFolder, site: Site) -> dict[str, Any]:
         "seconds": round(sum(r["seconds"] for r in rounds), 3),
         "peak_rss_bytes": peak,
         "partition": (read_json(folder.partition) or {}).get("fingerprint"),
-        "engine": plan.engine,
         "features": site.kept.note,
+        "engine": choice.engine if choice else plan.engine,
+        "engine_reason": choice.reason if choice else "named in the plan",
         **environment(plan, site.device),
     }
     write_json(folder.summary, summary)

@@ -1,0 +1,59 @@
+"""How much memory there is, and how much a pass through a model keeps for the way back."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft.core.interfaces import LossFn
+from fedpeft.core.seeds import seeded
+from fedpeft.core.types import Batch, Tensors
+
+GROUP = Path("/sys/fs/cgroup")  # the limits of a container
+
+
+def available(device: str) -> int:
+    """Bytes that can be had now."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(torch.device(device))[0] + _reserved(device)
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # no Linux: half of what the machine has
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if hasattr(os, "sysconf") else 2**31
+    try:
+        limit, used = ((GROUP / f"memory.{name}").read_text() for name in ("max", "current"))
+        return min(free, max(0, int(limit) - int(used)))
+    except (OSError, ValueError):  # no container, or one without a limit
+        return free
+
+
+def _reserved(device: str) -> int:
+    """What torch holds of a GPU and does not use."""
+    return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def kept(losses: LossFn, model: nn.Module, params: Tensors, batch: Batch) -> int:
+    """Bytes that a forward pass keeps for the backward pass, beside the model and what is trained."""
+    own = (*model.parameters(), *model.buffers(), *params.values(), *batch.values())
+    known = {x.untyped_storage().data_ptr() for x in own}
+    sizes: dict[int, int] = {}
+
+    def note(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in known:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    leaves = {name: x.detach().requires_grad_(x.is_floating_point()) for name, x in params.items()}
+    with seeded(0), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        losses(leaves, batch)
+    return sum(sizes.values())
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether there was no room; torch tells it of the CPU in words."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

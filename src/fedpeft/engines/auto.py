@@ -1,0 +1,134 @@
+"""The engine that a short trial says is fastest here, and why."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from fedpeft.client import Opened, Site, Worker, threads
+from fedpeft.core.interfaces import Store
+from fedpeft.core.seeds import fold, seeded
+from fedpeft.core.stores import Nowhere
+from fedpeft.core.types import ClientId, Failure, Job, Reply
+from fedpeft.engines.cohort import Cohort, unfit
+from fedpeft.engines.inprocess import InProcess
+from fedpeft.engines.processes import Processes, processors
+from fedpeft.engines.stacks import Stacks, Trainee
+
+TRIED = 8
+"""Clients that take a step together in the trial."""
+STARTING = 10.0
+"""Seconds until worker processes have loaded their libraries, models and data; more than most need."""
+LONG = 2.0
+"""Seconds of a step from which it is not repeated, and not tried with others."""
+GAIN = 0.85
+"""Of the time one after another, what a choice must stay below: a trial is short, and a tie goes to the exact one."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The name of an engine, and the reason in words."""
+
+    engine: str
+    reason: str
+
+
+@dataclass(eq=False)
+class Auto:
+    """Another engine, chosen when this one is made.
+
+    Attributes:
+      workers: as `Processes` takes them; none of the others has any.
+    """
+
+    site: Site
+    store: Store = field(default_factory=Nowhere)
+    workers: int = 0
+    choice: Choice = field(init=False)
+    engine: Cohort | InProcess | Processes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.choice = choose(self.site, self.workers)
+        if self.choice.engine == "processes":
+            self.engine = Processes(self.site, self.store, self.workers)
+        else:
+            self.engine = (Cohort if self.choice.engine == "cohort" else InProcess)(self.site, self.store)
+
+    @property
+    def clients(self) -> Sequence[ClientId]:
+        return self.engine.clients
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Reply | Failure]:
+        return self.engine.run(jobs)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def choose(site: Site, workers: int = 0) -> Choice:
+    """The engine that a run of the site's plan is likely to be done with first."""
+    why = unfit(site)
+    if torch.device(site.device).type != "cpu":  # worker processes would share the one device
+        return Choice("inprocess", why) if why else Choice("cohort", "one client alone does not fill the device")
+    plan, clients = site.plan, site.data.clients
+    try:
+        alone, together, why = trial(site, why)
+    except Exception as error:  # parts that users write may raise anything; a run then says whose failure it is
+        return Choice("inprocess", f"a step cannot be tried: {type(error).__name__}: {error}")
+    each = sum(ceil(site.data.size(client) / plan.local.batch_size) for client in clients) / len(clients)
+    run = alone * each * plan.local.epochs * min(plan.cohort, len(clients)) * plan.rounds
+    hands = min(workers or max(1, processors() // plan.threads), plan.cohort, len(clients))
+    share = why or f"a step of clients together takes {together / alone:.2f} of one after another"
+    if hands > 1 and run / hands + STARTING < GAIN * min(run, run if why else run * together / alone):
+        return Choice("processes", f"{run:.0f} s of training for {hands} processes; {share}")
+    if not why and together < GAIN * alone:
+        return Choice("cohort", share)
+    return Choice("inprocess", f"{run:.0f} s of training; {share}")
+
+
+def trial(site: Site, why: str = "") -> tuple[float, float, str]:
+    """Seconds of a client's step, alone and with others, and why there are no others; where `why` says so already,
+    that is not tried."""
+    clients = site.data.clients[: min(TRIED, site.plan.cohort)]
+    worker = Worker(site, Nowhere())
+    stacks = Stacks(site, worker.objective)
+    payload = site.plan.downlink.encode(site.plan.server.init(site.params())[0])
+
+    def begun(client: ClientId) -> Trainee:
+        opened = worker.open(Job("trial", 0, client, "fit", fold(site.plan.seed, "trial", client), None, payload))
+        if isinstance(opened, Failure):
+            raise RuntimeError(opened.reason)
+        assert isinstance(opened, Opened)
+        return stacks.begin(opened)
+
+    def one() -> None:
+        trainee = begun(clients[0])
+        if stacks.fetch(trainee):
+            site.plan.local.step(trainee.carry, trainee.batch, worker.objective)
+
+    def all_of_them() -> None:
+        if stacks.turn([begun(client) for client in clients])[1]:
+            raise RuntimeError(stacks.why)
+
+    site.model.train()
+    with threads(site.plan.threads), seeded(0):
+        alone = _seconds(one)
+        if not why and alone > LONG:
+            why = f"a step of one client takes {alone:.1f} s, which is work enough for the processor"
+        try:
+            return alone, alone if why else _seconds(all_of_them) / len(clients), why
+        except RuntimeError as error:
+            return alone, alone, str(error)
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    """The median of three times after one that counts for nothing; what takes long is done once."""
+    times: list[float] = []
+    while len(times) < 4 and not (times and times[0] > LONG):
+        began = perf_counter()
+        work()
+        times.append(perf_counter() - began)
+    return median(times[1:] or times)

@@ -1,0 +1,193 @@
+"""Clients in training side by side: who can take the next step together, and the stacks in which they lie."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from fedpeft.client import Opened, Site, Trained
+from fedpeft.core.memory import available, kept, out_of_memory
+from fedpeft.core.objective import Objective
+from fedpeft.core.seeds import generator
+from fedpeft.core.stacked import Divided, Draws, StackedObjective
+from fedpeft.core.tensors import beside
+from fedpeft.core.types import Batch, Carry, Tensors
+
+SHARE = 0.5
+"""Of the memory that is there, what a step may take."""
+PEAK = 3.0
+"""A step's peak over what its forward pass keeps: gradients come on top. Measured: 2.3 to 2.4."""
+Kind = tuple[Any, ...]
+
+
+@dataclass(eq=False)
+class Trainee:
+    """A client in the middle of its training.
+
+    Attributes:
+      stack, row: where its carry lies.
+      error: what went wrong with it alone.
+    """
+
+    opened: Opened
+    received: Tensors
+    memory: Tensors
+    batches: Iterator[Batch]
+    dropout: torch.Generator
+    stack: Carry = field(default_factory=dict)
+    row: int = 0
+    batch: Batch = field(default_factory=dict)
+    error: Exception | None = None
+
+    @property
+    def carry(self) -> Carry:
+        return _mapped(lambda x: x[self.row], self.stack)
+
+
+@dataclass(eq=False)
+class Stacks:
+    """Takes clients through their steps, each with its own batches in its own order.
+
+    In each turn every client that is not done takes one step. Those whose batches have the same shapes take it
+    together; short batches are filled up with rows that do not count, to at most twice their length. So a client that
+    is done leaves its stack, and nothing of it moves any more.
+
+    Attributes:
+      limits: by kind of batch, how many clients may take a step at once; measured once, halved where it was too many.
+      why: what a stack could not do, the last time.
+    """
+
+    site: Site
+    objective: Objective
+    limits: dict[Kind, int] = field(default_factory=dict)
+    why: str = ""
+
+    def begin(self, opened: Opened) -> Trainee:
+        """A client before its first step."""
+        local, site, context = self.site.plan.local, self.site, opened.context
+        received, memory = ({n: x.to(site.device) for n, x in some.items()} for some in (opened.received, opened.own))
+        draws = generator(context.seed, "batches")
+        batches = iter(site.data.batches(context.client, local.batch_size, local.epochs, draws))
+        dropout = torch.Generator(site.device).manual_seed(opened.dropout)
+        carry = _mapped(lambda x: x[None], local.begin(received, memory, context))
+        return Trainee(opened, received, memory, batches, dropout, carry)
+
+    def train(self, trainees: Sequence[Trainee]) -> list[Trainee]:
+        """Take all to their ends; those whom a stack could not hold come back, to be trained from their beginning."""
+        self.site.model.train()
+        active, left = list(trainees), []
+        while active:
+            active, out = self.turn(active)
+            left += out
+        return left
+
+    def turn(self, trainees: Sequence[Trainee]) -> tuple[list[Trainee], list[Trainee]]:
+        """One step of each: those who took it, and those who could not in a stack; who is done is in neither."""
+        active = [one for one in trainees if self.fetch(one)]
+        kinds: dict[Kind, list[Trainee]] = {}
+        for one in active:
+            kinds.setdefault(_kind(one.batch), []).append(one)
+        out = {one for kind, group in kinds.items() for one in self._step(kind, group)}
+        return [one for one in active if one not in out], [one for one in active if one in out]
+
+    def finish(self, one: Trainee) -> Trained:
+        """What came of it."""
+        if one.error is not None:
+            raise one.error
+        return self.site.plan.local.finish(one.carry, one.received, one.memory)
+
+    def fetch(self, one: Trainee) -> bool:
+        """Draw the batch of its next step, if there is one."""
+        try:
+            batch = next(one.batches, None)
+        except Exception as error:  # a task that a user wrote may raise anything, and it is this client's
+            one.error, batch = error, None
+        if batch is not None:
+            one.batch = self.site.on_device(batch)
+        else:  # a row of its own, or it would hold the whole of its last stack
+            one.stack, one.row = _mapped(lambda x: x[one.row : one.row + 1].clone(), one.stack), 0
+        return batch is not None
+
+    def _step(self, kind: Kind, group: Sequence[Trainee]) -> list[Trainee]:
+        """One step of a group, in as many parts as memory asks for; who could not take it comes back."""
+        waiting, out = [list(group)], []
+        while waiting:
+            part = waiting.pop()
+            before = [one.dropout.get_state() for one in part]
+            try:
+                together = self._together(kind, part[0])
+                waiting += [part[together:]] if len(part) > together else []
+                part = part[:together]
+                self._advance(part)
+                continue
+            except Divided as divided:
+                waiting += divided.parts(part)
+            except Exception as error:
+                if out_of_memory(error) and len(part) > 1:
+                    self.limits[kind] = len(part) // 2
+                    waiting.append(part)
+                else:
+                    self.why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                    out += part
+            for one, state in zip(part, before, strict=False):
+                one.dropout.set_state(state)
+        return out
+
+    def _together(self, kind: Kind, one: Trainee) -> int:
+        """How many may take a step of this kind at once."""
+        if kind not in self.limits:
+            params = beside(self.site.plan.local_shares, one.received)
+            row = kept(self.objective, self.site.model, params, one.batch) / len(one.batch["mask"])
+            carry = sum(x[one.row].nbytes for group in one.stack.values() for x in group.values())
+            each = PEAK * row * 2 ** kind[0] + 3 * carry
+            self.limits[kind] = max(1, int(SHARE * available(self.site.device) / each))
+        return self.limits[kind]
+
+    def _advance(self, part: Sequence[Trainee]) -> None:
+        rows = [len(one.batch["mask"]) for one in part]
+        batch = _filled([one.batch for one in part], max(rows))
+        losses = StackedObjective(self.objective, Draws([one.dropout for one in part], rows, max(rows)))
+        step = self.site.plan.local.step
+        with torch.no_grad():
+            stack = vmap(lambda carry, mine: step(carry, mine, losses), randomness="error")(_gathered(part), batch)
+        for row, one in enumerate(part):
+            one.stack, one.row, one.batch = stack, row, {}
+
+
+def _kind(batch: Batch) -> Kind:
+    """What batches have in common that can be stacked: their shapes; of their lengths, the next power of two."""
+    rows = len(batch["mask"])
+    if all(x.ndim and len(x) == rows for x in batch.values()):
+        return (rows - 1).bit_length(), *((name, x.shape[1:], x.dtype) for name, x in batch.items())
+    return rows.bit_length(), *((name, x.shape, x.dtype) for name, x in batch.items())
+
+
+def _filled(batches: Sequence[Batch], rows: int) -> Batch:
+    """The batches stacked; a short one repeats its last row, with a mask of 0."""
+
+    def fill(name: str, x: Tensor) -> Tensor:
+        if not x.ndim or len(x) == rows:
+            return x
+        more = x.new_zeros(rows - len(x)) if name == "mask" else x[-1:].expand(rows - len(x), *x.shape[1:])
+        return torch.cat([x, more])
+
+    return {name: torch.stack([fill(name, batch[name]) for batch in batches]) for name in batches[0]}
+
+
+def _gathered(part: Sequence[Trainee]) -> Carry:
+    """The carries as one stack, which is there already where nobody left or came."""
+    first = part[0].stack
+    size = next(len(x) for group in first.values() for x in group.values())
+    if all(one.stack is first and one.row == row for row, one in enumerate(part)) and size == len(part):
+        return first
+    return {
+        group: {name: torch.stack([one.stack[group][name][one.row] for one in part]) for name in tensors}
+        for group, tensors in first.items()
+    }
+
+
+def _mapped(change: Callable[[Tensor], Tensor], carry: Mapping[str, Tensors]) -> Carry:
+    return {group: {name: change(x) for name, x in tensors.items()} for group, tensors in carry.items()}

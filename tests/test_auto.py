@@ -1,0 +1,69 @@
+"""The engine that chooses an engine: what it says, and that its choice gives what it should."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import SMALL, fedpeft
+
+from fedpeft.client import Site, open_site
+from fedpeft.core.stores import Folder
+from fedpeft.core.tensors import equal
+from fedpeft.engines.auto import Auto, trial
+from fedpeft.engines.inprocess import InProcess
+from fedpeft.loop import federate, start
+from fedpeft.plan import read_plan
+
+BATCHNORM = {"name": "parts:Points", "network": "convolution"}
+
+
+def site_of(**changes: Any) -> Site:
+    return open_site(read_plan({**SMALL, "engine": "auto", **changes}))
+
+
+def test_a_trial_leaves_no_trace(tmp_path: Path) -> None:
+    site = site_of()
+    before = {name: x.clone() for name, x in site.model.state_dict().items()}
+    alone, together, why = trial(site)
+    assert alone > 0 and together > 0 and not why
+    assert equal(site.model.state_dict(), before)
+
+
+def test_what_cannot_be_stacked_is_not_chosen(tmp_path: Path) -> None:
+    site = site_of(task=BATCHNORM)
+    engine = Auto(site, Folder(tmp_path / "auto"))
+    assert engine.choice.engine == "inprocess"
+    assert "'norm' takes statistics over a batch" in engine.choice.reason
+    rounds = [
+        list(federate(site.plan, one, start(site.plan, site.params())))
+        for one in (engine, InProcess(site, Folder(tmp_path / "here")))
+    ]
+    assert all(equal(a.params, b.params) and x == y for (a, x), (b, y) in zip(*rounds, strict=True))
+    engine.close()
+
+
+def test_little_work_is_not_spread_over_processes(tmp_path: Path) -> None:
+    site = site_of(rounds=1)
+    engine = Auto(site, Folder(tmp_path), workers=4)
+    assert engine.choice.engine in ("cohort", "inprocess")
+    assert "of one after another" in engine.choice.reason
+
+
+def test_much_work_is_spread_over_processes(tmp_path: Path) -> None:
+    site = site_of(task=BATCHNORM)  # what has no other way to be faster
+    engine = Auto(replace(site, plan=replace(site.plan, rounds=10**9)), Folder(tmp_path), workers=2)
+    assert engine.choice.engine == "processes" and "for 2 processes" in engine.choice.reason
+    engine.close()
+
+
+@pytest.mark.parametrize("task", ["parts:Points", BATCHNORM], ids=["stacks", "does not"])
+def test_a_run_says_and_keeps_what_was_chosen(tmp_path: Path, task: Any) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text(read_plan({**SMALL, "task": task, "rounds": 1}).toml())
+    done = fedpeft("run", plan, "--engine", "auto", "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["engine"] in ("cohort", "inprocess") and summary["engine_reason"]
+    assert f"engine: {summary['engine']} ({summary['engine_reason']})" in done.output
