@@ -1,8 +1,9 @@
 """A client's side of a round. Every engine runs this, so simulation and deployment share it to the byte."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from math import ceil, isfinite
 
@@ -19,7 +20,7 @@ from fedpeft.core.types import Batch, Context, Failure, Job, Reply, Tensors, Upd
 from fedpeft.core.wire import pack
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import check_division
-from fedpeft.errors import DataError, RunError
+from fedpeft.errors import DataError, PlanError, RunError
 from fedpeft.plan import Plan
 
 
@@ -61,7 +62,14 @@ def open_site(plan: Plan, device: str = "cpu") -> Site:
     train, test = task.prepare(examples.train), task.prepare(examples.test)
     data = Partitioned(task, train, test, division.parts, division.notes)
     model = plan.model(examples.classes).to(device)
+    _check_personal(plan, plan.method.names(model))
     return Site(plan, model, data, examples.classes, device)
+
+
+def _check_personal(plan: Plan, names: Sequence[str]) -> None:
+    for pattern in plan.personal:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise PlanError(f"personal = {pattern!r} matches no trained tensor; there are {', '.join(names[:8])} ...")
 
 
 @dataclass(frozen=True)
@@ -71,11 +79,13 @@ class Worker:
     site: Site
     store: Store
     objective: Objective = field(init=False)
+    personal: Tensors = field(init=False, repr=False)
     decode: Callable[[bytes], Tensors] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         plan = self.site.plan
         object.__setattr__(self, "objective", Objective(self.site.model, plan.task, plan.local.precision))
+        object.__setattr__(self, "personal", plan.personal_of(self.site.params()) if plan.personal else {})
         # the clients of a round receive the same bytes, and nobody writes to what they hold
         object.__setattr__(self, "decode", lru_cache(maxsize=1)(plan.downlink.decode))
 
@@ -100,19 +110,21 @@ class Worker:
         received = self.decode(job.payload)
         with storing():
             memory = self.store.load(job.client, job.accepted)
-        context = self._context(job)
+        context, own = self._context(job), under("personal", memory) or self.personal
         with threads(plan.threads), seeded(fold(job.seed, "dropout")):
-            delta, kept, totals = self.train(received, under("local", memory), context)
+            delta, kept, totals = self.train({**received, **own}, under("local", memory), context)
         loss = Weighted(float(totals["loss"]), float(totals["examples"]))
         weight = float(context.size) if plan.weighting == "examples" else 1.0
-        update = Update(job.client, {n: x.cpu() for n, x in delta.items()}, weight, {"loss": loss})
-        kept = prefixed("local", {n: x.cpu() for n, x in kept.items()})
+        delta = {n: x.cpu() for n, x in delta.items()}
+        update = Update(job.client, {n: x for n, x in delta.items() if n not in own}, weight, {"loss": loss})
+        own = {n: x + delta[n] for n, x in own.items()}
+        kept = {**prefixed("local", {n: x.cpu() for n, x in kept.items()}), **prefixed("personal", own)}
         for i, stage in enumerate(plan.stages):
             update, own = stage.on_client(update, under(f"stage{i}", memory), context)
             kept = {**kept, **prefixed(f"stage{i}", own)}
         if kept and not memory and job.accepted is not None:
             raise RunError(f"its memory of round {job.accepted} is gone: it would start afresh, unseen")
-        if not finite(update.delta) or not all(isfinite(m.total) for m in update.metrics.values()):
+        if not (finite(update.delta) and finite(own)) or not all(isfinite(m.total) for m in update.metrics.values()):
             raise ArithmeticError(f"training diverged (mean loss {loss.value:.3g}): lower local.lr or set clip_norm")
         payload = pack(update, plan.uplink)
         with storing():

@@ -5,12 +5,13 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass
+from fnmatch import fnmatchcase
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from torch import nn
+from torch import Tensor, nn
 
 from fedpeft.core.interfaces import (
     Aggregator,
@@ -26,6 +27,7 @@ from fedpeft.core.interfaces import (
     Task,
 )
 from fedpeft.core.seeds import fold, seeded
+from fedpeft.core.types import Tensors
 from fedpeft.data.short import source
 from fedpeft.errors import PlanError, unknown
 from fedpeft.registry import construct, find, names, part, parts, settings_of
@@ -42,6 +44,9 @@ class Plan:
     Attributes:
       cohort: clients per round.
       weighting: what a client counts in the mean: its number of "examples", or "uniform".
+      personal: patterns, as of file names, of trained tensors that never travel: each client keeps its own and starts
+        from the initial ones. ["*"] is training without federation, ["classifier.*"] a personal head (FedPer,
+        arXiv:1912.00818).
       min_replies: with fewer good replies a round changes nothing.
       threads: of one worker; the bits of a result depend on it.
       classes: label names; empty for the data's own. Needed where the server holds no data.
@@ -68,6 +73,7 @@ class Plan:
     rounds: int = 10
     cohort: int = 8
     weighting: str = "examples"
+    personal: tuple[str, ...] = ()
     min_replies: int = 1
     seed: int = 1
     threads: int = 1
@@ -83,6 +89,10 @@ class Plan:
             raise PlanError(unknown("weighting", self.weighting, WEIGHTINGS))
         if self.engine not in names("engine"):
             raise PlanError(unknown("engine", self.engine, names("engine")))
+        if self.personal and self.local_shares:
+            raise PlanError(
+                "SCAFFOLD's control variates belong to tensors that travel: leave out `personal`, or SCAFFOLD"
+            )
         self._check_scaffold()
         self._check_codecs()
 
@@ -122,6 +132,10 @@ class Plan:
         """Prefixes of what travels beside the method's tensors."""
         correction = getattr(self.local, "correction", None)
         return correction.shares if correction is not None else ()
+
+    def personal_of(self, params: Tensors) -> dict[str, Tensor]:
+        """Of the trained tensors, those that stay with the clients."""
+        return {n: x for n, x in params.items() if any(fnmatchcase(n, pattern) for pattern in self.personal)}
 
     def model(self, classes: Sequence[str]) -> nn.Module:
         """The same weights on the server and on every client, frozen ones included."""

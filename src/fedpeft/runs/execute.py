@@ -20,7 +20,7 @@ from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.division import division_at
 from fedpeft.runs.environment import differences, environment
 from fedpeft.runs.folder import RunFolder, append_round, keep_rounds, read_json, write_json
-from fedpeft.runs.measure import measure
+from fedpeft.runs.measure import held_out
 from fedpeft.runs.record import RoundRecord, record_of
 
 
@@ -74,13 +74,13 @@ def execute(folder: RunFolder, site: Site, engine: Engine) -> Iterator[RoundReco
     Raises:
       RunError: the folder does not fit the plan or the data.
     """
-    plan, here = site.plan, environment(site.plan, site.device)
+    plan, here, store = site.plan, environment(site.plan, site.device), Folder(folder.clients)
     clock = perf_counter()
     for state, ledger in federate(plan, engine, resumed(folder, site)):
         due = state.round % plan.evaluate_every == 0 or state.round == plan.rounds
-        held_out = measure(site, state.params) if due else None
+        measured = held_out(site, state, store) if due else None
         now = perf_counter()
-        record = record_of(ledger, held_out, now - clock)
+        record = record_of(ledger, measured, now - clock)
         clock = now
         append_round(folder, record.values())
         save_checkpoint(folder.checkpoint, plan, state, here)
