@@ -8,7 +8,7 @@ from functools import lru_cache
 from math import ceil, isfinite
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedpeft.core.interfaces import Data, Store
 from fedpeft.core.objective import Objective
@@ -21,7 +21,7 @@ from fedpeft.core.wire import pack
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import check_division
 from fedpeft.errors import DataError, PlanError, RunError
-from fedpeft.plan import Plan
+from fedpeft.plan import Plan, leaking
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,18 @@ def _check_personal(plan: Plan, names: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Worker:
-    """Serves one job at a time. A job leaves no trace but the client's own memory."""
+    """Serves one job at a time. A job leaves no trace but the client's own memory.
+
+    Attributes:
+      leaked: what the optimizer of the last job remembered, where the plan asks for that mistake.
+    """
 
     site: Site
     store: Store
     objective: Objective = field(init=False)
     personal: Tensors = field(init=False, repr=False)
     decode: Callable[[bytes], Tensors] = field(init=False, repr=False)
+    leaked: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         plan = self.site.plan
@@ -114,7 +119,8 @@ class Worker:
         with threads(plan.threads), seeded(fold(job.seed, "dropout")):
             delta, kept, totals = self.train({**received, **own}, under("local", memory), context)
         loss = Weighted(float(totals["loss"]), float(totals["examples"]))
-        weight = float(context.size) if plan.weighting == "examples" else 1.0
+        by_batch = ceil(context.size / plan.local.batch_size) * plan.local.batch_size
+        weight = float({"examples": context.size, "batches": by_batch, "uniform": 1}[plan.weighting])
         delta = {n: x.cpu() for n, x in delta.items()}
         update = Update(job.client, {n: x for n, x in delta.items() if n not in own}, weight, {"loss": loss})
         own = {n: x + delta[n] for n, x in own.items()}
@@ -144,8 +150,12 @@ class Worker:
         draws = generator(context.seed, "batches")
         site.model.train()
         carry = local.begin(on, own, context)
+        if self.leaked:
+            carry = {**carry, "optimizer": dict(self.leaked)}
         for batch in site.data.batches(context.client, local.batch_size, local.epochs, draws):
             carry = local.step(carry, site.on_device(batch), self.objective)
+        if leaking(site.plan):
+            self.leaked.update(carry["optimizer"])
         return local.finish(carry, on, own)
 
 

@@ -32,7 +32,7 @@ from fedpeft.data.short import source
 from fedpeft.errors import PlanError, unknown
 from fedpeft.registry import construct, find, names, part, parts, settings_of
 
-WEIGHTINGS = ("examples", "uniform")
+WEIGHTINGS = ("examples", "uniform", "batches")
 UPLINK = object()
 """Stands for the uplink's codec in a stage while a plan is read."""
 
@@ -43,7 +43,8 @@ class Plan:
 
     Attributes:
       cohort: clients per round.
-      weighting: what a client counts in the mean: its number of "examples", or "uniform".
+      weighting: what a client counts in the mean: its number of "examples", or "uniform". "batches" is the number
+        rounded up to a multiple of `local.batch_size`, a mistake of FedPEFT's published code, to compare with it.
       personal: patterns, as of file names, of trained tensors that never travel: each client keeps its own and starts
         from the initial ones. ["*"] is training without federation, ["classifier.*"] a personal head (FedPer,
         arXiv:1912.00818).
@@ -92,6 +93,11 @@ class Plan:
         if self.personal and self.local_shares:
             raise PlanError(
                 "SCAFFOLD's control variates belong to tensors that travel: leave out `personal`, or SCAFFOLD"
+            )
+        if leaking(self) and self.engine != "inprocess":
+            raise PlanError(
+                f"local.as_published hands momentum from client to client, one after another, and the engine "
+                f'{self.engine!r} has no such order: set engine = "inprocess"'
             )
         self._check_scaffold()
         self._check_codecs()
@@ -164,6 +170,11 @@ class Plan:
             raise PlanError(
                 f"this plan holds what cannot be written to a file, such as data or a function given in Python: {error}"
             ) from None
+
+
+def leaking(plan: Plan) -> bool:
+    """Whether what a client's optimizer remembers goes over to the next client, and to the next round."""
+    return bool(getattr(plan.local, "as_published", False))
 
 
 def _refuse_batchnorm(model: nn.Module, names_: Sequence[str]) -> None:

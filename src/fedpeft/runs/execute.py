@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields
+from shutil import rmtree
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -9,12 +10,12 @@ import torch
 
 from fedpeft.client import Site, open_site
 from fedpeft.core.interfaces import Engine
-from fedpeft.core.stores import Folder
+from fedpeft.core.stores import Folder, write_atomically
 from fedpeft.core.tensors import layout
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError, RunError
 from fedpeft.loop import federate, start
-from fedpeft.plan import Plan
+from fedpeft.plan import Plan, leaking
 from fedpeft.registry import find
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.division import division_at
@@ -96,6 +97,10 @@ def resumed(folder: RunFolder, site: Site) -> State:
     _same_partition(folder, site)
     fresh = start(site.plan, site.params())
     saved = load_checkpoint(folder.checkpoint, site.plan)
+    if saved and leaking(site.plan):  # what leaks lies in the process that is gone
+        saved = None
+        write_atomically(folder.rounds, b"")
+        rmtree(folder.clients, ignore_errors=True)  # a stored reply would be sent without training
     state = saved.state if saved else fresh
     if sorted(layout(state.params)) != sorted(layout(fresh.params)):
         raise RunError(f"{folder.checkpoint} holds other tensors than the plan's model has with these libraries")
