@@ -81,6 +81,13 @@ def test_a_reply_that_was_not_counted_is_forgotten_by_its_client(points: Site, t
     assert equal(client_params(replace(points, plan=plan), state, store, victim), points.params())
 
 
+def test_a_personal_tensor_that_diverges_is_a_named_failure(points: Site, tmp_path: Path) -> None:
+    plan = points_plan(rounds=1, local={"lr": 1e38, "batch_size": 4}, **LOCAL_ONLY)
+    [(state, ledger)] = run(points, plan, Folder(tmp_path))
+    assert len(ledger.failed) == 4 and all("diverged" in reason for reason in ledger.failed.values())
+    assert state.accepted == {}
+
+
 @pytest.mark.parametrize("codec", sorted(names("codec")))
 def test_nothing_travels_through_every_codec(points: Site, tmp_path: Path, codec: str) -> None:
     downlink = "dense" if codec == "topk" else codec

@@ -115,22 +115,24 @@ class Worker:
         received = self.decode(job.payload)
         with storing():
             memory = self.store.load(job.client, job.accepted)
-        context, own = self._context(job), under("personal", memory) or self.personal
+        context, personal = self._context(job), under("personal", memory) or self.personal
         with threads(plan.threads), seeded(fold(job.seed, "dropout")):
-            delta, kept, totals = self.train({**received, **own}, under("local", memory), context)
+            delta, kept, totals = self.train({**received, **personal}, under("local", memory), context)
         loss = Weighted(float(totals["loss"]), float(totals["examples"]))
         by_batch = ceil(context.size / plan.local.batch_size) * plan.local.batch_size
         weight = float({"examples": context.size, "batches": by_batch, "uniform": 1}[plan.weighting])
         delta = {n: x.cpu() for n, x in delta.items()}
-        update = Update(job.client, {n: x for n, x in delta.items() if n not in own}, weight, {"loss": loss})
-        own = {n: x + delta[n] for n, x in own.items()}
-        kept = {**prefixed("local", {n: x.cpu() for n, x in kept.items()}), **prefixed("personal", own)}
+        update = Update(job.client, {n: x for n, x in delta.items() if n in received}, weight, {"loss": loss})
+        personal = {n: x + delta[n] for n, x in personal.items()}
+        kept = {**prefixed("local", {n: x.cpu() for n, x in kept.items()}), **prefixed("personal", personal)}
         for i, stage in enumerate(plan.stages):
             update, own = stage.on_client(update, under(f"stage{i}", memory), context)
             kept = {**kept, **prefixed(f"stage{i}", own)}
         if kept and not memory and job.accepted is not None:
             raise RunError(f"its memory of round {job.accepted} is gone: it would start afresh, unseen")
-        if not (finite(update.delta) and finite(own)) or not all(isfinite(m.total) for m in update.metrics.values()):
+        if not (finite(update.delta) and finite(personal)) or not all(
+            isfinite(m.total) for m in update.metrics.values()
+        ):
             raise ArithmeticError(f"training diverged (mean loss {loss.value:.3g}): lower local.lr or set clip_norm")
         payload = pack(update, plan.uplink)
         with storing():

@@ -97,7 +97,7 @@ def resumed(folder: RunFolder, site: Site) -> State:
     _same_partition(folder, site)
     fresh = start(site.plan, site.params())
     saved = load_checkpoint(folder.checkpoint, site.plan)
-    if saved and leaking(site.plan):  # what leaks lies in the process that is gone
+    if leaking(site.plan):  # what leaks lies in the process that is gone
         saved = None
         write_atomically(folder.rounds, b"")
         rmtree(folder.clients, ignore_errors=True)  # a stored reply would be sent without training
