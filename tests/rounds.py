@@ -31,7 +31,12 @@ POINTS = {
 }
 SCAFFOLD = {"local": {**DIGITS["local"], "correction": "scaffold"}, "server": "scaffold"}  # type: ignore[dict-item]
 FEEDBACK = {"uplink": {"name": "topk", "density": 0.1}, "stages": ["error_feedback"]}
-MEMORIES = pytest.mark.parametrize("changes", [SCAFFOLD, FEEDBACK, SCAFFOLD | FEEDBACK], ids=["scaffold", "ef", "both"])
+OWN_BIAS = {"personal": ["*.bias"]}
+MEMORIES = pytest.mark.parametrize(
+    "changes",
+    [SCAFFOLD, FEEDBACK, SCAFFOLD | FEEDBACK, OWN_BIAS, OWN_BIAS | FEEDBACK],
+    ids=["scaffold", "ef", "both", "personal", "personal-ef"],
+)
 
 
 def plan_of(**changes: object) -> Plan:

@@ -21,6 +21,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("data", "memory"): {"train": {"label": [0, 1]}},
     ("data", "table"): {"path": "some/table"},
     ("partition", "column"): {"column": "writer"},
+    ("partition", "redrawn"): {"subset": 100},
     ("partition", "lists"): {"clients": {"here": (0, 1), "there": (2,)}},
     ("task", "module"): {"module": "parts:Linear", "arguments": {"features": 8, "classes": 3}},
 }

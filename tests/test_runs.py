@@ -232,7 +232,7 @@ def test_a_run_whose_whole_model_cannot_be_measured_has_its_summary(tmp_path: Pa
 
 
 def test_clients_are_measured_one_by_one(plan: Plan, site: Site, undisturbed: RunFolder) -> None:
-    params = state_of(undisturbed, plan).params
-    each = [measure(site, params, client)["accuracy"] for client in site.data.clients]
-    found = over_clients(site, params)["accuracy"]
+    state = state_of(undisturbed, plan)
+    each = [measure(site, state.params, client)["accuracy"] for client in site.data.clients]
+    found = over_clients(site, state, Folder(undisturbed.clients))["accuracy"]
     assert found == {"mean": pytest.approx(sum(each) / 6), "worst_tenth": min(each)}

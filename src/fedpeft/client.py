@@ -1,15 +1,16 @@
 """A client's side of a round. Every engine runs this, so simulation and deployment share it to the byte."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from math import ceil, isfinite
 from typing import TypeAlias, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedpeft.core.features import Kept, featured, keep
 from fedpeft.core.interfaces import Data, Store, Task
@@ -23,8 +24,8 @@ from fedpeft.core.types import Batch, ClientId, Context, Failure, Job, Reply, Te
 from fedpeft.core.wire import pack
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import check_division
-from fedpeft.errors import DataError, RunError
-from fedpeft.plan import Plan
+from fedpeft.errors import DataError, PlanError, RunError
+from fedpeft.plan import Plan, leaking
 from fedpeft.registry import describe
 
 Result = TypeVar("Result")
@@ -74,11 +75,18 @@ def open_site(plan: Plan, device: str = "cpu") -> Site:
     task = plan.task
     train, test = task.prepare(examples.train), task.prepare(examples.test)
     model = plan.model(examples.classes).to(device)
+    _check_personal(plan, plan.method.names(model))
     prepare_frozen(model, plan.method.names(model), plan.base_dtype, plan.pack)
     kept = _kept(plan, device, model, train, test, len(division.parts))
     train, test = kept.beside(train, test)
     data = Partitioned(featured(task, kept), train, test, division.parts, division.notes)
     return Site(plan, model, data, examples.classes, device, kept)
+
+
+def _check_personal(plan: Plan, names: Sequence[str]) -> None:
+    for pattern in plan.personal:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise PlanError(f"personal = {pattern!r} matches no trained tensor; there are {', '.join(names[:8])} ...")
 
 
 def _kept(plan: Plan, device: str, model: nn.Module, train: Tensors, test: Tensors, clients: int) -> Kept:
@@ -109,13 +117,20 @@ class Opened:
     """A job as training finds it.
 
     Attributes:
+      personal: this client's own trained tensors, which do not travel.
       memory: all that the client remembers, its stages' parts included.
     """
 
     job: Job
     received: Tensors
+    personal: Tensors
     memory: Tensors
     context: Context
+
+    @property
+    def start(self) -> Tensors:
+        """All that is trained, and what is shared beside it."""
+        return {**self.received, **self.personal} if self.personal else self.received
 
     @property
     def own(self) -> Tensors:
@@ -130,16 +145,23 @@ class Opened:
 
 @dataclass(frozen=True)
 class Worker:
-    """Serves one job at a time. A job leaves no trace but the client's own memory."""
+    """Serves one job at a time. A job leaves no trace but the client's own memory.
+
+    Attributes:
+      leaked: what the optimizer of the last job remembered, where the plan asks for that mistake.
+    """
 
     site: Site
     store: Store
     objective: Objective = field(init=False)
+    personal: Tensors = field(init=False, repr=False)
     decode: Callable[[bytes], Tensors] = field(init=False, repr=False)
+    leaked: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         plan = self.site.plan
         object.__setattr__(self, "objective", Objective(self.site.model, self.site.task, plan.local.precision))
+        object.__setattr__(self, "personal", plan.personal_of(self.site.params()) if plan.personal else {})
         # the clients of a round receive the same bytes, and nobody writes to what they hold
         object.__setattr__(self, "decode", lru_cache(maxsize=1)(plan.downlink.decode))
 
@@ -164,7 +186,8 @@ class Worker:
             received = self.decode(job.payload)
             with storing():
                 memory = self.store.load(job.client, job.accepted)
-            return Opened(job, received, memory, self._context(job))
+            personal = under("personal", memory) or self.personal
+            return Opened(job, received, personal, memory, self._context(job))
 
         return _guarded(job.client, opening)
 
@@ -176,20 +199,25 @@ class Worker:
     def alone(self, opened: "Opened") -> Trained:
         """Train one client, with its own stream of dropout."""
         with threads(self.site.plan.threads), seeded(opened.dropout):
-            return self.train(opened.received, opened.own, opened.context)
+            return self.train(opened.start, opened.own, opened.context)
 
     def _closed(self, opened: "Opened", delta: Tensors, kept: Tensors, totals: Tensors) -> bytes:
         plan, job, memory, context = self.site.plan, opened.job, opened.memory, opened.context
         loss = Weighted(float(totals["loss"]), float(totals["examples"]))
-        weight = float(context.size) if plan.weighting == "examples" else 1.0
-        update = Update(job.client, {n: x.cpu() for n, x in delta.items()}, weight, {"loss": loss})
-        kept = prefixed("local", {n: x.cpu() for n, x in kept.items()})
+        by_batch = ceil(context.size / plan.local.batch_size) * plan.local.batch_size
+        weight = float({"examples": context.size, "batches": by_batch, "uniform": 1}[plan.weighting])
+        delta = {n: x.cpu() for n, x in delta.items()}
+        update = Update(job.client, {n: x for n, x in delta.items() if n in opened.received}, weight, {"loss": loss})
+        personal = {n: x + delta[n] for n, x in opened.personal.items()}
+        kept = {**prefixed("local", {n: x.cpu() for n, x in kept.items()}), **prefixed("personal", personal)}
         for i, stage in enumerate(plan.stages):
             update, own = stage.on_client(update, under(f"stage{i}", memory), context)
             kept = {**kept, **prefixed(f"stage{i}", own)}
         if kept and not memory and job.accepted is not None:
             raise RunError(f"its memory of round {job.accepted} is gone: it would start afresh, unseen")
-        if not finite(update.delta) or not all(isfinite(m.total) for m in update.metrics.values()):
+        if not (finite(update.delta) and finite(personal)) or not all(
+            isfinite(m.total) for m in update.metrics.values()
+        ):
             raise ArithmeticError(f"training diverged (mean loss {loss.value:.3g}): lower local.lr or set clip_norm")
         payload = pack(update, plan.uplink)
         with storing():
@@ -209,8 +237,12 @@ class Worker:
         draws = generator(context.seed, "batches")
         site.model.train()
         carry = local.begin(on, own, context)
+        if self.leaked:
+            carry = {**carry, "optimizer": dict(self.leaked)}
         for batch in site.data.batches(context.client, local.batch_size, local.epochs, draws):
             carry = local.step(carry, site.on_device(batch), self.objective)
+        if leaking(site.plan):
+            self.leaked.update(carry["optimizer"])
         return local.finish(carry, on, own)
 
 

@@ -61,7 +61,9 @@ class Ledger:
 
 def start(plan: Plan, params: Tensors | None = None) -> State:
     """The state before the first round; `params` are the method's, where the model is at hand already."""
-    return State(0, *plan.server.init(open_site(plan).params() if params is None else params))
+    params = open_site(plan).params() if params is None else params
+    personal = plan.personal_of(params)
+    return State(0, *plan.server.init({n: x for n, x in params.items() if n not in personal}))
 
 
 def federate(plan: Plan, engine: Engine, state: State | None = None) -> Iterator[tuple[State, Ledger]]:
@@ -96,7 +98,7 @@ def federate(plan: Plan, engine: Engine, state: State | None = None) -> Iterator
 
 def remembers(plan: Plan) -> bool:
     """Whether clients keep something between rounds; of corrections, those that share something do."""
-    return bool(plan.local_shares) or any(stage.remembers for stage in plan.stages)
+    return bool(plan.local_shares or plan.personal) or any(stage.remembers for stage in plan.stages)
 
 
 def encoded(plan: Plan, state: State) -> bytes:

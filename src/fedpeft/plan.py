@@ -5,12 +5,13 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass
+from fnmatch import fnmatchcase
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from torch import nn
+from torch import Tensor, nn
 
 from fedpeft.core.interfaces import (
     Aggregator,
@@ -27,11 +28,12 @@ from fedpeft.core.interfaces import (
 )
 from fedpeft.core.packed import BASE_DTYPES
 from fedpeft.core.seeds import fold, seeded
+from fedpeft.core.types import Tensors
 from fedpeft.data.short import source
 from fedpeft.errors import PlanError, unknown
 from fedpeft.registry import construct, find, names, part, parts, settings_of
 
-WEIGHTINGS = ("examples", "uniform")
+WEIGHTINGS = ("examples", "uniform", "batches")
 UPLINK = object()
 """Stands for the uplink's codec in a stage while a plan is read."""
 
@@ -42,7 +44,11 @@ class Plan:
 
     Attributes:
       cohort: clients per round.
-      weighting: what a client counts in the mean: its number of "examples", or "uniform".
+      weighting: what a client counts in the mean: its number of "examples", or "uniform". "batches" is the number
+        rounded up to a multiple of `local.batch_size`, a mistake of FedPEFT's published code, to compare with it.
+      personal: patterns, as of file names, of trained tensors that never travel: each client keeps its own and starts
+        from the initial ones. ["*"] is training without federation, ["classifier.*"] a personal head (FedPer,
+        arXiv:1912.00818).
       min_replies: with fewer good replies a round changes nothing.
       threads: of one worker; the bits of a result depend on it.
       base_dtype: of the products with frozen weights: "float32" or "bfloat16". What is trained is float32.
@@ -74,6 +80,7 @@ class Plan:
     rounds: int = 10
     cohort: int = 8
     weighting: str = "examples"
+    personal: tuple[str, ...] = ()
     min_replies: int = 1
     seed: int = 1
     threads: int = 1
@@ -94,6 +101,15 @@ class Plan:
             raise PlanError(unknown("base_dtype", self.base_dtype, BASE_DTYPES))
         if self.engine not in names("engine"):
             raise PlanError(unknown("engine", self.engine, names("engine")))
+        if self.personal and self.local_shares:
+            raise PlanError(
+                "SCAFFOLD's control variates belong to tensors that travel: leave out `personal`, or SCAFFOLD"
+            )
+        if leaking(self) and self.engine != "inprocess":
+            raise PlanError(
+                f"local.as_published hands momentum from client to client, one after another, and the engine "
+                f'{self.engine!r} has no such order: set engine = "inprocess"'
+            )
         self._check_scaffold()
         self._check_codecs()
 
@@ -134,6 +150,10 @@ class Plan:
         correction = getattr(self.local, "correction", None)
         return correction.shares if correction is not None else ()
 
+    def personal_of(self, params: Tensors) -> dict[str, Tensor]:
+        """Of the trained tensors, those that stay with the clients."""
+        return {n: x for n, x in params.items() if any(fnmatchcase(n, pattern) for pattern in self.personal)}
+
     def model(self, classes: Sequence[str]) -> nn.Module:
         """The same weights on the server and on every client, frozen ones included."""
         with seeded(fold(self.seed, "model")):
@@ -161,6 +181,11 @@ class Plan:
             raise PlanError(
                 f"this plan holds what cannot be written to a file, such as data or a function given in Python: {error}"
             ) from None
+
+
+def leaking(plan: Plan) -> bool:
+    """Whether what a client's optimizer remembers goes over to the next client, and to the next round."""
+    return bool(getattr(plan.local, "as_published", False))
 
 
 def _refuse_batchnorm(model: nn.Module, names_: Sequence[str]) -> None:

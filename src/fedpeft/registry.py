@@ -79,6 +79,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "dirichlet": "fedpeft.partitions.dirichlet:Dirichlet",
         "iid": "fedpeft.partitions.iid:IID",
         "lists": "fedpeft.partitions.lists:Lists",
+        "redrawn": "fedpeft.partitions.redrawn:Redrawn",
         "shards": "fedpeft.partitions.shards:Shards",
     },
     "sampler": {

@@ -8,7 +8,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from fedpeft.cli import evaluate, export, partition, parts, run, show
+from fedpeft.cli import evaluate, export, partition, parts, run, show, sweep
 from fedpeft.cli.options import Debug, debugging
 from fedpeft.errors import FedpeftError
 
@@ -70,6 +70,7 @@ def main(
 
 for name, command, examples in (
     ("run", run.run, run.EXAMPLES),
+    ("sweep", sweep.sweep, sweep.EXAMPLES),
     ("list", parts.list_parts, parts.EXAMPLES),
     ("show", show.show, show.EXAMPLES),
     ("partition", partition.partition, partition.EXAMPLES),

@@ -26,11 +26,12 @@ def evaluate(
 
     RUN is the folder of a run; what is measured is its last checkpoint.
     """
+    from fedpeft.core.stores import Folder
     from fedpeft.errors import RunError
     from fedpeft.runs.checkpoint import load_checkpoint
     from fedpeft.runs.execute import open_run_site
     from fedpeft.runs.folder import reopen
-    from fedpeft.runs.measure import measure, over_clients
+    from fedpeft.runs.measure import held_out, over_clients
     from fedpeft.runs.record import finite_or_none
 
     folder, plan = reopen(run)
@@ -38,10 +39,11 @@ def evaluate(
     if saved is None:
         raise RunError(f"{run} has no checkpoint yet: no round of it is done")
     site = open_run_site(plan, device)
-    held_out = finite_or_none(measure(site, saved.state.params))
-    found: dict[str, Any] = {"round": saved.state.round, "held_out": held_out}
+    store = Folder(folder.clients)
+    measured = finite_or_none(held_out(site, saved.state, store))
+    found: dict[str, Any] = {"round": saved.state.round, "held_out": measured}
     if per_client:
-        spread = over_clients(site, saved.state.params)
+        spread = over_clients(site, saved.state, store)
         found["clients"] = {name: finite_or_none(values) for name, values in spread.items()}
     typer.echo(json.dumps(found, indent=2) if as_json else _table(found))
 

@@ -1,6 +1,6 @@
 """The loss as a function of the small tensors. The frozen base stays in the model, once, and is never written to."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,6 +101,23 @@ def _autocast(precision: str, batch: Batch) -> AbstractContextManager[object]:
 def evaluate(task: Task, model: nn.Module, params: Tensors, batches: Iterable[Batch]) -> dict[str, Weighted]:
     """The task's metrics over the batches, as sums with weights; the model is not changed.
 
+    Raises:
+      ValueError: see `scored`.
+    """
+    sums: dict[str, Weighted] = {}
+    for batch, values in scored(task, model, params, batches):
+        count = float(batch["mask"].sum())
+        for name, value in values.items():
+            got = Weighted(float((value.float() * batch["mask"]).sum()), count)
+            sums[name] = sums[name] + got if name in sums else got
+    return sums
+
+
+def scored(
+    task: Task, model: nn.Module, params: Tensors, batches: Iterable[Batch]
+) -> Iterator[tuple[Batch, Mapping[str, Tensor]]]:
+    """Each batch with the task's metrics of each example; the model is not changed.
+
     Of `params`, what the model does not have is passed over, so that a state's tensors will do as they are: SCAFFOLD's
     `c/<name>` are among them.
 
@@ -113,12 +130,7 @@ def evaluate(task: Task, model: nn.Module, params: Tensors, batches: Iterable[Ba
     if params and not called:
         raise ValueError(f"the model has none of the {len(params)} tensors, first {next(iter(params))!r}")
     model.eval()
-    sums: dict[str, Weighted] = {}
-    with torch.inference_mode():
-        for batch in batches:
+    for batch in batches:
+        with torch.inference_mode():
             values: Mapping[str, Tensor] = functional_call(measure, called, (batch,))
-            count = float(batch["mask"].sum())
-            for name, value in values.items():
-                got = Weighted(float((value.float() * batch["mask"]).sum()), count)
-                sums[name] = sums[name] + got if name in sums else got
-    return sums
+        yield batch, values

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from fedpeft.core.types import Examples, Table
+from fedpeft.data.splits import some
 
 
 @dataclass(frozen=True)
@@ -12,7 +13,21 @@ class Digits:
     """Every fifth picture is held out. `image`: uint8 (n, 1, 8, 8); ink is bright.
 
     The pictures come by writer, so that the held-out ones have writers in common with the others.
+
+    Attributes:
+      subset: at most so many training pictures, drawn once, whatever the partition; 0 for all.
+      seed: of the subset.
+
+    Raises:
+      ValueError: a negative subset.
     """
+
+    subset: int = 0
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.subset < 0:
+            raise ValueError(f"subset is a number of pictures, 0 for all, got {self.subset}")
 
     def load(self) -> Examples:
         from sklearn.datasets import load_digits
@@ -25,4 +40,5 @@ class Digits:
         def rows(which: torch.Tensor) -> Table:
             return Table({"image": image[which], "label": label[which]})
 
-        return Examples(rows(~test), rows(test), tuple(map(str, range(10))))
+        train = some((~test).nonzero()[:, 0], self.subset, self.seed)
+        return Examples(rows(train), rows(test), tuple(map(str, range(10))))

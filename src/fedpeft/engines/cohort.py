@@ -84,7 +84,7 @@ class Cohort:
         while waiting and len(opened) < most:
             one = self.worker.open(waiting.popleft())
             if isinstance(one, Opened) and not opened:
-                each = HELD * sum(x.nbytes for x in one.received.values())
+                each = HELD * sum(x.nbytes for x in one.start.values())
                 most = max(1, min(MOST, int(SHARE * available(self.site.device)) // max(1, each)))
             opened.append(one)
         return opened

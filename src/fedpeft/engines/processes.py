@@ -23,7 +23,7 @@ from fedpeft.core.interfaces import Store
 from fedpeft.core.stores import Nowhere, StoreError
 from fedpeft.core.types import ClientId, Failure, Job, Reply
 from fedpeft.errors import PlanError
-from fedpeft.plan import Plan
+from fedpeft.plan import Plan, leaking
 
 ATTEMPTS = 2  # a job whose worker process dies goes to a fresh one; after this many deaths it is a failure
 
@@ -107,12 +107,19 @@ class Processes:
 
     Attributes:
       workers: processes; 0 for as many as there are processors for `plan.threads` each.
+
+    Raises:
+      PlanError: the plan needs clients in one process.
     """
 
     site: Site
     store: Store = field(default_factory=Nowhere)
     workers: int = 0
     _hands: list[_Hand] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if leaking(self.site.plan):
+            raise PlanError('local.as_published needs clients one after another: use the engine "inprocess"')
 
     @property
     def clients(self) -> Sequence[ClientId]:

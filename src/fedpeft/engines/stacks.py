@@ -68,7 +68,7 @@ class Stacks:
     def begin(self, opened: Opened) -> Trainee:
         """A client before its first step."""
         local, site, context = self.site.plan.local, self.site, opened.context
-        received, memory = ({n: x.to(site.device) for n, x in some.items()} for some in (opened.received, opened.own))
+        received, memory = ({n: x.to(site.device) for n, x in some.items()} for some in (opened.start, opened.own))
         draws = generator(context.seed, "batches")
         batches = iter(site.data.batches(context.client, local.batch_size, local.epochs, draws))
         dropout = torch.Generator(site.device).manual_seed(opened.dropout)

@@ -32,6 +32,8 @@ class Descent:
       schedule: how it falls over the whole run, step by step: "constant", "linear" or "cosine".
       warmup: the share of the run's steps over which it rises from 0.
       clip_norm: the largest Euclidean norm of a step's gradient, all tensors as one vector; infinity for none.
+      as_published: a mistake of FedPEFT's published code (arXiv:2210.01708), for comparison with it: momentum goes over
+        from each client to the next and from round to round. In one process only; a resume begins the run anew.
       precision: of the pass: "float32", "bfloat16", or "float16" with a fixed loss scale. What is trained is float32.
 
     Raises:
@@ -45,6 +47,7 @@ class Descent:
     warmup: float = 0.0
     clip_norm: float = float("inf")
     precision: str = "float32"
+    as_published: bool = False
     optimizer: Optimizer = part("optimizer", "sgd")
     correction: Correction = part("correction", "none")
 

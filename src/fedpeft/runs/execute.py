@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields
+from shutil import rmtree
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -9,18 +10,18 @@ import torch
 
 from fedpeft.client import Site, open_site
 from fedpeft.core.interfaces import Engine
-from fedpeft.core.stores import Folder
+from fedpeft.core.stores import Folder, write_atomically
 from fedpeft.core.tensors import layout
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError, RunError
 from fedpeft.loop import federate, start
-from fedpeft.plan import Plan
+from fedpeft.plan import Plan, leaking
 from fedpeft.registry import find
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.division import division_at
 from fedpeft.runs.environment import differences, environment
 from fedpeft.runs.folder import RunFolder, append_round, keep_rounds, read_json, write_json
-from fedpeft.runs.measure import measure
+from fedpeft.runs.measure import held_out
 from fedpeft.runs.record import RoundRecord, record_of
 
 
@@ -74,13 +75,13 @@ def execute(folder: RunFolder, site: Site, engine: Engine) -> Iterator[RoundReco
     Raises:
       RunError: the folder does not fit the plan or the data.
     """
-    plan, here = site.plan, environment(site.plan, site.device)
+    plan, here, store = site.plan, environment(site.plan, site.device), Folder(folder.clients)
     clock = perf_counter()
     for state, ledger in federate(plan, engine, resumed(folder, site)):
         due = state.round % plan.evaluate_every == 0 or state.round == plan.rounds
-        held_out = measure(site, state.params) if due else None
+        measured = held_out(site, state, store) if due else None
         now = perf_counter()
-        record = record_of(ledger, held_out, now - clock)
+        record = record_of(ledger, measured, now - clock)
         clock = now
         append_round(folder, record.values())
         save_checkpoint(folder.checkpoint, plan, state, here)
@@ -96,6 +97,10 @@ def resumed(folder: RunFolder, site: Site) -> State:
     _same_partition(folder, site)
     fresh = start(site.plan, site.params())
     saved = load_checkpoint(folder.checkpoint, site.plan)
+    if leaking(site.plan):  # what leaks lies in the process that is gone
+        saved = None
+        write_atomically(folder.rounds, b"")
+        rmtree(folder.clients, ignore_errors=True)  # a stored reply would be sent without training
     state = saved.state if saved else fresh
     if sorted(layout(state.params)) != sorted(layout(fresh.params)):
         raise RunError(f"{folder.checkpoint} holds other tensors than the plan's model has with these libraries")

@@ -1,23 +1,102 @@
 """Measuring a state: on held-out examples, client by client, and against what full fine-tuning would send."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from statistics import fmean, pstdev
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from fedpeft.client import Site, threads
-from fedpeft.core.objective import evaluate
+from fedpeft.core.interfaces import Store
+from fedpeft.core.objective import evaluate, scored
+from fedpeft.core.tensors import under
 from fedpeft.core.trainable import read
-from fedpeft.core.types import ClientId, Tensors, Update, Weighted
+from fedpeft.core.types import ClientId, State, Tensors, Update, Weighted
 from fedpeft.core.wire import pack
+from fedpeft.data.partitioned import Partitioned
+from fedpeft.data.report import histograms
 from fedpeft.plan import Plan
 from fedpeft.registry import build
 
 
 def measure(site: Site, params: Tensors, client: ClientId | None = None) -> dict[str, float]:
     """The task's metrics on the common held-out examples, or on the training examples of one client."""
-    plan = site.plan
-    own = {n: params[n].to(site.device) for n in plan.method.names(site.model)}
+    plan, own = site.plan, _own(site, params)
     batches = (site.on_device(batch) for batch in site.data.held_out(client))
     with threads(plan.threads):
         return {name: metric.value for name, metric in evaluate(site.task, site.model, own, batches).items()}
+
+
+def _own(site: Site, params: Tensors) -> Tensors:
+    return {n: params[n].to(site.device) for n in site.plan.method.names(site.model)}
+
+
+def client_params(site: Site, state: State, store: Store, client: ClientId) -> Tensors:
+    """The model of one client: what all share, and of personal tensors its own; those at the start if it has none."""
+    if not site.plan.personal:
+        return state.params
+    kept = under("personal", store.load(client, state.accepted.get(client)))
+    return {**site.plan.personal_of(site.params()), **kept, **state.params}
+
+
+def held_out(site: Site, state: State, store: Store) -> dict[str, float]:
+    """The task's metrics on the common held-out examples; with personal tensors the mean over the clients' models."""
+    if not site.plan.personal:
+        return measure(site, state.params)
+    each = [measure(site, client_params(site, state, store, client)) for client in site.data.clients]
+    return {name: fmean(metrics[name] for metrics in each) for name in each[0]}
+
+
+def client_accuracy(site: Site, state: State, store: Store) -> dict[str, Any] | None:
+    """The accuracy that each client may expect on examples like its own, without scoring one that is trained on.
+
+    With a_k the accuracy on the held-out examples of class k and h_k the client's training examples of that class, it
+    is Σ h_k·a_k / Σ h_k over the classes that are held out. `std` is over the clients; a decile is a tenth of them, at
+    least one. None without labels, or for a task that has no accuracy.
+    """
+    data = site.data
+    if not isinstance(data, Partitioned) or not data.clients or "label" not in data.train:
+        return None
+    counts = histograms(data.train["label"], len(site.classes), data.parts).double()
+    right: Tensor | None = None
+    each: dict[ClientId, float] = {}
+    for client, held in zip(data.parts, counts, strict=True):
+        if right is None or site.plan.personal:
+            right = _accuracy_by_class(site, client_params(site, state, store, client))
+        if right is None:
+            return None
+        known = held * ~right.isnan()
+        if known.sum() > 0:
+            each[client] = float((known * right.nan_to_num()).sum() / known.sum())
+    return _spread(each) if each else None
+
+
+def _spread(each: Mapping[ClientId, float]) -> dict[str, Any]:
+    values = sorted(each.values())
+    tenth = max(1, len(values) // 10)
+    return {
+        "mean": fmean(values),
+        "worst_decile": fmean(values[:tenth]),
+        "best_decile": fmean(values[-tenth:]),
+        "std": pstdev(values),
+        "each": dict(each),
+    }
+
+
+def _accuracy_by_class(site: Site, params: Tensors) -> Tensor | None:
+    """Shape (classes,), NaN for a class that is not held out; None for a task that has no accuracy."""
+    right, seen = (torch.zeros(len(site.classes), dtype=torch.float64) for _ in range(2))
+    batches = (site.on_device(batch) for batch in site.data.held_out())
+    with threads(site.plan.threads):
+        for batch, values in scored(site.plan.task, site.model, _own(site, params), batches):
+            if "accuracy" not in values or "label" not in batch:
+                return None
+            label, mask = batch["label"].cpu(), batch["mask"].double().cpu()
+            right.index_add_(0, label, values["accuracy"].double().cpu() * mask)
+            seen.index_add_(0, label, mask)
+    return right / seen
 
 
 @dataclass(frozen=True)
@@ -53,12 +132,12 @@ def _whole(plan: Plan, classes: tuple[str, ...]) -> Tensors:
     return read(model, full.method.names(model))
 
 
-def over_clients(site: Site, params: Tensors) -> dict[str, dict[str, float]]:
+def over_clients(site: Site, state: State, store: Store) -> dict[str, dict[str, float]]:
     """By metric, the mean over the clients and the mean of the tenth of them that does worst, at least one.
 
     Each client counts once, with its own training examples, not augmented. "loss" is worst where it is high.
     """
-    each = [measure(site, params, client) for client in site.data.clients]
+    each = [measure(site, client_params(site, state, store, client), client) for client in site.data.clients]
     tenth = max(1, len(each) // 10)
     spread: dict[str, dict[str, float]] = {}
     for name in each[0] if each else {}:

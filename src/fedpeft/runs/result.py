@@ -75,6 +75,8 @@ def read_result(path: Path) -> Result:
     saved = load_checkpoint(folder.checkpoint, plan)
     if saved is None:
         raise RunError(f"{path} has no checkpoint yet: no round of it is done")
+    if plan.personal:
+        raise RunError(f"{path} cannot be exported: {list(plan.personal)} of its tensors are each client's own")
     return Result(folder, plan, _loader(plan, path), _classes(folder, plan), saved)
 
 

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedpeft.client import Site
+from fedpeft.core.stores import Folder
 from fedpeft.engines.auto import Choice
 from fedpeft.errors import FedpeftError
 from fedpeft.registry import describe
+from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.environment import environment
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds, write_json
-from fedpeft.runs.measure import FullPayloads, full_payloads
+from fedpeft.runs.measure import FullPayloads, client_accuracy, full_payloads
 
 
 def summarize(folder: RunFolder, site: Site, choice: Choice | None = None) -> dict[str, Any]:
@@ -21,6 +23,7 @@ def summarize(folder: RunFolder, site: Site, choice: Choice | None = None) -> di
     plan = site.plan
     peak = peak_rss()  # before a whole model is built for the comparison
     rounds = read_rounds(folder)
+    saved = load_checkpoint(folder.checkpoint, plan)
     summary = {
         "name": plan.name,
         "method": describe("method", plan.method)["name"],
@@ -29,6 +32,7 @@ def summarize(folder: RunFolder, site: Site, choice: Choice | None = None) -> di
         "clients": len(site.data.clients),
         "cohort": plan.cohort,
         **_accuracy(rounds),
+        "client_accuracy": client_accuracy(site, saved.state, Folder(folder.clients)) if saved else None,
         "trainable_params": sum(x.numel() for x in site.params().values()),
         **_traffic(rounds),
         **_against_full(rounds, None),

@@ -1,0 +1,188 @@
+"""`fedpeft sweep`: every cell of a study, and the table of what came out."""
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedpeft.cli.amounts import duration
+from fedpeft.cli.options import AsJson, Debug, Device
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedpeft.studies.shelf import Shelf
+    from fedpeft.studies.study import Cell
+    from fedpeft.studies.sweep import Outcome
+
+EXAMPLES = """\
+  fedpeft sweep studies/communication-small.toml --estimate     how many runs, how many hours
+  fedpeft sweep studies/communication-small.toml                run them all
+  fedpeft sweep studies/communication-small.toml --resume       go on after Ctrl-C, a crash or a failure
+  fedpeft sweep studies/capability-small.toml --only seed=1 --only method=bias
+"""
+
+
+def sweep(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.toml", hidden=True)],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Its run folders; else runs/<study>.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Cells at a time.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on: what is finished is not run again.")] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Only these cells: an axis, `row` or `seed`. Repeatable."),
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Copy plan, rounds and summary of finished cells to DIR/<study>/<cell>."),
+    ] = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Print cells and hours; run one round at most.")] = False,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Run every cell of a study and print the table.
+
+    STUDY.toml has a base plan, axes and seeds; every combination is an ordinary run folder. Cells that are finished in
+    --out or --keep, under any name, are not run again. The exit code is 1 if a cell failed.
+    """
+    from rich.console import Console
+
+    from fedpeft.errors import RunError
+    from fedpeft.studies.shelf import Shelf
+    from fedpeft.studies.study import chosen, read_study
+    from fedpeft.studies.sweep import reused
+
+    read = read_study(study)
+    cells = chosen(read, only or ())
+    console = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)
+    shelf = Shelf(read, out or Path("runs") / read.name, keep)
+    done = reused(shelf, cells)
+    options = [] if device == "cpu" else ["--device", device]
+    if estimate:
+        _estimate(console, shelf, cells, done, jobs, options, as_json)
+        return
+    if not resume and shelf.begun(cells):
+        raise RunError(f"{shelf.out} holds cells of this study: go on with --resume, or change --out")
+    outcomes = _sweep(console, shelf, cells, done, jobs, options)
+    others = [cell for cell in read.cells if cell not in cells]  # the table is of all that is finished
+    _report(console, shelf, [*outcomes, *reused(shelf, others)], as_json)
+    if any(one.error for one in outcomes):
+        raise typer.Exit(1)
+
+
+def _estimate(
+    console: "Console",
+    shelf: "Shelf",
+    cells: "Sequence[Cell]",
+    done: "Sequence[Outcome]",
+    jobs: int,
+    options: list[str],
+    as_json: bool,
+) -> None:
+    from fedpeft.studies.estimate import estimate
+
+    found = estimate(shelf, cells, done, jobs, options)
+    if as_json:
+        typer.echo(json.dumps({"study": shelf.study.name, **vars(found)}, indent=2))
+        return
+    together = f", {jobs} at a time" if jobs > 1 else ""
+    console.print(
+        f"{shelf.study.name}: {found.cells} cells, {found.finished} of them finished; the rest takes about "
+        f"{duration(found.hours * 3600)}{together} ({found.source})"
+    )
+
+
+def _sweep(
+    console: "Console", shelf: "Shelf", cells: "Sequence[Cell]", done: "list[Outcome]", jobs: int, options: list[str]
+) -> "list[Outcome]":
+    """All outcomes; one bar over all cells, a line for each that ends."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from fedpeft.runs.folder import RunFolder, locked
+    from fedpeft.studies.sweep import sweep as run_all
+
+    shelf.out.mkdir(parents=True, exist_ok=True)
+    outcomes, ready = list(done), {one.cell.name for one in done}
+    left = [cell for cell in cells if cell.name not in ready]
+    again = f", {len(done)} of them finished before" if done else ""
+    console.print(f"{shelf.study.name}: {len(cells)} cells{again}, in {shelf.out}")
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"),
+        console=console, transient=True,
+    )  # fmt: skip
+    with locked(RunFolder(shelf.out)), _interruptible(shelf), bar if console.is_terminal else nullcontext():
+        for one in done:
+            shelf.store(one.cell, one.folder or shelf.out)
+        task = bar.add_task(shelf.study.name, total=len(cells), completed=len(outcomes), left="")
+        for ended in run_all(shelf, left, jobs, options):
+            for one in ended:
+                outcomes.append(one)
+                if one.folder and not one.error:
+                    shelf.store(one.cell, one.folder)
+                console.print(_line(one, len(outcomes), len(cells)))
+            bar.update(task, completed=len(outcomes), left=_left(shelf, cells, outcomes, jobs))
+    return outcomes
+
+
+def _left(shelf: "Shelf", cells: "Sequence[Cell]", outcomes: "Sequence[Outcome]", jobs: int) -> str:
+    """The time that the other cells are likely to take, from the seconds of those that are finished."""
+    from fedpeft.studies.estimate import seconds_of
+    from fedpeft.studies.shelf import rounds_done
+
+    ended, good = {one.cell.name for one in outcomes}, [one for one in outcomes if not one.error]
+    total = 0.0
+    for cell in cells:
+        if cell.name not in ended:
+            share = rounds_done(shelf.out / cell.name) / cell.plan.rounds
+            total += (seconds_of(cell, good) or 0.0) * (1 - share)
+    return f"{duration(total / jobs)} left" if total else ""
+
+
+def _line(one: "Outcome", number: int, cells: int) -> str:
+    if one.error:
+        told = f"failed: {one.error}"
+    else:
+        accuracy = one.summary.get("accuracy_last")
+        told = "" if accuracy is None else f"accuracy {accuracy:.4f}"
+    return f"[{number}/{cells}] {one.cell.name}  {told}  {duration(one.wall)}"
+
+
+@contextmanager
+def _interruptible(shelf: "Shelf") -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(
+            f"interrupted: what is done is kept in {shelf.out}; the same command with --resume goes on", err=True
+        )
+        raise typer.Exit(130) from None
+
+
+def _report(console: "Console", shelf: "Shelf", outcomes: "Sequence[Outcome]", as_json: bool) -> None:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    from fedpeft.studies.table import columns, rows_of, texts, write_tables
+
+    study = shelf.study
+    rows = rows_of(study, outcomes)
+    write_tables(study, rows, shelf.out, shlex.join(["fedpeft", *sys.argv[1:]]))
+    for one in outcomes:
+        if one.error:
+            typer.echo(f"error: {one.cell.name} failed: {one.error}", err=True)
+    if as_json:
+        typer.echo((shelf.out / "table.json").read_text())
+        return
+    table = Table(box=SIMPLE, show_edge=False, pad_edge=False)
+    for number, heading in enumerate(columns(study)):
+        table.add_column(heading, justify="left" if number < len(study.axes or (1,)) else "right")
+    for row in rows:
+        table.add_row(*texts(study, row))
+    console.print(table)
+    console.print(f"tables: {shelf.out / 'table.md'}, {shelf.out / 'table.json'}")

@@ -1,0 +1,43 @@
+"""A mistake of FedPEFT's published code (arXiv:2210.01708), for comparison with it: the subset is drawn twice."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fedpeft.core.interfaces import Partition
+from fedpeft.core.types import Division, Table
+from fedpeft.errors import DataError
+from fedpeft.registry import part
+
+
+@dataclass(frozen=True)
+class Redrawn:
+    """The partition `of` is computed on one random subset, and its indices are taken into another.
+
+    Clients keep their sizes, while their labels become those of the data: a Dirichlet skew is lost. The right thing is
+    `data.subset`, drawn once before the partition. Unlike the published code, no example is drawn twice.
+
+    Attributes:
+      of: the partition, one that looks at labels only.
+      subset: examples in all.
+
+    Raises:
+      ValueError: no examples.
+      DataError: more than there are; or see `of`.
+    """
+
+    subset: int
+    of: Partition = part("partition", "dirichlet")
+
+    def __post_init__(self) -> None:
+        if self.subset < 1:
+            raise ValueError(f"subset must be at least 1, got {self.subset}")
+
+    def split(self, table: Table, generator: torch.Generator) -> Division:
+        labels = table.columns["label"]
+        if self.subset > len(labels):
+            raise DataError(f"subset = {self.subset}, but there are {len(labels)} training examples")
+        seen, taken = (torch.randperm(len(labels), generator=generator)[: self.subset] for _ in range(2))
+        division = self.of.split(Table({"label": labels[seen]}), generator)
+        parts = {client: taken[index].sort().values for client, index in division.parts.items()}
+        return Division(parts, division.notes)

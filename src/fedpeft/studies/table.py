@@ -1,0 +1,141 @@
+"""The table of a study: a row for every point, mean and 95 % interval over the seeds."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+from fedpeft.core.stores import write_atomically
+from fedpeft.studies.study import ROW, Study
+from fedpeft.studies.sweep import Outcome
+
+MEASURED: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
+    "accuracy_last": lambda s: s.get("accuracy_last"),
+    "accuracy_best": lambda s: s.get("accuracy_best"),
+    "client_accuracy_mean": lambda s: (s.get("client_accuracy") or {}).get("mean"),
+    "client_accuracy_worst_decile": lambda s: (s.get("client_accuracy") or {}).get("worst_decile"),
+    "client_accuracy_std": lambda s: (s.get("client_accuracy") or {}).get("std"),
+    "bytes": lambda s: s["bytes_up"] + s["bytes_down"],
+}
+"""What a summary gives to the mean over seeds, by name."""
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and half width of the 95 % interval, t(0.975, n − 1)·s / √n; no width for one value."""
+    half = None
+    if len(values) > 1:
+        from scipy.stats import t
+
+        half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / sqrt(len(values))
+    return {"mean": fmean(values), "half": half, "each": list(values)}
+
+
+def rows_of(study: Study, outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+    """Plain values, a row for every combination of labels, in the order of the study."""
+    ended = {one.cell.name: one for one in outcomes}
+    rows: dict[str, dict[str, Any]] = {}
+    for cell in study.cells:
+        if (one := ended.get(cell.name)) is None:
+            continue
+        fresh = {"labels": dict(cell.labels), "set": list(cell.settings), "done": [], "failed": {}}
+        row = rows.setdefault(json.dumps(fresh["labels"]), fresh)
+        if one.error:
+            row["failed"][str(cell.seed)] = one.error
+        else:
+            row["done"].append(one)
+    return [_row(row) for row in rows.values()]
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    done: list[Outcome] = row.pop("done")
+    row["seeds"] = [one.cell.seed for one in done]
+    if not done:
+        return row
+    first = done[0].summary
+    for name in ("method", "trainable_params", "bytes_up_per_client_round", "bytes_down_per_client_round"):
+        row[name] = first.get(name)
+    for name, read in MEASURED.items():
+        values = [value for one in done if (value := read(one.summary)) is not None]
+        row[name] = interval(values) if len(values) == len(done) else None
+    row["seconds"] = median([float(one.summary["seconds"]) for one in done])
+    row["cells"] = [one.cell.name for one in done]
+    return row
+
+
+def write_tables(study: Study, rows: Sequence[Mapping[str, Any]], out: Path, command: str) -> None:
+    """table.json and table.md in `out`."""
+    whole = {"study": study.name, "command": command, "rows": list(rows), "note": study.note}
+    write_atomically(out / "table.json", json.dumps(whole, indent=1, allow_nan=False).encode() + b"\n")
+    write_atomically(out / "table.md", markdown(study, rows, command).encode())
+
+
+HEADINGS = ("seeds", "last", "best", "clients", "worst tenth", "trained", "up", "in all")
+
+LEGEND = """Accuracy in percent on the common held-out set, mean ± half of the 95 % interval over the seeds (Student's
+t); best is the best of the evaluated rounds, chosen on that same set. A client's accuracy counts each class as often as
+the client trains on it; clients is the mean over all of them, worst tenth over those that do worst. Bytes are
+measured on what was sent, headers included: up from one client in one round, and in all, up and down."""
+
+
+def columns(study: Study) -> list[str]:
+    """Headings: the axes, or what stands for one, and what was measured."""
+    return [*(study.axes or (ROW,)), *HEADINGS]
+
+
+def texts(study: Study, row: Mapping[str, Any]) -> list[str]:
+    """A row as people read it, under `columns`."""
+    labels = row["labels"]
+    rest = [""] * (len(study.axes) - 1)
+    named = [labels[ROW], *rest] if ROW in labels else [labels[axis] for axis in study.axes]
+    if not row["seeds"]:
+        return [*named, "failed", *[""] * (len(HEADINGS) - 1)]
+    failed = f" ({len(row['failed'])} failed)" if row["failed"] else ""
+    percents = ("accuracy_last", "accuracy_best", "client_accuracy_mean", "client_accuracy_worst_decile")
+    return [
+        *named,
+        f"{len(row['seeds'])}{failed}",
+        *(_percent(row[name]) for name in percents),
+        f"{row['trainable_params']:,}",
+        _size(row["bytes_up_per_client_round"]),
+        _size(row["bytes"]["mean"]),
+    ]
+
+
+def _percent(value: Mapping[str, Any] | None) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value['mean']:.1f}" + ("" if value["half"] is None else f" ± {100 * value['half']:.1f}")
+
+
+def _size(count: float | None) -> str:
+    if count is None:
+        return "-"
+    return f"{count / 2**20:,.2f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"
+
+
+def markdown(study: Study, rows: Sequence[Mapping[str, Any]], command: str) -> str:
+    headings = columns(study)
+    lines = [
+        f"# {study.name}",
+        "",
+        f"Made by `{command}`.",
+        "",
+        LEGEND,
+        "",
+        f"| {' | '.join(headings)} |",
+        f"|{'---|' * len(headings)}",
+        *(f"| {' | '.join(_escaped(text) for text in texts(study, row))} |" for row in rows),
+        *(f"\n{' '.join(row['labels'].values())}, seed {seed}, failed: {why}" for row, seed, why in _failures(rows)),
+        *(["", study.note] if study.note else []),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _failures(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], str, str]]:
+    return ((row, seed, reason) for row in rows for seed, reason in row["failed"].items())
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,78 @@
+"""The studies that the repository holds: they expand, and every cell's plan is one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedpeft import open_site, read_plan
+from fedpeft.core.trainable import read
+from fedpeft.runs.division import division_of
+from fedpeft.studies.study import Study, read_study
+
+ROOT = Path(__file__).parents[1]
+STUDIES = sorted((ROOT / "studies").glob("*.toml"))
+AXES = ("capability", "communication", "heterogeneity", "local-epochs", "pretraining", "scarcity")
+
+
+def test_every_axis_is_there_at_both_scales() -> None:
+    names = {file.stem for file in STUDIES}
+    assert {f"{axis}-{scale}" for axis in AXES for scale in ("small", "paper")} <= names
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_every_study_expands_to_plans(file: Path) -> None:
+    study = read_study(file)
+    assert study.name == file.stem
+    for cell in study.cells:
+        assert read_plan(cell.plan.toml()).fingerprint == cell.plan.fingerprint
+
+
+@pytest.mark.parametrize("file", [f for f in STUDIES if not f.stem.startswith("methods")], ids=lambda file: file.stem)
+def test_every_study_has_three_seeds_and_the_honest_rows(file: Path) -> None:
+    study = read_study(file)
+    assert {cell.seed for cell in study.cells} == {1, 42, 3407}
+    labels = {label for cell in study.cells for label in cell.labels.values()}
+    assert any(label.startswith("centralised") for label in labels)
+    assert any(label.startswith("head") for label in labels)
+    assert "local only" in labels
+    for cell in study.cells:
+        if any(label.startswith("centralised") for label in cell.labels.values()):
+            assert cell.plan.partition.clients == cell.plan.cohort == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_the_digits_can_be_divided_as_the_small_studies_say(axis: str) -> None:
+    study = read_study(ROOT / "studies" / f"{axis}-small.toml")
+    plans = {(cell.plan.data, cell.plan.partition, cell.seed): cell.plan for cell in study.cells}
+    for plan in plans.values():
+        report = division_of(plan)
+        partition: Any = getattr(plan.partition, "of", plan.partition)
+        assert report["clients"] == partition.clients
+
+
+@pytest.mark.parametrize("name", ["communication", "local-epochs"])
+def test_centralised_rows_see_the_data_as_often(name: str) -> None:
+    """Within an epoch of the passes over the data that the federated rows make."""
+    for scale in ("small", "paper"):
+        study = read_study(ROOT / "studies" / f"{name}-{scale}.toml")
+        passes = {cell.name: passes_of(study, cell.name) for cell in study.cells}
+        central = {count for cell, count in passes.items() if cell.startswith("centralised")}
+        federated = max(count for cell, count in passes.items() if "m-64" not in cell and "m-32" not in cell)
+        assert len(central) == 1 and abs(central.pop() - federated) < 1
+
+
+def passes_of(study: Study, name: str) -> float:
+    (plan,) = (cell.plan for cell in study.cells if cell.name == name)
+    clients: int = plan.partition.clients  # type: ignore[attr-defined]
+    return plan.rounds * plan.local.epochs * plan.cohort / clients
+
+
+def test_the_small_convolutional_network_carries_its_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    study = read_study(ROOT / "studies" / "communication-small.toml")
+    (plan,) = (cell.plan for cell in study.cells if cell.name == "small-resnet-m-8-seed1")
+    site = open_site(plan)
+    names = plan.method.names(site.model)
+    assert any(name.endswith("running_var") for name in names)
+    assert sum(x.numel() for x in read(site.model, names).values()) < 200_000

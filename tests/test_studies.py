@@ -1,0 +1,140 @@
+"""Studies: what they expand to, what they refuse, and their tables."""
+
+from pathlib import Path
+
+import pytest
+from crashes import write
+from hypothesis import given
+from hypothesis import strategies as st
+from running import fedpeft
+
+from fedpeft import PlanError, read_plan
+from fedpeft.studies.study import chosen, read_study
+from fedpeft.studies.table import interval
+
+BASE = """
+[base]
+task = "parts:Points"
+data = "parts:Blobs"
+method = "full"
+rounds = 2
+cohort = 2
+partition = {name = "dirichlet", clients = 4, alpha = 1.0}
+local = {batch_size = 8, lr = 0.1}
+"""
+AXES = """
+set = ["rounds=3"]
+seeds = [1, 42]
+[[axis]]
+key = "partition.alpha"
+values = [0.5, 2.0]
+[[axis]]
+name = "federation"
+keys = ["partition.clients", "cohort"]
+rows = [[4, 4], [4, 1]]
+[[axis]]
+name = "method"
+[[axis.point]]
+label = "slow"
+set = ["local.lr=0.01"]
+[[axis.point]]
+label = "Prox, fast"
+set = ["local.lr=0.2", "local.correction={ name = \\"prox\\", mu = 0.1 }"]
+[[row]]
+label = "centralised"
+set = ["partition={ name = \\"iid\\", clients = 1 }", "cohort=1"]
+"""
+
+
+def study(folder: Path, text: str) -> Path:
+    return write(folder / "mine.toml", text, BASE)
+
+
+def test_cells_are_the_product_of_the_axes_and_what_stands_beside_them(tmp_path: Path) -> None:
+    read = read_study(study(tmp_path, AXES))
+    assert read.name == "mine"
+    assert len(read.cells) == 2 * (2 * 2 * 2 + 1)
+    first, last = read.cells[0], read.cells[-1]
+    assert first.name == "alpha-0.5-federation-4-4-slow-seed1"
+    assert first.labels == {"alpha": "0.5", "federation": "4 4", "method": "slow"}
+    assert (first.plan.rounds, first.plan.cohort, first.plan.seed) == (3, 4, 1)
+    assert last.name == "centralised-seed42"
+    assert last.plan.partition == read_plan({"partition": {"name": "iid", "clients": 1}}).partition
+    fast = [cell for cell in read.cells if cell.labels.get("method") == "Prox, fast"]
+    assert len(fast) == 8
+    assert all(cell.plan.local.correction.mu == 0.1 for cell in fast)  # type: ignore[attr-defined]
+    assert [cell.seed for cell in read.cells] == [1] * 9 + [42] * 9
+
+
+def test_only_takes_axes_by_name_or_key_and_seeds(tmp_path: Path) -> None:
+    read = read_study(study(tmp_path, AXES))
+    assert len(chosen(read, [])) == 18
+    assert len(chosen(read, ["seed=1"])) == 9
+    assert len(chosen(read, ["partition.alpha=0.5"])) == len(chosen(read, ["alpha=0.5"])) == 8
+    assert len(chosen(read, ["method=prox*", "seed=42", "alpha=0.5", "alpha=2.0"])) == 4
+    assert [cell.name for cell in chosen(read, ["row=centralised", "seed=1"])] == ["centralised-seed1"]
+    for bad, said in (
+        ("seed=7", "leaves no cell; there are {'seed': ['1', '42']}"),
+        ("metod=slow", "no axis called 'metod'. Did you mean 'method'?"),
+        ("seed", "KEY=VALUE"),
+    ):
+        with pytest.raises(PlanError) as error:
+            chosen(read, [bad])
+        assert said in str(error.value)
+
+
+BAD = {
+    "no plan key": ('[[axis]]\nkey = "partition.alhpa"\nvalues = [1.0]', "no key called 'alhpa'"),
+    "out of range": ('[[axis]]\nkey = "partition.alpha"\nvalues = [1.0, -1.0]', "alpha must be positive"),
+    "alike": ('[[axis]]\nkey = "local.lr"\nvalues = [0.1, 0.10000]', "two points are called '0.1'"),
+    "alike plans": (
+        '[[axis]]\nkey = "engine"\nvalues = ["inprocess", "processes"]',
+        "two cells alike: inprocess-seed1",
+    ),
+    "same seeds": ("seeds = [1, 1]\n[[row]]\nlabel = 'a'", "two cells alike: a-seed1 and a-seed1"),
+    "empty": ("seeds = [1]", "the study is empty: give it an [[axis]]"),
+    "no seeds": ("seeds = []\n[[row]]\nlabel = 'a'", "the study is empty: seeds = []"),
+    "no values": ('[[axis]]\nkey = "rounds"', "has a key without values"),
+    "both": ('[[axis]]\nkey = "rounds"\nvalues = [1]\nkeys = ["seed"]\nrows = [[1]]', "takes `key` and `values`, or"),
+    "short row": ('[[axis]]\nkeys = ["rounds", "cohort"]\nrows = [[1]]', "has 2 keys, but a row [1] of 1 values"),
+    "unknown word": ('[[axes]]\nkey = "rounds"', "no key called 'axes'. Did you mean 'axis'?"),
+    "two of a name": ('[[axis]]\nkey = "rounds"\nvalues = [1]\n[[axis]]\nkey = "rounds"\nvalues = [2]', "'rounds'"),
+    "no name": ('[[axis]]\n[[axis.point]]\nlabel = "a"', "of points needs a `name`"),
+    "no label": ('[[row]]\nset = ["rounds=1"]', "needs the key 'label'"),
+    "no TOML": ("seeds = = 1", "the study is no TOML"),
+}
+
+
+@pytest.mark.parametrize("text, said", BAD.values(), ids=BAD.keys())
+def test_a_bad_study_is_one_clear_line_before_anything_is_made(tmp_path: Path, text: str, said: str) -> None:
+    result = fedpeft("sweep", study(tmp_path, text), "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert said in result.stderr
+    assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_that_cannot_be_read(tmp_path: Path) -> None:
+    result = fedpeft("sweep", tmp_path / "none.toml")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "none.toml: the study cannot be read: No such file" in result.stderr
+    path = write(tmp_path / "study.toml", 'base = "gone.toml"\n[[row]]\nlabel = "a"')
+    assert "the base plan gone.toml cannot be read" in fedpeft("sweep", path).stderr
+
+
+def test_the_interval_is_students() -> None:
+    # t(0.975, 2) = 4.302653, s = 1, n = 3
+    assert interval([1.0, 2.0, 3.0]) == {"mean": 2.0, "half": pytest.approx(4.302653 / 3**0.5), "each": [1.0, 2.0, 3.0]}
+    assert interval([0.5])["half"] is None
+
+
+@given(
+    st.dictionaries(st.text("abc_", min_size=1), st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text())
+)
+def test_a_value_of_an_axis_is_read_back_as_it_was(arguments: dict[str, object]) -> None:
+    import tomllib
+
+    from fedpeft.studies.study import _toml
+
+    assert tomllib.loads(f"value = {_toml([arguments])}")["value"] == [arguments]
