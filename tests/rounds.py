@@ -32,6 +32,15 @@ POINTS = {
 SCAFFOLD = {"local": {**DIGITS["local"], "correction": "scaffold"}, "server": "scaffold"}  # type: ignore[dict-item]
 FEEDBACK = {"uplink": {"name": "topk", "density": 0.1}, "stages": ["error_feedback"]}
 MEMORIES = pytest.mark.parametrize("changes", [SCAFFOLD, FEEDBACK, SCAFFOLD | FEEDBACK], ids=["scaffold", "ef", "both"])
+PRIVATE = ("client_dp", "local_dp")
+
+
+def staged(stage: str) -> dict[str, object]:
+    """What a plan with that stage, or with none, sets beside its other parts."""
+    if stage not in PRIVATE:
+        return {"stages": [stage] if stage else []}
+    noisy = {"name": stage, "noise_multiplier": 0.1}
+    return {"stages": [noisy], "weighting": "uniform", "delta": 1e-3, "accountant": "rdp"}
 
 
 def plan_of(**changes: object) -> Plan:

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from math import ceil, isfinite
+from hashlib import blake2b
+from math import isfinite
 
 import torch
 from torch import nn
@@ -19,8 +20,9 @@ from fedpeft.core.types import Batch, Context, Failure, Job, Reply, Tensors, Upd
 from fedpeft.core.wire import pack
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import check_division
-from fedpeft.errors import DataError, RunError
+from fedpeft.errors import DataError, PlanError, RunError
 from fedpeft.plan import Plan
+from fedpeft.privacy import settled
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Site:
     """What one process holds: the frozen base, once, and the data of the clients that it may serve.
 
     Attributes:
+      plan: with its noise calibrated, where it asks for some.
       model: with the method injected; nobody writes to it, the small tensors are swapped in for each call.
       classes: the label names, in the order of the head's outputs.
     """
@@ -60,6 +63,7 @@ def open_site(plan: Plan, device: str = "cpu") -> Site:
     task = plan.task
     train, test = task.prepare(examples.train), task.prepare(examples.test)
     data = Partitioned(task, train, test, division.parts, division.notes)
+    plan = settled(plan, data.clients)
     model = plan.model(examples.classes).to(device)
     return Site(plan, model, data, examples.classes, device)
 
@@ -93,6 +97,8 @@ class Worker:
         except StoreError:
             raise
         except Exception as error:  # parts that users write may raise anything
+            if self.site.plan.private_part and not isinstance(error, PlanError):
+                return Failure(job.client, f"{type(error).__name__}; its words stay here: they may tell of an example")
             return Failure(job.client, f"{type(error).__name__}: {error}")
 
     def _serve(self, job: Job) -> bytes:
@@ -101,11 +107,14 @@ class Worker:
         with storing():
             memory = self.store.load(job.client, job.accepted)
         context = self._context(job)
-        with threads(plan.threads), seeded(fold(job.seed, "dropout")):
+        dropout = (
+            context.secret.at("dropout").seed if context.secret and plan.local.event else fold(job.seed, "dropout")
+        )
+        with threads(plan.threads), seeded(dropout):
             delta, kept, totals = self.train(received, under("local", memory), context)
-        loss = Weighted(float(totals["loss"]), float(totals["examples"]))
+        metrics = {"loss": Weighted(float(totals["loss"]), float(totals["examples"]))} if totals else {}
         weight = float(context.size) if plan.weighting == "examples" else 1.0
-        update = Update(job.client, {n: x.cpu() for n, x in delta.items()}, weight, {"loss": loss})
+        update = Update(job.client, {n: x.cpu() for n, x in delta.items()}, weight, metrics)
         kept = prefixed("local", {n: x.cpu() for n, x in kept.items()})
         for i, stage in enumerate(plan.stages):
             update, own = stage.on_client(update, under(f"stage{i}", memory), context)
@@ -113,7 +122,8 @@ class Worker:
         if kept and not memory and job.accepted is not None:
             raise RunError(f"its memory of round {job.accepted} is gone: it would start afresh, unseen")
         if not finite(update.delta) or not all(isfinite(m.total) for m in update.metrics.values()):
-            raise ArithmeticError(f"training diverged (mean loss {loss.value:.3g}): lower local.lr or set clip_norm")
+            mean = f" (mean loss {metrics['loss'].value:.3g})" if metrics else ""
+            raise ArithmeticError(f"training diverged{mean}: lower local.lr or set clip_norm")
         payload = pack(update, plan.uplink)
         with storing():
             self.store.save(job, kept, payload)
@@ -121,18 +131,24 @@ class Worker:
 
     def _context(self, job: Job) -> Context:
         plan, size = self.site.plan, self.site.data.size(job.client)
-        steps = plan.local.epochs * ceil(size / plan.local.batch_size)
-        return Context(job.run, job.round, plan.rounds, job.client, size, steps, job.seed)
+        secret = None
+        if plan.private_part:
+            # of everything that a reply depends on: the same noise on two replies would take itself away
+            asked = blake2b(job.payload).hexdigest()
+            with storing():
+                own = self.store.secret(job.client)
+            secret = own.at(job.run, job.round, job.phase, job.seed, job.accepted, asked)
+        steps = plan.local.steps_for(size)
+        return Context(job.run, job.round, plan.rounds, job.client, size, steps, job.seed, secret)
 
     def train(self, received: Tensors, memory: Tensors, context: Context) -> tuple[Tensors, Tensors, Tensors]:
         """The delta, the new memory and the totals; what an engine may do otherwise, and nothing else."""
         local, site = self.site.plan.local, self.site
         on = {n: x.to(site.device) for n, x in received.items()}
         own = {n: x.to(site.device) for n, x in memory.items()}
-        draws = generator(context.seed, "batches")
         site.model.train()
         carry = local.begin(on, own, context)
-        for batch in site.data.batches(context.client, local.batch_size, local.epochs, draws):
+        for batch in local.batches(site.data, received, context):
             carry = local.step(carry, site.on_device(batch), self.objective)
         return local.finish(carry, on, own)
 
