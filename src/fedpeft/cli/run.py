@@ -75,7 +75,7 @@ def _begin(
     if out is not None:
         vacant(out)
     site = open_run_site(plan, device)
-    return create(plan, out), site
+    return create(site.plan, out), site
 
 
 def _reopen(path: Path, engine: str | None, device: str, workers: int) -> "tuple[RunFolder, Site]":

@@ -67,7 +67,7 @@ class Secret:
         count = prod(shape)
         radius, angle = self.uniform(2 * ceil(count / 2)).view(2, -1)
         radius, angle = (-2 * torch.log1p(-radius)).sqrt(), 2 * pi * angle
-        return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count].view(*shape)
+        return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count].view(tuple(shape))
 
 
 def secret_at(path: Path) -> Secret:

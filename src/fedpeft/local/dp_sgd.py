@@ -133,7 +133,7 @@ class Private:
 
 def _clipped_sum(each: Tensors, mask: Tensor, limit: float) -> Tensors:
     """Σ mask·clip(g) over the first dimension."""
-    lengths = [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) for g in each.values()]
+    lengths = [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1, dtype=torch.float64) for g in each.values()]
     factor = shrinking(torch.stack(lengths).square().sum(0).sqrt(), limit) * mask
 
     def summed(g: Tensor) -> Tensor:

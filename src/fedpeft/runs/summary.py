@@ -28,6 +28,7 @@ def summarize(folder: RunFolder, site: Site) -> dict[str, Any]:
         "clients": len(site.data.clients),
         "cohort": plan.cohort,
         **_accuracy(rounds),
+        "privacy": rounds[-1].get("privacy") if rounds else None,
         "trainable_params": sum(x.numel() for x in site.params().values()),
         **_traffic(rounds),
         **_against_full(rounds, None),
