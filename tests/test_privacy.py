@@ -30,6 +30,7 @@ from fedpeft.privacy import chosen
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.execute import open_engine, open_run_site
 from fedpeft.runs.folder import RunFolder, create, read_json, read_rounds
+from fedpeft.runs.measure import measure
 from fedpeft.runs.summary import summarize
 
 SECRET = Secret(bytes(range(32)))
@@ -70,7 +71,10 @@ def test_the_events_are_what_is_accounted(
 
 def test_gaussians_agree_with_their_closed_form() -> None:
     """δ(ε) = Φ(μ/2 − ε/μ) − e^ε·Φ(−μ/2 − ε/μ) with μ = √n / z (Balle and Wang, 2018, arXiv:1805.06530)."""
-    normal = lambda x: (1 + erf(x / sqrt(2))) / 2
+
+    def normal(x: float) -> float:
+        return (1 + erf(x / sqrt(2))) / 2
+
     noise, times = 2.0, 13
     e, mu = epsilon(Event("client", noise), times, 1e-3), sqrt(times) / noise
     assert normal(mu / 2 - e / mu) - exp(e) * normal(-mu / 2 - e / mu) == pytest.approx(1e-3, rel=1e-3)
@@ -84,7 +88,9 @@ def test_no_participation_costs_nothing_and_no_noise_everything() -> None:
 @pytest.mark.parametrize("accountant", ["pld", "rdp"])
 @pytest.mark.parametrize("target", [0.5, 8.0])
 def test_calibrated_noise_is_enough_and_little_more(accountant: str, target: float) -> None:
-    event = lambda z: Event("example", z, 1.0, 3)
+    def event(z: float) -> Event:
+        return Event("example", z, 1.0, 3)
+
     noise = calibrate(event, 4, target, 1e-3, accountant)
     assert 0.98 * target < epsilon(event(noise), 4, 1e-3, accountant) <= target
 
@@ -332,3 +338,19 @@ def test_engine_folder_makes_its_secrets_by_itself(tmp_path: Path) -> None:
     engine = open_engine(folder, site)
     rounds = list(federate(site.plan, engine, start(site.plan, site.params())))
     assert len(rounds) == site.plan.rounds and (folder.clients / "secret").stat().st_mode & 0o777 == 0o600
+
+
+LEARNT = {"head": 0.8, "bias": 0.8, "lora": 0.8, "adapter": 0.8, "prompt": 0.7}
+PLANS = Path(__file__).parents[1] / "plans"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("method", sorted(LEARNT))
+@pytest.mark.parametrize("plan", ["digits-dp", "digits-client-dp"])
+def test_every_method_still_learns_at_epsilon_8(plan: str, method: str) -> None:
+    """Chance is a tenth. What is measured is in docs/results/privacy.md."""
+    site = open_run_site(read_plan(PLANS / f"{plan}.toml", [f"method={method}", "accountant=rdp", "engine=inprocess"]))
+    *_, (state, ledger) = federate(site.plan, on(site, site.plan), start(site.plan, site.params()))
+    assert ledger.privacy is not None and ledger.privacy["epsilon"] <= 8 and not ledger.failed
+    assert measure(site, state.params)["accuracy"] > LEARNT[method]
