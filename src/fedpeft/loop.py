@@ -145,16 +145,22 @@ def receive(plan: Plan, expected: Layout, ledger: Ledger, reply: Reply | Failure
     if not finite(update.delta):
         ledger.failed[client] = "the delta is not finite"
         return None
-    for stage in reversed(plan.stages):
-        update = stage.on_arrival(update)
+    try:
+        for stage in reversed(plan.stages):
+            update = stage.on_arrival(update)
+    except ValueError as error:
+        ledger.failed[client] = str(error)
+        return None
     ledger.up_headers += headers(reply.payload)
     ledger.weights[client] = update.weight
     return update
 
 
 def aggregate(plan: Plan, updates: Iterator[Update], state: State, received: Tensors) -> Update | None:
-    """The cohort's updates as one, or None if none came. Where clients are hidden, nobody's absence may show: noise is
-    added to nothing then."""
+    """The cohort's updates as one, or None if none came.
+
+    Where clients are hidden, nobody's absence may show: noise is then added to nothing.
+    """
     first = next(updates, None)
     if first is None:
         return Update("", zeros_like(state.params), 0.0) if hides_clients(plan) else None

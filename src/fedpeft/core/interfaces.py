@@ -135,7 +135,7 @@ class Local(Protocol):
 
 class Stage(Protocol):
     """A station an update passes: `on_client` in order on the way up; in reverse `on_arrival` on each update, which
-    others may have made, and `on_server` on the mean.
+    others may have made, and `on_server` on the mean. A ValueError of `on_arrival` is that client's failure.
 
     `memory` is this client's own, kept between the rounds it takes part in; empty at first.
 
