@@ -14,7 +14,7 @@ from typing import Any
 
 from fedpeft.core.stores import load_tensors
 from fedpeft.core.tensors import equal
-from fedpeft.core.types import Cohort, Context, Tensors, Update
+from fedpeft.core.types import Cohort, Context, Event, Tensors, Update
 from fedpeft.runs.folder import RunFolder, read_rounds
 
 BLOBS = """
@@ -40,11 +40,18 @@ class Gate:
     def remembers(self) -> bool:
         return False
 
+    @property
+    def event(self) -> Event | None:
+        return None
+
     def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]:
         while (Path(self.folder) / "closed").exists():
             (Path(self.folder) / "reached").touch()
             time.sleep(0.02)
         return update, {}
+
+    def on_arrival(self, update: Update) -> Update:
+        return update
 
     def on_server(self, update: Update, cohort: Cohort) -> Update:
         return update
@@ -65,11 +72,18 @@ class FullDisk:
     def remembers(self) -> bool:
         return False
 
+    @property
+    def event(self) -> Event | None:
+        return None
+
     def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]:
         full = (Path(self.folder) / "full").exists()
         if full and (context.client, context.round) == (self.client, self.round):
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         return update, {}
+
+    def on_arrival(self, update: Update) -> Update:
+        return update
 
     def on_server(self, update: Update, cohort: Cohort) -> Update:
         return update

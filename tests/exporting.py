@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.func import functional_call
 
 from fedpeft import read_plan
-from fedpeft.client import Site
 from fedpeft.core.features import FEATURES
 from fedpeft.core.seeds import seeded
 from fedpeft.core.types import Batch
@@ -23,6 +22,7 @@ from fedpeft.registry import CATALOGUE
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.execute import execute, open_engine, open_run_site
 from fedpeft.runs.folder import RunFolder, create
+from fedpeft.site import Site
 
 SMALL: dict[str, Any] = {
     "name": "small",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fedpeft.core.secrets import Secret
 from fedpeft.core.stores import Folder
 from fedpeft.core.types import Batch, Examples, Job, Table, Tensors
 
@@ -251,6 +252,9 @@ class DiesAfterSaving:
         if job.client == self.client and job.round == 1:
             die(self.once)
 
+    def secret(self, client: str) -> Secret:
+        return self.folder.secret(client)
+
 
 @dataclass(frozen=True)
 class FailingDisk:
@@ -271,6 +275,9 @@ class FailingDisk:
     def save(self, job: Job, memory: Tensors, payload: bytes) -> None:
         self._at("save", job.client)
         self.folder.save(job, memory, payload)
+
+    def secret(self, client: str) -> Secret:
+        return self.folder.secret(client)
 
     def _at(self, method: str, client: str) -> None:
         if (method, client) == (self.method, self.client):

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from fedpeft.client import Site
 from fedpeft.core.interfaces import Engine, Store
 from fedpeft.core.stores import Nowhere
 from fedpeft.core.types import Failure, Job, Reply, State, Tensors
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.loop import Ledger, federate, start
 from fedpeft.plan import Plan, read_plan
+from fedpeft.site import Site
 
 DIGITS = {
     "method": "head",
@@ -37,6 +37,15 @@ MEMORIES = pytest.mark.parametrize(
     [SCAFFOLD, FEEDBACK, SCAFFOLD | FEEDBACK, OWN_BIAS, OWN_BIAS | FEEDBACK],
     ids=["scaffold", "ef", "both", "personal", "personal-ef"],
 )
+PRIVATE = ("client_dp", "local_dp")
+
+
+def staged(stage: str) -> dict[str, object]:
+    """What a plan with that stage, or with none, sets beside its other parts."""
+    if stage not in PRIVATE:
+        return {"stages": [stage] if stage else []}
+    noisy = {"name": stage, "noise_multiplier": 0.1}
+    return {"stages": [noisy], "weighting": "uniform", "delta": 1e-3, "accountant": "rdp"}
 
 
 def plan_of(**changes: object) -> Plan:

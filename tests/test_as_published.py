@@ -11,7 +11,6 @@ from running import SMALL
 from running import run as run_folder
 
 from fedpeft import Plan, PlanError, Processes, read_plan
-from fedpeft.client import Site, open_site
 from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Division, Table
@@ -20,6 +19,7 @@ from fedpeft.partitions.dirichlet import Dirichlet
 from fedpeft.partitions.redrawn import Redrawn
 from fedpeft.runs.folder import create
 from fedpeft.runs.measure import measure
+from fedpeft.site import Site, open_site
 
 
 def test_weights_are_rounded_up_to_batches(points: Site) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from running import SMALL, fedpeft
 
-from fedpeft.client import Site, open_site
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
 from fedpeft.engines.auto import Auto, trial
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.loop import federate, start
 from fedpeft.plan import read_plan
+from fedpeft.site import Site, open_site
 
 BATCHNORM = {"name": "parts:Points", "network": "convolution"}
 

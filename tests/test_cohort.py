@@ -12,7 +12,6 @@ import torch
 from parts import Blobs, FailingDisk, Odd, Points, Raising
 from rounds import Recording
 
-from fedpeft.client import Site, open_site
 from fedpeft.core.interfaces import Store
 from fedpeft.core.stores import Folder, Nowhere, StoreError
 from fedpeft.core.types import Failure, Job, Reply, Tensors, Update
@@ -22,6 +21,7 @@ from fedpeft.engines.inprocess import InProcess
 from fedpeft.loop import federate, start
 from fedpeft.plan import Plan, read_plan
 from fedpeft.registry import names
+from fedpeft.site import Site, open_site
 
 TOLERANCE = 1e-4
 RAGGED: dict[str, Any] = {

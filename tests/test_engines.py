@@ -10,7 +10,6 @@ import pytest
 import torch
 from parts import Blobs, DiesAfterSaving, FailingDisk, Fatal, Points, Raising
 
-from fedpeft.client import Site, open_site
 from fedpeft.core.interfaces import Store
 from fedpeft.core.stores import Folder, Nowhere, StoreError
 from fedpeft.core.tensors import equal
@@ -20,6 +19,7 @@ from fedpeft.engines.processes import Processes
 from fedpeft.errors import PlanError
 from fedpeft.loop import Ledger, federate, start
 from fedpeft.plan import Plan, read_plan
+from fedpeft.site import Site, open_site
 
 POINTS = {
     "task": {"name": "parts:Points"},

@@ -9,7 +9,6 @@ from method_models import Classify, batch_of, injected, model_of
 from rounds import last, plan_of, run
 from torch import Tensor, nn
 
-from fedpeft.client import Site, open_site
 from fedpeft.core.cut import Cut, find_cut
 from fedpeft.core.features import FEATURES, Featured, folder, keep
 from fedpeft.core.objective import Objective, evaluate
@@ -21,6 +20,7 @@ from fedpeft.engines.processes import Processes
 from fedpeft.loop import federate, start
 from fedpeft.plan import Plan
 from fedpeft.runs.measure import measure, over_clients
+from fedpeft.site import Site, open_site
 
 FEW = {"partition": {"name": "dirichlet", "clients": 4, "alpha": 10.0}}
 

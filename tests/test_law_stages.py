@@ -6,14 +6,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.core.interfaces import Stage
+from fedpeft.core.secrets import Secret
 from fedpeft.core.tensors import equal, layout
 from fedpeft.core.types import Cohort, Context, Tensors, Update, Weighted
 from fedpeft.registry import build, names
 
 every = pytest.mark.parametrize("name", sorted(names("stage")))
 
-CONTEXT = Context("run", 0, 3, "c0", 10, 2, 7)
-COHORT = Cohort(0, 10, 2, {"c0": 1.0, "c1": 1.0}, 1)
+SECRET = Secret(bytes(32))
+CONTEXT = Context("run", 0, 3, "c0", 10, 2, 7, SECRET)
+COHORT = Cohort(0, 10, 2, {"c0": 1.0, "c1": 1.0}, 1, SECRET)
+NEEDED = {"client_dp": {"noise_multiplier": 1.0}, "local_dp": {"noise_multiplier": 1.0}}
+"""What is calibrated before a stage is used."""
+
+
+def made(name: str) -> Stage:
+    stage: Stage = build("stage", {"name": name, **NEEDED.get(name, {})})
+    return stage
 
 
 def update(seed: int, dtype: torch.dtype = torch.float32) -> Update:
@@ -24,21 +33,22 @@ def update(seed: int, dtype: torch.dtype = torch.float32) -> Update:
 
 @every
 def test_names_shapes_and_types_stay_and_arguments_are_not_touched(name: str) -> None:
-    stage: Stage = build("stage", name)
+    stage = made(name)
     memory: Tensors = {}
     for seed in range(3):
         given_ = update(seed)
         olds = [{n: x.clone() for n, x in group.items()} for group in (given_.delta, memory)]
         up, kept = stage.on_client(given_, memory, CONTEXT)
-        down = stage.on_server(up, COHORT)
-        assert layout(up.delta) == layout(down.delta) == layout(given_.delta)
+        came = stage.on_arrival(up)
+        down = stage.on_server(came, COHORT)
+        assert layout(up.delta) == layout(came.delta) == layout(down.delta) == layout(given_.delta)
         assert equal(given_.delta, olds[0]) and equal(memory, olds[1])
         memory = kept
 
 
 @every
 def test_all_memory_is_in_what_is_returned(name: str) -> None:
-    stage: Stage = build("stage", name)
+    stage = made(name)
     _, memory = stage.on_client(update(0), {}, CONTEXT)
     stage.on_client(update(1), {}, CONTEXT)
     (a, memory_a), (b, memory_b) = (stage.on_client(update(2), memory, CONTEXT) for _ in range(2))
@@ -47,7 +57,7 @@ def test_all_memory_is_in_what_is_returned(name: str) -> None:
 
 @every
 def test_a_memory_is_announced(name: str) -> None:
-    stage: Stage = build("stage", name)
+    stage = made(name)
     assert stage.remembers == bool(stage.on_client(update(0), {}, CONTEXT)[1])
 
 

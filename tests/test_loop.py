@@ -8,7 +8,7 @@ import pytest
 import torch
 from rounds import FEEDBACK, MEMORIES, SCAFFOLD, Recording, good, last, on, plan_of, points_plan, run
 
-from fedpeft.client import Site, Worker, open_site
+from fedpeft.client import Worker
 from fedpeft.core.objective import evaluate
 from fedpeft.core.seeds import fold, generator
 from fedpeft.core.stores import Folder, Nowhere
@@ -17,6 +17,7 @@ from fedpeft.core.types import Cohort, Job, Reply, State, Update
 from fedpeft.core.wire import unpack
 from fedpeft.loop import Ledger, advance, federate, start
 from fedpeft.plan import Plan, read_plan
+from fedpeft.site import Site, open_site
 
 
 def by_hand(site: Site, plan: Plan, client: str) -> dict[str, torch.Tensor]:

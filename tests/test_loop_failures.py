@@ -2,21 +2,21 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 from rounds import FEEDBACK, MEMORIES, Recording, Tampering, good, last, on, points_plan, run
 
-from fedpeft.client import Site
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal, finite, layout
-from fedpeft.core.types import Cohort, Failure, Reply, State, Tensors, Update, Weighted
+from fedpeft.core.types import Cohort, Context, Event, Failure, Reply, State, Tensors, Update, Weighted
 from fedpeft.core.wire import pack, unpack
 from fedpeft.errors import PlanError
 from fedpeft.loop import Ledger, advance, aggregate, federate, start
 from fedpeft.plan import Plan
+from fedpeft.site import Site
 
 
 def test_a_reply_that_was_not_counted_leaves_no_memory(points: Site, tmp_path: Path) -> None:
@@ -168,3 +168,39 @@ def test_a_state_that_the_downlink_cannot_hold_is_an_error_that_names_the_codec(
     state = State(2, {name: torch.full_like(x, 1e5) for name, x in points.params().items()})
     with pytest.raises(PlanError, match="downlink codec 'float16' cannot hold the state of round 2: tensor 'head"):
         next(federate(plan, on(points, plan), state))
+
+
+@dataclass(frozen=True)
+class Doorman:
+    """A stage that does not let one client's updates in."""
+
+    client: str
+
+    @property
+    def remembers(self) -> bool:
+        return False
+
+    @property
+    def event(self) -> Event | None:
+        return None
+
+    def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]:
+        return update, {}
+
+    def on_arrival(self, update: Update) -> Update:
+        if update.client == self.client:
+            raise ValueError("not with these shoes")
+        return update
+
+    def on_server(self, update: Update, cohort: Cohort) -> Update:
+        return update
+
+
+def test_what_a_stage_does_not_let_in_is_a_failure_of_its_client(points: Site) -> None:
+    plan = points_plan(cohort=24, rounds=1)
+    victim = points.data.clients[5]
+    [(state, ledger)] = run(points, replace(plan, stages=(Doorman(victim),)))
+    assert ledger.failed == {victim: "not with these shoes"} and len(ledger.weights) == 23
+    lost: Callable[[Reply | Failure], Failure] = lambda reply: Failure(reply.client, "lost on the way")
+    [(without, _)] = federate(plan, Tampering(on(points, plan), {victim: lost}), start(plan, points.params()))
+    assert equal(state.params, without.params)

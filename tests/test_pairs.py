@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from rounds import staged
 
 from fedpeft import Folder, InProcess, federate, open_site, read_plan, start
 from fedpeft.core.seeds import generator
@@ -45,7 +46,11 @@ def sample(count: int) -> Iterator[dict[str, str]]:
 
 
 def spec_of(chosen: dict[str, str]) -> dict[str, Any]:
-    """A plan of the chosen parts; SCAFFOLD is one algorithm in two places, with SGD."""
+    """A plan of the chosen parts; SCAFFOLD is one algorithm in two places, with SGD; a server's noise is for a mean."""
+    if chosen["stage"] == "client_dp":
+        plain = {"correction": "none", "server": "average"}
+        chosen = {key: plain[key] if part == "scaffold" else part for key, part in chosen.items()}
+        chosen["aggregator"] = "mean"
     scaffold = chosen["correction"] == "scaffold" or chosen["server"] == "scaffold"
     return {
         "method": chosen["method"],
@@ -53,7 +58,7 @@ def spec_of(chosen: dict[str, str]) -> dict[str, Any]:
         "server": "scaffold" if scaffold else chosen["server"],
         "uplink": chosen["uplink"],
         "downlink": chosen["downlink"],
-        "stages": [chosen["stage"]],
+        **staged(chosen["stage"]),
         "partition": {"name": chosen["partition"], "clients": 30},
         "rounds": 2,
         "cohort": 3,

@@ -11,7 +11,6 @@ from running import SMALL, fedpeft
 from running import run as run_folder
 
 from fedpeft import PlanError, read_plan
-from fedpeft.client import Site, open_site
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal, layout, under
 from fedpeft.core.types import Failure, State, Tensors
@@ -23,6 +22,7 @@ from fedpeft.runs.folder import create
 from fedpeft.runs.measure import client_accuracy, client_params, held_out, measure
 from fedpeft.runs.result import read_result
 from fedpeft.runs.summary import summarize
+from fedpeft.site import Site, open_site
 
 LOCAL_ONLY = {"personal": ["*"]}
 PERSONAL = {**SMALL, "server": "average", "local": {"batch_size": 8, "lr": 0.1}}

@@ -121,11 +121,11 @@ def test_built_parts_pass() -> None:
     [
         ({"server": 1}, r"plan\.server = 1: must be a name, a table with a `name`.*; known: adagrad, .*yogi"),
         ({"server": ["adam"]}, r"plan\.server = \['adam'\]: must be a name"),
-        ({"stages": 5}, r"plan\.stages = 5: must be a name.*; known: error_feedback"),
+        ({"stages": 5}, r"plan\.stages = 5: must be a name.*; known: client_dp, error_feedback"),
         ({"stages": True}, r"plan\.stages = True: must be a name"),
         ({"stages": ["error_feedback", 3], "uplink": "topk"}, r"plan\.stages\[1\] = 3: must be a name"),
         ({"stages": ["parts:die"]}, r"plan\.stages\[0\]: 'parts:die' is no dataclass"),
-        ({"stages": {"codec": "topk"}}, r"plan\.stages needs a `name`; known: error_feedback"),
+        ({"stages": {"codec": "topk"}}, r"plan\.stages needs a `name`; known: client_dp, error_feedback"),
         ({"stages": ["error_feedback"], "uplink": 5}, r"plan\.uplink = 5: must be a name"),
         ({"method": 3}, r"plan\.method = 3: must be a name"),
         ({"data": 3}, r"plan\.data = 3: must be a name"),

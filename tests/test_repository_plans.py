@@ -13,9 +13,10 @@ PLANS = [
     for name in ("cifar100-vit-tiny", "trec6-minilm", "clinc150-minilm", "sst2-minilm")
 ]
 FROM_THE_HUB = PLANS[0].with_stem("cifar100-vit-base")
+PRIVATE = [Path(__file__).parents[1] / "plans" / f"{name}.toml" for name in ("digits-dp", "digits-client-dp")]
 
 
-@pytest.mark.parametrize("file", [*PLANS, FROM_THE_HUB], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [*PLANS, FROM_THE_HUB, *PRIVATE], ids=lambda file: file.stem)
 def test_every_plan_of_the_repository_is_a_plan_and_reads_back(file: Path) -> None:
     plan = read_plan(file)
     assert plan.name == file.stem

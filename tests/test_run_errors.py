@@ -11,11 +11,11 @@ import pytest
 from running import SMALL, run
 
 from fedpeft import Plan, PlanError, RunError, open_site, read_plan
-from fedpeft.client import Site
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.environment import differences
 from fedpeft.runs.execute import check_workers, moved, open_run_site
 from fedpeft.runs.folder import RunFolder, append_round, create, locked, read_rounds, reopen
+from fedpeft.site import Site
 
 
 @pytest.fixture(scope="module")

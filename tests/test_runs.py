@@ -14,7 +14,6 @@ from running import SMALL, run
 
 from fedpeft import Folder, InProcess, Plan, federate, open_site, read_plan, start
 from fedpeft.cli.progress import summary_table
-from fedpeft.client import Site
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import State
 from fedpeft.registry import build
@@ -22,6 +21,7 @@ from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.folder import RunFolder, create, read_rounds, reopen
 from fedpeft.runs.measure import full_payloads, measure, over_clients
 from fedpeft.runs.summary import summarize
+from fedpeft.site import Site
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedpeft.client import Site, Worker, open_site
+    from fedpeft.client import Worker
     from fedpeft.core.objective import evaluate
     from fedpeft.core.stores import Folder
     from fedpeft.engines.cohort import Cohort
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fedpeft.errors import DataError, FedpeftError, PlanError, RunError, WireError
     from fedpeft.loop import Ledger, federate, start
     from fedpeft.plan import Plan, read_plan
+    from fedpeft.site import Site, open_site
 
 __all__ = [
     "Cohort",

@@ -4,18 +4,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from fedpeft.client import Site, open_site
 from fedpeft.core.interfaces import Engine, Store
-from fedpeft.core.seeds import fold, generator
+from fedpeft.core.secrets import Secret
+from fedpeft.core.seeds import fold
 from fedpeft.core.stores import Nowhere
-from fedpeft.core.tensors import Layout, finite, layout
+from fedpeft.core.tensors import Layout, finite, layout, zeros_like
 from fedpeft.core.types import ClientId, Cohort, Failure, Job, Reply, State, Tensors, Update, Weighted
 from fedpeft.core.wire import headers, unpack
 from fedpeft.errors import PlanError, WireError
 from fedpeft.plan import Plan
+from fedpeft.privacy import chosen, opened, round_seed
 from fedpeft.registry import describe
+from fedpeft.site import Site, open_site
 
 MEAN, VARIANCE = "running_mean", "running_var"
 """How torch calls the running statistics of a normalisation, the last part of their names."""
@@ -39,6 +41,7 @@ class Ledger:
       down, up: bytes by client, frames and headers included.
       up_headers: the part of `up` that is frames and headers rather than tensors, over all clients.
       failed: by client, why its reply was not counted.
+      privacy: what the run has cost up to here, as rounds.jsonl tells it; None where nothing is private.
     """
 
     round: int
@@ -49,6 +52,7 @@ class Ledger:
     failed: dict[ClientId, str] = field(default_factory=dict)
     metrics: dict[str, Weighted] = field(default_factory=dict)
     note: str = ""
+    privacy: dict[str, Any] | None = None
 
     @property
     def bytes_down(self) -> int:
@@ -66,8 +70,12 @@ def start(plan: Plan, params: Tensors | None = None) -> State:
     return State(0, *plan.server.init({n: x for n, x in params.items() if n not in personal}))
 
 
-def federate(plan: Plan, engine: Engine, state: State | None = None) -> Iterator[tuple[State, Ledger]]:
+def federate(
+    plan: Plan, engine: Engine, state: State | None = None, secret: Secret | None = None
+) -> Iterator[tuple[State, Ledger]]:
     """Yield the state and the ledger after each round, from `state` on.
+
+    The server's noise is drawn from `secret`; if there is none, from one that nobody keeps.
 
     This is McMahan et al. (arXiv:1602.05629), Algorithm 1, line for line; what varies is behind a name of the plan.
     Evaluation, logging, checkpoints and early stopping are the body of the caller's `for`.
@@ -80,10 +88,11 @@ def federate(plan: Plan, engine: Engine, state: State | None = None) -> Iterator
     if beside and isinstance(beside.store, Nowhere) and remembers(plan):
         raise PlanError("this plan's clients have a memory: give the engine a store for it, e.g. store=Folder(path)")
     state = state or start(plan, beside.site.params() if beside else None)
-    run = f"{plan.name}-{plan.fingerprint}"
+    run, secret = f"{plan.name}-{plan.fingerprint}", secret or Secret.fresh()
+    spending = opened(plan, engine.clients, state.round)
     while state.round < plan.rounds:
-        seed = fold(plan.seed, "round", state.round)
-        clients = sorted(plan.sampler.choose(engine.clients, plan.cohort, generator(seed, "choose")))
+        seed = round_seed(plan, state.round)
+        clients = chosen(plan, engine.clients, state.round)
         payload = encoded(plan, state)
         jobs = [_job(run, state, client, seed, payload) for client in clients]
         ledger = Ledger(state.round, down={client: len(payload) for client in clients})
@@ -91,7 +100,10 @@ def federate(plan: Plan, engine: Engine, state: State | None = None) -> Iterator
         received = plan.downlink.decode(payload)
         updates = plan.exchange.collect(engine, jobs, partial(receive, plan, layout(received), ledger))
         update = aggregate(plan, updates, state, received)
-        cohort = Cohort(state.round, len(engine.clients), len(clients), ledger.weights, seed)
+        hidden = secret.at("round", state.round)
+        cohort = Cohort(state.round, len(engine.clients), len(clients), ledger.weights, seed, hidden)
+        spending.count(clients)
+        ledger.privacy = spending.so_far()
         state = advance(plan, state, update, cohort, ledger)
         yield state, ledger
 
@@ -99,6 +111,11 @@ def federate(plan: Plan, engine: Engine, state: State | None = None) -> Iterator
 def remembers(plan: Plan) -> bool:
     """Whether clients keep something between rounds; of corrections, those that share something do."""
     return bool(plan.local_shares or plan.personal) or any(stage.remembers for stage in plan.stages)
+
+
+def hides_clients(plan: Plan) -> bool:
+    """Whether the server's step must not tell who answered."""
+    return any(stage.event is not None and stage.event.central for stage in plan.stages)
 
 
 def encoded(plan: Plan, state: State) -> bytes:
@@ -130,16 +147,25 @@ def receive(plan: Plan, expected: Layout, ledger: Ledger, reply: Reply | Failure
     if not finite(update.delta):
         ledger.failed[client] = "the delta is not finite"
         return None
+    try:
+        for stage in reversed(plan.stages):
+            update = stage.on_arrival(update)
+    except ValueError as error:
+        ledger.failed[client] = str(error)
+        return None
     ledger.up_headers += headers(reply.payload)
     ledger.weights[client] = update.weight
     return update
 
 
 def aggregate(plan: Plan, updates: Iterator[Update], state: State, received: Tensors) -> Update | None:
-    """The cohort's updates as one, or None if none came."""
+    """The cohort's updates as one, or None if none came.
+
+    Where clients are hidden, nobody's absence may show: noise is then added to nothing.
+    """
     first = next(updates, None)
     if first is None:
-        return None
+        return Update("", zeros_like(state.params), 0.0) if hides_clients(plan) else None
     return plan.aggregator(chain([first], updates), state, lambda client: received)
 
 
@@ -149,7 +175,7 @@ def advance(plan: Plan, state: State, update: Update | None, cohort: Cohort, led
     With fewer than `min_replies` good replies, or where the step leaves the numbers that its types can hold, the round
     counts and nothing moves: finite updates may still have an infinite mean, or square.
     """
-    if update is None or len(cohort.weights) < plan.min_replies:
+    if update is None or (len(cohort.weights) < plan.min_replies and not hides_clients(plan)):
         ledger.note = f"{len(cohort.weights)} good replies, {plan.min_replies} needed: nothing changes"
         return replace(state, round=state.round + 1)
     for stage in reversed(plan.stages):

@@ -31,6 +31,7 @@ from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.types import Tensors
 from fedpeft.data.short import source
 from fedpeft.errors import PlanError, unknown
+from fedpeft.guarantees import check_budget, check_calibration, private_part
 from fedpeft.registry import construct, find, names, part, parts, settings_of
 
 WEIGHTINGS = ("examples", "uniform", "batches")
@@ -57,6 +58,8 @@ class Plan:
       features: whether what a frozen beginning of the model makes of an example is computed once and kept in a file;
         the last bits of a result depend on it.
       classes: label names; empty for the data's own. Needed where the server holds no data.
+      target_epsilon, delta: the guarantee after all rounds, from which a private part's noise_multiplier follows.
+      accountant: "pld" or "rdp"; "pld" if left out.
       evaluate_every: rounds between evaluations; the last round is always evaluated.
 
     Raises:
@@ -90,6 +93,9 @@ class Plan:
     evaluate_every: int = 1
     classes: tuple[str, ...] = ()
     engine: str = "inprocess"
+    target_epsilon: float | None = None
+    delta: float | None = None
+    accountant: str | None = None
 
     def __post_init__(self) -> None:
         for key in ("rounds", "cohort", "min_replies", "threads", "evaluate_every"):
@@ -112,6 +118,9 @@ class Plan:
             )
         self._check_scaffold()
         self._check_codecs()
+        event = self.private_part.event if self.private_part else None
+        check_budget(event, self.target_epsilon, self.delta, self.accountant)
+        check_calibration(self, event)
 
     def _check_scaffold(self) -> None:
         held, kept = self.local_shares, self.server.keeps
@@ -145,6 +154,11 @@ class Plan:
                 )
 
     @property
+    def private_part(self) -> Any:
+        """The part of the local training or the stages that adds noise, or None."""
+        return private_part(self.local, self.stages)
+
+    @property
     def local_shares(self) -> tuple[str, ...]:
         """Prefixes of what travels beside the method's tensors."""
         correction = getattr(self.local, "correction", None)
@@ -160,7 +174,7 @@ class Plan:
             model = self.task.build(classes, self.method.pretrained)
             model.requires_grad_(False)
             model = self.method.inject(model)
-        _refuse_batchnorm(model, self.method.names(model))
+        _refuse_batchnorm(model, self.method.names(model), private=self.local.event is not None)
         return model
 
     @property
@@ -188,8 +202,13 @@ def leaking(plan: Plan) -> bool:
     return bool(getattr(plan.local, "as_published", False))
 
 
-def _refuse_batchnorm(model: nn.Module, names_: Sequence[str]) -> None:
+def _refuse_batchnorm(model: nn.Module, names_: Sequence[str], private: bool) -> None:
     for name, module in model.named_modules():
+        if private and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise PlanError(
+                f"{name!r} is a BatchNorm: it computes with all examples of a batch, so that none has a gradient of "
+                'its own to clip. Use a model with LayerNorm or GroupNorm, or stages = ["client_dp"]'
+            )
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{name}.running_mean" not in names_:
             raise PlanError(
                 f"{name!r} is a BatchNorm: its running statistics change in training but do not travel with this "

@@ -54,6 +54,8 @@ CATALOGUE: dict[str, dict[str, str]] = {
     },
     "local": {
         "descent": "fedpeft.local.descent:Descent",
+        "dp_as_published": "fedpeft.local.dp_as_published:DpAsPublished",
+        "dp_sgd": "fedpeft.local.dp_sgd:DpSgd",
     },
     "method": {
         "adapter": "fedpeft.methods.adapter:Adapter",
@@ -94,7 +96,9 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "yogi": "fedpeft.servers.yogi:Yogi",
     },
     "stage": {
+        "client_dp": "fedpeft.stages.client_dp:ClientDp",
         "error_feedback": "fedpeft.stages.error_feedback:ErrorFeedback",
+        "local_dp": "fedpeft.stages.local_dp:LocalDp",
     },
     "task": {
         "image-classification": "fedpeft.tasks.image_classification:ImageClassification",

@@ -42,6 +42,7 @@ def round_line(record: "RoundRecord", rounds: int, left: float) -> str:
         f"loss {_number(record.metrics.get('loss'))}",
         f"{asked - failed}/{asked} answered",
         f"{size(record.bytes_up)} up",
+        *([f"ε {_epsilon(record.privacy)}"] if record.privacy else []),
         duration(record.seconds),
     ]
     return "  ".join([*columns, f"{duration(left)} left"] if left else columns)
@@ -52,6 +53,10 @@ def _metric(record: "RoundRecord") -> str:
     measured = record.held_out or {}
     name = next((name for name in measured if name != "loss"), "accuracy" if not measured else "loss")
     return f"{name} {_number(measured.get(name))}"
+
+
+def _epsilon(privacy: Mapping[str, Any]) -> str:
+    return "not bounded" if privacy["epsilon"] is None else f"{privacy['epsilon']:.2f}"
 
 
 def _number(value: float | None) -> str:
@@ -76,6 +81,8 @@ def warnings(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"{summary['failed']} of {summary['asked']} replies were not counted; {where}"
     if still := summary["rounds_without_change"]:
         yield f"{still} of {summary['rounds']} rounds changed nothing; rounds.jsonl says why"
+    if (privacy := summary.get("privacy")) and privacy["epsilon"] is None:
+        yield f"this run's noise gives no {privacy['unit']} a guarantee: there is no epsilon"
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
@@ -87,6 +94,9 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     if summary["accuracy_last"] is not None:
         table.add_row("accuracy, last", f"{summary['accuracy_last']:.4f}", "", "")
         table.add_row(f"accuracy, best (round {summary['best_round']})", f"{summary['accuracy_best']:.4f}", "", "")
+    if privacy := summary.get("privacy"):
+        at = f" at δ = {privacy['delta']:g}" if privacy["delta"] else ""
+        table.add_row(f"ε for one {privacy['unit']}{at}", _epsilon(privacy), "", "")
     rows: list[tuple[str, str, str, Callable[[float], str]]] = [
         ("parameters trained", "trainable_params", "full_params", lambda count: f"{count:,}")
     ]

@@ -16,8 +16,8 @@ from fedpeft.cli.options import AsJson, Debug, Device, Engine, PlanFile, Seed, S
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fedpeft.client import Site
     from fedpeft.runs.folder import RunFolder
+    from fedpeft.site import Site
 
 EXAMPLES = """\
   fedpeft run                                          handwritten digits, in less than a minute
@@ -75,7 +75,7 @@ def _begin(
     if out is not None:
         vacant(out)
     site = open_run_site(plan, device)
-    return create(plan, out), site
+    return create(site.plan, out), site
 
 
 def _reopen(path: Path, engine: str | None, device: str, workers: int) -> "tuple[RunFolder, Site]":

@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from fedpeft.core.secrets import Secret
 from fedpeft.core.types import (
     Batch,
     Carry,
@@ -13,6 +14,7 @@ from fedpeft.core.types import (
     Cohort,
     Context,
     Division,
+    Event,
     Examples,
     Failure,
     Job,
@@ -33,6 +35,10 @@ class LossFn(Protocol):
 
     def gradient(self, params: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
         """The gradient of the masked mean, the losses, and the buffers that the pass changed."""
+        ...
+
+    def gradients(self, params: Tensors, batch: Batch) -> Tensors:
+        """One gradient for each example, tensors of shape (batch, *shape); the mask is not looked at."""
         ...
 
 
@@ -69,6 +75,7 @@ class Data(Protocol):
     def clients(self) -> Sequence[ClientId]: ...
     def size(self, client: ClientId) -> int: ...
     def batches(self, client: ClientId, size: int, epochs: int, generator: torch.Generator) -> Iterable[Batch]: ...
+    def chosen(self, client: ClientId, places: Tensor, generator: torch.Generator) -> Batch: ...
     def held_out(self, client: ClientId | None = None) -> Iterable[Batch]: ...
 
 
@@ -107,31 +114,42 @@ class Correction(Protocol):
 
 
 class Local(Protocol):
-    """How a client trains, from tensors to tensors, so that an engine may run it for one client or for many."""
+    """How a client trains, from tensors to tensors, so that an engine may run it for one client or for many.
+
+    Every random number that a step needs is in its batch. `steps_for` is the number of batches for so many examples.
+
+    Attributes:
+      event: what a participation tells of an example; None if nothing is hidden.
+    """
 
     @property
-    def epochs(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
     def precision(self) -> str: ...
+    @property
+    def event(self) -> Event | None: ...
+    def steps_for(self, size: int) -> int: ...
+    def batches(self, data: Data, received: Tensors, context: Context) -> Iterable[Batch]: ...
     def begin(self, received: Tensors, memory: Tensors, context: Context) -> Carry: ...
     def step(self, carry: Carry, batch: Batch, losses: LossFn) -> Carry: ...
     def finish(self, carry: Carry, received: Tensors, memory: Tensors) -> tuple[Tensors, Tensors, Tensors]: ...
 
 
 class Stage(Protocol):
-    """A station an update passes: `on_client` in order on the way up, `on_server` in reverse on the mean.
+    """A station an update passes: `on_client` in order on the way up; in reverse `on_arrival` on each update, which
+    others may have made, and `on_server` on the mean. A ValueError of `on_arrival` is that client's failure.
 
     `memory` is this client's own, kept between the rounds it takes part in; empty at first.
 
     Attributes:
       remembers: whether `on_client` ever gives a memory back; the engine then needs a store.
+      event: what a participation tells of a client; None if nothing is hidden.
     """
 
     @property
     def remembers(self) -> bool: ...
+    @property
+    def event(self) -> Event | None: ...
     def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]: ...
+    def on_arrival(self, update: Update) -> Update: ...
     def on_server(self, update: Update, cohort: Cohort) -> Update: ...
 
 
@@ -189,3 +207,4 @@ class Store(Protocol):
     def load(self, client: ClientId, accepted: int | None) -> Tensors: ...
     def reply(self, job: Job) -> bytes | None: ...
     def save(self, job: Job, memory: Tensors, payload: bytes) -> None: ...
+    def secret(self, client: ClientId) -> Secret: ...

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedpeft.core.interfaces import Task
 from fedpeft.core.types import Batch, Tensors, Weighted
@@ -78,6 +79,25 @@ class Objective:
         if by != 1:
             gradient = {n: g / by for n, g in gradient.items()}
         return gradient, losses.detach(), {n: x for n, x in buffers.items() if n in params}
+
+    def gradients(self, params: Tensors, batch: Batch) -> Tensors:
+        """The gradient of each example's loss, (batch, *shape).
+
+        One by one where the model decides by its input's values, as text models do, and so cannot be mapped over. That
+        is tried at every call: a result does not depend on the calls before.
+        """
+
+        def alone(params: Tensors, row: Batch) -> Tensor:
+            return self(params, {name: x[None] for name, x in row.items()}).sum()
+
+        try:
+            with sdpa_kernel(SDPBackend.MATH):  # the others cannot be mapped
+                each: Tensors = vmap(grad(alone), in_dims=(None, 0), randomness="different")(dict(params), dict(batch))
+        except RuntimeError:
+            rows = ({name: x[k : k + 1] for name, x in batch.items()} for k in range(len(batch["mask"])))
+            found = [self.gradient(params, {**row, "mask": torch.ones_like(row["mask"])})[0] for row in rows]
+            each = {name: torch.stack([gradient[name] for gradient in found]) for name in found[0]}
+        return each
 
 
 def _tied(model: nn.Module) -> dict[str, tuple[str, ...]]:

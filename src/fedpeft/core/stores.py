@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
@@ -12,9 +12,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from fedpeft.core.secrets import Secret, secret_at
 from fedpeft.core.tensors import prefixed, under
 from fedpeft.core.types import ClientId, Job, Tensors
 from fedpeft.errors import RunError
+
+SECRET = "secret"
+"""The file of the root that all keys of a folder come from."""
 
 
 class StoreError(OSError):
@@ -76,7 +80,9 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 @dataclass(frozen=True)
 class Nowhere:
-    """For plans whose clients remember nothing."""
+    """For plans whose clients remember nothing. What their noise is drawn from lives as long as this does."""
+
+    root: Secret = field(default_factory=Secret.fresh)
 
     def load(self, client: ClientId, accepted: int | None) -> Tensors:
         return {}
@@ -87,6 +93,9 @@ class Nowhere:
     def save(self, job: Job, memory: Tensors, payload: bytes) -> None:
         if memory:
             raise RunError("this plan's clients have a memory; give the engine a folder for it")
+
+    def secret(self, client: ClientId) -> Secret:
+        return self.root.at(client)
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,10 @@ class Folder:
         for old in file.parent.glob("*.safetensors"):
             if old.name not in kept:
                 old.unlink(missing_ok=True)
+
+    def secret(self, client: ClientId) -> Secret:
+        """A key for each client from one file, `secret`, that stands for the one each would have."""
+        return secret_at(self.path / SECRET).at(client)
 
     def place(self, client: ClientId) -> Path:
         """A client's own folder. A name from the data may be "..", or differ from another only in what a file system

@@ -73,3 +73,26 @@ def beside(prefixes: tuple[str, ...], a: Tensors) -> dict[str, Tensor]:
 def prefixed(prefix: str, a: Tensors) -> dict[str, Tensor]:
     """The inverse of `under`."""
     return {f"{prefix}/{n}": x for n, x in a.items()}
+
+
+def norm(a: Tensors) -> Tensor:
+    """The Euclidean norm of all entries as one vector, in float64."""
+    return (
+        torch.stack([torch.linalg.vector_norm(x, dtype=torch.float64).cpu() for x in a.values()]).square().sum().sqrt()
+    )
+
+
+def shrinking(norms: Tensor, limit: float) -> Tensor:
+    """What vectors of such norms are multiplied by so that none is longer than `limit`; 0 where a norm is not finite.
+
+    Those that are longer end a millionth below the limit, so that rounding cannot carry them above it; all others are
+    multiplied by exactly 1.
+    """
+    factor = torch.where(norms > limit, (1 - 1e-6) * limit / norms, 1.0)
+    return torch.where(norms.isfinite(), factor, 0.0)
+
+
+def clipped(a: Tensors, limit: float) -> dict[str, Tensor]:
+    """The tensors, as one vector no longer than `limit`; zero if they are not finite."""
+    factor = float(shrinking(norm(a), limit))
+    return scale(a, factor) if factor else zeros_like(a)

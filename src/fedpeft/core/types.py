@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from fedpeft.core.secrets import Secret
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 """Named tensors: a model's trainable part, a delta of it, an optimizer's memory. Never mutated in place."""
@@ -46,6 +49,7 @@ class Context:
       size: the client's number of training examples.
       steps: optimizer steps in this round.
       seed: the root of this (round, client)'s random streams.
+      secret: the same for noise and Poisson draws, in private plans; the server does not know it.
     """
 
     run: str
@@ -55,6 +59,7 @@ class Context:
     size: int
     steps: int
     seed: int
+    secret: "Secret | None" = None
 
 
 @dataclass(frozen=True)
@@ -91,13 +96,38 @@ class State:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Who was asked and who answered, for the server's half of a stage and for server optimizers."""
+    """Who was asked and who answered, for the server's half of a stage and for server optimizers.
+
+    Attributes:
+      secret: what the server's noise is drawn from, in private plans.
+    """
 
     round: int
     population: int
     planned: int
     weights: Mapping[ClientId, float]
     seed: int
+    secret: "Secret | None" = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one participation of a client in a round gives away: `times` Gaussian mechanisms.
+
+    Attributes:
+      unit: whose presence is hidden: one "example", or one "client" with all it has.
+      noise_multiplier: the noise's standard deviation by the most that one unit changes; None until it is calibrated.
+      rate: the probability with which a unit is drawn each time, hidden and independently; 1 for always.
+      central: whether the server adds the noise, to the mean of what came.
+      accounted: False for noise that comes with no guarantee.
+    """
+
+    unit: str
+    noise_multiplier: float | None
+    rate: float = 1.0
+    times: int = 1
+    central: bool = False
+    accounted: bool = True
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,10 @@ class Partitioned:
             for chunk in torch.split(mine[torch.randperm(len(mine), generator=generator)], size):
                 yield self._batch(self.train, chunk, generator)
 
+    def chosen(self, client: ClientId, places: Tensor, generator: torch.Generator) -> Batch:
+        """A client's rows at these places, counted from 0, as one batch."""
+        return self._batch(self.train, self.parts[client][places], generator)
+
     def held_out(self, client: ClientId | None = None) -> Iterator[Batch]:
         """The common held-out rows; of one client, its own training rows without augmentation."""
         rows, index = (self.test, None) if client is None else (self.train, self.parts[client])

@@ -8,7 +8,7 @@ from time import perf_counter
 
 import torch
 
-from fedpeft.client import Opened, Site, Worker, threads
+from fedpeft.client import Opened, Worker
 from fedpeft.core.interfaces import Store
 from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.stores import Nowhere
@@ -17,6 +17,7 @@ from fedpeft.engines.cohort import Cohort, unfit
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.processes import Processes, processors
 from fedpeft.engines.stacks import Stacks, Trainee
+from fedpeft.site import Site, threads
 
 TRIED = 8
 """Clients that take a step together in the trial."""

@@ -11,13 +11,14 @@ from logging import getLogger
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedpeft.client import Opened, Site, Trained, Worker, open_site, threads
+from fedpeft.client import Opened, Trained, Worker
 from fedpeft.core.interfaces import Store
 from fedpeft.core.memory import available
 from fedpeft.core.stores import Nowhere
 from fedpeft.core.types import ClientId, Failure, Job, Reply
 from fedpeft.engines.stacks import Stacks, Trainee
 from fedpeft.plan import Plan
+from fedpeft.site import Site, open_site, threads
 
 MOST = 256
 """Clients opened at once; beyond it a larger stack saves no more."""
@@ -136,6 +137,8 @@ class Outcome:
 
 def unfit(site: Site) -> str:
     """Why the clients of a site cannot be stacked, as far as that can be told beforehand; empty if they can."""
+    if site.plan.local.event:
+        return f"{type(site.plan.local).__name__} takes gradients example by example"
     names = site.plan.method.names(site.model)
     parameters = dict(site.model.named_parameters())
     layers = [name for name, module in site.model.named_modules() if isinstance(module, _BatchNorm)]

@@ -18,12 +18,13 @@ from threading import Thread
 
 import torch
 
-from fedpeft.client import Site, Worker, open_site
+from fedpeft.client import Worker
 from fedpeft.core.interfaces import Store
 from fedpeft.core.stores import Nowhere, StoreError
 from fedpeft.core.types import ClientId, Failure, Job, Reply
 from fedpeft.errors import PlanError
 from fedpeft.plan import Plan, leaking
+from fedpeft.site import Site, open_site
 
 ATTEMPTS = 2  # a job whose worker process dies goes to a fresh one; after this many deaths it is a failure
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fedpeft.client import Opened, Site, Trained
+from fedpeft.client import Opened, Trained
 from fedpeft.core.memory import available, kept, out_of_memory
 from fedpeft.core.objective import Objective
-from fedpeft.core.seeds import generator
 from fedpeft.core.stacked import Divided, Draws, StackedObjective
 from fedpeft.core.tensors import beside
 from fedpeft.core.types import Batch, Carry, Tensors
+from fedpeft.site import Site
 
 SHARE = 0.5
 """Of the memory that is there, what a step may take."""
@@ -69,8 +69,7 @@ class Stacks:
         """A client before its first step."""
         local, site, context = self.site.plan.local, self.site, opened.context
         received, memory = ({n: x.to(site.device) for n, x in some.items()} for some in (opened.start, opened.own))
-        draws = generator(context.seed, "batches")
-        batches = iter(site.data.batches(context.client, local.batch_size, local.epochs, draws))
+        batches = iter(local.batches(site.data, opened.start, context))
         dropout = torch.Generator(site.device).manual_seed(opened.dropout)
         carry = _mapped(lambda x: x[None], local.begin(received, memory, context))
         return Trainee(opened, received, memory, batches, dropout, carry)

@@ -3,16 +3,18 @@
 An optimizer and a correction are its parts, so FedProx with AdamW is a matter of two keys.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import pi
+from math import ceil, pi
 
 import torch
 from torch import Tensor
 
-from fedpeft.core.interfaces import Correction, LossFn, Optimizer
+from fedpeft.core.interfaces import Correction, Data, LossFn, Optimizer
 from fedpeft.core.objective import PRECISIONS
+from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import beside, map_tensors, sub, zeros_like
-from fedpeft.core.types import Batch, Carry, Context, Tensors
+from fedpeft.core.types import Batch, Carry, Context, Event, Tensors
 from fedpeft.errors import unknown
 from fedpeft.registry import part
 
@@ -64,6 +66,17 @@ class Descent:
             raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
         if self.precision not in PRECISIONS:
             raise ValueError(unknown("precision", self.precision, PRECISIONS))
+
+    @property
+    def event(self) -> Event | None:
+        return None
+
+    def steps_for(self, size: int) -> int:
+        return self.epochs * ceil(size / self.batch_size)
+
+    def batches(self, data: Data, received: Tensors, context: Context) -> Iterable[Batch]:
+        draws = generator(context.seed, "batches")
+        return data.batches(context.client, self.batch_size, self.epochs, draws)
 
     def begin(self, received: Tensors, memory: Tensors, context: Context) -> Carry:
         params = beside(self.correction.shares, received)

@@ -1,7 +1,7 @@
 """The server's state on disk: one safetensors file, replaced whole after each round."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,27 @@ FORMAT = "fedpeft-state-1"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state and where it was computed."""
+    """A state and where it was computed.
+
+    Attributes:
+      privacy: what the rounds have cost so far; None where nothing is private.
+      commitments: by which the server's and the clients' secrets are known again.
+    """
 
     state: State
     environment: Mapping[str, Any]
+    privacy: Mapping[str, Any] | None = None
+    commitments: Sequence[str] = ()
 
 
-def save_checkpoint(path: Path, plan: Plan, state: State, environment: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    path: Path,
+    plan: Plan,
+    state: State,
+    environment: Mapping[str, Any],
+    privacy: Mapping[str, Any] | None = None,
+    commitments: Sequence[str] = (),
+) -> None:
     """Replace the checkpoint. A kill leaves the old one or the new one."""
     tensors = {**prefixed("params", state.params), **prefixed("memory", state.memory)}
     metadata = {
@@ -34,6 +48,9 @@ def save_checkpoint(path: Path, plan: Plan, state: State, environment: Mapping[s
         "accepted": json.dumps(dict(state.accepted)),
         "environment": json.dumps(dict(environment)),
     }
+    if privacy:
+        metadata["privacy"] = json.dumps(dict(privacy))
+        metadata["commitments"] = json.dumps(list(commitments))
     path.parent.mkdir(exist_ok=True)
     dump_tensors(path, tensors, metadata)
 
@@ -54,8 +71,10 @@ def load_checkpoint(path: Path, plan: Plan) -> Checkpoint | None:
         accepted = {str(client): int(at) for client, at in json.loads(metadata["accepted"]).items()}
         state = State(int(metadata["round"]), under("params", tensors), under("memory", tensors), accepted)
         environment = json.loads(metadata["environment"])
+        privacy = json.loads(metadata.get("privacy", "null"))
+        commitments = json.loads(metadata.get("commitments", "[]"))
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
     if metadata.get("plan") != plan.fingerprint:
         raise RunError(f"{path} belongs to another plan: plan.toml was changed after the run began")
-    return Checkpoint(state, environment)
+    return Checkpoint(state, environment, privacy, commitments)

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from fedpeft.client import Site
 from fedpeft.core.seeds import generator
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import check_division, partition_report
 from fedpeft.plan import Plan
+from fedpeft.site import Site
 
 
 def division_of(plan: Plan) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import torch
 
-from fedpeft.client import Site, open_site
 from fedpeft.core.interfaces import Engine
+from fedpeft.core.secrets import Secret, secret_at
 from fedpeft.core.stores import Folder, write_atomically
 from fedpeft.core.tensors import layout
 from fedpeft.core.types import State
@@ -17,12 +17,14 @@ from fedpeft.errors import PlanError, RunError
 from fedpeft.loop import federate, start
 from fedpeft.plan import Plan, leaking
 from fedpeft.registry import find
-from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
+from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fedpeft.runs.division import division_at
 from fedpeft.runs.environment import differences, environment
 from fedpeft.runs.folder import RunFolder, append_round, keep_rounds, read_json, write_json
 from fedpeft.runs.measure import held_out
+from fedpeft.runs.probe import check_gradients
 from fedpeft.runs.record import RoundRecord, record_of
+from fedpeft.site import Site, open_site
 
 
 class OpenEngine(Engine, Protocol):
@@ -35,14 +37,18 @@ def open_run_site(plan: Plan, device: str = "cpu") -> Site:
     """The data and the model of a run, on `device`.
 
     Raises:
-      PlanError: there is no such device.
+      PlanError: there is no such device, or the examples' own gradients do not make up the whole one.
       DataError, PlanError: see `open_site`.
     """
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise PlanError(f"the device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return open_site(plan, device)
+    site = open_site(plan, device)
+    event = site.plan.local.event
+    if event is not None and event.accounted:
+        check_gradients(site)
+    return site
 
 
 def check_workers(plan: Plan, workers: int) -> None:
@@ -76,15 +82,17 @@ def execute(folder: RunFolder, site: Site, engine: Engine) -> Iterator[RoundReco
       RunError: the folder does not fit the plan or the data.
     """
     plan, here, store = site.plan, environment(site.plan, site.device), Folder(folder.clients)
-    clock = perf_counter()
-    for state, ledger in federate(plan, engine, resumed(folder, site)):
+    clock, begun = perf_counter(), resumed(folder, site)
+    own, _ = secrets = _secrets(folder, plan)
+    commitments = [secret.commitment for secret in secrets if secret]
+    for state, ledger in federate(plan, engine, begun, own):
         due = state.round % plan.evaluate_every == 0 or state.round == plan.rounds
         measured = held_out(site, state, store) if due else None
         now = perf_counter()
         record = record_of(ledger, measured, now - clock)
         clock = now
         append_round(folder, record.values())
-        save_checkpoint(folder.checkpoint, plan, state, here)
+        save_checkpoint(folder.checkpoint, plan, state, here, ledger.privacy, commitments)
         yield record
 
 
@@ -104,8 +112,29 @@ def resumed(folder: RunFolder, site: Site) -> State:
     state = saved.state if saved else fresh
     if sorted(layout(state.params)) != sorted(layout(fresh.params)):
         raise RunError(f"{folder.checkpoint} holds other tensors than the plan's model has with these libraries")
+    _same_secrets(folder, saved)
     keep_rounds(folder, state.round)
     return state
+
+
+def _secrets(folder: RunFolder, plan: Plan) -> tuple[Secret | None, Secret | None]:
+    """The server's and the clients' of a private plan, made by the first call."""
+    if plan.private_part is None:
+        return None, None
+    own, clients = map(secret_at, folder.secrets)
+    return own, clients
+
+
+def _same_secrets(folder: RunFolder, saved: Checkpoint | None) -> None:
+    """A run that goes on with another secret would give the same round two noises, and their mean has less."""
+    if not saved or not saved.commitments:
+        return
+    for path, commitment in zip(folder.secrets, saved.commitments, strict=True):
+        if not path.exists() or secret_at(path).commitment != commitment:
+            raise RunError(
+                f"{path} is not what this run's noise was drawn from: with another secret its guarantee would not "
+                "hold. Put the file back, or begin a new run"
+            )
 
 
 def moved(folder: RunFolder, site: Site) -> list[str]:

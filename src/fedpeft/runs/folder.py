@@ -5,6 +5,7 @@
     rounds.jsonl   a line for each round
     checkpoint/    the server's state after the last round
     clients/       the clients' own memory, where the plan's parts keep one
+    secret, clients/secret   in private plans what noise is drawn from: for their owners only, never to be passed on
     summary.json   written at the end; a run that has it is finished
 
 A round's line is written before its checkpoint: a kill between the two leaves one line too many, never one too few,
@@ -21,7 +22,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from fedpeft.core.stores import write_atomically
+from fedpeft.core.stores import SECRET, write_atomically
 from fedpeft.errors import RunError
 from fedpeft.plan import Plan, read_plan
 from fedpeft.registry import describe
@@ -52,6 +53,11 @@ class RunFolder:
     @property
     def clients(self) -> Path:
         return self.path / "clients"
+
+    @property
+    def secrets(self) -> tuple[Path, Path]:
+        """The server's and the clients'."""
+        return self.path / SECRET, self.clients / SECRET
 
     @property
     def summary(self) -> Path:

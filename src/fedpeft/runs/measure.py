@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpeft.client import Site, threads
 from fedpeft.core.interfaces import Store
 from fedpeft.core.objective import evaluate, scored
 from fedpeft.core.tensors import under
@@ -19,6 +18,7 @@ from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import histograms
 from fedpeft.plan import Plan
 from fedpeft.registry import build
+from fedpeft.site import Site, threads
 
 
 def measure(site: Site, params: Tensors, client: ClientId | None = None) -> dict[str, float]:

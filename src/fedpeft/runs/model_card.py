@@ -1,7 +1,7 @@
 """The README.md of an exported folder: what it is, how it came about, what it cost, and the lines that load it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import Any, Literal
@@ -83,6 +83,7 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         ("bytes up, measured", _bytes(sum(line["bytes_up"] for line in rounds), came)),
         ("bytes down, measured", _bytes(sum(line["bytes_down"] for line in rounds), len(asked))),
         ("accuracy on held-out examples", _accuracy(rounds)),
+        *([("differential privacy", _privacy(privacy))] if (privacy := result.checkpoint.privacy) else []),
         ("seed", str(plan.seed)),
         ("partition", f"`{division.get('fingerprint')}`"),
         ("plan", f"`{plan.fingerprint}`"),
@@ -93,6 +94,13 @@ def _facts(result: Result) -> list[tuple[str, str]]:
 
 def _bytes(total: int, messages: int) -> str:
     return f"{total:,} in all" + (f", {total / messages:,.0f} for a client and round" if messages else "")
+
+
+def _privacy(privacy: Mapping[str, Any]) -> str:
+    if privacy["epsilon"] is None:
+        return f"none: noise without a guarantee for any {privacy['unit']}"
+    counted = f"ε = {privacy['epsilon']:.4g}, δ = {privacy['delta']:g} for one {privacy['unit']}"
+    return f"{counted}, accountant {privacy['accountant']}"
 
 
 def _accuracy(rounds: Sequence[dict[str, Any]]) -> str:

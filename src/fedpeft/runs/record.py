@@ -18,6 +18,7 @@ class RoundRecord:
       clients: by name the bytes `down` and `up` and the `weight` in the mean, or why it `failed`.
       up_headers: the part of `bytes_up` that is frames and headers rather than tensors.
       metrics: as the clients report them on what they trained on; null where not finite.
+      privacy: `epsilon` and `delta` up to here, the `unit` that they hide, the `accountant`; null where there is none.
       held_out: the same of the new parameters on held-out examples; null if this round was not evaluated.
     """
 
@@ -30,6 +31,7 @@ class RoundRecord:
     metrics: Mapping[str, float | None]
     held_out: Mapping[str, float | None] | None
     seconds: float
+    privacy: Mapping[str, Any] | None = None
 
     @property
     def failed(self) -> dict[ClientId, str]:
@@ -52,6 +54,7 @@ def record_of(ledger: Ledger, held_out: Mapping[str, float] | None, seconds: flo
         metrics=finite_or_none(metrics),
         held_out=None if held_out is None else finite_or_none(held_out),
         seconds=round(seconds, 3),
+        privacy=ledger.privacy,
     )
 
 

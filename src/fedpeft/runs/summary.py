@@ -4,7 +4,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedpeft.client import Site
 from fedpeft.core.stores import Folder
 from fedpeft.engines.auto import Choice
 from fedpeft.errors import FedpeftError
@@ -13,6 +12,7 @@ from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.environment import environment
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds, write_json
 from fedpeft.runs.measure import FullPayloads, client_accuracy, full_payloads
+from fedpeft.site import Site
 
 
 def summarize(folder: RunFolder, site: Site, choice: Choice | None = None) -> dict[str, Any]:
@@ -33,6 +33,7 @@ def summarize(folder: RunFolder, site: Site, choice: Choice | None = None) -> di
         "cohort": plan.cohort,
         **_accuracy(rounds),
         "client_accuracy": client_accuracy(site, saved.state, Folder(folder.clients)) if saved else None,
+        "privacy": rounds[-1].get("privacy") if rounds else None,
         "trainable_params": sum(x.numel() for x in site.params().values()),
         **_traffic(rounds),
         **_against_full(rounds, None),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from fedpeft.core.interfaces import Codec
-from fedpeft.core.types import Cohort, Context, Tensors, Update
+from fedpeft.core.types import Cohort, Context, Event, Tensors, Update
 from fedpeft.registry import part
 
 
@@ -26,11 +26,18 @@ class ErrorFeedback:
     def remembers(self) -> bool:
         return True
 
+    @property
+    def event(self) -> Event | None:
+        return None
+
     def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]:
         wanted = {name: _plus(x, memory.get(name)) for name, x in update.delta.items()}
         sent = self.codec.decode(self.codec.encode({n: x.to(update.delta[n].dtype) for n, x in wanted.items()}))
         floats = (name for name, x in wanted.items() if x.is_floating_point())
         return replace(update, delta=sent), {name: wanted[name] - sent[name] for name in floats}
+
+    def on_arrival(self, update: Update) -> Update:
+        return update
 
     def on_server(self, update: Update, cohort: Cohort) -> Update:
         return update

@@ -1,0 +1,103 @@
+"""What a plan's noise has cost so far, and how much of it a plan needs."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fedpeft.core.accounting import calibrate, epsilon, told
+from fedpeft.core.seeds import fold, generator
+from fedpeft.core.types import ClientId
+from fedpeft.errors import PlanError
+from fedpeft.plan import Plan
+
+PLD = "pld"
+TOLERANCE = 1e-6  # relative, between computers
+
+
+def round_seed(plan: Plan, round_: int) -> int:
+    """The root of a round's public randomness."""
+    return fold(plan.seed, "round", round_)
+
+
+def chosen(plan: Plan, clients: Sequence[ClientId], round_: int) -> list[ClientId]:
+    """A round's clients, by name. Anyone who has the plan can tell, so no amplification is ever claimed for it."""
+    return sorted(plan.sampler.choose(clients, plan.cohort, generator(round_seed(plan, round_), "choose")))
+
+
+def settled(plan: Plan, clients: Sequence[ClientId]) -> Plan:
+    """The plan with the noise that its `target_epsilon` asks for; as it is where the noise is given.
+
+    Raises:
+      PlanError: no noise is enough, or dp-accounting is missing.
+    """
+    part = plan.private_part
+    if part is None or plan.target_epsilon is None or part.event.noise_multiplier is not None:
+        return plan
+    spending = Spending(plan, clients)
+    for round_ in range(plan.rounds):
+        spending.count(chosen(plan, clients, round_))
+    noise = calibrate(
+        lambda z: replace(part, noise_multiplier=z).event,
+        spending.most,
+        plan.target_epsilon,
+        plan.delta or 0,
+        plan.accountant or PLD,
+    )
+    noisy = replace(part, noise_multiplier=noise)
+    stages = tuple(noisy if stage is part else stage for stage in plan.stages)
+    return replace(plan, local=noisy if plan.local is part else plan.local, stages=stages)
+
+
+@dataclass
+class Spending:
+    """How often each client has taken part, and what that comes to for the one who did most often."""
+
+    plan: Plan
+    clients: Sequence[ClientId]
+    times: Counter[ClientId] = field(default_factory=Counter)
+
+    @property
+    def most(self) -> int:
+        return max(self.times.values(), default=0)
+
+    def count(self, cohort: Sequence[ClientId]) -> None:
+        self.times.update(cohort)
+
+    def so_far(self) -> dict[str, Any] | None:
+        """ε and δ as rounds.jsonl tells them; None for a plan without noise, ε None for noise without guarantee."""
+        part = self.plan.private_part
+        if part is None:
+            return None
+        event, accountant = part.event, self.plan.accountant or PLD
+        if not event.accounted:
+            return {"epsilon": None, "delta": None, "unit": event.unit, "accountant": None}
+        spent = told(epsilon(event, self.most, self.plan.delta or 0, accountant))
+        return {"epsilon": spent, "delta": self.plan.delta, "unit": event.unit, "accountant": accountant}
+
+
+def opened(plan: Plan, clients: Sequence[ClientId], round_: int) -> Spending:
+    """The account of a run that has done so many rounds.
+
+    Raises:
+      PlanError: the noise is not known yet, or too little for the plan's own target.
+    """
+    part = plan.private_part
+    whole, so_far = Spending(plan, clients), Spending(plan, clients)
+    if part is None or not part.event.accounted:
+        return so_far
+    if part.event.noise_multiplier is None:
+        raise PlanError("this plan's noise is not calibrated yet: use the plan of its site, open_site(plan).plan")
+    for k in range(max(plan.rounds, round_)):
+        cohort = chosen(plan, clients, k)
+        whole.count(cohort)
+        if k < round_:
+            so_far.count(cohort)
+    if plan.target_epsilon is not None:
+        spent = epsilon(part.event, whole.most, plan.delta or 0, plan.accountant or PLD)
+        if spent > plan.target_epsilon * (1 + TOLERANCE):
+            raise PlanError(
+                f"noise_multiplier = {part.noise_multiplier} comes to epsilon = {spent:.4g} after all rounds, more "
+                f"than target_epsilon = {plan.target_epsilon}: leave noise_multiplier out, and it is calibrated"
+            )
+    return so_far

@@ -1,0 +1,113 @@
+"""What one process holds of a federation: the plan, the data that lie here and the frozen base."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from fedpeft.core.features import Kept, featured, keep
+from fedpeft.core.interfaces import Data, Task
+from fedpeft.core.packed import prepare_frozen
+from fedpeft.core.seeds import generator
+from fedpeft.core.trainable import read
+from fedpeft.core.types import Batch, Tensors
+from fedpeft.data.partitioned import Partitioned
+from fedpeft.data.report import check_division
+from fedpeft.errors import DataError, PlanError
+from fedpeft.plan import Plan
+from fedpeft.privacy import settled
+from fedpeft.registry import describe
+
+
+@dataclass(frozen=True)
+class Site:
+    """What one process holds: the frozen base, once, and the data of the clients that it may serve.
+
+    Attributes:
+      plan: with its noise calibrated, where it asks for some.
+      model: with the method injected; nobody writes to it, the small tensors are swapped in for each call.
+      classes: the label names, in the order of the head's outputs.
+      kept: features that stand in for the frozen beginning of the model; `data` has them in its batches.
+    """
+
+    plan: Plan
+    model: nn.Module
+    data: Data
+    classes: tuple[str, ...]
+    device: str = "cpu"
+    kept: Kept = Kept()
+
+    @property
+    def task(self) -> Task:
+        """The plan's, which goes on from features where a batch has them."""
+        return featured(self.plan.task, self.kept)
+
+    def params(self) -> Tensors:
+        """What the method trains, as it is before the first round."""
+        return read(self.model, self.plan.method.names(self.model))
+
+    def on_device(self, batch: Batch) -> Batch:
+        return batch if self.device == "cpu" else {n: x.to(self.device) for n, x in batch.items()}
+
+
+def open_site(plan: Plan, device: str = "cpu") -> Site:
+    """Load the data and the base model of a plan.
+
+    Raises:
+      DataError, PlanError: what is wrong with them.
+    """
+    examples = plan.data.load()
+    if plan.classes and plan.classes != examples.classes:
+        raise DataError(f"the plan's classes are {list(plan.classes)}, the data's {list(examples.classes)}")
+    division = plan.partition.split(examples.train, generator(plan.seed, "partition"))
+    check_division(division, examples.train.columns["label"], examples.classes)
+    task = plan.task
+    train, test = task.prepare(examples.train), task.prepare(examples.test)
+    plan = settled(plan, list(division.parts))
+    model = plan.model(examples.classes).to(device)
+    _check_personal(plan, plan.method.names(model))
+    prepare_frozen(model, plan.method.names(model), plan.base_dtype, plan.pack)
+    kept = _kept(plan, device, model, train, test, len(division.parts))
+    train, test = kept.beside(train, test)
+    data = Partitioned(featured(task, kept), train, test, division.parts, division.notes)
+    return Site(plan, model, data, examples.classes, device, kept)
+
+
+def _check_personal(plan: Plan, names: Sequence[str]) -> None:
+    for pattern in plan.personal:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise PlanError(f"personal = {pattern!r} matches no trained tensor; there are {', '.join(names[:8])} ...")
+
+
+def _kept(plan: Plan, device: str, model: nn.Module, train: Tensors, test: Tensors, clients: int) -> Kept:
+    """Features, where they are wanted and each example is seen twice or more on average."""
+    if not plan.features or plan.local.precision != "float32":
+        return Kept()
+    if plan.rounds * min(plan.cohort, clients) * plan.local.epochs < 2 * clients:
+        return Kept()
+    numbers = [
+        torch.__version__,
+        torch.backends.cpu.get_cpu_capability(),
+        plan.threads,
+        plan.base_dtype,
+        plan.pack,
+        device,
+    ]
+    setting = json.dumps([describe("task", plan.task), *numbers], default=str, sort_keys=True)
+    with threads(plan.threads):
+        return keep(plan.task, model, plan.method.names(model), train, test, setting)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Torch computes with `count` threads inside: sums, and so bits, depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
