@@ -10,7 +10,7 @@ import pytest
 from running import PLAN, fedpeft
 
 from fedpeft import read_plan
-from fedpeft.cli.amounts import duration, size
+from fedpeft.core.amounts import duration, size
 from fedpeft.registry import CATALOGUE
 
 
