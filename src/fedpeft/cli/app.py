@@ -8,7 +8,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from fedpeft.cli import evaluate, export, partition, parts, report, run, show
+from fedpeft.cli import evaluate, export, partition, parts, report, run, show, watch
 from fedpeft.cli.options import Debug, debugging
 from fedpeft.errors import FedpeftError
 
@@ -75,6 +75,7 @@ for name, command, examples in (
     ("partition", partition.partition, partition.EXAMPLES),
     ("evaluate", evaluate.evaluate, evaluate.EXAMPLES),
     ("export", export.export, export.EXAMPLES),
+    ("watch", watch.watch, watch.EXAMPLES),
     ("report", report.report, report.EXAMPLES),
 ):
     app.command(name, epilog=f"\b\nExamples:\n{examples}")(command)

@@ -14,7 +14,8 @@ from fedpeft import __version__
 from fedpeft.core.stores import write_atomically
 from fedpeft.errors import RunError
 from fedpeft.report import tables
-from fedpeft.report.figures import DASHES, figures, intervals, scripts
+from fedpeft.report.drawing import DASHES, scripts
+from fedpeft.report.figures import figures, intervals
 from fedpeft.report.rows import with_interval
 from fedpeft.report.statistics import Estimate
 from fedpeft.report.study import Group, Section
@@ -67,11 +68,14 @@ def _part(k: int, section: Section) -> dict[str, Any]:
         "figures": drawn,
         "specs": _safe_json({figure.name: figure.spec for figure in drawn if figure.spec}),
         "groups": tables.groups(section),
-        "tables": [t for t in (tables.runs(section), tables.failures(section)) if t.rows],
+        "runs": tables.runs(section),
+        "failures": tables.failures(section),
         "differences": tables.differences(section),
         "common": _common(section),
         "plans": [(group.label, _toml(group)) for group in section.groups],
-        "chips": [(g.label, look.colour, DASHES[look.form]) for g, look in zip(section.groups, section.looks, strict=True)],
+        "chips": [
+            (g.label, look.colour, DASHES[look.form]) for g, look in zip(section.groups, section.looks, strict=True)
+        ],
         "versions": _versions(section),
     }
 
@@ -84,28 +88,32 @@ def _safe_json(value: Any) -> str:
 
 def _told(section: Section) -> list[str]:
     """What the runs came to, in words."""
-    cells, open_ = section.cells, [cell for cell in section.cells if not cell.finished]
-    seeds = sorted({cell.seed for cell in cells})
-    said = [f"{_plural(len(cells), 'run')} in {_plural(len(section.groups), 'group')}, "
-            f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."]  # fmt: skip
-    ranked = sorted((g for g in section.groups if g.last), key=lambda g: -section.measure.worth(g.last.mean))  # type: ignore[union-attr]
-    if ranked:
+    cells, open_ = section.cells, sum(not cell.finished for cell in section.cells)
+    seeds = ", ".join(map(str, sorted({cell.seed for cell in cells})))
+    said = [f"{_plural(len(cells), 'run')} in {_plural(len(section.groups), 'group')}; seeds: {seeds}."]
+    if ranked := [group for _, group in sorted(_worths(section), key=lambda pair: -pair[0])]:
         said.append(_ranking(section, ranked))
-    if len(section.groups) > 1 and (front := section.front("up")):
-        said.append(f"On the Pareto front of {section.measure.name} and bytes sent: {'; '.join(g.label for g in front)}.")
-    failed = sum(c.failed is not None for cell in cells for r in cell.rounds for c in r.clients.values())
-    if failed:
-        said.append(f"{_plural(failed, 'reply', 'replies')} failed and were not counted; the table of failures names them.")
+    if len(section.groups) > 1 and (front := "; ".join(group.label for group in section.front("up"))):
+        said.append(f"On the Pareto front of {section.measure.name} and bytes sent: {front}.")
+    if failed := sum(c.failed is not None for cell in cells for r in cell.rounds for c in r.clients.values()):
+        said.append(f"{_plural(failed, 'reply', 'replies')} failed and counted for nothing; a table below names them.")
     if open_:
-        said.append(f"{_plural(len(open_), 'run is', 'runs are')} unfinished: drawn where nothing else is, and in no mean.")
+        said.append(
+            f"{_plural(open_, 'run is', 'runs are')} unfinished and in no mean; only where no run of a group is"
+        )
+        said.append("finished, its curve shows them.")
     return said
+
+
+def _worths(section: Section) -> list[tuple[float, Group]]:
+    return [(section.measure.worth(group.last.mean), group) for group in section.groups if group.last]
 
 
 def _ranking(section: Section, ranked: Sequence[Group]) -> str:
     name, best, worst = section.measure.name, ranked[0], ranked[-1]
     text = f"Best is {best.label} with {name} {with_interval(best.last, section.measure)} after the last round"
     if worst is not best:
-        text += f"; last is {worst.label} with {with_interval(worst.last, section.measure)}"
+        text += f"; worst is {worst.label} with {with_interval(worst.last, section.measure)}"
     near = [group.label for group in ranked[1:] if _overlap(best.last, group.last)]
     if near:
         text += f". Seeds alone may account for the lead over {'; '.join(near)}: the intervals overlap"

@@ -107,7 +107,13 @@ def bars(section: Section, axis: Axis) -> list[Row]:
 def spreads(section: Section) -> list[Row]:
     """The accuracy on each client, in all finished runs."""
     return [
-        {"group": group.label, "client": client, "seed": cell.seed, "accuracy": value, "value": shown(value, section.measure)}
+        {
+            "group": group.label,
+            "client": client,
+            "seed": cell.seed,
+            "accuracy": value,
+            "value": shown(value, section.measure),
+        }
         for group in section.groups
         for cell in group.finished
         if cell.summary and cell.summary.client_accuracy

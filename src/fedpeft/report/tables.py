@@ -28,9 +28,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """Attributes:
-    name: a word for its file.
-    """
+    """Lines of entries, as many as `head` has columns; `name` is a word for its file."""
 
     name: str
     title: str
@@ -103,8 +101,8 @@ def _worst_decile(cell: Cell) -> float | None:
 def runs(section: Section) -> Table:
     """A line for each run."""
     name = section.measure.name
-    head = ("group", "seed", "state", f"{name}, last", f"{name}, best", "rounds", "replies", "failed", "up, all clients",
-            "down, all clients", "folder")  # fmt: skip
+    head = ("group", "seed", "state", f"{name}, last", f"{name}, best", "rounds", "replies", "failed",
+            "up, all clients", "down, all clients", "folder")  # fmt: skip
     rows = [_run(group, cell, section.measure) for group in section.groups for cell in group.cells]
     return Table("runs", "Runs", head, rows)
 
@@ -171,7 +169,9 @@ def rounds(section: Section) -> Table:
 def _without_empty(table: Table) -> Table:
     """Without columns of which nothing is known."""
     some = [k for k in range(len(table.head)) if any(row[k].value not in (None, "") for row in table.rows)]
-    return Table(table.name, table.title, tuple(table.head[k] for k in some), [[r[k] for k in some] for r in table.rows])
+    return Table(
+        table.name, table.title, tuple(table.head[k] for k in some), [[r[k] for k in some] for r in table.rows]
+    )
 
 
 def as_csv(named: Sequence[tuple[str, Table]]) -> str:
@@ -209,7 +209,8 @@ def as_latex(named: Sequence[tuple[str, Table]]) -> str:
 def _latex(title: str, table: Table) -> str:
     columns = "".join("r" if table.numeric(k) else "l" for k in range(len(table.head)))
     lines = [
-        f"\\begin{{table}}\n  \\centering\n  \\caption{{{escaped(title)}}}\n  \\begin{{tabular}}{{{columns}}}\n    \\toprule",
+        "\\begin{table}\n  \\centering",
+        f"  \\caption{{{escaped(title)}}}\n  \\begin{{tabular}}{{{columns}}}\n    \\toprule",
         f"    {' & '.join(map(escaped, table.head))} \\\\",
         "    \\midrule",
         *(f"    {' & '.join(escaped(entry.text) for entry in row)} \\\\" for row in table.rows),

@@ -25,7 +25,8 @@
         text: { signal: "datum.datum.front ? datum.datum.group : ''" }, fill: { value: "var(--ink)" },
         fontSize: { value: 12 }, font: { value: font },
       } },
-      transform: [{ type: "label", size: { signal: "[max(1, width), max(1, height)]" }, offset: [7], padding: null, anchor: ["top-right", "right", "bottom-right", "top", "bottom", "left", "top-left", "bottom-left"], avoidMarks: ["named_marks"] }],
+      transform: [{ type: "label", size: { signal: "[max(1, width), max(1, height)]" }, offset: [7], padding: 0, avoidMarks: ["named_marks"],
+        anchor: ["right", "left", "top", "bottom", "top-right", "bottom-right", "top-left", "bottom-left"] }],
     });
     return spec;
   };
