@@ -64,13 +64,15 @@
   const save = async (section, name) => {
     const { spec, view } = views.get(section).find((one) => one.name === name);
     const paper = { ...config, background: "#ffffff", padding: 12 };
-    const compiled = withNames(vegaLite.compile({ ...spec, width: 640 }, { config: paper }).spec);
-    const still = new vega.View(vega.parse(compiled), { renderer: "none" });
+    const { view: still, finalize } = await vegaEmbed(document.createElement("div"), { ...spec, width: 640 }, {
+      actions: false, renderer: "svg", patch: withNames, config: paper,
+    });
     for (const signal of ["hidden", "chosen"]) {
       try { still.signal(signal, view.signal(signal)); } catch { /* this figure has no such signal */ }
     }
     const colours = lightColours();
     const svg = (await still.toSVG()).replace(/var\(--(\w+)\)/g, (_, key) => colours[key]);
+    finalize();
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([svg], { type: "image/svg+xml" }));
     link.download = `${name.replace(/[^\w.-]+/g, "-")}.svg`;
