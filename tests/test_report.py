@@ -59,7 +59,7 @@ def test_the_page_tells_in_words_what_came_out(text: str) -> None:
     assert "On the Pareto front of accuracy and bytes sent: head; bias." in words
     assert "Student's 95 % t interval" in words
     assert "python 3.11.7, fedpeft 0.1.0, on cpu a processor" in words
-    assert "fedpeft report" in words and 'rounds = 3' in words
+    assert "fedpeft report" in words and "rounds = 3" in words
 
 
 def test_every_figure_is_there(text: str) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -37,30 +38,39 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture
-def said() -> list[str]:
-    """What the page says on the console."""
-    return []
+@dataclass(frozen=True)
+class Opened:
+    """A drawn page, and what it has said on the console."""
+
+    page: Any
+    said: list[str]
 
 
-@pytest.fixture(params=["light", "dark"])
-def page(browser: Any, page_file: Path, said: list[str], request: pytest.FixtureRequest) -> Iterator[Any]:
-    """The drawn page. It has no network: whatever it asks for fails and is said."""
-    context = browser.new_context(color_scheme=request.param, offline=True, accept_downloads=True)
-    found = context.new_page()
-    found.on("console", lambda message: said.append(message.text))
-    found.on("pageerror", lambda error: said.append(str(error)))
-    found.goto(page_file.as_uri())
-    found.wait_for_function("document.documentElement.dataset.drawn", timeout=30_000)
-    yield found
+@pytest.fixture(scope="module", params=["light", "dark"])
+def opened(browser: Any, page_file: Path, request: pytest.FixtureRequest) -> Iterator[Opened]:
+    """It has no network: whatever the page asks for fails and is said."""
+    context, said = browser.new_context(color_scheme=request.param, offline=True, accept_downloads=True), []
+    page = context.new_page()
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(page_file.as_uri())
+    page.wait_for_function("document.documentElement.dataset.drawn", timeout=30_000)
+    yield Opened(page, said)
     context.close()
+
+
+@pytest.fixture
+def page(opened: Opened) -> Iterator[Any]:
+    """The page; no test may make it say anything."""
+    yield opened.page
+    assert opened.said == []
 
 
 def background(page: Any) -> str:
     return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
 
 
-def test_it_draws_at_every_width(page: Any, said: list[str]) -> None:
+def test_it_draws_at_every_width(page: Any) -> None:
     assert page.evaluate("document.documentElement.dataset.drawn") == "yes"
     assert page.locator(".plot svg").count() == FIGURES
     for width in WIDTHS:
@@ -70,7 +80,6 @@ def test_it_draws_at_every_width(page: Any, said: list[str]) -> None:
         over = "[...document.querySelectorAll('.plot')].filter(p => p.scrollWidth > p.clientWidth + 1).length"
         assert page.evaluate(over) == 0
     assert page.evaluate("window.evil") is None
-    assert said == []
 
 
 def test_the_names_of_the_front_do_not_overlap(page: Any) -> None:
@@ -85,14 +94,13 @@ def test_the_names_of_the_front_do_not_overlap(page: Any) -> None:
             assert right <= left2 or right2 <= left or bottom <= top2 or bottom2 <= top
 
 
-def test_the_switch_changes_the_theme(page: Any, said: list[str]) -> None:
+def test_the_switch_changes_the_theme(page: Any) -> None:
     before, button = background(page), page.locator("#theme")
     text = button.inner_text()
     button.click()
     assert background(page) != before and button.inner_text() != text
     button.click()
     assert background(page) == before
-    assert said == []
 
 
 def test_tables_sort_by_number_and_by_name(page: Any) -> None:
@@ -110,7 +118,7 @@ def test_tables_sort_by_number_and_by_name(page: Any) -> None:
     assert heading.get_attribute("aria-sort") == "none"
 
 
-def test_a_group_can_be_hidden(page: Any, said: list[str]) -> None:
+def test_a_group_can_be_hidden(page: Any) -> None:
     bars = page.locator('[data-figure="axis-method"] .mark-rect.role-mark path')
     assert bars.count() == 4
     page.locator(".chip", has_text="lora").click()
@@ -119,7 +127,6 @@ def test_a_group_can_be_hidden(page: Any, said: list[str]) -> None:
     page.locator(".chip", has_text="lora").click()
     page.wait_for_timeout(300)
     assert bars.count() == 4
-    assert said == []
 
 
 def test_hovering_tells_the_values(page: Any) -> None:
@@ -129,7 +136,7 @@ def test_hovering_tells_the_values(page: Any) -> None:
     assert "accuracy" in tip.inner_text() and "%" in tip.inner_text()
 
 
-def test_figures_can_be_saved(page: Any, tmp_path: Path, said: list[str]) -> None:
+def test_figures_can_be_saved(page: Any, tmp_path: Path) -> None:
     for number in range(FIGURES):
         with page.expect_download() as download:
             page.locator("button.save").nth(number).click()
@@ -141,4 +148,3 @@ def test_figures_can_be_saved(page: Any, tmp_path: Path, said: list[str]) -> Non
         if path.name == "rounds.svg":
             texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
             assert {"bias", "head", "lora"} <= set(texts)  # a legend, which the page has beside its figures
-    assert said == []

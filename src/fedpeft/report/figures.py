@@ -62,8 +62,8 @@ def _curves(section: Section) -> Figure:
         name="near", on="pointerover", nearest=True, fields=["group", "round"], empty=False, clear="pointerout"
     )
     base = of_groups(values).encode(x=_round(), detail="group:N", **style(section))
-    band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.12).encode(y=y, y2="high:Q")
-    line = base.mark_line(strokeWidth=2, point=few_dots(values)).encode(y="mean:Q", **style(section, "strokeDash"))
+    band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.1).encode(y="low:Q", y2="high:Q")
+    line = base.mark_line(strokeWidth=2, point=few_dots(values)).encode(y=y, **style(section, "strokeDash"))
     dots = base.mark_point(filled=True, size=70).encode(
         y="mean:Q",
         opacity=alt.when(near).then(alt.value(1)).otherwise(alt.value(0)),
@@ -71,7 +71,7 @@ def _curves(section: Section) -> Figure:
     )
     told = "The mean over a group's seeds, on the common held-out examples, wherever all its runs were measured."
     return Figure(
-        "rounds", title, f"{told} {intervals(section)}", made(alt.layer(band, line, dots.add_params(near)), 340)
+        "rounds", title, f"{told} {intervals(section)}", made(alt.layer(line, band, dots.add_params(near)), 340)
     )
 
 
@@ -102,8 +102,8 @@ def _cost(section: Section, way: str, verb: str) -> Figure:
     )
     layers = alt.layer(
         steps.encode(order="bytes:Q"),
+        points.properties(name=NAMED),  # before the whiskers: the legend of a saved figure is of the first with colours
         whiskers.encode(y=alt.Y("low:Q", scale=scale), y2="high:Q", **style(section)),
-        points.properties(name=NAMED),
     )
     names = "; ".join(group.label for group in section.front(way))
     told = f"On the Pareto front, by the means: {names}. For every other group there is one that costs no more and is "

@@ -26,7 +26,7 @@
         fontSize: { value: 12 }, font: { value: font },
       } },
       transform: [{ type: "label", size: { signal: "[max(1, width), max(1, height)]" }, offset: [7], padding: 0, avoidMarks: ["named_marks"],
-        anchor: ["right", "left", "top", "bottom", "top-right", "bottom-right", "top-left", "bottom-left"] }],
+        anchor: ["top-right", "bottom-right", "top-left", "bottom-left", "top", "bottom", "right", "left"] }],
     });
     return spec;
   };
