@@ -129,6 +129,29 @@ def test_a_group_can_be_hidden(page: Any) -> None:
     assert bars.count() == 4
 
 
+def test_bars_are_as_long_as_the_means(page: Any) -> None:
+    bars = page.locator('[data-figure="axis-method"] .mark-rect.role-mark path')
+    told = [bars.nth(k).get_attribute("aria-label") for k in range(bars.count())]
+    wide = {
+        str(text).split("group: ")[1].split(";")[0]: bars.nth(k).bounding_box()["width"] for k, text in enumerate(told)
+    }
+    # the means are 0.72, 0.62 and 0.42
+    assert wide["lora"] / wide["bias"] == pytest.approx(62 / 72, abs=0.01)
+    assert wide["head"] / wide["bias"] == pytest.approx(42 / 72, abs=0.01)
+
+
+def test_a_line_goes_through_the_means(page: Any) -> None:
+    draw = """async () => {
+      const spec = JSON.parse(document.querySelector('script.specs').textContent).rounds;
+      const { view } = await vegaEmbed(document.createElement('div'), { ...spec, width: 500 }, { actions: false });
+      const lines = (mark) => (mark.marktype === 'line' ? mark.items : (mark.items || []).flatMap(lines));
+      const drawn = lines(view.scenegraph().root).filter((item) => item.datum && item.datum.group === 'bias');
+      return drawn.map((item) => view.scale('y').invert(item.y));
+    }"""
+    points = page.evaluate(draw)
+    assert points == pytest.approx([0.4, 0.6, 0.72], abs=1e-3)
+
+
 def test_hovering_tells_the_values(page: Any) -> None:
     page.locator('[data-figure="axis-method"] .mark-rect.role-mark path').first.hover()
     tip = page.locator("#vg-tooltip-element")

@@ -74,8 +74,11 @@ def made(chart: Any, height: int) -> dict[str, Any]:
     return spec
 
 
-def style(section: Section, *channels: str) -> dict[str, Any]:
-    """Colour, and the dash or shape that tells apart what shares a colour; all by the group, so as to be one legend."""
+def style(section: Section, *channels: str, legend: bool = True, symbol: str = "") -> dict[str, Any]:
+    """Colour, and the dash or shape that tells apart what shares a colour; all by the group, so as to be one legend.
+
+    The page has its own beside the figures; a legend is in what is saved, unless the figure names its groups itself.
+    """
     alt = altair()
     domain = [group.label for group in section.groups]
     ranges = {
@@ -83,9 +86,12 @@ def style(section: Section, *channels: str) -> dict[str, Any]:
         "strokeDash": [DASHES[look.form] for look in section.looks],
         "shape": [SHAPES[look.form] for look in section.looks],
     }
+    told = alt.Legend(**({"symbolType": symbol} if symbol else {})) if legend else None
     kinds = {"color": alt.Color, "strokeDash": alt.StrokeDash, "shape": alt.Shape}
     return {
-        channel: kinds[channel]("group:N", title=None, scale=alt.Scale(domain=domain, range=ranges[channel]))
+        channel: kinds[channel](
+            "group:N", title=None, scale=alt.Scale(domain=domain, range=ranges[channel]), legend=told
+        )
         for channel in ("color", *channels)
     }
 

@@ -57,13 +57,16 @@ def _curves(section: Section) -> Figure:
     if not values:
         return Figure("rounds", title, "No run has a measured round yet.")
     alt, measure = altair(), section.measure
-    y = alt.Y("low:Q", title=measure.name, scale=alt.Scale(domain=_ends(values), nice=True), axis=metric_axis(measure))
+    scale = alt.Scale(domain=_ends(values), nice=True)
+    y = alt.Y("mean:Q", title=measure.name, scale=scale, axis=metric_axis(measure))
     near = alt.selection_point(
         name="near", on="pointerover", nearest=True, fields=["group", "round"], empty=False, clear="pointerout"
     )
-    base = of_groups(values).encode(x=_round(), detail="group:N", **style(section))
+    base = of_groups(values).encode(x=_round(), detail="group:N", **style(section, symbol="stroke"))
     band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.1).encode(y="low:Q", y2="high:Q")
-    line = base.mark_line(strokeWidth=2, point=few_dots(values)).encode(y=y, **style(section, "strokeDash"))
+    line = base.mark_line(strokeWidth=2, point=few_dots(values)).encode(
+        y=y, **style(section, "strokeDash", symbol="stroke")
+    )
     dots = base.mark_point(filled=True, size=70).encode(
         y="mean:Q",
         opacity=alt.when(near).then(alt.value(1)).otherwise(alt.value(0)),
@@ -121,9 +124,9 @@ def _bars(section: Section, axis: Axis, values: Sequence[Row]) -> Figure:
     bare = alt.Axis(domain=False, ticks=False, labelPadding=8)
     base = of_groups(values).encode(y=alt.Y("level:N", title=None, scale=alt.Scale(domain=levels), axis=bare), **offset)
     bar = base.mark_bar(cornerRadiusEnd=2, opacity=0.88, height={"band": 0.78}).encode(
-        x=alt.X("mean:Q", title=measure.name, scale=scale, axis=metric_axis(measure, **grid)),
+        x=alt.X("mean:Q", title=measure.name, scale=scale, axis=metric_axis(measure, **grid), stack=None),
         tooltip=tip("group", value=measure.name, interval="interval"),
-        **style(section),
+        **style(section, legend=False),
     )
     whisker = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, color="var(--ink)")
     text = base.mark_text(align="left", dx=8, color="var(--ink)", fontSize=11.5).encode(x="end:Q", text="value:N")
@@ -152,7 +155,9 @@ def _spread(section: Section) -> Figure:
     base = of_groups(values).encode(y=alt.Y("group:N", title=None, scale=alt.Scale(domain=order), axis=bare))
     x = {"title": "accuracy on one client", "scale": alt.Scale(zero=False), "axis": metric_axis(Measure("accuracy"))}
     each = base.mark_tick(thickness=2, bandSize=18, opacity=0.5).encode(
-        x=alt.X("accuracy:Q", **x), tooltip=tip("group", "client", "seed", value="accuracy"), **style(section)
+        x=alt.X("accuracy:Q", **x),
+        tooltip=tip("group", "client", "seed", value="accuracy"),
+        **style(section, legend=False),
     )
     middle = base.mark_point(filled=True, shape="diamond", size=70, opacity=1, color="var(--ink)").encode(
         x="mean(accuracy):Q", tooltip=[alt.Tooltip("mean(accuracy):Q", title="mean", format=".1%")]
@@ -171,7 +176,7 @@ def _budget(section: Section) -> Figure:
         x=_round(),
         y=alt.Y("epsilon:Q", title="epsilon so far"),
         tooltip=tip("group", "round", value="epsilon", told="at"),
-        **style(section, "strokeDash"),
+        **style(section, "strokeDash", symbol="stroke"),
     )
     units = "; ".join(dict.fromkeys(row["told"] for row in values))
     told = f"Epsilon after each round, at {units}: the largest among the runs of a group."
