@@ -73,6 +73,7 @@ def background(page: Any) -> str:
 def test_it_draws_at_every_width(page: Any) -> None:
     assert page.evaluate("document.documentElement.dataset.drawn") == "yes"
     assert page.locator(".plot svg").count() == FIGURES
+    assert page.locator(".plot .role-legend").count() == 0  # the page has one for all
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
         page.wait_for_timeout(150)

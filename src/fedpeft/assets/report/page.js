@@ -38,7 +38,8 @@
     for (const plot of section.querySelectorAll(".plot")) {
       const spec = specs[plot.dataset.figure];
       const { view } = await vegaEmbed(plot, spec, {
-        actions: false, renderer: "svg", patch: withNames, config: { ...config, legend: { ...config.legend, disable: true } },
+        actions: false, renderer: "svg", config,
+        patch: (compiled) => withNames({ ...compiled, legends: [] }), // the page has its own beside the figures
       });
       drawn.push({ view, spec, name: plot.dataset.figure });
     }
