@@ -10,7 +10,7 @@ import pytest
 from running import PLAN, fedpeft
 
 from fedpeft import read_plan
-from fedpeft.cli.amounts import duration, size
+from fedpeft.core.amounts import duration, size
 from fedpeft.registry import CATALOGUE
 
 
@@ -152,7 +152,7 @@ def test_list_knows_every_part() -> None:
     assert "Low-rank adaptation" in fedpeft("list", "method").stdout
 
 
-@pytest.mark.parametrize("command", ["run", "list", "show", "partition", "evaluate", "export"])
+@pytest.mark.parametrize("command", ["run", "list", "show", "partition", "evaluate", "export", "report", "watch"])
 def test_help_has_examples(command: str) -> None:
     result = fedpeft(command, "--help")
     assert result.exit_code == 0

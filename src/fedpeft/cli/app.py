@@ -8,7 +8,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from fedpeft.cli import evaluate, export, partition, parts, run, show, sweep
+from fedpeft.cli import evaluate, export, partition, parts, report, run, show, sweep, watch
 from fedpeft.cli.options import Debug, debugging
 from fedpeft.errors import FedpeftError
 
@@ -76,5 +76,7 @@ for name, command, examples in (
     ("partition", partition.partition, partition.EXAMPLES),
     ("evaluate", evaluate.evaluate, evaluate.EXAMPLES),
     ("export", export.export, export.EXAMPLES),
+    ("watch", watch.watch, watch.EXAMPLES),
+    ("report", report.report, report.EXAMPLES),
 ):
     app.command(name, epilog=f"\b\nExamples:\n{examples}")(command)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from fedpeft.cli.amounts import duration, size
+from fedpeft.core.amounts import duration, size
 
 if TYPE_CHECKING:
     from fedpeft.core.interfaces import Engine

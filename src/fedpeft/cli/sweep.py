@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedpeft.cli.amounts import duration
 from fedpeft.cli.options import AsJson, Debug, Device
+from fedpeft.core.amounts import duration
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -90,7 +90,7 @@ def _accuracy_by_class(site: Site, params: Tensors) -> Tensor | None:
     right, seen = (torch.zeros(len(site.classes), dtype=torch.float64) for _ in range(2))
     batches = (site.on_device(batch) for batch in site.data.held_out())
     with threads(site.plan.threads):
-        for batch, values in scored(site.plan.task, site.model, _own(site, params), batches):
+        for batch, values in scored(site.task, site.model, _own(site, params), batches):
             if "accuracy" not in values or "label" not in batch:
                 return None
             label, mask = batch["label"].cpu(), batch["mask"].double().cpu()

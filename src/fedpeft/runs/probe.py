@@ -25,7 +25,7 @@ def check_gradients(site: Site) -> None:
         name: x.to(site.device) + 0.01 * torch.randn(x.shape, generator=draws).to(site.device)
         for name, x in site.params().items()
     }
-    objective = Objective(site.model, plan.task)
+    objective = Objective(site.model, site.task)
     site.model.eval()  # whose dropout would be another each time
     with threads(plan.threads):
         wanted, _, _ = objective.gradient(params, rows)

@@ -1,0 +1,141 @@
+"""In what plans differ, told as few axes with short values."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+NONE = "none"
+FIRST = ("method", "partition", "cohort", "rounds", "task", "data")
+"""Keys by which a reader tells experiments apart soonest."""
+KEPT = "method"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A plan key that differs, dots between keys.
+
+    A part that is another one in some plans is one axis: its name, with what differs between parts of that name.
+
+    Attributes:
+      values: one for each plan, as text.
+      numbers: the same where all are numbers, else empty.
+      names: whether its values tell by themselves what they are of.
+      told: whether it is needed to tell the plans apart; else its value follows from the others.
+      short: the last part of its path, or all of it where another axis ends alike.
+    """
+
+    path: str
+    values: tuple[str, ...]
+    numbers: tuple[float, ...] = ()
+    names: bool = False
+    told: bool = True
+    short: str = ""
+
+    def words(self, k: int) -> str:
+        """What it says of plan k: "lora", "alpha 0.1"."""
+        return self.values[k] if self.names else f"{self.short} {self.values[k]}"
+
+    def order(self) -> list[str]:
+        """Its values, each once: numbers upwards, others as the plans come."""
+        if self.numbers:
+            return [text for _, text in sorted(set(zip(self.numbers, self.values, strict=True)))]
+        return list(dict.fromkeys(self.values))
+
+
+def axes(plans: Sequence[Mapping[str, Any]]) -> list[Axis]:
+    """In what these plans, no two of them equal, differ; first by what a reader looks at first.
+
+    Those that are not `told` are dropped one by one, the least telling first, as long as the others tell all plans
+    apart: a learning rate chosen for each method makes no axis of its own.
+    """
+    found = sorted(_shortened(_differences("", plans)), key=lambda axis: _rank(axis.path))
+    told = list(found)
+    for axis in reversed(found):
+        rest = [other for other in told if other is not axis]
+        if axis.path != KEPT and len({tuple(a.values[k] for a in rest) for k in range(len(plans))}) == len(plans):
+            told = rest
+    return [replace(axis, told=any(axis is other for other in told)) for axis in found]
+
+
+def label(told: Sequence[Axis], k: int) -> str:
+    """What plan k is called."""
+    return ", ".join(axis.words(k) for axis in told if axis.told)
+
+
+def _shortened(found: Sequence[Axis]) -> list[Axis]:
+    ends = [axis.path.rpartition(".")[2] for axis in found]
+    return [
+        replace(axis, short=end if ends.count(end) == 1 else axis.path) for axis, end in zip(found, ends, strict=True)
+    ]
+
+
+def _rank(path: str) -> tuple[int, str]:
+    head = path.partition(".")[0]
+    return (FIRST.index(head) if head in FIRST else len(FIRST), path)
+
+
+def _differences(path: str, values: Sequence[Any]) -> list[Axis]:
+    values = [_table(value) for value in values]
+    if len({json.dumps(value, sort_keys=True, default=str) for value in values}) < 2:
+        return []
+    if not any(isinstance(value, dict) for value in values):
+        return [_plain(path, values)]
+    if not all(isinstance(value, dict) for value in values) or (path and len({v.get("name") for v in values}) > 1):
+        return [Axis(path, tuple(_parts(values)), names=True)]
+    keys = dict.fromkeys(key for value in values for key in value)
+    return [
+        axis
+        for key in keys
+        for axis in _differences(f"{path}.{key}" if path else key, [value.get(key) for value in values])
+    ]
+
+
+def _table(value: Any) -> Any:
+    """A list of parts as a table by name, so that one part of it may differ."""
+    if isinstance(value, list) and value and all(isinstance(part, dict) and "name" in part for part in value):
+        by_name = {str(part["name"]): part for part in value}
+        return by_name if len(by_name) == len(value) else value
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _plain(path: str, values: Sequence[Any]) -> Axis:
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    texts = tuple(_text(value) for value in values)
+    return Axis(path, texts, tuple(values) if numeric else (), all(isinstance(v, str) and v for v in values))
+
+
+def _text(value: Any) -> str:
+    if value is None or value == [] or value == "":
+        return NONE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _parts(values: Sequence[Any]) -> list[str]:
+    """Each part's name, with what tells it from other parts of that name: "adapter (shared)", "lora (rank 4)"."""
+    kinds = [_kind(value) for value in values]
+    texts = list(kinds)
+    for kind in set(kinds):
+        peers = [k for k, other in enumerate(kinds) if other == kind]
+        inner = _shortened(_differences("", [values[k] for k in peers]))
+        for place, k in enumerate(peers):
+            words = ", ".join(filter(None, (_setting(axis, place) for axis in inner)))
+            texts[k] = f"{kind} ({words})" if words else kind
+    return texts
+
+
+def _kind(value: Any) -> str:
+    if not isinstance(value, dict):
+        return _text(value)
+    return str(value.get("name") or " + ".join(value) or NONE)
+
+
+def _setting(axis: Axis, k: int) -> str:
+    """A switch that is on is its name, one that is off nothing."""
+    if set(axis.values) <= {"yes", "no"}:
+        return axis.short if axis.values[k] == "yes" else ""
+    return axis.words(k)

@@ -1,0 +1,231 @@
+"""The figures of a report, drawn with Vega-Altair and embedded as Vega-Lite.
+
+Colours are names here and values in the page's style sheet, so that one figure serves light, dark and print.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedpeft.report import rows
+from fedpeft.report.axes import Axis
+from fedpeft.report.drawing import Figure, altair, few_dots, made, metric, metric_axis, of_groups, style, tip
+from fedpeft.report.rows import Row
+from fedpeft.report.study import Measure, Section
+
+BYTES = (
+    "datum.value >= 1073741824 ? format(datum.value / 1073741824, '~g') + ' GiB'"
+    " : datum.value >= 1048576 ? format(datum.value / 1048576, '~g') + ' MiB'"
+    " : datum.value >= 1024 ? format(datum.value / 1024, '~g') + ' KiB' : datum.value + ' B'"
+)
+NAMED = "named"
+"""Of a view whose points on the front the page writes the names of, where there is room."""
+CROWD = 30
+"""With more classes than this their names are left to the hover."""
+
+
+def figures(section: Section) -> list[Figure]:
+    """All that there is to draw of a section; of what is missing a sentence."""
+    along = [(axis, rows.bars(section, axis)) for axis in section.axes if axis.told]
+    return [
+        _curves(section),
+        _cost(section, "up", "sent"),
+        _cost(section, "down", "received"),
+        *(_bars(section, axis, values) for axis, values in along if values),
+        _spread(section),
+        _budget(section),
+        _division(section),
+    ]
+
+
+def intervals(section: Section) -> str:
+    """What the bands and whiskers of a section are."""
+    kinds = {found.kind for group in section.groups if (found := group.last)}
+    kinds |= {found.kind for group in section.groups for _, found in group.curve()[-1:]}
+    words = {
+        "95 % t interval": "Student's 95 % t interval of the mean where there are three seeds or more",
+        "range of 2": "the range where there are two seeds",
+        "one run": "nothing where there is one",
+    }
+    if kinds <= {"one run"}:
+        return "There is one run of each, so that nothing tells how far another seed would be."
+    cut = " They are drawn no further than 0 and 100 %." if section.measure.percent else ""
+    return f"Bands and whiskers are {'; '.join(text for kind, text in words.items() if kind in kinds)}.{cut}"
+
+
+def _curves(section: Section) -> Figure:
+    title, values = f"{metric(section)} per round", rows.curves(section)
+    if not values:
+        return Figure("rounds", title, "No run has a measured round yet.")
+    alt, measure = altair(), section.measure
+    scale = alt.Scale(domain=_ends(values), nice=True)
+    y = alt.Y("mean:Q", title=measure.name, scale=scale, axis=metric_axis(measure))
+    near = alt.selection_point(
+        name="near", on="pointerover", nearest=True, fields=["group", "round"], empty=False, clear="pointerout"
+    )
+    base = of_groups(values).encode(x=_round(), detail="group:N", **style(section, symbol="stroke"))
+    band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.1).encode(y="low:Q", y2="high:Q")
+    line = base.mark_line(strokeWidth=2, point=few_dots(values)).encode(
+        y=y, **style(section, "strokeDash", symbol="stroke")
+    )
+    dots = base.mark_point(filled=True, size=70).encode(
+        y="mean:Q",
+        opacity=alt.when(near).then(alt.value(1)).otherwise(alt.value(0)),
+        tooltip=tip("group", "round", value=measure.name, interval="interval"),
+    )
+    told = "The mean over a group's seeds, on the common held-out examples, wherever all its runs were measured."
+    return Figure(
+        "rounds", title, f"{told} {intervals(section)}", made(alt.layer(line, band, dots.add_params(near)), 340)
+    )
+
+
+def _cost(section: Section, way: str, verb: str) -> Figure:
+    title, values = f"{metric(section)} against bytes {verb}", rows.costs(section, way)
+    if not values:
+        told = "Left out: it needs a finished run that tells its number of clients."
+        return Figure(f"bytes-{way}", title, told, wide=False)
+    alt, measure = altair(), section.measure
+    low, high = _ends(values)
+    margin = 0.06 * (high - low or 1)
+    scale = alt.Scale(domain=[low - margin, high + margin], nice=False)
+    base = of_groups(values).encode(
+        x=alt.X(
+            "bytes:Q",
+            title=f"bytes {verb} per client, all rounds",
+            scale=alt.Scale(type="log", base=2, nice=False, padding=24),
+            axis=alt.Axis(labelExpr=BYTES, tickCount=6, labelOverlap="greedy", labelFlush=False),
+        ),
+        y=alt.Y("mean:Q", title=measure.name, scale=scale, axis=metric_axis(measure)),
+    )
+    steps = base.transform_filter("datum.front").mark_line(
+        interpolate="step-after", strokeDash=[2, 3], strokeWidth=1.5, color="var(--faint)"
+    )
+    whiskers = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, opacity=0.55)
+    points = base.mark_point(filled=True, size=90, opacity=1).encode(
+        tooltip=tip("group", sent=f"bytes {verb}", value=measure.name, interval="interval"), **style(section, "shape")
+    )
+    layers = alt.layer(
+        steps.encode(order="bytes:Q"),
+        points.properties(name=NAMED),  # before the whiskers: the legend of a saved figure is of the first with colours
+        whiskers.encode(y=alt.Y("low:Q", scale=scale), y2="high:Q", **style(section)),
+    )
+    names = "; ".join(group.label for group in section.front(way))
+    told = f"On the Pareto front, by the means: {names}. For every other group there is one that costs no more and is "
+    told += "better, or is as good and costs less. Bytes: all that was sent, over all clients; logarithmic axis."
+    return Figure(f"bytes-{way}", title, told, made(layers, 320), wide=False)
+
+
+def _bars(section: Section, axis: Axis, values: Sequence[Row]) -> Figure:
+    alt, measure = altair(), section.measure
+    levels, others = _levels(axis, values, measure), sorted({row["other"] for row in values})
+    offset = {"yOffset": alt.YOffset("other:N", scale=alt.Scale(domain=others))} if len(others) > 1 else {}
+    room = alt.ExprRef(f"max(60, width - {8 * max(len(row['value']) for row in values)})")
+    scale = alt.Scale(domain=[0, max(row["end"] for row in values)], nice=False, range=[0, room])
+    grid = {"values": [k / 10 for k in range(11)]} if measure.percent else {}
+    bare = alt.Axis(domain=False, ticks=False, labelPadding=8)
+    base = of_groups(values).encode(y=alt.Y("level:N", title=None, scale=alt.Scale(domain=levels), axis=bare), **offset)
+    bar = base.mark_bar(cornerRadiusEnd=2, opacity=0.88, height={"band": 0.78}).encode(
+        x=alt.X("mean:Q", title=measure.name, scale=scale, axis=metric_axis(measure, **grid), stack=None),
+        tooltip=tip("group", value=measure.name, interval="interval"),
+        **style(section, legend=False),
+    )
+    whisker = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, color="var(--ink)")
+    text = base.mark_text(align="left", dx=8, color="var(--ink)", fontSize=11.5).encode(x="end:Q", text="value:N")
+    spec = made(alt.layer(bar, whisker.encode(x="low:Q", x2="high:Q"), text), len(levels) * (20 * len(others) + 8))
+    told = f"After the last round, by {axis.path}"
+    told += "; beside each value what else the group is." if offset else "."
+    return Figure(f"axis-{axis.path}", f"{metric(section)} by {axis.path}", f"{told} {intervals(section)}", spec)
+
+
+def _levels(axis: Axis, values: Sequence[Row], measure: Measure) -> list[str]:
+    """Numbers upwards, others from the best down."""
+    levels = [level for level in axis.order() if any(row["level"] == level for row in values)]
+    if axis.numbers:
+        return levels
+    return sorted(levels, key=lambda level: -max(measure.worth(r["mean"]) for r in values if r["level"] == level))
+
+
+def _spread(section: Section) -> Figure:
+    title, values = "How the result serves each client", rows.spreads(section)
+    if not values:
+        told = "Left out: no finished run here tells the accuracy of each client."
+        return Figure("clients", title, told, wide=False)
+    alt = altair()
+    order = list(dict.fromkeys(row["group"] for row in values))
+    bare = alt.Axis(domain=False, ticks=False)
+    base = of_groups(values).encode(y=alt.Y("group:N", title=None, scale=alt.Scale(domain=order), axis=bare))
+    x = {"title": "accuracy on one client", "scale": alt.Scale(zero=False), "axis": metric_axis(Measure("accuracy"))}
+    each = base.mark_tick(thickness=2, bandSize=18, opacity=0.5).encode(
+        x=alt.X("accuracy:Q", **x),
+        tooltip=tip("group", "client", "seed", value="accuracy"),
+        **style(section, legend=False),
+    )
+    middle = base.mark_point(filled=True, shape="diamond", size=70, opacity=1, color="var(--ink)").encode(
+        x="mean(accuracy):Q", tooltip=[alt.Tooltip("mean(accuracy):Q", title="mean", format=".1%")]
+    )
+    told = "A tick for each client of each finished run; the diamond is their mean."
+    return Figure("clients", title, told, made(alt.layer(each, middle), 30 * len(order)))
+
+
+def _budget(section: Section) -> Figure:
+    title, values = "Privacy spent", rows.budgets(section)
+    if not values:
+        return Figure("epsilon", title, "Left out: no round here was private.", wide=False)
+    alt = altair()
+    line = of_groups(values).mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=40))
+    chart = line.encode(
+        x=_round(),
+        y=alt.Y("epsilon:Q", title="epsilon so far"),
+        tooltip=tip("group", "round", value="epsilon", told="at"),
+        **style(section, "strokeDash", symbol="stroke"),
+    )
+    units = "; ".join(dict.fromkeys(row["told"] for row in values))
+    told = f"Epsilon after each round, at {units}: the largest among the runs of a group."
+    return Figure("epsilon", title, told, made(chart, 280))
+
+
+def _division(section: Section) -> Figure:
+    title = "Who holds what"
+    values, count = rows.divisions(section)
+    if not values:
+        return Figure("partition", title, "Left out: no run here keeps its partition.json.", wide=False)
+    alt = altair()
+    names, clients = (list(dict.fromkeys(row[field] for row in values)) for field in ("division", "client"))
+    labels = sorted({row["label"]: row["place"] for row in values}.items(), key=lambda pair: pair[1])
+    few = len(labels) <= CROWD
+    pick = {"bind": alt.binding_select(options=names, name="division: ")} if len(names) > 1 else {}
+    chart = (
+        alt.Chart(alt.InlineData(values=values))
+        .add_params(alt.param(name="chosen", value=names[0], **pick))
+        .transform_filter("datum.division === chosen")
+        .mark_rect(color="var(--heat)", stroke="var(--page)", strokeWidth=0.5 if few else 0)
+    )
+    drawn = chart.encode(
+        x=alt.X(
+            "label:N",
+            title="class" if few else f"{len(labels)} classes",
+            scale=alt.Scale(domain=[label for label, _ in labels]),
+            axis=alt.Axis(labels=few, ticks=False, labelAngle=0 if len(labels) <= 12 else -60, labelLimit=90),
+        ),
+        y=alt.Y(
+            "client:N",
+            title="client",
+            scale=alt.Scale(domain=clients),
+            axis=alt.Axis(ticks=False, labelOverlap=True),
+        ),
+        fillOpacity=alt.FillOpacity("share:Q", scale=alt.Scale(type="sqrt", range=[0.08, 1]), legend=None),
+        tooltip=tip("client", label="class", told="examples"),
+    )
+    told = "Darker: a larger share of the client's examples."
+    told += "" if count <= rows.DIVISIONS else f" The first {rows.DIVISIONS} of {count} divisions."
+    return Figure("partition", title, told, made(drawn, len(clients) * max(7, min(18, 420 // len(clients)))))
+
+
+def _round() -> Any:
+    alt = altair()
+    axis = alt.Axis(tickMinStep=1, grid=False, format="d")
+    return alt.X("round:Q", title="round", scale=alt.Scale(zero=False), axis=axis)
+
+
+def _ends(values: Sequence[Row]) -> list[float]:
+    known = [row[end] for row in values for end in ("low", "mean", "high") if row[end] is not None]
+    return [min(known), max(known)]

@@ -1,0 +1,229 @@
+"""Run folders as a report reads them: plain values, checked where they enter; nothing that they name is imported.
+
+A kept cell, which holds only plan.toml, rounds.jsonl, summary.json and perhaps partition.json, is as good as the
+folder of a run.
+"""
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AllowInfNan, TypeAdapter, ValidationError
+
+from fedpeft.errors import RunError
+from fedpeft.runs.folder import RunFolder, read_json, read_rounds
+
+Finite = Annotated[float, AllowInfNan(False)]
+RESULT_IS_THE_SAME = ("seed", "name", "engine")
+"""Keys in which plans of one experiment may differ: the seed is what a mean is over, the others change no result."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """What rounds.jsonl says of a client in a round."""
+
+    down: int = 0
+    up: int = 0
+    failed: str | None = None
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """What a round and those before it have spent."""
+
+    epsilon: Finite | None = None
+    delta: Finite | None = None
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Round:
+    """A line of rounds.jsonl."""
+
+    round: int
+    clients: Mapping[str, Client]
+    bytes_down: int
+    bytes_up: int
+    held_out: Mapping[str, Finite | None] | None
+    seconds: Finite
+    note: str = ""
+    metrics: Mapping[str, Finite | None] = field(default_factory=dict)
+    privacy: Privacy | None = None
+
+
+@dataclass(frozen=True)
+class ClientAccuracy:
+    """How a result serves each client."""
+
+    mean: Finite | None = None
+    worst_decile: Finite | None = None
+    best_decile: Finite | None = None
+    std: Finite | None = None
+    each: Mapping[str, Finite | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a report takes from summary.json; what an older version did not write is None."""
+
+    clients: int | None = None
+    trainable_params: int | None = None
+    full_params: int | None = None
+    bytes_up_per_client_round: Finite | None = None
+    bytes_down_per_client_round: Finite | None = None
+    seconds: Finite | None = None
+    partition: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
+    cpu: str = ""
+    client_accuracy: ClientAccuracy | None = None
+
+
+@dataclass(frozen=True)
+class Division:
+    """What a report takes from partition.json: the examples of each class that each client holds."""
+
+    fingerprint: str | None = None
+    classes: Sequence[str | int] = ()
+    histograms: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if any(len(counts) != len(self.classes) for counts in self.histograms.values()):
+            raise ValueError("a client has not one count for each class")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+      path: its folder, as it was given or found.
+      plan: plan.toml as plain values.
+      summary: None if the run is not finished.
+    """
+
+    path: Path
+    plan: Mapping[str, Any]
+    planned: int
+    seed: int
+    rounds: Sequence[Round]
+    summary: Summary | None
+    division: Division | None
+
+    @property
+    def finished(self) -> bool:
+        return self.summary is not None
+
+    @property
+    def experiment(self) -> Mapping[str, Any]:
+        """The plan without what does not matter to the result, and without the seed."""
+        return {key: value for key, value in self.plan.items() if key not in RESULT_IS_THE_SAME}
+
+    @property
+    def identity(self) -> str:
+        """Equal for runs of the same experiment."""
+        return json.dumps(self.experiment, sort_keys=True, default=str)
+
+    def measured(self, name: str) -> dict[int, float]:
+        """A held-out metric by round, where it was measured and is finite."""
+        found = {r.round: (r.held_out or {}).get(name) for r in self.rounds}
+        return {at: value for at, value in found.items() if value is not None}
+
+
+def find(paths: Sequence[Path]) -> Iterator[Path]:
+    """The run folders at or below `paths`, each once, by name; links are not followed."""
+    seen = set()
+    for path in paths:
+        for folder, inside, files in os.walk(path):
+            inside.sort()
+            if "plan.toml" not in files:
+                continue
+            inside.clear()  # there are no runs in a run
+            if (real := Path(folder).resolve()) not in seen:
+                seen.add(real)
+                yield Path(folder)
+
+
+def read_cells(paths: Sequence[Path]) -> tuple[list[Cell], list[str]]:
+    """The runs at or below `paths`, and a line for each thing that is none or is left out.
+
+    Raises:
+      RunError: no run is left.
+    """
+    cells: list[Cell] = []
+    problems = [f"{path} is no folder" for path in paths if not path.is_dir()]
+    first: dict[tuple[str, int], Cell] = {}
+    for path in find(paths):
+        try:
+            cell = read_cell(path)
+        except RunError as error:
+            problems.append(str(error))
+            continue
+        same = first.setdefault((cell.identity, cell.seed), cell)
+        if same is cell:
+            cells.append(cell)
+        elif cell.finished and not same.finished:
+            cells[cells.index(same)] = first[cell.identity, cell.seed] = cell
+            problems.append(_twice(same, cell))
+        else:
+            problems.append(_twice(cell, same))
+    if not cells:
+        where = ", ".join(map(str, paths))
+        raise RunError("; ".join([*problems, f"there is no run to report below {where}"]))
+    return cells, problems
+
+
+def _twice(left_out: Cell, kept: Cell) -> str:
+    return f"{left_out.path} is left out: it has the plan and the seed of {kept.path}"
+
+
+def read_cell(path: Path) -> Cell:
+    """The run in the folder `path`.
+
+    Raises:
+      RunError: a file of it cannot be read.
+    """
+    folder = RunFolder(path)
+    try:
+        plan = tomllib.loads(folder.plan.read_bytes().decode())
+        about = _checked(_Plan, plan, folder.plan)
+        rounds = [_checked(Round, line, folder.rounds, f"line {k}: ") for k, line in enumerate(read_rounds(folder), 1)]
+        summary, division = read_json(folder.summary), read_json(folder.partition)
+        return Cell(
+            path,
+            plan,
+            about.rounds,
+            about.seed,
+            rounds,
+            None if summary is None else _checked(Summary, summary, folder.summary),
+            None if division is None else _checked(Division, division, folder.partition),
+        )
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.filename}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    rounds: int
+    seed: int
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _checked(kind: type, values: Mapping[str, Any], path: Path, where: str = "") -> Any:
+    try:
+        return _adapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise RunError(f"{path} is damaged: {where}{key}: {first['msg']}") from None

@@ -1,0 +1,176 @@
+"""The numbers behind the figures, as rows of plain values under fixed names.
+
+What comes from run folders is only ever a value of a row, never a name of a field or a part of an expression.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fedpeft.core.amounts import size
+from fedpeft.report.axes import Axis
+from fedpeft.report.statistics import Estimate
+from fedpeft.report.study import Group, Measure, Section
+
+Row = dict[str, Any]
+DIVISIONS = 8
+CLIENTS = 64
+
+
+def shown(value: float | None, measure: Measure, digits: int = 1) -> str:
+    """A value of the metric as people read it: percent for an accuracy."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.{digits}f} %" if measure.percent else f"{value:.4g}"
+
+
+def with_interval(found: Estimate | None, measure: Measure) -> str:
+    """ "97.2 ± 0.3 %"; of one run the value alone."""
+    if found is None or found.half is None:
+        return shown(found.mean if found else None, measure)
+    if measure.percent:
+        return f"{100 * found.mean:.1f} ± {100 * found.half:.1f} %"
+    return f"{found.mean:.4g} ± {found.half:.2g}"
+
+
+def between(found: Estimate, measure: Measure) -> str:
+    if found.low is None:
+        return found.kind
+    return f"{shown(found.low, measure)} to {shown(found.high, measure)} ({found.kind})"
+
+
+def drawn(found: Estimate, measure: Measure) -> Row:
+    """A mean and the ends of its interval as far as a figure has room: accuracies end at 0 and 1."""
+    low, high = found.low, found.high
+    if low is not None and high is not None and measure.percent:
+        low, high = max(0.0, low), min(1.0, high)
+    return {"mean": found.mean, "low": low, "high": high}
+
+
+def curves(section: Section) -> list[Row]:
+    """The metric by round and group."""
+    return [
+        {
+            "group": group.label,
+            "round": at,
+            **drawn(found, section.measure),
+            "value": shown(found.mean, section.measure, 2),
+            "interval": between(found, section.measure),
+        }
+        for group in section.groups
+        for at, found in group.curve()
+    ]
+
+
+def costs(section: Section, way: str) -> list[Row]:
+    """The metric after the last round against bytes, by group."""
+    front = section.front(way)
+    return [
+        {
+            "group": group.label,
+            "bytes": sent,
+            "sent": size(sent),
+            **drawn(group.last, section.measure),
+            "value": with_interval(group.last, section.measure),
+            "interval": between(group.last, section.measure),
+            "front": any(group is one for one in front),
+        }
+        for group in section.groups
+        if group.last and (sent := group.sent(way))
+    ]
+
+
+def bars(section: Section, axis: Axis) -> list[Row]:
+    """The metric by the values of an axis, each beside the groups that are equal in all other axes.
+
+    Groups that have no other to be compared with along this axis are left out.
+    """
+    others = [other for other in section.axes if other.told and other is not axis]
+    rest = [", ".join(other.words(k) for other in others) for k in range(len(section.groups))]
+    known = [rest[k] for k, group in enumerate(section.groups) if group.last]
+    place = {value: number for number, value in enumerate(axis.order())}
+    return [
+        {
+            "group": group.label,
+            "level": axis.values[k],
+            "place": place[axis.values[k]],
+            "other": rest[k],
+            **(ends := drawn(group.last, section.measure)),
+            "end": ends["mean"] if ends["high"] is None else ends["high"],
+            "value": with_interval(group.last, section.measure) + (f" · {rest[k]}" if rest[k] else ""),
+            "interval": between(group.last, section.measure),
+        }
+        for k, group in enumerate(section.groups)
+        if group.last and known.count(rest[k]) > 1
+    ]
+
+
+def spreads(section: Section) -> list[Row]:
+    """The accuracy on each client, in all finished runs."""
+    return [
+        {
+            "group": group.label,
+            "client": client,
+            "seed": cell.seed,
+            "accuracy": value,
+            "value": shown(value, section.measure),
+        }
+        for group in section.groups
+        for cell in group.finished
+        if cell.summary and cell.summary.client_accuracy
+        for client, value in cell.summary.client_accuracy.each.items()
+        if value is not None
+    ]
+
+
+def budgets(section: Section) -> list[Row]:
+    """Epsilon by round and group: the largest of its runs."""
+    return list(_budgets(section.groups))
+
+
+def _budgets(groups: Sequence[Group]) -> Iterator[Row]:
+    for group in groups:
+        spent: dict[int, tuple[float, str]] = {}
+        for cell in group.cells:
+            for r in cell.rounds:
+                if r.privacy and r.privacy.epsilon is not None:
+                    told = f"delta {r.privacy.delta:g}" if r.privacy.delta is not None else "delta not told"
+                    told += f", per {r.privacy.unit}" if r.privacy.unit else ""
+                    spent[r.round] = max(spent.get(r.round, (0.0, told)), (r.privacy.epsilon, told))
+        for at, (epsilon, told) in sorted(spent.items()):
+            yield {"group": group.label, "round": at, "epsilon": epsilon, "value": f"{epsilon:.3g}", "told": told}
+
+
+def divisions(section: Section) -> tuple[list[Row], int]:
+    """Who holds what, of the first divisions that differ; and how many there are."""
+    every: dict[str, Row] = {}
+    for group in section.groups:
+        for cell in group.cells:
+            if cell.division and cell.division.histograms:
+                key = cell.division.fingerprint or f"{cell.path}"
+                every.setdefault(key, {"of": cell.division, "name": _division_name(section, group, cell.seed)})
+    names = [one["name"] for one in every.values()]
+    rows = []
+    for number, one in enumerate(list(every.values())[:DIVISIONS]):
+        name = one["name"] if names.count(one["name"]) == 1 else f"{one['name']} ({number + 1})"
+        rows += [{"division": name, **row} for row in _held(one["of"])]
+    return rows, len(every)
+
+
+def _division_name(section: Section, group: Group, seed: int) -> str:
+    k = section.groups.index(group)
+    words = [axis.words(k) for axis in section.axes if axis.path.split(".")[0] in ("partition", "data")]
+    return ", ".join([*words, f"seed {seed}"])
+
+
+def _held(division: Any) -> Iterator[Row]:
+    """At most `CLIENTS` clients, evenly over their order."""
+    names = list(division.histograms)
+    step = max(1, -(-len(names) // CLIENTS))
+    for client in names[::step]:
+        counts = division.histograms[client]
+        total = sum(counts)
+        for number, (label, count) in enumerate(zip(division.classes, counts, strict=True)):
+            if count:
+                share = count / total
+                told = f"{count:,} of {total:,}"
+                yield {"client": client, "label": f"{label}", "place": number, "share": share, "told": told}

@@ -1,0 +1,57 @@
+"""Means over seeds with their uncertainty, and which points nothing else beats."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import fmean, stdev
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over runs that differ in the seed.
+
+    Three or more give Student's t interval of the mean, mean ± t(n - 1) s / √n at 95 %; two only their range, since a
+    t interval of two values is twelve times as wide as they are apart; one gives nothing.
+
+    Attributes:
+      low, high: the interval, None if n = 1.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def kind(self) -> str:
+        return {1: "one run", 2: "range of 2"}.get(self.n, "95 % t interval")
+
+    @property
+    def half(self) -> float | None:
+        """Half the width of the interval."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """The mean of runs; None of none."""
+    n = len(values)
+    if n < 2:
+        return Estimate(values[0], None, None, 1) if values else None
+    if n == 2:
+        return Estimate(fmean(values), min(values), max(values), n)
+    from scipy.stats import t
+
+    mean, half = fmean(values), float(t.ppf((1 + LEVEL) / 2, n - 1)) * stdev(values) / sqrt(n)
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Of (cost, worth), the indices of those that no other equals or beats in both and beats in one; cheapest first."""
+    front = [
+        k
+        for k, (cost, worth) in enumerate(points)
+        if not any(c <= cost and w >= worth and (c, w) != (cost, worth) for c, w in points)
+    ]
+    return sorted(front, key=lambda k: points[k])

@@ -1,0 +1,172 @@
+"""Runs in order: by what is learned, by experiment, and what each experiment came to."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePath
+from typing import Any
+
+from fedpeft.report.axes import Axis, axes, label
+from fedpeft.report.reading import Cell
+from fedpeft.report.statistics import Estimate, estimate, pareto
+
+WAYS = ("up", "down")
+COLOURS, FORMS = 8, 6
+"""How many colours, and how many dashes and shapes, a page has."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The held-out metric that a report compares by."""
+
+    name: str
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.name == "loss"
+
+    @property
+    def percent(self) -> bool:
+        return self.name == "accuracy"
+
+    def worth(self, value: float) -> float:
+        return -value if self.lower_is_better else value
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one experiment, which differ in the seed; cells in the order of their seeds.
+
+    Attributes:
+      label: its name in tables and figures.
+      colour: what of the name has a colour of its own; the rest has a shape.
+    """
+
+    label: str
+    colour: str
+    rest: str
+    cells: tuple[Cell, ...]
+    measure: Measure
+
+    @cached_property
+    def finished(self) -> tuple[Cell, ...]:
+        return tuple(cell for cell in self.cells if cell.finished)
+
+    @cached_property
+    def last(self) -> Estimate | None:
+        """The metric after the last round, over finished runs."""
+        return self.over(lambda cell: list(cell.measured(self.measure.name).values())[-1])
+
+    def over(self, value: Callable[[Cell], float | None]) -> Estimate | None:
+        """A value of the finished runs that have it."""
+        found = []
+        for cell in self.finished:
+            try:
+                one = value(cell)
+            except (IndexError, ZeroDivisionError):
+                continue
+            if one is not None:
+                found.append(one)
+        return estimate(found)
+
+    def curve(self) -> list[tuple[int, Estimate]]:
+        """The metric by round, where all runs have it; unfinished ones count only if none is finished."""
+        lines = [cell.measured(self.measure.name) for cell in self.finished or self.cells]
+        shared = sorted(set.intersection(*map(set, lines)))
+        return [(at, e) for at in shared if (e := estimate([line[at] for line in lines]))]
+
+    def sent(self, way: str) -> float | None:
+        """Bytes that a client of the federation sends ("up") or receives in the whole run, on average."""
+        found = self.over(lambda cell: sum(getattr(r, f"bytes_{way}") for r in cell.rounds) / clients(cell))
+        return found.mean if found else None
+
+    def mean(self, key: str) -> float | None:
+        """Of a number of the summaries."""
+        found = self.over(lambda cell: getattr(cell.summary, key))
+        return found.mean if found else None
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a group is drawn: the numbers of its colour and of its dash and shape."""
+
+    colour: int
+    form: int
+
+
+@dataclass(frozen=True)
+class Section:
+    """Runs that learn the same from the same data, and so may be compared."""
+
+    title: str
+    measure: Measure
+    axes: tuple[Axis, ...]
+    groups: tuple[Group, ...]
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        return tuple(cell for group in self.groups for cell in group.cells)
+
+    @cached_property
+    def looks(self) -> tuple[Look, ...]:
+        """Of each group; what is left when the colours are used up comes again in another form."""
+        colours = list(dict.fromkeys(group.colour for group in self.groups))
+        rests = list(dict.fromkeys(group.rest for group in self.groups))
+        numbers = [(colours.index(group.colour), rests.index(group.rest)) for group in self.groups]
+        return tuple(Look(colour % COLOURS, (colour // COLOURS + rest) % FORMS) for colour, rest in numbers)
+
+    def front(self, way: str) -> list[Group]:
+        """The groups that no other beats both in bytes and in the metric, cheapest first; by the means alone."""
+        known = [(sent, g.last.mean, g) for g in self.groups if g.last and (sent := g.sent(way))]
+        return [known[k][2] for k in pareto([(sent, self.measure.worth(mean)) for sent, mean, _ in known])]
+
+
+def clients(cell: Cell) -> int:
+    """How many clients the federation of a run has; 0 if nothing tells."""
+    if cell.summary and cell.summary.clients:
+        return cell.summary.clients
+    return len(cell.division.histograms) if cell.division else 0
+
+
+def sections(cells: Sequence[Cell]) -> list[Section]:
+    """One for each task on each data set, in the order in which the cells come."""
+    return [_section(title, inside) for title, inside in _by(_problem, cells).items()]
+
+
+def _problem(cell: Cell) -> str:
+    task, data = (_table(cell.plan.get(key)) for key in ("task", "data"))
+    where = PurePath(str(data.get("path") or "")).name or data.get("name", "data")
+    return f"{where}, {task.get('name', 'task')}"
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {"name": value}
+
+
+def _section(title: str, cells: Sequence[Cell]) -> Section:
+    measure = _measure(cells)
+    every = list(_by(lambda cell: cell.identity, cells).values())
+    found = axes([group[0].experiment for group in every])
+    told = [axis for axis in found if axis.told]
+    groups = []
+    for k, members in enumerate(every):
+        named = label(told, k) or str(_table(members[0].plan.get("method")).get("name", "run"))
+        first = told[0].words(k) if told else named
+        ordered = tuple(sorted(members, key=lambda cell: cell.seed))
+        groups.append(Group(named, first, label(told[1:], k), ordered, measure))
+    return Section(title, measure, tuple(found), tuple(groups))
+
+
+def _measure(cells: Sequence[Cell]) -> Measure:
+    """Accuracy where there is one; else the first metric that is no loss; else the loss."""
+    names = dict.fromkeys(name for cell in cells for r in cell.rounds for name in r.held_out or {})
+    if not names or "accuracy" in names:
+        return Measure("accuracy")
+    return Measure(next((name for name in names if name != "loss"), "loss"))
+
+
+def _by(key: Callable[[Cell], str], cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(key(cell), []).append(cell)
+    return found

@@ -1,0 +1,224 @@
+"""A report's tables as plain values, for the page, for CSV and for LaTeX."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedpeft.core.amounts import duration, size
+from fedpeft.report.reading import Cell
+from fedpeft.report.rows import shown, with_interval
+from fedpeft.report.statistics import Estimate
+from fedpeft.report.study import WAYS, Group, Measure, Section
+
+REASONS = 200
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a cell of a table shows, and the value by which it is sorted and written to a file."""
+
+    text: str
+    value: str | float | None = None
+
+    @property
+    def number(self) -> bool:
+        return isinstance(self.value, int | float)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Lines of entries, as many as `head` has columns; `name` is a word for its file."""
+
+    name: str
+    title: str
+    head: tuple[str, ...]
+    rows: Sequence[Sequence[Entry]]
+
+    def numeric(self, column: int) -> bool:
+        return all(row[column].number or row[column].value is None for row in self.rows)
+
+
+def word(text: str) -> Entry:
+    return Entry(text, text)
+
+
+def number(value: float | None, text: str) -> Entry:
+    return Entry("–" if value is None else text, value)
+
+
+def count(value: float | None) -> Entry:
+    return number(value, f"{value or 0:,.0f}")
+
+
+def amount(value: float | None) -> Entry:
+    return number(value, size(value or 0))
+
+
+def groups(section: Section) -> Table:
+    """A line for each group."""
+    name = section.measure.name
+    head = ("group", "seeds", f"{name}, last", "interval", f"{name}, worst tenth of clients", "parameters trained",
+            "of full", "up, client and round", "down, client and round", "up, client and run", "down, client and run",
+            "Pareto front", "time")  # fmt: skip
+    front = {way: section.front(way) for way in WAYS}
+    rows = []
+    for group in section.groups:
+        trained, full, spent = (group.mean(key) for key in ("trainable_params", "full_params", "seconds"))
+        share = trained / full if trained is not None and full else None
+        ways = [way for way in WAYS if any(group is one for one in front[way])]
+        rows.append(
+            [
+                word(group.label),
+                count(len(group.finished)),
+                _metric(group.last, section.measure),
+                word(group.last.kind if group.last else "not finished"),
+                _worst(group, section.measure),
+                count(trained),
+                number(share, f"{share or 0:.2%}"),
+                *(amount(group.mean(f"bytes_{way}_per_client_round")) for way in WAYS),
+                *(amount(group.sent(way)) for way in WAYS),
+                word(" and ".join(ways)),
+                number(spent, duration(spent or 0)),
+            ]
+        )
+    return _without_empty(Table("groups", "Groups", head, rows))
+
+
+def _metric(found: Estimate | None, measure: Measure) -> Entry:
+    return number(found.mean if found else None, with_interval(found, measure))
+
+
+def _worst(group: Group, measure: Measure) -> Entry:
+    return _metric(group.over(_worst_decile), measure)
+
+
+def _worst_decile(cell: Cell) -> float | None:
+    told = cell.summary.client_accuracy if cell.summary else None
+    return told.worst_decile if told else None
+
+
+def runs(section: Section) -> Table:
+    """A line for each run."""
+    name = section.measure.name
+    head = ("group", "seed", "state", f"{name}, last", f"{name}, best", "rounds", "replies", "failed",
+            "up, all clients", "down, all clients", "folder")  # fmt: skip
+    rows = [_run(group, cell, section.measure) for group in section.groups for cell in group.cells]
+    return Table("runs", "Runs", head, rows)
+
+
+def _run(group: Group, cell: Cell, measure: Measure) -> list[Entry]:
+    values = list(cell.measured(measure.name).values())
+    last, best = (values[-1], max(values, key=measure.worth)) if values else (None, None)
+    clients = [client for r in cell.rounds for client in r.clients.values()]
+    failed = sum(client.failed is not None for client in clients)
+    return [
+        word(group.label),
+        number(cell.seed, f"{cell.seed}"),
+        word("finished" if cell.finished else "unfinished"),
+        number(last, shown(last, measure, 2)),
+        number(best, shown(best, measure, 2)),
+        number(len(cell.rounds), f"{len(cell.rounds)} of {cell.planned}"),
+        count(len(clients) - failed),
+        count(failed),
+        amount(sum(r.bytes_up for r in cell.rounds)),
+        amount(sum(r.bytes_down for r in cell.rounds)),
+        word(f"{cell.path}"),
+    ]
+
+
+def failures(section: Section) -> Table:
+    """A line for each reply that was not counted and each round that changed nothing, up to `REASONS`."""
+    rows = []
+    for group in section.groups:
+        for cell in group.cells:
+            for r in cell.rounds:
+                about = [word(group.label), count(cell.seed), count(r.round)]
+                rows += [[*about, word(name), word(c.failed)] for name, c in r.clients.items() if c.failed is not None]
+                rows += [[*about, word("(the round)"), word(r.note)]] if r.note else []
+    title = "Failures" if len(rows) <= REASONS else f"Failures (the first {REASONS} of {len(rows):,})"
+    return Table("failures", title, ("group", "seed", "round", "client", "reason"), rows[:REASONS])
+
+
+def differences(section: Section) -> Table:
+    """In which plan keys the groups differ."""
+    head = ("group", *(axis.path for axis in section.axes))
+    rows = [
+        [word(group.label), *(number(axis.numbers[k], axis.values[k]) if axis.numbers else word(axis.values[k])
+                              for axis in section.axes)]
+        for k, group in enumerate(section.groups)
+    ]  # fmt: skip
+    return Table("differences", "What differs", head, rows)
+
+
+def rounds(section: Section) -> Table:
+    """A line for each round of each run, for files only."""
+    head = ("group", "seed", "round", section.measure.name, "bytes up", "bytes down", "failed", "epsilon", "seconds")
+    rows = []
+    for group in section.groups:
+        for cell in group.cells:
+            for r in cell.rounds:
+                value = (r.held_out or {}).get(section.measure.name)
+                failed = sum(client.failed is not None for client in r.clients.values())
+                epsilon = r.privacy.epsilon if r.privacy else None
+                numbers = (cell.seed, r.round, value, r.bytes_up, r.bytes_down, failed, epsilon, r.seconds)
+                rows.append([word(group.label), *(number(x, f"{x}") for x in numbers)])
+    return Table("rounds", "Rounds", head, rows)
+
+
+def _without_empty(table: Table) -> Table:
+    """Without columns of which nothing is known."""
+    some = [k for k in range(len(table.head)) if any(row[k].value not in (None, "") for row in table.rows)]
+    return Table(
+        table.name, table.title, tuple(table.head[k] for k in some), [[r[k] for k in some] for r in table.rows]
+    )
+
+
+def as_csv(named: Sequence[tuple[str, Table]]) -> str:
+    """Tables of one kind, below each other, each line beginning with the name of its section.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    head: tuple[str, ...] = ()
+    for title, table in named:
+        if table.head != head:
+            head = table.head
+            writer.writerow(["experiment", *map(_inert, head)])
+        for row in table.rows:
+            writer.writerow([_inert(title), *("" if e.value is None else _inert(e.value) for e in row)])
+    return file.getvalue()
+
+
+def _inert(value: str | float) -> str | float:
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+LATEX = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    sign: f"\\{sign}" for sign in "&%$#_"
+}
+SIGNS = {"±": r"$\pm$", "–": "--", "ε": r"$\varepsilon$"}
+
+
+def as_latex(named: Sequence[tuple[str, Table]]) -> str:
+    """One booktabs table for each; needs \\usepackage{booktabs}."""
+    return "\n".join(_latex(title, table) for title, table in named)
+
+
+def _latex(title: str, table: Table) -> str:
+    columns = "".join("r" if table.numeric(k) else "l" for k in range(len(table.head)))
+    lines = [
+        "\\begin{table}\n  \\centering",
+        f"  \\caption{{{escaped(title)}}}\n  \\begin{{tabular}}{{{columns}}}\n    \\toprule",
+        f"    {' & '.join(map(escaped, table.head))} \\\\",
+        "    \\midrule",
+        *(f"    {' & '.join(escaped(entry.text) for entry in row)} \\\\" for row in table.rows),
+        "    \\bottomrule\n  \\end{tabular}\n\\end{table}\n",
+    ]
+    return "\n".join(lines)
+
+
+def escaped(text: str) -> str:
+    """Text that LaTeX sets as it is."""
+    return "".join((LATEX | SIGNS).get(sign, sign if sign.isprintable() else " ") for sign in text)
