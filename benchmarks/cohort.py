@@ -74,7 +74,7 @@ def race(plan: Plan, repeats: int, device: str) -> dict[str, float]:
             assert len(ledger.up) == plan.cohort, ledger.failed
         measured.append(times)
     client = site.data.clients[0]
-    steps = plan.cohort * plan.local.epochs * -(-site.data.size(client) // plan.local.batch_size)
+    steps = plan.cohort * plan.local.steps_for(site.data.size(client))
     ratios = [alone / together for together, alone in measured[1:]]
     return {
         "cohort_steps_per_second": round(steps / statistics.median(times[0] for times in measured[1:]), 2),

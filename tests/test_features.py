@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from fedpeft.core.cut import Cut, find_cut
 from fedpeft.core.features import FEATURES, Featured, folder, keep
 from fedpeft.core.objective import Objective, evaluate
-from fedpeft.core.stores import Folder
+from fedpeft.core.stores import Folder, Nowhere
 from fedpeft.core.tensors import equal, finite
 from fedpeft.core.trainable import read, train_only, trainable
-from fedpeft.core.types import Batch, Tensors
+from fedpeft.core.types import Batch, State, Tensors
 from fedpeft.engines.processes import Processes
 from fedpeft.loop import federate, start
 from fedpeft.plan import Plan
@@ -149,7 +149,7 @@ def test_rounds_and_metrics_are_those_of_the_whole_model(sites: tuple[Site, Site
     hook = site.model.vit.embeddings.register_forward_hook(lambda *_: seen.append(1))  # type: ignore[union-attr]
     ours = last(run(site, site.plan))
     metrics = measure(site, ours)
-    spread = over_clients(site, ours)
+    spread = over_clients(site, State(0, ours), Nowhere())
     assert not seen
     plain = evaluate(site.plan.task, site.model, ours, site.data.held_out())
     hook.remove()
@@ -159,7 +159,7 @@ def test_rounds_and_metrics_are_those_of_the_whole_model(sites: tuple[Site, Site
     assert all(torch.allclose(ours[n], x, rtol=1e-5, atol=1e-5) for n, x in theirs.items())
     assert metrics == pytest.approx(measure(without, ours), rel=1e-5)
     assert metrics["loss"] == pytest.approx(plain["loss"].value, rel=1e-5)
-    assert spread["loss"] == pytest.approx(over_clients(without, ours)["loss"], rel=1e-5)
+    assert spread["loss"] == pytest.approx(over_clients(without, State(0, ours), Nowhere())["loss"], rel=1e-5)
 
 
 def test_worker_processes_have_the_same_bits(sites: tuple[Site, Site], plan: Plan, tmp_path: Path) -> None:

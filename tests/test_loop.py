@@ -15,6 +15,7 @@ from fedpeft.core.stores import Folder, Nowhere
 from fedpeft.core.tensors import beside, equal, layout, scale
 from fedpeft.core.types import Cohort, Job, Reply, State, Update
 from fedpeft.core.wire import unpack
+from fedpeft.local.descent import Descent
 from fedpeft.loop import Ledger, advance, federate, start
 from fedpeft.plan import Plan, read_plan
 from fedpeft.site import Site, open_site
@@ -23,10 +24,11 @@ from fedpeft.site import Site, open_site
 def by_hand(site: Site, plan: Plan, client: str) -> dict[str, torch.Tensor]:
     """A plain loop with torch's own optimizer on a model of its own: the tensors after one round, buffers included."""
     model = deepcopy(site.model).train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=plan.local.lr, momentum=0.9, nesterov=True)  # type: ignore[attr-defined]
+    trained, local = [p for p in model.parameters() if p.requires_grad], plan.local
+    assert isinstance(local, Descent)
+    optimizer = torch.optim.SGD(trained, lr=local.lr, momentum=0.9, nesterov=True)
     seed = fold(fold(plan.seed, "round", 0), "client", client)
-    for batch in site.data.batches(client, plan.local.batch_size, plan.local.epochs, generator(seed, "batches")):
+    for batch in site.data.batches(client, local.batch_size, local.epochs, generator(seed, "batches")):
         optimizer.zero_grad()
         plan.task.losses(model, batch).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()

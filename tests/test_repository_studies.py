@@ -65,7 +65,7 @@ def test_centralised_rows_see_the_data_as_often(name: str) -> None:
 def passes_of(study: Study, name: str) -> float:
     (plan,) = (cell.plan for cell in study.cells if cell.name == name)
     clients: int = plan.partition.clients  # type: ignore[attr-defined]
-    return plan.rounds * plan.local.epochs * plan.cohort / clients
+    return plan.rounds * plan.local.passes * plan.cohort / clients
 
 
 def test_the_small_convolutional_network_carries_its_statistics(monkeypatch: pytest.MonkeyPatch) -> None:

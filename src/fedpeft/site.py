@@ -87,7 +87,7 @@ def _kept(plan: Plan, device: str, model: nn.Module, train: Tensors, test: Tenso
     """Features, where they are wanted and each example is seen twice or more on average."""
     if not plan.features or plan.local.precision != "float32":
         return Kept()
-    if plan.rounds * min(plan.cohort, clients) * plan.local.epochs < 2 * clients:
+    if plan.rounds * min(plan.cohort, clients) * plan.local.passes < 2 * clients:
         return Kept()
     numbers = [
         torch.__version__,

@@ -119,11 +119,14 @@ class Local(Protocol):
     Every random number that a step needs is in its batch. `steps_for` is the number of batches for so many examples.
 
     Attributes:
+      passes: how often a participation sees each example, on average.
       event: what a participation tells of an example; None if nothing is hidden.
     """
 
     @property
     def precision(self) -> str: ...
+    @property
+    def passes(self) -> float: ...
     @property
     def event(self) -> Event | None: ...
     def steps_for(self, size: int) -> int: ...

@@ -68,6 +68,10 @@ class StackedObjective:
         *grads, losses = _Gradient.apply(self, names, keys, *params.values(), *batch.values())  # type: ignore[no-untyped-call]
         return dict(zip(names, grads, strict=True)), losses, {}
 
+    def gradients(self, params: Tensors, batch: Batch) -> Tensors:
+        """Raises RuntimeError: who takes gradients example by example trains alone."""
+        raise RuntimeError("gradients example by example have no rule for stacks")
+
     def stacked(self, params: Tensors, batch: Batch) -> tuple[Sequence[Tensor], Tensor]:
         """The gradients, in the order of `params`, and the losses (clients, rows), of stacks outside of a `vmap`."""
         leaves = {name: x.detach().requires_grad_() for name, x in params.items()}

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from math import ceil
 from statistics import median
 from time import perf_counter
 
@@ -79,8 +78,8 @@ def choose(site: Site, workers: int = 0) -> Choice:
         alone, together, why = trial(site, why)
     except Exception as error:  # parts that users write may raise anything; a run then says whose failure it is
         return Choice("inprocess", f"a step cannot be tried: {type(error).__name__}: {error}")
-    each = sum(ceil(site.data.size(client) / plan.local.batch_size) for client in clients) / len(clients)
-    run = alone * each * plan.local.epochs * min(plan.cohort, len(clients)) * plan.rounds
+    each = sum(plan.local.steps_for(site.data.size(client)) for client in clients) / len(clients)
+    run = alone * each * min(plan.cohort, len(clients)) * plan.rounds
     hands = min(workers or max(1, processors() // plan.threads), plan.cohort, len(clients))
     share = why or f"a step of clients together takes {together / alone:.2f} of one after another"
     if hands > 1 and run / hands + STARTING < GAIN * min(run, run if why else run * together / alone):

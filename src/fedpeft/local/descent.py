@@ -71,6 +71,10 @@ class Descent:
     def event(self) -> Event | None:
         return None
 
+    @property
+    def passes(self) -> float:
+        return self.epochs
+
     def steps_for(self, size: int) -> int:
         return self.epochs * ceil(size / self.batch_size)
 

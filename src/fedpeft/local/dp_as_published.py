@@ -65,6 +65,10 @@ class DpAsPublished:
         return "float32"
 
     @property
+    def passes(self) -> float:
+        return self.epochs
+
+    @property
     def event(self) -> Event | None:
         return Event("example", None, accounted=False)
 

@@ -66,6 +66,10 @@ class DpSgd:
         object.__setattr__(self, "_descent", descent)
 
     @property
+    def passes(self) -> float:
+        return self.steps * self.rate
+
+    @property
     def event(self) -> Event | None:
         return Event("example", self.noise_multiplier, self.rate, self.steps)
 

@@ -65,7 +65,7 @@ def _passes(plan: Plan, held: Mapping[str, Any]) -> float:
     clients = getattr(plan.partition, "clients", 0) or held.get("clients", plan.cohort)
     subset, examples = getattr(plan.data, "subset", 0), held.get("examples", 0)
     share = min(1.0, subset / examples) if subset and examples else 1.0
-    return plan.rounds * plan.local.epochs * min(plan.cohort, clients) / clients * share
+    return float(plan.rounds * plan.local.passes * min(plan.cohort, clients) / clients * share)
 
 
 def _one_round(cell: Cell, shelf: Shelf, options: Sequence[str]) -> tuple[float, float, Mapping[str, Any]]:
