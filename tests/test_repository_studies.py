@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from fedpeft import open_site, read_plan
+from fedpeft.core.stores import load_tensors
+from fedpeft.core.tensors import equal
 from fedpeft.core.trainable import read
 from fedpeft.runs.division import division_of
 from fedpeft.studies.study import Study, read_study
@@ -66,6 +68,17 @@ def passes_of(study: Study, name: str) -> float:
     (plan,) = (cell.plan for cell in study.cells if cell.name == name)
     clients: int = plan.partition.clients  # type: ignore[attr-defined]
     return plan.rounds * plan.local.passes * plan.cohort / clients
+
+
+def test_both_pre_trained_networks_are_the_same_one() -> None:
+    """Weights of the masked autoencoder fit the network that was pre-trained with labels, and are others."""
+    ours, theirs = ROOT / "studies" / "weights" / "micro-vit-mae", ROOT / "src" / "fedpeft" / "assets" / "micro-vit"
+    (a, _), (b, _) = (load_tensors(folder / "model.safetensors") for folder in (ours, theirs))
+    assert {name: x.shape for name, x in a.items()} == {name: x.shape for name, x in b.items()}
+    matrices = [name for name in a if name.endswith("dense.weight")]
+    assert matrices and not any(equal({"": a[name]}, {"": b[name]}) for name in matrices)
+    assert (ours / "model.safetensors").stat().st_size < 3_000_000
+    assert (ours / "preprocessor_config.json").read_text() == (theirs / "preprocessor_config.json").read_text()
 
 
 def test_the_small_convolutional_network_carries_its_statistics(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from fedpeft.studies.study import Cell
     from fedpeft.studies.sweep import Outcome
 
+EVERY = 25
+"""Looks at the processes between two looks at how far their rounds are."""
+
 EXAMPLES = """\
   fedpeft sweep studies/communication-small.toml --estimate     how many runs, how many hours
   fedpeft sweep studies/communication-small.toml                run them all
@@ -120,13 +123,14 @@ def _sweep(
         for one in done:
             shelf.store(one.cell, one.folder or shelf.out)
         task = bar.add_task(shelf.study.name, total=len(cells), completed=len(outcomes), left="")
-        for ended in run_all(shelf, left, jobs, options):
+        for tick, ended in enumerate(run_all(shelf, left, jobs, options)):
             for one in ended:
                 outcomes.append(one)
                 if one.folder and not one.error:
                     shelf.store(one.cell, one.folder)
-                console.print(_line(one, len(outcomes), len(cells)))
-            bar.update(task, completed=len(outcomes), left=_left(shelf, cells, outcomes, jobs))
+                console.print(_line(one, len(outcomes), len(cells)), _left(shelf, cells, outcomes, jobs))
+            if ended or tick % EVERY == 0:
+                bar.update(task, completed=len(outcomes), left=_left(shelf, cells, outcomes, jobs))
     return outcomes
 
 

@@ -9,7 +9,6 @@ key = "partition.alpha"
 values = [0.1, 1.0]
 
 [[axis]]                             # zipped: several keys that change together
-name = "federation"
 keys = ["partition.clients", "cohort"]
 rows = [[16, 16], [64, 8]]
 
@@ -121,7 +120,6 @@ class Study:
     """All cells of a study, those of the first seed first.
 
     Attributes:
-      axes: names of the axes, in order.
       keys: by plan key the axis that varies it, of grid axes.
     """
 
