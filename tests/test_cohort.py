@@ -41,7 +41,7 @@ def plan_of(local: Mapping[str, Any] = {}, **changes: Any) -> Plan:
 
 def read(plan: Plan, reply: Reply | Failure) -> Update:
     assert isinstance(reply, Reply), reply
-    return unpack(reply.client, reply.payload, plan.uplink, layout_of(unframe(reply.payload)[1]))
+    return unpack(reply.client, reply.payload, plan.uplink, layout_of(unframe(reply.payload, nested=True)[1]))
 
 
 def distance(got: Tensors, want: Tensors) -> float:

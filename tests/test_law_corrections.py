@@ -102,6 +102,9 @@ class Bowl:
         moved = {"mean": params["mean"] + 1} if "mean" in params else {}
         return {"x": self.k * (params["x"] - self.at)}, self(params, batch), moved
 
+    def gradients(self, params: Tensors, batch: Batch) -> Tensors:
+        return {"x": self.gradient(params, batch)[0]["x"][None]}
+
 
 @dataclass(frozen=True)
 class Slope:
@@ -114,6 +117,9 @@ class Slope:
 
     def gradient(self, params: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
         return {"x": torch.full_like(params["x"], self.slope)}, self(params, batch), {"mean": params["mean"] + 1}
+
+    def gradients(self, params: Tensors, batch: Batch) -> Tensors:
+        return {"x": self.gradient(params, batch)[0]["x"][None]}
 
 
 def context(steps: int, round: int = 0, rounds: int = 1) -> Context:
