@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from parts import Blobs, FailingDisk, Odd, Points, Raising
-from rounds import Recording
+from rounds import PRIVATE, Recording, staged
 
 from fedpeft.core.interfaces import Store
-from fedpeft.core.stores import Folder, Nowhere, StoreError
+from fedpeft.core.stores import SECRET, Folder, Nowhere, StoreError
 from fedpeft.core.types import Failure, Job, Reply, Tensors, Update
 from fedpeft.core.wire import headers, layout_of, unframe, unpack
 from fedpeft.engines.cohort import Cohort
@@ -54,6 +54,9 @@ def distance(got: Tensors, want: Tensors) -> float:
 def both(site: Site, plan: Plan, where: Path) -> tuple[Cohort, list[tuple[Reply | Failure, Reply | Failure]]]:
     """Rounds one after another, and what the cohort answers to the same jobs."""
     site = replace(site, plan=plan)
+    for folder in ("alone", "together"):
+        (where / folder).mkdir()
+        (where / folder / SECRET).write_bytes(bytes(range(32)))  # the same noise, where a plan asks for some
     reference = Recording(InProcess(site, Folder(where / "alone")))
     state = start(plan, site.params())
     for _ in federate(plan, reference, state):
@@ -72,8 +75,10 @@ def check(site: Site, plan: Plan, where: Path, tolerance: float = TOLERANCE) -> 
         assert isinstance(got, Reply) and isinstance(want, Reply)
         assert distance(mine.delta, theirs.delta) <= tolerance
         assert mine.weight == theirs.weight
-        assert mine.metrics["loss"].weight == theirs.metrics["loss"].weight
-        assert mine.metrics["loss"].total == pytest.approx(theirs.metrics["loss"].total, rel=tolerance)
+        assert mine.metrics.keys() == theirs.metrics.keys()
+        for name, metric in theirs.metrics.items():
+            assert mine.metrics[name].weight == metric.weight
+            assert mine.metrics[name].total == pytest.approx(metric.total, rel=tolerance)
         # the header holds the loss as text, whose last digits may differ
         assert len(got.payload) - headers(got.payload) == len(want.payload) - headers(want.payload)
     return engine
@@ -97,8 +102,8 @@ LOCALS: dict[str, dict[str, Any]] = {
     "clip": {"local": {"clip_norm": 0.1}},
     **{f"uplink {name}": {"uplink": name} for name in names("codec")},
     **{f"downlink {name}": {"downlink": name} for name in names("codec") if name != "topk"},
-    **{name: {"stages": [name], "uplink": "topk"} for name in names("stage")},
-    "scaffold and stages": {**SCAFFOLD, "stages": list(names("stage")), "uplink": "topk"},
+    **{name: {**staged(name), "uplink": "dense" if name in PRIVATE else "topk"} for name in names("stage")},
+    "scaffold and stages": {**SCAFFOLD, "stages": [n for n in names("stage") if n not in PRIVATE], "uplink": "topk"},
     "head": {"method": "head"},
 }
 
