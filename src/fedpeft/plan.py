@@ -31,6 +31,7 @@ from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.types import Tensors
 from fedpeft.data.short import source
 from fedpeft.errors import PlanError, unknown
+from fedpeft.fitting import check_batchnorm, check_codecs, check_scaffold, shares
 from fedpeft.guarantees import check_budget, check_calibration, private_part
 from fedpeft.registry import construct, find, names, part, parts, settings_of
 
@@ -116,42 +117,11 @@ class Plan:
                 f"local.as_published hands momentum from client to client, one after another, and the engine "
                 f'{self.engine!r} has no such order: set engine = "inprocess"'
             )
-        self._check_scaffold()
-        self._check_codecs()
+        check_scaffold(self.local, self.server)
+        check_codecs(self.stages, self.uplink, self.downlink)
         event = self.private_part.event if self.private_part else None
         check_budget(event, self.target_epsilon, self.delta, self.accountant)
         check_calibration(self, event)
-
-    def _check_scaffold(self) -> None:
-        held, kept = self.local_shares, self.server.keeps
-        if set(held) != set(kept):
-            raise PlanError(
-                f"the clients' correction shares {list(held)} beside the trained tensors, the server keeps "
-                f'{list(kept)}: for SCAFFOLD set both local.correction and server to "scaffold"'
-            )
-        optimizer = getattr(self.local, "optimizer", None)
-        if held and optimizer is not None and not isinstance(optimizer, find("optimizer", "sgd")):
-            raise PlanError(
-                "SCAFFOLD's control variates are mean gradients, which it tells from what SGD's steps add up to; "
-                f'those of {type(optimizer).__name__} are no sums of gradients: set local.optimizer to "sgd", or go '
-                "without SCAFFOLD"
-            )
-
-    def _check_codecs(self) -> None:
-        if getattr(self.downlink, "sparse", False):
-            raise PlanError(
-                f"downlink = {self.downlink}: what goes down are the parameters themselves, not their changes, and "
-                "clients would receive most of them as zero. Use a codec that keeps every entry, such as "
-                '"dense", "float16", "bfloat16" or "int8"'
-            )
-        for i, stage in enumerate(self.stages):
-            codec = getattr(stage, "codec", self.uplink)
-            if codec is not self.uplink and codec != self.uplink:
-                raise PlanError(
-                    f"stages[{i}].codec = {codec} is not the uplink's {self.uplink}: what {type(stage).__name__} "
-                    "keeps for the next round must be what the uplink drops. Give both the same codec, or leave out "
-                    "the stage's in the plan's file"
-                )
 
     @property
     def private_part(self) -> Any:
@@ -161,8 +131,7 @@ class Plan:
     @property
     def local_shares(self) -> tuple[str, ...]:
         """Prefixes of what travels beside the method's tensors."""
-        correction = getattr(self.local, "correction", None)
-        return correction.shares if correction is not None else ()
+        return shares(self.local)
 
     def personal_of(self, params: Tensors) -> dict[str, Tensor]:
         """Of the trained tensors, those that stay with the clients."""
@@ -174,7 +143,7 @@ class Plan:
             model = self.task.build(classes, self.method.pretrained)
             model.requires_grad_(False)
             model = self.method.inject(model)
-        _refuse_batchnorm(model, self.method.names(model), private=self.local.event is not None)
+        check_batchnorm(model, self.method.names(model), private=self.local.event is not None)
         return model
 
     @property
@@ -200,20 +169,6 @@ class Plan:
 def leaking(plan: Plan) -> bool:
     """Whether what a client's optimizer remembers goes over to the next client, and to the next round."""
     return bool(getattr(plan.local, "as_published", False))
-
-
-def _refuse_batchnorm(model: nn.Module, names_: Sequence[str], private: bool) -> None:
-    for name, module in model.named_modules():
-        if private and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise PlanError(
-                f"{name!r} is a BatchNorm: it computes with all examples of a batch, so that none has a gradient of "
-                'its own to clip. Use a model with LayerNorm or GroupNorm, or stages = ["client_dp"]'
-            )
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{name}.running_mean" not in names_:
-            raise PlanError(
-                f"{name!r} is a BatchNorm: its running statistics change in training but do not travel with this "
-                'method. Use method = "full" or "scratch", or a model with LayerNorm or GroupNorm'
-            )
 
 
 def read_plan(spec: Mapping[str, Any] | str | Path = "", overrides: Sequence[str] = ()) -> Plan:
