@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,11 +73,31 @@ def until(what: Callable[[], Any], process: "subprocess.Popen[str] | None" = Non
         time.sleep(0.005)
 
 
-def undisturbed(plan: Path, out: Path) -> Path:
+PRIVATE = """
+name = "private"
+task = "parts:Points"
+data = "parts:Blobs"
+method = "full"
+rounds = 5
+cohort = 3
+engine = "processes"
+weighting = "uniform"
+delta = 1e-3
+accountant = "rdp"
+partition = {name = "dirichlet", clients = 5, alpha = 1.0}
+local = {batch_size = 4, epochs = 30, lr = 0.01}
+stages = [{name = "STAGE", noise_multiplier = 1.0}]
+"""
+
+
+def undisturbed(plan: Path, out: Path, secrets: tuple[Path, Path] | None = None) -> Path:
     """The same run in this process, without a command line and with the engine that has no processes."""
     chosen = read_plan(plan, ["engine=inprocess"])
     site = open_run_site(chosen)
     folder = create(chosen, out)
+    for theirs, ours in zip(secrets or (), folder.secrets, strict=False):
+        ours.parent.mkdir(exist_ok=True)
+        shutil.copy(theirs, ours)
     for _ in execute(folder, site, open_engine(folder, site)):
         pass
     return out
@@ -99,6 +120,18 @@ def test_a_run_killed_at_a_random_moment(tmp_path: Path, text: str) -> None:
     finish("run", "--resume", tmp_path / "killed")
     assert_same_end(tmp_path / "killed", undisturbed(plan, tmp_path / "undisturbed"))
     assert json.loads((tmp_path / "killed" / "summary.json").read_text())["rounds"] == 5
+
+
+@pytest.mark.parametrize("stage", ["client_dp", "local_dp"])
+def test_a_private_run_killed_at_a_random_moment(tmp_path: Path, stage: str) -> None:
+    """Its noise is that of its secret, so that an undisturbed run with the same one ends in the same bits."""
+    plan = write(tmp_path / "plan.toml", PRIVATE.replace("STAGE", stage))
+    killed = RunFolder(tmp_path / "killed")
+    kill_somewhere(plan, killed.path, random.Random(3))
+    finish("run", "--resume", killed.path)
+    assert_same_end(killed.path, undisturbed(plan, tmp_path / "undisturbed", killed.secrets))
+    ours, theirs = (read_rounds(RunFolder(tmp_path / name))[-1] for name in ("killed", "undisturbed"))
+    assert ours["privacy"] == theirs["privacy"] and ours["privacy"]["epsilon"] > 0
 
 
 @pytest.mark.slow
