@@ -38,7 +38,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "client": ("Site", "Worker", "open_site"),
+    "client": ("Worker",),
     "core.objective": ("evaluate",),
     "core.stores": ("Folder",),
     "engines.cohort": ("Cohort",),
@@ -47,6 +47,7 @@ _HOMES = {
     "errors": ("DataError", "FedpeftError", "PlanError", "RunError", "WireError"),
     "loop": ("Ledger", "federate", "start"),
     "plan": ("Plan", "read_plan"),
+    "site": ("Site", "open_site"),
 }
 
 

@@ -8,7 +8,7 @@ from fedpeft.core.stores import Folder
 from fedpeft.engines.auto import Choice
 from fedpeft.errors import FedpeftError
 from fedpeft.registry import describe
-from fedpeft.runs.checkpoint import load_checkpoint
+from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint
 from fedpeft.runs.environment import environment
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds, write_json
 from fedpeft.runs.measure import FullPayloads, client_accuracy, full_payloads
@@ -32,7 +32,7 @@ def summarize(folder: RunFolder, site: Site, choice: Choice | None = None) -> di
         "clients": len(site.data.clients),
         "cohort": plan.cohort,
         **_accuracy(rounds),
-        "client_accuracy": client_accuracy(site, saved.state, Folder(folder.clients)) if saved else None,
+        "client_accuracy": _by_client(folder, site, saved),
         "privacy": rounds[-1].get("privacy") if rounds else None,
         "trainable_params": sum(x.numel() for x in site.params().values()),
         **_traffic(rounds),
@@ -54,6 +54,14 @@ def summarize(folder: RunFolder, site: Site, choice: Choice | None = None) -> di
         summary["full_not_measured"] = f"{type(error).__name__}: {error}"
     write_json(folder.summary, summary)
     return summary
+
+
+def _by_client(folder: RunFolder, site: Site, saved: Checkpoint | None) -> dict[str, Any] | None:
+    """None before the first round, and where something is private: what a client has of each class shows in it."""
+    part = site.plan.private_part
+    if saved is None or (part is not None and part.event.accounted):
+        return None
+    return client_accuracy(site, saved.state, Folder(folder.clients))
 
 
 def _accuracy(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
