@@ -59,8 +59,8 @@ def check_calibration(plan: Any, event: Event | None) -> None:
     if event.unit == "client":
         if plan.personal:
             raise PlanError(
-                f"personal = {list(plan.personal)}: those tensors have no noise, and rounds.jsonl would tell how well each "
-                "client's own model does: leave it out of a plan with client-level privacy"
+                f"personal = {list(plan.personal)}: those tensors have no noise, and rounds.jsonl would tell how well "
+                "each client's own model does: leave it out of a plan with client-level privacy"
             )
         _check_order(plan.stages)
     if event.central:
