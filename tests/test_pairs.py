@@ -27,7 +27,7 @@ KINDS = {
 EACH_ONCE = 13  # draws after which the longest list of parts has been through
 UNFIT = {
     "method": {"prefix"},  # needs a decoder
-    "partition": {"column", "lists"},  # need columns or lists of the data's
+    "partition": {"column", "lists", "redrawn"},  # need columns or lists of the data's; a mistake, not to be built on
     "downlink": {"topk"},  # drops parameters
 }
 
