@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedpeft.core.wire import Body
 from fedpeft.errors import WireError
 
 
@@ -35,7 +36,7 @@ def encode(index: Tensor, n: int) -> bytes:
     return np.packbits(lows.astype(bool), bitorder="little").tobytes() + _bitmap((found >> low) + np.arange(k), high)
 
 
-def decode(body: bytes, k: int, n: int) -> Tensor:
+def decode(body: Body, k: int, n: int) -> Tensor:
     """The inverse of `encode`.
 
     Raises:
@@ -76,12 +77,12 @@ def _bitmap(numbers: "np.ndarray[tuple[int], np.dtype[np.int64]]", bits: int) ->
     return np.packbits(marks, bitorder="little").tobytes()
 
 
-def _bits(body: bytes, bits: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+def _bits(body: Body, bits: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
     every = np.unpackbits(np.frombuffer(body, dtype=np.uint8), bitorder="little")
     if every[bits:].any():
         raise WireError("a payload's positions end in bits that mean nothing")
     return every[:bits]
 
 
-def _set_bits(body: bytes, bits: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+def _set_bits(body: Body, bits: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
     return np.flatnonzero(_bits(body, bits)).astype(np.int64)

@@ -9,7 +9,7 @@ from torch import Tensor
 from fedpeft.codecs import positions
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import Tensors
-from fedpeft.core.wire import cut, decode_tensors, encode_tensors, join, kinds
+from fedpeft.core.wire import Body, cut, decode_tensors, encode_tensors, join, kinds
 from fedpeft.errors import WireError
 
 
@@ -77,7 +77,7 @@ def _by_tensor(index: Tensor, counts: list[int]) -> list[Tensor]:
     return [piece - start for piece, start in zip(pieces, ends[:-1], strict=True)]
 
 
-def _scattered(shapes: Layout, body: bytes, local: list[Tensor]) -> Tensors:
+def _scattered(shapes: Layout, body: Body, local: list[Tensor]) -> Tensors:
     every = kinds(shapes)
     where = iter(local)
     places = [next(where) if dtype.is_floating_point else None for _, dtype in every]

@@ -10,10 +10,10 @@ covers the rest: no byte is summed twice.
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from math import isfinite, prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,14 +29,19 @@ _DEFLATED, _NESTED = 1, 2
 _HEADER_LIMIT = 1 << 24  # bytes of an inflated header; the layout of 10^5 tensors takes a half
 _ENTRIES_LIMIT = 1 << 48  # of one tensor, a side of 0 counted as 1: beyond it torch's own arithmetic may overflow
 _SIDES_LIMIT = 64
+_TINY = 64  # bytes of a header below which deflating gains nothing
 _SHORT = 1 << 12  # bytes of a header that is remembered, as it came
 _DTYPES = frozenset(["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"])
+
+
+Body: TypeAlias = bytes | memoryview
+"""Bytes, or a view of some that are held elsewhere."""
 
 
 def frame(header: Any, body: bytes, nested: bool = False) -> bytes:
     """A header of plain JSON values and a body, as one checked blob; `nested` if the body is such a blob itself."""
     text = json.dumps(header, separators=(",", ":")).encode()
-    head = _shorter(text) if len(text) <= _SHORT else min(text, zlib.compress(text, 9), key=len)
+    head = _shorter(text) if _TINY < len(text) <= _SHORT else _deflated(text)
     flags = (_DEFLATED if len(head) < len(text) else 0) | (_NESTED if nested else 0)
     start = _HEAD.pack(0, flags, len(head))[_CHECK:] + head
     check = zlib.crc32(body[:_CHECK] if nested else body, zlib.crc32(start))
@@ -45,8 +50,13 @@ def frame(header: Any, body: bytes, nested: bool = False) -> bytes:
 
 @lru_cache(maxsize=16)
 def _shorter(text: bytes) -> bytes:
-    """A short header, deflated if that helps; the same from all clients but for weight and metrics."""
-    return min(text, zlib.compress(text, 9), key=len)
+    """A short header; the same from all clients."""
+    return _deflated(text)
+
+
+def _deflated(text: bytes) -> bytes:
+    """A header, deflated if that helps."""
+    return text if len(text) <= _TINY else min(text, zlib.compress(text, 9), key=len)
 
 
 def unframe(blob: bytes, nested: bool = False) -> tuple[Any, bytes]:
@@ -56,21 +66,21 @@ def unframe(blob: bytes, nested: bool = False) -> tuple[Any, bytes]:
       WireError: the blob is truncated, corrupt, or no frame.
     """
     text, flags, body = _halves(blob, nested)
-    return _read(text, flags), body
+    return _read(text, flags), bytes(body)
 
 
-def _halves(blob: bytes, nested: bool = False, check: bool = True) -> tuple[bytes, int, bytes]:
-    """Header, flags and body."""
+def _halves(blob: bytes, nested: bool = False, check: bool = True) -> tuple[bytes, int, memoryview]:
+    """Header, flags and body, a view of the blob."""
     if len(blob) < _HEAD.size:
         raise WireError(f"a payload of {len(blob)} bytes is shorter than a frame's head of {_HEAD.size}")
     crc, flags, length = _HEAD.unpack_from(blob)
     start = _HEAD.size + length
-    covered = memoryview(blob)[_CHECK : start + _CHECK if nested else None]
-    if check and zlib.crc32(covered) != crc:
+    view = memoryview(blob)
+    if check and zlib.crc32(view[_CHECK : start + _CHECK if nested else None]) != crc:
         raise WireError(f"a payload of {len(blob)} bytes is corrupt or truncated: its checksum does not match")
     if start > len(blob) or flags & ~_DEFLATED != (_NESTED if nested else 0):
         raise WireError("a payload's head is malformed")
-    return blob[_HEAD.size : start], flags, blob[start:]
+    return blob[_HEAD.size : start], flags, view[start:]
 
 
 def _read(text: bytes, flags: int) -> Any:
@@ -93,7 +103,7 @@ def encode_tensors(header: list[Any], tensors: Tensors, body: bytes) -> bytes:
     return frame([layout(tensors), *header], body)
 
 
-def decode_tensors(blob: bytes, extra: int | None = 0, check: bool = True) -> tuple[Layout, list[Any], bytes]:
+def decode_tensors(blob: bytes, extra: int | None = 0, check: bool = True) -> tuple[Layout, list[Any], Body]:
     """The layout, checked, the `extra` further header values (None: any number), and the body of a codec's blob.
 
     Raises:
@@ -149,7 +159,7 @@ def join(tensors: Iterable[Tensor]) -> bytes:
     return b"".join(x.numpy().data for x in flat)
 
 
-def cut(body: bytes, parts: Sequence[tuple[int, torch.dtype]]) -> list[Tensor]:
+def cut(body: Body, parts: Sequence[tuple[int, torch.dtype]]) -> list[Tensor]:
     """The inverse of `join`: vectors of so many entries of such a type, each in memory of its own.
 
     Raises:
@@ -238,9 +248,6 @@ def _difference(declared: Layout, expected: Layout) -> str:
 
 def headers(payload: bytes) -> int:
     """How many bytes of a payload are frames and headers rather than tensors."""
-    body, overhead = payload, 0
-    measure: Callable[[bytes], int] = lambda blob: _HEAD.size + _HEAD.unpack_from(blob)[2]
-    for _ in range(2):
-        cut = measure(body)
-        overhead, body = overhead + cut, body[cut:]
-    return overhead
+    outer: int = _HEAD.size + _HEAD.unpack_from(payload)[2]
+    inner: int = _HEAD.size + _HEAD.unpack_from(payload, outer)[2]
+    return outer + inner
