@@ -59,8 +59,9 @@ def axes(plans: Sequence[Mapping[str, Any]]) -> list[Axis]:
 
 
 def label(told: Sequence[Axis], k: int) -> str:
-    """What plan k is called."""
-    return ", ".join(axis.words(k) for axis in told if axis.told)
+    """What plan k is called: what it has of what differs; what it has none of is not said."""
+    words = [(axis.words(k), axis.values[k]) for axis in told if axis.told]
+    return ", ".join([word for word, value in words if value != NONE] or [word for word, _ in words[:1]])
 
 
 def _shortened(found: Sequence[Axis]) -> list[Axis]:

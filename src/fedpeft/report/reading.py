@@ -19,7 +19,7 @@ from fedpeft.errors import RunError
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds
 
 Finite = Annotated[float, AllowInfNan(False)]
-RESULT_IS_THE_SAME = ("seed", "name", "engine")
+RESULT_IS_THE_SAME = ("seed", "name", "engine", "evaluate_every")
 """Keys in which plans of one experiment may differ: the seed is what a mean is over, the others change no result."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fedpeft.core.amounts import size
-from fedpeft.report.axes import Axis
+from fedpeft.report.axes import Axis, label
 from fedpeft.report.statistics import Estimate
 from fedpeft.report.study import Group, Measure, Section
 
@@ -85,7 +85,7 @@ def bars(section: Section, axis: Axis) -> list[Row]:
     Groups that have no other to be compared with along this axis are left out.
     """
     others = [other for other in section.axes if other.told and other is not axis]
-    rest = [", ".join(other.words(k) for other in others) for k in range(len(section.groups))]
+    rest = [label(others, k) for k in range(len(section.groups))]
     known = [rest[k] for k, group in enumerate(section.groups) if group.last]
     place = {value: number for number, value in enumerate(axis.order())}
     return [
@@ -169,8 +169,8 @@ def _held(division: Any) -> Iterator[Row]:
     for client in names[::step]:
         counts = division.histograms[client]
         total = sum(counts)
-        for number, (label, count) in enumerate(zip(division.classes, counts, strict=True)):
+        for number, (name, count) in enumerate(zip(division.classes, counts, strict=True)):
             if count:
                 share = count / total
                 told = f"{count:,} of {total:,}"
-                yield {"client": client, "label": f"{label}", "place": number, "share": share, "told": told}
+                yield {"client": client, "label": f"{name}", "place": number, "share": share, "told": told}
