@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedpeft import DataError, Plan, open_site
-from fedpeft.core.types import Division
+from fedpeft.core.types import Division, Table
 from fedpeft.data.memory import Memory
 from fedpeft.data.report import check_division, heat_map, partition_fingerprint, partition_report
 from fedpeft.methods.full import Full
@@ -18,7 +18,7 @@ def test_the_report_counts_and_measures() -> None:
     """a has classes 0, 0; b has 1, 1, 0, 1. Of all: 3/6, 3/6. Distances: 1/2 and 1/4; class 0 alone is 1 class."""
     labels = torch.tensor([0, 0, 1, 1, 0, 1, 1])
     parts = {"a": torch.tensor([0, 1]), "b": torch.tensor([2, 3, 4, 5])}
-    report = partition_report(labels, ["no", "yes"], parts, {"moved": 1})
+    report = partition_report(Table({"label": labels}), ["no", "yes"], parts, {"moved": 1})
     assert report["histograms"] == {"a": [2, 0], "b": [1, 3]}
     assert report["size"] == {"min": 2, "median": 3.0, "max": 4}
     assert report["classes_per_client"] == {"min": 1, "median": 1.5, "max": 2}
@@ -47,7 +47,7 @@ def test_the_fingerprint_knows_who_holds_what() -> None:
 def test_the_heat_map_shades_by_share() -> None:
     labels = torch.tensor([0] * 6 + [1] * 3 + [2] + [0] * 30)
     parts = {"a": torch.arange(10), "bcd": torch.arange(10, 40)}
-    report = partition_report(labels, ["x", "y", "z"], parts, {})
+    report = partition_report(Table({"label": labels}), ["x", "y", "z"], parts, {})
     first, second, legend = heat_map(report).split("\n")
     assert (first, second) == ("a   █▓▒ 10", "bcd █   30")
     assert legend.startswith("2 of 2 clients, 3 classes;")
@@ -69,7 +69,7 @@ def test_the_heat_map_shades_by_share() -> None:
 def test_a_division_that_nothing_can_be_trained_on(parts: dict[str, list[int]], match: str) -> None:
     division = Division({name: torch.tensor(part, dtype=torch.int64) for name, part in parts.items()})
     with pytest.raises(DataError, match=match):
-        check_division(division, torch.tensor([0, 1, 0, 1]), ["cat", "dog"])
+        check_division(division, Table({"label": torch.tensor([0, 1, 0, 1])}), ["cat", "dog"])
 
 
 def test_the_notes_reach_the_site() -> None:

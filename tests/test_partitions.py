@@ -103,7 +103,7 @@ def test_dirichlet_is_the_papers_partition_of_cifar100() -> None:
     """Sizes of the paper's rule at 50,000 examples, N = 64, alpha = 0.1, from a run of its code: 352 / 795 / 1125."""
     labels = torch.arange(50_000) % 100
     report = partition_report(
-        labels, [str(k) for k in range(100)], (d := cut(Dirichlet(64, 0.1), labels)).parts, d.notes
+        Table({"label": labels}), [str(k) for k in range(100)], (d := cut(Dirichlet(64, 0.1), labels)).parts, d.notes
     )
     assert 250 <= report["size"]["min"] <= 450
     assert 760 <= report["size"]["median"] <= 830
@@ -121,8 +121,9 @@ def test_a_full_client_gets_no_further_class() -> None:
 
 def test_large_alpha_is_nearly_iid_and_small_alpha_is_not() -> None:
     labels, names = torch.arange(8000) % 10, [str(k) for k in range(10)]
+    table = Table({"label": labels})
     skew = [
-        partition_report(labels, names, cut(Dirichlet(8, alpha), labels).parts, {})["skew"]["total_variation"]
+        partition_report(table, names, cut(Dirichlet(8, alpha), labels).parts, {})["skew"]["total_variation"]
         for alpha in (0.05, 1.0, 1000.0)
     ]
     assert skew[0] > 0.6 > skew[1] > 0.2 > 0.05 > skew[2]

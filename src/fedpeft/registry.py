@@ -101,6 +101,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "local_dp": "fedpeft.stages.local_dp:LocalDp",
     },
     "task": {
+        "causal-lm": "fedpeft.tasks.causal_lm:CausalLM",
         "image-classification": "fedpeft.tasks.image_classification:ImageClassification",
         "module": "fedpeft.tasks.module:ModuleTask",
         "text-classification": "fedpeft.tasks.text_classification:TextClassification",

@@ -64,7 +64,7 @@ def open_site(plan: Plan, device: str = "cpu") -> Site:
     if plan.classes and plan.classes != examples.classes:
         raise DataError(f"the plan's classes are {list(plan.classes)}, the data's {list(examples.classes)}")
     division = plan.partition.split(examples.train, generator(plan.seed, "partition"))
-    check_division(division, examples.train.columns["label"], examples.classes)
+    check_division(division, examples.train, examples.classes)
     task = plan.task
     train, test = task.prepare(examples.train), task.prepare(examples.test)
     plan = settled(plan, list(division.parts))

@@ -22,7 +22,7 @@ def partition(
     """Show which client holds what.
 
     A line a client and a column a class, darker for a larger share of the client's examples, and how unlike the
-    clients are. Without PLAN.toml: the division of `fedpeft run`.
+    clients are. Of data without labels only the sizes. Without PLAN.toml: the division of `fedpeft run`.
     """
     chosen = resolve(plan, [*(settings or ()), *([f"seed={seed}"] if seed is not None else [])])
     from fedpeft.data.report import heat_map
@@ -32,23 +32,30 @@ def partition(
     if as_json:
         typer.echo(json.dumps(report))
         return
-    typer.echo(heat_map(report, get_terminal_size().columns))
-    typer.echo()
+    if "histograms" in report:
+        typer.echo(heat_map(report, get_terminal_size().columns))
+        typer.echo()
     for label, text in _measures(report).items():
         typer.echo(f"{label:<20}{text}")
 
 
 def _measures(report: Mapping[str, Any]) -> dict[str, str]:
-    skew = report["skew"]
-    of_all = skew["effective_classes_of_all"]
     return {
         "examples": f"{report['examples']:,} on {report['clients']:,} clients; {report['unused']:,} unused",
         "of a client": _spread(report["size"]),
+        **(_of_classes(report) if "histograms" in report else {}),
+        "fingerprint": report["fingerprint"],
+        **{name: f"{count:,}" for name, count in report["notes"].items()},
+    }
+
+
+def _of_classes(report: Mapping[str, Any]) -> dict[str, str]:
+    skew = report["skew"]
+    of_all = skew["effective_classes_of_all"]
+    return {
         "its classes": _spread(report["classes_per_client"]),
         "effective classes": f"{skew['effective_classes']:.2f} on average, {of_all:.2f} in all clients together",
         "total variation": f"{skew['total_variation']:.3f} (0: all alike)",
-        "fingerprint": report["fingerprint"],
-        **{name: f"{count:,}" for name, count in report["notes"].items()},
     }
 
 

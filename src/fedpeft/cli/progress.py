@@ -94,6 +94,9 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     if summary["accuracy_last"] is not None:
         table.add_row("accuracy, last", f"{summary['accuracy_last']:.4f}", "", "")
         table.add_row(f"accuracy, best (round {summary['best_round']})", f"{summary['accuracy_best']:.4f}", "", "")
+    elif metrics := summary.get("held_out_last"):
+        for name, value in metrics.items():
+            table.add_row(f"held-out {name}, last", _number(value), "", "")
     if privacy := summary.get("privacy"):
         at = f" at δ = {privacy['delta']:g}" if privacy["delta"] else ""
         table.add_row(f"ε for one {privacy['unit']}{at}", _epsilon(privacy), "", "")

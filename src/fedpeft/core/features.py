@@ -19,7 +19,8 @@ from fedpeft.core.cut import Cut, blank, find_cut
 from fedpeft.core.interfaces import Task
 from fedpeft.core.objective import Objective
 from fedpeft.core.seeds import seeded
-from fedpeft.core.types import Batch, Table, Tensors
+from fedpeft.core.tensors import count
+from fedpeft.core.types import Batch, Summed, Table, Tensors
 
 FEATURES = "fedpeft.features"
 """The column of rows and batches that holds them."""
@@ -62,7 +63,7 @@ class Featured:
         with self.cut.fed(batch[FEATURES]):
             return self.task.losses(model, batch)
 
-    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor | Summed]:
         if FEATURES not in batch:
             return self.task.metrics(model, batch)
         with self.cut.fed(batch[FEATURES]):
@@ -117,7 +118,7 @@ def _keep(task: Task, model: nn.Module, trained: Collection[str], train: Tensors
     params = {n: x.detach().requires_grad_() for n, x in model.named_parameters() if n in trained}
     objective = Objective(model, task)
     model.eval()
-    cut = find_cut(model, trained, len(batch["label"]), lambda: objective(params, batch))
+    cut = find_cut(model, trained, len(batch["mask"]), lambda: objective(params, batch))
     if cut is None:
         return Kept()
     if reason := _obstacle(task, model, cut, train, test, batch):
@@ -133,7 +134,7 @@ def _keep(task: Task, model: nn.Module, trained: Collection[str], train: Tensors
 
 
 def _batch(task: Task, rows: Tensors, device: torch.device) -> Batch:
-    batch = {**task.batch(rows, None), "mask": torch.ones(len(rows["label"]))}
+    batch = {**task.batch(rows, None), "mask": torch.ones(count(rows))}
     return {n: x.to(device) for n, x in batch.items()}
 
 
@@ -141,7 +142,7 @@ def _obstacle(task: Task, model: nn.Module, cut: Cut, train: Tensors, test: Tens
     """Why features cannot stand for examples; empty if they can."""
     if len(cut.shape) > 1 and any(x.ndim > 1 and not x.is_floating_point() for x in batch.values()):
         return "they have a row a token, and batches differ in length"
-    bytes_ = max(len(rows["label"]) for rows in (train, test)) * prod(cut.shape) * 4
+    bytes_ = max(count(rows) for rows in (train, test)) * prod(cut.shape) * 4
     if bytes_ > LARGEST:
         return f"they would take {bytes_ / 2**30:.1f} GiB"
     draws = torch.Generator().manual_seed(0)
@@ -180,7 +181,7 @@ def _of(task: Task, model: nn.Module, cut: Cut, rows: Tensors, name: blake2b) ->
     device = next(model.parameters()).device
     _add(name, rows)
     path = folder() / f"{name.hexdigest()}.npy"
-    shape = (len(rows["label"]), *cut.shape)
+    shape = (count(rows), *cut.shape)
 
     def chunk(at: int, size: int) -> Tensor:
         batch = _batch(task, {n: x[at : at + size] for n, x in rows.items()}, device)

@@ -20,6 +20,7 @@ from fedpeft.core.types import (
     Job,
     Reply,
     State,
+    Summed,
     Table,
     Tensors,
     Update,
@@ -43,7 +44,7 @@ class LossFn(Protocol):
 
 
 class Task(Protocol):
-    """What is learned. `losses` and `metrics` give one value per example, shape (batch,).
+    """What is learned. `losses` and `metrics` give one value per example, shape (batch,), or `Summed` values.
 
     `prepare` runs once on a table as its source reads it; `batch` on the rows drawn for a step, with a generator in
     training only: augmentation is drawn from it.
@@ -53,7 +54,7 @@ class Task(Protocol):
     def prepare(self, table: Table) -> Tensors: ...
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch: ...
     def losses(self, model: nn.Module, batch: Batch) -> Tensor: ...
-    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]: ...
+    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor | Summed]: ...
 
 
 class Source(Protocol):

@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedpeft.core.interfaces import Task
-from fedpeft.core.types import Batch, Tensors, Weighted
+from fedpeft.core.types import Batch, Summed, Tensors, Weighted
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOSS_SCALE = 2.0**12
@@ -126,16 +126,18 @@ def evaluate(task: Task, model: nn.Module, params: Tensors, batches: Iterable[Ba
     """
     sums: dict[str, Weighted] = {}
     for batch, values in scored(task, model, params, batches):
-        count = float(batch["mask"].sum())
+        mask = batch["mask"]
         for name, value in values.items():
-            got = Weighted(float((value.float() * batch["mask"]).sum()), count)
+            each = value if isinstance(value, Summed) else Summed(value, torch.ones_like(mask))
+            total, weight = (float((x.float() * mask).sum()) for x in (each.totals, each.weights))
+            got = Weighted(total, weight, each.geometric)
             sums[name] = sums[name] + got if name in sums else got
     return sums
 
 
 def scored(
     task: Task, model: nn.Module, params: Tensors, batches: Iterable[Batch]
-) -> Iterator[tuple[Batch, Mapping[str, Tensor]]]:
+) -> Iterator[tuple[Batch, Mapping[str, Tensor | Summed]]]:
     """Each batch with the task's metrics of each example; the model is not changed.
 
     Of `params`, what the model does not have is passed over, so that a state's tensors will do as they are: SCAFFOLD's
@@ -152,5 +154,5 @@ def scored(
     model.eval()
     for batch in batches:
         with torch.inference_mode():
-            values: Mapping[str, Tensor] = functional_call(measure, called, (batch,))
+            values: Mapping[str, Tensor | Summed] = functional_call(measure, called, (batch,))
         yield batch, values

@@ -45,6 +45,11 @@ def finite(a: Tensors) -> bool:
     return all(isfinite(float(x.sum())) or isfinite(float(x.sum(dtype=torch.float64))) for x in a.values())
 
 
+def count(rows: Tensors) -> int:
+    """How many rows there are of each tensor, (n, ...)."""
+    return len(next(iter(rows.values())))
+
+
 def equal(a: Tensors, b: Tensors) -> bool:
     """Same names, dtypes, shapes and bits (NaN equals no NaN)."""
     return a.keys() == b.keys() and all(x.dtype == b[n].dtype and torch.equal(x, b[n]) for n, x in a.items())

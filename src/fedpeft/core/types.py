@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -27,18 +28,38 @@ class Weighted:
 
     Attributes:
       total: the sum over examples.
-      weight: the number of examples summed.
+      weight: the number of examples summed, or of what they consist of, e.g. tokens.
+      geometric: whether the totals are logarithms and the mean is a geometric one, as a perplexity is.
     """
 
     total: float
     weight: float
+    geometric: bool = False
 
     @property
     def value(self) -> float:
-        return self.total / self.weight if self.weight else float("nan")
+        mean = self.total / self.weight if self.weight else float("nan")
+        return float(torch.tensor(mean, dtype=torch.float64).exp()) if self.geometric else mean
 
     def __add__(self, other: "Weighted") -> "Weighted":
-        return Weighted(self.total + other.total, self.weight + other.weight)
+        if self.geometric != other.geometric:
+            raise ValueError("a geometric mean and an arithmetic one have no mean")
+        return Weighted(self.total + other.total, self.weight + other.weight, self.geometric)
+
+
+@dataclass(frozen=True)
+class Summed:
+    """A metric of a batch in which examples count by what they consist of: a loss by the token, say.
+
+    Attributes:
+      totals: of each example the sum over its parts, (batch,).
+      weights: the number of these parts, (batch,).
+      geometric: see `Weighted`.
+    """
+
+    totals: Tensor
+    weights: Tensor
+    geometric: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,7 +192,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Examples:
-    """A dataset as a source gives it. Both tables have a `label` column, an int64 tensor (n,)."""
+    """A dataset as a source gives it.
+
+    Attributes:
+      train, test: both with a `label` column, an int64 tensor (n,), or both without.
+      classes: what the labels are called; empty where there are none.
+    """
 
     train: Table
     test: Table

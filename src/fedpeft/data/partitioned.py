@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.interfaces import Task
+from fedpeft.core.tensors import count
 from fedpeft.core.types import Batch, ClientId, Tensors
 
 EVALUATION_BATCH = 256
@@ -50,7 +51,7 @@ class Partitioned:
     def held_out(self, client: ClientId | None = None) -> Iterator[Batch]:
         """The common held-out rows; of one client, its own training rows without augmentation."""
         rows, index = (self.test, None) if client is None else (self.train, self.parts[client])
-        index = torch.arange(len(rows["label"])) if index is None else index
+        index = torch.arange(count(rows)) if index is None else index
         for chunk in torch.split(index, EVALUATION_BATCH):
             yield self._batch(rows, chunk, None)
 

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpeft.core.types import ClientId, Division
+from fedpeft.core.types import ClientId, Division, Table
 from fedpeft.errors import DataError
 
 SHADES = " ░▒▓█"
 
 
-def check_division(division: Division, labels: Tensor, classes: Sequence[str]) -> None:
-    """Refuse what no training can be done on.
+def check_division(division: Division, table: Table, classes: Sequence[str]) -> None:
+    """Refuse what no training can be done on with the examples of `table`.
 
     Raises:
       DataError: no client, a client without examples, an example of two clients or of none of the data, or a class
@@ -27,14 +27,22 @@ def check_division(division: Division, labels: Tensor, classes: Sequence[str]) -
         if not len(part):
             raise DataError(f"client {client!r} has no data: leave it out, or raise min_per_client")
     held = torch.cat(list(parts.values()))
-    if int(held.min()) < 0 or int(held.max()) >= len(labels):
-        raise DataError(f"the partition names example {int(held.max())}; the data has {len(labels)}, counted from 0")
+    if int(held.min()) < 0 or int(held.max()) >= len(table):
+        raise DataError(f"the partition names example {int(held.max())}; the data has {len(table)}, counted from 0")
     if int(torch.bincount(held).max()) > 1:
         raise DataError(f"example {int(torch.bincount(held).argmax())} belongs to more than one client")
+    if (labels := labels_of(table)) is None:
+        return
     counts = torch.bincount(labels[held], minlength=len(classes))
     if missing := [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]:
         names = ", ".join(map(repr, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise DataError(f"no client holds a training example of the class {names}: drop it from the data, or add some")
+
+
+def labels_of(table: Table) -> Tensor | None:
+    """The labels, where there are any."""
+    labels: Tensor | None = table.columns.get("label")
+    return labels
 
 
 def partition_fingerprint(parts: Mapping[ClientId, Tensor]) -> str:
@@ -51,7 +59,7 @@ def histograms(labels: Tensor, classes: int, parts: Mapping[ClientId, Tensor]) -
 
 
 def partition_report(
-    labels: Tensor, classes: Sequence[str], parts: Mapping[ClientId, Tensor], notes: Mapping[str, int]
+    table: Table, classes: Sequence[str], parts: Mapping[ClientId, Tensor], notes: Mapping[str, int]
 ) -> dict[str, Any]:
     """A partition in plain values.
 
@@ -61,28 +69,38 @@ def partition_report(
         effective_classes  mean over k of exp(H(p_k)) with H the entropy; between 1 and the number of classes
 
     `largest_over_mean` is the largest client's size over the mean size, `unused` the examples that no client holds.
+    Where there are no labels, nothing is said of classes.
     """
-    counts = histograms(labels, len(classes), parts)
-    sizes = counts.sum(1)
-    shares = counts / sizes[:, None].double()
-    everyone = counts.sum(0) / sizes.sum().double()
-    effective = torch.special.entr(torch.cat([shares, everyone[None]])).sum(1).exp()
+    sizes = torch.tensor([len(part) for part in parts.values()])
+    labels = labels_of(table)
+    by_class = {} if labels is None else _by_class(histograms(labels, len(classes), parts), sizes, list(parts))
+    largest = {"largest_over_mean": float(sizes.max() / sizes.double().mean())}
     return {
         "fingerprint": partition_fingerprint(parts),
         "clients": len(parts),
         "examples": int(sizes.sum()),
-        "unused": len(labels) - int(sizes.sum()),
+        "unused": len(table) - int(sizes.sum()),
         "notes": dict(notes),
         "size": _spread(sizes),
+        "classes": list(classes),
+        **by_class,
+        "skew": {**by_class.get("skew", {}), **largest},
+    }
+
+
+def _by_class(counts: Tensor, sizes: Tensor, clients: Sequence[ClientId]) -> dict[str, Any]:
+    """What a report says of classes; `counts` are the histograms, (clients, classes)."""
+    shares = counts / sizes[:, None].double()
+    everyone = counts.sum(0) / sizes.sum().double()
+    effective = torch.special.entr(torch.cat([shares, everyone[None]])).sum(1).exp()
+    return {
         "classes_per_client": _spread((counts > 0).sum(1)),
         "skew": {
             "total_variation": float((shares - everyone).abs().sum(1).mean() / 2),
             "effective_classes": float(effective[:-1].mean()),
             "effective_classes_of_all": float(effective[-1]),
-            "largest_over_mean": float(sizes.max() / sizes.double().mean()),
         },
-        "classes": list(classes),
-        "histograms": dict(zip(parts, counts.tolist(), strict=True)),
+        "histograms": dict(zip(clients, counts.tolist(), strict=True)),
     }
 
 

@@ -71,8 +71,8 @@ class Rows:
             return [names[v] if v is not None and 0 <= v < len(names) else None for v in values]
         return [None if v != v or v == "" else v for v in values]
 
-    def table(self, names: Mapping[str, str], index: Tensor, label: Tensor) -> Table:
-        """The rows `index`: `label`, the columns that are called otherwise here, and all other plain columns.
+    def table(self, names: Mapping[str, str], index: Tensor, label: Tensor | None) -> Table:
+        """The rows `index`: `label` if any, the columns that are called otherwise here, and all other plain columns.
 
         Raises:
           DataError: a column is not there, or a text is missing.
@@ -81,7 +81,7 @@ class Rows:
             if name and name not in self.columns:
                 raise DataError(f"{self.path}: " + unknown("column", name, self.columns))
         places = index.tolist()
-        columns: dict[str, Any] = {"label": label}
+        columns: dict[str, Any] = {} if label is None else {"label": label}
         if names["image"]:
             columns["image"] = Pictures(self._arrow(names["image"]), places, self.folder)
         if names["text"]:

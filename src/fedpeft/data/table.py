@@ -1,4 +1,4 @@
-"""Tables with a label: parquet, arrow, JSON-lines and CSV files, folders of them, and datasets of the hub."""
+"""Tables: parquet, arrow, JSON-lines and CSV files, folders of them, and datasets of the hub."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ IMAGE = ("image", "img", "picture", "photo")
 TEXT = ("text", "sentence", "utterance", "question", "content", "review")
 LABEL = ("label", "labels", "fine_label", "intent", "category", "class", "target", "answer")
 """What columns are usually called, the likelier names first."""
+NONE = "none"
 
 _CONDITION = re.compile(r"\s*([^\s!=]+)\s*(!=|==?)\s*(.*?)\s*")
 _AND = re.compile(r"\s+and\s+(?=[^\s!=]+\s*!?=)")
@@ -30,7 +31,8 @@ class HubTable:
     Attributes:
       path: a file, a folder whose files are called train, validation and test, or a dataset of the hub.
       config: which configuration of a hub dataset, e.g. "sst2" of "nyu-mll/glue".
-      image, text, label: the columns' names; empty for the usual ones.
+      image, text, label: the columns' names; empty for the usual ones. label = "none" is for data without labels, such
+        as texts that a language model learns from.
       where: which rows, as `column = value` or `column != value`, joined by ` and `; '' stands for a missing value.
       subset: at most so many training examples, drawn once, whatever the partition; 0 for all.
       test_split: the split held out; empty for "test", or else "validation", or else a part of the training data.
@@ -67,17 +69,24 @@ class HubTable:
         test = self._test(found, train, names["label"])
         sides = [train] if test is None else [train, test]
         rows = [self._chosen(side) for side in sides]
-        labels = [_labels(side, names["label"], index) for side, index in zip(sides, rows, strict=True)]
-        ids, classes = _numbered(labels, train.class_names(names["label"]), drop=bool(self._conditions()))
+        ids, classes = self._ids(sides, rows, names["label"])
         if test is None:
             halves = hold_out(ids[0], self.test_fraction, self.seed)
             sides, rows, ids = [train, train], [rows[0][half] for half in halves], [ids[0][half] for half in halves]
         kept = some(torch.arange(len(ids[0])), self.subset, self.seed)
-        return Examples(
-            sides[0].table(names, rows[0][kept], ids[0][kept]),
-            sides[1].table(names, rows[1], ids[1]),
-            classes,
-        )
+        rows, ids = [rows[0][kept], rows[1]], [ids[0][kept], ids[1]]
+        tables = [
+            side.table(names, index, label if classes else None)
+            for side, index, label in zip(sides, rows, ids, strict=True)
+        ]
+        return Examples(tables[0], tables[1], classes)
+
+    def _ids(self, sides: Sequence[Rows], rows: Sequence[Tensor], label: str) -> tuple[list[Tensor], tuple[str, ...]]:
+        """Class ids of each side, and the classes; without labels zeros, and no classes."""
+        if not label:
+            return [torch.zeros(len(index), dtype=torch.int64) for index in rows], ()
+        labels = [_labels(side, label, index) for side, index in zip(sides, rows, strict=True)]
+        return _numbered(labels, sides[0].class_names(label), drop=bool(self._conditions()))
 
     def _train(self, found: Mapping[str, Rows]) -> Rows:
         if "train" in found:
@@ -95,7 +104,9 @@ class HubTable:
                 raise DataError(f"{self.path}: data.test_split = {self.test_split!r} is what is trained on")
             return found[self.test_split]
         for rows in (found[name] for name in ("test", "validation") if name in found):
-            if rows is not train and label in rows.columns and any(v is not None for v in rows.values(label)):
+            if rows is train:
+                continue
+            if not label or (label in rows.columns and any(v is not None for v in rows.values(label))):
                 return rows
         return None
 
@@ -108,13 +119,15 @@ class HubTable:
                 "image", self.image, [*(n for n in IMAGE if n in declared), *declared, *IMAGE], pictures
             ),
             "text": rows.named("text", self.text, TEXT, ["string"]),
-            "label": rows.named("label", self.label, LABEL, PLAIN),
+            "label": "" if self.label == NONE else rows.named("label", self.label, LABEL, PLAIN),
         }
+        if self.label == NONE:
+            return names
         columns = ", ".join(rows.columns)
         if not names["label"]:
             raise DataError(
                 f"{self.path} has no labels: none of its columns ({columns}) is called {', '.join(LABEL)}. "
-                "Set data.label to the column to be learned"
+                'Set data.label to the column to be learned, or to "none" where the task needs no labels'
             )
         if not names["image"] and not names["text"]:
             raise DataError(f"{self.path}: set data.image or data.text to one of the columns {columns}")

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedpeft.core.seeds import seeded
 from fedpeft.core.types import Division, Table
 from fedpeft.errors import DataError
+from fedpeft.partitions.labels import labels_of
 from fedpeft.partitions.naming import by_owner
 
 
@@ -42,7 +43,7 @@ class Dirichlet:
             raise ValueError(f"alpha must be positive and finite, got {self.alpha}")
 
     def split(self, table: Table, generator: torch.Generator) -> Division:
-        labels = table.columns["label"]
+        labels = labels_of(table, "dirichlet")
         if len(labels) < self.clients * self.min_per_client:
             need = f"{self.clients} clients x {self.min_per_client} examples (min_per_client)"
             raise DataError(f"{len(labels)} training examples are too few for {need}")

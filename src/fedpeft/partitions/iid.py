@@ -25,7 +25,7 @@ class IID:
             raise ValueError(f"clients must be at least 1, got {self.clients}")
 
     def split(self, table: Table, generator: torch.Generator) -> Division:
-        n = len(table.columns["label"])
+        n = len(table)
         if n < self.clients:
             raise DataError(f"{n} training examples are too few for {self.clients} clients")
         owner = torch.arange(n) % self.clients

@@ -35,7 +35,7 @@ class Lists:
 
     def split(self, table: Table, generator: torch.Generator) -> Division:
         lists = _read(self.file) if self.file else self.clients
-        n = len(table.columns["label"])
+        n = len(table)
         owner: dict[int, ClientId] = {}
         for client, places in lists.items():
             for place in places:

@@ -7,6 +7,7 @@ import torch
 from fedpeft.core.interfaces import Partition
 from fedpeft.core.types import Division, Table
 from fedpeft.errors import DataError
+from fedpeft.partitions.labels import labels_of
 from fedpeft.registry import part
 
 
@@ -34,7 +35,7 @@ class Redrawn:
             raise ValueError(f"subset must be at least 1, got {self.subset}")
 
     def split(self, table: Table, generator: torch.Generator) -> Division:
-        labels = table.columns["label"]
+        labels = labels_of(table, "redrawn")
         if self.subset > len(labels):
             raise DataError(f"subset = {self.subset}, but there are {len(labels)} training examples")
         seen, taken = (torch.randperm(len(labels), generator=generator)[: self.subset] for _ in range(2))

@@ -6,6 +6,7 @@ import torch
 
 from fedpeft.core.types import Division, Table
 from fedpeft.errors import DataError
+from fedpeft.partitions.labels import labels_of
 from fedpeft.partitions.naming import by_owner
 
 
@@ -26,7 +27,7 @@ class Shards:
             raise ValueError(f"clients and shards must be at least 1, got {self.clients} and {self.shards}")
 
     def split(self, table: Table, generator: torch.Generator) -> Division:
-        labels, total = table.columns["label"], self.clients * self.shards
+        labels, total = labels_of(table, "shards"), self.clients * self.shards
         if len(labels) < total:
             raise DataError(f"{len(labels)} training examples are too few for {total} shards")
         order = torch.randperm(len(labels), generator=generator)

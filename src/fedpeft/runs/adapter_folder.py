@@ -47,7 +47,7 @@ def tuned(result: Result, configure: Callable[[nn.Module], Any]) -> tuple[Any, B
     base = _base(model, result)
     config, also = configure(model), _unlike(model, base, result)
     if hasattr(config, "modules_to_save"):
-        config.modules_to_save = also
+        config.modules_to_save = also or None
     elif foreign := [name for name in also if name != head_of(model)]:
         raise result.refuse(f"peft saves no further parts beside a {config.peft_type.value}, and {foreign} are random")
     with known_warnings_ignored():
@@ -93,16 +93,19 @@ def _base(model: Any, result: Result) -> Base:
 
 
 def _unlike(model: nn.Module, base: Base, result: Result) -> list[str]:
-    """The modules to be saved with the adapter: the head, and the owners of what else the user's base has not."""
+    """The modules to be saved with the adapter: a new or trained head, and the owners of what the base has not."""
     import transformers
 
     load = getattr(transformers, result.loader.auto).from_pretrained
-    number = len(result.classes)
-    plain = load(base.place, num_labels=number, dtype=torch.float32, ignore_mismatched_sizes=True, **base.settings)
+    settings = {"num_labels": len(result.classes)} if result.loader.classifies else {}
+    plain = load(base.place, dtype=torch.float32, ignore_mismatched_sizes=True, **settings, **base.settings)
     theirs, head = plain.state_dict(), head_of(model)
     unlike = [n for n, x in model.state_dict().items() if n not in theirs or not torch.equal(x, theirs[n])]
     owners = sorted({name.rpartition(".")[0] for name in unlike if not within(name, head)})
-    return [head, *(one for one in owners if not any(one != other and within(one, other) for other in owners))]
+    if not result.loader.classifies and not any(within(name, head) for name in result.tensors):
+        head = ""  # a language model's is the base's own
+    owners = [head, *owners] if head else owners
+    return [one for one in owners if not any(one != other and within(one, other) for other in owners)]
 
 
 def _bare(name: str) -> str:

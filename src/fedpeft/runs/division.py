@@ -3,6 +3,7 @@
 from typing import Any
 
 from fedpeft.core.seeds import generator
+from fedpeft.core.types import Table
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import check_division, partition_report
 from fedpeft.plan import Plan
@@ -16,10 +17,9 @@ def division_of(plan: Plan) -> dict[str, Any]:
       DataError: the data cannot be read, or not be divided as the plan says.
     """
     examples = plan.data.load()
-    labels = examples.train.columns["label"]
     division = plan.partition.split(examples.train, generator(plan.seed, "partition"))
-    check_division(division, labels, examples.classes)
-    return partition_report(labels, examples.classes, division.parts, division.notes)
+    check_division(division, examples.train, examples.classes)
+    return partition_report(examples.train, examples.classes, division.parts, division.notes)
 
 
 def division_at(site: Site) -> dict[str, Any]:
@@ -27,4 +27,4 @@ def division_at(site: Site) -> dict[str, Any]:
     data = site.data
     if not isinstance(data, Partitioned):
         return {"fingerprint": None, "clients": len(data.clients), "size": {c: data.size(c) for c in data.clients}}
-    return partition_report(data.train["label"], site.classes, data.parts, data.notes)
+    return partition_report(Table(data.train), site.classes, data.parts, data.notes)

@@ -4,9 +4,10 @@ import json
 from copy import deepcopy
 from pathlib import Path
 
+from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.image_classification import ImageClassification
 from fedpeft.tasks.pretrained import ImageInput
-from fedpeft.tasks.text_classification import TextClassification, padding, resolved, tokenizer
+from fedpeft.tasks.text_classification import TextClassification, padding, tokenizer
 
 BICUBIC = 3  # in Pillow's counting
 
@@ -16,7 +17,7 @@ def save_inputs(task: object, out: Path) -> None:
     if isinstance(task, ImageClassification):
         values = json.dumps(processor(task.input), indent=2)
         (out / "preprocessor_config.json").write_text(values + "\n", encoding="utf-8")
-    if isinstance(task, TextClassification):
+    if isinstance(task, TextClassification | CausalLM):
         _save_tokenizer(task, out)
 
 
@@ -36,9 +37,9 @@ def processor(see: ImageInput) -> dict[str, object]:
     }
 
 
-def _save_tokenizer(task: TextClassification, out: Path) -> None:
+def _save_tokenizer(task: TextClassification | CausalLM, out: Path) -> None:
     """The base's, which cuts texts (`truncation=True`) to the length that was trained with."""
-    base = resolved(task.model)
+    base = task.base
     read = deepcopy(tokenizer(base))
     read.model_max_length = task.max_length
     if read.pad_token_id is None:

@@ -20,6 +20,8 @@ from fedpeft.plan import Plan
 from fedpeft.registry import build
 from fedpeft.site import Site, threads
 
+HIGH_IS_BAD = ("loss", "perplexity")
+
 
 def measure(site: Site, params: Tensors, client: ClientId | None = None) -> dict[str, float]:
     """The task's metrics on the common held-out examples, or on the training examples of one client."""
@@ -91,10 +93,11 @@ def _accuracy_by_class(site: Site, params: Tensors) -> Tensor | None:
     batches = (site.on_device(batch) for batch in site.data.held_out())
     with threads(site.plan.threads):
         for batch, values in scored(site.task, site.model, _own(site, params), batches):
-            if "accuracy" not in values or "label" not in batch:
+            accuracy = values.get("accuracy")
+            if not isinstance(accuracy, Tensor) or "label" not in batch:
                 return None
             label, mask = batch["label"].cpu(), batch["mask"].double().cpu()
-            right.index_add_(0, label, values["accuracy"].double().cpu() * mask)
+            right.index_add_(0, label, accuracy.double().cpu() * mask)
             seen.index_add_(0, label, mask)
     return right / seen
 
@@ -135,12 +138,13 @@ def _whole(plan: Plan, classes: tuple[str, ...]) -> Tensors:
 def over_clients(site: Site, state: State, store: Store) -> dict[str, dict[str, float]]:
     """By metric, the mean over the clients and the mean of the tenth of them that does worst, at least one.
 
-    Each client counts once, with its own training examples, not augmented. "loss" is worst where it is high.
+    Each client counts once, with its own training examples, not augmented. Losses and perplexities are worst where they
+    are high.
     """
     each = [measure(site, client_params(site, state, store, client), client) for client in site.data.clients]
     tenth = max(1, len(each) // 10)
     spread: dict[str, dict[str, float]] = {}
     for name in each[0] if each else {}:
-        values = sorted((metrics[name] for metrics in each), reverse=name == "loss")
+        values = sorted((metrics[name] for metrics in each), reverse=name in HIGH_IS_BAD)
         spread[name] = {"mean": sum(values) / len(values), "worst_tenth": sum(values[:tenth]) / tenth}
     return spread

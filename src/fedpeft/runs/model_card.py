@@ -10,6 +10,8 @@ from fedpeft import __version__
 from fedpeft.runs.adapter_folder import Base
 from fedpeft.runs.folder import read_json, read_rounds
 from fedpeft.runs.result import IMAGES, Result
+from fedpeft.tasks.causal_lm import CausalLM
+from fedpeft.tasks.instructions import TEMPLATES
 
 Form = Literal["adapter", "model", "code"]
 """An adapter on top of its base, a whole model, or one that brings code."""
@@ -19,6 +21,9 @@ SAYS: dict[Form, str] = {
     "model": "A fine-tuned copy of",
     "code": "With layers of its own (`modeling_fedpeft.py`), a fine-tuned copy of",
 }
+
+NAMED = ("    id2label=dict(enumerate(classes)),", "    label2id={name: k for k, name in enumerate(classes)},")
+"""What tells a classifier the names of its classes."""
 
 
 def model_card(result: Result, out: Path, form: Form, base: Base | None = None) -> str:
@@ -37,7 +42,7 @@ def model_card(result: Result, out: Path, form: Form, base: Base | None = None) 
         "examples stayed with the clients, and only the tensors that were trained travelled.",
         _table(_facts(result)),
         "## How to load it",
-        _exact(form, merged=form == "model" and base is not None),
+        _exact(result, form, merged=form == "model" and base is not None),
         _code("python", _loading(result, out, form, base)),
         _code("python", _using(result)),
         "## The plan",
@@ -82,7 +87,7 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         ("cohort", f"{plan.cohort} clients a round"),
         ("bytes up, measured", _bytes(sum(line["bytes_up"] for line in rounds), came)),
         ("bytes down, measured", _bytes(sum(line["bytes_down"] for line in rounds), len(asked))),
-        ("accuracy on held-out examples", _accuracy(rounds)),
+        *([_accuracy(rounds)] if result.loader.classifies else _held_out(rounds)),
         *([("differential privacy", _privacy(privacy))] if (privacy := result.checkpoint.privacy) else []),
         ("seed", str(plan.seed)),
         ("partition", f"`{division.get('fingerprint')}`"),
@@ -103,11 +108,21 @@ def _privacy(privacy: Mapping[str, Any]) -> str:
     return f"{counted}, accountant {privacy['accountant']}"
 
 
-def _accuracy(rounds: Sequence[dict[str, Any]]) -> str:
+def _accuracy(rounds: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    label = "accuracy on held-out examples"
     measured = [line for line in rounds if (line["held_out"] or {}).get("accuracy") is not None]
     if not measured:
-        return "not measured"
-    return f"{measured[-1]['held_out']['accuracy']:.4f} after round {measured[-1]['round']}"
+        return label, "not measured"
+    return label, f"{measured[-1]['held_out']['accuracy']:.4f} after round {measured[-1]['round']}"
+
+
+def _held_out(rounds: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    measured = [line for line in rounds if line["held_out"]]
+    if not measured:
+        return [("loss on held-out tokens", "not measured")]
+    last = measured[-1]
+    told = {name: "not finite" if x is None else f"{x:.4f}" for name, x in last["held_out"].items()}
+    return [(f"{name} on held-out tokens", f"{value} after round {last['round']}") for name, value in told.items()]
 
 
 def _loading(result: Result, out: Path, form: Form, base: Base | None) -> list[str]:
@@ -116,18 +131,18 @@ def _loading(result: Result, out: Path, form: Form, base: Base | None) -> list[s
     trust = ", trust_remote_code=True" if form == "code" else ""
     lines = [f"from transformers import {', '.join(sorted((auto, reader)))}", "", f"folder = {_text(str(out))}"]
     if form == "adapter" and base is not None:
-        settings = {"dtype": "float32", "ignore_mismatched_sizes": True}
+        settings: dict[str, Any] = {"dtype": "float32"}
+        settings |= {"ignore_mismatched_sizes": True} if result.loader.classifies else {}
         local = "  # where it was at the export" if Path(base.place).is_dir() else ""
         lines = [
             "from peft import PeftModel",
             *lines,
             f"base = {_text(base.place)}{local}",
-            *listed("classes", result.classes),
+            *(listed("classes", result.classes) if result.loader.classifies else []),
             f"model = {auto}.from_pretrained(",
             "    base,",
             *(f"    {key}={_text(x)}," for key, x in {**settings, **base.settings}.items()),
-            "    id2label=dict(enumerate(classes)),",
-            "    label2id={name: k for k, name in enumerate(classes)},",
+            *(NAMED if result.loader.classifies else []),
             ")",
             "model = PeftModel.from_pretrained(model, folder).eval()",
         ]
@@ -136,23 +151,35 @@ def _loading(result: Result, out: Path, form: Form, base: Base | None) -> list[s
     return [*lines, f"{what} = {reader}.from_pretrained(folder{trust})"]
 
 
-def _exact(form: Form, merged: bool) -> str:
+def _exact(result: Result, form: Form, merged: bool) -> str:
     if merged:
         return "Its logits are the run's but for the rounding of the merged weights, about 1e-6 of their size."
     hint = "; that the base's head is new is reported, as the trained one comes with the adapter"
     return (
         "With the libraries above, on the same kind of processor, its logits are those of the run to the bit"
-        + (hint if form == "adapter" else "")
+        + (hint if form == "adapter" and result.loader.classifies else "")
         + "."
     )
 
 
 def _using(result: Result) -> list[str]:
+    if isinstance(task := result.plan.task, CausalLM):
+        return _generating(task)
     if result.loader == IMAGES:
         inputs = 'inputs = processor(images=picture, return_tensors="pt")  # a PIL picture, or a list of them'
     else:
         inputs = 'inputs = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")'
     return [inputs, "print([model.config.id2label[k] for k in model(**inputs).logits.argmax(-1).tolist()])"]
+
+
+def _generating(task: CausalLM) -> list[str]:
+    """The lines that let the model go on from what it was trained to go on from."""
+    start = TEMPLATES[task.template]("...") if task.template != "none" else "..."
+    return [
+        f'text = (tokenizer.bos_token or "") + {_text(start)}',
+        'inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")',
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))",
+    ]
 
 
 def _text(value: Any) -> str:

@@ -14,6 +14,7 @@ from fedpeft.plan import Plan
 from fedpeft.registry import describe
 from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint
 from fedpeft.runs.folder import RunFolder, read_json, reopen
+from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.image_classification import ImageClassification
 from fedpeft.tasks.text_classification import TextClassification
 
@@ -26,15 +27,18 @@ class Loader:
       auto: its class for the model.
       reader: its class for what makes inputs of pictures or texts.
       pipeline: its name for the task.
+      classifies: whether the model has a new head, with a row for each class.
     """
 
     auto: str
     reader: str
     pipeline: str
+    classifies: bool = True
 
 
 IMAGES = Loader("AutoModelForImageClassification", "AutoImageProcessor", "image-classification")
 TEXTS = Loader("AutoModelForSequenceClassification", "AutoTokenizer", "text-classification")
+LANGUAGE = Loader("AutoModelForCausalLM", "AutoTokenizer", "text-generation", classifies=False)
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Result:
     """A run's last checkpoint and what is needed to make a model of it.
 
     Attributes:
-      classes: the label names, in the order of the head's outputs.
+      classes: the label names, in the order of the head's outputs; none of a model that does not classify.
     """
 
     folder: RunFolder
@@ -77,7 +81,8 @@ def read_result(path: Path) -> Result:
         raise RunError(f"{path} has no checkpoint yet: no round of it is done")
     if plan.personal:
         raise RunError(f"{path} cannot be exported: {list(plan.personal)} of its tensors are each client's own")
-    return Result(folder, plan, _loader(plan, path), _classes(folder, plan), saved)
+    loader = _loader(plan, path)
+    return Result(folder, plan, loader, _classes(folder, plan) if loader.classifies else (), saved)
 
 
 def _loader(plan: Plan, path: Path) -> Loader:
@@ -85,10 +90,12 @@ def _loader(plan: Plan, path: Path) -> Loader:
         return IMAGES
     if isinstance(plan.task, TextClassification):
         return TEXTS
+    if isinstance(plan.task, CausalLM):
+        return LANGUAGE
     task = describe("task", plan.task)["name"]
     raise RunError(
-        f"{path} cannot be exported: its task {task!r} has no model of transformers; image-classification and "
-        "text-classification have. The trained tensors are in checkpoint/state.safetensors"
+        f"{path} cannot be exported: its task {task!r} has no model of transformers; image-classification, "
+        "text-classification and causal-lm have. The trained tensors are in checkpoint/state.safetensors"
     )
 
 

@@ -69,7 +69,8 @@ def _accuracy(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     known = [(accuracy, at) for accuracy, at in measured if accuracy is not None]
     best = max(known, key=lambda pair: (pair[0], -pair[1]), default=(None, None))
     last = measured[-1][0] if measured else None
-    return {"accuracy_last": last, "accuracy_best": best[0], "best_round": best[1]}
+    metrics = next((r["held_out"] for r in reversed(rounds) if r["held_out"]), None)
+    return {"accuracy_last": last, "accuracy_best": best[0], "best_round": best[1], "held_out_last": metrics}
 
 
 def _traffic(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -72,7 +72,8 @@ class ImageClassification:
                 "pictures are uint8 tensors of shape (n, channels, height, width), not "
                 f"{str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}"
             )
-        return {"image": _with_channels(image, self.input.channels), "label": table.columns["label"]}
+        label = scoring.column(table, "label", "image classification")
+        return {"image": _with_channels(image, self.input.channels), "label": label}
 
     def _decoded(self, pictures: Iterable[Any]) -> Tensor:
         import numpy as np

@@ -84,7 +84,7 @@ class ModuleTask:
         x = scoring.column(table, name, "a module")
         if not isinstance(x, Tensor):
             raise DataError(f"a module learns from a tensor; the column {name!r} holds {type(x).__name__}")
-        return {"x": x, "label": table.columns["label"]}
+        return {"x": x, "label": scoring.column(table, "label", "a module")}
 
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
         x = rows["x"]

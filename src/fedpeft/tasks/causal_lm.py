@@ -1,0 +1,145 @@
+"""Language models that read left to right, tuned on plain texts or on instructions with their answers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+
+from fedpeft.core.types import Batch, Summed, Table, Tensors
+from fedpeft.errors import DataError, unknown
+from fedpeft.tasks import scoring
+from fedpeft.tasks.instructions import TEMPLATES
+from fedpeft.tasks.pretrained import language_model
+from fedpeft.tasks.text_classification import check_length, padding, resolved, tokenizer
+
+LOSS_ON = ("all", "answer")
+SHORTEST = 4
+"""Tokens of the shortest example that has room for a beginning, an answer of one token, and an end."""
+UNCOUNTED = -100
+"""The label of a token that no loss counts, as `transformers` has it."""
+MEASURED = 16
+"""Examples that are measured together: an output is as large as the vocabulary for each token."""
+
+
+@dataclass(frozen=True)
+class CausalLM:
+    """Cross entropy of each token given those before it. Of one example, the mean over its counted tokens.
+
+    An example begins with the tokenizer's token for that, if it has one, and ends with the other unless it is cut. In
+    training each example counts the same, as everywhere; held-out examples count by their tokens, so that `loss` is
+    the mean over all held-out tokens and `perplexity` its exponential.
+
+    Attributes:
+      model: a folder or hub name of a decoder.
+      template: "none" for texts, in the column `text`; "alpaca" for instructions.
+      instruction, context, response: the columns of instructions; there may be no context, or an empty one.
+      loss_on: "all" tokens but the first, or those of the "answer".
+      max_length: tokens an example is cut to. A text loses its end. Of an instruction, the answer keeps at least half
+        of the room and loses its end; what stands before it loses its beginning.
+
+    Raises:
+      ValueError: a value out of range.
+      PlanError: no such model, or one that cannot take so many tokens.
+    """
+
+    model: str = "stories260k"
+    template: str = "none"
+    instruction: str = "instruction"
+    context: str = "context"
+    response: str = "response"
+    loss_on: str = "all"
+    max_length: int = 256
+
+    def __post_init__(self) -> None:
+        if self.template not in TEMPLATES:
+            raise ValueError(unknown("template", self.template, TEMPLATES))
+        if self.loss_on not in LOSS_ON:
+            raise ValueError(unknown("loss_on", self.loss_on, LOSS_ON))
+        if self.loss_on == "answer" and self.template == "none":
+            raise ValueError('loss_on = "answer" needs a template: a plain text has no answer')
+        if self.max_length < SHORTEST:
+            raise ValueError(f"max_length is a number of tokens, at least {SHORTEST}, got {self.max_length}")
+
+    @property
+    def base(self) -> str:
+        """The folder, or the hub name, that `transformers` loads."""
+        return resolved(self.model)
+
+    def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
+        """The classes of the data, if they have some, are no matter of the model's."""
+        return language_model(self.base, pretrained)
+
+    def prepare(self, table: Table) -> Tensors:
+        """`input_ids` and `labels` (int32), `attention_mask` (bool), all (n, tokens of the longest); `label` if any.
+
+        `labels` are the tokens themselves where they count, else -100.
+        """
+        base = self.base
+        check_length(self.model, base, self.max_length)
+        pairs = self._pairs(table)
+        read, pad = tokenizer(base), padding(base)
+        first = [] if read.bos_token_id is None else [read.bos_token_id]
+        last = [] if read.eos_token_id is None else [read.eos_token_id]
+
+        def tokens(texts: Sequence[str]) -> Iterator[list[int]]:
+            made = read(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+            return iter(made["input_ids"])
+
+        before, after = (tokens(texts) for texts in zip(*pairs, strict=True))
+        cut = [self._cut(first, prompt, [*answer, *last]) for prompt, answer in zip(before, after, strict=True)]
+        rows = [torch.tensor([*prompt, *answer] or [pad], dtype=torch.int32) for prompt, answer in cut]
+        unasked = [len(prompt) if self.loss_on == "answer" else 1 for prompt, _ in cut]
+        ids = pad_sequence(rows, batch_first=True, padding_value=pad)
+        place, lengths = torch.arange(ids.shape[1]), torch.tensor([len(row) for row in rows])[:, None]
+        counted = (place < lengths) & (place >= torch.tensor(unasked)[:, None])
+        made = {"input_ids": ids, "attention_mask": place < lengths, "labels": ids.masked_fill(~counted, UNCOUNTED)}
+        return {**made, "label": table.columns["label"]} if "label" in table.columns else made
+
+    def _pairs(self, table: Table) -> list[tuple[str, str]]:
+        """What is given and what is learned, of each example."""
+        if self.template == "none":
+            return [("", text) for text in scoring.column(table, "text", "a language model")]
+        given, answers = (
+            scoring.column(table, name, f"the template {self.template!r}") for name in (self.instruction, self.response)
+        )
+        contexts = table.columns.get(self.context, [None] * len(table))
+        if missing := sum(not text for text in given):
+            raise DataError(f"{missing} of {len(table)} examples have no {self.instruction!r}")
+        make = TEMPLATES[self.template]
+        return [(make(*one), answer or "") for *one, answer in zip(given, contexts, answers, strict=True)]
+
+    def _cut(self, first: list[int], prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
+        """What is given, with the token that begins it, and what follows, so long that both have room."""
+        room = self.max_length - len(first)
+        kept = min(len(answer), max(room - len(prompt), room // 2))
+        return [*first, *prompt[max(0, len(prompt) - (room - kept)) :]], answer[:kept]
+
+    def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
+        """As long as the longest example in the batch."""
+        longest = int(rows["attention_mask"].sum(1).max())
+        return {name: rows[name][:, :longest].long() for name in ("input_ids", "attention_mask", "labels")}
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        total, counted = _sums(model, batch)
+        return total / counted.clamp_min(1)
+
+    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Summed]:
+        parts = [_sums(model, self.batch(rows, None)) for rows in _chunks(batch)]
+        total, counted = (torch.cat(each) for each in zip(*parts, strict=True))
+        return {"loss": Summed(total, counted), "perplexity": Summed(total, counted, geometric=True)}
+
+
+def _sums(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Of each example the sum of its counted tokens' losses and their number, (batch,)."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    wanted = batch["labels"][:, 1:]
+    each = cross_entropy(logits[:, :-1].mT, wanted, reduction="none", ignore_index=UNCOUNTED)
+    return each.sum(1), (wanted != UNCOUNTED).sum(1).to(each.dtype)
+
+
+def _chunks(batch: Batch) -> Iterator[Batch]:
+    for at in range(0, len(batch["labels"]), MEASURED):
+        yield {name: x[at : at + MEASURED] for name, x in batch.items()}
