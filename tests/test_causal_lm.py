@@ -288,3 +288,28 @@ def test_the_commands_show_what_there_is_without_labels(
     assert "held-out perplexity, last" in ended.output
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["held_out_last"]["perplexity"] == pytest.approx(exp(summary["held_out_last"]["loss"]))
+
+
+def test_samples_are_of_the_model_before_and_after(exported: Mapping[str, Any], llama: Path, texts: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = str(exported["full"].folder.path)
+    told = CliRunner().invoke(app, ["evaluate", run, "--sample", "3", "--json"])
+    assert told.exit_code == 0, told.output
+    made = json.loads(told.stdout)["samples"]
+    held_out = HubTable(str(texts), label="none").load().test.columns["text"]
+    assert [f"{one['given']} {one['truth']}".split() for one in made] == [text.split() for text in held_out[:3]]
+    bases = {"before": llama, "after": exported["root"] / "full"}
+    models = {when: AutoModelForCausalLM.from_pretrained(base) for when, base in bases.items()}
+    read = AutoTokenizer.from_pretrained(llama)
+    for one in made:
+        ids = read(f"<s> {one['given']}", return_tensors="pt")
+        for when, model in models.items():
+            out = model.generate(**ids, max_new_tokens=60, do_sample=False, pad_token_id=END)
+            assert read.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True) == one[when]
+    shown = CliRunner().invoke(app, ["evaluate", run, "--sample", "1"])
+    assert "before  '" in shown.output
+    task = CausalLM(str(llama), "alpaca", max_length=128)
+    ((ids, truth),) = task.openings(Table({"instruction": ["one"], "response": ["two"]}), 3)
+    whole = task.prepare(Table({"instruction": ["one"], "response": ["two"]}))["input_ids"][0].tolist()
+    assert (truth, whole) == ("two", [*ids, 4, END])

@@ -10,6 +10,7 @@ from fedpeft.cli.options import AsJson, Debug, Device, RunPath
 EXAMPLES = """\
   fedpeft evaluate runs/digits-lora-1-001
   fedpeft evaluate runs/digits-lora-1-001 --per-client --json
+  fedpeft evaluate runs/dolly-stories260k-1-001 --sample 3
 """
 
 
@@ -18,6 +19,9 @@ def evaluate(
     per_client: Annotated[
         bool, typer.Option("--per-client", help="Also on what each client trained on: mean and worst tenth.")
     ] = False,
+    sample: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Also how a language model goes on from N held-out prompts.")
+    ] = 0,
     device: Device = "cpu",
     as_json: AsJson = False,
     debug: Debug = False,
@@ -26,6 +30,8 @@ def evaluate(
 
     RUN is the folder of a run; what is measured is its last checkpoint.
     """
+    from dataclasses import asdict
+
     from fedpeft.core.stores import Folder
     from fedpeft.errors import RunError
     from fedpeft.runs.checkpoint import load_checkpoint
@@ -33,6 +39,7 @@ def evaluate(
     from fedpeft.runs.folder import reopen
     from fedpeft.runs.measure import held_out, over_clients
     from fedpeft.runs.record import finite_or_none
+    from fedpeft.runs.samples import samples
 
     folder, plan = reopen(run)
     saved = load_checkpoint(folder.checkpoint, plan)
@@ -45,6 +52,8 @@ def evaluate(
     if per_client:
         spread = over_clients(site, saved.state, store)
         found["clients"] = {name: finite_or_none(values) for name, values in spread.items()}
+    if sample:
+        found["samples"] = [asdict(one) for one in samples(site, saved.state, sample)]
     typer.echo(json.dumps(found, indent=2) if as_json else _table(found))
 
 
@@ -54,6 +63,8 @@ def _table(found: dict[str, Any]) -> str:
         lines.append("on each client's own training examples")
         for name, spread in found["clients"].items():
             lines.append(f"  {name:<12}mean {_shown(spread['mean'])}   worst tenth {_shown(spread['worst_tenth'])}")
+    for one in found.get("samples", ()):
+        lines += ["", *(f"{name:<8}{text!r}" for name, text in one.items())]
     return "\n".join(lines)
 
 

@@ -20,6 +20,8 @@ SHORTEST = 4
 """Tokens of the shortest example that has room for a beginning, an answer of one token, and an end."""
 UNCOUNTED = -100
 """The label of a token that no loss counts, as `transformers` has it."""
+OPENING = 8
+"""Tokens of a plain text that a sample goes on from; of a short one half."""
 MEASURED = 16
 """Examples that are measured together: an output is as large as the vocabulary for each token."""
 
@@ -77,19 +79,8 @@ class CausalLM:
 
         `labels` are the tokens themselves where they count, else -100.
         """
-        base = self.base
-        check_length(self.model, base, self.max_length)
-        pairs = self._pairs(table)
-        read, pad = tokenizer(base), padding(base)
-        first = [] if read.bos_token_id is None else [read.bos_token_id]
-        last = [] if read.eos_token_id is None else [read.eos_token_id]
-
-        def tokens(texts: Sequence[str]) -> Iterator[list[int]]:
-            made = read(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-            return iter(made["input_ids"])
-
-        before, after = (tokens(texts) for texts in zip(*pairs, strict=True))
-        cut = [self._cut(first, prompt, [*answer, *last]) for prompt, answer in zip(before, after, strict=True)]
+        check_length(self.model, self.base, self.max_length)
+        cut, pad = self._tokens(self._pairs(table)), padding(self.base)
         rows = [torch.tensor([*prompt, *answer] or [pad], dtype=torch.int32) for prompt, answer in cut]
         unasked = [len(prompt) if self.loss_on == "answer" else 1 for prompt, _ in cut]
         ids = pad_sequence(rows, batch_first=True, padding_value=pad)
@@ -110,6 +101,27 @@ class CausalLM:
             raise DataError(f"{missing} of {len(table)} examples have no {self.instruction!r}")
         make = TEMPLATES[self.template]
         return [(make(*one), answer or "") for *one, answer in zip(given, contexts, answers, strict=True)]
+
+    def openings(self, table: Table, number: int) -> list[tuple[list[int], str]]:
+        """Of the first rows, the tokens to go on from, a prompt or some tokens of a text, and the text that follows."""
+        pairs = self._pairs(Table({name: values[:number] for name, values in table.columns.items()}))
+        if self.template != "none":
+            return [(ids, answer) for (ids, _), (_, answer) in zip(self._tokens(pairs), pairs, strict=True)]
+        read = tokenizer(self.base)
+        begun = [(ids, text, min(OPENING, len(text) // 2)) for ids, text in self._tokens(pairs)]
+        return [([*ids, *text[:k]], str(read.decode(text[k:], skip_special_tokens=True))) for ids, text, k in begun]
+
+    def _tokens(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """What is given and what is learned as tokens, with those that begin and end an example, cut to fit."""
+        read = tokenizer(self.base)
+        first, last = ([] if one is None else [one] for one in (read.bos_token_id, read.eos_token_id))
+
+        def tokens(texts: Sequence[str]) -> list[list[int]]:
+            made = read(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+            return list(made["input_ids"])
+
+        before, after = (tokens(texts) for texts in zip(*pairs, strict=True))
+        return [self._cut(first, prompt, [*answer, *last]) for prompt, answer in zip(before, after, strict=True)]
 
     def _cut(self, first: list[int], prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
         """What is given, with the token that begins it, and what follows, so long that both have room."""
