@@ -24,6 +24,7 @@ from fedpeft.partitions.iid import IID
 from fedpeft.partitions.lists import Lists
 from fedpeft.partitions.redrawn import Redrawn
 from fedpeft.partitions.shards import Shards
+from fedpeft.runs.division import division_at
 from fedpeft.runs.export import export_run
 from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.instructions import alpaca
@@ -178,6 +179,18 @@ def test_data_without_labels_say_so_and_are_held_out_by_lot(texts: Path) -> None
     assert (len(examples.train), len(examples.test)) == (45, 15)
     labelled = HubTable(str(texts), label="who").load()
     assert labelled.classes == ("ann", "bob")
+
+
+def test_labels_that_there_are_divide_and_do_not_reach_the_model(llama: Path, tmp_path: Path) -> None:
+    rows = [{"instruction": "one", "response": "two", "category": "ab"[k % 2]} for k in range(40)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"name": "causal-lm", "model": str(llama), "template": "alpaca", "max_length": 16}
+    data = {"name": "table", "path": str(tmp_path / "x.jsonl"), "label": "category"}
+    partition = {"name": "dirichlet", "clients": 2, "min_per_client": 2}
+    site = open_site(read_plan({"task": task, "data": data, "partition": partition, "cohort": 2}))
+    assert site.classes == ("a", "b")
+    assert set(division_at(site)["histograms"]) == {"c000", "c001"}
+    assert "label" not in next(iter(site.data.held_out()))
 
 
 def test_partitions_that_divide_by_labels_say_that_there_are_none() -> None:

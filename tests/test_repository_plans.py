@@ -7,16 +7,18 @@ import pytest
 import torch
 
 from fedpeft import InProcess, federate, open_site, read_plan, start
+from fedpeft.runs.measure import measure
 
 PLANS = [
     Path(__file__).parents[1] / "plans" / f"{name}.toml"
     for name in ("cifar100-vit-tiny", "trec6-minilm", "clinc150-minilm", "sst2-minilm")
 ]
 FROM_THE_HUB = PLANS[0].with_stem("cifar100-vit-base")
+LANGUAGE = [PLANS[0].with_stem(f"{name}-stories260k") for name in ("dolly", "shakespeare")]
 PRIVATE = [Path(__file__).parents[1] / "plans" / f"{name}.toml" for name in ("digits-dp", "digits-client-dp")]
 
 
-@pytest.mark.parametrize("file", [*PLANS, FROM_THE_HUB, *PRIVATE], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [*PLANS, *LANGUAGE, FROM_THE_HUB, *PRIVATE], ids=lambda file: file.stem)
 def test_every_plan_of_the_repository_is_a_plan_and_reads_back(file: Path) -> None:
     plan = read_plan(file)
     assert plan.name == file.stem
@@ -36,3 +38,18 @@ def test_every_plan_of_the_repository_runs_on_the_real_data(
     ((_, ledger),) = federate(plan, InProcess(site), start(plan, site.params()))
     assert ledger.failed == {}
     assert ledger.metrics["loss"].value < 2 * torch.tensor(len(site.classes)).log()
+
+
+@pytest.mark.parametrize("file", LANGUAGE, ids=lambda file: file.stem)
+def test_a_language_model_learns_from_one_real_client(
+    file: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDPEFT_DATA", str(real_data))
+    smaller = ["rounds=1", "cohort=1", "data.subset=200", "data.test_fraction=0.01", "partition.min_per_client=6"]
+    site = open_site(read_plan(file, smaller))
+    before = measure(site, site.params())
+    ((state, ledger),) = federate(site.plan, InProcess(site), start(site.plan, site.params()))
+    assert ledger.failed == {}
+    after = measure(site, state.params)
+    assert after["loss"] < before["loss"] - 0.02
+    assert before["perplexity"] < 512  # no worse than a guess among the vocabulary

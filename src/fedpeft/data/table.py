@@ -129,7 +129,7 @@ class HubTable:
                 f"{self.path} has no labels: none of its columns ({columns}) is called {', '.join(LABEL)}. "
                 'Set data.label to the column to be learned, or to "none" where the task needs no labels'
             )
-        if not names["image"] and not names["text"]:
+        if not (names["image"] or names["text"] or self.label):
             raise DataError(f"{self.path}: set data.image or data.text to one of the columns {columns}")
         return names
 

@@ -104,12 +104,15 @@ class CausalLM:
 
     def openings(self, table: Table, number: int) -> list[tuple[list[int], str]]:
         """Of the first rows, the tokens to go on from, a prompt or some tokens of a text, and the text that follows."""
-        pairs = self._pairs(Table({name: values[:number] for name, values in table.columns.items()}))
+        read = ("text", self.instruction, self.context, self.response)
+        pairs = self._pairs(Table({name: x[:number] for name, x in table.columns.items() if name in read}))
         if self.template != "none":
             return [(ids, answer) for (ids, _), (_, answer) in zip(self._tokens(pairs), pairs, strict=True)]
-        read = tokenizer(self.base)
         begun = [(ids, text, min(OPENING, len(text) // 2)) for ids, text in self._tokens(pairs)]
-        return [([*ids, *text[:k]], str(read.decode(text[k:], skip_special_tokens=True))) for ids, text, k in begun]
+        return [
+            ([*ids, *text[:k]], str(tokenizer(self.base).decode(text[k:], skip_special_tokens=True)))
+            for ids, text, k in begun
+        ]
 
     def _tokens(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """What is given and what is learned as tokens, with those that begin and end an example, cut to fit."""
