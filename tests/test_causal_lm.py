@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from fedpeft import Cohort, DataError, InProcess, PlanError, evaluate, federate, open_site, read_plan, start
 from fedpeft.cli.app import app
 from fedpeft.core.seeds import generator
+from fedpeft.core.stores import Folder
 from fedpeft.core.types import Table, Weighted
 from fedpeft.data.table import HubTable
 from fedpeft.partitions.column import Column
@@ -24,8 +25,11 @@ from fedpeft.partitions.iid import IID
 from fedpeft.partitions.lists import Lists
 from fedpeft.partitions.redrawn import Redrawn
 from fedpeft.partitions.shards import Shards
+from fedpeft.report.study import Measure
+from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.division import division_at
 from fedpeft.runs.export import export_run
+from fedpeft.runs.measure import measure, over_clients
 from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.instructions import alpaca
 
@@ -299,6 +303,7 @@ def test_the_commands_show_what_there_is_without_labels(
     ended = CliRunner().invoke(app, ["run", str(plan), "--out", str(tmp_path / "run")])
     assert ended.exit_code == 0, ended.output
     assert "held-out perplexity, last" in ended.output
+    assert "perplexity" in CliRunner().invoke(app, ["watch", str(tmp_path / "run"), "--once"]).output
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["held_out_last"]["perplexity"] == pytest.approx(exp(summary["held_out_last"]["loss"]))
 
@@ -326,3 +331,14 @@ def test_samples_are_of_the_model_before_and_after(exported: Mapping[str, Any], 
     ((ids, truth),) = task.openings(Table({"instruction": ["one"], "response": ["two"]}), 3)
     whole = task.prepare(Table({"instruction": ["one"], "response": ["two"]}))["input_ids"][0].tolist()
     assert (truth, whole) == ("two", [*ids, 4, END])
+
+
+def test_the_best_perplexity_is_the_lowest_and_the_worst_client_has_the_highest(exported: Mapping[str, Any]) -> None:
+    run = exported["lora"]
+    saved = load_checkpoint(run.folder.checkpoint, run.site.plan)
+    assert saved is not None
+    store = Folder(run.folder.clients)
+    each = [measure(run.site, saved.state.params, client)["perplexity"] for client in ("ann", "bob")]
+    spread = over_clients(run.site, saved.state, store)["perplexity"]
+    assert spread == {"mean": sum(each) / 2, "worst_tenth": max(each)}
+    assert Measure("perplexity").lower_is_better

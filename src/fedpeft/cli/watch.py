@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedpeft.cli.options import Debug
-from fedpeft.core.amounts import duration, size
+from fedpeft.core.amounts import LESS_IS_BETTER, duration, size
 from fedpeft.errors import RunError
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def curve(cell: "Cell") -> tuple[str, list[float]]:
 
 
 def _best(name: str, values: Sequence[float]) -> float:
-    return min(values) if name == "loss" else max(values)
+    return min(values) if name in LESS_IS_BETTER else max(values)
 
 
 def state(view: View) -> str:

@@ -1,5 +1,8 @@
 """Amounts as people read them."""
 
+LESS_IS_BETTER = ("loss", "perplexity")
+"""Metrics whose best value is the lowest; of all others it is the highest."""
+
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 

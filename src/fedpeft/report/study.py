@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import PurePath
 from typing import Any
 
+from fedpeft.core.amounts import LESS_IS_BETTER
 from fedpeft.report.axes import Axis, axes, label
 from fedpeft.report.reading import Cell
 from fedpeft.report.statistics import Estimate, estimate, pareto
@@ -23,7 +24,7 @@ class Measure:
 
     @property
     def lower_is_better(self) -> bool:
-        return self.name == "loss"
+        return self.name in LESS_IS_BETTER
 
     @property
     def percent(self) -> bool:

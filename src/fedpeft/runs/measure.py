@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedpeft.core.amounts import LESS_IS_BETTER
 from fedpeft.core.interfaces import Store
 from fedpeft.core.objective import evaluate, scored
 from fedpeft.core.tensors import under
@@ -19,8 +20,6 @@ from fedpeft.data.report import histograms
 from fedpeft.plan import Plan
 from fedpeft.registry import build
 from fedpeft.site import Site, threads
-
-HIGH_IS_BAD = ("loss", "perplexity")
 
 
 def measure(site: Site, params: Tensors, client: ClientId | None = None) -> dict[str, float]:
@@ -145,6 +144,6 @@ def over_clients(site: Site, state: State, store: Store) -> dict[str, dict[str, 
     tenth = max(1, len(each) // 10)
     spread: dict[str, dict[str, float]] = {}
     for name in each[0] if each else {}:
-        values = sorted((metrics[name] for metrics in each), reverse=name in HIGH_IS_BAD)
+        values = sorted((metrics[name] for metrics in each), reverse=name in LESS_IS_BETTER)
         spread[name] = {"mean": sum(values) / len(values), "worst_tenth": sum(values[:tenth]) / tenth}
     return spread
