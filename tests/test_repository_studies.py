@@ -10,6 +10,7 @@ from fedpeft.core.stores import load_tensors
 from fedpeft.core.tensors import equal
 from fedpeft.core.trainable import read
 from fedpeft.runs.division import division_of
+from fedpeft.runs.measure import full_payloads
 from fedpeft.studies.study import Study, read_study
 
 ROOT = Path(__file__).parents[1]
@@ -89,3 +90,4 @@ def test_the_small_convolutional_network_carries_its_statistics(monkeypatch: pyt
     names = plan.method.names(site.model)
     assert any(name.endswith("running_var") for name in names)
     assert sum(x.numel() for x in read(site.model, names).values()) < 200_000
+    assert full_payloads(plan, site.classes).params == sum(x.numel() for x in site.params().values())

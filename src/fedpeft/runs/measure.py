@@ -128,8 +128,8 @@ def full_payloads(plan: Plan, classes: tuple[str, ...]) -> FullPayloads:
 
 
 def _whole(plan: Plan, classes: tuple[str, ...]) -> Tensors:
-    """What full fine-tuning would train, of a model that is built for this and let go."""
-    full = replace(plan, method=build("method", "full"))
+    """What full fine-tuning would train, of a model that is built for this and let go; of a config alone if need be."""
+    full = replace(plan, method=build("method", "full" if plan.method.pretrained else "scratch"))
     model = full.model(classes)
     return read(model, full.method.names(model))
 
