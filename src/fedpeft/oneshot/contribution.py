@@ -16,9 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors.torch import save
 
 from fedpeft.client import weight
 from fedpeft.core.tensors import finite, layout
@@ -93,8 +91,14 @@ def write_contribution(header: Header, frame: bytes, server: str, key: "Ed25519P
 
 
 def _content(head: str, sealed: bytes, signature: str) -> bytes:
-    tensor = torch.frombuffer(bytearray(sealed), dtype=torch.uint8)
-    return save({"sealed": tensor}, {"header": head, "signature": signature})
+    """A safetensors file; written here, as the library puts the entries of metadata in an order of chance."""
+    values = {
+        "__metadata__": {"header": head, "signature": signature},
+        "sealed": {"dtype": "U8", "shape": [len(sealed)], "data_offsets": [0, len(sealed)]},
+    }
+    text = json.dumps(values, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, sealed])
 
 
 def read_contribution(file: Path, invitation: Invitation, key: "X25519PrivateKey", trust: Trust) -> Contribution:
@@ -140,7 +144,7 @@ def _parts(content: bytes, file: Path | str) -> tuple[str, str, bytes]:
     try:
         if not 0 < length <= HEADER_LIMIT or start > len(content):
             raise ValueError(f"of {len(content)} bytes, its head should take {length}")
-        match json.loads(content[8:start]):
+        match json.loads(content[8:start].decode()):
             case {"__metadata__": {"header": str(head), "signature": str(signature)}}:
                 pass
             case _:

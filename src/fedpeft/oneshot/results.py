@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from fedpeft.core.interfaces import Data
@@ -86,12 +87,14 @@ def write_run(folder: Path, study: Invitation, every: Sequence[Contribution], ev
     plan = replace(study.plan, cohort=len(every))
     site = _site(plan, study, every, evaluate)
     run = create(plan, folder)
-    sizes = {one.header.client: one.header.examples for one in every}
+    sizes = {one.header.client: one.header.examples for one in sorted(every, key=lambda one: one.header.client)}
     write_json(run.partition, {"fingerprint": None, "clients": len(every), "size": sizes, "classes": plan.classes})
     save_checkpoint(run.checkpoint, plan, study.state, environment(plan, site.device))
     [record] = execute(run, site, Answered.of(every))
     if record.failed or record.note:
         raise RunError("; ".join(filter(None, [record.note, *record.failed.values()])))
+    rmtree(run.clients, ignore_errors=True)
+    run.secrets[0].unlink(missing_ok=True)  # the noise of a private plan is in the files: here none was drawn
     if evaluate:
         write_json(folder / ARRIVALS, {"arrivals": list(_arrivals(site, study, every))})
     return summarize(run, site)
