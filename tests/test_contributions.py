@@ -275,7 +275,7 @@ data = {name = "arrays", path = "server.npz"}
 method = "full"
 rounds = 1
 classes = ["c", "b", "a"]
-local = {epochs = 2, lr = 0.01, batch_size = 8}
+local = {epochs = 10, lr = 0.1, batch_size = 8}
 """
 
 
@@ -292,7 +292,7 @@ def test_own_data_with_some_of_the_labels_and_no_data_at_the_server(tmp_path: Pa
     (tmp_path / "plan.toml").write_text(OWN)
     invited = fedpeft("invite", tmp_path / "plan.toml", "-o", tmp_path / "study")
     assert invited.exit_code == 0, invited.output
-    for name, labels in (("north", "ab"), ("south", "cb"), ("east", "az")):
+    for name, labels in (("north", "ab"), ("south", "cb"), ("west", "ca"), ("east", "az")):
         data, out = own_data(tmp_path / f"{name}.npz", labels), tmp_path / f"{name}.safetensors"
         said = fedpeft("contribute", tmp_path / "study", "--data", data, "--name", name, "-o", out)
         assert (said.exit_code, out.exists()) == ((2, False) if name == "east" else (0, True)), said.output
@@ -337,6 +337,7 @@ def test_sealed_for_one_and_signed_by_one(tmp_path: Path) -> None:
     mine = signing_key(private)
     known, signature = mine.public_key().public_bytes_raw().hex(), signed(mine, b"head", b"body")
     assert verified(known, signature, b"head", b"body")
+    assert not verified(known, signature.upper(), b"head", b"body")
     assert not verified(known, signature, b"hea", b"dbody") and not verified("00", signature, b"head", b"body")
     with pytest.raises(RunError, match="is there already"):
         make_signing_key("me", tmp_path)

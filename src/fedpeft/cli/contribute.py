@@ -1,5 +1,6 @@
 """`fedpeft contribute`: a client trains once and writes the one file that it sends."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -49,8 +50,7 @@ def contribute(
         who = from_own_data(study, data, name, device)
     else:
         who = from_partition(study, client or 0, device)
-    shown = click.get_text_stream("stderr")
-    with click.progressbar(length=who.steps, label=who.client, show_pos=True, file=shown) as bar:
+    with click.progressbar(length=who.steps, label=who.client, show_pos=True, file=sys.stderr) as bar:
         header, content = train(study, who, signer, lambda: bar.update(1))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, content)

@@ -22,7 +22,6 @@ KIND = "ed25519:"
 CONTEXT = b"fedpeft-contribution-1"
 NONCE = bytes(12)
 PUBLIC = 32  # bytes of a public key of either kind
-SIGNATURE = 64  # bytes
 
 
 class SealError(Exception):
@@ -176,10 +175,11 @@ def verified(public: str, signature: str, head: bytes, body: bytes) -> bool:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
-        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(bytes.fromhex(signature), _covered(head, body))
+        known, plain = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)), bytes.fromhex(signature)
+        known.verify(plain, _covered(head, body))
     except (InvalidSignature, ValueError):
         return False
-    return True
+    return plain.hex() == signature  # written in the one way that is ours
 
 
 def _covered(head: bytes, body: bytes) -> bytes:
