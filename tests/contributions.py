@@ -12,8 +12,9 @@ from typing import Any
 from running import PLAN
 
 from fedpeft.core.stores import load_tensors
+from fedpeft.core.tensors import layout
 from fedpeft.core.types import Update
-from fedpeft.core.wire import pack
+from fedpeft.core.wire import pack, unpack
 from fedpeft.oneshot.contribute import contribute, from_partition
 from fedpeft.oneshot.contribution import Contribution, read_contribution, write_contribution
 from fedpeft.oneshot.invitation import Invitation, invite, read_invitation, server_key
@@ -43,10 +44,15 @@ class Study:
     def read(self, file: Path, trust: Trust | None = None) -> Contribution:
         return read_contribution(file, self.invitation, sealing_key(server_key(self.path)), trust or Trust())
 
+    def update(self, file: Path) -> Update:
+        """What is in a file."""
+        one, study = self.read(file), self.invitation
+        return unpack(one.header.client, one.frame, study.plan.uplink, layout(study.state.params))
+
     def forged(self, out: Path, change: Callable[[Update], Update], number: int = 0, **header: Any) -> Path:
         """The file of a client that sends something else, properly signed and sealed."""
         one, study = self.read(self.files[number]), self.invitation
-        frame = pack(change(one.update), study.plan.uplink)
+        frame = pack(change(self.update(self.files[number])), study.plan.uplink)
         said = replace(one.header, **{"bytes": len(frame), **header})
         out.write_bytes(write_contribution(said, frame, study.terms.server, signing_key(self.keys[number])))
         return out

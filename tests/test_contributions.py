@@ -101,7 +101,7 @@ def test_the_merge_is_a_run_like_any_other(three: Study, tmp_path: Path) -> None
 
 def test_of_one_file_the_result_is_that_client_s_own_model(three: Study, tmp_path: Path) -> None:
     merge(three.path, three.files[:1], tmp_path / "merged", Rules())
-    start, delta = three.invitation.state.params, three.read(three.files[0]).update.delta
+    start, delta = three.invitation.state.params, three.update(three.files[0]).delta
     assert equal(tensors(tmp_path / "merged"), {f"params/{n}": start[n] + x for n, x in delta.items()})
 
 
@@ -182,7 +182,7 @@ def test_unsigned_files_count_where_no_keys_are_asked_for(three: Study, tmp_path
     refused = fedpeft("merge", three.path, file, "-o", out, "--trust", three.trusted)
     assert refused.exit_code == 2 and f"{file}: unsigned: " in refused.output and not out.exists()
     assert fedpeft("merge", three.path, file, "-o", out).exit_code == 0
-    assert equal(three.read(file).update.delta, three.read(three.files[0]).update.delta)
+    assert equal(three.update(file).delta, three.update(three.files[0]).delta)
 
 
 def test_a_key_signs_for_its_owner_only(three: Study, tmp_path: Path) -> None:

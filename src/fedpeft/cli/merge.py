@@ -72,7 +72,8 @@ def _show(summary: Mapping[str, Any], out: Path, evaluate: bool, as_json: bool) 
         return
     for line in _curve(arrivals):
         typer.echo(line)
-    typer.echo(f"{summary['clients']} contributions merged in {out}")
+    count = summary["clients"]
+    typer.echo(f"{count} contribution{'' if count == 1 else 's'} merged in {out}")
 
 
 def _curve(arrivals: Sequence[Mapping[str, Any]]) -> list[str]:

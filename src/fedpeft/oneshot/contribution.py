@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from pydantic import TypeAdapter, ValidationError
 
 from fedpeft.client import weight
-from fedpeft.core.tensors import finite, layout
+from fedpeft.core.tensors import finite, layout, norm
 from fedpeft.core.types import ClientId, Tensors, Update
 from fedpeft.core.wire import unpack
 from fedpeft.errors import RunError, WireError
@@ -72,12 +72,14 @@ class Contribution:
 
     Attributes:
       content: the whole file; `frame`: what the client sends.
+      weight: how much it counts in the mean; `length`: the norm of its update.
     """
 
     header: Header
     content: bytes
     frame: bytes
-    update: Update
+    weight: float
+    length: float
 
 
 _HEADER = TypeAdapter(Header)
@@ -134,7 +136,8 @@ def opened(
         raise ContributionError(Flaw.TAMPERED, file, words) from None
     if len(frame) != header.bytes:
         raise ContributionError(Flaw.DAMAGED, file, f"it holds {len(frame)} bytes and says {header.bytes}")
-    return Contribution(header, content, frame, _update(header, frame, file, invitation))
+    update = _update(header, frame, file, invitation)
+    return Contribution(header, content, frame, update.weight, float(norm(update.delta)))
 
 
 def _parts(content: bytes, file: Path | str) -> tuple[str, str, bytes]:

@@ -13,7 +13,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.core.stores import Folder, write_atomically
-from fedpeft.core.tensors import norm
 from fedpeft.core.types import ClientId
 from fedpeft.errors import RunError
 from fedpeft.oneshot.contribution import Contribution, read_contribution
@@ -178,7 +177,7 @@ def _admitted(
             raise ContributionError(Flaw.TWICE, file, words)
         seen[client] = f"in {file} too"
         came.append((file, one))
-    norms = {one.header.client: float(norm(one.update.delta)) for one in [*before, *(one for _, one in came)]}
+    norms = {one.header.client: one.length for one in [*before, *(one for _, one in came)]}
     for file, one in came:
         _check_norm(file, one.header.client, norms, rules)
     return [one for _, one in came]

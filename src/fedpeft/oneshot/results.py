@@ -8,7 +8,6 @@ from typing import Any
 
 from fedpeft.core.interfaces import Data
 from fedpeft.core.packed import prepare_frozen
-from fedpeft.core.tensors import norm
 from fedpeft.core.types import Batch, ClientId, Failure, Job, Reply
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.errors import DataError, RunError
@@ -123,7 +122,7 @@ def _arrivals(site: Site, study: Invitation, every: Sequence[Contribution]) -> I
         yield {
             "client": one.header.client,
             "examples": one.header.examples,
-            "weight": one.update.weight,
-            "norm": float(norm(one.update.delta)),
+            "weight": one.weight,
+            "norm": one.length,
             "held_out": finite_or_none(measure(site, state.params)),
         }
