@@ -1,4 +1,4 @@
-"""A study of three clients, their files, and ways to spoil one; what the tests of contributions share."""
+"""A study of four clients, their files, and ways to spoil one; what the tests of contributions share."""
 
 import json
 import os
