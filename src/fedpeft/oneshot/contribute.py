@@ -191,6 +191,8 @@ def in_order(examples: Examples, classes: tuple[str, ...], path: str) -> Example
     number = torch.tensor([classes.index(name) for name in examples.classes])
 
     def side(table: Table) -> Table:
+        if "label" not in table.columns:
+            return table
         return Table({**table.columns, "label": number[table.columns["label"]]})
 
     return Examples(side(examples.train), side(examples.test), classes)

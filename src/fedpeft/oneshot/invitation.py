@@ -30,6 +30,7 @@ from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.environment import environment
 from fedpeft.runs.folder import RunFolder, read_json, reopen, write_json
 from fedpeft.runs.inputs import processor
+from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.image_classification import ImageClassification
 from fedpeft.tasks.text_classification import TextClassification, tokenizer
 
@@ -193,6 +194,6 @@ def transforms_digest(task: object) -> str:
     own: Any = None
     if isinstance(task, ImageClassification):
         own = processor(task.input)
-    if isinstance(task, TextClassification):
+    if isinstance(task, TextClassification | CausalLM):
         own = tokenizer(task.base).get_vocab()
     return digest(json.dumps([describe("task", task), own], sort_keys=True, default=str).encode())
