@@ -10,6 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from contributions import Study, study
 from exporting import CASES, MERGED, Done, done, loaded_elsewhere, text_cases
 from hypothesis import settings
 from rounds import plan_of, points_plan
@@ -50,6 +51,12 @@ def digits() -> Site:
 def points() -> Site:
     """A linear model on points, for what takes many rounds."""
     return open_site(points_plan())
+
+
+@pytest.fixture(scope="session")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """An invitation and its clients' files, which no test changes."""
+    return study(tmp_path_factory.mktemp("four"))
 
 
 @pytest.fixture(scope="session")

@@ -152,7 +152,13 @@ def test_list_knows_every_part() -> None:
     assert "Low-rank adaptation" in fedpeft("list", "method").stdout
 
 
-@pytest.mark.parametrize("command", ["run", "list", "show", "partition", "evaluate", "export", "report", "watch"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("run", "list", "show", "partition", "evaluate", "export", "report", "watch"),
+        *("invite", "contribute", "keygen", "merge"),
+    ],
+)
 def test_help_has_examples(command: str) -> None:
     result = fedpeft(command, "--help")
     assert result.exit_code == 0

@@ -14,7 +14,7 @@ from fedpeft.core.interfaces import Data, Task
 from fedpeft.core.packed import prepare_frozen
 from fedpeft.core.seeds import generator
 from fedpeft.core.trainable import read
-from fedpeft.core.types import Batch, Tensors
+from fedpeft.core.types import Batch, Division, Examples, Tensors
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import check_division
 from fedpeft.errors import DataError, PlanError
@@ -65,6 +65,15 @@ def open_site(plan: Plan, device: str = "cpu") -> Site:
         raise DataError(f"the plan's classes are {list(plan.classes)}, the data's {list(examples.classes)}")
     division = plan.partition.split(examples.train, generator(plan.seed, "partition"))
     check_division(division, examples.train, examples.classes)
+    return site_of(plan, examples, division, device)
+
+
+def site_of(plan: Plan, examples: Examples, division: Division, device: str = "cpu") -> Site:
+    """A site with these examples, whatever the plan's data are.
+
+    Raises:
+      DataError, PlanError: what is wrong with them.
+    """
     task = plan.task
     train, test = task.prepare(examples.train), task.prepare(examples.test)
     plan = settled(plan, list(division.parts))

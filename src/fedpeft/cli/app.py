@@ -8,7 +8,21 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from fedpeft.cli import evaluate, export, partition, parts, report, run, show, sweep, watch
+from fedpeft.cli import (
+    contribute,
+    evaluate,
+    export,
+    invite,
+    keygen,
+    merge,
+    partition,
+    parts,
+    report,
+    run,
+    show,
+    sweep,
+    watch,
+)
 from fedpeft.cli.options import Debug, debugging
 from fedpeft.errors import FedpeftError
 
@@ -78,5 +92,9 @@ for name, command, examples in (
     ("export", export.export, export.EXAMPLES),
     ("watch", watch.watch, watch.EXAMPLES),
     ("report", report.report, report.EXAMPLES),
+    ("invite", invite.invite, invite.EXAMPLES),
+    ("contribute", contribute.contribute, contribute.EXAMPLES),
+    ("keygen", keygen.keygen, keygen.EXAMPLES),
+    ("merge", merge.merge, merge.EXAMPLES),
 ):
     app.command(name, epilog=f"\b\nExamples:\n{examples}")(command)

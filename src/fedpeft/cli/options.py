@@ -47,13 +47,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Nothing but JSON on standa
 Debug = Annotated[bool, typer.Option("--debug", help="Errors with their traceback.", callback=_remember, is_eager=True)]
 
 
-def resolve(plan: Path | None, settings: list[str] | None) -> "Plan":
-    """The plan at a path, or the package's own, with `key=value` pairs set.
+def resolve(plan: Path | None, settings: list[str] | None, own: str = "digits") -> "Plan":
+    """The plan at a path, or the package's `own`, with `key=value` pairs set.
 
     Raises:
       PlanError: see `read_plan`.
     """
     from fedpeft.plan import read_plan
 
-    default = files("fedpeft") / "assets" / "plans" / "digits.toml"
+    default = files("fedpeft") / "assets" / "plans" / f"{own}.toml"
     return read_plan(default.read_text(encoding="utf-8") if plan is None else plan, settings or ())

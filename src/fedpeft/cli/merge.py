@@ -1,0 +1,91 @@
+"""`fedpeft merge`: contributions as one model; more of them later, or fewer."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from fedpeft.cli.options import AsJson, Debug
+
+EXAMPLES = """\
+  fedpeft merge study *.safetensors -o merged --trust trusted    signed by those in the list only
+  fedpeft merge merged --add hospital-c.safetensors              a late comer
+  fedpeft merge merged --remove hospital-a                       as if it had never sent a file
+"""
+WIDTH = 40  # characters of an accuracy of 1
+
+
+def merge(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", hidden=True)],
+    files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE...]", hidden=True)] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="MERGED", help="The new run's folder.")] = None,
+    add: Annotated[list[Path] | None, typer.Option("--add", metavar="FILE...", help="Merge these too.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Take this client out. Repeatable.")] = None,
+    trust: Annotated[
+        list[Path] | None, typer.Option(metavar="KEYS", help="Take only files signed with these keys. Repeatable.")
+    ] = None,
+    norm_factor: Annotated[
+        float, typer.Option(metavar="X", help="Refuse an update X times as long as the median of the others.")
+    ] = 10.0,
+    max_norm: Annotated[
+        float, typer.Option(metavar="X", show_default=False, help="Refuse an update longer than X.")
+    ] = float("inf"),
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Measure after each arrival, on what the plan's data hold out.")
+    ] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Merge the files of an invitation DIR into a new run's folder, or change what was merged into the folder DIR.
+
+    A file that is not as it must be is named, and nothing is merged then.
+    """
+    from fedpeft.oneshot.keys import Trust
+    from fedpeft.oneshot.merge import Rules, change, is_merged
+    from fedpeft.oneshot.merge import merge as begin
+
+    came = [*(files or ()), *(add or ())]
+    if is_merged(folder):
+        if out or trust or not (came or remove or evaluate):
+            raise click.UsageError(
+                "a merge is changed in its place, under its own rules: give --add FILE or --remove NAME"
+            )
+        summary, out = change(folder, came, remove or (), evaluate), folder
+    else:
+        if out is None or remove or not came:
+            raise click.UsageError("to merge an invitation's files give FILE... and -o MERGED")
+        rules = Rules(Trust.read(trust or ()).keys, norm_factor, max_norm)
+        summary = begin(folder, came, out, rules, evaluate)
+    _show(summary, out, evaluate, as_json)
+
+
+def _show(summary: Mapping[str, Any], out: Path, evaluate: bool, as_json: bool) -> None:
+    from fedpeft.oneshot.results import ARRIVALS
+    from fedpeft.runs.folder import read_json
+
+    arrivals = (read_json(out / ARRIVALS) or {}).get("arrivals", []) if evaluate else []
+    if as_json:
+        typer.echo(json.dumps({**summary, "arrivals": arrivals}, indent=2))
+        return
+    for line in _curve(arrivals):
+        typer.echo(line)
+    count = summary["clients"]
+    typer.echo(f"{count} contribution{'' if count == 1 else 's'} merged in {out}")
+
+
+def _curve(arrivals: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each arrival, with the accuracy as a number and as a bar, or the loss where there is none."""
+    names = [arrival["client"] or "(nobody)" for arrival in arrivals]
+    left, lines = max(map(len, names), default=0), []
+    for name, arrival in zip(names, arrivals, strict=True):
+        measured = arrival["held_out"]
+        metric = next((key for key in measured if key != "loss"), "loss")
+        value = measured.get(metric)
+        bar = "█" * round(WIDTH * value) if metric == "accuracy" and value is not None else ""
+        lines.append(
+            f"{name:<{left}}  {metric} {'not finite' if value is None else format(value, '.4f')}  {bar}".rstrip()
+        )
+    return lines

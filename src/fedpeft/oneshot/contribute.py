@@ -1,0 +1,198 @@
+"""A client's side: train once on what lies here, and give the file that the server merges."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fedpeft.client import Worker
+from fedpeft.core.interfaces import Data
+from fedpeft.core.places import locate
+from fedpeft.core.stores import Nowhere
+from fedpeft.core.types import Batch, ClientId, Division, Examples, Failure, Job, Reply, Table
+from fedpeft.data.short import source
+from fedpeft.errors import DataError, RunError, unknown
+from fedpeft.loop import federate
+from fedpeft.oneshot.contribution import Header, write_contribution
+from fedpeft.oneshot.invitation import Invitation, base_fingerprint, transforms_digest
+from fedpeft.oneshot.keys import check_name
+from fedpeft.registry import build, names
+from fedpeft.runs.execute import open_run_site
+from fedpeft.runs.probe import check_gradients
+from fedpeft.site import Site, site_of
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Data that tell of each batch they give."""
+
+    data: Data
+    tick: Callable[[], None]
+
+    @property
+    def clients(self) -> Sequence[ClientId]:
+        return self.data.clients
+
+    def size(self, client: ClientId) -> int:
+        return self.data.size(client)
+
+    def batches(self, client: ClientId, size: int, epochs: int, generator: torch.Generator) -> Iterator[Batch]:
+        for batch in self.data.batches(client, size, epochs, generator):
+            yield batch
+            self.tick()
+
+    def chosen(self, client: ClientId, places: Tensor, generator: torch.Generator) -> Batch:
+        self.tick()
+        return self.data.chosen(client, places, generator)
+
+    def held_out(self, client: ClientId | None = None) -> Any:
+        return self.data.held_out(client)
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """An engine of one client that keeps what it replies."""
+
+    worker: Worker
+    client: ClientId
+    replies: list[Reply | Failure] = field(default_factory=list)
+
+    @property
+    def clients(self) -> Sequence[ClientId]:
+        return [self.client]
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Reply | Failure]:
+        for job in jobs:
+            self.replies.append(self.worker(job))
+            yield self.replies[-1]
+
+
+@dataclass(frozen=True)
+class Contributor:
+    """Someone with examples, before training.
+
+    Attributes:
+      steps: how many batches training takes.
+    """
+
+    site: Site
+    client: ClientId
+
+    @property
+    def steps(self) -> int:
+        return self.site.plan.local.steps_for(self.site.data.size(self.client))
+
+
+def from_own_data(invitation: Invitation, path: str, name: ClientId, device: str = "cpu") -> Contributor:
+    """A client whose examples are all those to train on in the file, the folder or the dataset `path`.
+
+    The labels are the study's, by name; a client need not have them all.
+
+    Raises:
+      DataError: the data cannot be read, or have a label that the study does not have.
+      RunError: the name is none, or the base model is not the study's.
+    """
+    check_name(name)
+    _check_here(invitation)
+    plan = invitation.plan
+    examples = in_order(_source(plan.data, path).load(), plan.classes, path)
+    division = Division({name: torch.arange(len(examples.train))})
+    site = site_of(plan, examples, division, device)
+    if plan.local.event is not None and plan.local.event.accounted:
+        check_gradients(site)
+    return Contributor(site, name)
+
+
+def from_partition(invitation: Invitation, number: int, device: str = "cpu") -> Contributor:
+    """The client number `number`, from 0, of the plan's own partition.
+
+    Raises:
+      DataError: the plan's data cannot be read, or there is no such client.
+      RunError: the base model is not the study's.
+    """
+    _check_here(invitation)
+    site = open_run_site(invitation.plan, device)
+    clients = site.data.clients
+    if not 0 <= number < len(clients):
+        raise DataError(f"--client {number}: the plan's partition has {len(clients)} clients, counted from 0")
+    check_name(clients[number])
+    return Contributor(site, clients[number])
+
+
+def contribute(
+    invitation: Invitation, who: Contributor, key: "Ed25519PrivateKey | None", tick: Callable[[], None]
+) -> tuple[Header, bytes]:
+    """Train and give the file's header and bytes; `tick` is called after each batch.
+
+    Raises:
+      RunError: training failed.
+    """
+    terms = invitation.terms
+    site = replace(who.site, data=Counted(who.site.data, tick))
+    engine = Keeping(Worker(site, Nowhere()), who.client)
+    [(_, ledger)] = federate(site.plan, engine, invitation.state)
+    reply = engine.replies[0]
+    if not isinstance(reply, Reply) or ledger.failed:
+        raise RunError(f"{who.client!r} has nothing to send: {'; '.join(ledger.failed.values())}")
+    header = Header(
+        study=terms.study,
+        client=who.client,
+        examples=None if site.plan.private_part else site.data.size(who.client),
+        plan=terms.plan,
+        base=terms.base,
+        start=terms.start,
+        labels=terms.labels,
+        transforms=terms.transforms,
+        bytes=len(reply.payload),
+        signer=key.public_key().public_bytes_raw().hex() if key else None,
+        privacy=ledger.privacy,
+    )
+    return header, write_contribution(header, reply.payload, terms.server, key)
+
+
+def _check_here(invitation: Invitation) -> None:
+    """Make sure that training here is what the invitation means."""
+    plan, terms = invitation.plan, invitation.terms
+    if (own := base_fingerprint(plan)) != terms.base:
+        raise RunError(
+            f"the base model here ({own}) is not the study's ({terms.base}): take the same weights and the same "
+            "versions of torch, transformers and peft"
+        )
+    if transforms_digest(plan.task) != terms.transforms:
+        raise RunError(
+            "what becomes of images or texts here is not what the study does: take the same version of fedpeft, and "
+            "the same image processor or tokenizer with the base model"
+        )
+
+
+def _source(own: Any, path: str) -> Any:
+    """The plan's source of data at another path, where it reads such a thing; else the usual one for it."""
+    if locate(path) is None:
+        raise DataError(f"there is no file or folder {path!r} here or in $FEDPEFT_DATA")
+    usual = build("data", source(path, names("data")))
+    has_path = type(own) is type(usual) and any(f.name == "path" for f in fields(own))
+    return replace(own, path=path) if has_path else usual
+
+
+def in_order(examples: Examples, classes: tuple[str, ...], path: str) -> Examples:
+    """The same examples with labels that number `classes`.
+
+    Raises:
+      DataError: they have a class that is none of these.
+    """
+    for name in examples.classes:
+        if name not in classes:
+            raise DataError(f"{path}: the study does not have that label: {unknown('label', name, classes)}")
+    number = torch.tensor([classes.index(name) for name in examples.classes])
+
+    def side(table: Table) -> Table:
+        if "label" not in table.columns:
+            return table
+        return Table({**table.columns, "label": number[table.columns["label"]]})
+
+    return Examples(side(examples.train), side(examples.test), classes)

@@ -1,0 +1,247 @@
+"""A contribution: what one client sends in the one round, in a file.
+
+A safetensors file with one tensor of bytes, and two entries of metadata:
+
+    sealed     the frame that a client of round 0 sends in the loop, sealed for the server and bound to the header
+    header     who, for which study, made from what: readable by anyone, changed by nobody
+    signature  Ed25519 over header and sealed bytes; empty for none
+
+A file is untrusted until `read_contribution` gave it back. Its bytes must be those, to the last, that writing the same
+content gives, so that no two files say the same.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from pydantic import TypeAdapter, ValidationError
+
+from fedpeft.client import weight
+from fedpeft.core.tensors import finite, layout, norm
+from fedpeft.core.types import ClientId, Tensors, Update
+from fedpeft.core.wire import unpack
+from fedpeft.errors import RunError, WireError
+from fedpeft.oneshot.flaws import ContributionError, Flaw
+from fedpeft.oneshot.invitation import Invitation
+from fedpeft.oneshot.keys import SealError, Trust, check_name, seal, signed, unseal, verified
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+FORMAT = "fedpeft-contribution-1"
+HEADER_LIMIT = 1 << 16
+ENTRY_LIMIT, SLACK = 16, 1 << 20
+"""A file may have so many bytes for each trained number, and so many beside: above what any codec makes of them."""
+Statement: TypeAlias = Mapping[str, float | str | None]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself; see `Terms` for the digests.
+
+    Attributes:
+      examples: how many the client trained on; None in private plans, which do not tell.
+      bytes: of the frame.
+      signer: the public key of who signed, in hex; None for nobody.
+      privacy: what the noise in the frame guarantees: epsilon, delta, the unit hidden, the accountant.
+    """
+
+    study: str
+    client: ClientId
+    examples: int | None
+    plan: str
+    base: str
+    start: str
+    labels: str
+    transforms: str
+    bytes: int
+    signer: str | None = None
+    privacy: Statement | None = None
+    format: str = FORMAT
+
+    def text(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One that fits its study.
+
+    Attributes:
+      content: the whole file; `frame`: what the client sends.
+      weight: how much it counts in the mean; `length`: the norm of its update.
+    """
+
+    header: Header
+    content: bytes
+    frame: bytes
+    weight: float
+    length: float
+
+
+_HEADER = TypeAdapter(Header)
+
+
+def write_contribution(header: Header, frame: bytes, server: str, key: "Ed25519PrivateKey | None") -> bytes:
+    """The bytes of a file."""
+    head = header.text().encode()
+    sealed = seal(server, head, frame)
+    return _content(header.text(), sealed, signed(key, head, sealed) if key else "")
+
+
+def _content(head: str, sealed: bytes, signature: str) -> bytes:
+    """A safetensors file; written here, as the library puts the entries of metadata in an order of chance."""
+    values = {
+        "__metadata__": {"header": head, "signature": signature},
+        "sealed": {"dtype": "U8", "shape": [len(sealed)], "data_offsets": [0, len(sealed)]},
+    }
+    text = json.dumps(values, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, sealed])
+
+
+def read_contribution(file: Path, invitation: Invitation, key: "X25519PrivateKey", trust: Trust) -> Contribution:
+    """A file, if it is all that it must be.
+
+    Raises:
+      ContributionError: it is not.
+      OSError: it cannot be read.
+    """
+    most = ENTRY_LIMIT * sum(x.numel() for x in invitation.state.params.values()) + SLACK
+    with file.open("rb") as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise ContributionError(
+            Flaw.LARGE, file, f"more than the {most} bytes that this plan may take; nothing is read"
+        )
+    return opened(content, file, invitation, key, trust)
+
+
+def opened(
+    content: bytes, file: Path | str, invitation: Invitation, key: "X25519PrivateKey", trust: Trust
+) -> Contribution:
+    """The same, of bytes."""
+    text, signature, sealed = _parts(content, file)
+    header = _header(text, file)
+    _check_terms(header, file, invitation)
+    head = text.encode()
+    _check_signature(header, signature, file, head, sealed, trust)
+    try:
+        frame = unseal(key, head, sealed)
+    except SealError:
+        words = "it was changed after it was sealed, or is sealed for another server; ask the client for it again"
+        raise ContributionError(Flaw.TAMPERED, file, words) from None
+    if len(frame) != header.bytes:
+        raise ContributionError(Flaw.DAMAGED, file, f"it holds {len(frame)} bytes and says {header.bytes}")
+    update = _update(header, frame, file, invitation)
+    return Contribution(header, content, frame, update.weight, float(norm(update.delta)))
+
+
+def _parts(content: bytes, file: Path | str) -> tuple[str, str, bytes]:
+    """Header, signature and sealed bytes, of a file that is exactly what writing them gives."""
+    length = int.from_bytes(content[:8], "little")
+    start = 8 + length
+    try:
+        if not 0 < length <= HEADER_LIMIT or start > len(content):
+            raise ValueError(f"of {len(content)} bytes, its head should take {length}")
+        match json.loads(content[8:start].decode()):
+            case {"__metadata__": {"header": str(head), "signature": str(signature)}}:
+                pass
+            case _:
+                raise ValueError("it has no header and signature of a contribution")
+        sealed = content[start:]
+        if not sealed or _content(head, sealed, signature) != content:
+            raise ValueError("its head and its body do not fit together: it is truncated, or was changed")
+        return head, signature, sealed
+    except (ValueError, RecursionError) as error:
+        raise ContributionError(Flaw.DAMAGED, file, f"{_short(error)}; ask the client for it again") from None
+
+
+def _header(text: str, file: Path | str) -> Header:
+    try:
+        kind = json.loads(text)["format"]
+        if kind != FORMAT:
+            words = f"it is {_short(kind)!r}, and this version reads {FORMAT!r}: use the same version on both sides"
+            raise ContributionError(Flaw.FORMAT, file, words)
+        header = _HEADER.validate_json(text, strict=True)
+        check_name(header.client)
+        if header.text() != text or header.bytes < 0 or (header.examples or 1) < 1:
+            raise ValueError("a value is out of range, or written in another way")
+    except (ValidationError, ValueError, KeyError, TypeError, RecursionError, RunError) as error:
+        words = f"its header is malformed ({_short(error)}); ask the client for it again"
+        raise ContributionError(Flaw.DAMAGED, file, words) from None
+    return header
+
+
+def _short(value: object) -> str:
+    """Of what an untrusted file brings into a message, one line that prints."""
+    text = " ".join(str(value).split())[:120]
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _check_terms(header: Header, file: Path | str, invitation: Invitation) -> None:
+    terms = invitation.terms
+    wanted = (
+        (Flaw.STUDY, "study", "it was made for another invitation; ask for a file for this one"),
+        (Flaw.PLAN, "plan", "the client's plan.toml is not the invitation's; send it the folder as it is"),
+        (Flaw.BASE, "base", "the client's base model is another, or another version; it needs the study's"),
+        (Flaw.START, "start", "it began from other tensors than the invitation holds; send it the folder as it is"),
+        (
+            Flaw.LABELS,
+            "labels",
+            f"its outputs do not stand for {', '.join(map(repr, invitation.plan.classes[:8]))} ...",
+        ),
+        (Flaw.TRANSFORMS, "transforms", "the client's images or texts become other inputs than here; use one version"),
+    )
+    for flaw, name, advice in wanted:
+        came, allowed = getattr(header, name), getattr(terms, name)
+        if came != allowed:
+            raise ContributionError(flaw, file, f"it says {_short(came)[:32]}, here it is {allowed}: {advice}")
+
+
+def _check_signature(
+    header: Header, signature: str, file: Path | str, head: bytes, sealed: bytes, trust: Trust
+) -> None:
+    if header.signer is None and not signature:
+        if trust.keys:
+            words = "this merge takes signed files only; the client needs `fedpeft contribute --key`"
+            raise ContributionError(Flaw.UNSIGNED, file, words)
+        return
+    if header.signer is None or not verified(header.signer, signature, head, sealed):
+        words = "its signature is not its signer's over these bytes; ask the client for it again"
+        raise ContributionError(Flaw.TAMPERED, file, words)
+    if not trust.keys:
+        return
+    owner = trust.keys.get(header.signer)
+    if owner is None:
+        words = (
+            f"{header.signer} is none of the {len(trust.keys)} keys that --trust names; add it if you know whose it is"
+        )
+        raise ContributionError(Flaw.UNKNOWN_KEY, file, words)
+    if owner not in ("", header.client):
+        words = f"it is from {header.client!r}, but the key is that of {owner!r}, who may sign for nobody else"
+        raise ContributionError(Flaw.UNKNOWN_KEY, file, words)
+
+
+def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitation) -> Update:
+    """What the loop would make of the frame, where it enters."""
+    plan = invitation.plan
+    try:
+        update = unpack(header.client, frame, plan.uplink, layout(received(invitation)))
+    except WireError as error:
+        raise ContributionError(Flaw.TENSORS, file, f"{_short(error)}; it must hold what the plan trains") from None
+    if not finite(update.delta):
+        words = "it holds NaN or infinities: training diverged; let the client train with a lower local.lr"
+        raise ContributionError(Flaw.NOT_FINITE, file, words)
+    if header.examples is not None and update.weight != weight(plan, header.examples):
+        words = f"it says {header.examples} examples and wants to count {update.weight:g}; make it with this version"
+        raise ContributionError(Flaw.WEIGHT, file, words)
+    return update
+
+
+def received(invitation: Invitation) -> Tensors:
+    """What a client has of the starting tensors, after the downlink's codec."""
+    return invitation.plan.downlink.decode(invitation.payload)

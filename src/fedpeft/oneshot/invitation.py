@@ -1,0 +1,199 @@
+"""An invitation: a folder that holds all that a client needs, and nothing that it must not see.
+
+    plan.toml        the whole plan, of one round, its labels named
+    checkpoint/      the starting tensors, as the checkpoint of a run before its first round
+    invitation.json  the study's id, and what a client's own base model, labels and transforms must be
+
+The private key that opens what clients send lies beside the folder, not in it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedpeft.core.trainable import read, tensors_of
+from fedpeft.core.types import State
+from fedpeft.errors import PlanError, RunError
+from fedpeft.loop import encoded, hides_clients, remembers, start
+from fedpeft.oneshot.keys import PUBLIC, make_sealing_key, require
+from fedpeft.plan import Plan, leaking
+from fedpeft.privacy import settled
+from fedpeft.registry import describe
+from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
+from fedpeft.runs.environment import environment
+from fedpeft.runs.folder import RunFolder, read_json, reopen, write_json
+from fedpeft.runs.inputs import processor
+from fedpeft.tasks.causal_lm import CausalLM
+from fedpeft.tasks.image_classification import ImageClassification
+from fedpeft.tasks.text_classification import TextClassification, tokenizer
+
+FORMAT = "fedpeft-invitation-1"
+FILE = "invitation.json"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a contribution must agree with to be counted in a study.
+
+    Attributes:
+      study: fresh for each invitation, so that a file counts in one study only.
+      plan: the plan's fingerprint; `base`, `start`, `labels` and `transforms`: digests of what their names say.
+      server: the public key that files are sealed for, in hex.
+    """
+
+    study: str
+    plan: str
+    base: str
+    start: str
+    labels: str
+    transforms: str
+    server: str
+    format: str = FORMAT
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """An invitation as it is read.
+
+    Attributes:
+      state: before the first round.
+      payload: what every client starts from, as the loop would send it.
+    """
+
+    path: Path
+    plan: Plan
+    terms: Terms
+    state: State
+    payload: bytes
+
+
+def server_key(path: Path) -> Path:
+    """Where the private key of the invitation at `path` lies."""
+    path = path.resolve()
+    return path.with_name(f"{path.name}.key")
+
+
+def check_plan(plan: Plan) -> None:
+    """Raises PlanError for a plan that one file from each client cannot carry out."""
+    if plan.rounds != 1:
+        raise PlanError(
+            f"rounds = {plan.rounds}: a file for each client is one round. Set rounds = 1, and local.epochs to all the "
+            "epochs that a client is to train for"
+        )
+    if leaking(plan):
+        raise PlanError("local.as_published hands momentum from client to client, and here each trains alone")
+    if plan.local_shares or plan.personal or remembers(plan):
+        raise PlanError(
+            "personal tensors, SCAFFOLD and error feedback are for clients that come back: what they keep for the next "
+            "round never counts when there is none. Leave them out"
+        )
+    if hides_clients(plan):
+        raise PlanError(
+            "client_dp adds noise whenever files are merged, so that a late comer would make a second release of all "
+            'the others: take stages = ["local_dp"] or local = "dp_sgd", whose noise is in the file'
+        )
+    if describe("exchange", plan.exchange)["name"] != "fit":
+        raise PlanError('an exchange of several messages needs a connection: set exchange = "fit"')
+
+
+def invite(plan: Plan, path: Path) -> Terms:
+    """Write an invitation at `path`, and the server's key beside it.
+
+    Raises:
+      PlanError: one file from each client cannot carry out the plan.
+      RunError: something is there.
+      DataError: the plan names no classes, and its data, which would tell, cannot be read.
+    """
+    require()
+    check_plan(plan)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError(f"{path} is there already: name a new or an empty folder")
+    if server_key(path).exists():
+        raise RunError(f"{server_key(path)} is there already, the key of an earlier study: name another folder")
+    plan = settled(replace(plan, classes=plan.classes or plan.data.load().classes), ["anyone"])
+    model = plan.model(plan.classes)
+    state = start(plan, read(model, plan.method.names(model)))
+    path.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(path)
+    folder.plan.write_text(plan.toml(), encoding="utf-8")
+    save_checkpoint(folder.checkpoint, plan, state, environment(plan, "cpu"))
+    terms = Terms(
+        study=token_hex(16),
+        plan=plan.fingerprint,
+        base=base_fingerprint(plan, model),
+        start=digest(encoded(plan, state)),
+        labels=labels_digest(plan.classes),
+        transforms=transforms_digest(plan.task),
+        server=make_sealing_key(server_key(path)),
+    )
+    write_json(path / FILE, asdict(terms))  # last: with it the folder is an invitation
+    return terms
+
+
+def read_invitation(path: Path) -> Invitation:
+    """The invitation in the folder `path`.
+
+    Raises:
+      RunError: it is none, or parts of it were changed.
+    """
+    values = read_json(path / FILE)
+    if values is None:
+        raise RunError(f"{path} is no invitation: it has no {FILE}; `fedpeft invite` writes one")
+    folder, plan = reopen(path)
+    terms = _terms(path, values)
+    saved = load_checkpoint(folder.checkpoint, plan)
+    if saved is None or terms.plan != plan.fingerprint:
+        raise RunError(f"{path} is not as it was written: its plan was changed, or its starting tensors are gone")
+    payload = encoded(plan, saved.state)
+    if digest(payload) != terms.start or labels_digest(plan.classes) != terms.labels:
+        raise RunError(f"{path} is not as it was written: its starting tensors or labels were changed")
+    return Invitation(path, plan, terms, saved.state, payload)
+
+
+def _terms(path: Path, values: Mapping[str, Any]) -> Terms:
+    if values.get("format") != FORMAT:
+        raise RunError(f"{path / FILE} is of the kind {values.get('format')!r}; this version reads {FORMAT!r}")
+    try:
+        terms = Terms(**{key: str(value) for key, value in values.items()})
+        if len(bytes.fromhex(terms.server)) == PUBLIC:
+            return terms
+    except (TypeError, ValueError):
+        pass
+    raise RunError(f"{path / FILE} is damaged")
+
+
+def digest(content: bytes) -> str:
+    return blake2b(content, digest_size=16).hexdigest()
+
+
+def labels_digest(classes: tuple[str, ...]) -> str:
+    return digest(json.dumps(list(classes)).encode())
+
+
+def base_fingerprint(plan: Plan, model: nn.Module | None = None) -> str:
+    """A name for the frozen weights, and for nothing else: what is trained is not looked at."""
+    model = plan.model(plan.classes) if model is None else model
+    trained, found = set(plan.method.names(model)), blake2b(digest_size=16)
+    for name, x in sorted(tensors_of(model).items()):
+        if name not in trained:
+            plain = x.detach().cpu().contiguous()
+            found.update(json.dumps([name, list(plain.shape), str(plain.dtype)]).encode())
+            found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def transforms_digest(task: object) -> str:
+    """A name for what becomes of an example before the model sees it, as it is here: also what comes with the model."""
+    own: Any = None
+    if isinstance(task, ImageClassification):
+        own = processor(task.input)
+    if isinstance(task, TextClassification | CausalLM):
+        own = tokenizer(task.base).get_vocab()
+    return digest(json.dumps([describe("task", task), own], sort_keys=True, default=str).encode())

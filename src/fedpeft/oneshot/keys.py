@@ -1,0 +1,223 @@
+"""Keys: who signed a file (Ed25519, RFC 8032), and who alone may open it.
+
+Sealing is a Diffie-Hellman exchange between a key made for the one file and the server's (X25519, RFC 7748),
+HKDF-SHA256 (RFC 5869) over what comes of it, and ChaCha20-Poly1305 (RFC 8439). The key of each file is another, so one
+nonce will do.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedpeft.core.stores import write_atomically
+from fedpeft.errors import RunError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+KIND = "ed25519:"
+CONTEXT = b"fedpeft-contribution-1"
+NONCE = bytes(12)
+PUBLIC = 32  # bytes of a public key of either kind
+
+
+class SealError(Exception):
+    """It was sealed for somebody else, or changed since."""
+
+
+def require() -> None:
+    """Raises RunError where `cryptography` is not installed."""
+    try:
+        import cryptography  # noqa: F401
+    except ImportError:
+        raise RunError("contribution files are signed and sealed: pip install 'fedpeft[oneshot]'") from None
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """A new file that only its owner may read, whole or not at all.
+
+    Raises:
+      RunError: something is there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.unlink(missing_ok=True)
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(part, path)  # which, unlike a rename, puts nothing in the place of a key
+    except FileExistsError:
+        raise RunError(f"{path} is there already: a key that is overwritten is lost; name another place") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _raw(key: "Ed25519PrivateKey | X25519PrivateKey") -> bytes:
+    return key.private_bytes_raw()
+
+
+def _read_raw(path: Path) -> bytes:
+    try:
+        raw = bytes.fromhex(path.read_text().strip())
+    except (OSError, ValueError) as error:
+        raise RunError(f"the key {path} cannot be read: {error}") from None
+    if len(raw) != 32:
+        raise RunError(f"{path} is no key: it has {len(raw)} bytes, not 32")
+    return raw
+
+
+def make_signing_key(name: str, folder: Path) -> tuple[Path, Path]:
+    """`NAME.key`, for its owner only, and `NAME.pub`, a line for the server's list of those it trusts."""
+    require()
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    check_name(name)
+    key, private, public = Ed25519PrivateKey.generate(), folder / f"{name}.key", folder / f"{name}.pub"
+    write_private(private, _raw(key).hex().encode() + b"\n")
+    write_atomically(public, f"{KIND}{key.public_key().public_bytes_raw().hex()} {name}\n".encode())
+    return private, public
+
+
+def signing_key(path: Path) -> "Ed25519PrivateKey":
+    """The key in a file of `make_signing_key`.
+
+    Raises:
+      RunError: it cannot be read.
+    """
+    require()
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return Ed25519PrivateKey.from_private_bytes(_read_raw(path))
+
+
+def sealing_key(path: Path) -> "X25519PrivateKey":
+    """The server's private key.
+
+    Raises:
+      RunError: it cannot be read.
+    """
+    require()
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+    return X25519PrivateKey.from_private_bytes(_read_raw(path))
+
+
+def make_sealing_key(path: Path) -> str:
+    """A new private key for a server; returns the public one."""
+    require()
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+    key = X25519PrivateKey.generate()
+    write_private(path, _raw(key).hex().encode() + b"\n")
+    return key.public_key().public_bytes_raw().hex()
+
+
+def check_name(name: str) -> None:
+    """Raises RunError for what is no good name of a client and of files that are called after it."""
+    if not 0 < len(name) <= 100 or not name.isprintable() or name != name.strip() or name[0] == "." or "/" in name:
+        raise RunError(f"{name!r} is no name for a client: 1 to 100 printable characters, no slash, no dot first")
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Whose signatures count; where `keys` is empty, unsigned files count too.
+
+    Attributes:
+      keys: by public key, in hex, the client that signs with it.
+    """
+
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, paths: Sequence[Path]) -> "Trust":
+        """Of files with a line `ed25519:<hex> <client>` for each key, as `make_signing_key` writes them.
+
+        Raises:
+          RunError: a file cannot be read, or a line is something else.
+        """
+        keys: dict[str, str] = {}
+        for path in paths:
+            try:
+                lines = path.read_text().splitlines()
+            except (OSError, ValueError) as error:
+                raise RunError(f"the keys {path} cannot be read: {error}") from None
+            for number, line in enumerate(filter(str.strip, lines), 1):
+                key, _, name = line.strip().partition(" ")
+                keys[_public(key, f"{path}, line {number}")] = name.strip()
+            if not keys:
+                raise RunError(f"{path} holds no key: a line is `ed25519:<hex> <client>`, as in the .pub of `keygen`")
+        return cls(keys)
+
+
+def _public(text: str, where: str) -> str:
+    digits = text.removeprefix(KIND)
+    try:
+        if text.startswith(KIND) and len(bytes.fromhex(digits)) == PUBLIC:
+            return digits.lower()
+    except ValueError:
+        pass
+    raise RunError(f"{where}: {text[:80]!r} is no public key: a line is `ed25519:<hex> <client>`")
+
+
+def signed(key: "Ed25519PrivateKey", head: bytes, body: bytes) -> str:
+    """The signature over both, in hex."""
+    return key.sign(_covered(head, body)).hex()
+
+
+def verified(public: str, signature: str, head: bytes, body: bytes) -> bool:
+    """Whether the owner of the key signed both."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    try:
+        known, plain = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)), bytes.fromhex(signature)
+        known.verify(plain, _covered(head, body))
+    except (InvalidSignature, ValueError):
+        return False
+    return plain.hex() == signature  # written in the one way that is ours
+
+
+def _covered(head: bytes, body: bytes) -> bytes:
+    return b"".join([CONTEXT, len(head).to_bytes(8, "little"), head, body])
+
+
+def seal(public: str, head: bytes, body: bytes) -> bytes:
+    """`body` for the owner of the public key only, bound to `head`: the file's own public key, then what is sealed."""
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+    own, theirs = X25519PrivateKey.generate(), X25519PublicKey.from_public_bytes(bytes.fromhex(public))
+    sender = own.public_key().public_bytes_raw()
+    key = _derived(own.exchange(theirs), sender, theirs)
+    return sender + ChaCha20Poly1305(key).encrypt(NONCE, body, head)
+
+
+def unseal(private: "X25519PrivateKey", head: bytes, sealed: bytes) -> bytes:
+    """The inverse of `seal`.
+
+    Raises:
+      SealError: it is not what was sealed with `head` for this key.
+    """
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+    sender = sealed[:PUBLIC]
+    try:
+        shared = private.exchange(X25519PublicKey.from_public_bytes(sender))
+        key = _derived(shared, sender, private.public_key())
+        return ChaCha20Poly1305(key).decrypt(NONCE, sealed[PUBLIC:], head)
+    except (InvalidTag, ValueError):
+        raise SealError from None
+
+
+def _derived(shared: bytes, sender: bytes, receiver: "X25519PublicKey") -> bytes:
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    return HKDF(SHA256(), 32, salt=sender + receiver.public_bytes_raw(), info=CONTEXT).derive(shared)

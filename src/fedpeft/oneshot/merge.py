@@ -1,0 +1,197 @@
+"""Contributions as one model, in a run's folder like any other, from which one can be taken again.
+
+Beside what a run has, `contributions/` holds each file as it came, and `study/` the invitation, the server's key and
+what is asked of a file. Whenever a file comes or goes the model is computed anew from those that are there, in the
+order of the clients' names: it cannot depend on when each came, and nothing is left of one that is gone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from shutil import copytree
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from fedpeft.core.stores import Folder, write_atomically
+from fedpeft.core.types import ClientId
+from fedpeft.errors import RunError
+from fedpeft.oneshot.contribution import Contribution, read_contribution
+from fedpeft.oneshot.flaws import ContributionError, Flaw
+from fedpeft.oneshot.invitation import FILE, Invitation, read_invitation, server_key
+from fedpeft.oneshot.keys import Trust, sealing_key, write_private
+from fedpeft.oneshot.results import write_run
+from fedpeft.oneshot.swap import building, put_back
+from fedpeft.runs.folder import RunFolder, locked, read_json, vacant, write_json
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+STUDY, CONTRIBUTIONS, RULES, KEY = "study", "contributions", "rules.json", "server.key"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is asked of a file beyond that it fits the study; kept with what is merged, for those that come later.
+
+    Attributes:
+      trust: by public key, in hex, who signs with it; empty for signed and unsigned files alike.
+      norm_factor: an update may be so many times as long as the median of the others', where there are two or more.
+      max_norm: the longest that an update may be; infinity for any length.
+
+    Raises:
+      RunError: a value out of range.
+    """
+
+    trust: Mapping[str, str] = field(default_factory=dict)
+    norm_factor: float = 10.0
+    max_norm: float = float("inf")
+
+    def __post_init__(self) -> None:
+        if not (self.norm_factor >= 1 and self.max_norm > 0):
+            raise RunError(
+                f"the norm factor must be at least 1 and the largest norm positive, got {self.norm_factor} and "
+                f"{self.max_norm}"
+            )
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A folder that files were merged into."""
+
+    path: Path
+
+    @property
+    def study(self) -> Path:
+        return self.path / STUDY
+
+    @property
+    def key(self) -> "X25519PrivateKey":
+        return sealing_key(self.study / KEY)
+
+    @property
+    def contributions(self) -> Path:
+        return self.path / CONTRIBUTIONS
+
+    def file(self, client: ClientId) -> Path:
+        """Where a client's file is kept: names may differ only in what a file system takes for the same."""
+        return self.contributions / f"{Folder(self.contributions).place(client).name}.safetensors"
+
+
+def is_merged(path: Path) -> bool:
+    put_back(path)
+    return (path / STUDY / FILE).is_file()
+
+
+def merge(invitation: Path, files: Sequence[Path], out: Path, rules: Rules, evaluate: bool = False) -> dict[str, Any]:
+    """Merge files into the new run folder `out`; returns its summary.
+
+    Raises:
+      ContributionError: one is not as it must be; nothing is merged then.
+      RunError: `invitation` is none, its key is gone, `out` is taken, or too few came.
+    """
+    if is_merged(out):
+        raise RunError(f"{out} holds a merge already: `fedpeft merge {out} --add FILE` adds to it")
+    vacant(out)
+    study, private = read_invitation(invitation), server_key(invitation)
+    if not private.is_file():
+        raise RunError(f"{private} is gone, the key that opens this study's files: put it back beside the invitation")
+    every = _admitted(study, sealing_key(private), rules, [], files)
+    with building(out) as folder:
+        summary = _write(Merged(folder), study, every, evaluate)
+        copytree(invitation, folder / STUDY)
+        write_private(folder / STUDY / KEY, private.read_bytes())
+        write_json(folder / STUDY / RULES, {**asdict(rules), "max_norm": str(rules.max_norm)})
+    return summary
+
+
+def change(
+    path: Path, add: Sequence[Path] = (), remove: Sequence[ClientId] = (), evaluate: bool = False
+) -> dict[str, Any]:
+    """Take clients out of a merge, then add files to it, all or none of it; returns the new summary.
+
+    Raises:
+      ContributionError: a file is not as it must be.
+      RunError: `path` is no merge, somebody else works on it, or there is no such client.
+    """
+    if not is_merged(path):
+        raise RunError(f"{path} is no merge: it has no {STUDY}/{FILE}")
+    before = Merged(path)
+    with locked(RunFolder(path)):
+        study, rules = read_invitation(before.study), _rules(before.study / RULES)
+        kept = _without(_kept(before, study, rules), remove)
+        every = [*kept, *_admitted(study, before.key, rules, kept, add)]
+        with building(path) as folder:
+            summary = _write(Merged(folder), study, every, evaluate)
+            copytree(before.study, folder / STUDY)
+    return summary
+
+
+def _write(merged: Merged, study: Invitation, every: Sequence[Contribution], evaluate: bool) -> dict[str, Any]:
+    if not every:
+        raise RunError("no contribution is there to make a model of")
+    summary = write_run(merged.path, study, every, evaluate)
+    merged.contributions.mkdir()
+    for one in every:
+        write_atomically(merged.file(one.header.client), one.content)
+    return summary
+
+
+def _rules(path: Path) -> Rules:
+    values = read_json(path) or {}
+    try:
+        return Rules(dict(values["trust"]), float(values["norm_factor"]), float(values["max_norm"]))
+    except (KeyError, TypeError, ValueError):
+        raise RunError(f"{path} is damaged or gone: what is asked of a file is not known") from None
+
+
+def _kept(merged: Merged, study: Invitation, rules: Rules) -> list[Contribution]:
+    """What was merged before, as strictly read as when it came."""
+    key, trust = merged.key, Trust(rules.trust)
+    return [read_contribution(file, study, key, trust) for file in sorted(merged.contributions.glob("*.safetensors"))]
+
+
+def _without(kept: list[Contribution], remove: Sequence[ClientId]) -> list[Contribution]:
+    names = sorted(one.header.client for one in kept)
+    for name in remove:
+        if name not in names:
+            raise RunError(f"{name!r} is not among those merged: {', '.join(names)}")
+    return [one for one in kept if one.header.client not in remove]
+
+
+def _admitted(
+    study: Invitation,
+    key: "X25519PrivateKey",
+    rules: Rules,
+    before: Sequence[Contribution],
+    files: Sequence[Path],
+) -> list[Contribution]:
+    """New contributions, each good for itself and beside all others."""
+    trust = Trust(rules.trust)
+    came: list[tuple[Path, Contribution]] = []
+    seen = {one.header.client: "merged already" for one in before}
+    for file in files:
+        one = read_contribution(file, study, key, trust)
+        client = one.header.client
+        if client in seen:
+            words = f"{client!r} is {seen[client]}; a client counts once. To take a newer file, --remove it first"
+            raise ContributionError(Flaw.TWICE, file, words)
+        seen[client] = f"in {file} too"
+        came.append((file, one))
+    norms = {one.header.client: one.length for one in [*before, *(one for _, one in came)]}
+    for file, one in came:
+        _check_norm(file, one.header.client, norms, rules)
+    return [one for _, one in came]
+
+
+def _check_norm(file: Path, client: ClientId, norms: Mapping[ClientId, float], rules: Rules) -> None:
+    others = [x for name, x in norms.items() if name != client]
+    usual = median(others) if len(others) > 1 else float("inf")
+    if norms[client] > rules.max_norm:
+        words = f"its update is {norms[client]:.4g} long, at most {rules.max_norm:g} is allowed (--max-norm)"
+        raise ContributionError(Flaw.NORM, file, words)
+    if norms[client] > rules.norm_factor * usual:
+        words = (
+            f"its update is {norms[client]:.4g} long, the median of the other {len(others)} is {usual:.4g}, and at "
+            f"most {rules.norm_factor:g} times that is allowed; ask the client, or raise --norm-factor"
+        )
+        raise ContributionError(Flaw.NORM, file, words)

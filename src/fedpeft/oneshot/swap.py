@@ -1,0 +1,58 @@
+"""A folder that takes the place of another in one step, so that a kill leaves the old one or the new one."""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import rmtree
+from tempfile import TemporaryDirectory
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+
+
+@contextmanager
+def building(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path` that takes its place at the end; after an error `path` is as it was."""
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as around:
+        folder = Path(around) / path.name
+        folder.mkdir()
+        yield folder
+        if path.is_dir() and any(path.iterdir()):
+            if not _exchanged(folder, path):
+                _one_after_another(folder, path)
+        else:
+            if path.is_dir():
+                path.rmdir()
+            folder.rename(path)
+
+
+def put_back(path: Path) -> None:
+    """Undo, or finish, what a kill interrupted where a system cannot exchange folders."""
+    path, before = path.resolve(), _before(path)
+    if before.is_dir() and not path.exists():
+        before.rename(path)
+    elif before.is_dir():
+        rmtree(before)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether the system has exchanged the two: Linux can, on most file systems."""
+    try:
+        libc = ctypes.CDLL(None)
+        return bool(libc.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
+    except (OSError, AttributeError, TypeError):
+        return False
+
+
+def _one_after_another(folder: Path, path: Path) -> None:
+    path.rename(_before(path))
+    folder.rename(path)
+    rmtree(_before(path))
+
+
+def _before(path: Path) -> Path:
+    path = path.resolve()
+    return path.with_name(f".{path.name}.before")

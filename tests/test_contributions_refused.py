@@ -1,0 +1,182 @@
+"""Contribution files that are not what they should be: each is named, and changes nothing."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from contributions import Study, tree
+from running import fedpeft
+
+from fedpeft.core.stores import load_tensors
+from fedpeft.core.tensors import equal, map_tensors, scale
+from fedpeft.core.types import Update
+from fedpeft.errors import RunError
+from fedpeft.oneshot.contribution import opened, write_contribution
+from fedpeft.oneshot.flaws import ContributionError, Flaw
+from fedpeft.oneshot.invitation import server_key
+from fedpeft.oneshot.keys import (
+    Trust,
+    sealing_key,
+    signing_key,
+)
+from fedpeft.oneshot.merge import Rules, change, merge
+
+Spoil = Callable[[Update], Update]
+SPOILT: Mapping[Flaw, tuple[Spoil, Mapping[str, Any]]] = {
+    Flaw.STUDY: (lambda u: u, {"study": "0" * 32}),
+    Flaw.PLAN: (lambda u: u, {"plan": "0" * 16}),
+    Flaw.BASE: (lambda u: u, {"base": "0" * 32}),
+    Flaw.START: (lambda u: u, {"start": "0" * 32}),
+    Flaw.LABELS: (lambda u: u, {"labels": "0" * 32}),
+    Flaw.TRANSFORMS: (lambda u: u, {"transforms": "0" * 32}),
+    Flaw.FORMAT: (lambda u: u, {"format": "fedpeft-contribution-9"}),
+    Flaw.DAMAGED: (lambda u: u, {"bytes": 3}),
+    Flaw.WEIGHT: (lambda u: replace(u, weight=1e9), {}),
+    Flaw.NOT_FINITE: (lambda u: replace(u, delta=scale(u.delta, float("nan"))), {}),
+    Flaw.NORM: (lambda u: replace(u, delta=scale(u.delta, 1e4)), {}),
+    Flaw.TWICE: (lambda u: u, {"client": "c001"}),
+    Flaw.UNKNOWN_KEY: (lambda u: u, {"client": "c009"}),
+    Flaw.TAMPERED: (lambda u: u, {"signer": "0" * 64}),
+}
+
+
+@pytest.mark.parametrize("flaw", SPOILT, ids=lambda flaw: flaw.name)
+def test_a_bad_file_is_named_and_changes_nothing(flaw: Flaw, four: Study, tmp_path: Path) -> None:
+    out, (spoil, header) = tmp_path / "merged", SPOILT[flaw]
+    merge(four.path, four.files[1:], out, Rules({} if flaw is Flaw.TWICE else Trust.read([four.trusted]).keys))
+    before, bad = tree(tmp_path), four.forged(tmp_path / "bad.safetensors", spoil, **header)
+    with pytest.raises(ContributionError) as caught:
+        change(out, add=[bad])
+    assert caught.value.flaw is flaw
+    assert str(caught.value).startswith(f"{bad}: {flaw.value}: ") and "\n" not in str(caught.value)
+    bad.unlink()
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda d: {**d, "another": torch.zeros(2)},
+        lambda d: {n: x for n, x in d.items() if not n.endswith("bias")},
+        lambda d: map_tensors(lambda x: x[None], d),
+        lambda d: map_tensors(torch.Tensor.double, d),
+    ],
+    ids=["extra", "missing", "shape", "dtype"],
+)
+def test_other_tensors_than_the_plan_s(spoil: Any, four: Study, tmp_path: Path) -> None:
+    bad = four.forged(tmp_path / "bad.safetensors", lambda u: replace(u, delta=spoil(u.delta)))
+    with pytest.raises(ContributionError) as caught:
+        merge(four.path, [*four.files[1:], bad], tmp_path / "merged", Rules())
+    assert caught.value.flaw is Flaw.TENSORS
+    assert not (tmp_path / "merged").exists()
+
+
+def test_files_that_are_cut_or_changed_or_no_files(four: Study, tmp_path: Path) -> None:
+    whole, bad = four.files[0].read_bytes(), tmp_path / "bad.safetensors"
+    flipped = bytearray(whole)
+    flipped[-20] ^= 1
+    for content, flaw in (
+        (whole[:-1], Flaw.DAMAGED),
+        (whole + b"\0", Flaw.TAMPERED),
+        (bytes(flipped), Flaw.TAMPERED),
+        (b"", Flaw.DAMAGED),
+        (b"\xff" * 100, Flaw.DAMAGED),
+        (bytes(1 << 21), Flaw.LARGE),
+    ):
+        bad.write_bytes(content)
+        with pytest.raises(ContributionError) as caught:
+            four.read(bad)
+        assert caught.value.flaw in (flaw, Flaw.DAMAGED)
+    assert four.read(four.files[0]).header.client == "c000"
+    assert list(load_tensors(four.files[0])[0]) == ["sealed"]
+
+
+def test_unsigned_files_count_where_no_keys_are_asked_for(four: Study, tmp_path: Path) -> None:
+    file, out = tmp_path / "c0.safetensors", tmp_path / "merged"
+    said = fedpeft("contribute", four.path, "--client", 0, "-o", file)
+    assert said.exit_code == 0 and "unsigned" in said.output
+    refused = fedpeft("merge", four.path, file, "-o", out, "--trust", four.trusted)
+    assert refused.exit_code == 2 and f"{file}: unsigned: " in refused.output and not out.exists()
+    assert fedpeft("merge", four.path, file, "-o", out).exit_code == 0
+    assert equal(four.update(file).delta, four.update(four.files[0]).delta)
+
+
+def test_a_key_signs_for_its_owner_only(four: Study, tmp_path: Path) -> None:
+    bad = four.forged(tmp_path / "bad.safetensors", lambda u: u, client="c001")
+    with pytest.raises(ContributionError, match="may sign for nobody else"):
+        four.read(bad, Trust.read([four.trusted]))
+
+
+def test_the_rules_stay_with_the_merge(four: Study, tmp_path: Path) -> None:
+    merge(four.path, four.files[:1], tmp_path / "a", Rules(max_norm=1e3, trust=Trust.read([four.trusted]).keys))
+    long = four.forged(tmp_path / "long", lambda u: replace(u, delta=scale(u.delta, 1e4)), number=1)
+    with pytest.raises(ContributionError, match="at most 1000 is allowed"):
+        change(tmp_path / "a", add=[long])
+    with pytest.raises(RunError, match="at least 1"):
+        Rules(norm_factor=0.5)
+
+
+def fuzzed(four: Study, count: int) -> None:
+    """Mutated files: each is refused with its name, whatever was changed, and no module is loaded by reading it."""
+    invitation, key, draw = four.invitation, sealing_key(server_key(four.path)), Random(7)
+    whole, other = (file.read_bytes() for file in four.files[:2])
+    opened(whole, "whole", invitation, key, Trust())
+    loaded = set(sys.modules)
+    for number in range(count):
+        content = mutated(whole, other, draw)
+        if content == whole:
+            continue
+        with pytest.raises(ContributionError):
+            opened(content, f"mutant {number}", invitation, key, Trust())
+    assert set(sys.modules) == loaded
+
+
+def mutated(whole: bytes, other: bytes, draw: Random) -> bytes:
+    content = bytearray(whole)
+    head = 8 + int.from_bytes(whole[:8], "little")
+    for _ in range(draw.choice((1, 1, 2, 8))):
+        at = draw.randrange(draw.choice((8, head, len(content))) or 1) % max(1, len(content))
+        match draw.randrange(6):
+            case 0:
+                content[at : at + 1] = bytes([draw.randrange(256)])
+            case 1:
+                del content[at : at + draw.choice((1, 8, 1000))]
+            case 2:
+                content[at:at] = draw.randbytes(draw.choice((1, 8)))
+            case 3:
+                content[at : at + 20] = other[at : at + 20]
+            case 4:
+                content[at:at] = draw.choice((b'"', b"{", b"[" * 2000, b"null", b"1e999", b"\\ud800", b"9" * 5000))
+            case 5:
+                content[:8] = draw.choice((head - 7, 1 << 63, 0, len(content))).to_bytes(8, "little")
+        content = content or bytearray(b"\0")
+    return bytes(content)
+
+
+def test_a_thousand_mutated_files(four: Study) -> None:
+    fuzzed(four, 1_000)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_mutated_files(four: Study) -> None:
+    fuzzed(four, 100_000)
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(30_000, marks=pytest.mark.slow)])
+def test_mutated_frames_that_are_sealed_and_signed(count: int, four: Study, tmp_path: Path) -> None:
+    """A client with a good key may still send anything."""
+    one, study, draw = four.read(four.files[0]), four.invitation, Random(8)
+    key, signer = sealing_key(server_key(four.path)), signing_key(four.keys[0])
+    for _ in range(count):
+        frame = mutated(one.frame, one.frame[::-1], draw)
+        if frame == one.frame:
+            continue
+        said = replace(one.header, bytes=len(frame))
+        content = write_contribution(said, frame, study.terms.server, signer)
+        with pytest.raises(ContributionError):
+            opened(content, "mutant", study, key, Trust())
