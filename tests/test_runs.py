@@ -205,7 +205,8 @@ def test_full_fine_tuning_is_compared_with_the_same_extras(plan: Plan, undisturb
     plain = full_payloads(
         replace(plan, server=build("server", "average"), local=build("local", "descent")), site.classes
     )
-    assert summary["full_bytes_down_per_client_round"] > plain.down + plain.params * 4
+    weights_and_correction = 2 * 4 * plain.params
+    assert plain.down < weights_and_correction < summary["full_bytes_down_per_client_round"]
 
 
 @pytest.mark.parametrize("way", ["uplink", "downlink"])
