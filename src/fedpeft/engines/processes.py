@@ -26,6 +26,7 @@ from fedpeft.errors import PlanError
 from fedpeft.plan import Plan, leaking
 from fedpeft.site import Site, open_site
 
+PARTING = 5.0  # seconds that an idle worker process has to end
 ATTEMPTS = 2  # a job whose worker process dies goes to a fresh one; after this many deaths it is a failure
 
 
@@ -196,6 +197,9 @@ class Processes:
             yield place, answer
 
     def close(self) -> None:
-        """End the worker processes."""
+        """End the worker processes; an idle one ends itself, so that what its libraries hold is given back."""
+        for hand in self._hands:
+            hand.connection.close()
         while self._hands:
-            _dismiss(self._hands.pop())
+            hand = self._hands.pop()
+            _dismiss(hand, grace=0 if hand.at else PARTING)
