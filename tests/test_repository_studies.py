@@ -15,7 +15,7 @@ from fedpeft.studies.study import Study, read_study
 
 ROOT = Path(__file__).parents[1]
 STUDIES = sorted((ROOT / "studies").glob("*.toml"))
-AXES = ("capability", "communication", "heterogeneity", "local-epochs", "pretraining", "scarcity")
+AXES = ("capability", "communication", "heterogeneity", "local-epochs", "pretraining", "privacy", "scarcity")
 
 
 def test_every_axis_is_there_at_both_scales() -> None:
