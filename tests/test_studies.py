@@ -10,7 +10,8 @@ from running import fedpeft
 
 from fedpeft import PlanError, read_plan
 from fedpeft.studies.study import chosen, read_study
-from fedpeft.studies.table import interval
+from fedpeft.studies.sweep import Outcome
+from fedpeft.studies.table import interval, markdown, rows_of
 
 BASE = """
 [base]
@@ -127,6 +128,17 @@ def test_the_interval_is_students() -> None:
     # t(0.975, 2) = 4.302653, s = 1, n = 3
     assert interval([1.0, 2.0, 3.0]) == {"mean": 2.0, "half": pytest.approx(4.302653 / 3**0.5), "each": [1.0, 2.0, 3.0]}
     assert interval([0.5])["half"] is None
+
+
+def test_a_task_without_accuracy_has_its_loss_in_the_table(tmp_path: Path) -> None:
+    study = read_study(write(tmp_path / "study.toml", BASE + '[[row]]\nlabel = "a"\n'))
+    summary = {"held_out_last": {"loss": 1.5}, "bytes_up": 1, "bytes_down": 1, "seconds": 1.0, "trainable_params": 9}
+    made = {**summary, "bytes_up_per_client_round": 1024}
+    rows = rows_of(study, [Outcome(study.cells[0], tmp_path, made)])
+    assert "| row | seeds | loss | trained | up | in all |" in markdown(study, rows, "fedpeft sweep")
+    assert "| a | 1 | 1.500 | 9 | 1.0 KiB | 0.0 KiB |" in markdown(study, rows, "fedpeft sweep")
+    scored = rows_of(study, [Outcome(study.cells[0], tmp_path, made | {"accuracy_last": 0.5})])
+    assert "| a | 1 | 50.0 | - | - | - | 9 |" in markdown(study, scored, "fedpeft sweep")
 
 
 @given(

@@ -152,8 +152,9 @@ def _line(one: "Outcome", number: int, cells: int) -> str:
     if one.error:
         told = f"failed: {one.error}"
     else:
-        accuracy = one.summary.get("accuracy_last")
-        told = "" if accuracy is None else f"accuracy {accuracy:.4f}"
+        held_out = one.summary.get("held_out_last") or {}
+        name = next((name for name in ("accuracy", "loss") if name in held_out), None)
+        told = "" if name is None else f"{name} {held_out[name]:.4f}"
     return f"[{number}/{cells}] {one.cell.name}  {told}  {duration(one.wall)}"
 
 
@@ -172,7 +173,7 @@ def _report(console: "Console", shelf: "Shelf", outcomes: "Sequence[Outcome]", a
     from rich.box import SIMPLE
     from rich.table import Table
 
-    from fedpeft.studies.table import columns, rows_of, texts, write_tables
+    from fedpeft.studies.table import columns, measured, rows_of, texts, write_tables
 
     study = shelf.study
     rows = rows_of(study, outcomes)
@@ -184,9 +185,10 @@ def _report(console: "Console", shelf: "Shelf", outcomes: "Sequence[Outcome]", a
         typer.echo((shelf.out / "table.json").read_text())
         return
     table = Table(box=SIMPLE, show_edge=False, pad_edge=False)
-    for number, heading in enumerate(columns(study)):
+    shown = measured(rows)
+    for number, heading in enumerate(columns(study, shown)):
         table.add_column(heading, justify="left" if number < len(study.axes or (1,)) else "right")
     for row in rows:
-        table.add_row(*texts(study, row))
+        table.add_row(*texts(study, row, shown))
     console.print(table)
     console.print(f"tables: {shelf.out / 'table.md'}, {shelf.out / 'table.json'}")

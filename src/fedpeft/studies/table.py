@@ -17,6 +17,7 @@ MEASURED: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "client_accuracy_mean": lambda s: (s.get("client_accuracy") or {}).get("mean"),
     "client_accuracy_worst_decile": lambda s: (s.get("client_accuracy") or {}).get("worst_decile"),
     "client_accuracy_std": lambda s: (s.get("client_accuracy") or {}).get("std"),
+    "loss_last": lambda s: (s.get("held_out_last") or {}).get("loss"),
     "bytes": lambda s: s["bytes_up"] + s["bytes_down"],
 }
 """What a summary gives to the mean over seeds, by name."""
@@ -71,32 +72,49 @@ def write_tables(study: Study, rows: Sequence[Mapping[str, Any]], out: Path, com
     write_atomically(out / "table.md", markdown(study, rows, command).encode())
 
 
-HEADINGS = ("seeds", "last", "best", "clients", "worst tenth", "trained", "up", "in all")
+ACCURACIES = {
+    "last": "accuracy_last",
+    "best": "accuracy_best",
+    "clients": "client_accuracy_mean",
+    "worst tenth": "client_accuracy_worst_decile",
+}
+"""What was measured, by its heading."""
+LOSS = {"loss": "loss_last"}
+"""Of tasks that have no accuracy."""
 
-LEGEND = """Accuracy in percent on the common held-out set, mean ± half of the 95 % interval over the seeds (Student's
+SCORED = """Accuracy in percent on the common held-out set, mean ± half of the 95 % interval over the seeds (Student's
 t); best is the best of the evaluated rounds, chosen on that same set. A client's accuracy counts each class as often as
-the client trains on it; clients is the mean over all of them, worst tenth over those that do worst. Bytes are
-measured on what was sent, headers included: up from one client in one round, and in all, up and down."""
+the client trains on it; clients is the mean over all of them, worst tenth over those that do worst."""
+UNSCORED = """Mean loss on the common held-out set after the last round, less is better, ± half of the 95 % interval
+over the seeds (Student's t)."""
+SENT = """Bytes are measured on what was sent, headers included: up from one client in one round, and in all, up and
+down."""
 
 
-def columns(study: Study) -> list[str]:
+def measured(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What the table of these rows shows between seeds and bytes: name by heading."""
+    scored = any(row.get("accuracy_last") for row in rows)
+    return LOSS if not scored and any(row.get("loss_last") for row in rows) else ACCURACIES
+
+
+def columns(study: Study, shown: Mapping[str, str]) -> list[str]:
     """Headings: the axes, or what stands for one, and what was measured."""
-    return [*(study.axes or (ROW,)), *HEADINGS]
+    return [*(study.axes or (ROW,)), "seeds", *shown, "trained", "up", "in all"]
 
 
-def texts(study: Study, row: Mapping[str, Any]) -> list[str]:
+def texts(study: Study, row: Mapping[str, Any], shown: Mapping[str, str]) -> list[str]:
     """A row as people read it, under `columns`."""
     labels = row["labels"]
     rest = [""] * (len(study.axes) - 1)
     named = [labels[ROW], *rest] if ROW in labels else [labels[axis] for axis in study.axes]
     if not row["seeds"]:
-        return [*named, "failed", *[""] * (len(HEADINGS) - 1)]
+        return [*named, "failed", *[""] * (len(columns(study, shown)) - len(named) - 1)]
     failed = f" ({len(row['failed'])} failed)" if row["failed"] else ""
-    percents = ("accuracy_last", "accuracy_best", "client_accuracy_mean", "client_accuracy_worst_decile")
+    write = _plain if shown is LOSS else _percent
     return [
         *named,
         f"{len(row['seeds'])}{failed}",
-        *(_percent(row[name]) for name in percents),
+        *(write(row[name]) for name in shown.values()),
         f"{row['trainable_params']:,}",
         _size(row["bytes_up_per_client_round"]),
         _size(row["bytes"]["mean"]),
@@ -109,6 +127,12 @@ def _percent(value: Mapping[str, Any] | None) -> str:
     return f"{100 * value['mean']:.1f}" + ("" if value["half"] is None else f" ± {100 * value['half']:.1f}")
 
 
+def _plain(value: Mapping[str, Any] | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value['mean']:.3f}" + ("" if value["half"] is None else f" ± {value['half']:.3f}")
+
+
 def _size(count: float | None) -> str:
     if count is None:
         return "-"
@@ -116,17 +140,18 @@ def _size(count: float | None) -> str:
 
 
 def markdown(study: Study, rows: Sequence[Mapping[str, Any]], command: str) -> str:
-    headings = columns(study)
+    shown = measured(rows)
+    headings = columns(study, shown)
     lines = [
         f"# {study.name}",
         "",
         f"Made by `{command}`.",
         "",
-        LEGEND,
+        f"{UNSCORED if shown is LOSS else SCORED} {SENT}",
         "",
         f"| {' | '.join(headings)} |",
         f"|{'---|' * len(headings)}",
-        *(f"| {' | '.join(_escaped(text) for text in texts(study, row))} |" for row in rows),
+        *(f"| {' | '.join(_escaped(text) for text in texts(study, row, shown))} |" for row in rows),
         *(f"\n{' '.join(row['labels'].values())}, seed {seed}, failed: {why}" for row, seed, why in _failures(rows)),
         *(["", study.note] if study.note else []),
     ]

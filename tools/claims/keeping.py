@@ -1,0 +1,76 @@
+"""Kept cells of studies, and tables of them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedpeft.studies.table import interval
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs" / "results"
+CELLS = RESULTS / "cells"
+
+Seeds = Mapping[int, float]
+"""Accuracy in percent, or what else was measured, after the last round, by seed."""
+
+
+@dataclass(frozen=True)
+class Row:
+    label: str
+    values: Seeds
+    megabytes: float
+    parameters: int
+
+
+def kept(study: str, name: str, label: str = "", metric: str = "accuracy") -> Row:
+    """The cells `name`-seedN of a study; accuracy in percent, anything else as it was measured."""
+    found = {}
+    for folder in sorted((CELLS / study).glob(f"{name}-seed*")):
+        found[int(folder.name.rpartition("-seed")[2])] = json.loads((folder / "summary.json").read_text())
+    if not found:
+        raise SystemExit(f"no cells {name}-seed* under {CELLS / study}")
+    first = next(iter(found.values()))
+    return Row(
+        label,
+        {seed: (100 if metric == "accuracy" else 1) * one["held_out_last"][metric] for seed, one in found.items()},
+        (first["bytes_up"] + first["bytes_down"]) / 2**20,
+        first["trainable_params"],
+    )
+
+
+def spread(values: Seeds, digits: int = 1) -> str:
+    both = interval(list(values.values()))
+    return f"{both['mean']:.{digits}f}" + ("" if both["half"] is None else f" ± {both['half']:.{digits}f}")
+
+
+def difference(row: Row, other: Row) -> dict[int, float]:
+    """Points of accuracy ahead of another row, in the seeds that both have."""
+    return {seed: row.values[seed] - other.values[seed] for seed in sorted(row.values) if seed in other.values}
+
+
+def signed(values: Seeds, digits: int = 1) -> str:
+    return ("+" if interval(list(values.values()))["mean"] >= 0 else "") + spread(values, digits)
+
+
+def lines(head: list[str], rows: list[list[str]]) -> str:
+    table = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in table)
+
+
+def against(rows: list[Row], reference: Row) -> str:
+    """Accuracy, bytes, and the difference to a reference row."""
+    return lines(
+        ["", "seeds", "accuracy", f"against {reference.label}", "trained", "MiB in all"],
+        [
+            [
+                row.label,
+                str(len(row.values)),
+                spread(row.values),
+                "" if row is reference else signed(difference(row, reference)),
+                f"{row.parameters:,}",
+                f"{row.megabytes:,.2f}",
+            ]
+            for row in rows
+        ],
+    )

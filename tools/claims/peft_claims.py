@@ -1,0 +1,105 @@
+"""The tables of docs/results/fedpeft.md: the claims of FedPEFT (arXiv:2210.01708)."""
+
+import json
+import re
+
+from keeping import RESULTS, Row, against, difference, kept, lines, signed, spread
+
+EARLIER = RESULTS / "cifar100-vit-tiny.json"
+
+
+def photographs(name: str, label: str) -> Row:
+    """CIFAR-100: seeds of the earlier table and the kept ones."""
+    cell = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+    row = kept("methods-cifar100", cell, label)
+    earlier = {one["seed"]: 100 * one["accuracy_last"] for one in json.loads(EARLIER.read_text())[name]}
+    return Row(label, earlier | dict(row.values), row.megabytes, row.parameters)
+
+
+def digits() -> str:
+    study = "communication-small"
+    full = kept(study, "full-m-8", "full, M = 8")
+    others = {
+        "full-m-4": "full, M = 4",
+        "full-m-2": "full, M = 2",
+        "full-m-1": "full, M = 1",
+        "small-resnet-m-8": "small ResNet, M = 8",
+        "head-m-8": "head, M = 8",
+        "head-m-32": "head, M = 32",
+        "bias-m-8": "bias, M = 8",
+        "adapter-m-8": "adapter, M = 8",
+        "prompt-m-8": "prompt, M = 8",
+        "lora-m-8": "LoRA, M = 8",
+        "centralised-full": "centralised, full",
+        "centralised-lora": "centralised, LoRA",
+        "local-only": "local only",
+    }
+    return against([full, *(kept(study, name, label) for name, label in others.items())], full)
+
+
+METHODS = {"full": "full", "head": "head", "bias": "bias", "lora": "LoRA", "prompt": "prompt"}
+PHOTOGRAPHS = {
+    "full fine-tuning": "full",
+    "head": "head",
+    "bias": "bias",
+    "LoRA": "LoRA",
+    "adapter, shared": "adapter, shared",
+    "adapter, per block": "adapter, per block",
+    "prompt, deep": "prompt",
+    "prompt, shallow": "prompt, shallow",
+}
+
+
+def cifar() -> str:
+    rows = [photographs(name, label) for name, label in PHOTOGRAPHS.items()]
+    return against(rows, rows[0])
+
+
+def domain() -> str:
+    near = {label: photographs(name, label) for name, label in PHOTOGRAPHS.items()}
+    far = {label: kept("domain-gap-vit-tiny", name, label) for name, label in METHODS.items()}
+    rows = []
+    for label, row in far.items():
+        ahead = [signed(difference(one[label], one["full"])) if label != "full" else "" for one in (near, far)]
+        rows.append([label, spread(near[label].values), ahead[0], spread(row.values), ahead[1]])
+    for name, label in {"centralised-bias": "centralised, bias", "local-only": "local only"}.items():
+        rows.append([label, "", "", spread(kept("domain-gap-vit-tiny", name, label).values), ""])
+    return lines(["", "photographs", "against full", "digits", "against full"], rows)
+
+
+def privacy() -> str:
+    rows = []
+    for name, label in (METHODS | {"adapter": "adapter"}).items():
+        open_name = "full-none-lr-0.01" if name == "full" else f"none-{name}"
+        clear, private = kept("privacy-small", open_name, label), kept("privacy-small", f"epsilon-8-{name}", label)
+        lost = signed(difference(private, clear))
+        rows.append([label, str(len(private.values)), spread(clear.values), spread(private.values), lost])
+    for name, label in {"none-full": "full at rate 0.05", "centralised-bias-none": "centralised, bias"}.items():
+        rows.append([label, "3", spread(kept("privacy-small", name, label).values), "", ""])
+    rows.append(["local only", "3", spread(kept("privacy-small", "local-only").values), "", ""])
+    as_published = kept("privacy-small", "bias-as-published")
+    rows.append(["bias, the paper's noise", "3", "", spread(as_published.values), ""])
+    return lines(["", "seeds", "no noise", "ε = 8", "lost"], rows)
+
+
+def scarcity() -> str:
+    labels = METHODS | {"adapter": "adapter", "local-only": "local only"}
+    sizes = (100, 200, 400)
+    every = {k: {n: kept("scarcity-small", f"examples-{k}-{n}", label) for n, label in labels.items()} for k in sizes}
+    rows = []
+    for name, label in labels.items():
+        cells = [spread(every[k][name].values) for k in sizes]
+        for other in ("full", "head"):
+            cells += ["" if name == other else signed(difference(every[k][name], every[k][other])) for k in sizes]
+        rows.append([label, *cells])
+    central = [spread(kept("scarcity-small", f"centralised-lora-{k}").values) for k in sizes]
+    rows.append(["centralised, LoRA", *central, *[""] * 6])
+    head = [
+        *(f"K = {k}" for k in sizes),
+        *(f"{k}, against full" for k in sizes),
+        *(f"{k}, against head" for k in sizes),
+    ]
+    return lines(["", *head], rows)
+
+
+TABLES = {"digits": digits, "cifar": cifar, "domain": domain, "privacy": privacy, "scarcity": scarcity}
