@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 EVERY = 25
 """Looks at the processes between two looks at how far their rounds are."""
+
+WIDE = 130
+"""Columns of a terminal that has room for the whole table."""
 
 EXAMPLES = """\
   fedpeft sweep studies/communication-small.toml --estimate     how many runs, how many hours
@@ -186,8 +190,11 @@ def _report(console: "Console", shelf: "Shelf", outcomes: "Sequence[Outcome]", a
         return
     table = Table(box=SIMPLE, show_edge=False, pad_edge=False)
     shown = measured(rows)
+    if console.width < WIDE:
+        shown = dict(islice(shown.items(), 1))
     for number, heading in enumerate(columns(study, shown)):
-        table.add_column(heading, justify="left" if number < len(study.axes or (1,)) else "right")
+        is_label = number < len(study.axes or (1,))
+        table.add_column(heading, justify="left" if is_label else "right", no_wrap=not is_label)
     for row in rows:
         table.add_row(*texts(study, row, shown))
     console.print(table)

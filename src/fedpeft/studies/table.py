@@ -110,11 +110,10 @@ def texts(study: Study, row: Mapping[str, Any], shown: Mapping[str, str]) -> lis
     if not row["seeds"]:
         return [*named, "failed", *[""] * (len(columns(study, shown)) - len(named) - 1)]
     failed = f" ({len(row['failed'])} failed)" if row["failed"] else ""
-    write = _plain if shown is LOSS else _percent
     return [
         *named,
         f"{len(row['seeds'])}{failed}",
-        *(write(row[name]) for name in shown.values()),
+        *((_plain if name in LOSS.values() else _percent)(row[name]) for name in shown.values()),
         f"{row['trainable_params']:,}",
         _size(row["bytes_up_per_client_round"]),
         _size(row["bytes"]["mean"]),
