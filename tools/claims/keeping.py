@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedpeft.studies.table import interval
 
@@ -33,10 +34,14 @@ def kept(study: str, name: str, label: str = "", metric: str = "accuracy") -> Ro
     first = next(iter(found.values()))
     return Row(
         label,
-        {seed: (100 if metric == "accuracy" else 1) * one["held_out_last"][metric] for seed, one in found.items()},
+        {seed: _measured(one, metric) for seed, one in found.items()},
         (first["bytes_up"] + first["bytes_down"]) / 2**20,
         first["trainable_params"],
     )
+
+
+def _measured(summary: Mapping[str, Any], metric: str) -> float:
+    return float(100 * summary["accuracy_last"] if metric == "accuracy" else summary["held_out_last"][metric])
 
 
 def spread(values: Seeds, digits: int = 1) -> str:
