@@ -1,19 +1,19 @@
 """Federated training in synchronous rounds."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from itertools import chain
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+from fedpeft.admission import Door
+from fedpeft.admission import Ledger as Ledger
 from fedpeft.core.interfaces import Engine, Store
 from fedpeft.core.secrets import Secret
 from fedpeft.core.seeds import fold
 from fedpeft.core.stores import Nowhere
-from fedpeft.core.tensors import Layout, finite, layout, zeros_like
-from fedpeft.core.types import ClientId, Cohort, Failure, Job, Reply, State, Tensors, Update, Weighted
-from fedpeft.core.wire import headers, unpack
-from fedpeft.errors import PlanError, WireError
+from fedpeft.core.tensors import layout, zeros_like
+from fedpeft.core.types import ClientId, Cohort, Job, State, Tensors, Update
+from fedpeft.errors import PlanError
 from fedpeft.plan import Plan
 from fedpeft.privacy import chosen, opened, round_seed
 from fedpeft.registry import describe
@@ -31,36 +31,6 @@ class Beside(Engine, Protocol):
     def site(self) -> Site: ...
     @property
     def store(self) -> Store: ...
-
-
-@dataclass
-class Ledger:
-    """What one round cost and who took part; bytes are counted on the payloads, never computed.
-
-    Attributes:
-      down, up: bytes by client, frames and headers included.
-      up_headers: the part of `up` that is frames and headers rather than tensors, over all clients.
-      failed: by client, why its reply was not counted.
-      privacy: what the run has cost up to here, as rounds.jsonl tells it; None where nothing is private.
-    """
-
-    round: int
-    down: dict[ClientId, int] = field(default_factory=dict)
-    up: dict[ClientId, int] = field(default_factory=dict)
-    up_headers: int = 0
-    weights: dict[ClientId, float] = field(default_factory=dict)
-    failed: dict[ClientId, str] = field(default_factory=dict)
-    metrics: dict[str, Weighted] = field(default_factory=dict)
-    note: str = ""
-    privacy: dict[str, Any] | None = None
-
-    @property
-    def bytes_down(self) -> int:
-        return sum(self.down.values())
-
-    @property
-    def bytes_up(self) -> int:
-        return sum(self.up.values())
 
 
 def start(plan: Plan, params: Tensors | None = None) -> State:
@@ -94,17 +64,20 @@ def federate(
         seed = round_seed(plan, state.round)
         clients = chosen(plan, engine.clients, state.round)
         payload = encoded(plan, state)
-        jobs = [_job(run, state, client, seed, payload) for client in clients]
-        ledger = Ledger(state.round, down={client: len(payload) for client in clients})
-
         received = plan.downlink.decode(payload)
-        updates = plan.exchange.collect(engine, jobs, partial(receive, plan, layout(received), ledger))
+        ledger = Ledger(state.round)
+        door = Door.of(plan, state, layout(received), ledger)
+        jobs = [_job(run, state, client, seed, payload) for client in door.asked(clients)]
+        ledger.down.update({job.client: len(payload) for job in jobs})
+
+        updates = door.bounded(plan.exchange.collect(engine, jobs, door))
         update = aggregate(plan, updates, state, received)
         hidden = secret.at("round", state.round)
         cohort = Cohort(state.round, len(engine.clients), len(clients), ledger.weights, seed, hidden)
         spending.count(clients)
         ledger.privacy = spending.so_far()
         state = advance(plan, state, update, cohort, ledger)
+        state = replace(state, norms=tuple(door.norms), refusals=door.refusals)
         yield state, ledger
 
 
@@ -130,32 +103,6 @@ def encoded(plan: Plan, state: State) -> bytes:
 def _job(run: str, state: State, client: ClientId, seed: int, payload: bytes) -> Job:
     accepted = state.accepted.get(client)
     return Job(run, state.round, client, "fit", fold(seed, "client", client), accepted, payload)
-
-
-def receive(plan: Plan, expected: Layout, ledger: Ledger, reply: Reply | Failure) -> Update | None:
-    """Check a reply where it enters, and note it: an update to be counted, or None and a reason in the ledger."""
-    client = reply.client
-    if isinstance(reply, Failure):
-        ledger.failed[client] = reply.reason
-        return None
-    ledger.up[client] = len(reply.payload)
-    try:
-        update = unpack(client, reply.payload, plan.uplink, expected)
-    except WireError as error:
-        ledger.failed[client] = str(error)
-        return None
-    if not finite(update.delta):
-        ledger.failed[client] = "the delta is not finite"
-        return None
-    try:
-        for stage in reversed(plan.stages):
-            update = stage.on_arrival(update)
-    except ValueError as error:
-        ledger.failed[client] = str(error)
-        return None
-    ledger.up_headers += headers(reply.payload)
-    ledger.weights[client] = update.weight
-    return update
 
 
 def aggregate(plan: Plan, updates: Iterator[Update], state: State, received: Tensors) -> Update | None:

@@ -36,6 +36,8 @@ from fedpeft.guarantees import check_budget, check_calibration, private_part
 from fedpeft.registry import construct, find, names, part, parts, settings_of
 
 WEIGHTINGS = ("examples", "uniform", "batches")
+NORM_FACTOR = 100.0
+"""Beyond what honest clients with a hundred times the usual examples come to."""
 UPLINK = object()
 """Stands for the uplink's codec in a stage while a plan is read."""
 
@@ -52,6 +54,9 @@ class Plan:
         from the initial ones. ["*"] is training without federation, ["classifier.*"] a personal head (FedPer,
         arXiv:1912.00818).
       min_replies: with fewer good replies a round changes nothing.
+      norm_factor: an update may be so many times as long as the median of the last ones; infinity for any length. Left
+        out: 100, or none where a guarantee for clients bounds the length.
+      max_refusals: a client of which so many updates were refused is asked no more.
       threads: of one worker; the bits of a result depend on it.
       base_dtype: of the products with frozen weights: "float32" or "bfloat16". What is trained is float32.
       pack: whether frozen weights are laid out for the processor's matrix kernels: faster, for once or twice their
@@ -86,6 +91,8 @@ class Plan:
     weighting: str = "examples"
     personal: tuple[str, ...] = ()
     min_replies: int = 1
+    norm_factor: float | None = None
+    max_refusals: int = 3
     seed: int = 1
     threads: int = 1
     base_dtype: str = "float32"
@@ -99,9 +106,11 @@ class Plan:
     accountant: str | None = None
 
     def __post_init__(self) -> None:
-        for key in ("rounds", "cohort", "min_replies", "threads", "evaluate_every"):
+        for key in ("rounds", "cohort", "min_replies", "max_refusals", "threads", "evaluate_every"):
             if getattr(self, key) < 1:
                 raise PlanError(f"{key} must be at least 1, got {getattr(self, key)}")
+        if self.norm_factor is not None and not self.norm_factor >= 1:
+            raise PlanError(f"norm_factor must be at least 1, got {self.norm_factor}")
         if self.weighting not in WEIGHTINGS:
             raise PlanError(unknown("weighting", self.weighting, WEIGHTINGS))
         if self.base_dtype not in BASE_DTYPES:
@@ -127,6 +136,14 @@ class Plan:
     def private_part(self) -> Any:
         """The part of the local training or the stages that adds noise, or None."""
         return private_part(self.local, self.stages)
+
+    @property
+    def norm_bound(self) -> float:
+        """How many times as long as is usual an update may be."""
+        if self.norm_factor is not None:
+            return self.norm_factor
+        event = self.private_part.event if self.private_part else None
+        return float("inf") if event and event.central else NORM_FACTOR
 
     @property
     def local_shares(self) -> tuple[str, ...]:
