@@ -20,8 +20,11 @@ from fedpeft.errors import PlanError, unknown
 
 CATALOGUE: dict[str, dict[str, str]] = {
     "aggregator": {
+        "geometric_median": "fedpeft.aggregators.geometric_median:GeometricMedian",
+        "krum": "fedpeft.aggregators.krum:Krum",
         "mean": "fedpeft.aggregators.mean:Mean",
         "median": "fedpeft.aggregators.median:Median",
+        "multi_krum": "fedpeft.aggregators.multi_krum:MultiKrum",
         "trimmed_mean": "fedpeft.aggregators.trimmed_mean:TrimmedMean",
     },
     "codec": {
