@@ -125,6 +125,7 @@ class Worker:
         for i, stage in enumerate(plan.stages):
             update, own = stage.on_client(update, under(f"stage{i}", memory), context)
             kept = {**kept, **prefixed(f"stage{i}", own)}
+        update = self.site.sent(update)
         if kept and not memory and job.accepted is not None:
             raise RunError(f"its memory of round {job.accepted} is gone: it would start afresh, unseen")
         numbers = [m.total for m in update.metrics.values()]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedpeft.core.interfaces import (
     Aggregator,
+    Attack,
     Codec,
     Exchange,
     Local,
@@ -56,6 +57,7 @@ class Plan:
       min_replies: with fewer good replies a round changes nothing.
       norm_factor: an update may be so many times as long as the median of the last ones; infinity for any length. Left
         out: 100, or none where a guarantee for clients bounds the length.
+      attacks: what some clients do to the others, in simulations only.
       max_refusals: a client of which so many updates were refused is asked no more.
       threads: of one worker; the bits of a result depend on it.
       base_dtype: of the products with frozen weights: "float32" or "bfloat16". What is trained is float32.
@@ -84,6 +86,7 @@ class Plan:
     aggregator: Aggregator = part("aggregator", "mean")
     server: ServerOptimizer = part("server", "average")
     stages: tuple[Stage, ...] = parts("stage")
+    attacks: tuple[Attack, ...] = parts("attack")
     uplink: Codec = part("codec", "dense")
     downlink: Codec = part("codec", "dense")
     rounds: int = 10

@@ -27,6 +27,12 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "multi_krum": "fedpeft.aggregators.multi_krum:MultiKrum",
         "trimmed_mean": "fedpeft.aggregators.trimmed_mean:TrimmedMean",
     },
+    "attack": {
+        "backdoor": "fedpeft.attacks.backdoor:Backdoor",
+        "label_flip": "fedpeft.attacks.label_flip:LabelFlip",
+        "scaled": "fedpeft.attacks.scaled:Scaled",
+        "sign_flip": "fedpeft.attacks.sign_flip:SignFlip",
+    },
     "codec": {
         "bfloat16": "fedpeft.codecs.bfloat16:BFloat16",
         "dense": "fedpeft.codecs.dense:Dense",

@@ -9,12 +9,13 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
+from fedpeft.attacking import attackers, poisoned
 from fedpeft.core.features import Kept, featured, keep
 from fedpeft.core.interfaces import Data, Task
 from fedpeft.core.packed import prepare_frozen
 from fedpeft.core.seeds import generator
 from fedpeft.core.trainable import read
-from fedpeft.core.types import Batch, Division, Examples, Tensors
+from fedpeft.core.types import Batch, Division, Examples, Tensors, Update
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import check_division
 from fedpeft.errors import DataError, PlanError
@@ -50,6 +51,13 @@ class Site:
         """What the method trains, as it is before the first round."""
         return read(self.model, self.plan.method.names(self.model))
 
+    def sent(self, update: Update) -> Update:
+        """What leaves its client, who may be an attacker of a simulation."""
+        for attack in self.plan.attacks:
+            if update.client in attackers(attack, self.plan.seed, self.data.clients):
+                update = attack.send(update)
+        return update
+
     def on_device(self, batch: Batch) -> Batch:
         return batch if self.device == "cpu" else {n: x.to(self.device) for n, x in batch.items()}
 
@@ -76,6 +84,7 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
     """
     task = plan.task
     train, test = task.prepare(examples.train), task.prepare(examples.test)
+    train = poisoned(plan.attacks, plan.seed, train, division.parts, len(examples.classes))
     plan = settled(plan, list(division.parts))
     model = plan.model(examples.classes).to(device)
     _check_personal(plan, plan.method.names(model))
@@ -93,8 +102,9 @@ def _check_personal(plan: Plan, names: Sequence[str]) -> None:
 
 
 def _kept(plan: Plan, device: str, model: nn.Module, train: Tensors, test: Tensors, clients: int) -> Kept:
-    """Features, where they are wanted and each example is seen twice or more on average."""
-    if not plan.features or plan.local.precision != "float32":
+    """Features, where they are wanted and each example is seen twice or more on average; an attack's success is
+    measured on examples that have none."""
+    if not plan.features or plan.attacks or plan.local.precision != "float32":
         return Kept()
     if plan.rounds * min(plan.cohort, clients) * plan.local.passes < 2 * clients:
         return Kept()

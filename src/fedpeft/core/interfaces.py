@@ -157,6 +157,23 @@ class Stage(Protocol):
     def on_server(self, update: Update, cohort: Cohort) -> Update: ...
 
 
+class Attack(Protocol):
+    """What some clients do to the others; for simulation.
+
+    `poison` makes of an attacker's examples those it trains on; `send` of its update the one that leaves it; `probe` of
+    held-out examples those on which accuracy is the attack's success, None where there are no such.
+
+    Attributes:
+      share: of all clients that attack.
+    """
+
+    @property
+    def share(self) -> float: ...
+    def poison(self, rows: Tensors, classes: int) -> Tensors: ...
+    def probe(self, rows: Tensors, classes: int) -> Tensors | None: ...
+    def send(self, update: Update) -> Update: ...
+
+
 class Codec(Protocol):
     """Tensors to bytes and back. `decode(encode(x))` keeps names, shapes and dtypes, and is idempotent."""
 

@@ -18,7 +18,7 @@ from fedpeft.core.wire import pack
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import histograms
 from fedpeft.plan import Plan
-from fedpeft.registry import build
+from fedpeft.registry import build, describe
 from fedpeft.site import Site, threads
 
 
@@ -45,9 +45,22 @@ def client_params(site: Site, state: State, store: Store, client: ClientId) -> T
 def held_out(site: Site, state: State, store: Store) -> dict[str, float]:
     """The task's metrics on the common held-out examples; with personal tensors the mean over the clients' models."""
     if not site.plan.personal:
-        return measure(site, state.params)
+        return {**measure(site, state.params), **attacked(site, state.params)}
     each = [measure(site, client_params(site, state, store, client)) for client in site.data.clients]
     return {name: fmean(metrics[name] for metrics in each) for name in each[0]}
+
+
+def attacked(site: Site, params: Tensors) -> dict[str, float]:
+    """How often each attack of a simulation succeeds, of those that aim at something."""
+    data, rates = site.data, dict[str, float]()
+    if not isinstance(data, Partitioned):
+        return rates
+    for attack in site.plan.attacks:
+        rows = attack.probe(data.test, len(site.classes))
+        if rows is not None:
+            aim = replace(site, data=replace(data, test=rows))
+            rates[f"{describe('attack', attack)['name']} success"] = measure(aim, params)["accuracy"]
+    return rates
 
 
 def client_accuracy(site: Site, state: State, store: Store) -> dict[str, Any] | None:
