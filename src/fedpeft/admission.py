@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from fedpeft.core.tensors import Layout, finite, norm
-from fedpeft.core.types import ClientId, Failure, Reply, State, Tensors, Update, Weighted
+from fedpeft.core.types import ClientId, Failure, Job, Reply, State, Tensors, Update, Weighted
 from fedpeft.core.wire import headers, unpack
 from fedpeft.errors import WireError
 from fedpeft.plan import Plan
@@ -87,7 +87,7 @@ class Door:
 
     def __call__(self, reply: Reply | Failure) -> Update | None:
         """Check a reply where it enters: an update to be counted, or None and a reason in the ledger."""
-        payload = self.content(reply)
+        payload = self._arrived(reply)
         if payload is None:
             return None
         try:
@@ -103,8 +103,27 @@ class Door:
         self.ledger.weights[reply.client] = update.weight
         return update
 
-    def content(self, reply: Reply | Failure) -> bytes | None:
-        """The bytes of a reply, counted; None and a reason in the ledger if none came."""
+    def sent(self, jobs: Sequence[Job]) -> None:
+        """What goes down beside the first message of the round."""
+        for job in jobs:
+            self.ledger.down[job.client] += len(job.payload)
+
+    def content(self, reply: Reply | Failure, tensors: int = 0) -> bytes | None:
+        """A message that is no update, of which so many bytes are tensors; None and a reason if none came."""
+        payload = self._arrived(reply)
+        self.ledger.up_headers += 0 if payload is None else max(0, len(payload) - tensors)
+        return payload
+
+    def counted(self, client: ClientId, weight: float) -> None:
+        """The client's update is in the sum, whatever it failed in afterwards."""
+        self.ledger.weights[client] = weight
+        if client in self.ledger.failed:
+            self.tell(f"{client} is in the sum, but did not help to unmask it: {self.ledger.failed.pop(client)}")
+
+    def tell(self, note: str) -> None:
+        self.ledger.note = "; ".join(filter(None, [self.ledger.note, note]))
+
+    def _arrived(self, reply: Reply | Failure) -> bytes | None:
         if isinstance(reply, Failure):
             self.ledger.failed[reply.client] = reply.reason
             return None

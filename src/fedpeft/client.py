@@ -88,11 +88,15 @@ class Worker:
     def open(self, job: Job) -> "Opened | Reply | Failure":
         """What the client starts from, or the reply that it gave to this job before; raises as a call does."""
 
+        exchange = self.site.plan.exchange
+
         def opening() -> Opened | Reply:
             with storing():
+                if job.phase != "fit":
+                    return Reply(job.client, exchange.answer(job, self.store))
                 stored = self.store.reply(job)
-            if stored is not None:
-                return Reply(job.client, stored)
+                if stored is not None:
+                    return Reply(job.client, exchange.reply(job, stored, self.store))
             received = self.decode(job.payload)
             with storing():
                 memory = self.store.load(job.client, job.accepted)
@@ -135,7 +139,7 @@ class Worker:
         payload = pack(update, plan.uplink)
         with storing():
             self.store.save(job, kept, payload)
-        return payload
+            return plan.exchange.reply(job, payload, self.store)
 
     def _context(self, job: Job) -> Context:
         plan, size = self.site.plan, self.site.data.size(job.client)

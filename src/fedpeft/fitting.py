@@ -1,6 +1,7 @@
 """Which parts of a plan fit together; what does not is refused, with what to set instead."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -64,3 +65,53 @@ def check_batchnorm(model: nn.Module, trained: Sequence[str], private: bool) -> 
                 f"{name!r} is a BatchNorm: its running statistics change in training but do not travel with this "
                 'method. Use method = "full" or "scratch", or a model with LayerNorm or GroupNorm'
             )
+
+
+def check_sum(plan: Any) -> None:
+    """Raises PlanError for what a server that sees the sum of the updates alone cannot do."""
+    if not plan.exchange.sums:
+        return
+    if not isinstance(plan.aggregator, find("aggregator", "mean")):
+        raise PlanError(
+            f"{type(plan.aggregator).__name__} compares the clients' updates, and secure aggregation shows their sum "
+            'alone: set aggregator = "mean", or exchange = "fit"'
+        )
+    if plan.norm_factor not in (None, float("inf")):
+        raise PlanError(
+            f"norm_factor = {plan.norm_factor}: how long an update is cannot be seen in a sum: leave it out, and set "
+            "exchange.max_norm, which honest clients hold themselves to"
+        )
+    if not isinstance(plan.uplink, find("codec", "dense")):
+        raise PlanError(
+            f"uplink = {plan.uplink}: masked integers are as random as noise, and only a lossless codec keeps them; "
+            'they are rounded already, to exchange.bits: set uplink = "dense"'
+        )
+    for stage in plan.stages:
+        if not isinstance(stage, find("stage", "local_dp")):
+            raise PlanError(
+                f"{type(stage).__name__} has work to do where each update arrives, or with what the codec drops, and "
+                'secure aggregation leaves neither: leave it out, or exchange = "fit"'
+            )
+    if plan.local_shares:
+        raise PlanError(f"{list(plan.local_shares)} are not of the updates' size: leave SCAFFOLD out of a secure sum")
+    _check_crowd(plan)
+
+
+def _check_crowd(plan: Any) -> None:
+    """Raises PlanError for a threshold below which two crowds could be told different things, or weights too large."""
+    exchange = plan.exchange
+    if not plan.cohort < 2 * exchange.threshold <= 2 * plan.cohort:
+        raise PlanError(
+            f"exchange.threshold = {exchange.threshold} must be more than half of cohort = {plan.cohort}, so that no "
+            "two groups of clients can be told different things, and at most all; two thirds are usual"
+        )
+    if plan.weighting != "uniform" and exchange.max_weight == 1:
+        raise PlanError(
+            f'weighting = "{plan.weighting}": set exchange.max_weight to the most examples that a client has, from '
+            'which the rounding follows, or weighting = "uniform"'
+        )
+    if exchange.shift(plan.cohort) < 8:
+        raise PlanError(
+            f"exchange.bits = {exchange.bits} cannot hold {plan.cohort} updates of limit * max_weight = "
+            f"{exchange.limit * exchange.max_weight:g}: set bits = 64, or a smaller limit"
+        )

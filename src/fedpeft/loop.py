@@ -83,7 +83,9 @@ def federate(
 
 def remembers(plan: Plan) -> bool:
     """Whether clients keep something between rounds; of corrections, those that share something do."""
-    return bool(plan.local_shares or plan.personal) or any(stage.remembers for stage in plan.stages)
+    return bool(plan.local_shares or plan.personal or plan.exchange.sums) or any(
+        stage.remembers for stage in plan.stages
+    )
 
 
 def hides_clients(plan: Plan) -> bool:
@@ -123,7 +125,7 @@ def advance(plan: Plan, state: State, update: Update | None, cohort: Cohort, led
     counts and nothing moves: finite updates may still have an infinite mean, or square.
     """
     if update is None or (len(cohort.weights) < plan.min_replies and not hides_clients(plan)):
-        ledger.note = f"{len(cohort.weights)} good replies, {plan.min_replies} needed: nothing changes"
+        ledger.note = ledger.note or f"{len(cohort.weights)} good replies, {plan.min_replies} needed: nothing changes"
         return replace(state, round=state.round + 1)
     for stage in reversed(plan.stages):
         update = stage.on_server(update, cohort)

@@ -32,7 +32,7 @@ from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.types import Tensors
 from fedpeft.data.short import source
 from fedpeft.errors import PlanError, unknown
-from fedpeft.fitting import check_batchnorm, check_codecs, check_scaffold, shares
+from fedpeft.fitting import check_batchnorm, check_codecs, check_scaffold, check_sum, shares
 from fedpeft.guarantees import check_budget, check_calibration, private_part
 from fedpeft.registry import construct, find, names, part, parts, settings_of
 
@@ -56,7 +56,7 @@ class Plan:
         arXiv:1912.00818).
       min_replies: with fewer good replies a round changes nothing.
       norm_factor: an update may be so many times as long as the median of the last ones; infinity for any length. Left
-        out: 100, or none where a guarantee for clients bounds the length.
+        out: 100, or none where a guarantee for clients bounds the length, or secure aggregation hides it.
       attacks: what some clients do to the others, in simulations only.
       max_refusals: a client of which so many updates were refused is asked no more.
       threads: of one worker; the bits of a result depend on it.
@@ -131,6 +131,7 @@ class Plan:
             )
         check_scaffold(self.local, self.server)
         check_codecs(self.stages, self.uplink, self.downlink)
+        check_sum(self)
         event = self.private_part.event if self.private_part else None
         check_budget(event, self.target_epsilon, self.delta, self.accountant)
         check_calibration(self, event)
@@ -146,7 +147,7 @@ class Plan:
         if self.norm_factor is not None:
             return self.norm_factor
         event = self.private_part.event if self.private_part else None
-        return float("inf") if event and event.central else NORM_FACTOR
+        return float("inf") if self.exchange.sums or (event and event.central) else NORM_FACTOR
 
     @property
     def local_shares(self) -> tuple[str, ...]:

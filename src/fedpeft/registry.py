@@ -60,6 +60,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     },
     "exchange": {
         "fit": "fedpeft.exchanges.fit:Fit",
+        "secure": "fedpeft.exchanges.secure:Secure",
     },
     "local": {
         "descent": "fedpeft.local.descent:Descent",

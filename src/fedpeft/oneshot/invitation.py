@@ -89,6 +89,8 @@ def check_plan(plan: Plan) -> None:
         )
     if leaking(plan):
         raise PlanError("local.as_published hands momentum from client to client, and here each trains alone")
+    if describe("exchange", plan.exchange)["name"] != "fit":
+        raise PlanError('an exchange of several messages needs a connection: set exchange = "fit"')
     if plan.local_shares or plan.personal or remembers(plan):
         raise PlanError(
             "personal tensors, SCAFFOLD and error feedback are for clients that come back: what they keep for the next "
@@ -99,8 +101,6 @@ def check_plan(plan: Plan) -> None:
             "client_dp adds noise whenever files are merged, so that a late comer would make a second release of all "
             'the others: take stages = ["local_dp"] or local = "dp_sgd", whose noise is in the file'
         )
-    if describe("exchange", plan.exchange)["name"] != "fit":
-        raise PlanError('an exchange of several messages needs a connection: set exchange = "fit"')
 
 
 def invite(plan: Plan, path: Path) -> Terms:
