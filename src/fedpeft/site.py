@@ -102,9 +102,8 @@ def _check_personal(plan: Plan, names: Sequence[str]) -> None:
 
 
 def _kept(plan: Plan, device: str, model: nn.Module, train: Tensors, test: Tensors, clients: int) -> Kept:
-    """Features, where they are wanted and each example is seen twice or more on average; an attack's success is
-    measured on examples that have none."""
-    if not plan.features or plan.attacks or plan.local.precision != "float32":
+    """Features, where they are wanted and each example is seen twice or more on average."""
+    if not plan.features or plan.local.precision != "float32":
         return Kept()
     if plan.rounds * min(plan.cohort, clients) * plan.local.passes < 2 * clients:
         return Kept()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.amounts import LESS_IS_BETTER
+from fedpeft.core.features import FEATURES, Kept
 from fedpeft.core.interfaces import Store
 from fedpeft.core.objective import evaluate, scored
 from fedpeft.core.tensors import under
@@ -52,13 +53,14 @@ def held_out(site: Site, state: State, store: Store) -> dict[str, float]:
 
 def attacked(site: Site, params: Tensors) -> dict[str, float]:
     """How often each attack of a simulation succeeds, of those that aim at something."""
-    data, rates = site.data, dict[str, float]()
+    data, plan, rates = site.data, site.plan, dict[str, float]()
     if not isinstance(data, Partitioned):
         return rates
-    for attack in site.plan.attacks:
-        rows = attack.probe(data.test, len(site.classes))
+    test = {name: x for name, x in data.test.items() if name != FEATURES}  # those of a picture are not its trigger's
+    for attack in plan.attacks:
+        rows = attack.probe(test, len(site.classes))
         if rows is not None:
-            aim = replace(site, data=replace(data, test=rows))
+            aim = replace(site, data=Partitioned(plan.task, {}, rows, {}), kept=Kept())
             rates[f"{describe('attack', attack)['name']} success"] = measure(aim, params)["accuracy"]
     return rates
 
