@@ -277,6 +277,7 @@ def changed(payload: bytes) -> bytes:
         ("masked", lambda p: p[:-1], "corrupt or truncated"),
         ("masked", lambda p: b"", "shorter than a frame"),
         ("unmask", lambda p: p[5:], "corrupt or truncated"),
+        ("unmask", lambda p: frame([], bytes(6 * 32)), "does not say what it could not read"),
     ],
 )
 def test_what_is_not_as_it_must_be_is_refused_and_the_others_are_added_up(
@@ -301,11 +302,21 @@ def test_a_wrong_share_is_found_out_and_the_round_fails_by_name(points: Site, tm
     assert f"the shares that were told for '{clients[0]}' do not fit" in ledger.note
 
 
-def test_shares_changed_on_their_way_are_noticed_by_their_reader(points: Site, tmp_path: Path) -> None:
+def test_one_share_that_cannot_be_read_costs_nothing(points: Site, tmp_path: Path) -> None:
     plan = secure_plan(rounds=1)
-    clients = sorted(updates_in_the_open(points, plan, start(plan, points.params())))
-    _, _, ledger, _ = one_round(points, plan, tmp_path, harm={("shares", clients[2]): changed})
-    assert f"the shares that '{clients[2]}' sealed for '{clients[0]}' were changed" in ledger.note
+    trained = updates_in_the_open(points, plan, start(plan, points.params()))
+    harm = {("shares", sorted(trained)[2]): changed}
+    before, after, ledger, _ = one_round(points, plan, tmp_path, harm=harm)
+    assert equal(after.params, stepped(before, trained.values(), plan, 6)) and not ledger.note
+
+
+def test_who_seals_nonsense_fails_the_round_by_its_own_name(points: Site, tmp_path: Path) -> None:
+    plan = secure_plan(rounds=1)
+    bad = sorted(updates_in_the_open(points, plan, start(plan, points.params())))[2]
+    nonsense: Callable[[bytes], bytes] = lambda payload: frame({}, bytes(6 * sharing.SEALED))
+    before, after, ledger, _ = one_round(points, plan, tmp_path, harm={("shares", bad): nonsense})
+    assert equal(after.params, before.params) and after.refusals == {bad: 1} and list(ledger.failed) == [bad]
+    assert ledger.note == f"0 clients could read the shares of '{bad}', 4 are needed: nothing changes"
 
 
 def asked(points: Site, folder: Path, change: Callable[[dict[str, list[str]]], object], phase: str) -> list[str]:

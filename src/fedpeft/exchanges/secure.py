@@ -1,11 +1,9 @@
 """Secure aggregation (Bonawitz et al., 2017, https://eprint.iacr.org/2017/281): the server learns the sum alone."""
 
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from math import prod
-from typing import TypeVar
 
 import numpy as np
 
@@ -14,13 +12,12 @@ from fedpeft.core.secrets import Secret
 from fedpeft.core.tensors import Layout, norm
 from fedpeft.core.types import ClientId, Job, Update
 from fedpeft.core.wire import frame, layout_of, pack, unframe, unpack
-from fedpeft.errors import WireError
+from fedpeft.exchanges.asking import Asking, Unrecovered, pieces, public_keys, readable, secrets_of
 from fedpeft.exchanges.masking import Integers, carried, integers, mask, mean, read, shift
 from fedpeft.exchanges.session import Session
-from fedpeft.exchanges.sharing import KEY, SEALED, agreed, joined, public
+from fedpeft.exchanges.sharing import SEALED, agreed, public, require
 from fedpeft.registry import build
 
-Answer = TypeVar("Answer")
 MASKED = "masked"
 
 
@@ -116,15 +113,16 @@ class Secure:
         return values
 
     def collect(self, engine: Engine, jobs: Sequence[Job], receive: Reception) -> Iterator[Update]:
+        require()
         try:
             yield self._sum(Asking(engine, {job.client: job for job in jobs}, receive, self.threshold))
         except Unrecovered as error:
             receive.tell(f"{error}: nothing changes")
 
-    def _sum(self, asking: "Asking") -> Update:
-        roster = asking.ask("fit", {c: job.payload for c, job in asking.jobs.items()}, _public)
+    def _sum(self, asking: Asking) -> Update:
+        roster = asking.ask("fit", {c: job.payload for c, job in asking.jobs.items()}, public_keys)
         everyone = frame({"roster": {c: one[:2] for c, one in roster.items()}}, b"")
-        sealed = asking.ask("shares", dict.fromkeys(roster, everyone), _pieces(SEALED, len(roster)))
+        sealed = asking.ask("shares", dict.fromkeys(roster, everyone), pieces(SEALED, len(roster)))
         peers = list(sealed)
         size = sum(prod(shape) for _, shape, _ in asking.receive.expected) + 1
         masked = asking.ask(
@@ -133,10 +131,7 @@ class Secure:
         alive = list(masked)
         places = {client: place for place, client in enumerate(roster)}
         letters = {c: frame({"alive": alive}, b"".join(sealed[p][places[c]] for p in peers)) for c in alive}
-        opened = asking.ask("unmask", letters, _pieces(KEY, len(peers)))
-        told = {
-            p: joined({places[c]: opened[c][k] for c in list(opened)[: self.threshold]}) for k, p in enumerate(peers)
-        }
+        told = secrets_of(asking, peers, places, asking.ask("unmask", letters, readable(peers)))
         total = reduce(np.add, masked.values())
         for peer, secret in told.items():
             total = self._without(total, peer, secret, roster, alive)
@@ -172,47 +167,6 @@ class Secure:
         return total
 
 
-class Unrecovered(Exception):
-    """The sum of a round stays hidden; it says why."""
-
-
-@dataclass(frozen=True)
-class Asking:
-    """A round's messages to its clients."""
-
-    engine: Engine
-    jobs: Mapping[ClientId, Job]
-    receive: Reception
-    threshold: int
-
-    def ask(
-        self,
-        phase: str,
-        letters: Mapping[ClientId, bytes],
-        check: Callable[[ClientId, bytes], Answer],
-        tensors: int = 0,
-    ) -> dict[ClientId, Answer]:
-        """The answers that are as they must be, in the order of the names.
-
-        Raises:
-          Unrecovered: too few are.
-        """
-        jobs = [replace(self.jobs[c], phase=phase, payload=letter) for c, letter in letters.items()]
-        if phase != "fit":
-            self.receive.sent(jobs)
-        found: dict[ClientId, Answer] = {}
-        for reply in self.engine.run(jobs):
-            payload = self.receive.content(reply, tensors)
-            try:
-                if payload is not None:
-                    found[reply.client] = check(reply.client, payload)
-            except (ValueError, WireError) as error:
-                self.receive.refuse(reply.client, f"{phase}: {error}")
-        if len(found) < self.threshold:
-            raise Unrecovered(f"{len(found)} clients answered {phase!r}, {self.threshold} are needed")
-        return found
-
-
 def _plain(client: ClientId, packed: bytes) -> Update:
     return unpack(client, packed, _dense(), layout_of(unframe(packed, nested=True)[1]))
 
@@ -225,29 +179,3 @@ def _dense() -> Codec:
 
 def _signed(total: Integers, masked: Integers, plus: bool) -> Integers:
     return total + masked if plus else total - masked
-
-
-def _public(client: ClientId, payload: bytes) -> tuple[str, str, str]:
-    """Two public keys and the commitment to the client's own mask.
-
-    Raises:
-      ValueError: they are something else.
-    """
-    header, body = unframe(payload)
-    if len(body) != 2 * KEY or not isinstance(header, dict) or not isinstance(header.get("own"), str):
-        raise ValueError("no two public keys came")
-    for key in (body[:KEY], body[KEY:]):
-        agreed(os.urandom(KEY), key, "trial", [client])  # of a key of small order all others would choke
-    return body[:KEY].hex(), body[KEY:].hex(), header["own"]
-
-
-def _pieces(size: int, count: int) -> Callable[[ClientId, bytes], list[bytes]]:
-    """A check for so many pieces of such a size."""
-
-    def check(client: ClientId, payload: bytes) -> list[bytes]:
-        body = unframe(payload)[1]
-        if len(body) != size * count:
-            raise ValueError(f"{len(body)} bytes came, not {count} times {size}")
-        return [body[at : at + size] for at in range(0, len(body), size)]
-
-    return check

@@ -93,10 +93,17 @@ class Session:
         return frame({}, b"".join(sealed))
 
     def opened(self, store: Store, alive: Sequence[ClientId], sealed: bytes) -> bytes:
-        """Of each peer one share and never both: of its own mask if it is alive, else of the masks it agreed on."""
-        keys, found = self.keys(store), []
+        """Of each peer one share and never both: of its own mask if it is alive, else of the masks it agreed on.
+
+        What cannot be read is named: one client that seals nonsense must not keep all others from answering.
+        """
+        keys, found, unread = self.keys(store), [], []
         for place, name in enumerate(self.peers):
             key = agreed(keys.cipher, bytes.fromhex(self.roster[name][0]), "shares", [self.client, name])
-            pair = unseal(key, sealed[place * SEALED : (place + 1) * SEALED], name, self.client)
+            try:
+                pair = unseal(key, sealed[place * SEALED : (place + 1) * SEALED], name, self.client)
+            except ValueError:
+                unread.append(name)
+                pair = bytes(2 * KEY)
             found.append(pair[:KEY] if name in alive else pair[KEY:])
-        return frame({}, b"".join(found))
+        return frame({"unread": unread}, b"".join(found))

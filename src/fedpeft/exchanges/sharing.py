@@ -4,9 +4,11 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from fedpeft.core.secrets import Secret
 from fedpeft.core.types import ClientId
+from fedpeft.errors import PlanError
 
 KEY = 32
 _HALF = 16  # bytes that `Crypto.Protocol.SecretSharing` shares at once, in GF(2^128)
@@ -32,6 +34,12 @@ class Keys:
     @classmethod
     def of(cls, root: Secret) -> "Keys":
         return cls(*(root.at(name).root for name in ("cipher", "mask", "own")))
+
+
+def require() -> None:
+    """Raises PlanError without the libraries that this is made of."""
+    if find_spec("cryptography") is None or find_spec("Crypto") is None:
+        raise PlanError('secure aggregation needs cryptography and pycryptodome: pip install "fedpeft[secure]"')
 
 
 def public(private: bytes) -> bytes:
