@@ -22,29 +22,28 @@ def told(folders: list[Path]) -> str:
     return f"{accuracy} / {100 * fmean(success):.1f}" if success else accuracy
 
 
-def table(sweep: Path) -> tuple[list[str], int, int]:
-    """The lines of the table, and how many cells and seeds are in it."""
+def table(sweep: Path) -> list[str]:
+    """The lines of the table; only attacks that every aggregator has met with as many seeds."""
     study = read_study(STUDY)
-    done: dict[tuple[str, str], list[Path]] = {}
-    seeds = set()
+    done: dict[str, dict[str, list[Path]]] = {}
     for cell in study.cells:
         folder = next((found.parent for found in sweep.glob(f"**/{cell.name}/summary.json")), None)
-        if folder is not None and "attack" in cell.labels:
-            done.setdefault((cell.labels["attack"], cell.labels["aggregator"]), []).append(folder)
-            seeds.add(cell.seed)
-    columns = list(dict.fromkeys(aggregator for _, aggregator in done))
-    lines = [f"| attackers | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-    for attack in dict.fromkeys(attack for attack, _ in done):
-        lines.append(f"| {attack} | {' | '.join(told(done.get((attack, column), [])) for column in columns)} |")
-    return lines, sum(map(len, done.values())), len(seeds)
+        if "attack" in cell.labels:
+            folders = done.setdefault(cell.labels["attack"], {}).setdefault(cell.labels["aggregator"], [])
+            folders += [folder] if folder else []
+    columns = list(done["none"])
+    lines = [f"| attackers | {' | '.join(columns)} | seeds |", f"|---|{'---|' * len(columns)}---|"]
+    for attack, row in done.items():
+        seeds = min(map(len, row.values()))
+        if seeds:
+            lines.append(f"| {attack} | {' | '.join(told(row[column][:seeds]) for column in columns)} | {seeds} |")
+    return lines
 
 
 def main(sweep: Path, out: Path) -> None:
     before, begin, rest = out.read_text().partition("<!-- table -->\n")
     _, end, after = rest.partition("<!-- end -->\n")
-    lines, cells, seeds = table(sweep)
-    told = [f"{cells} cells, {seeds} seed{'s' if seeds > 1 else ''}.", "", *lines]
-    write_atomically(out, (before + begin + "\n".join(told) + "\n" + end + after).encode())
+    write_atomically(out, (before + begin + "\n".join(["", *table(sweep), "", ""]) + end + after).encode())
 
 
 if __name__ == "__main__":
