@@ -92,6 +92,19 @@ class Deep(nn.Module):
         return logits
 
 
+class Hidden(nn.Module):
+    """A layer and a head."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(features, features)
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.first(x).tanh())
+        return logits
+
+
 class Dropping(nn.Module):
     """A layer, dropout, and a head."""
 
@@ -106,7 +119,14 @@ class Dropping(nn.Module):
         return logits
 
 
-NETWORKS = {"dropping": Dropping, "linear": Linear, "convolution": Convolution, "tied": Tied, "deep": Deep}
+NETWORKS = {
+    "dropping": Dropping,
+    "linear": Linear,
+    "convolution": Convolution,
+    "tied": Tied,
+    "deep": Deep,
+    "hidden": Hidden,
+}
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """Which parts of a plan fit together; what does not is refused, with what to set instead."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
-from fedpeft.core.interfaces import Codec, Local, ServerOptimizer, Stage
+from fedpeft.core.interfaces import Codec, Local, LowRank, ServerOptimizer, Stage
 from fedpeft.errors import PlanError
-from fedpeft.registry import find
+from fedpeft.registry import build, find
 
 
 def shares(local: Local) -> tuple[str, ...]:
@@ -48,6 +49,42 @@ def check_codecs(stages: Sequence[Stage], uplink: Codec, downlink: Codec) -> Non
                 "keeps for the next round must be what the uplink drops. Give both the same codec, or leave out "
                 "the stage's in the plan's file"
             )
+
+
+def check_low_rank(plan: Any, leaking: bool) -> None:
+    """Raises PlanError for ranks that no factors have or nobody can average, and for what goes wrong with factors."""
+    aggregator = plan.aggregator
+    if plan.ranks is not None:
+        _check_ranks(plan.ranks, plan.method, leaking)
+        if not isinstance(aggregator, LowRank):
+            raise PlanError(
+                f"{type(aggregator).__name__} takes tensors of one shape: with ranks set aggregator to one that knows "
+                'low-rank factors, such as "fedit", "flora", "fedex", "flexlora" or "hetlora"'
+            )
+    if not isinstance(aggregator, LowRank):
+        return
+    name = type(aggregator).__name__
+    if shares(plan.local):
+        raise PlanError(f"{name} has no rule for SCAFFOLD's control variates: leave SCAFFOLD out, or take another")
+    if aggregator.plain and plan.server != build("server", "average"):
+        raise PlanError(
+            f"{name} gives factors that hold only as they are, and {plan.server} would change them: leave out `server`"
+        )
+    if aggregator.still and (leaking or any(stage.remembers for stage in plan.stages)):
+        raise PlanError(
+            f"with {name} a client trains other tensors in each round, which as_published and error feedback cannot "
+            "remember from one to the next: leave them out"
+        )
+
+
+def _check_ranks(ranks: tuple[int, ...], method: Any, leaking: bool) -> None:
+    most = getattr(method, "rank", None)
+    if most is None:
+        raise PlanError(f"ranks = {list(ranks)}: {type(method).__name__} has no rank; LoRA and its variants have")
+    if not ranks or not all(1 <= rank <= most for rank in ranks):
+        raise PlanError(f"ranks = {list(ranks)}: each must be from 1 to method.rank = {most}")
+    if leaking:
+        raise PlanError("local.as_published hands momentum from client to client, which ranks make unlike: choose one")
 
 
 def check_batchnorm(model: nn.Module, trained: Sequence[str], private: bool) -> None:

@@ -1,16 +1,17 @@
 """Federated training in synchronous rounds."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 from fedpeft.core.interfaces import Engine, Store
+from fedpeft.core.lowrank import EXACT, accumulated, cut
 from fedpeft.core.secrets import Secret
 from fedpeft.core.seeds import fold
 from fedpeft.core.stores import Nowhere
-from fedpeft.core.tensors import Layout, finite, layout, zeros_like
+from fedpeft.core.tensors import Layout, beside, finite, layout, prefixed, under, zeros_like
 from fedpeft.core.types import ClientId, Cohort, Failure, Job, Reply, State, Tensors, Update, Weighted
 from fedpeft.core.wire import headers, unpack
 from fedpeft.errors import PlanError, WireError
@@ -42,6 +43,7 @@ class Ledger:
       up_headers: the part of `up` that is frames and headers rather than tensors, over all clients.
       failed: by client, why its reply was not counted.
       privacy: what the run has cost up to here, as rounds.jsonl tells it; None where nothing is private.
+      aggregation_error: ‖mean(B·A) − merged‖ / ‖mean(B·A)‖; None without an aggregator of low-rank factors.
     """
 
     round: int
@@ -53,6 +55,7 @@ class Ledger:
     metrics: dict[str, Weighted] = field(default_factory=dict)
     note: str = ""
     privacy: dict[str, Any] | None = None
+    aggregation_error: float | None = None
 
     @property
     def bytes_down(self) -> int:
@@ -89,17 +92,18 @@ def federate(
         raise PlanError("this plan's clients have a memory: give the engine a store for it, e.g. store=Folder(path)")
     state = state or start(plan, beside.site.params() if beside else None)
     run, secret = f"{plan.name}-{plan.fingerprint}", secret or Secret.fresh()
-    spending = opened(plan, engine.clients, state.round)
+    spending, ranks = opened(plan, engine.clients, state.round), plan.dealt(engine.clients)
     while state.round < plan.rounds:
         seed = round_seed(plan, state.round)
         clients = chosen(plan, engine.clients, state.round)
-        payload = encoded(plan, state)
-        jobs = [_job(run, state, client, seed, payload) for client in clients]
-        ledger = Ledger(state.round, down={client: len(payload) for client in clients})
+        sent = {rank: Sent.of(plan, state, rank) for rank in {ranks[client] for client in clients}}
+        jobs = [_job(run, state, client, seed, sent[ranks[client]].payload) for client in clients]
+        ledger = Ledger(state.round, down={job.client: len(job.payload) for job in jobs})
 
-        received = plan.downlink.decode(payload)
-        updates = plan.exchange.collect(engine, jobs, partial(receive, plan, layout(received), ledger))
-        update = aggregate(plan, updates, state, received)
+        wanted = {client: sent[ranks[client]].wanted for client in clients}
+        updates = plan.exchange.collect(engine, jobs, partial(receive, plan, wanted, ledger))
+        received = {client: sent[ranks[client]].received for client in clients}
+        update = aggregate(plan, updates, state, received.__getitem__)
         hidden = secret.at("round", state.round)
         cohort = Cohort(state.round, len(engine.clients), len(clients), ledger.weights, seed, hidden)
         spending.count(clients)
@@ -118,10 +122,25 @@ def hides_clients(plan: Plan) -> bool:
     return any(stage.event is not None and stage.event.central for stage in plan.stages)
 
 
-def encoded(plan: Plan, state: State) -> bytes:
-    """What every client receives."""
+@dataclass(frozen=True)
+class Sent:
+    """What clients of one rank receive, and the layout of what they send back."""
+
+    payload: bytes
+    received: Tensors
+    wanted: Layout
+
+    @classmethod
+    def of(cls, plan: Plan, state: State, rank: int | None) -> "Sent":
+        payload = encoded(plan, state, rank)
+        received = plan.downlink.decode(payload)
+        return cls(payload, received, layout(plan.trained(received, state.round)))
+
+
+def encoded(plan: Plan, state: State, rank: int | None = None) -> bytes:
+    """What every client of this rank receives."""
     try:
-        return plan.downlink.encode(state.params)
+        return plan.downlink.encode(cut(state.params, rank))
     except ValueError as error:
         name = describe("codec", plan.downlink)["name"]
         raise PlanError(f"the downlink codec {name!r} cannot hold the state of round {state.round}: {error}") from None
@@ -132,7 +151,7 @@ def _job(run: str, state: State, client: ClientId, seed: int, payload: bytes) ->
     return Job(run, state.round, client, "fit", fold(seed, "client", client), accepted, payload)
 
 
-def receive(plan: Plan, expected: Layout, ledger: Ledger, reply: Reply | Failure) -> Update | None:
+def receive(plan: Plan, expected: Mapping[ClientId, Layout], ledger: Ledger, reply: Reply | Failure) -> Update | None:
     """Check a reply where it enters, and note it: an update to be counted, or None and a reason in the ledger."""
     client = reply.client
     if isinstance(reply, Failure):
@@ -140,7 +159,7 @@ def receive(plan: Plan, expected: Layout, ledger: Ledger, reply: Reply | Failure
         return None
     ledger.up[client] = len(reply.payload)
     try:
-        update = unpack(client, reply.payload, plan.uplink, expected)
+        update = unpack(client, reply.payload, plan.uplink, expected[client])
     except WireError as error:
         ledger.failed[client] = str(error)
         return None
@@ -158,7 +177,9 @@ def receive(plan: Plan, expected: Layout, ledger: Ledger, reply: Reply | Failure
     return update
 
 
-def aggregate(plan: Plan, updates: Iterator[Update], state: State, received: Tensors) -> Update | None:
+def aggregate(
+    plan: Plan, updates: Iterator[Update], state: State, received: Callable[[ClientId], Tensors]
+) -> Update | None:
     """The cohort's updates as one, or None if none came.
 
     Where clients are hidden, nobody's absence may show: noise is then added to nothing.
@@ -166,7 +187,7 @@ def aggregate(plan: Plan, updates: Iterator[Update], state: State, received: Ten
     first = next(updates, None)
     if first is None:
         return Update("", zeros_like(state.params), 0.0) if hides_clients(plan) else None
-    return plan.aggregator(chain([first], updates), state, lambda client: received)
+    return plan.aggregator(chain([first], updates), state, received)
 
 
 def advance(plan: Plan, state: State, update: Update | None, cohort: Cohort, ledger: Ledger) -> State:
@@ -180,9 +201,10 @@ def advance(plan: Plan, state: State, update: Update | None, cohort: Cohort, led
         return replace(state, round=state.round + 1)
     for stage in reversed(plan.stages):
         update = stage.on_server(update, cohort)
-    ledger.metrics = dict(update.metrics)
-    params, memory = plan.server.step(state.params, state.memory, update.delta, cohort)
-    params = {**params, **statistics(state.params, update.delta)}
+    ledger.metrics, ledger.aggregation_error = dict(update.metrics), update.error
+    params, memory = plan.server.step(beside((EXACT,), state.params), state.memory, update.delta, cohort)
+    exact = accumulated(under(EXACT, state.params), under(EXACT, update.exact))
+    params = {**params, **statistics(state.params, update.delta), **prefixed(EXACT, exact)}
     for name, x in (*params.items(), *memory.items()):
         if not x.isfinite().all():
             ledger.note = f"the server's step makes {name!r} infinite or no number: nothing changes"

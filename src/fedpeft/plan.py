@@ -18,6 +18,7 @@ from fedpeft.core.interfaces import (
     Codec,
     Exchange,
     Local,
+    LowRank,
     Method,
     Partition,
     Sampler,
@@ -26,12 +27,14 @@ from fedpeft.core.interfaces import (
     Stage,
     Task,
 )
+from fedpeft.core.lowrank import EXACT
 from fedpeft.core.packed import BASE_DTYPES
 from fedpeft.core.seeds import fold, seeded
-from fedpeft.core.types import Tensors
+from fedpeft.core.tensors import beside
+from fedpeft.core.types import ClientId, Tensors
 from fedpeft.data.short import source
 from fedpeft.errors import PlanError, unknown
-from fedpeft.fitting import check_batchnorm, check_codecs, check_scaffold, shares
+from fedpeft.fitting import check_batchnorm, check_codecs, check_low_rank, check_scaffold, shares
 from fedpeft.guarantees import check_budget, check_calibration, private_part
 from fedpeft.registry import construct, find, names, part, parts, settings_of
 
@@ -51,6 +54,7 @@ class Plan:
       personal: patterns, as of file names, of trained tensors that never travel: each client keeps its own and starts
         from the initial ones. ["*"] is training without federation, ["classifier.*"] a personal head (FedPer,
         arXiv:1912.00818).
+      ranks: of the clients' low-rank factors, dealt out in turn along the list of all clients; left out: the method's.
       min_replies: with fewer good replies a round changes nothing.
       threads: of one worker; the bits of a result depend on it.
       base_dtype: of the products with frozen weights: "float32" or "bfloat16". What is trained is float32.
@@ -85,6 +89,7 @@ class Plan:
     cohort: int = 8
     weighting: str = "examples"
     personal: tuple[str, ...] = ()
+    ranks: tuple[int, ...] | None = None
     min_replies: int = 1
     seed: int = 1
     threads: int = 1
@@ -119,6 +124,7 @@ class Plan:
             )
         check_scaffold(self.local, self.server)
         check_codecs(self.stages, self.uplink, self.downlink)
+        check_low_rank(self, leaking(self))
         event = self.private_part.event if self.private_part else None
         check_budget(event, self.target_epsilon, self.delta, self.accountant)
         check_calibration(self, event)
@@ -136,6 +142,19 @@ class Plan:
     def personal_of(self, params: Tensors) -> dict[str, Tensor]:
         """Of the trained tensors, those that stay with the clients."""
         return {n: x for n, x in params.items() if any(fnmatchcase(n, pattern) for pattern in self.personal)}
+
+    def dealt(self, clients: Sequence[ClientId]) -> dict[ClientId, int | None]:
+        """The rank of each of all clients; None for the method's."""
+        ranks = self.ranks or (None,)
+        return {client: ranks[k % len(ranks)] for k, client in enumerate(clients)}
+
+    def trained(self, received: Tensors, round: int) -> Tensors:
+        """Of what a client receives, what it trains in this round, and so what it sends back."""
+        if not isinstance(self.aggregator, LowRank):
+            return received
+        turns = self.aggregator.still
+        still = f".lora_{turns[round % len(turns)]}." if turns else None
+        return {n: x for n, x in beside((EXACT,), received).items() if still is None or still not in n}
 
     def model(self, classes: Sequence[str]) -> nn.Module:
         """The same weights on the server and on every client, frozen ones included."""

@@ -20,8 +20,14 @@ from fedpeft.errors import PlanError, unknown
 
 CATALOGUE: dict[str, dict[str, str]] = {
     "aggregator": {
+        "fedex": "fedpeft.aggregators.fedex:FedEx",
+        "fedit": "fedpeft.aggregators.fedit:FedIT",
+        "flexlora": "fedpeft.aggregators.flexlora:FlexLoRA",
+        "flora": "fedpeft.aggregators.flora:FLoRA",
+        "hetlora": "fedpeft.aggregators.hetlora:HetLoRA",
         "mean": "fedpeft.aggregators.mean:Mean",
         "median": "fedpeft.aggregators.median:Median",
+        "rolora": "fedpeft.aggregators.rolora:RoLoRA",
         "trimmed_mean": "fedpeft.aggregators.trimmed_mean:TrimmedMean",
     },
     "codec": {
@@ -61,6 +67,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "adapter": "fedpeft.methods.adapter:Adapter",
         "bias": "fedpeft.methods.bias:Bias",
         "dora": "fedpeft.methods.dora:DoRA",
+        "ffa": "fedpeft.methods.ffa:FFA",
         "full": "fedpeft.methods.full:Full",
         "head": "fedpeft.methods.head:Head",
         "ia3": "fedpeft.methods.ia3:IA3",

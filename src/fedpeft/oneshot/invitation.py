@@ -94,6 +94,8 @@ def check_plan(plan: Plan) -> None:
             "personal tensors, SCAFFOLD and error feedback are for clients that come back: what they keep for the next "
             "round never counts when there is none. Leave them out"
         )
+    if plan.ranks:
+        raise PlanError("ranks are dealt out along the list of all clients, which nobody has yet: leave them out")
     if hides_clients(plan):
         raise PlanError(
             "client_dp adds noise whenever files are merged, so that a late comer would make a second release of all "

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import torch
 
 from fedpeft.core.interfaces import Engine
+from fedpeft.core.lowrank import EXACT
 from fedpeft.core.secrets import Secret, secret_at
 from fedpeft.core.stores import Folder, write_atomically
-from fedpeft.core.tensors import layout
+from fedpeft.core.tensors import beside, layout
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError, RunError
 from fedpeft.loop import federate, start
@@ -110,7 +111,7 @@ def resumed(folder: RunFolder, site: Site) -> State:
         write_atomically(folder.rounds, b"")
         rmtree(folder.clients, ignore_errors=True)  # a stored reply would be sent without training
     state = saved.state if saved else fresh
-    if sorted(layout(state.params)) != sorted(layout(fresh.params)):
+    if sorted(layout(beside((EXACT,), state.params))) != sorted(layout(fresh.params)):
         raise RunError(f"{folder.checkpoint} holds other tensors than the plan's model has with these libraries")
     _same_secrets(folder, saved)
     keep_rounds(folder, state.round)
