@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from fedpeft.core.interfaces import Codec, Local, LowRank, ServerOptimizer, Stage
+from fedpeft.core.interfaces import Codec, Local, LowRank, Sampler, ServerOptimizer, Stage
 from fedpeft.errors import PlanError
 from fedpeft.registry import build, find
 
@@ -30,6 +30,15 @@ def check_scaffold(local: Local, server: ServerOptimizer) -> None:
             "SCAFFOLD's control variates are mean gradients, which it tells from what SGD's steps add up to; "
             f'those of {type(optimizer).__name__} are no sums of gradients: set local.optimizer to "sgd", or go '
             "without SCAFFOLD"
+        )
+
+
+def check_chain(sampler: Sampler, cohort: int) -> None:
+    """Raises PlanError for a chain of several clients at once."""
+    if isinstance(sampler, find("sampler", "sequential_chain")) and cohort != 1:
+        raise PlanError(
+            f"cohort = {cohort}: a chain has one client in each round. Set cohort = 1, and rounds to the clients times "
+            "the passes over them"
         )
 
 
@@ -70,10 +79,11 @@ def check_low_rank(plan: Any, leaking: bool) -> None:
         raise PlanError(
             f"{name} gives factors that hold only as they are, and {plan.server} would change them: leave out `server`"
         )
-    if aggregator.still and (leaking or any(stage.remembers for stage in plan.stages)):
+    remembering = getattr(plan.local, "remembers", False) or any(stage.remembers for stage in plan.stages)
+    if aggregator.still and (leaking or remembering):
         raise PlanError(
-            f"with {name} a client trains other tensors in each round, which as_published and error feedback cannot "
-            "remember from one to the next: leave them out"
+            f"with {name} a client trains other tensors in each round, so that nothing can be remembered of the last: "
+            "leave out as_published, restart_schedule = false and error feedback"
         )
 
 

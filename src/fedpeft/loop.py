@@ -114,7 +114,8 @@ def federate(
 
 def remembers(plan: Plan) -> bool:
     """Whether clients keep something between rounds; of corrections, those that share something do."""
-    return bool(plan.local_shares or plan.personal) or any(stage.remembers for stage in plan.stages)
+    kept = plan.local_shares or plan.personal or (plan.rounds > 1 and getattr(plan.local, "remembers", False))
+    return bool(kept) or any(stage.remembers for stage in plan.stages)
 
 
 def hides_clients(plan: Plan) -> bool:

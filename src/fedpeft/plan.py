@@ -34,7 +34,7 @@ from fedpeft.core.tensors import beside
 from fedpeft.core.types import ClientId, Tensors
 from fedpeft.data.short import source
 from fedpeft.errors import PlanError, unknown
-from fedpeft.fitting import check_batchnorm, check_codecs, check_low_rank, check_scaffold, shares
+from fedpeft.fitting import check_batchnorm, check_chain, check_codecs, check_low_rank, check_scaffold, shares
 from fedpeft.guarantees import check_budget, check_calibration, private_part
 from fedpeft.registry import construct, find, names, part, parts, settings_of
 
@@ -122,6 +122,7 @@ class Plan:
                 f"local.as_published hands momentum from client to client, one after another, and the engine "
                 f'{self.engine!r} has no such order: set engine = "inprocess"'
             )
+        check_chain(self.sampler, self.cohort)
         check_scaffold(self.local, self.server)
         check_codecs(self.stages, self.uplink, self.downlink)
         check_low_rank(self, leaking(self))

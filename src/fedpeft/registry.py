@@ -92,6 +92,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "shards": "fedpeft.partitions.shards:Shards",
     },
     "sampler": {
+        "sequential_chain": "fedpeft.samplers.sequential_chain:SequentialChain",
         "uniform": "fedpeft.samplers.uniform:Uniform",
     },
     "server": {

@@ -199,9 +199,11 @@ class ServerOptimizer(Protocol):
 
 
 class Sampler(Protocol):
-    """Who takes part in a round."""
+    """Who takes part in a round, counted from 0."""
 
-    def choose(self, clients: Sequence[ClientId], cohort: int, generator: torch.Generator) -> list[ClientId]: ...
+    def choose(
+        self, clients: Sequence[ClientId], cohort: int, generator: torch.Generator, round: int
+    ) -> list[ClientId]: ...
 
 
 class Engine(Protocol):

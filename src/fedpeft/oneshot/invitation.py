@@ -21,7 +21,7 @@ from torch import nn
 from fedpeft.core.trainable import read, tensors_of
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError, RunError
-from fedpeft.loop import encoded, hides_clients, remembers, start
+from fedpeft.loop import encoded, hides_clients, start
 from fedpeft.oneshot.keys import PUBLIC, make_sealing_key, require
 from fedpeft.plan import Plan, leaking
 from fedpeft.privacy import settled
@@ -89,7 +89,7 @@ def check_plan(plan: Plan) -> None:
         )
     if leaking(plan):
         raise PlanError("local.as_published hands momentum from client to client, and here each trains alone")
-    if plan.local_shares or plan.personal or remembers(plan):
+    if plan.local_shares or plan.personal or any(stage.remembers for stage in plan.stages):
         raise PlanError(
             "personal tensors, SCAFFOLD and error feedback are for clients that come back: what they keep for the next "
             "round never counts when there is none. Leave them out"
