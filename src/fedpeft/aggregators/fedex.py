@@ -12,7 +12,7 @@ from fedpeft.core.types import ClientId, State, Tensors, Update
 class FedEx:
     """A ← Σ p·A_k, B ← Σ p·B_k and W ← W + (α/r)·(Σ p·B_k·A_k − B·A): exact, and the factors go on.
 
-    The residual has at most the sum of the clients' ranks and one more; it goes down to all clients of later rounds,
+    The residual has at most the sum of the clients' ranks and r; it goes down to all clients of later rounds,
     as factors or as whole weights, whichever is fewer numbers. Lower ranks are filled up with zeros.
 
     Raises:
