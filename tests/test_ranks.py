@@ -144,7 +144,7 @@ def test_with_a_frozen_a_half_the_factors_travel(site: Site) -> None:
         ({"method": "bias"}, "Bias has no rank"),
         ({"aggregator": "flora", "server": "momentum"}, "leave out `server`"),
         ({"aggregator": "fedex", "server": {"name": "average", "lr": 0.5}}, "leave out `server`"),
-        ({"aggregator": "rolora", "stages": ["error_feedback"], "uplink": "topk"}, "leave them out"),
+        ({"aggregator": "rolora", "stages": ["error_feedback"], "uplink": "topk"}, "error feedback"),
         ({"server": "scaffold", "local": {"correction": "scaffold"}}, "SCAFFOLD"),
         ({"local": {"as_published": True}}, "choose one"),
     ],
