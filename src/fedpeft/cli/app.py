@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from fedpeft.cli import (
     contribute,
+    diagnose,
     evaluate,
     export,
     invite,
@@ -96,5 +97,6 @@ for name, command, examples in (
     ("contribute", contribute.contribute, contribute.EXAMPLES),
     ("keygen", keygen.keygen, keygen.EXAMPLES),
     ("merge", merge.merge, merge.EXAMPLES),
+    ("diagnose", diagnose.diagnose, diagnose.EXAMPLES),
 ):
     app.command(name, epilog=f"\b\nExamples:\n{examples}")(command)
