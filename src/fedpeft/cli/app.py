@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from fedpeft.cli import (
+    attack,
     contribute,
     diagnose,
     evaluate,
@@ -98,5 +99,6 @@ for name, command, examples in (
     ("keygen", keygen.keygen, keygen.EXAMPLES),
     ("merge", merge.merge, merge.EXAMPLES),
     ("diagnose", diagnose.diagnose, diagnose.EXAMPLES),
+    ("attack", attack.attack, attack.EXAMPLES),
 ):
     app.command(name, epilog=f"\b\nExamples:\n{examples}")(command)

@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from math import comb
 
-from fedpeft.core.tensors import norm, sub
+from fedpeft.core.tensors import norm
 from fedpeft.core.types import Batch, Tensors
 from fedpeft.plan import Plan
 from fedpeft.registry import describe
-
 
 CLOSE = 1e-3
 """Points nearer to each other than this share of the farthest two are left out: their secants would be rounding."""
@@ -27,17 +26,18 @@ def secants(
     gradient: Callable[[Tensors, Batch], Tensors], points: Sequence[Tensors], batches: Iterable[Batch]
 ) -> list[float]:
     """‖∇f(a; B) − ∇f(b; B)‖ / ‖a − b‖ for each batch B and each two points: what L is at least."""
-    apart = {pair: _apart(points[pair[0]], points[pair[1]]) for pair in combinations(range(len(points)), 2)}
-    least = CLOSE * max(apart.values(), default=0.0)
     found = []
     for batch in batches:
         at = [gradient(point, batch) for point in points]
-        found += [_apart(at[i], at[j]) / far for (i, j), far in apart.items() if far > least]
+        pairs = list(combinations(range(len(points)), 2))
+        apart = [_apart(points[i], points[j], at[0]) for i, j in pairs]
+        least = CLOSE * max(apart, default=0.0)
+        found += [_apart(at[i], at[j], at[0]) / far for (i, j), far in zip(pairs, apart, strict=True) if far > least]
     return found
 
 
-def _apart(a: Tensors, b: Tensors) -> float:
-    return float(norm(sub(a, b)))
+def _apart(a: Tensors, b: Tensors, names: Iterable[str]) -> float:
+    return float(norm({name: a[name] - b[name] for name in names}))
 
 
 def paper_bound(smoothness: float, farthest: float, rounds: int, steps: float, clients: int) -> float:
