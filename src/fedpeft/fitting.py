@@ -50,6 +50,18 @@ def check_codecs(stages: Sequence[Stage], uplink: Codec, downlink: Codec) -> Non
             )
 
 
+def check_pace(buffer: int | None, **settings: float | None) -> None:
+    """Raises PlanError for asynchronous steps that cannot be taken, or settings of theirs without them."""
+    given = {key: x for key, x in settings.items() if x is not None}
+    if buffer is None and given:
+        raise PlanError(f"{' and '.join(given)}: only asynchronous steps have it; set `buffer`, or leave it out")
+    if buffer is not None and buffer < 1:
+        raise PlanError(f"buffer must be at least 1, got {buffer}")
+    for key, x in given.items():
+        if not 0 <= x < float("inf"):
+            raise PlanError(f"{key} must not be negative, and be finite, got {x}")
+
+
 def check_batchnorm(model: nn.Module, trained: Sequence[str], private: bool) -> None:
     """Raises PlanError for statistics over a batch that do not travel, or under `private`, where none has a gradient
     of its own."""

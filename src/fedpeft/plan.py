@@ -31,7 +31,7 @@ from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.types import Tensors
 from fedpeft.data.short import source
 from fedpeft.errors import PlanError, unknown
-from fedpeft.fitting import check_batchnorm, check_codecs, check_scaffold, shares
+from fedpeft.fitting import check_batchnorm, check_codecs, check_pace, check_scaffold, shares
 from fedpeft.guarantees import check_budget, check_calibration, private_part
 from fedpeft.registry import construct, find, names, part, parts, settings_of
 
@@ -61,6 +61,10 @@ class Plan:
       classes: label names; empty for the data's own. Needed where the server holds no data.
       target_epsilon, delta: the guarantee after all rounds, from which a private part's noise_multiplier follows.
       accountant: "pld" or "rdp"; "pld" if left out.
+      buffer: replies to an asynchronous step of the server (FedBuff, arXiv:2106.06639), with `cohort` clients at work
+        at a time and `rounds` steps; synchronous rounds if left out.
+      staleness: a of the factor (1 + τ)^(−a) of an update that began τ steps ago; 0.5 if left out.
+      pace_spread: σ of the time exp(σ·z) that a client takes, z a standard normal of its own; 0.5 if left out.
       evaluate_every: rounds between evaluations; the last round is always evaluated.
 
     Raises:
@@ -97,6 +101,9 @@ class Plan:
     target_epsilon: float | None = None
     delta: float | None = None
     accountant: str | None = None
+    buffer: int | None = None
+    staleness: float | None = None
+    pace_spread: float | None = None
 
     def __post_init__(self) -> None:
         for key in ("rounds", "cohort", "min_replies", "threads", "evaluate_every"):
@@ -119,6 +126,7 @@ class Plan:
             )
         check_scaffold(self.local, self.server)
         check_codecs(self.stages, self.uplink, self.downlink)
+        check_pace(self.buffer, staleness=self.staleness, pace_spread=self.pace_spread)
         event = self.private_part.event if self.private_part else None
         check_budget(event, self.target_epsilon, self.delta, self.accountant)
         check_calibration(self, event)

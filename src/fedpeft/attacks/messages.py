@@ -79,6 +79,8 @@ def overheard(site: Site, target: ClientId, most: int = 0, tick: Callable[[], No
         raise PlanError(
             f"personal = {list(site.plan.personal)}: the server does not know those tensors; leave them out"
         )
+    if site.plan.buffer:
+        raise PlanError("messages are heard in rounds: leave out `buffer`")
     site = replace(site, plan=replace(site.plan, target_epsilon=None))  # what is spent here is nobody's budget
     with TemporaryDirectory() as memory:
         engine = Overheard(Worker(site, Folder(Path(memory))), target, tick)

@@ -87,6 +87,8 @@ def check_plan(plan: Plan) -> None:
             f"rounds = {plan.rounds}: a file for each client is one round. Set rounds = 1, and local.epochs to all the "
             "epochs that a client is to train for"
         )
+    if plan.buffer:
+        raise PlanError("asynchronous steps are many: leave out `buffer`")
     if leaking(plan):
         raise PlanError("local.as_published hands momentum from client to client, and here each trains alone")
     if plan.local_shares or plan.personal or remembers(plan):
