@@ -47,8 +47,9 @@ def test_a_linear_layer_with_a_bias_gives_its_only_example_away(points: Site) ->
         here = alone(site, client, place)
         [message] = overheard(here, client, 1)
         truth = {name: x[data.parts[client][place]][None] for name, x in data.train.items()}
-        batch = {"point": torch.randn(1, 8, generator=torch.Generator().manual_seed(1)), "label": torch.tensor([0])}
-        found = solved(Objective(here.model, here.task), message, batch)
+        guess = torch.randn(1, 8, generator=torch.Generator().manual_seed(1))
+        batch = {"point": guess, "label": torch.tensor([0]), "mask": torch.ones(1)}
+        found = solved(Objective(here.model, here.task), message, guess, batch)
         assert found is not None
         torch.testing.assert_close(found[0], truth["point"][0], rtol=1e-4, atol=1e-4)
         assert labels_of(message.delta, "head.bias", 1).equal(truth["label"])
@@ -126,6 +127,15 @@ def test_what_is_heard_is_what_the_run_sends(points: Site) -> None:
         assert equal(message.sent, rounds[message.round][0].params)
     assert len(overheard(site, client, 1)) == 1
     assert equal(last(rounds), rounds[-1][0].params)
+
+
+def test_what_scaffold_shares_is_not_the_clients_update(points: Site) -> None:
+    plan = points_plan(local={"correction": "scaffold"}, server="scaffold", rounds=2, cohort=24)
+    site = replace(points, plan=plan)
+    client = points.data.clients[0]
+    heard = overheard(site, client)
+    assert [sorted(message.delta) for message in heard] == [["head.bias", "head.weight"]] * 2
+    assert 0 <= membership(site, client, heard)["cosine"].value <= 1
 
 
 def test_pictures_are_compared_as_usual() -> None:

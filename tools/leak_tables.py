@@ -2,9 +2,9 @@
 
     python tools/leak_tables.py attack docs/results/attack.json
     python tools/leak_tables.py diagnose docs/results/diagnose.json
+    python tools/leak_tables.py attack docs/results/attack.json full     # the rows that begin so
 
-Rows that the file has already are not measured again. The file docs/results/*.md is written by hand from these tables,
-which are printed at the end.
+Rows that the file has already are not measured again. The tables are printed at the end.
 """
 
 import json
@@ -84,10 +84,10 @@ def shown(what: str, row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def main(what: str, path: Path) -> None:
+def main(what: str, path: Path, only: str = "") -> None:
     rows = json.loads(path.read_text()) if path.exists() else {}
     for name, settings in plans(what).items():
-        if name not in rows:
+        if name not in rows and name.startswith(only):
             rows[name] = {"set": settings, **measured(what, plan_of(settings))}
             path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
             print(f"| {' | '.join([name, *shown(what, rows[name])])} |", flush=True)
@@ -97,4 +97,4 @@ def main(what: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])

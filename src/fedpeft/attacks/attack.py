@@ -20,6 +20,8 @@ from fedpeft.privacy import chosen
 from fedpeft.registry import describe
 from fedpeft.site import Site, threads
 
+BASELINES = ("class_mean", "mean", "other")
+"""What is had without a message."""
 MOST = 8
 """Inputs that are sought at a time."""
 
@@ -104,20 +106,19 @@ class Attacker:
 
         self.site.model.eval()
         with threads(self.site.plan.threads):
-            exact = solved(self.objective, messages[0], batch(begin))
-            if exact is not None and exact.shape[1] == begin[0].numel():
-                found = exact[: len(label)].view(-1, *begin.shape[1:])
-            else:
+            found = solved(self.objective, messages[0], begin, batch(begin))
+            if found is None:
                 found = sought(self.objective, messages, begin, batch, self.span, steps, tick)
-        return found.cpu(), label[: len(found)]
+        return found[: len(label)], label[: len(found)]
 
     def judged(self, found: Tensor, label: Tensor, truth: Tensor, draws: torch.Generator) -> dict[str, Tensor]:
         """PSNR (and SSIM) of each find with the nearest true input, and of what is had without a message."""
         known = self.like(label)
+        every = self.inputs.mean(0, keepdim=True).expand(len(label), *found.shape[1:])
         guesses = {
-            "found": found,
+            "found": found.cpu(),
             "class_mean": torch.stack([some.mean(0) for some in known]),
-            "mean": self.inputs.mean(0, keepdim=True).expand_as(found),
+            "mean": every,
             "other": torch.stack([some[int(torch.randint(len(some), (), generator=draws))] for some in known]),
         }
         span, each = self.span[1] - self.span[0], {}
@@ -192,15 +193,16 @@ def _overlap(guessed: Tensor, truth: Tensor) -> float:
     return float(torch.minimum(guessed.bincount(minlength=bins), truth.bincount(minlength=bins)).sum() / len(truth))
 
 
-def _summed(each: Mapping[str, Tensor]) -> dict[str, float]:
+def _summed(each: Mapping[str, Tensor]) -> dict[str, Any]:
     """Means, and by how much the finds are nearer than the best of what needs no message, with a 95 % t interval."""
     from scipy.special import stdtrit
 
     means = {name: float(x.mean()) for name, x in each.items()}
-    best = max(
-        (name for name in each if name.startswith("psnr_") and name != "psnr_found"), key=lambda name: means[name]
-    )
+    best = max((f"psnr_{name}" for name in BASELINES), key=lambda name: means[name])
     ahead = each["psnr_found"] - each[best]
-    wide = float(stdtrit(len(ahead) - 1, 0.975) * ahead.std() / len(ahead) ** 0.5) if len(ahead) > 1 else float("nan")
     mean = float(ahead.mean())
-    return {**means, "tries": len(ahead), "ahead": mean, "ahead_low": mean - wide, "ahead_high": mean + wide}
+    found = {**means, "tries": len(ahead), "ahead": mean, "ahead_low": None, "ahead_high": None}
+    if len(ahead) > 1:
+        wide = float(stdtrit(len(ahead) - 1, 0.975) * ahead.std() / len(ahead) ** 0.5)
+        found |= {"ahead_low": mean - wide, "ahead_high": mean + wide}
+    return found

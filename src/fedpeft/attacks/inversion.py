@@ -53,29 +53,29 @@ def labels_of(delta: Tensors, bias: str, examples: int) -> Tensor:
     return torch.tensor(sorted(found))
 
 
-def solved(objective: Objective, message: Message, batch: Batch) -> Tensor | None:
-    """The inputs (k, features) that the rows of a linear layer on them give, the surest first; None without one.
+def solved(objective: Objective, message: Message, x: Tensor, batch: Batch) -> Tensor | None:
+    """The inputs (k, ...) that the rows of a linear layer on them give, the surest first; None without one.
 
     Args:
-      batch: any that the model takes.
+      x: any inputs (n, ...), and what the model is given for them.
     """
-    for name in _first_layers(objective, message.received, batch):
+    for name in _first_layers(objective, message.received, x, batch):
         weight, bias = (message.delta.get(f"{name}.{part}") for part in ("weight", "bias"))
         if weight is not None and bias is not None:
             order = bias.abs().argsort(descending=True)
             order = order[bias[order].abs() > 1e-3 * bias.abs().max()]
-            return (weight[order].double() / bias[order].double()[:, None]).to(weight.dtype)
+            return (weight[order].double() / bias[order].double()[:, None]).to(x.dtype).view(-1, *x.shape[1:])
     return None
 
 
-def _first_layers(objective: Objective, received: Tensors, batch: Batch) -> list[str]:
-    """The linear layers whose input is an input of the model."""
-    given = [x.flatten(1) for x in batch.values() if x.ndim > 1]
+def _first_layers(objective: Objective, received: Tensors, x: Tensor, batch: Batch) -> list[str]:
+    """The linear layers whose input is x as it is."""
+    x = x.flatten(1).to(batch["mask"].device)
     found: list[str] = []
 
     def watching(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if any(inputs[0].shape == x.shape and torch.equal(inputs[0], x) for x in given):
+            if inputs[0].shape == x.shape and torch.equal(inputs[0], x):
                 found.append(name)
 
         return hook
@@ -84,7 +84,7 @@ def _first_layers(objective: Objective, received: Tensors, batch: Batch) -> list
     handles = [one.register_forward_pre_hook(watching(name)) for name, one in linear]
     try:
         with torch.no_grad():
-            objective(received, batch)
+            objective({name: one.to(x.device) for name, one in received.items()}, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -107,7 +107,7 @@ def sought(
       batch: what the model is given for inputs.
       span: the least and the greatest value that an input has.
     """
-    (low, high), device = span, begin.device
+    (low, high), device = span, batch(begin)["mask"].device
     x = ((begin - low) / (high - low)).clone().requires_grad_()
     optimizer = torch.optim.Adam([x], lr=RATE)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -116,8 +116,8 @@ def sought(
         for _ in range(steps):
             given = batch(low + x * (high - low))
             far = torch.stack([_unlike(objective, received, delta, given) for received, delta in pairs]).sum()
-            rough = TV * _variation(x) if x.ndim == 4 else torch.zeros((), device=device)
-            (x.grad,) = torch.autograd.grad(far + rough, [x])
+            rough = TV * _variation(x) if x.ndim == 4 else torch.zeros(())
+            (x.grad,) = torch.autograd.grad(far.cpu() + rough, [x])
             optimizer.step()
             rate.step()
             with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 
 from fedpeft.client import Worker
 from fedpeft.core.stores import Folder
-from fedpeft.core.tensors import layout
+from fedpeft.core.tensors import beside, layout
 from fedpeft.core.types import ClientId, Failure, Job, Reply, Tensors
 from fedpeft.core.wire import unpack
 from fedpeft.data.partitioned import Partitioned
@@ -23,8 +23,8 @@ class Message:
     """One participation.
 
     Attributes:
-      received: what the server sent, decoded.
-      delta: what came back, decoded.
+      received: what the server sent, decoded, without what an algorithm shares beside the method's tensors.
+      delta: what came back, in the same way.
     """
 
     round: int
@@ -63,7 +63,8 @@ class Overheard:
             raise RunError(f"{job.client!r} failed in round {job.round + 1} and sent nothing: {reply.reason}")
         plan = self.worker.site.plan
         received = plan.downlink.decode(job.payload)
-        return Message(job.round, received, unpack(job.client, reply.payload, plan.uplink, layout(received)).delta)
+        delta = unpack(job.client, reply.payload, plan.uplink, layout(received)).delta
+        return Message(job.round, beside(plan.local_shares, received), beside(plan.local_shares, delta))
 
 
 def overheard(site: Site, target: ClientId, most: int = 0, tick: Callable[[], None] = lambda: None) -> list[Message]:

@@ -72,8 +72,10 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield "what did it train on? PSNR in dB; the best that needs no message is a mean, or another example"
     for key, name in (("one_example", "one example"), ("as_sent", "as sent")):
         one = inversion[key]
+        ahead = f"{one['ahead']:.1f}"
+        if one["ahead_low"] is not None:
+            ahead += f", 95 % interval {one['ahead_low']:.1f} to {one['ahead_high']:.1f}"
         yield (
             f"  {name:<12}found {one['psnr_found']:.1f}, class mean {one['psnr_class_mean']:.1f}, another "
-            f"{one['psnr_other']:.1f}; ahead by {one['ahead']:.1f}, 95 % interval {one['ahead_low']:.1f} to "
-            f"{one['ahead_high']:.1f}; {one['labels_right']:.0%} of the labels right"
+            f"{one['psnr_other']:.1f}; ahead by {ahead}; {one['labels_right']:.0%} of the labels right"
         )
