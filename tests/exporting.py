@@ -16,7 +16,9 @@ from torch.func import functional_call
 
 from fedpeft import read_plan
 from fedpeft.core.features import FEATURES
+from fedpeft.core.lowrank import EXACT, merged
 from fedpeft.core.seeds import seeded
+from fedpeft.core.tensors import under
 from fedpeft.core.types import Batch
 from fedpeft.registry import CATALOGUE
 from fedpeft.runs.checkpoint import load_checkpoint
@@ -42,6 +44,8 @@ CASES: dict[str, Mapping[str, Any]] = {
         "local": {**SMALL["local"], "correction": "scaffold"},
         "server": "scaffold",
     },
+    "lora, FedEx": {"method": "lora", "aggregator": "fedex", "ranks": [2, 8]},
+    "rslora, FLoRA": {"method": "rslora", "aggregator": "flora"},
     "lora, resized": {"method": "lora", "task": RESIZED},
     "layernorm, resized": {"method": "layernorm", "task": RESIZED},
     "bias, resized": {"method": "bias", "task": RESIZED},
@@ -49,7 +53,7 @@ CASES: dict[str, Mapping[str, Any]] = {
 }
 BERT = ("bert, lora", "bert, adapter", "bert, full")
 LLAMA = ("llama, prefix", "llama, lora", "llama, adapter")
-MERGED = ("lora", "rslora", "dora", "ia3", "vera", "layernorm", "lora, resized", "bert, lora")
+MERGED = ("lora", "rslora", "dora", "ia3", "vera", "layernorm", "lora, resized", "lora, FedEx", "ffa", "bert, lora")
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen")
 ELSEWHERE = """
 import json, re, sys
@@ -91,6 +95,7 @@ def done(path: Path, **changes: Any) -> Done:
     inputs = {name: x[:16] for name, x in batch.items() if name not in ("label", "mask", FEATURES)}
     own = {name: saved.state.params[name] for name in plan.method.names(site.model)}
     model = plan.model(site.classes).eval()  # the site's multiplies by packed weights, which rounds otherwise
+    own |= merged(model, under(EXACT, saved.state.params))
     with torch.inference_mode():
         logits = functional_call(model, own, (), inputs).logits
     return Done(folder, site, inputs, logits)

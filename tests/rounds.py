@@ -5,12 +5,13 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from fedpeft.core.interfaces import Engine, Store
+from fedpeft.core.interfaces import Engine, LowRank, Store
 from fedpeft.core.stores import Nowhere
 from fedpeft.core.types import Failure, Job, Reply, State, Tensors
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.loop import Ledger, federate, start
 from fedpeft.plan import Plan, read_plan
+from fedpeft.registry import build
 from fedpeft.site import Site
 
 DIGITS = {
@@ -46,6 +47,15 @@ def staged(stage: str) -> dict[str, object]:
         return {"stages": [stage] if stage else []}
     noisy = {"name": stage, "noise_multiplier": 0.1}
     return {"stages": [noisy], "weighting": "uniform", "delta": 1e-3, "accountant": "rdp"}
+
+
+def factors_fit(aggregator: str, server: str, correction: str, stage: str) -> bool:
+    """Whether an aggregator that knows low-rank factors goes with the other parts; the rest go with all."""
+    knowing = build("aggregator", aggregator)
+    if not isinstance(knowing, LowRank):
+        return True
+    fits = server == "average" or not knowing.plain
+    return fits and correction != "scaffold" and (stage != "error_feedback" or not knowing.still)
 
 
 def plan_of(**changes: object) -> Plan:

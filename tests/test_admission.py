@@ -42,7 +42,7 @@ def lost(reply: Reply | Failure) -> Failure:
 
 def door(**changes: object) -> Door:
     plan = points_plan(**changes)
-    return Door.of(plan, State(0, {}), [], Ledger(0))
+    return Door.of(plan, State(0, {}), {}, Ledger(0))
 
 
 def of_lengths(*lengths: float) -> list[Update]:

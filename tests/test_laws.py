@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 import torch
-from rounds import staged
+from rounds import factors_fit, staged
 
 from fedpeft.codecs.topk import TopK
 from fedpeft.core.secrets import Secret
@@ -45,6 +45,7 @@ def combinations() -> list[tuple[str, ...]]:
     fitting = [one for one in every if (one[3] == "scaffold") == (one[5] == "scaffold")]
     fitting = [one for one in fitting if one[3] != "scaffold" or one[4] == "sgd"]
     fitting = [one for one in fitting if one[6] != "client_dp" or (one[2] == "mean" and one[3] != "scaffold")]
+    fitting = [one for one in fitting if factors_fit(one[2], one[5], one[3], one[6])]
     Random(21).shuffle(fitting)
     return fitting
 

@@ -139,7 +139,7 @@ def test_an_infinite_mean_of_finite_updates_changes_nothing(aggregator: str) -> 
     plan = points_plan(aggregator=aggregator)
     state = State(3, {"a": torch.zeros(2), "b": torch.zeros(2)}, accepted={"x": 1})
     updates = [Update("x", huge(1, 1)), Update("y", huge(-1, 1))]
-    update = aggregate(plan, iter(updates), state, state.params)
+    update = aggregate(plan, iter(updates), state, lambda client: state.params)
     assert update is not None and not finite(update.delta), "the case that this test is about"
     ledger = Ledger(3)
     after = advance(plan, state, update, Cohort(3, 2, 2, {"x": 1.0, "y": 1.0}, 1), ledger)

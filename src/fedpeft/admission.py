@@ -5,7 +5,7 @@ the median of those let in before. What came and is not so is refused: it costs 
 in the ledger, and after `max_refusals` of them the client is asked no more.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from statistics import median
@@ -33,6 +33,7 @@ class Ledger:
       failed: by client, why its reply was not counted.
       refusals: how often so far, by client, of those whose update was refused in this round or who were left out.
       privacy: what the run has cost up to here, as rounds.jsonl tells it; None where nothing is private.
+      aggregation_error: ‖mean(B·A) − merged‖ / ‖mean(B·A)‖; None without an aggregator of low-rank factors.
     """
 
     round: int
@@ -45,6 +46,7 @@ class Ledger:
     metrics: dict[str, Weighted] = field(default_factory=dict)
     note: str = ""
     privacy: dict[str, Any] | None = None
+    aggregation_error: float | None = None
 
     @property
     def bytes_down(self) -> int:
@@ -60,20 +62,25 @@ class Door:
     """Where the replies of one round come in.
 
     Attributes:
-      expected: the layout that an update must have.
+      wanted: the layout that each client's update must have.
       norms: lengths of updates let in so far, of earlier rounds too.
       refusals: how often each client was refused so far.
     """
 
     plan: Plan
-    expected: Layout
+    wanted: Mapping[ClientId, Layout]
     ledger: Ledger
     norms: list[float]
     refusals: dict[ClientId, int]
 
     @classmethod
-    def of(cls, plan: Plan, state: State, expected: Layout, ledger: Ledger) -> "Door":
-        return cls(plan, expected, ledger, list(state.norms), dict(state.refusals))
+    def of(cls, plan: Plan, state: State, wanted: Mapping[ClientId, Layout], ledger: Ledger) -> "Door":
+        return cls(plan, wanted, ledger, list(state.norms), dict(state.refusals))
+
+    @property
+    def expected(self) -> Layout:
+        """Where all clients send the same, what that is."""
+        return next(iter(self.wanted.values()))
 
     def asked(self, clients: Sequence[ClientId]) -> list[ClientId]:
         """Those who are not left out; the ledger tells of the others."""
@@ -91,7 +98,7 @@ class Door:
         if payload is None:
             return None
         try:
-            update = unpack(reply.client, payload, self.plan.uplink, self.expected)
+            update = unpack(reply.client, payload, self.plan.uplink, self.wanted[reply.client])
             if not finite(update.delta):
                 raise ValueError("the delta is not finite")
             for stage in reversed(self.plan.stages):

@@ -1,7 +1,7 @@
 """A client's side of a round. Every engine runs this, so simulation and deployment share it to the byte."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
 from math import ceil, isfinite
@@ -10,14 +10,17 @@ from typing import TypeAlias, TypeVar
 from torch import Tensor
 
 from fedpeft.core.interfaces import Store
+from fedpeft.core.lowrank import EXACT, in_step, merged
 from fedpeft.core.objective import Objective
 from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.stores import StoreError, storing
-from fedpeft.core.tensors import finite, prefixed, under
+from fedpeft.core.tensors import beside, finite, prefixed, under
+from fedpeft.core.trainable import tensors_of
 from fedpeft.core.types import ClientId, Context, Failure, Job, Reply, Tensors, Update, Weighted
 from fedpeft.core.wire import pack
 from fedpeft.errors import PlanError, RunError
-from fedpeft.plan import Plan, leaking
+from fedpeft.fitting import leaking
+from fedpeft.plan import Plan
 from fedpeft.site import Site, threads
 
 Result = TypeVar("Result")
@@ -30,6 +33,8 @@ class Opened:
     """A job as training finds it.
 
     Attributes:
+      received: what of it is trained in this round.
+      objective: the loss, with what came and is not trained.
       personal: this client's own trained tensors, which do not travel.
       memory: all that the client remembers, its stages' parts included.
       dropout: the seed of this client's dropout in this round.
@@ -37,6 +42,7 @@ class Opened:
 
     job: Job
     received: Tensors
+    objective: Objective
     personal: Tensors
     memory: Tensors
     context: Context
@@ -65,15 +71,15 @@ class Worker:
     store: Store
     objective: Objective = field(init=False)
     personal: Tensors = field(init=False, repr=False)
-    decode: Callable[[bytes], Tensors] = field(init=False, repr=False)
+    receive: Callable[[bytes, int], tuple[Tensors, Objective]] = field(init=False, repr=False)
     leaked: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         plan = self.site.plan
         object.__setattr__(self, "objective", Objective(self.site.model, self.site.task, plan.local.precision))
         object.__setattr__(self, "personal", plan.personal_of(self.site.params()) if plan.personal else {})
-        # the clients of a round receive the same bytes, and nobody writes to what they hold
-        object.__setattr__(self, "decode", lru_cache(maxsize=1)(plan.downlink.decode))
+        # the clients of a round and rank receive the same bytes, and nobody writes to what they hold
+        object.__setattr__(self, "receive", lru_cache(maxsize=len(set(plan.ranks or (0,))))(self._received))
 
     def __call__(self, job: Job) -> Reply | Failure:
         """Train and answer; what goes wrong here is this client's failure and nobody else's.
@@ -97,14 +103,14 @@ class Worker:
                 stored = self.store.reply(job)
                 if stored is not None:
                     return Reply(job.client, exchange.reply(job, stored, self.store))
-            received = self.decode(job.payload)
+            received, objective = self.receive(job.payload, job.round)
             with storing():
                 memory = self.store.load(job.client, job.accepted)
             personal = under("personal", memory) or self.personal
             context = self._context(job)
             hidden = context.secret if self.site.plan.local.event else None
             dropout = hidden.at("dropout").seed if hidden else fold(job.seed, "dropout")
-            return Opened(job, received, personal, memory, context, dropout)
+            return Opened(job, received, objective, personal, memory, context, dropout)
 
         return self._guarded(job.client, opening)
 
@@ -116,7 +122,19 @@ class Worker:
     def alone(self, opened: "Opened") -> Trained:
         """Train one client, with its own stream of dropout."""
         with threads(self.site.plan.threads), seeded(opened.dropout):
-            return self.train(opened.start, opened.own, opened.context)
+            return self.train(opened.start, opened.own, opened.context, opened.objective)
+
+    def _received(self, payload: bytes, round: int) -> tuple[Tensors, Objective]:
+        """What of a payload is trained, and the loss with the rest of it in its place."""
+        site, every = self.site, self.site.plan.downlink.decode(payload)
+        trained = site.plan.trained(every, round)
+        held = {name: x for name, x in beside((EXACT,), every).items() if name not in trained}
+        held |= merged(site.model, under(EXACT, every))
+        if site.plan.ranks:
+            held |= in_step(tensors_of(site.model), every)
+        if not held:
+            return trained, self.objective
+        return trained, replace(self.objective, held={name: x.to(site.device) for name, x in held.items()})
 
     def _closed(self, opened: "Opened", delta: Tensors, kept: Tensors, totals: Tensors) -> bytes:
         plan, job, memory, context = self.site.plan, opened.job, opened.memory, opened.context
@@ -153,7 +171,9 @@ class Worker:
         steps = plan.local.steps_for(size)
         return Context(job.run, job.round, plan.rounds, job.client, size, steps, job.seed, secret)
 
-    def train(self, received: Tensors, memory: Tensors, context: Context) -> Trained:
+    def train(
+        self, received: Tensors, memory: Tensors, context: Context, objective: Objective | None = None
+    ) -> Trained:
         """The delta, the new memory and the totals; what an engine may do otherwise, and nothing else."""
         local, site = self.site.plan.local, self.site
         on = {n: x.to(site.device) for n, x in received.items()}
@@ -163,7 +183,7 @@ class Worker:
         if self.leaked:
             carry = {**carry, "optimizer": dict(self.leaked)}
         for batch in local.batches(site.data, received, context):
-            carry = local.step(carry, site.on_device(batch), self.objective)
+            carry = local.step(carry, site.on_device(batch), objective or self.objective)
         if leaking(site.plan):
             self.leaked.update(carry["optimizer"])
         return local.finish(carry, on, own)

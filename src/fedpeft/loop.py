@@ -1,17 +1,18 @@
 """Federated training in synchronous rounds."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Protocol, runtime_checkable
 
 from fedpeft.admission import Door
 from fedpeft.admission import Ledger as Ledger
 from fedpeft.core.interfaces import Engine, Store
+from fedpeft.core.lowrank import EXACT, accumulated, cut
 from fedpeft.core.secrets import Secret
 from fedpeft.core.seeds import fold
 from fedpeft.core.stores import Nowhere
-from fedpeft.core.tensors import layout, zeros_like
+from fedpeft.core.tensors import Layout, beside, layout, prefixed, under, zeros_like
 from fedpeft.core.types import ClientId, Cohort, Job, State, Tensors, Update
 from fedpeft.errors import PlanError
 from fedpeft.plan import Plan
@@ -59,19 +60,20 @@ def federate(
         raise PlanError("this plan's clients have a memory: give the engine a store for it, e.g. store=Folder(path)")
     state = state or start(plan, beside.site.params() if beside else None)
     run, secret = f"{plan.name}-{plan.fingerprint}", secret or Secret.fresh()
-    spending = opened(plan, engine.clients, state.round)
+    spending, ranks = opened(plan, engine.clients, state.round), plan.dealt(engine.clients)
     while state.round < plan.rounds:
         seed = round_seed(plan, state.round)
         clients = chosen(plan, engine.clients, state.round)
-        payload = encoded(plan, state)
-        received = plan.downlink.decode(payload)
+        sent = {rank: Sent.of(plan, state, rank) for rank in {ranks[client] for client in clients}}
+        wanted = {client: sent[ranks[client]].wanted for client in clients}
         ledger = Ledger(state.round)
-        door = Door.of(plan, state, layout(received), ledger)
-        jobs = [_job(run, state, client, seed, payload) for client in door.asked(clients)]
-        ledger.down.update({job.client: len(payload) for job in jobs})
+        door = Door.of(plan, state, wanted, ledger)
+        jobs = [_job(run, state, client, seed, sent[ranks[client]].payload) for client in door.asked(clients)]
+        ledger.down.update({job.client: len(job.payload) for job in jobs})
 
         updates = door.bounded(plan.exchange.collect(engine, jobs, door))
-        update = aggregate(plan, updates, state, received)
+        received = {client: sent[ranks[client]].received for client in clients}
+        update = aggregate(plan, updates, state, received.__getitem__)
         hidden = secret.at("round", state.round)
         cohort = Cohort(state.round, len(engine.clients), len(clients), ledger.weights, seed, hidden)
         spending.count(clients)
@@ -83,9 +85,8 @@ def federate(
 
 def remembers(plan: Plan) -> bool:
     """Whether clients keep something between rounds; of corrections, those that share something do."""
-    return bool(plan.local_shares or plan.personal or plan.exchange.sums) or any(
-        stage.remembers for stage in plan.stages
-    )
+    kept = plan.local_shares or plan.personal or (plan.rounds > 1 and getattr(plan.local, "remembers", False))
+    return bool(kept or plan.exchange.sums) or any(stage.remembers for stage in plan.stages)
 
 
 def hides_clients(plan: Plan) -> bool:
@@ -93,10 +94,25 @@ def hides_clients(plan: Plan) -> bool:
     return any(stage.event is not None and stage.event.central for stage in plan.stages)
 
 
-def encoded(plan: Plan, state: State) -> bytes:
-    """What every client receives."""
+@dataclass(frozen=True)
+class Sent:
+    """What clients of one rank receive, and the layout of what they send back."""
+
+    payload: bytes
+    received: Tensors
+    wanted: Layout
+
+    @classmethod
+    def of(cls, plan: Plan, state: State, rank: int | None) -> "Sent":
+        payload = encoded(plan, state, rank)
+        received = plan.downlink.decode(payload)
+        return cls(payload, received, layout(plan.trained(received, state.round)))
+
+
+def encoded(plan: Plan, state: State, rank: int | None = None) -> bytes:
+    """What every client of this rank receives."""
     try:
-        return plan.downlink.encode(state.params)
+        return plan.downlink.encode(cut(state.params, rank))
     except ValueError as error:
         name = describe("codec", plan.downlink)["name"]
         raise PlanError(f"the downlink codec {name!r} cannot hold the state of round {state.round}: {error}") from None
@@ -107,7 +123,9 @@ def _job(run: str, state: State, client: ClientId, seed: int, payload: bytes) ->
     return Job(run, state.round, client, "fit", fold(seed, "client", client), accepted, payload)
 
 
-def aggregate(plan: Plan, updates: Iterator[Update], state: State, received: Tensors) -> Update | None:
+def aggregate(
+    plan: Plan, updates: Iterator[Update], state: State, received: Callable[[ClientId], Tensors]
+) -> Update | None:
     """The cohort's updates as one, or None if none came.
 
     Where clients are hidden, nobody's absence may show: noise is then added to nothing.
@@ -115,7 +133,7 @@ def aggregate(plan: Plan, updates: Iterator[Update], state: State, received: Ten
     first = next(updates, None)
     if first is None:
         return Update("", zeros_like(state.params), 0.0) if hides_clients(plan) else None
-    return plan.aggregator(chain([first], updates), state, lambda client: received)
+    return plan.aggregator(chain([first], updates), state, received)
 
 
 def advance(plan: Plan, state: State, update: Update | None, cohort: Cohort, ledger: Ledger) -> State:
@@ -129,9 +147,10 @@ def advance(plan: Plan, state: State, update: Update | None, cohort: Cohort, led
         return replace(state, round=state.round + 1)
     for stage in reversed(plan.stages):
         update = stage.on_server(update, cohort)
-    ledger.metrics = dict(update.metrics)
-    params, memory = plan.server.step(state.params, state.memory, update.delta, cohort)
-    params = {**params, **statistics(state.params, update.delta)}
+    ledger.metrics, ledger.aggregation_error = dict(update.metrics), update.error
+    params, memory = plan.server.step(beside((EXACT,), state.params), state.memory, update.delta, cohort)
+    exact = accumulated(under(EXACT, state.params), under(EXACT, update.exact))
+    params = {**params, **statistics(state.params, update.delta), **prefixed(EXACT, exact)}
     for name, x in (*params.items(), *memory.items()):
         if not x.isfinite().all():
             ledger.note = f"the server's step makes {name!r} infinite or no number: nothing changes"

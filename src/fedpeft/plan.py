@@ -19,6 +19,7 @@ from fedpeft.core.interfaces import (
     Codec,
     Exchange,
     Local,
+    LowRank,
     Method,
     Partition,
     Sampler,
@@ -27,16 +28,16 @@ from fedpeft.core.interfaces import (
     Stage,
     Task,
 )
-from fedpeft.core.packed import BASE_DTYPES
+from fedpeft.core.lowrank import EXACT
 from fedpeft.core.seeds import fold, seeded
-from fedpeft.core.types import Tensors
+from fedpeft.core.tensors import beside
+from fedpeft.core.types import ClientId, Tensors
 from fedpeft.data.short import source
-from fedpeft.errors import PlanError, unknown
-from fedpeft.fitting import check_batchnorm, check_codecs, check_scaffold, check_sum, shares
+from fedpeft.errors import PlanError
+from fedpeft.fitting import check_batchnorm, check_parts, check_values, shares
 from fedpeft.guarantees import check_budget, check_calibration, private_part
 from fedpeft.registry import construct, find, names, part, parts, settings_of
 
-WEIGHTINGS = ("examples", "uniform", "batches")
 NORM_FACTOR = 100.0
 """Beyond what honest clients with a hundred times the usual examples come to."""
 UPLINK = object()
@@ -54,6 +55,7 @@ class Plan:
       personal: patterns, as of file names, of trained tensors that never travel: each client keeps its own and starts
         from the initial ones. ["*"] is training without federation, ["classifier.*"] a personal head (FedPer,
         arXiv:1912.00818).
+      ranks: of the clients' low-rank factors, dealt out in turn along the list of all clients; left out: the method's.
       min_replies: with fewer good replies a round changes nothing.
       norm_factor: an update may be so many times as long as the median of the last ones; infinity for any length. Left
         out: 100, or none where a guarantee for clients bounds the length, or secure aggregation hides it.
@@ -68,6 +70,10 @@ class Plan:
       classes: label names; empty for the data's own. Needed where the server holds no data.
       target_epsilon, delta: the guarantee after all rounds, from which a private part's noise_multiplier follows.
       accountant: "pld" or "rdp"; "pld" if left out.
+      buffer: replies to an asynchronous step of the server (FedBuff, arXiv:2106.06639), with `cohort` clients at work
+        at a time and `rounds` steps; synchronous rounds if left out.
+      staleness: a of the factor (1 + τ)^(−a) of an update that began τ steps ago; 0.5 if left out.
+      pace_spread: σ of the time exp(σ·z) that a client takes, z a standard normal of its own; 0.5 if left out.
       evaluate_every: rounds between evaluations; the last round is always evaluated.
 
     Raises:
@@ -93,6 +99,7 @@ class Plan:
     cohort: int = 8
     weighting: str = "examples"
     personal: tuple[str, ...] = ()
+    ranks: tuple[int, ...] | None = None
     min_replies: int = 1
     norm_factor: float | None = None
     max_refusals: int = 3
@@ -107,31 +114,13 @@ class Plan:
     target_epsilon: float | None = None
     delta: float | None = None
     accountant: str | None = None
+    buffer: int | None = None
+    staleness: float | None = None
+    pace_spread: float | None = None
 
     def __post_init__(self) -> None:
-        for key in ("rounds", "cohort", "min_replies", "max_refusals", "threads", "evaluate_every"):
-            if getattr(self, key) < 1:
-                raise PlanError(f"{key} must be at least 1, got {getattr(self, key)}")
-        if self.norm_factor is not None and not self.norm_factor >= 1:
-            raise PlanError(f"norm_factor must be at least 1, got {self.norm_factor}")
-        if self.weighting not in WEIGHTINGS:
-            raise PlanError(unknown("weighting", self.weighting, WEIGHTINGS))
-        if self.base_dtype not in BASE_DTYPES:
-            raise PlanError(unknown("base_dtype", self.base_dtype, BASE_DTYPES))
-        if self.engine not in names("engine"):
-            raise PlanError(unknown("engine", self.engine, names("engine")))
-        if self.personal and self.local_shares:
-            raise PlanError(
-                "SCAFFOLD's control variates belong to tensors that travel: leave out `personal`, or SCAFFOLD"
-            )
-        if leaking(self) and self.engine != "inprocess":
-            raise PlanError(
-                f"local.as_published hands momentum from client to client, one after another, and the engine "
-                f'{self.engine!r} has no such order: set engine = "inprocess"'
-            )
-        check_scaffold(self.local, self.server)
-        check_codecs(self.stages, self.uplink, self.downlink)
-        check_sum(self)
+        check_values(self)
+        check_parts(self)
         event = self.private_part.event if self.private_part else None
         check_budget(event, self.target_epsilon, self.delta, self.accountant)
         check_calibration(self, event)
@@ -157,6 +146,19 @@ class Plan:
     def personal_of(self, params: Tensors) -> dict[str, Tensor]:
         """Of the trained tensors, those that stay with the clients."""
         return {n: x for n, x in params.items() if any(fnmatchcase(n, pattern) for pattern in self.personal)}
+
+    def dealt(self, clients: Sequence[ClientId]) -> dict[ClientId, int | None]:
+        """The rank of each of all clients; None for the method's."""
+        ranks = self.ranks or (None,)
+        return {client: ranks[k % len(ranks)] for k, client in enumerate(clients)}
+
+    def trained(self, received: Tensors, round: int) -> Tensors:
+        """Of what a client receives, what it trains in this round, and so what it sends back."""
+        if not isinstance(self.aggregator, LowRank):
+            return received
+        turns = self.aggregator.still
+        still = f".lora_{turns[round % len(turns)]}." if turns else None
+        return {n: x for n, x in beside((EXACT,), received).items() if still is None or still not in n}
 
     def model(self, classes: Sequence[str]) -> nn.Module:
         """The same weights on the server and on every client, frozen ones included."""
@@ -185,11 +187,6 @@ class Plan:
             raise PlanError(
                 f"this plan holds what cannot be written to a file, such as data or a function given in Python: {error}"
             ) from None
-
-
-def leaking(plan: Plan) -> bool:
-    """Whether what a client's optimizer remembers goes over to the next client, and to the next round."""
-    return bool(getattr(plan.local, "as_published", False))
 
 
 def read_plan(spec: Mapping[str, Any] | str | Path = "", overrides: Sequence[str] = ()) -> Plan:

@@ -22,7 +22,7 @@ def round_seed(plan: Plan, round_: int) -> int:
 
 def chosen(plan: Plan, clients: Sequence[ClientId], round_: int) -> list[ClientId]:
     """A round's clients, by name. Anyone who has the plan can tell, so no amplification is ever claimed for it."""
-    return sorted(plan.sampler.choose(clients, plan.cohort, generator(round_seed(plan, round_), "choose")))
+    return sorted(plan.sampler.choose(clients, plan.cohort, generator(round_seed(plan, round_), "choose"), round_))
 
 
 def settled(plan: Plan, clients: Sequence[ClientId]) -> Plan:

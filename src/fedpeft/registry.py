@@ -20,18 +20,24 @@ from fedpeft.errors import PlanError, unknown
 
 CATALOGUE: dict[str, dict[str, str]] = {
     "aggregator": {
+        "fedex": "fedpeft.aggregators.fedex:FedEx",
+        "fedit": "fedpeft.aggregators.fedit:FedIT",
+        "flexlora": "fedpeft.aggregators.flexlora:FlexLoRA",
+        "flora": "fedpeft.aggregators.flora:FLoRA",
         "geometric_median": "fedpeft.aggregators.geometric_median:GeometricMedian",
+        "hetlora": "fedpeft.aggregators.hetlora:HetLoRA",
         "krum": "fedpeft.aggregators.krum:Krum",
         "mean": "fedpeft.aggregators.mean:Mean",
         "median": "fedpeft.aggregators.median:Median",
         "multi_krum": "fedpeft.aggregators.multi_krum:MultiKrum",
+        "rolora": "fedpeft.aggregators.rolora:RoLoRA",
         "trimmed_mean": "fedpeft.aggregators.trimmed_mean:TrimmedMean",
     },
     "attack": {
-        "backdoor": "fedpeft.attacks.backdoor:Backdoor",
-        "label_flip": "fedpeft.attacks.label_flip:LabelFlip",
-        "scaled": "fedpeft.attacks.scaled:Scaled",
-        "sign_flip": "fedpeft.attacks.sign_flip:SignFlip",
+        "backdoor": "fedpeft.attackers.backdoor:Backdoor",
+        "label_flip": "fedpeft.attackers.label_flip:LabelFlip",
+        "scaled": "fedpeft.attackers.scaled:Scaled",
+        "sign_flip": "fedpeft.attackers.sign_flip:SignFlip",
     },
     "codec": {
         "bfloat16": "fedpeft.codecs.bfloat16:BFloat16",
@@ -71,6 +77,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "adapter": "fedpeft.methods.adapter:Adapter",
         "bias": "fedpeft.methods.bias:Bias",
         "dora": "fedpeft.methods.dora:DoRA",
+        "ffa": "fedpeft.methods.ffa:FFA",
         "full": "fedpeft.methods.full:Full",
         "head": "fedpeft.methods.head:Head",
         "ia3": "fedpeft.methods.ia3:IA3",
@@ -95,6 +102,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "shards": "fedpeft.partitions.shards:Shards",
     },
     "sampler": {
+        "sequential_chain": "fedpeft.samplers.sequential_chain:SequentialChain",
         "uniform": "fedpeft.samplers.uniform:Uniform",
     },
     "server": {

@@ -12,6 +12,7 @@ from torch import nn
 from fedpeft.attacking import attackers, poisoned
 from fedpeft.core.features import Kept, featured, keep
 from fedpeft.core.interfaces import Data, Task
+from fedpeft.core.lowrank import is_factor
 from fedpeft.core.packed import prepare_frozen
 from fedpeft.core.seeds import generator
 from fedpeft.core.trainable import read
@@ -88,6 +89,7 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
     plan = settled(plan, list(division.parts))
     model = plan.model(examples.classes).to(device)
     _check_personal(plan, plan.method.names(model))
+    _check_ranks(plan, plan.method.names(model))
     prepare_frozen(model, plan.method.names(model), plan.base_dtype, plan.pack)
     kept = _kept(plan, device, model, train, test, len(division.parts))
     train, test = kept.beside(train, test)
@@ -99,6 +101,14 @@ def _check_personal(plan: Plan, names: Sequence[str]) -> None:
     for pattern in plan.personal:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise PlanError(f"personal = {pattern!r} matches no trained tensor; there are {', '.join(names[:8])} ...")
+
+
+def _check_ranks(plan: Plan, names: Sequence[str]) -> None:
+    factors = [name for name in names if is_factor(name)]
+    if plan.ranks and not factors:
+        raise PlanError(f"ranks = {list(plan.ranks)}: {type(plan.method).__name__} trains no low-rank factors")
+    if own := [name for name in factors if plan.ranks and plan.personal_of({name: torch.empty(0)})]:
+        raise PlanError(f"personal: ranks are of factors that travel, and {own[0]!r} does not: choose one")
 
 
 def _kept(plan: Plan, device: str, model: nn.Module, train: Tensors, test: Tensors, clients: int) -> Kept:

@@ -9,7 +9,9 @@ import typer
 from typer.core import TyperGroup
 
 from fedpeft.cli import (
+    attack,
     contribute,
+    diagnose,
     evaluate,
     export,
     invite,
@@ -96,5 +98,7 @@ for name, command, examples in (
     ("contribute", contribute.contribute, contribute.EXAMPLES),
     ("keygen", keygen.keygen, keygen.EXAMPLES),
     ("merge", merge.merge, merge.EXAMPLES),
+    ("diagnose", diagnose.diagnose, diagnose.EXAMPLES),
+    ("attack", attack.attack, attack.EXAMPLES),
 ):
     app.command(name, epilog=f"\b\nExamples:\n{examples}")(command)

@@ -1,7 +1,7 @@
 """The interfaces of the parts: what each kind must be able to do, and nothing of how."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -188,6 +188,21 @@ class Aggregator(Protocol):
     def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update: ...
 
 
+@runtime_checkable
+class LowRank(Aggregator, Protocol):
+    """An aggregator that knows LoRA's factors, of any rank up to the method's; what else is trained goes to its mean.
+
+    Attributes:
+      plain: whether its result holds only if the server adds it as it is.
+      still: "A" or "B", the factors that nobody trains, in the rounds in turn; empty where both are always trained.
+    """
+
+    @property
+    def plain(self) -> bool: ...
+    @property
+    def still(self) -> tuple[str, ...]: ...
+
+
 class ServerOptimizer(Protocol):
     """A step of the shared parameters along a reduced delta (Reddi et al., 2021, arXiv:2003.00295).
 
@@ -202,9 +217,11 @@ class ServerOptimizer(Protocol):
 
 
 class Sampler(Protocol):
-    """Who takes part in a round."""
+    """Who takes part in a round, counted from 0."""
 
-    def choose(self, clients: Sequence[ClientId], cohort: int, generator: torch.Generator) -> list[ClientId]: ...
+    def choose(
+        self, clients: Sequence[ClientId], cohort: int, generator: torch.Generator, round: int
+    ) -> list[ClientId]: ...
 
 
 class Engine(Protocol):

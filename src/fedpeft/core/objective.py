@@ -11,6 +11,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedpeft.core.interfaces import Task
+from fedpeft.core.lowrank import EXACT, merged
+from fedpeft.core.tensors import under
 from fedpeft.core.types import Batch, Summed, Tensors, Weighted
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,11 +41,13 @@ class Objective:
     Attributes:
       precision: of the pass; with bfloat16 and float16 the matrix products run in it, the small tensors and their
         gradients stay as they are.
+      held: further tensors that are swapped in, and not trained.
     """
 
     model: nn.Module
     task: Task
     precision: str = "float32"
+    held: Tensors = field(default_factory=dict)
     _pass: _Pass = field(init=False, repr=False, compare=False)
     _buffers: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _aliases: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
@@ -55,7 +59,7 @@ class Objective:
 
     def __call__(self, params: Tensors, batch: Batch) -> Tensor:
         with _autocast(self.precision, batch):
-            called = {f"model.{name}": x for name, x in params.items()}
+            called = {f"model.{name}": x for name, x in (*self.held.items(), *params.items())}
             for name, others in self._aliases.items():
                 if name in params:
                     called |= {f"model.{other}": params[name] for other in others}
@@ -141,14 +145,15 @@ def scored(
     """Each batch with the task's metrics of each example; the model is not changed.
 
     Of `params`, what the model does not have is passed over, so that a state's tensors will do as they are: SCAFFOLD's
-    `c/<name>` are among them.
+    `c/<name>` are among them. What is to be added to frozen weights is.
 
     Raises:
       ValueError: the model has none of them.
     """
     measure = _Pass(model, task.metrics)
     own = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
-    called = {f"model.{name}": x for name, x in params.items() if name in own}
+    swapped = {**params, **merged(model, under(EXACT, params))}
+    called = {f"model.{name}": x for name, x in swapped.items() if name in own}
     if params and not called:
         raise ValueError(f"the model has none of the {len(params)} tensors, first {next(iter(params))!r}")
     model.eval()

@@ -90,12 +90,16 @@ class Update:
     Attributes:
       delta: trained minus received, under the received names.
       weight: how much it counts in a weighted mean; the cohort's sum once reduced.
+      exact: of the cohort, what frozen weights change by past the server optimizer; see `core.lowrank.EXACT`.
+      error: of the cohort, how far its merged factors are from the mean of the clients' products.
     """
 
     client: ClientId
     delta: Tensors
     weight: float = 1.0
     metrics: Mapping[str, Weighted] = field(default_factory=dict)
+    exact: Tensors = field(default_factory=dict)
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class State:
 
     Attributes:
       round: the number of rounds done.
-      params: what every client receives: the method's tensors, and what else is shared, e.g. `c/<name>`.
+      params: what every client receives: the method's tensors, and what else is shared: `c/<name>`, `exact/<layer>`.
       memory: what the server optimizer keeps to itself, e.g. `m/<name>`.
       accepted: for each client the last round whose reply was counted.
       norms: lengths of the last updates that were let in, by which others are judged.

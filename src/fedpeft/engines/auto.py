@@ -94,7 +94,7 @@ def trial(site: Site, why: str = "") -> tuple[float, float, str]:
     that is not tried."""
     clients = site.data.clients[: min(TRIED, site.plan.cohort)]
     worker = Worker(site, Nowhere())
-    stacks = Stacks(site, worker.objective)
+    stacks = Stacks(site)
     payload = site.plan.downlink.encode(site.plan.server.init(site.params())[0])
 
     def begun(client: ClientId) -> Trainee:
@@ -107,7 +107,7 @@ def trial(site: Site, why: str = "") -> tuple[float, float, str]:
     def one() -> None:
         trainee = begun(clients[0])
         if stacks.fetch(trainee):
-            site.plan.local.step(trainee.carry, trainee.batch, worker.objective)
+            site.plan.local.step(trainee.carry, trainee.batch, trainee.opened.objective)
 
     def all_of_them() -> None:
         if stacks.turn([begun(client) for client in clients])[1]:

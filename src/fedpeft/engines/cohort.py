@@ -49,7 +49,7 @@ class Cohort:
 
     def __post_init__(self) -> None:
         self.worker = Worker(self.site, self.store)
-        self.stacks = Stacks(self.site, self.worker.objective)
+        self.stacks = Stacks(self.site)
         if reason := unfit(self.site):
             self._give_up(reason)
 

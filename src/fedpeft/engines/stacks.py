@@ -10,7 +10,6 @@ from torch.func import vmap
 
 from fedpeft.client import Opened, Trained
 from fedpeft.core.memory import available, kept, out_of_memory
-from fedpeft.core.objective import Objective
 from fedpeft.core.stacked import Divided, Draws, StackedObjective
 from fedpeft.core.tensors import beside
 from fedpeft.core.types import Batch, Carry, Tensors
@@ -33,6 +32,7 @@ class Trainee:
     """
 
     opened: Opened
+    shapes: Kind
     received: Tensors
     memory: Tensors
     batches: Iterator[Batch]
@@ -61,7 +61,6 @@ class Stacks:
     """
 
     site: Site
-    objective: Objective
     limits: dict[Kind, int] = field(default_factory=dict)
     why: str = ""
 
@@ -72,7 +71,8 @@ class Stacks:
         batches = iter(local.batches(site.data, opened.start, context))
         dropout = torch.Generator(site.device).manual_seed(opened.dropout)
         carry = _mapped(lambda x: x[None], local.begin(received, memory, context))
-        return Trainee(opened, received, memory, batches, dropout, carry)
+        shapes = tuple(x.shape for x in received.values())
+        return Trainee(opened, shapes, received, memory, batches, dropout, carry)
 
     def train(self, trainees: Sequence[Trainee]) -> list[Trainee]:
         """Take all to their ends; those whom a stack could not hold come back, to be trained from their beginning."""
@@ -86,10 +86,10 @@ class Stacks:
     def turn(self, trainees: Sequence[Trainee]) -> tuple[list[Trainee], list[Trainee]]:
         """One step of each: those who took it, and those who could not in a stack; who is done is in neither."""
         active = [one for one in trainees if self.fetch(one)]
-        kinds: dict[Kind, list[Trainee]] = {}
-        for one in active:
-            kinds.setdefault(_kind(one.batch), []).append(one)
-        out = {one for kind, group in kinds.items() for one in self._step(kind, group)}
+        kinds: dict[tuple[Kind, int], list[Trainee]] = {}
+        for one in active:  # who hold other tensors beside, take other steps
+            kinds.setdefault(((*_kind(one.batch), one.shapes), id(one.opened.objective)), []).append(one)
+        out = {one for (kind, _), group in kinds.items() for one in self._step(kind, group)}
         return [one for one in active if one not in out], [one for one in active if one in out]
 
     def finish(self, one: Trainee) -> Trained:
@@ -139,7 +139,7 @@ class Stacks:
         """How many may take a step of this kind at once."""
         if kind not in self.limits:
             params = beside(self.site.plan.local_shares, one.received)
-            row = kept(self.objective, self.site.model, params, one.batch) / len(one.batch["mask"])
+            row = kept(one.opened.objective, self.site.model, params, one.batch) / len(one.batch["mask"])
             carry = sum(x[one.row].nbytes for group in one.stack.values() for x in group.values())
             each = PEAK * row * 2 ** kind[0] + 3 * carry
             self.limits[kind] = max(1, int(SHARE * available(self.site.device) / each))
@@ -148,7 +148,7 @@ class Stacks:
     def _advance(self, part: Sequence[Trainee]) -> None:
         rows = [len(one.batch["mask"]) for one in part]
         batch = _filled([one.batch for one in part], max(rows))
-        losses = StackedObjective(self.objective, Draws([one.dropout for one in part], rows, max(rows)))
+        losses = StackedObjective(part[0].opened.objective, Draws([one.dropout for one in part], rows, max(rows)))
         step = self.site.plan.local.step
         with torch.no_grad():
             stack = vmap(lambda carry, mine: step(carry, mine, losses), randomness="error")(_gathered(part), batch)

@@ -13,12 +13,14 @@ from torch import Tensor
 from fedpeft.core.interfaces import Correction, Data, LossFn, Optimizer
 from fedpeft.core.objective import PRECISIONS
 from fedpeft.core.seeds import generator
-from fedpeft.core.tensors import beside, map_tensors, sub, zeros_like
+from fedpeft.core.tensors import beside, map_tensors, prefixed, sub, under, zeros_like
 from fedpeft.core.types import Batch, Carry, Context, Event, Tensors
 from fedpeft.errors import unknown
 from fedpeft.registry import part
 
 SCHEDULES = ("constant", "linear", "cosine")
+KEPT = "optimizer"
+"""The prefix in a client's memory of what its optimizer remembers."""
 PROBE = "probe"
 """A number whose gradient is always 1. The way it goes is what a correction divides by to tell the mean gradient from a
 delta: K·η for K plain steps, and rightly more with momentum, where the plain sum of rates would make SCAFFOLD's control
@@ -27,12 +29,16 @@ variates up to 1 / (1 − μ) times too large. Only a correction that shares som
 
 @dataclass(frozen=True, kw_only=True)
 class Descent:
-    """`epochs` passes in batches of `batch_size`; the optimizer is fresh for each client and round.
+    """`epochs` passes in batches of `batch_size`; the optimizer is fresh for each client and round, unless
+    `restart_schedule` says otherwise.
 
     Attributes:
       lr: the rate at its highest, in units of the optimizer.
       schedule: how it falls over the whole run, step by step: "constant", "linear" or "cosine".
       warmup: the share of the run's steps over which it rises from 0.
+      restart_schedule: true lets `schedule` and `warmup` run over each round, so that T rounds have T decays as in the
+        published code of arXiv:2412.04650; false lets them run over the whole run, and each client keep what its
+        optimizer remembers. Left out: over the whole run, with a fresh optimizer. In one round all three are the same.
       clip_norm: the largest Euclidean norm of a step's gradient, all tensors as one vector; infinity for none.
       as_published: a mistake of FedPEFT's published code (arXiv:2210.01708), for comparison with it: momentum goes over
         from each client to the next and from round to round. In one process only; a resume begins the run anew.
@@ -50,6 +56,7 @@ class Descent:
     clip_norm: float = float("inf")
     precision: str = "float32"
     as_published: bool = False
+    restart_schedule: bool | None = None
     optimizer: Optimizer = part("optimizer", "sgd")
     correction: Correction = part("correction", "none")
 
@@ -66,6 +73,13 @@ class Descent:
             raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
         if self.precision not in PRECISIONS:
             raise ValueError(unknown("precision", self.precision, PRECISIONS))
+        if self.as_published and self.restart_schedule is False:
+            raise ValueError("a client keeps its own momentum, or takes the last one's (as_published): choose one")
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a client keeps what its optimizer remembers."""
+        return self.restart_schedule is False
 
     @property
     def event(self) -> Event | None:
@@ -85,13 +99,14 @@ class Descent:
     def begin(self, received: Tensors, memory: Tensors, context: Context) -> Carry:
         params = beside(self.correction.shares, received)
         device = next(iter(params.values())).device
-        at, end = context.round * context.steps, context.rounds * context.steps
+        rounds = (0, 1) if self.restart_schedule else (context.round, context.rounds)
+        at, end = (number * context.steps for number in rounds)
         probe: Tensors = {PROBE: torch.zeros((), device=device)} if self.correction.shares else {}
         return {
             "params": params,
             "buffers": {},
-            "optimizer": self.optimizer.init(params),
-            "held": self.correction.begin(received, memory),
+            "optimizer": under(KEPT, memory) or self.optimizer.init(params),
+            "held": self.correction.begin(received, beside((KEPT,), memory)),
             "clock": {name: torch.tensor(float(value), device=device) for name, value in (("at", at), ("end", end))},
             "totals": {name: torch.zeros((), device=device) for name in ("loss", "examples")},
             "probe": probe,
@@ -127,7 +142,9 @@ class Descent:
         # a buffer has no gradient to correct, so of what a correction shares, its part stays as it is
         learned = {name: x for name, x in delta.items() if name not in carry["buffers"]}
         path = -carry["probe"][PROBE] if carry["probe"] else torch.tensor(float("nan"))
-        corrected, memory = self.correction.finish(learned, received, memory, path)
+        corrected, memory = self.correction.finish(learned, received, beside((KEPT,), memory), path)
+        if self.remembers and carry["clock"]["at"] < carry["clock"]["end"]:  # after the last round nobody needs it
+            memory = {**memory, **prefixed(KEPT, carry["optimizer"])}
         delta = {**delta, **corrected}
         still = zeros_like({name: x for name, x in received.items() if name not in delta})
         return {**delta, **still}, memory, carry["totals"]

@@ -230,7 +230,7 @@ def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitati
     """What the loop would make of the frame, where it enters."""
     plan = invitation.plan
     try:
-        update = unpack(header.client, frame, plan.uplink, layout(received(invitation)))
+        update = unpack(header.client, frame, plan.uplink, layout(plan.trained(received(invitation), 0)))
     except WireError as error:
         raise ContributionError(Flaw.TENSORS, file, f"{_short(error)}; it must hold what the plan trains") from None
     if not finite(update.delta):

@@ -21,9 +21,10 @@ from torch import nn
 from fedpeft.core.trainable import read, tensors_of
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError, RunError
-from fedpeft.loop import encoded, hides_clients, remembers, start
+from fedpeft.fitting import leaking
+from fedpeft.loop import encoded, hides_clients, start
 from fedpeft.oneshot.keys import PUBLIC, make_sealing_key, require
-from fedpeft.plan import Plan, leaking
+from fedpeft.plan import Plan
 from fedpeft.privacy import settled
 from fedpeft.registry import describe
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -87,15 +88,19 @@ def check_plan(plan: Plan) -> None:
             f"rounds = {plan.rounds}: a file for each client is one round. Set rounds = 1, and local.epochs to all the "
             "epochs that a client is to train for"
         )
+    if plan.buffer:
+        raise PlanError("asynchronous steps are many: leave out `buffer`")
     if leaking(plan):
         raise PlanError("local.as_published hands momentum from client to client, and here each trains alone")
     if describe("exchange", plan.exchange)["name"] != "fit":
         raise PlanError('an exchange of several messages needs a connection: set exchange = "fit"')
-    if plan.local_shares or plan.personal or remembers(plan):
+    if plan.local_shares or plan.personal or any(stage.remembers for stage in plan.stages):
         raise PlanError(
             "personal tensors, SCAFFOLD and error feedback are for clients that come back: what they keep for the next "
             "round never counts when there is none. Leave them out"
         )
+    if plan.ranks:
+        raise PlanError("ranks are dealt out along the list of all clients, which nobody has yet: leave them out")
     if hides_clients(plan):
         raise PlanError(
             "client_dp adds noise whenever files are merged, so that a late comer would make a second release of all "

@@ -9,13 +9,16 @@ from typing import Any, Protocol
 import torch
 
 from fedpeft.core.interfaces import Engine
+from fedpeft.core.lowrank import EXACT
 from fedpeft.core.secrets import Secret, secret_at
 from fedpeft.core.stores import Folder, write_atomically
-from fedpeft.core.tensors import layout
+from fedpeft.core.tensors import beside, layout
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError, RunError
+from fedpeft.fitting import leaking
 from fedpeft.loop import federate, start
-from fedpeft.plan import Plan, leaking
+from fedpeft.loop_async import federate_async
+from fedpeft.plan import Plan
 from fedpeft.registry import find
 from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fedpeft.runs.division import division_at
@@ -85,7 +88,8 @@ def execute(folder: RunFolder, site: Site, engine: Engine) -> Iterator[RoundReco
     clock, begun = perf_counter(), resumed(folder, site)
     own, _ = secrets = _secrets(folder, plan)
     commitments = [secret.commitment for secret in secrets if secret]
-    for state, ledger in federate(plan, engine, begun, own):
+    rounds = federate_async(plan, engine, begun) if plan.buffer else federate(plan, engine, begun, own)
+    for state, ledger in rounds:
         due = state.round % plan.evaluate_every == 0 or state.round == plan.rounds
         measured = held_out(site, state, store) if due else None
         now = perf_counter()
@@ -110,7 +114,7 @@ def resumed(folder: RunFolder, site: Site) -> State:
         write_atomically(folder.rounds, b"")
         rmtree(folder.clients, ignore_errors=True)  # a stored reply would be sent without training
     state = saved.state if saved else fresh
-    if sorted(layout(state.params)) != sorted(layout(fresh.params)):
+    if sorted(layout(beside((EXACT,), state.params))) != sorted(layout(fresh.params)):
         raise RunError(f"{folder.checkpoint} holds other tensors than the plan's model has with these libraries")
     _same_secrets(folder, saved)
     keep_rounds(folder, state.round)

@@ -16,6 +16,7 @@ from fedpeft.runs.inputs import save_inputs
 from fedpeft.runs.model_card import model_card
 from fedpeft.runs.model_folder import is_plain, own_layers, save_model, save_with_code
 from fedpeft.runs.result import Result, fill, read_result
+from fedpeft.runs.widened import widened
 
 
 def export_run(path: Path, out: Path, merge: bool = False) -> list[Path]:
@@ -32,7 +33,7 @@ def export_run(path: Path, out: Path, merge: bool = False) -> list[Path]:
       PlanError: the base model cannot be loaded.
     """
     _vacant(out)
-    result = read_result(path)
+    result = widened(read_result(path))
     with _new_folder(out) as folder, _quiet():
         card = _write(result, folder, out, merge)
         save_inputs(result.plan.task, folder)

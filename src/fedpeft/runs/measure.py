@@ -11,8 +11,9 @@ from torch import Tensor
 from fedpeft.core.amounts import LESS_IS_BETTER
 from fedpeft.core.features import FEATURES, Kept
 from fedpeft.core.interfaces import Store
+from fedpeft.core.lowrank import EXACT
 from fedpeft.core.objective import evaluate, scored
-from fedpeft.core.tensors import under
+from fedpeft.core.tensors import prefixed, under
 from fedpeft.core.trainable import read
 from fedpeft.core.types import ClientId, State, Tensors, Update, Weighted
 from fedpeft.core.wire import pack
@@ -32,7 +33,8 @@ def measure(site: Site, params: Tensors, client: ClientId | None = None) -> dict
 
 
 def _own(site: Site, params: Tensors) -> Tensors:
-    return {n: params[n].to(site.device) for n in site.plan.method.names(site.model)}
+    own = {n: params[n] for n in site.plan.method.names(site.model)}
+    return {n: x.to(site.device) for n, x in {**own, **prefixed(EXACT, under(EXACT, params))}.items()}
 
 
 def client_params(site: Site, state: State, store: Store, client: ClientId) -> Tensors:
@@ -144,7 +146,7 @@ def full_payloads(plan: Plan, classes: tuple[str, ...]) -> FullPayloads:
 
 def _whole(plan: Plan, classes: tuple[str, ...]) -> Tensors:
     """What full fine-tuning would train, of a model that is built for this and let go; of a config alone if need be."""
-    full = replace(plan, method=build("method", "full" if plan.method.pretrained else "scratch"))
+    full = replace(plan, method=build("method", "full" if plan.method.pretrained else "scratch"), ranks=None)
     model = full.model(classes)
     return read(model, full.method.names(model))
 

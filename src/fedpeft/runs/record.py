@@ -20,6 +20,7 @@ class RoundRecord:
       up_headers: the part of `bytes_up` that is frames and headers rather than tensors.
       metrics: as the clients report them on what they trained on; null where not finite.
       privacy: `epsilon` and `delta` up to here, the `unit` that they hide, the `accountant`; null where there is none.
+      aggregation_error: ‖mean(B·A) − merged‖ / ‖mean(B·A)‖; null without an aggregator of low-rank factors.
       held_out: the same of the new parameters on held-out examples; null if this round was not evaluated.
     """
 
@@ -33,6 +34,7 @@ class RoundRecord:
     held_out: Mapping[str, float | None] | None
     seconds: float
     privacy: Mapping[str, Any] | None = None
+    aggregation_error: float | None = None
 
     @property
     def failed(self) -> dict[ClientId, str]:
@@ -56,6 +58,7 @@ def record_of(ledger: Ledger, held_out: Mapping[str, float] | None, seconds: flo
         held_out=None if held_out is None else finite_or_none(held_out),
         seconds=round(seconds, 3),
         privacy=ledger.privacy,
+        aggregation_error=ledger.aggregation_error,
     )
 
 

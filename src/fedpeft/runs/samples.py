@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from fedpeft.core.lowrank import EXACT, merged
+from fedpeft.core.tensors import under
 from fedpeft.core.trainable import write
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError
@@ -43,7 +45,8 @@ def samples(site: Site, state: State, number: int, length: int = 60) -> list[Sam
     model: Any = plan.model(site.classes).eval()
     with threads(plan.threads):
         before = [_continued(model, plan.task, ids, length) for ids, _ in pairs]
-        write(model, {name: state.params[name] for name in plan.method.names(model)})
+        own = {name: state.params[name] for name in plan.method.names(model)}
+        write(model, {**own, **merged(model, under(EXACT, state.params))})
         after = [_continued(model, plan.task, ids, length) for ids, _ in pairs]
     read = tokenizer(plan.task.base)
     return [

@@ -12,6 +12,8 @@ from fedpeft.core.types import ClientId
 class Uniform:
     """Draw `cohort` clients without replacement (McMahan et al., 2017, arXiv:1602.05629, Algorithm 1)."""
 
-    def choose(self, clients: Sequence[ClientId], cohort: int, generator: torch.Generator) -> list[ClientId]:
+    def choose(
+        self, clients: Sequence[ClientId], cohort: int, generator: torch.Generator, round: int
+    ) -> list[ClientId]:
         order = torch.randperm(len(clients), generator=generator).tolist()
         return [clients[i] for i in order[:cohort]]

@@ -1,0 +1,82 @@
+"""What the aggregators of LoRA's factors have in common: means of factors of any rank, and of their products."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from fedpeft.aggregators.mean import Mean
+from fedpeft.core.lowrank import EXACT, Product, padded, pairs
+from fedpeft.core.tensors import prefixed
+from fedpeft.core.types import ClientId, State, Tensors, Update
+
+
+@dataclass
+class Gathered:
+    """A cohort, read once.
+
+    Attributes:
+      state: what the round began with.
+      mean: of all tensors; factors of a lower rank count as if the rest of them were zero.
+      products: by layer the mean of B·A.
+    """
+
+    state: State
+    mean: Update = field(default_factory=lambda: Update("", {}))
+    products: dict[str, Product] = field(default_factory=dict)
+
+    def factors(self, layer: str) -> tuple[str, str]:
+        """The names of A and B."""
+        return pairs(self.state.params)[layer]
+
+    def change(self, to: Tensors, exact: Mapping[str, Product] | None = None) -> Update:
+        """The mean with factors that become those in `to`, and products added to frozen weights; with its error,
+        ‖mean(B·A) − merged‖ / ‖mean(B·A)‖ over all layers."""
+        params = self.state.params
+        still = {name: torch.zeros_like(params[name]) for layer in self.products for name in self.factors(layer)}
+        delta = {**still, **self.mean.delta, **{name: x.to(params[name]) - params[name] for name, x in to.items()}}
+        more: dict[str, torch.Tensor] = {}
+        for layer, product in (exact or {}).items():
+            like = params[self.factors(layer)[0]]
+            more |= {f"{layer}.left": product.left.to(like), f"{layer}.right": product.right.to(like)}
+        return replace(self.mean, delta=delta, exact=prefixed(EXACT, more), error=self._error(delta, more))
+
+    def _error(self, delta: Tensors, more: Tensors) -> float | None:
+        params, off, all_ = self.state.params, 0.0, 0.0
+        for layer, product in self.products.items():
+            a, b = (params[n] + delta[n] if n in delta else params[n] for n in self.factors(layer))
+            rest = product.plus(b, a, -1.0)
+            if f"{layer}.left" in more:
+                rest = rest.plus(more[f"{layer}.left"], more[f"{layer}.right"], -1.0)
+            off, all_ = off + rest.norm() ** 2, all_ + product.norm() ** 2
+        return (off / all_) ** 0.5 if all_ else None
+
+
+def gathered(updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Gathered:
+    """Read the updates once, holding of each layer one sum of products and one mean.
+
+    Raises:
+      ValueError: see `Mean`.
+    """
+    names = pairs(state.params)
+    into = Gathered(state)
+    into.products = {n: Product.zero(len(state.params[b]), state.params[a].shape[1]) for n, (a, b) in names.items()}
+
+    def passing() -> Iterator[Update]:
+        for update in updates:
+            for layer, (a, b) in names.items():
+                into.products[layer] = into.products[layer].plus(*product(update, received, a, b), update.weight)
+            yield replace(update, delta=padded(update.delta, state.params))
+
+    into.mean = Mean()(passing(), state, received)
+    into.products = {layer: each.times(1 / into.mean.weight) for layer, each in into.products.items()}
+    return into
+
+
+def product(
+    update: Update, received: Callable[[ClientId], Tensors], a: str, b: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A client's B and A, as it has them after training."""
+    start = received(update.client)
+    one, two = (start[n] + update.delta[n] if n in update.delta else start[n] for n in (b, a))
+    return one, two

@@ -1,0 +1,25 @@
+"""FedIT: A and B averaged each for itself (Zhang et al., 2024, arXiv:2305.05644)."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedpeft.aggregators.factors import gathered
+from fedpeft.core.types import ClientId, State, Tensors, Update
+
+
+@dataclass(frozen=True)
+class FedIT:
+    """A ← Σ p·A_k and B ← Σ p·B_k, which is not Σ p·B_k·A_k: the error says how far from it.
+
+    Of one rank this is the weighted mean to the bit. Lower ranks are filled up with zeros.
+
+    Raises:
+      ValueError: no update, or a weight that is not positive.
+    """
+
+    plain: ClassVar[bool] = False
+    still: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update:
+        return gathered(updates, state, received).change({})
