@@ -165,9 +165,9 @@ def written(plan: Plan, state: State, updates: int, folder: Path) -> Iterator[Pa
 
 def averaged(plan: Plan, state: State, files: list[Path]) -> None:
     """The server's side of a round."""
-    ledger, expected = Ledger(0), layout(state.params)
+    ledger, expected = Ledger(0), dict.fromkeys((file.name for file in files), layout(state.params))
     came = (receive(plan, expected, ledger, Reply(file.name, file.read_bytes())) for file in files)
-    mean = aggregate(plan, (update for update in came if update is not None), state, state.params)
+    mean = aggregate(plan, (update for update in came if update is not None), state, lambda _: state.params)
     assert mean is not None and len(ledger.weights) == len(files), ledger.failed
 
 
