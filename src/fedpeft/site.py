@@ -13,6 +13,7 @@ from fedpeft.attacking import attackers, poisoned
 from fedpeft.core.features import Kept, featured, keep
 from fedpeft.core.interfaces import Data, Task
 from fedpeft.core.lowrank import is_factor
+from fedpeft.core.memory import reuse_freed
 from fedpeft.core.packed import prepare_frozen
 from fedpeft.core.seeds import generator
 from fedpeft.core.trainable import read
@@ -84,6 +85,7 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
       DataError, PlanError: what is wrong with them.
     """
     task = plan.task
+    reuse_freed()
     train, test = task.prepare(examples.train), task.prepare(examples.test)
     train = poisoned(plan.attacks, plan.seed, train, division.parts, len(examples.classes))
     plan = settled(plan, list(division.parts))
