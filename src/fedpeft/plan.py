@@ -39,6 +39,8 @@ from fedpeft.guarantees import check_budget, check_calibration, private_part
 from fedpeft.registry import construct, find, names, part, parts, settings_of
 
 WEIGHTINGS = ("examples", "uniform", "batches")
+BESIDE = ("name", "engine", "deadline")
+"""Keys that make no other experiment."""
 UPLINK = object()
 """Stands for the uplink's codec in a stage while a plan is read."""
 
@@ -66,6 +68,8 @@ class Plan:
       target_epsilon, delta: the guarantee after all rounds, from which a private part's noise_multiplier follows.
       accountant: "pld" or "rdp"; "pld" if left out.
       evaluate_every: rounds between evaluations; the last round is always evaluated.
+      nodes: the names of those whose data lie with them, for the engine "flower"; simulations divide `data` instead.
+      deadline: seconds that a round waits for nodes far away, an hour if left out; a simulation waits for everybody.
 
     Raises:
       ValueError: a value out of range.
@@ -102,11 +106,14 @@ class Plan:
     target_epsilon: float | None = None
     delta: float | None = None
     accountant: str | None = None
+    nodes: tuple[str, ...] | None = None
+    deadline: float | None = None
 
     def __post_init__(self) -> None:
         for key in ("rounds", "cohort", "min_replies", "threads", "evaluate_every"):
             if getattr(self, key) < 1:
                 raise PlanError(f"{key} must be at least 1, got {getattr(self, key)}")
+        _check_nodes(self.nodes, self.deadline)
         if self.weighting not in WEIGHTINGS:
             raise PlanError(unknown("weighting", self.weighting, WEIGHTINGS))
         if self.base_dtype not in BASE_DTYPES:
@@ -168,8 +175,8 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """A name for this experiment: equal plans have equal ones, whatever the engine."""
-        settings = {key: value for key, value in settings_of(self).items() if key not in ("name", "engine")}
+        """A name for this experiment: equal plans have equal ones, whatever the engine and its patience."""
+        settings = {key: value for key, value in settings_of(self).items() if key not in BESIDE}
         return blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
     def toml(self) -> str:
@@ -184,6 +191,13 @@ class Plan:
             raise PlanError(
                 f"this plan holds what cannot be written to a file, such as data or a function given in Python: {error}"
             ) from None
+
+
+def _check_nodes(nodes: Sequence[str] | None, deadline: float | None) -> None:
+    if nodes is not None and (not nodes or len(set(nodes)) < len(nodes)):
+        raise PlanError(f"nodes must be names, each once, got {list(nodes)}")
+    if deadline is not None and not 0 < deadline < float("inf"):
+        raise PlanError(f"deadline must be a positive number of seconds, got {deadline}")
 
 
 def leaking(plan: Plan) -> bool:

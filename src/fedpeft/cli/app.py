@@ -9,12 +9,14 @@ import typer
 from typer.core import TyperGroup
 
 from fedpeft.cli import (
+    bundle,
     contribute,
     evaluate,
     export,
     invite,
     keygen,
     merge,
+    node,
     partition,
     parts,
     report,
@@ -96,5 +98,7 @@ for name, command, examples in (
     ("contribute", contribute.contribute, contribute.EXAMPLES),
     ("keygen", keygen.keygen, keygen.EXAMPLES),
     ("merge", merge.merge, merge.EXAMPLES),
+    ("node", node.node, node.EXAMPLES),
+    ("app", bundle.bundle, bundle.EXAMPLES),
 ):
     app.command(name, epilog=f"\b\nExamples:\n{examples}")(command)
