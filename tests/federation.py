@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,18 +80,28 @@ class Federation:
         self.processes[name].send_signal(signal.SIGKILL)
         self.processes[name].wait()
 
+    def inside(self, name: str, word: str = "") -> list[int]:
+        """The numbers of the processes that `name` started and that have `word` in their command."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                home = f"FLWR_HOME={self.root / name}\0".encode()
+                if home in (path / "environ").read_bytes() and word in (path / "cmdline").read_text():
+                    found.append(int(path.name))
+        return found
+
     def log(self, name: str) -> str:
         path = self.root / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
     def close(self) -> None:
         for process in self.processes.values():
-            for sent in (signal.SIGTERM, signal.SIGKILL):
-                try:
-                    os.killpg(process.pid, sent)
-                    process.wait(5)
-                except (ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
-                    continue
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        for pid in [pid for name in (*self.processes, "user") for pid in self.inside(name)]:  # of sessions of their own
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager

@@ -57,7 +57,8 @@ def send(connection: socket.socket, what: Letter) -> None:
     """Write a letter to a socket."""
     text = what.text
     connection.sendall(_LENGTHS.pack(len(text), len(what.body)) + text)
-    connection.sendall(what.body)
+    if what.body:  # the other end may be gone already, content with the head
+        connection.sendall(what.body)
 
 
 def receive(connection: socket.socket) -> Letter:

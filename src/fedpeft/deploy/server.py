@@ -50,8 +50,8 @@ def _opened(settings: Mapping[str, Any]) -> tuple[RunFolder, Site]:
         raise RunError(f"run = {path!r}: the server's part is started elsewhere, give it the whole path")
     if path and (Path(path) / "plan.toml").exists():
         folder, plan = reopen(Path(path))
-        return folder, server_site(plan)
-    site = server_site(replace(read_plan(str(settings["plan"])), engine="flower"))
+        return folder, server_site(plan, say)
+    site = server_site(replace(read_plan(str(settings["plan"])), engine="flower"), say)
     return create(site.plan, Path(path) if path else None), site
 
 

@@ -1,22 +1,24 @@
 """What a server and its nodes must agree on before a node trains anything."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from secrets import token_hex
 from typing import Any
 
-import torch
-
+from fedpeft.core.interfaces import Data
+from fedpeft.core.packed import prepare_frozen
 from fedpeft.core.stores import write_atomically
-from fedpeft.core.types import ClientId, Division
-from fedpeft.errors import PlanError
-from fedpeft.oneshot.contribute import own_site
+from fedpeft.core.types import ClientId
+from fedpeft.data.partitioned import Partitioned
+from fedpeft.errors import DataError, PlanError
+from fedpeft.oneshot.contribute import in_order, own_site
 from fedpeft.oneshot.invitation import base_fingerprint, labels_digest, transforms_digest
+from fedpeft.oneshot.results import Contributors
 from fedpeft.plan import Plan, leaking
 from fedpeft.privacy import settled
 from fedpeft.runs.execute import open_run_site
 from fedpeft.runs.folder import RunFolder
-from fedpeft.site import Site, site_of
+from fedpeft.site import Site
 
 WHAT = {
     "plan": "the plan here is not the run's: give both sides the same file, with the same settings",
@@ -69,9 +71,7 @@ def node_site(plan: Plan, path: str, name: ClientId, device: str = "cpu") -> Sit
     if name not in (plan.nodes or ()):
         known = ", ".join(plan.nodes or ()) or "none"
         raise PlanError(f"the plan names no node {name!r}: its nodes are {known}; set nodes = [...] in it")
-    if not plan.classes:
-        raise PlanError("the plan does not name the labels, and a node need not have them all: set classes = [...]")
-    return own_site(settled(plan, plan.nodes or ()), path, name, device)
+    return own_site(settled(named(plan), plan.nodes or ()), path, name, device)
 
 
 def rehearsal_site(plan: Plan, number: int, device: str = "cpu") -> tuple[Site, ClientId]:
@@ -91,8 +91,11 @@ def rehearsal_site(plan: Plan, number: int, device: str = "cpu") -> tuple[Site, 
     return site, site.data.clients[number]
 
 
-def server_site(plan: Plan) -> Site:
-    """The site of the server: the examples that the plan holds out, and no client's where the clients are nodes.
+def server_site(plan: Plan, say: Callable[[str], None] = lambda words: None) -> Site:
+    """The site of the server. Where the clients are nodes, nobody's training examples are there.
+
+    The plan's data, where they can be read, are then the server's own, and their held-out part is measured; else
+    nothing is, which `say` is told.
 
     Raises:
       DataError, PlanError: what is wrong with the plan or its data.
@@ -100,9 +103,23 @@ def server_site(plan: Plan) -> Site:
     check_plan(plan)
     if plan.nodes is None:
         return open_run_site(plan)
-    examples = plan.data.load()
-    nothing = torch.empty(0, dtype=torch.int64)
-    return site_of(settled(plan, plan.nodes), examples, Division(dict.fromkeys(plan.nodes, nothing)))
+    plan = settled(named(plan), plan.nodes)
+    test: Data | None = None
+    try:
+        examples = in_order(plan.data.load(), plan.classes, "the plan's data")
+        test = Partitioned(plan.task, {}, plan.task.prepare(examples.test), {})
+    except DataError as error:
+        say(f"the server has no held-out examples, so nothing is measured: {error}")
+    model = plan.model(plan.classes)
+    prepare_frozen(model, plan.method.names(model), plan.base_dtype, plan.pack)
+    return Site(plan, model, Contributors(dict.fromkeys(plan.nodes, 0), test), plan.classes)
+
+
+def named(plan: Plan) -> Plan:
+    """The plan, if it names the labels; raises PlanError if it does not."""
+    if not plan.classes:
+        raise PlanError("the plan does not name the labels, and a node need not have them all: set classes = [...]")
+    return plan
 
 
 def token_at(folder: RunFolder) -> str:
