@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TESTS = Path(__file__).parent
+CERTIFICATES = TESTS.parent / "examples" / "deploy" / "certificates.sh"
 SCRIPTS = Path(sys.executable).parent
 
 
@@ -20,6 +21,7 @@ class Federation:
     """Processes by name. Each has a session of its own, which is ended whole."""
 
     root: Path
+    tls: bool = False
     processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     port: int = field(default_factory=lambda: free_port())
 
@@ -51,11 +53,33 @@ class Federation:
         return self.processes[name]
 
     def superlink(self) -> None:
+        """With TLS and keys of nodes, or with neither."""
         (self.root / "user").mkdir(exist_ok=True)
+        safety = f'root-certificates = "{self.root}/keys/ca.crt"' if self.tls else "insecure = true"
         (self.root / "user" / "config.toml").write_text(
-            f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
+            f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{self.port}"\n{safety}\n'
         )
-        self.begin("superlink", SCRIPTS / "flower-superlink", "--insecure", "--port", str(self.port))
+        self.begin(
+            "superlink", SCRIPTS / "flower-superlink", "--port", str(self.port), "--database", self.root / "state.db",
+            *(self._certified() if self.tls else ["--insecure"]),
+        )  # fmt: skip
+        until(lambda: "startup complete" in self.log("superlink"), 60, lambda: self.log("superlink"))
+
+    def _certified(self) -> list[str]:
+        keys = self.root / "keys"
+        if not keys.exists():
+            subprocess.run([CERTIFICATES, keys, "IP:127.0.0.1"], check=True)
+        files = [
+            f"--ssl-ca-certfile={keys}/ca.crt",
+            f"--ssl-certfile={keys}/server.crt",
+            f"--ssl-keyfile={keys}/server.key",
+        ]
+        return [*files, "--enable-supernode-auth"]
+
+    def flwr(self, *words: str | Path) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [SCRIPTS / "flwr", *words], env=self.environment("user"), capture_output=True, text=True, check=False
+        )
 
     def node(self, plan: Path, number: int) -> None:
         """A worker and its SuperNode."""
@@ -68,11 +92,21 @@ class Federation:
     def fedpeft(self, name: str, *arguments: str | Path) -> "subprocess.Popen[bytes]":
         return self.begin(name, sys.executable, "-m", "fedpeft", *arguments, home="user")
 
-    def supernode(self, number: int) -> None:
-        folder = self.root / f"node{number}"
+    def supernode(self, number: int, name: str = "") -> None:
+        """Begun with the worker's folder and, with TLS, a key that is registered."""
+        keys = self.root / "keys"
+        safety: list[str | Path] = ["--insecure"]
+        if self.tls:
+            key = keys / f"node{number}"
+            if not key.exists():
+                subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", key], check=True)
+                told = self.flwr("supernode", "register", key.with_suffix(".pub"), "here", "--name", f"site{number}")
+                assert told.returncode == 0, told.stdout + told.stderr
+            safety = ["--root-certificates", keys / "ca.crt", "--auth-supernode-private-key", key]
         self.begin(
-            f"supernode{number}", SCRIPTS / "flower-supernode", "--insecure",
-            "--superlink", f"127.0.0.1:{self.port}", "--port", str(free_port()), "--node-config", f'node="{folder}"',
+            name or f"supernode{number}", SCRIPTS / "flower-supernode", *safety,
+            "--superlink", f"127.0.0.1:{self.port}", "--port", str(free_port()),
+            "--node-config", f'node="{self.root}/node{number}"',
         )  # fmt: skip
 
     def kill(self, name: str) -> None:
@@ -105,9 +139,9 @@ class Federation:
 
 
 @contextmanager
-def federation(root: Path) -> Iterator[Federation]:
+def federation(root: Path, tls: bool = False) -> Iterator[Federation]:
     root.mkdir(parents=True, exist_ok=True)
-    made = Federation(root)
+    made = Federation(root, tls)
     try:
         yield made
     finally:

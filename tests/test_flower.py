@@ -1,5 +1,7 @@
 """The engine of Flower with real processes: SuperLink, SuperNodes, workers, on this machine."""
 
+import os
+import signal
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from federation import Federation, federation, until
+from federation import CERTIFICATES, SCRIPTS, Federation, federation, free_port, until
 from running import PLAN
 
 from fedpeft.core.interfaces import Store
@@ -61,9 +63,9 @@ def simulated(plan: Plan, run: RunFolder, store: Store) -> bool:
 
 
 @contextmanager
-def three(root: Path, text: str) -> Iterator[Federation]:
+def three(root: Path, text: str, tls: bool = False) -> Iterator[Federation]:
     """A SuperLink and three nodes with their workers."""
-    with federation(root) as here:
+    with federation(root, tls) as here:
         plan = root / "plan.toml"
         plan.write_text(text)
         here.superlink()
@@ -93,3 +95,59 @@ def test_a_client_killed_in_training_costs_a_round_its_update_and_nothing_else(t
         assert simulated(plan, folder, Folder(tmp_path / "here"))
         assert "not counted: c001: its worker ended in the middle of the work" in here.log("run")
         assert here.log("run").count("answered") == 3
+
+
+@pytest.mark.slow
+def test_a_server_killed_in_a_round_goes_on_from_the_last(tmp_path: Path) -> None:
+    """kill -9 of the ServerApp: the follower says so at once, and what is resumed ends as if nothing had been."""
+    with three(tmp_path, SCAFFOLD) as here:
+        process = submit(here)
+        until((tmp_path / "run" / "rounds.jsonl").exists, 100, lambda: here.log("run"))
+        [server] = here.inside("superlink", "flwr-serverapp")
+        os.kill(server, signal.SIGKILL)
+        assert process.wait(30) == 2
+        assert f"go on with `fedpeft run --resume {tmp_path}/run`" in here.log("run")
+        assert here.fedpeft("again", "run", "--resume", tmp_path / "run").wait(200) == 0, here.log("again")
+        plan = read_plan(tmp_path / "plan.toml")
+        assert simulated(plan, RunFolder(tmp_path / "run"), Folder(tmp_path / "here"))
+        assert not any(
+            "failed" in c for line in read_rounds(RunFolder(tmp_path / "run")) for c in line["clients"].values()
+        )
+
+
+@pytest.mark.slow
+def test_a_superlink_killed_and_started_again_goes_on_from_the_last(tmp_path: Path) -> None:
+    """kill -9 of the SuperLink, which takes the server's part with it; the nodes come back by themselves."""
+    with three(tmp_path, SCAFFOLD) as here:
+        process = submit(here)
+        until((tmp_path / "run" / "rounds.jsonl").exists, 100, lambda: here.log("run"))
+        here.kill("superlink")
+        assert process.wait(100) == 2, here.log("run")
+        here.superlink()
+        assert here.fedpeft("again", "run", "--resume", tmp_path / "run").wait(250) == 0, here.log("again")
+        plan = read_plan(tmp_path / "plan.toml")
+        assert simulated(plan, RunFolder(tmp_path / "run"), Folder(tmp_path / "here"))
+
+
+@pytest.mark.slow
+def test_tls_and_keys_keep_strangers_out(tmp_path: Path) -> None:
+    """As docs/deploy.md has it: who has no key that is registered, or trusts another root, is not a node."""
+    with three(tmp_path, NODES, tls=True) as here:
+        keys = tmp_path / "keys"
+        assert submit(here).wait(200) == 0, here.log("run")
+        plan = read_plan(tmp_path / "plan.toml")
+        assert simulated(plan, RunFolder(tmp_path / "run"), Folder(tmp_path / "here"))
+        address = f"127.0.0.1:{here.port}"
+        flags = ("--superlink", address, "--root-certificates", keys / "ca.crt", "--key", keys / "node0")
+        assert here.fedpeft("doctor", "doctor", *flags, "--node", tmp_path / "node0").wait(60) == 0, here.log("doctor")
+        subprocess.run([CERTIFICATES, tmp_path / "other", "IP:127.0.0.1"], check=True)
+        subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", tmp_path / "own"], check=True)
+        for name, root, key in (
+            ("no key", keys, None),
+            ("own key", keys, tmp_path / "own"),
+            ("other root", tmp_path / "other", keys / "node0"),
+        ):
+            words = [SCRIPTS / "flower-supernode", "--superlink", address, "--root-certificates", root / "ca.crt"]
+            words += ["--max-retries", "1", "--port", str(free_port())]
+            stranger = here.begin(name, *words, *(["--auth-supernode-private-key", key] if key else []))
+            assert stranger.wait(60) != 0, here.log(name)

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from fedpeft.cli import (
     bundle,
     contribute,
+    doctor,
     evaluate,
     export,
     invite,
@@ -100,5 +101,6 @@ for name, command, examples in (
     ("merge", merge.merge, merge.EXAMPLES),
     ("node", node.node, node.EXAMPLES),
     ("app", bundle.bundle, bundle.EXAMPLES),
+    ("doctor", doctor.doctor, doctor.EXAMPLES),
 ):
     app.command(name, epilog=f"\b\nExamples:\n{examples}")(command)

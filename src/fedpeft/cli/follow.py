@@ -36,13 +36,13 @@ def begin(plan: "Plan", out: Path | None, federation: str | None) -> "RunFolder"
 
 def again(folder: "RunFolder", plan: "Plan", federation: str | None) -> None:
     """A run that was submitted and is not finished: submitted once more, if it does not go on already."""
-    from fedpeft.deploy.submit import federation_of, require, status, submit
+    from fedpeft.deploy.submit import federation_of, killed, require, status, submit
 
     require()
     federation = federation or federation_of(folder)
     if federation is None:
         raise RunError(NAMELESS)
-    if status(folder) not in ("pending", "starting", "running"):
+    if killed(folder) or status(folder) not in ("pending", "starting", "running"):
         submit(folder, replace(plan, engine="flower"), federation)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.core.stores import write_atomically
-from fedpeft.deploy.submit import ended
+from fedpeft.deploy.submit import ended, here
 from fedpeft.deploy.terms import server_site, terms_of, token_at
 from fedpeft.engines.flower import Flower, server_app
 from fedpeft.errors import FedpeftError, RunError
@@ -37,6 +37,7 @@ def serve(grid: "Grid", settings: Mapping[str, Any]) -> None:
     folder, site = _opened(settings)
     with locked(folder):
         ended(folder).unlink(missing_ok=True)
+        here(folder)
         try:
             _run(folder, site, grid)
         except (FedpeftError, OSError) as error:
@@ -57,10 +58,8 @@ def _opened(settings: Mapping[str, Any]) -> tuple[RunFolder, Site]:
 
 def _run(folder: RunFolder, site: Site, grid: "Grid") -> None:
     plan = site.plan
-    here = {"environment": environment(plan, site.device)}
-    engine = Flower(
-        grid, site.data.clients, {"token": token_at(folder), **terms_of(site), **here}, plan.deadline or PATIENCE, say
-    )
+    terms = {"token": token_at(folder), "environment": environment(plan, site.device), **terms_of(site)}
+    engine = Flower(grid, site.data.clients, terms, plan.deadline or PATIENCE, say)
     say(f"{plan.name} in {folder.path.resolve()}: waiting for {', '.join(site.data.clients)}")
     engine.gather()
     for record in execute(folder, site, engine):

@@ -1,12 +1,14 @@
 """Handing a run to a SuperLink, and seeing what becomes of it. Its folder is on a disk that both see."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
+from socket import gethostname
 from tempfile import TemporaryDirectory
 from time import monotonic, sleep
 from typing import Any
@@ -33,12 +35,30 @@ def submit(folder: RunFolder, plan: Plan, federation: str) -> None:
     Raises:
       RunError: Flower does not take it.
     """
-    ended(folder).unlink(missing_ok=True)
+    for mark in (ended(folder), _process(folder)):
+        mark.unlink(missing_ok=True)
     with TemporaryDirectory() as inside:
         app = Path(inside) / "app"
         write_app(plan, app)
         told = _flwr("run", app, federation, "--run-config", f"run={json.dumps(str(folder.path.resolve()))}")
     write_json(_submission(folder), {"federation": federation, "run": told.get("run-id")})
+
+
+def here(folder: RunFolder) -> None:
+    """Leave the number of this process, which is the server's part, for those on this machine who follow the run."""
+    write_json(_process(folder), {"host": gethostname(), "process": os.getpid()})
+
+
+def killed(folder: RunFolder) -> bool:
+    """Whether the server's part was begun on this machine and is no more: Flower takes a minute to notice."""
+    told = read_json(_process(folder))
+    if told is None or told["host"] != gethostname() or not Path("/proc/self/stat").exists():
+        return False
+    try:
+        state = Path(f"/proc/{told['process']}/stat").read_text().rpartition(") ")[2][:1]
+    except OSError:
+        return True
+    return state in "ZX"
 
 
 def federation_of(folder: RunFolder) -> str | None:
@@ -65,7 +85,8 @@ def follow(folder: RunFolder) -> Iterator[RoundRecord]:
     """
     done, asked = len(read_rounds(folder)), monotonic()
     while True:
-        over = folder.summary.exists() or ended(folder).exists()  # before the rounds are read, so that none is missed
+        # before the rounds are read, so that none is missed
+        over = killed(folder) or folder.summary.exists() or ended(folder).exists()
         if not over and monotonic() - asked > ASK:
             over, asked = status(folder).startswith("finished"), monotonic()
         for values in read_rounds(folder)[done:]:
@@ -80,7 +101,7 @@ def follow(folder: RunFolder) -> Iterator[RoundRecord]:
 
 def _why(folder: RunFolder) -> str:
     told = read_json(_submission(folder)) or {}
-    words = ended(folder).read_text() if ended(folder).exists() else "it was killed, or could not start"
+    words = ended(folder).read_text() if ended(folder).exists() else "it was killed"
     return (
         f"the server's part ended: {words}. `flwr log {told.get('run')} {told.get('federation')} --show` tells more; "
         f"what is done is kept; go on with `fedpeft run --resume {folder.path}`"
@@ -96,6 +117,10 @@ def how_to_stop(folder: RunFolder) -> str:
     """The command that ends the run at the SuperLink."""
     told = read_json(_submission(folder)) or {}
     return f"flwr stop {told.get('run')} {told.get('federation')}"
+
+
+def _process(folder: RunFolder) -> Path:
+    return folder.path / "server.json"
 
 
 def _submission(folder: RunFolder) -> Path:
