@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from federation import CERTIFICATES, SCRIPTS, Federation, federation, free_port, until
 from running import PLAN
 
+from benchmarks.federation import CERTIFICATES, SCRIPTS, Federation, federation, free_port, until
 from fedpeft.core.interfaces import Store
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
@@ -125,6 +125,27 @@ def test_a_superlink_killed_and_started_again_goes_on_from_the_last(tmp_path: Pa
         assert process.wait(100) == 2, here.log("run")
         here.superlink()
         assert here.fedpeft("again", "run", "--resume", tmp_path / "run").wait(250) == 0, here.log("again")
+        plan = read_plan(tmp_path / "plan.toml")
+        assert simulated(plan, RunFolder(tmp_path / "run"), Folder(tmp_path / "here"))
+
+
+@pytest.mark.slow
+def test_a_supernode_killed_in_a_round_costs_that_round_and_may_come_back(tmp_path: Path) -> None:
+    """kill -9 of a SuperNode while its worker waits; Flower notices after a minute, and another takes its place."""
+    gate = f'stages = [{{name = "crashes:Gate", folder = "{tmp_path}"}}]\n'
+    with three(tmp_path, gate + SCAFFOLD.replace("rounds = 3", "rounds = 5")) as here:
+        (tmp_path / "closed").touch()
+        process = submit(here)
+        until((tmp_path / "reached").exists, 100, lambda: here.log("run"))
+        until(lambda: len(here.inside("supernode2", "flwr-clientapp")) == 1, 30)
+        for pid in here.inside("supernode2"):
+            os.kill(pid, signal.SIGKILL)
+        (tmp_path / "closed").unlink()
+        until((tmp_path / "run" / "rounds.jsonl").exists, 150, lambda: here.log("run"))
+        here.supernode(2, "comes back")
+        assert process.wait(250) == 0, here.log("run")
+        rounds = [line["clients"]["c002"] for line in read_rounds(RunFolder(tmp_path / "run"))]
+        assert "failed" in rounds[0] and "weight" in rounds[-1], here.log("run")
         plan = read_plan(tmp_path / "plan.toml")
         assert simulated(plan, RunFolder(tmp_path / "run"), Folder(tmp_path / "here"))
 

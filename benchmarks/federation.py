@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-TESTS = Path(__file__).parent
-CERTIFICATES = TESTS.parent / "examples" / "deploy" / "certificates.sh"
+ROOT = Path(__file__).parents[1]
+CERTIFICATES = ROOT / "examples" / "deploy" / "certificates.sh"
 SCRIPTS = Path(sys.executable).parent
 
 
@@ -27,7 +27,7 @@ class Federation:
 
     def environment(self, home: str) -> dict[str, str]:
         """What Flower needs to keep to itself: no telemetry, no installing, a home of its own."""
-        path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = os.pathsep.join([str(ROOT / "tests"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         own = {
             "PYTHONPATH": path,
             "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
