@@ -52,15 +52,16 @@ class Federation:
             )
         return self.processes[name]
 
-    def superlink(self) -> None:
-        """With TLS and keys of nodes, or with neither."""
+    def superlink(self, database: bool = True) -> None:
+        """With TLS and keys of nodes, or with neither; what it knows in a file, or in its memory alone."""
         (self.root / "user").mkdir(exist_ok=True)
         safety = f'root-certificates = "{self.root}/keys/ca.crt"' if self.tls else "insecure = true"
         (self.root / "user" / "config.toml").write_text(
             f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{self.port}"\n{safety}\n'
         )
         self.begin(
-            "superlink", SCRIPTS / "flower-superlink", "--port", str(self.port), "--database", self.root / "state.db",
+            "superlink", SCRIPTS / "flower-superlink", "--port", str(self.port),
+            *(["--database", self.root / "state.db"] if database else []),
             *(self._certified() if self.tls else ["--insecure"]),
         )  # fmt: skip
         until(lambda: "startup complete" in self.log("superlink"), 60, lambda: self.log("superlink"))

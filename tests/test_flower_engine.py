@@ -253,3 +253,45 @@ def test_a_node_must_be_named_by_the_plan_and_the_labels_too() -> None:
     with pytest.raises(PlanError, match="deadline must be a positive number of seconds"):
         replace(PLAN, deadline=-1.0)
     assert replace(PLAN, deadline=5.0).fingerprint == PLAN.fingerprint
+
+
+def test_a_superlink_that_stumbles_costs_nothing(site: Site, tmp_path: Path) -> None:
+    """It answers 500 now and then; a 403, which says that the run is over, ends it."""
+    import httpx
+
+    def fails(code: int) -> httpx.HTTPStatusError:
+        asked = httpx.Request("POST", "http://superlink")
+        return httpx.HTTPStatusError("busy", request=asked, response=httpx.Response(code, request=asked))
+
+    @dataclass
+    class Stumbling:
+        """A town where two of three calls fail."""
+
+        town: Town
+        code: int = 500
+        calls: int = 0
+
+        def _or_fail(self) -> None:
+            self.calls += 1
+            if self.calls % 3:
+                raise fails(self.code)
+
+        def get_node_ids(self) -> list[int]:
+            self._or_fail()
+            return self.town.get_node_ids()
+
+        def push_messages(self, messages: Iterable[Any]) -> list[str | None]:
+            return self.town.push_messages(messages)
+
+        def pull_messages(self, names: Iterable[str]) -> list[Any]:
+            self._or_fail()
+            return self.town.pull_messages(names)
+
+    grid, said = Stumbling(town(site, tmp_path)), []  # type: ignore[var-annotated]
+    made = engine(site, grid, said, 30)  # type: ignore[arg-type]
+    made.gather()
+    [(_, ledger)] = run(site, made, rounds=1)
+    assert not ledger.failed and "the SuperLink stumbles: busy" in said
+    grid.code, grid.calls = 403, 0
+    with pytest.raises(httpx.HTTPStatusError):
+        run(site, made, rounds=1)

@@ -3,15 +3,17 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedpeft.core.letters import Letter
 from fedpeft.core.types import ClientId, Failure, Job, Reply
 from fedpeft.errors import RunError, WireError
 
 if TYPE_CHECKING:
+    from flwr.app import Message
     from flwr.serverapp import Grid, ServerApp
 
+Result = TypeVar("Result")
 POLL = 0.25  # seconds between two looks for answers
 AGAIN = 5.0  # seconds until a node that could not serve is asked again
 
@@ -81,7 +83,7 @@ class Flower:
 
     def _here(self) -> set[int]:
         """The nodes that are connected; clients of others have no home."""
-        here = set(self.grid.get_node_ids())
+        here = self._patiently(lambda: set(self.grid.get_node_ids()), set(self.homes.values()))
         self.homes = {client: node for client, node in self.homes.items() if node in here}
         return here
 
@@ -108,11 +110,24 @@ class Flower:
         ]
         return list(self.grid.push_messages(made)) if made else []
 
+    def _patiently(self, call: Callable[[], Result], otherwise: Result) -> Result:
+        """What the SuperLink says, or `otherwise` where it stumbles: it may be busy with its database."""
+        from httpx import HTTPStatusError
+
+        try:
+            return call()
+        except HTTPStatusError as error:
+            if error.response.status_code < 500:
+                raise
+            self.say(f"the SuperLink stumbles: {error}")
+            return otherwise
+
     def _pull(self, asked: Mapping[str, Any]) -> Iterator[tuple[str, Letter]]:
         """The answers that came, by the name of what they answer."""
         from fedpeft.engines.courier import opened
 
-        for message in self.grid.pull_messages(list(asked)) if asked else ():
+        none: list[Message] = []
+        for message in self._patiently(lambda: list(self.grid.pull_messages(list(asked))), none) if asked else ():
             if message.has_error():
                 reason = f"its node did not do the work: {message.error.reason}"
                 yield message.metadata.reply_to_message_id, Letter({"kind": "failed", "reason": reason})
