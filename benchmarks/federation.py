@@ -59,9 +59,9 @@ class Federation:
         (self.root / "user" / "config.toml").write_text(
             f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{self.port}"\n{safety}\n'
         )
+        kept = ["--database", str(self.root / "state.db")] if database else []
         self.begin(
-            "superlink", SCRIPTS / "flower-superlink", "--port", str(self.port),
-            *(["--database", self.root / "state.db"] if database else []),
+            "superlink", SCRIPTS / "flower-superlink", "--port", str(self.port), *kept,
             *(self._certified() if self.tls else ["--insecure"]),
         )  # fmt: skip
         until(lambda: "startup complete" in self.log("superlink"), 60, lambda: self.log("superlink"))

@@ -135,7 +135,7 @@ def ask(grid: "Grid", settings: Mapping[str, Any]) -> None:
     data, began = os.urandom(int(settings["bytes"])), time.perf_counter()
     [answer] = engine.run([Job("payload", 0, "echo", "fit", 0, None, data)])
     same = isinstance(answer, Reply) and answer.payload == data
-    values = {"bytes": len(data), "same": same, "seconds": round(time.perf_counter() - began, 1)}
+    values: dict[str, Any] = {"bytes": len(data), "same": same, "seconds": round(time.perf_counter() - began, 1)}
     if not isinstance(answer, Reply):
         values["reason"] = answer.reason
     part = Path(str(settings["out"])).with_suffix(".part")

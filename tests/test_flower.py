@@ -168,7 +168,7 @@ def test_tls_and_keys_keep_strangers_out(tmp_path: Path) -> None:
             ("own key", keys, tmp_path / "own"),
             ("other root", tmp_path / "other", keys / "node0"),
         ):
-            words = [SCRIPTS / "flower-supernode", "--superlink", address, "--root-certificates", root / "ca.crt"]
-            words += ["--max-retries", "1", "--port", str(free_port())]
-            stranger = here.begin(name, *words, *(["--auth-supernode-private-key", key] if key else []))
+            words: list[str | Path] = [SCRIPTS / "flower-supernode", "--superlink", address, "--port", str(free_port())]
+            words += ["--max-retries", "1", "--root-certificates", root / "ca.crt"]
+            stranger = here.begin(name, *words, *([f"--auth-supernode-private-key={key}"] if key else []))
             assert stranger.wait(60) != 0, here.log(name)

@@ -49,6 +49,14 @@ printf '[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:94
     "$root/keys/ca.crt" > "$root/server/config.toml"
 wait_for "startup complete" "$root/superlink.log"
 
+# a stranger who has the public certificate: neither registering a key nor submitting a run gets through
+printf '[superlink]\ndefault = "there"\n[superlink.there]\naddress = "%s:8443"\nroot-certificates = "%s"\n' \
+    "$net.1" "$root/keys/ca.crt" > "$root/c/config.toml"
+ssh-keygen -q -t ecdsa -b 384 -N "" -f "$root/c/stranger"
+if in_ns c flwr supernode register "$root/c/stranger.pub" there; then echo "a stranger was registered" >&2; exit 1; fi
+if in_ns c flwr list there; then echo "a stranger sees the runs" >&2; exit 1; fi
+if in_ns c curl -s -m 5 --cacert "$root/keys/ca.crt" "https://$net.1:9443/" ; then echo "the inner port is open" >&2; exit 1; fi
+
 # the hospitals: a worker and a SuperNode each; the public key is registered at the server
 number=0
 for ns in a b c; do
@@ -62,13 +70,5 @@ for ns in a b c; do
         --key "$root/$ns/key" --node "$root/$ns/worker"
     number=$((number + 1))
 done
-
-# a stranger who has the public certificate: neither registering a key nor submitting a run gets through
-printf '[superlink]\ndefault = "there"\n[superlink.there]\naddress = "%s:8443"\nroot-certificates = "%s"\n' \
-    "$net.1" "$root/keys/ca.crt" > "$root/c/config.toml"
-ssh-keygen -q -t ecdsa -b 384 -N "" -f "$root/c/stranger"
-if in_ns c flwr supernode register "$root/c/stranger.pub" there; then echo "a stranger was registered" >&2; exit 1; fi
-if in_ns c flwr list there; then echo "a stranger sees the runs" >&2; exit 1; fi
-if in_ns c curl -s -m 5 --cacert "$root/keys/ca.crt" "https://$net.1:9443/" ; then echo "the inner port is open" >&2; exit 1; fi
 
 in_ns server fedpeft run "$plan" --engine flower --federation here --out "$root/run"

@@ -103,7 +103,7 @@ def server_site(plan: Plan, say: Callable[[str], None] = lambda words: None) -> 
     check_plan(plan)
     if plan.nodes is None:
         return open_run_site(plan)
-    plan = settled(named(plan), plan.nodes)
+    nodes, plan = plan.nodes, settled(named(plan), plan.nodes)
     test: Data | None = None
     try:
         examples = in_order(plan.data.load(), plan.classes, "the plan's data")
@@ -112,7 +112,7 @@ def server_site(plan: Plan, say: Callable[[str], None] = lambda words: None) -> 
         say(f"the server has no held-out examples, so nothing is measured: {error}")
     model = plan.model(plan.classes)
     prepare_frozen(model, plan.method.names(model), plan.base_dtype, plan.pack)
-    return Site(plan, model, Contributors(dict.fromkeys(plan.nodes, 0), test), plan.classes)
+    return Site(plan, model, Contributors(dict.fromkeys(nodes, 0), test), plan.classes)
 
 
 def named(plan: Plan) -> Plan:

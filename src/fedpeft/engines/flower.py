@@ -140,7 +140,9 @@ class Flower:
     def _welcome(self) -> None:
         """Take in who answered a greeting."""
         for name, answer in self._pull(self._greeted):
-            node, head = self._greeted.pop(name), answer.head
+            node, head = self._greeted.pop(name, None), answer.head
+            if node is None:  # answered already
+                continue
             client = str(head.get("client", ""))
             why = str(head.get("reason", "")) if head.get("kind") != "welcome" else self._unwelcome(client)
             if not why:
@@ -181,7 +183,9 @@ class Flower:
     def _answers(self, asked: dict[str, ClientId]) -> dict[ClientId, Reply | Failure]:
         done: dict[ClientId, Reply | Failure] = {}
         for name, answer in self._pull(asked):
-            client = asked.pop(name)
+            client = asked.pop(name, None)
+            if client is None:  # answered already
+                continue
             if answer.head.get("kind") == "reply":
                 done[client] = Reply(client, answer.body)
             else:
