@@ -111,3 +111,11 @@ def check_batchnorm(model: nn.Module, trained: Sequence[str], private: bool) -> 
                 f"{name!r} is a BatchNorm: its running statistics change in training but do not travel with this "
                 'method. Use method = "full" or "scratch", or a model with LayerNorm or GroupNorm'
             )
+
+
+def check_nodes(nodes: Sequence[str] | None, deadline: float | None) -> None:
+    """Raises PlanError for nodes that are not names, each once, or a deadline that is none."""
+    if nodes is not None and (not nodes or len(set(nodes)) < len(nodes)):
+        raise PlanError(f"nodes must be names, each once, got {list(nodes)}")
+    if deadline is not None and not 0 < deadline < float("inf"):
+        raise PlanError(f"deadline must be a positive number of seconds, got {deadline}")

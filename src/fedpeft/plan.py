@@ -34,15 +34,20 @@ from fedpeft.core.tensors import beside
 from fedpeft.core.types import ClientId, Tensors
 from fedpeft.data.short import source
 from fedpeft.errors import PlanError, unknown
-from fedpeft.fitting import check_batchnorm, check_chain, check_codecs, check_low_rank, check_scaffold, shares
+from fedpeft.fitting import (
+    check_batchnorm,
+    check_chain,
+    check_codecs,
+    check_low_rank,
+    check_nodes,
+    check_scaffold,
+    shares,
+)
 from fedpeft.guarantees import check_budget, check_calibration, private_part
 from fedpeft.registry import construct, find, names, part, parts, settings_of
 
 WEIGHTINGS = ("examples", "uniform", "batches")
-BESIDE = ("name", "engine", "deadline")
-"""Keys that make no other experiment."""
-UPLINK = object()
-"""Stands for the uplink's codec in a stage while a plan is read."""
+UPLINK = object()  # stands for the uplink's codec in a stage while a plan is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +73,7 @@ class Plan:
       target_epsilon, delta: the guarantee after all rounds, from which a private part's noise_multiplier follows.
       accountant: "pld" or "rdp"; "pld" if left out.
       evaluate_every: rounds between evaluations; the last round is always evaluated.
-      nodes: the names of those whose data lie with them, for the engine "flower"; simulations divide `data` instead.
-      deadline: seconds that a round waits for nodes far away, an hour if left out; a simulation waits for everybody.
+      nodes, deadline: whose data lie with them, and the seconds a round waits for them; simulations use neither.
 
     Raises:
       ValueError: a value out of range.
@@ -113,7 +117,7 @@ class Plan:
         for key in ("rounds", "cohort", "min_replies", "threads", "evaluate_every"):
             if getattr(self, key) < 1:
                 raise PlanError(f"{key} must be at least 1, got {getattr(self, key)}")
-        _check_nodes(self.nodes, self.deadline)
+        check_nodes(self.nodes, self.deadline)
         if self.weighting not in WEIGHTINGS:
             raise PlanError(unknown("weighting", self.weighting, WEIGHTINGS))
         if self.base_dtype not in BASE_DTYPES:
@@ -176,7 +180,7 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """A name for this experiment: equal plans have equal ones, whatever the engine and its patience."""
-        settings = {key: value for key, value in settings_of(self).items() if key not in BESIDE}
+        settings = {key: value for key, value in settings_of(self).items() if key not in ("name", "engine", "deadline")}
         return blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
     def toml(self) -> str:
@@ -191,13 +195,6 @@ class Plan:
             raise PlanError(
                 f"this plan holds what cannot be written to a file, such as data or a function given in Python: {error}"
             ) from None
-
-
-def _check_nodes(nodes: Sequence[str] | None, deadline: float | None) -> None:
-    if nodes is not None and (not nodes or len(set(nodes)) < len(nodes)):
-        raise PlanError(f"nodes must be names, each once, got {list(nodes)}")
-    if deadline is not None and not 0 < deadline < float("inf"):
-        raise PlanError(f"deadline must be a positive number of seconds, got {deadline}")
 
 
 def leaking(plan: Plan) -> bool:
