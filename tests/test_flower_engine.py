@@ -293,3 +293,13 @@ def test_a_superlink_that_stumbles_costs_nothing(site: Site, tmp_path: Path) -> 
     grid.code, grid.calls = 403, 0
     with pytest.raises(httpx.HTTPStatusError):
         run(site, made, rounds=1)
+
+
+def test_a_disk_that_fails_at_a_node_is_its_clients_failure(site: Site, tmp_path: Path) -> None:
+    grid = town(site, tmp_path)
+    made = engine(site, grid, [], 30)
+    made.gather()
+    (tmp_path / "c001").mkdir()
+    (tmp_path / "c001" / "clients").write_text("a file where the memory's folder should be")
+    [(_, ledger)] = run(site, made, rounds=1)
+    assert ledger.failed == {"c001": "the disk of its node fails: Not a directory"}

@@ -18,6 +18,8 @@ from typing import Any
 
 from fedpeft.errors import WireError
 
+SOCKET = "socket"
+"""What a worker's socket is called in its folder."""
 _LENGTHS = struct.Struct(">IQ")
 _HEAD_LIMIT = 1 << 20
 _PIECE = 1 << 20  # bytes received at once, so that a length alone takes no memory

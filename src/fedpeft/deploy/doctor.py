@@ -13,8 +13,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from fedpeft.core.letters import Letter, ask
-from fedpeft.deploy.node import SOCKET
+from fedpeft.core.letters import SOCKET, Letter, ask
 from fedpeft.errors import FedpeftError, WireError
 
 FLOWER = "1.41.0"

@@ -14,8 +14,8 @@ from time import monotonic
 from typing import Any
 
 from fedpeft.client import Worker
-from fedpeft.core.letters import Letter, listening, receive, send
-from fedpeft.core.stores import Folder
+from fedpeft.core.letters import SOCKET, Letter, listening, receive, send
+from fedpeft.core.stores import Folder, StoreError
 from fedpeft.core.types import ClientId, Failure, Job
 from fedpeft.deploy.terms import disagreement, terms_of
 from fedpeft.errors import RunError, WireError
@@ -23,7 +23,6 @@ from fedpeft.runs.environment import differences, environment
 from fedpeft.runs.folder import RunFolder, locked
 from fedpeft.site import Site
 
-SOCKET = "socket"
 PATIENCE = 60.0  # seconds for the other end to write or read its part; both ends are on this machine
 FIELDS: dict[str, tuple[type, ...]] = {
     "run": (str,),
@@ -68,9 +67,12 @@ class Node:
             return self._cannot(f"a letter of the kind {kind!r} has no sense here")
         try:
             job, worker = self._job(asked), Worker(self.site, Folder(self._memory(head.get("token"))))
+            began, done = monotonic(), worker(job)
         except WireError as error:
             return self._cannot(str(error))
-        began, done = monotonic(), worker(job)
+        except StoreError as error:  # a run of this machine alone would end; here it is one client's failure
+            self.say(f"the disk fails under the client's memory: {error}")
+            return self._cannot(f"the disk of its node fails: {error.strerror}")
         if isinstance(done, Failure):
             self.say(f"round {job.round + 1}: {done.reason}")
             return self._cannot(done.reason)
@@ -101,7 +103,6 @@ class Node:
 
         Raises:
           RunError: another worker is at this folder, or the socket cannot be made.
-          StoreError: the disk fails under the client's memory.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(RunFolder(self.folder)):

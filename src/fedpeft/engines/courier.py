@@ -8,13 +8,12 @@ from pathlib import Path
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedpeft.core.letters import Letter, ask, letter
+from fedpeft.core.letters import SOCKET, Letter, ask, letter
 from fedpeft.errors import WireError
 
 RECORD, HEAD, BODY = "fedpeft", "head", "body"
 NODE = "node"
 """The key of --node-config that names the worker's folder."""
-SOCKET = "socket"
 
 
 def content(what: Letter) -> RecordDict:
