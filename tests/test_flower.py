@@ -71,7 +71,7 @@ def three(root: Path, text: str, tls: bool = False) -> Iterator[Federation]:
         here.superlink()
         for number in range(3):
             here.node(plan, number)
-        until(lambda: all((root / f"node{k}" / "socket").exists() for k in range(3)), 100, lambda: here.log("worker0"))
+        until(lambda: all((root / f"node{k}" / "socket").exists() for k in range(3)), 200, lambda: here.log("worker0"))
         yield here
 
 
@@ -85,10 +85,10 @@ def test_a_client_killed_in_training_costs_a_round_its_update_and_nothing_else(t
     killed = f'stages = [{{name = "crashes:Killed", folder = "{tmp_path}", client = "c001", round = 0}}]\n'
     with three(tmp_path, killed + SCAFFOLD) as here:
         process = submit(here)
-        until((tmp_path / "killed").exists, 100, lambda: here.log("run"))
+        until((tmp_path / "killed").exists, 200, lambda: here.log("run"))
         here.processes["worker1"].wait(5)
         here.worker(tmp_path / "plan.toml", 1)
-        assert process.wait(200) == 0, here.log("run")
+        assert process.wait(400) == 0, here.log("run")
         folder, plan = RunFolder(tmp_path / "run"), read_plan(tmp_path / "plan.toml")
         first, *_, last = [line["clients"]["c001"] for line in read_rounds(folder)]
         assert first["failed"] == "its worker ended in the middle of the work" and "weight" in last
@@ -98,16 +98,17 @@ def test_a_client_killed_in_training_costs_a_round_its_update_and_nothing_else(t
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_server_killed_in_a_round_goes_on_from_the_last(tmp_path: Path) -> None:
     """kill -9 of the ServerApp: the follower says so at once, and what is resumed ends as if nothing had been."""
     with three(tmp_path, SCAFFOLD) as here:
         process = submit(here)
-        until((tmp_path / "run" / "rounds.jsonl").exists, 100, lambda: here.log("run"))
+        until((tmp_path / "run" / "rounds.jsonl").exists, 200, lambda: here.log("run"))
         [server] = here.inside("superlink", "flwr-serverapp")
         os.kill(server, signal.SIGKILL)
         assert process.wait(30) == 2
         assert f"go on with `fedpeft run --resume {tmp_path}/run`" in here.log("run")
-        assert here.fedpeft("again", "run", "--resume", tmp_path / "run").wait(200) == 0, here.log("again")
+        assert here.fedpeft("again", "run", "--resume", tmp_path / "run").wait(400) == 0, here.log("again")
         plan = read_plan(tmp_path / "plan.toml")
         assert simulated(plan, RunFolder(tmp_path / "run"), Folder(tmp_path / "here"))
         assert not any(
@@ -116,34 +117,36 @@ def test_a_server_killed_in_a_round_goes_on_from_the_last(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_superlink_killed_and_started_again_goes_on_from_the_last(tmp_path: Path) -> None:
     """kill -9 of the SuperLink, which takes the server's part with it; the nodes come back by themselves."""
     with three(tmp_path, SCAFFOLD) as here:
         process = submit(here)
-        until((tmp_path / "run" / "rounds.jsonl").exists, 100, lambda: here.log("run"))
+        until((tmp_path / "run" / "rounds.jsonl").exists, 200, lambda: here.log("run"))
         here.kill("superlink")
         assert process.wait(100) == 2, here.log("run")
         here.superlink()
-        assert here.fedpeft("again", "run", "--resume", tmp_path / "run").wait(250) == 0, here.log("again")
+        assert here.fedpeft("again", "run", "--resume", tmp_path / "run").wait(400) == 0, here.log("again")
         plan = read_plan(tmp_path / "plan.toml")
         assert simulated(plan, RunFolder(tmp_path / "run"), Folder(tmp_path / "here"))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_supernode_killed_in_a_round_costs_that_round_and_may_come_back(tmp_path: Path) -> None:
     """kill -9 of a SuperNode while its worker waits; Flower notices after a minute, and another takes its place."""
     gate = f'stages = [{{name = "crashes:Gate", folder = "{tmp_path}"}}]\n'
     with three(tmp_path, gate + SCAFFOLD.replace("rounds = 3", "rounds = 5")) as here:
         (tmp_path / "closed").touch()
         process = submit(here)
-        until((tmp_path / "reached").exists, 100, lambda: here.log("run"))
-        until(lambda: len(here.inside("supernode2", "flwr-clientapp")) == 1, 30)
+        until((tmp_path / "reached").exists, 200, lambda: here.log("run"))
+        until(lambda: len(here.inside("supernode2", "flwr-clientapp")) == 1, 100)
         for pid in here.inside("supernode2"):
             os.kill(pid, signal.SIGKILL)
         (tmp_path / "closed").unlink()
-        until((tmp_path / "run" / "rounds.jsonl").exists, 150, lambda: here.log("run"))
+        until((tmp_path / "run" / "rounds.jsonl").exists, 200, lambda: here.log("run"))
         here.supernode(2, "comes back")
-        assert process.wait(250) == 0, here.log("run")
+        assert process.wait(400) == 0, here.log("run")
         rounds = [line["clients"]["c002"] for line in read_rounds(RunFolder(tmp_path / "run"))]
         assert "failed" in rounds[0] and "weight" in rounds[-1], here.log("run")
         plan = read_plan(tmp_path / "plan.toml")
@@ -151,11 +154,12 @@ def test_a_supernode_killed_in_a_round_costs_that_round_and_may_come_back(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_tls_and_keys_keep_strangers_out(tmp_path: Path) -> None:
     """As docs/deploy.md has it: who has no key that is registered, or trusts another root, is not a node."""
     with three(tmp_path, NODES, tls=True) as here:
         keys = tmp_path / "keys"
-        assert submit(here).wait(200) == 0, here.log("run")
+        assert submit(here).wait(400) == 0, here.log("run")
         plan = read_plan(tmp_path / "plan.toml")
         assert simulated(plan, RunFolder(tmp_path / "run"), Folder(tmp_path / "here"))
         address = f"127.0.0.1:{here.port}"

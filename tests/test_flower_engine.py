@@ -159,13 +159,15 @@ def test_a_node_with_another_plan_does_not_serve(site: Site, tmp_path: Path) -> 
 def test_strangers_and_doubles_are_not_taken_in(site: Site, tmp_path: Path) -> None:
     grid, said = town(site, tmp_path), []  # type: ignore[var-annotated]
     grid.nodes[20] = node(site, "c000", tmp_path / "double")
-    grid.nodes[21] = lambda letter: [Letter({"kind": "welcome", "client": "mallory"})]
+    grid.nodes[21] = lambda letter: [Letter({"kind": "welcome", "client": "mallory", "differs": 7})]
+    grid.nodes[22] = lambda letter: [Letter({"kind": "no", "reason": "\033[2J" + "!" * 9999})]
     made = engine(site, grid, said)
     made.gather()
     made._greet(made._here())
     made._welcome()
     assert made.homes == {"c000": 7, "c001": 8, "c002": 9}
     assert "mallory cannot serve: this run knows no client 'mallory'; it has c000, c001, c002" in said
+    assert "a node cannot serve:  [2J" + "!" * 496 in said
     assert "c000 cannot serve: another node is 'c000' already" in said
 
 

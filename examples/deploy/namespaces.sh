@@ -21,7 +21,7 @@ end() {
     done
     ip link delete fedpeft-br 2>/dev/null || true
 }
-wait_for() { for _ in $(seq 600); do grep -q "$1" "$2" 2>/dev/null && return; sleep 0.2; done; echo "no '$1' in $2" >&2; exit 1; }
+wait_for() { for _ in $(seq 2000); do grep -q "$1" "$2" 2>/dev/null && return; sleep 0.2; done; echo "no '$1' in $2" >&2; exit 1; }
 pids=""
 trap end EXIT INT TERM
 
@@ -65,10 +65,12 @@ for ns in a b c; do
     begin "worker-$ns" "$ns" fedpeft node "$plan" --client $number --out "$root/$ns/worker"
     begin "supernode-$ns" "$ns" flower-supernode --superlink "$net.1:8443" --root-certificates "$root/keys/ca.crt" \
         --auth-supernode-private-key "$root/$ns/key" --port 9100 --node-config "node=\"$root/$ns/worker\""
+    number=$((number + 1))
+done
+for ns in a b c; do
     wait_for "start the SuperNode" "$root/worker-$ns.log"
     in_ns "$ns" fedpeft doctor --superlink "$net.1:8443" --root-certificates "$root/keys/ca.crt" \
         --key "$root/$ns/key" --node "$root/$ns/worker"
-    number=$((number + 1))
 done
 
 in_ns server fedpeft run "$plan" --engine flower --federation here --out "$root/run"

@@ -120,4 +120,8 @@ class Node:
 
     def _serve(self, connection: socket.socket) -> None:
         asked = receive(connection)
-        send(connection, self.answer(asked))
+        try:
+            answer = self.answer(asked)
+        except Exception as error:  # a head may hold anything, and the worker is to stay
+            answer = self._cannot(f"{type(error).__name__} at its node")
+        send(connection, answer)

@@ -66,13 +66,13 @@ class Flower:
         every, ends = list(jobs), monotonic() + self.deadline
         unsent, asked = {job.client: job for job in every}, dict[str, ClientId]()
         done: dict[ClientId, Reply | Failure] = {}
+        self._greeted.clear()  # who has not said by now who it is, is asked again
         for job in every:
             while job.client not in done and monotonic() < ends:
                 if unsent:
-                    here = self._here()
-                    self._greet(here)
+                    self._greet(self._here())
                     self._welcome()
-                    done |= self._dispatch(unsent, asked, here, ends - monotonic())
+                    done |= self._dispatch(unsent, asked, ends - monotonic())
                 done |= self._answers(asked)
                 if job.client not in done:
                     sleep(POLL)
@@ -143,12 +143,12 @@ class Flower:
             node, head = self._greeted.pop(name, None), answer.head
             if node is None:  # answered already
                 continue
-            client = str(head.get("client", ""))
-            why = str(head.get("reason", "")) if head.get("kind") != "welcome" else self._unwelcome(client)
+            client, differs = words(head.get("client", "")), head.get("differs")
+            why = words(head.get("reason", "?")) if head.get("kind") != "welcome" else self._unwelcome(client)
             if not why:
                 self.homes[client] = node
                 self.refused.pop(client, None)
-                self.say(f"{client} is here" + "".join(f"; {word}" for word in head.get("differs", ())))
+                self.say(f"{client} is here" + (f"; differs: {words(differs)}" if differs else ""))
                 continue
             self._later[node] = monotonic() + AGAIN
             if client in self.clients and client not in self.homes:
@@ -161,7 +161,7 @@ class Flower:
         return f"another node is {client!r} already" if client in self.homes else ""
 
     def _dispatch(
-        self, unsent: dict[ClientId, Job], asked: dict[str, ClientId], here: set[int], seconds: float
+        self, unsent: dict[ClientId, Job], asked: dict[str, ClientId], seconds: float
     ) -> dict[ClientId, Failure]:
         """Send what can be sent; a job whose client is not here waits for nodes that have not said who they are."""
         ready = [job for client, job in unsent.items() if client in self.homes]
@@ -189,8 +189,13 @@ class Flower:
             if answer.head.get("kind") == "reply":
                 done[client] = Reply(client, answer.body)
             else:
-                done[client] = Failure(client, str(answer.head.get("reason", "its node's answer has no sense")))
+                done[client] = Failure(client, words(answer.head.get("reason", "its node's answer has no sense")))
         return done
+
+
+def words(value: object) -> str:
+    """What a node says, fit for a line in a terminal: it may be anything."""
+    return "".join(x if x.isprintable() else " " for x in str(value)[:500])
 
 
 def _head(job: Job) -> dict[str, Any]:
