@@ -152,6 +152,40 @@ class Points:
         return {"accuracy": (model(batch["point"]).argmax(-1) == batch["label"]).float()}
 
 
+class Bowl(nn.Module):
+    """A point that is looked for, from 1 in each coordinate."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w - x
+
+
+@dataclass(frozen=True)
+class Bowls:
+    """The loss of the example (point x, curvature a) is a/2·‖w − x‖²: what descent makes of it is known by hand."""
+
+    features: int = 1
+
+    def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
+        return Bowl(self.features)
+
+    def prepare(self, table: Table) -> Tensors:
+        return dict(table.columns)
+
+    def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
+        return rows
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        squared: Tensor = model(batch["point"]).square().sum(-1)
+        return batch["curvature"] / 2 * squared
+
+    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        return {"loss": self.losses(model, batch)}
+
+
 @dataclass(frozen=True)
 class Fatal:
     """Points, but the process that trains the example whose first feature is `trigger` is killed.

@@ -156,7 +156,7 @@ def test_list_knows_every_part() -> None:
     "command",
     [
         *("run", "list", "show", "partition", "evaluate", "export", "report", "watch"),
-        *("invite", "contribute", "keygen", "merge"),
+        *("invite", "contribute", "keygen", "merge", "diagnose", "attack"),
     ],
 )
 def test_help_has_examples(command: str) -> None:

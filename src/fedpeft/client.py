@@ -19,7 +19,8 @@ from fedpeft.core.trainable import tensors_of
 from fedpeft.core.types import ClientId, Context, Failure, Job, Reply, Tensors, Update, Weighted
 from fedpeft.core.wire import pack
 from fedpeft.errors import PlanError, RunError
-from fedpeft.plan import Plan, leaking
+from fedpeft.fitting import leaking
+from fedpeft.plan import Plan
 from fedpeft.site import Site, threads
 
 Result = TypeVar("Result")

@@ -6,8 +6,45 @@ from typing import Any
 from torch import nn
 
 from fedpeft.core.interfaces import Codec, Local, LowRank, Sampler, ServerOptimizer, Stage
-from fedpeft.errors import PlanError
-from fedpeft.registry import build, find
+from fedpeft.core.packed import BASE_DTYPES
+from fedpeft.errors import PlanError, unknown
+from fedpeft.registry import build, find, names
+
+WEIGHTINGS = ("examples", "uniform", "batches")
+
+
+def check_values(plan: Any) -> None:
+    """Raises PlanError for a value out of range."""
+    for key in ("rounds", "cohort", "min_replies", "threads", "evaluate_every"):
+        if getattr(plan, key) < 1:
+            raise PlanError(f"{key} must be at least 1, got {getattr(plan, key)}")
+    for key, known in (("weighting", WEIGHTINGS), ("base_dtype", BASE_DTYPES), ("engine", names("engine"))):
+        if getattr(plan, key) not in known:
+            raise PlanError(unknown(key, getattr(plan, key), known))
+    check_nodes(plan.nodes, plan.deadline)
+    check_pace(plan.buffer, staleness=plan.staleness, pace_spread=plan.pace_spread)
+
+
+def check_parts(plan: Any) -> None:
+    """Raises PlanError for parts that do not go together."""
+    if plan.personal and plan.local_shares:
+        raise PlanError("SCAFFOLD's control variates belong to tensors that travel: leave out `personal`, or SCAFFOLD")
+    if leaking(plan) and plan.engine != "inprocess":
+        raise PlanError(
+            f"local.as_published hands momentum from client to client, one after another, and the engine "
+            f'{plan.engine!r} has no such order: set engine = "inprocess"'
+        )
+    check_chain(plan.sampler, plan.cohort)
+    check_scaffold(plan.local, plan.server)
+    check_codecs(plan.stages, plan.uplink, plan.downlink)
+    check_low_rank(plan)
+    if plan.buffer is not None:
+        check_asynchronous(plan)
+
+
+def leaking(plan: Any) -> bool:
+    """Whether what a client's optimizer remembers goes over to the next client, and to the next round."""
+    return bool(getattr(plan.local, "as_published", False))
 
 
 def shares(local: Local) -> tuple[str, ...]:
@@ -60,11 +97,11 @@ def check_codecs(stages: Sequence[Stage], uplink: Codec, downlink: Codec) -> Non
             )
 
 
-def check_low_rank(plan: Any, leaking: bool) -> None:
+def check_low_rank(plan: Any) -> None:
     """Raises PlanError for ranks that no factors have or nobody can average, and for what goes wrong with factors."""
     aggregator = plan.aggregator
     if plan.ranks is not None:
-        _check_ranks(plan.ranks, plan.method, leaking)
+        _check_ranks(plan.ranks, plan.method, leaking(plan))
         if not isinstance(aggregator, LowRank):
             raise PlanError(
                 f"{type(aggregator).__name__} takes tensors of one shape: with ranks set aggregator to one that knows "
@@ -80,21 +117,43 @@ def check_low_rank(plan: Any, leaking: bool) -> None:
             f"{name} gives factors that hold only as they are, and {plan.server} would change them: leave out `server`"
         )
     remembering = getattr(plan.local, "remembers", False) or any(stage.remembers for stage in plan.stages)
-    if aggregator.still and (leaking or remembering):
+    if aggregator.still and (leaking(plan) or remembering):
         raise PlanError(
             f"with {name} a client trains other tensors in each round, so that nothing can be remembered of the last: "
             "leave out as_published, restart_schedule = false and error feedback"
         )
 
 
-def _check_ranks(ranks: tuple[int, ...], method: Any, leaking: bool) -> None:
+def _check_ranks(ranks: tuple[int, ...], method: Any, leaks: bool) -> None:
     most = getattr(method, "rank", None)
     if most is None:
         raise PlanError(f"ranks = {list(ranks)}: {type(method).__name__} has no rank; LoRA and its variants have")
     if not ranks or not all(1 <= rank <= most for rank in ranks):
         raise PlanError(f"ranks = {list(ranks)}: each must be from 1 to method.rank = {most}")
-    if leaking:
+    if leaks:
         raise PlanError("local.as_published hands momentum from client to client, which ranks make unlike: choose one")
+
+
+def check_pace(buffer: int | None, **settings: float | None) -> None:
+    """Raises PlanError for asynchronous steps that cannot be taken, or settings of theirs without them."""
+    given = {key: x for key, x in settings.items() if x is not None}
+    if buffer is None and given:
+        raise PlanError(f"{' and '.join(given)}: only asynchronous steps have it; set `buffer`, or leave it out")
+    if buffer is not None and buffer < 1:
+        raise PlanError(f"buffer must be at least 1, got {buffer}")
+    for key, x in given.items():
+        if not 0 <= x < float("inf"):
+            raise PlanError(f"{key} must not be negative, and be finite, got {x}")
+
+
+def check_asynchronous(plan: Any) -> None:
+    """Raises PlanError for what steps without rounds have no rule for."""
+    if isinstance(plan.aggregator, LowRank):
+        raise PlanError(
+            f"{type(plan.aggregator).__name__} makes factors for all of a round: with `buffer` take the mean"
+        )
+    if isinstance(plan.sampler, find("sampler", "sequential_chain")):
+        raise PlanError("a chain waits for each client: leave out `buffer`, or the chain")
 
 
 def check_batchnorm(model: nn.Module, trained: Sequence[str], private: bool) -> None:

@@ -28,26 +28,17 @@ from fedpeft.core.interfaces import (
     Task,
 )
 from fedpeft.core.lowrank import EXACT
-from fedpeft.core.packed import BASE_DTYPES
 from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.tensors import beside
 from fedpeft.core.types import ClientId, Tensors
 from fedpeft.data.short import source
-from fedpeft.errors import PlanError, unknown
-from fedpeft.fitting import (
-    check_batchnorm,
-    check_chain,
-    check_codecs,
-    check_low_rank,
-    check_nodes,
-    check_scaffold,
-    shares,
-)
+from fedpeft.errors import PlanError
+from fedpeft.fitting import check_batchnorm, check_parts, check_values, shares
 from fedpeft.guarantees import check_budget, check_calibration, private_part
 from fedpeft.registry import construct, find, names, part, parts, settings_of
 
-WEIGHTINGS = ("examples", "uniform", "batches")
-UPLINK = object()  # stands for the uplink's codec in a stage while a plan is read
+UPLINK = object()
+"""Stands for the uplink's codec in a stage while a plan is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +63,10 @@ class Plan:
       classes: label names; empty for the data's own. Needed where the server holds no data.
       target_epsilon, delta: the guarantee after all rounds, from which a private part's noise_multiplier follows.
       accountant: "pld" or "rdp"; "pld" if left out.
+      buffer: replies to an asynchronous step of the server (FedBuff, arXiv:2106.06639), with `cohort` clients at work
+        at a time and `rounds` steps; synchronous rounds if left out.
+      staleness: a of the factor (1 + τ)^(−a) of an update that began τ steps ago; 0.5 if left out.
+      pace_spread: σ of the time exp(σ·z) that a client takes, z a standard normal of its own; 0.5 if left out.
       evaluate_every: rounds between evaluations; the last round is always evaluated.
       nodes, deadline: whose data lie with them, and the seconds a round waits for them; simulations use neither.
 
@@ -110,33 +105,15 @@ class Plan:
     target_epsilon: float | None = None
     delta: float | None = None
     accountant: str | None = None
+    buffer: int | None = None
+    staleness: float | None = None
+    pace_spread: float | None = None
     nodes: tuple[str, ...] | None = None
     deadline: float | None = None
 
     def __post_init__(self) -> None:
-        for key in ("rounds", "cohort", "min_replies", "threads", "evaluate_every"):
-            if getattr(self, key) < 1:
-                raise PlanError(f"{key} must be at least 1, got {getattr(self, key)}")
-        check_nodes(self.nodes, self.deadline)
-        if self.weighting not in WEIGHTINGS:
-            raise PlanError(unknown("weighting", self.weighting, WEIGHTINGS))
-        if self.base_dtype not in BASE_DTYPES:
-            raise PlanError(unknown("base_dtype", self.base_dtype, BASE_DTYPES))
-        if self.engine not in names("engine"):
-            raise PlanError(unknown("engine", self.engine, names("engine")))
-        if self.personal and self.local_shares:
-            raise PlanError(
-                "SCAFFOLD's control variates belong to tensors that travel: leave out `personal`, or SCAFFOLD"
-            )
-        if leaking(self) and self.engine != "inprocess":
-            raise PlanError(
-                f"local.as_published hands momentum from client to client, one after another, and the engine "
-                f'{self.engine!r} has no such order: set engine = "inprocess"'
-            )
-        check_chain(self.sampler, self.cohort)
-        check_scaffold(self.local, self.server)
-        check_codecs(self.stages, self.uplink, self.downlink)
-        check_low_rank(self, leaking(self))
+        check_values(self)
+        check_parts(self)
         event = self.private_part.event if self.private_part else None
         check_budget(event, self.target_epsilon, self.delta, self.accountant)
         check_calibration(self, event)
@@ -195,11 +172,6 @@ class Plan:
             raise PlanError(
                 f"this plan holds what cannot be written to a file, such as data or a function given in Python: {error}"
             ) from None
-
-
-def leaking(plan: Plan) -> bool:
-    """Whether what a client's optimizer remembers goes over to the next client, and to the next round."""
-    return bool(getattr(plan.local, "as_published", False))
 
 
 def read_plan(spec: Mapping[str, Any] | str | Path = "", overrides: Sequence[str] = ()) -> Plan:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from statistics import fmean
 
 from keeping import RESULTS, Row, against, difference, kept, lines, signed, spread
 
@@ -84,24 +85,27 @@ def privacy() -> str:
     return lines(["", "seeds", "no noise", "ε = 8", "lost"], rows)
 
 
+SIZES = (100, 200, 400)
+
+
 def scarcity() -> str:
+    """Differences are means over the sizes, within a seed."""
     labels = METHODS | {"adapter": "adapter", "local-only": "local only"}
-    sizes = (100, 200, 400)
-    every = {k: {n: kept("scarcity-small", f"examples-{k}-{n}", label) for n, label in labels.items()} for k in sizes}
+    every = {
+        name: [kept("scarcity-small", f"examples-{k}-{name}", label) for k in SIZES] for name, label in labels.items()
+    }
     rows = []
     for name, label in labels.items():
-        cells = [spread(every[k][name].values) for k in sizes]
-        for other in ("full", "head"):
-            cells += ["" if name == other else signed(difference(every[k][name], every[k][other])) for k in sizes]
-        rows.append([label, *cells])
-    central = [spread(kept("scarcity-small", f"centralised-lora-{k}").values) for k in sizes]
-    rows.append(["centralised, LoRA", *central, *[""] * 6])
-    head = [
-        *(f"K = {k}" for k in sizes),
-        *(f"{k}, against full" for k in sizes),
-        *(f"{k}, against head" for k in sizes),
-    ]
-    return lines(["", *head], rows)
+        ahead = ["" if name == other else signed(_ahead(every[name], every[other])) for other in ("full", "head")]
+        rows.append([label, *(spread(row.values) for row in every[name]), *ahead])
+    central = [spread(kept("scarcity-small", f"centralised-lora-{k}").values) for k in SIZES]
+    rows.append(["centralised, LoRA", *central, "", ""])
+    return lines(["", *(f"K = {k}" for k in SIZES), "against full", "against head"], rows)
+
+
+def _ahead(rows: list[Row], others: list[Row]) -> dict[int, float]:
+    each = [difference(row, other) for row, other in zip(rows, others, strict=True)]
+    return {seed: fmean(one[seed] for one in each) for seed in each[0]}
 
 
 TABLES = {"digits": digits, "cifar": cifar, "domain": domain, "privacy": privacy, "scarcity": scarcity}

@@ -9,8 +9,10 @@ import typer
 from typer.core import TyperGroup
 
 from fedpeft.cli import (
+    attack,
     bundle,
     contribute,
+    diagnose,
     doctor,
     evaluate,
     export,
@@ -102,5 +104,7 @@ for name, command, examples in (
     ("node", node.node, node.EXAMPLES),
     ("app", bundle.bundle, bundle.EXAMPLES),
     ("doctor", doctor.doctor, doctor.EXAMPLES),
+    ("diagnose", diagnose.diagnose, diagnose.EXAMPLES),
+    ("attack", attack.attack, attack.EXAMPLES),
 ):
     app.command(name, epilog=f"\b\nExamples:\n{examples}")(command)

@@ -11,10 +11,11 @@ from fedpeft.core.stores import write_atomically
 from fedpeft.core.types import ClientId
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.errors import DataError, PlanError
+from fedpeft.fitting import leaking
 from fedpeft.oneshot.contribute import in_order, own_site
 from fedpeft.oneshot.invitation import base_fingerprint, labels_digest, transforms_digest
 from fedpeft.oneshot.results import Contributors
-from fedpeft.plan import Plan, leaking
+from fedpeft.plan import Plan
 from fedpeft.privacy import settled
 from fedpeft.runs.execute import open_run_site
 from fedpeft.runs.folder import RunFolder
@@ -56,6 +57,8 @@ def check_plan(plan: Plan) -> None:
         raise PlanError(
             "local.as_published hands momentum from client to client, and here each is a machine of its own"
         )
+    if plan.buffer is not None:
+        raise PlanError("asynchronous steps run on a simulated clock, which nodes do not have: leave out `buffer`")
     if plan.personal:
         raise PlanError("personal tensors stay with their nodes, where this server cannot measure them: leave them out")
 

@@ -23,7 +23,8 @@ from fedpeft.core.interfaces import Store
 from fedpeft.core.stores import Nowhere, StoreError
 from fedpeft.core.types import ClientId, Failure, Job, Reply
 from fedpeft.errors import PlanError
-from fedpeft.plan import Plan, leaking
+from fedpeft.fitting import leaking
+from fedpeft.plan import Plan
 from fedpeft.site import Site, open_site
 
 PARTING = 5.0  # seconds that an idle worker process has to end

@@ -21,9 +21,10 @@ from torch import nn
 from fedpeft.core.trainable import read, tensors_of
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError, RunError
+from fedpeft.fitting import leaking
 from fedpeft.loop import encoded, hides_clients, start
 from fedpeft.oneshot.keys import PUBLIC, make_sealing_key, require
-from fedpeft.plan import Plan, leaking
+from fedpeft.plan import Plan
 from fedpeft.privacy import settled
 from fedpeft.registry import describe
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -87,6 +88,8 @@ def check_plan(plan: Plan) -> None:
             f"rounds = {plan.rounds}: a file for each client is one round. Set rounds = 1, and local.epochs to all the "
             "epochs that a client is to train for"
         )
+    if plan.buffer:
+        raise PlanError("asynchronous steps are many: leave out `buffer`")
     if leaking(plan):
         raise PlanError("local.as_published hands momentum from client to client, and here each trains alone")
     if plan.local_shares or plan.personal or any(stage.remembers for stage in plan.stages):

@@ -15,8 +15,10 @@ from fedpeft.core.stores import Folder, write_atomically
 from fedpeft.core.tensors import beside, layout
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError, RunError
+from fedpeft.fitting import leaking
 from fedpeft.loop import federate, start
-from fedpeft.plan import Plan, leaking
+from fedpeft.loop_async import federate_async
+from fedpeft.plan import Plan
 from fedpeft.registry import find
 from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fedpeft.runs.division import division_at
@@ -88,7 +90,8 @@ def execute(folder: RunFolder, site: Site, engine: Engine) -> Iterator[RoundReco
     clock, begun = perf_counter(), resumed(folder, site)
     own, _ = secrets = _secrets(folder, plan)
     commitments = [secret.commitment for secret in secrets if secret]
-    for state, ledger in federate(plan, engine, begun, own):
+    rounds = federate_async(plan, engine, begun) if plan.buffer else federate(plan, engine, begun, own)
+    for state, ledger in rounds:
         due = state.round % plan.evaluate_every == 0 or state.round == plan.rounds
         measured = held_out(site, state, store) if due else None
         now = perf_counter()

@@ -1,0 +1,114 @@
+"""What a server sees of one client: the model it sent, and the update that came back, each time."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from fedpeft.client import Worker
+from fedpeft.core.stores import Folder
+from fedpeft.core.tensors import beside, layout
+from fedpeft.core.types import ClientId, Failure, Job, Reply, Tensors
+from fedpeft.core.wire import unpack
+from fedpeft.data.partitioned import Partitioned
+from fedpeft.errors import DataError, PlanError, RunError
+from fedpeft.loop import federate, start
+from fedpeft.site import Site
+
+
+@dataclass(frozen=True)
+class Message:
+    """One participation.
+
+    Attributes:
+      received: what the server sent, decoded, without what an algorithm shares beside the method's tensors.
+      delta: what came back, in the same way.
+    """
+
+    round: int
+    received: Tensors
+    delta: Tensors
+
+    @property
+    def sent(self) -> dict[str, torch.Tensor]:
+        """The client's model."""
+        return {name: x + self.delta[name] for name, x in self.received.items()}
+
+
+@dataclass(frozen=True)
+class Overheard:
+    """An engine in this process that keeps what goes to one client and comes from it."""
+
+    worker: Worker
+    target: ClientId
+    tick: Callable[[], None]
+    heard: list[Message] = field(default_factory=list)
+
+    @property
+    def clients(self) -> Sequence[ClientId]:
+        return self.worker.site.data.clients
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Reply | Failure]:
+        for job in jobs:
+            reply = self.worker(job)
+            self.tick()
+            if job.client == self.target:
+                self.heard.append(self._message(job, reply))
+            yield reply
+
+    def _message(self, job: Job, reply: Reply | Failure) -> Message:
+        if isinstance(reply, Failure):
+            raise RunError(f"{job.client!r} failed in round {job.round + 1} and sent nothing: {reply.reason}")
+        plan = self.worker.site.plan
+        received = plan.downlink.decode(job.payload)
+        delta = unpack(job.client, reply.payload, plan.uplink, layout(received)).delta
+        return Message(job.round, beside(plan.local_shares, received), beside(plan.local_shares, delta))
+
+
+def overheard(site: Site, target: ClientId, most: int = 0, tick: Callable[[], None] = lambda: None) -> list[Message]:
+    """The first `most` messages of a client in a federation from its first round, 0 for all.
+
+    Where noise is added it is another draw than a run's own, whose secrets are not touched.
+
+    Raises:
+      RunError: the client never takes part, or fails.
+      PlanError: personal tensors: what is trained beside them is not the server's to see.
+    """
+    if site.plan.personal:
+        raise PlanError(
+            f"personal = {list(site.plan.personal)}: the server does not know those tensors; leave them out"
+        )
+    if site.plan.buffer:
+        raise PlanError("messages are heard in rounds: leave out `buffer`")
+    site = replace(site, plan=replace(site.plan, target_epsilon=None))  # what is spent here is nobody's budget
+    with TemporaryDirectory() as memory:
+        engine = Overheard(Worker(site, Folder(Path(memory))), target, tick)
+        for _ in federate(site.plan, engine, start(site.plan, site.params())):
+            if most and len(engine.heard) == most:
+                break
+    if not engine.heard:
+        raise RunError(f"{target!r} takes part in no round of this plan: choose another client")
+    return engine.heard
+
+
+def alone(site: Site, client: ClientId, place: int) -> Site:
+    """The same federation, but its only client has one example: the one of `client` at `place`, from 0.
+
+    Raises:
+      DataError: the data are not in memory here.
+    """
+    data = partitioned(site)
+    return replace(site, data=replace(data, parts={client: data.parts[client][place : place + 1]}))
+
+
+def partitioned(site: Site) -> Partitioned:
+    """The data of a simulation.
+
+    Raises:
+      DataError: these are others.
+    """
+    if not isinstance(site.data, Partitioned):
+        raise DataError("an attack is measured in a simulation, where the examples of all clients are at hand")
+    return site.data
