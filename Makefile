@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-all check clean
+.PHONY: run test test-all chaos check clean
 
 run: $(VENV)/ready
 	$(BIN)/fedpeft run
@@ -14,6 +14,10 @@ test: check
 
 test-all: check
 	$(BIN)/python -m pytest
+
+# Real processes of a federation, killed in every way that docs/results/faults.md tells of.
+chaos: $(VENV)/ready
+	$(BIN)/python -m pytest tests/test_flower.py tests/test_kill.py
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

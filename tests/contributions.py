@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from running import PLAN
 
 from fedpeft.core.stores import load_tensors
@@ -117,3 +118,12 @@ def killed_before(moment: int, watched: str, events: tuple[str, ...], work: Call
         code = 0
     finally:
         os._exit(code)
+
+
+def own_data(path: Path, labels: str) -> Path:
+    """Points around a corner of a triangle for each label."""
+    corner = {"a": (5.0, 0.0), "b": (-5.0, 0.0), "c": (0.0, 5.0), "z": (0.0, -5.0)}
+    y = np.array([labels[k % len(labels)] for k in range(60)])
+    x = np.array([corner[name] for name in y], dtype=np.float32) + np.arange(60, dtype=np.float32)[:, None] / 100
+    np.savez(path, x_train=x, y_train=y)
+    return path

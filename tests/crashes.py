@@ -89,6 +89,36 @@ class FullDisk:
         return update
 
 
+@dataclass(frozen=True)
+class Killed:
+    """A stage in which the process of `client` is killed in round `round`, once: the file `killed` says so."""
+
+    folder: str
+    client: str
+    round: int
+
+    @property
+    def remembers(self) -> bool:
+        return False
+
+    @property
+    def event(self) -> Event | None:
+        return None
+
+    def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]:
+        killed = Path(self.folder) / "killed"
+        if (context.client, context.round) == (self.client, self.round) and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return update, {}
+
+    def on_arrival(self, update: Update) -> Update:
+        return update
+
+    def on_server(self, update: Update, cohort: Cohort) -> Update:
+        return update
+
+
 def write(path: Path, *texts: str) -> Path:
     path.write_text("".join(texts))
     return path

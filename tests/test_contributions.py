@@ -4,10 +4,9 @@ import json
 from itertools import permutations
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from contributions import ONE_ROUND, Study, study, tree
+from contributions import ONE_ROUND, Study, own_data, study, tree
 from running import PLAN, fedpeft
 
 from fedpeft.core.stores import load_tensors
@@ -165,15 +164,6 @@ rounds = 1
 classes = ["c", "b", "a"]
 local = {epochs = 10, lr = 0.1, batch_size = 8}
 """
-
-
-def own_data(path: Path, labels: str) -> Path:
-    """Points around a corner of a triangle for each label."""
-    corner = {"a": (5.0, 0.0), "b": (-5.0, 0.0), "c": (0.0, 5.0), "z": (0.0, -5.0)}
-    y = np.array([labels[k % len(labels)] for k in range(60)])
-    x = np.array([corner[name] for name in y], dtype=np.float32) + np.arange(60, dtype=np.float32)[:, None] / 100
-    np.savez(path, x_train=x, y_train=y)
-    return path
 
 
 def test_own_data_with_some_of_the_labels_and_no_data_at_the_server(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def check_values(plan: Any) -> None:
     for key, known in (("weighting", WEIGHTINGS), ("base_dtype", BASE_DTYPES), ("engine", names("engine"))):
         if getattr(plan, key) not in known:
             raise PlanError(unknown(key, getattr(plan, key), known))
+    check_nodes(plan.nodes, plan.deadline)
     check_pace(plan.buffer, staleness=plan.staleness, pace_spread=plan.pace_spread)
 
 
@@ -224,3 +225,11 @@ def _check_crowd(plan: Any) -> None:
             f"exchange.bits = {exchange.bits} cannot hold {plan.cohort} updates of limit * max_weight = "
             f"{exchange.limit * exchange.max_weight:g}: set bits = 64, or a smaller limit"
         )
+
+
+def check_nodes(nodes: Sequence[str] | None, deadline: float | None) -> None:
+    """Raises PlanError for nodes that are not names, each once, or a deadline that is none."""
+    if nodes is not None and (not nodes or len(set(nodes)) < len(nodes)):
+        raise PlanError(f"nodes must be names, each once, got {list(nodes)}")
+    if deadline is not None and not 0 < deadline < float("inf"):
+        raise PlanError(f"deadline must be a positive number of seconds, got {deadline}")

@@ -75,6 +75,7 @@ class Plan:
       staleness: a of the factor (1 + τ)^(−a) of an update that began τ steps ago; 0.5 if left out.
       pace_spread: σ of the time exp(σ·z) that a client takes, z a standard normal of its own; 0.5 if left out.
       evaluate_every: rounds between evaluations; the last round is always evaluated.
+      nodes, deadline: whose data lie with them, and the seconds a round waits for them; simulations use neither.
 
     Raises:
       ValueError: a value out of range.
@@ -117,6 +118,8 @@ class Plan:
     buffer: int | None = None
     staleness: float | None = None
     pace_spread: float | None = None
+    nodes: tuple[str, ...] | None = None
+    deadline: float | None = None
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -171,8 +174,8 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """A name for this experiment: equal plans have equal ones, whatever the engine."""
-        settings = {key: value for key, value in settings_of(self).items() if key not in ("name", "engine")}
+        """A name for this experiment: equal plans have equal ones, whatever the engine and its patience."""
+        settings = {key: value for key, value in settings_of(self).items() if key not in ("name", "engine", "deadline")}
         return blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
     def toml(self) -> str:

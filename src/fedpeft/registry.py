@@ -61,6 +61,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     "engine": {
         "auto": "fedpeft.engines.auto:Auto",
         "cohort": "fedpeft.engines.cohort:Cohort",
+        "flower": "fedpeft.engines.flower:Flower",
         "inprocess": "fedpeft.engines.inprocess:InProcess",
         "processes": "fedpeft.engines.processes:Processes",
     },

@@ -10,13 +10,16 @@ from typer.core import TyperGroup
 
 from fedpeft.cli import (
     attack,
+    bundle,
     contribute,
     diagnose,
+    doctor,
     evaluate,
     export,
     invite,
     keygen,
     merge,
+    node,
     partition,
     parts,
     report,
@@ -98,6 +101,9 @@ for name, command, examples in (
     ("contribute", contribute.contribute, contribute.EXAMPLES),
     ("keygen", keygen.keygen, keygen.EXAMPLES),
     ("merge", merge.merge, merge.EXAMPLES),
+    ("node", node.node, node.EXAMPLES),
+    ("app", bundle.bundle, bundle.EXAMPLES),
+    ("doctor", doctor.doctor, doctor.EXAMPLES),
     ("diagnose", diagnose.diagnose, diagnose.EXAMPLES),
     ("attack", attack.attack, attack.EXAMPLES),
 ):

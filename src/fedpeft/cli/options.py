@@ -38,7 +38,7 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", hidden=True)]
 Engine = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="How clients are run: auto, cohort, inprocess, processes.", autocompletion=_engines
+        metavar="NAME", help="How clients are run: auto, cohort, flower, inprocess, processes.", autocompletion=_engines
     ),
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", show_default=False, help="cpu (the default), cuda or mps.")]

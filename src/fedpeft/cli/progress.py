@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
@@ -10,6 +11,8 @@ from rich.table import Table
 from fedpeft.core.amounts import duration, size
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fedpeft.core.interfaces import Engine
     from fedpeft.core.types import Failure, Job, Reply
     from fedpeft.runs.record import RoundRecord
@@ -30,6 +33,21 @@ class Watched:
         for number, reply in enumerate(self.engine.run(jobs), 1):
             yield reply
             self.seen(number)
+
+
+def show_rounds(
+    console: "Console", rounds: int, records: "Iterable[RoundRecord]", after: Callable[[], None] = lambda: None
+) -> None:
+    """A line for each round as it comes, then `after`."""
+    spent: list[float] = []
+    for record in records:
+        spent.append(record.seconds)
+        # the first has waited for worker processes: of three or more the median does not heed it
+        left = median(spent) * (rounds - record.round) if len(spent) >= 3 else 0
+        console.print(round_line(record, rounds, left))
+        if failure := failure_line(record):
+            console.print(failure, style="yellow")
+        after()
 
 
 def round_line(record: "RoundRecord", rounds: int, left: float) -> str:

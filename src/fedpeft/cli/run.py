@@ -5,20 +5,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
 
+from fedpeft.cli import follow
 from fedpeft.cli.options import AsJson, Debug, Device, Engine, PlanFile, Seed, Settings, debugging, resolve
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fedpeft.plan import Plan
     from fedpeft.runs.folder import RunFolder
     from fedpeft.site import Site
 
+ELSEWHERE = "flower"
+"""The engine whose runs are only submitted and followed here."""
 EXAMPLES = """\
   fedpeft run                                          handwritten digits, in less than a minute
   fedpeft run --set method=prompt --set local.lr=0.1   the same with another method
@@ -33,6 +36,9 @@ def run(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; else a new one in runs/.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder.")] = None,
     engine: Engine = None,
+    federation: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With --engine flower: a SuperLink of Flower's config.toml.")
+    ] = None,
     device: Device = "cpu",
     seed: Seed = None,
     workers: Annotated[
@@ -51,7 +57,12 @@ def run(
     console = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)
     if resume is None:
         flags = [f"{key}={value}" for key, value in (("engine", engine), ("seed", seed)) if value is not None]
-        folder, site = _begin(plan, [*(settings or ()), *flags], out, device, workers)
+        read = resolve(plan, [*(settings or ()), *flags])
+        if read.engine == ELSEWHERE:
+            begun = follow.begin(read, out, federation)
+            _report(console, begun, follow.until_done(console, begun, read, quiet), as_json)
+            return
+        folder, site = _begin(read, out, device, workers)
     else:
         if plan or settings or out or seed is not None:
             raise click.UsageError(
@@ -59,18 +70,20 @@ def run(
             )
         if _finished(console, resume, as_json):
             return
-        folder, site = _reopen(resume, engine, device, workers)
+        begun, read = _reopened(resume, engine)
+        if read.engine == ELSEWHERE:
+            follow.again(begun, read, federation)
+            _report(console, begun, follow.until_done(console, begun, read, quiet), as_json)
+            return
+        folder, site = _reopen(begun, read, device, workers)
     _finish(console, folder, site, workers, quiet, as_json)
 
 
-def _begin(
-    path: Path | None, settings: list[str], out: Path | None, device: str, workers: int
-) -> "tuple[RunFolder, Site]":
+def _begin(plan: "Plan", out: Path | None, device: str, workers: int) -> "tuple[RunFolder, Site]":
     """A new run. Nothing is written before its plan and its data are known to be good."""
     from fedpeft.runs.execute import check_workers, open_run_site
     from fedpeft.runs.folder import create, vacant
 
-    plan = resolve(path, settings)
     check_workers(plan, workers)
     if out is not None:
         vacant(out)
@@ -78,13 +91,17 @@ def _begin(
     return create(site.plan, out), site
 
 
-def _reopen(path: Path, engine: str | None, device: str, workers: int) -> "tuple[RunFolder, Site]":
+def _reopened(path: Path, engine: str | None) -> "tuple[RunFolder, Plan]":
     """A run that was begun. The engine may be another: results do not depend on it."""
-    from fedpeft.runs.execute import check_workers, moved, open_run_site
     from fedpeft.runs.folder import reopen
 
     folder, plan = reopen(path)
-    plan = replace(plan, engine=engine or plan.engine)
+    return folder, replace(plan, engine=engine or plan.engine)
+
+
+def _reopen(folder: "RunFolder", plan: "Plan", device: str, workers: int) -> "tuple[RunFolder, Site]":
+    from fedpeft.runs.execute import check_workers, moved, open_run_site
+
     check_workers(plan, workers)
     site = open_run_site(plan, device)
     if changes := moved(folder, site):
@@ -131,24 +148,17 @@ def _work(folder: "RunFolder", site: "Site", engine: Any) -> None:
 
 def _show(console: "Console", folder: "RunFolder", site: "Site", engine: Any) -> None:
     """A line for each round, and below them, in a terminal, how many clients of this round have answered."""
-    from fedpeft.cli.progress import Watched, failure_line, round_line
+    from fedpeft.cli.progress import Watched, show_rounds
     from fedpeft.runs.execute import execute
 
-    plan, clients, spent = site.plan, len(site.data.clients), []
+    plan, clients = site.plan, len(site.data.clients)
     cohort = min(plan.cohort, clients)
     console.print(f"{plan.name}: {plan.rounds} rounds, {cohort} of {clients} clients in each, in {folder.path}")
     if site.kept.note:
         console.print(site.kept.note)
     with console.status(f"0/{cohort} answered") as status:
-        watched = Watched(engine, lambda number: status.update(f"{number}/{cohort} answered"))
-        for record in execute(folder, site, watched):
-            spent.append(record.seconds)
-            # the first has waited for worker processes: of three or more the median does not heed it
-            left = median(spent) * (plan.rounds - record.round) if len(spent) >= 3 else 0
-            console.print(round_line(record, plan.rounds, left))
-            if failure := failure_line(record):
-                console.print(failure, style="yellow")
-            status.update(f"0/{cohort} answered")
+        answered = lambda number=0: status.update(f"{number}/{cohort} answered")
+        show_rounds(console, plan.rounds, execute(folder, site, Watched(engine, answered)), answered)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from fedpeft.loop import federate
 from fedpeft.oneshot.contribution import Header, write_contribution
 from fedpeft.oneshot.invitation import Invitation, base_fingerprint, transforms_digest
 from fedpeft.oneshot.keys import check_name
+from fedpeft.plan import Plan
 from fedpeft.registry import build, names
 from fedpeft.runs.execute import open_run_site
 from fedpeft.runs.probe import check_gradients
@@ -99,13 +100,22 @@ def from_own_data(invitation: Invitation, path: str, name: ClientId, device: str
     """
     check_name(name)
     _check_here(invitation)
-    plan = invitation.plan
+    site = own_site(invitation.plan, path, name, device)
+    return Contributor(site, name)
+
+
+def own_site(plan: Plan, path: str, name: ClientId, device: str = "cpu") -> Site:
+    """A site of one client, with all the examples to train on in the file, the folder or the dataset `path`.
+
+    Raises:
+      DataError: the data cannot be read, or have a label that the plan does not name.
+    """
     examples = in_order(_source(plan.data, path).load(), plan.classes, path)
     division = Division({name: torch.arange(len(examples.train))})
     site = site_of(plan, examples, division, device)
     if plan.local.event is not None and plan.local.event.accounted:
         check_gradients(site)
-    return Contributor(site, name)
+    return site
 
 
 def from_partition(invitation: Invitation, number: int, device: str = "cpu") -> Contributor:

@@ -1,0 +1,26 @@
+"""`fedpeft app`: a plan as a Flower app."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedpeft.cli.options import Debug, PlanFile, Settings, resolve
+
+EXAMPLES = """\
+  fedpeft app plan.toml -o myapp; flwr run myapp my-federation     results in runs/ where the SuperLink was started
+  flwr run myapp my-federation --run-config 'run="/srv/runs/first"'
+"""
+
+
+def bundle(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder.")],
+    plan: PlanFile = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Write a Flower app that runs a plan, for `flwr run`."""
+    from fedpeft.deploy.bundle import write_app
+
+    write_app(resolve(plan, settings), out)
+    typer.echo(f"{out}: flwr run {out} NAME, where NAME is a SuperLink in Flower's config.toml")

@@ -1,0 +1,70 @@
+"""A run that is done elsewhere, followed as if it were here."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from fedpeft.errors import RunError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedpeft.plan import Plan
+    from fedpeft.runs.folder import RunFolder
+
+NAMELESS = "say which SuperLink: --federation NAME, a name in Flower's config.toml"
+
+
+def begin(plan: "Plan", out: Path | None, federation: str | None) -> "RunFolder":
+    """A new run, submitted. Nothing is written before its plan and the server's data are known to be good."""
+    from fedpeft.deploy.submit import require, submit
+    from fedpeft.deploy.terms import server_site
+    from fedpeft.runs.folder import create, vacant
+
+    require()
+    if federation is None:
+        raise RunError(NAMELESS)
+    if out is not None:
+        vacant(out)
+    plan = server_site(plan).plan
+    folder = create(plan, out)
+    submit(folder, plan, federation)
+    return folder
+
+
+def again(folder: "RunFolder", plan: "Plan", federation: str | None) -> None:
+    """A run that was submitted and is not finished: submitted once more, if it does not go on already."""
+    from fedpeft.deploy.submit import federation_of, killed, require, status, submit
+
+    require()
+    federation = federation or federation_of(folder)
+    if federation is None:
+        raise RunError(NAMELESS)
+    if killed(folder) or status(folder) not in ("pending", "starting", "running"):
+        submit(folder, replace(plan, engine="flower"), federation)
+
+
+def until_done(console: "Console", folder: "RunFolder", plan: "Plan", quiet: bool) -> dict[str, Any]:
+    """Show each round as it comes; the summary."""
+    from fedpeft.cli.progress import show_rounds
+    from fedpeft.deploy.submit import follow, how_to_stop
+    from fedpeft.runs.folder import read_json
+
+    if not quiet:
+        console.print(f"{plan.name}: {plan.rounds} rounds, in {folder.path}; it goes on without this terminal")
+    try:
+        if quiet:
+            for _ in follow(folder):
+                pass
+        else:
+            show_rounds(console, plan.rounds, follow(folder))
+    except KeyboardInterrupt:
+        typer.echo(
+            f"no longer followed; the run goes on: `fedpeft run --resume {folder.path}` follows it, "
+            f"`{how_to_stop(folder)}` ends it",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+    return read_json(folder.summary) or {}

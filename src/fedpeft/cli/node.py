@@ -1,0 +1,50 @@
+"""`fedpeft node`: the worker that stays where the data lie."""
+
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from fedpeft.cli.options import Debug, Device, PlanFile, Settings, resolve
+
+EXAMPLES = """\
+  fedpeft node plan.toml --data pictures/ --name hospital-a     at a hospital that the plan names
+  fedpeft node plan.toml --client 0                             to rehearse: the first client of the plan's partition
+"""
+
+
+def node(
+    plan: PlanFile = None,
+    settings: Settings = None,
+    data: Annotated[str | None, typer.Option(metavar="PATH", help="A file or folder of examples.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="What the plan calls you.")] = None,
+    client: Annotated[
+        int | None, typer.Option(metavar="K", help="To rehearse: client K, from 0, of the plan's partition.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Its folder; else nodes/NAME.")] = None,
+    device: Device = "cpu",
+    debug: Debug = False,
+) -> None:
+    """Hold the base model and the data, and train when Flower's SuperNode on this machine brings a job.
+
+    Nothing but what PLAN.toml says is ever trained. The SuperNode is started beside it; docs/deploy.md tells how.
+    """
+    if (client is None) == (data is None) or (data is None) != (name is None):
+        raise click.UsageError("give --data and --name, or --client")
+    from fedpeft.deploy.node import Node
+    from fedpeft.deploy.terms import node_site, rehearsal_site
+
+    read = resolve(plan, settings)
+    if data is not None and name is not None:
+        site, who = node_site(read, data, name, device), name
+    else:
+        site, who = rehearsal_site(read, client or 0, device)
+    folder = (out or Path("nodes") / who).resolve()
+    worker = Node(site, who, folder, typer.echo)
+
+    def ready() -> None:
+        typer.echo(f"{who}: {site.data.size(who)} examples, plan {site.plan.fingerprint}, base {worker.terms['base']}")
+        typer.echo(f"start the SuperNode with --node-config 'node=\"{folder}\"'")
+
+    worker.serve(ready)

@@ -1,0 +1,168 @@
+"""What keeps a node or a server from taking part, found before a run is begun, and what to do about it."""
+
+import os
+import socket
+import ssl
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from fedpeft.core.letters import SOCKET, Letter, ask
+from fedpeft.errors import FedpeftError, WireError
+
+FLOWER = "1.41.0"
+"""The version that this was tried with; others changed their interfaces."""
+LIBRARIES = ("torch", "transformers", "peft")
+SWITCHES = {
+    "FLWR_TELEMETRY_ENABLED": ("0", "Flower reports its use to its makers"),
+    "FLWR_DISABLE_UPDATE_CHECK": ("1", "Flower asks its makers for updates"),
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": ("1", "Flower installs what an app asks for"),
+}
+"""By variable what it should be, and what is the case otherwise."""
+SKEW = 10.0  # seconds between two clocks; Flower refuses signatures that are off by more than a few of them
+SOON = 30  # days
+PATIENCE = 10.0  # seconds for a connection
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: what was seen, and, where that is not good, what to do."""
+
+    what: str
+    seen: str
+    remedy: str = ""
+
+    @property
+    def good(self) -> bool:
+        return not self.remedy
+
+
+def versions() -> Iterator[Finding]:
+    """The libraries, and what Flower does beside its work."""
+    seen = ", ".join(f"{name} {_version(name)}" for name in ("fedpeft", *LIBRARIES))
+    missing = [name for name in LIBRARIES if _version(name) == "none"]
+    python = f"python {sys.version_info[0]}.{sys.version_info[1]}"
+    yield Finding("versions", f"{python}, {seen}", f"install {', '.join(missing)}" if missing else "")
+    flower = _version("flwr")
+    yield Finding("flower", flower, "" if flower == FLOWER else f"pip install flwr=={FLOWER}")
+    for name, (wanted, otherwise) in SWITCHES.items():
+        seen = os.environ.get(name, "not set")
+        yield Finding(name, seen, "" if seen == wanted else f"export {name}={wanted}; else {otherwise}")
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
+
+
+def certificate(path: Path) -> Iterator[Finding]:
+    """A certificate's dates."""
+    from cryptography import x509
+
+    try:
+        read = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as error:
+        yield Finding(f"certificate {path}", str(error), "ask whoever runs the SuperLink for the file, in PEM")
+        return
+    now, begins, ends = datetime.now(UTC), read.not_valid_before_utc, read.not_valid_after_utc
+    remedy = f"make a new one: it ends within {SOON} days" if (ends - now).days < SOON else ""
+    if now < begins:
+        remedy = "it is not valid yet: set this machine's clock, or wait"
+    yield Finding(f"certificate {path}", f"{begins:%Y-%m-%d} to {ends:%Y-%m-%d}", remedy)
+
+
+def private_key(path: Path) -> Iterator[Finding]:
+    """A node's key, which only its owner may read."""
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+    try:
+        key, mode = load_ssh_private_key(path.read_bytes(), None), stat.S_IMODE(path.stat().st_mode)
+    except (OSError, ValueError, TypeError) as error:
+        yield Finding(f"key {path}", str(error), f"make one: ssh-keygen -t ecdsa -b 384 -N '' -f {path}")
+        return
+    if not isinstance(key, EllipticCurvePrivateKey):
+        yield Finding(f"key {path}", "no elliptic curve key", f"ssh-keygen -t ecdsa -b 384 -N '' -f {path}")
+        return
+    yield Finding(f"key {path}", f"mode {mode:o}", f"chmod 600 {path}" if mode & 0o077 else "")
+
+
+def superlink(address: str, root: Path | None) -> Iterator[Finding]:
+    """Whether a SuperLink answers, shows the right certificate, and has the same time."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        yield Finding("superlink", address, "write it as host:port")
+        return
+    try:
+        socket.create_connection((host, int(port)), PATIENCE).close()
+    except OSError as error:
+        yield Finding("reachable", f"{address}: {error}", "start the SuperLink, or open the port in the firewall")
+        return
+    yield Finding("reachable", address)
+    try:
+        if root is None:
+            remedy = "give --root-certificates, and run the SuperLink with TLS: anyone on the way can read and change"
+            yield Finding("tls", "not used", remedy)
+            connection = HTTPConnection(host, int(port), timeout=PATIENCE)
+        else:
+            trusted = ssl.create_default_context(cafile=root)
+            connection = HTTPSConnection(host, int(port), timeout=PATIENCE, context=trusted)
+        connection.request("HEAD", "/")
+        date = connection.getresponse().headers.get("Date")
+        connection.close()
+    except ssl.SSLError as error:
+        yield Finding("tls", str(error), "the SuperLink's certificate must be of this root, and name this host as SAN")
+        return
+    except (OSError, HTTPException) as error:
+        yield Finding("tls", f"no answer: {error}", "a SuperLink with TLS wants --root-certificates, one without none")
+        return
+    if root is not None:
+        yield Finding("tls", f"{root} vouches for {host}")
+    yield from _clock(date)
+
+
+def _clock(date: str | None) -> Iterator[Finding]:
+    if date is None:
+        return
+    off = (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds()
+    remedy = "set the clocks (NTP): a node's signatures carry the time" if abs(off) > SKEW else ""
+    yield Finding("clock", f"{off:+.0f} s against the SuperLink", remedy)
+
+
+def worker(folder: Path) -> Iterator[Finding]:
+    """Whether the worker of a node runs, and who may talk to it."""
+    path = folder / SOCKET
+    try:
+        answer = ask(path, Letter({"kind": "doctor"}), PATIENCE)
+    except TimeoutError:
+        yield Finding("worker", f"{path} is busy", "it trains now; ask again later")
+        return
+    except (OSError, WireError) as error:
+        yield Finding("worker", f"{path}: {error}", "start `fedpeft node` there, with --out its folder")
+        return
+    mode = stat.S_IMODE(path.stat().st_mode)
+    yield Finding("worker", f"{answer.head.get('client')} at {path}", "" if mode == 0o600 else f"chmod 600 {path}")
+
+
+def site(plan: Path | None, settings: list[str] | None, data: str | None, name: str | None) -> Iterator[Finding]:
+    """Whether the plan, the base model and the data can be used here."""
+    from fedpeft.deploy.terms import node_site, server_site, terms_of
+    from fedpeft.plan import read_plan
+
+    try:
+        read = read_plan(plan or "", settings or ())
+        yield Finding("plan", f"{read.name}, {read.rounds} rounds")
+        here = server_site(read) if data is None or name is None else node_site(read, data, name)
+        yield Finding("base model", f"fingerprint {terms_of(here)['base']}; it must be the same everywhere")
+        counted = sum(map(here.data.size, here.data.clients))
+        yield Finding("data", f"{counted} training examples of {len(here.data.clients)} clients")
+    except FedpeftError as error:
+        yield Finding(type(error).__name__, str(error), "see what it says")

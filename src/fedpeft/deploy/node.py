@@ -1,0 +1,127 @@
+"""A node's worker: it holds the base model and the data, and trains for whoever may open its socket.
+
+It stays while Flower's processes come and go. What it trains is in the plan that its own user gave it; a letter can
+ask for a round of that plan, on the same base, and for nothing else.
+"""
+
+import re
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from fedpeft.client import Worker
+from fedpeft.core.letters import SOCKET, Letter, listening, receive, send
+from fedpeft.core.stores import Folder, StoreError
+from fedpeft.core.types import ClientId, Failure, Job
+from fedpeft.deploy.terms import disagreement, terms_of
+from fedpeft.errors import RunError, WireError
+from fedpeft.runs.environment import differences, environment
+from fedpeft.runs.folder import RunFolder, locked
+from fedpeft.site import Site
+
+PATIENCE = 60.0  # seconds for the other end to write or read its part; both ends are on this machine
+FIELDS: dict[str, tuple[type, ...]] = {
+    "run": (str,),
+    "round": (int,),
+    "client": (str,),
+    "phase": (str,),
+    "seed": (int,),
+    "accepted": (int, type(None)),
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One client and the folder of its worker: the socket, and what the client remembers, by run.
+
+    Attributes:
+      say: told in words of each job.
+      terms: what a letter must agree with.
+    """
+
+    site: Site
+    client: ClientId
+    folder: Path
+    say: Callable[[str], None] = print
+    terms: Mapping[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "terms", terms_of(self.site))
+
+    def answer(self, asked: Letter) -> Letter:
+        """The answer to one letter."""
+        kind, head = asked.head.get("kind"), asked.head
+        if kind == "doctor":
+            return Letter({"kind": "here", "client": self.client})
+        if why := disagreement(self.terms, head):
+            return self._cannot(why)
+        if kind == "hello":
+            here = environment(self.site.plan, self.site.device)
+            differs = differences(head["environment"], here) if isinstance(head.get("environment"), dict) else []
+            return Letter({"kind": "welcome", "client": self.client, "differs": differs})
+        if kind != "job":
+            return self._cannot(f"a letter of the kind {kind!r} has no sense here")
+        try:
+            job, worker = self._job(asked), Worker(self.site, Folder(self._memory(head.get("token"))))
+            began, done = monotonic(), worker(job)
+        except WireError as error:
+            return self._cannot(str(error))
+        except StoreError as error:  # a run of this machine alone would end; here it is one client's failure
+            self.say(f"the disk fails under the client's memory: {error}")
+            return self._cannot(f"the disk of its node fails: {error.strerror}")
+        if isinstance(done, Failure):
+            self.say(f"round {job.round + 1}: {done.reason}")
+            return self._cannot(done.reason)
+        self.say(f"round {job.round + 1}: {len(done.payload):,} bytes after {monotonic() - began:.1f} s")
+        return Letter({"kind": "reply", "client": self.client}, done.payload)
+
+    def _cannot(self, reason: str) -> Letter:
+        return Letter({"kind": "failed", "client": self.client, "reason": reason})
+
+    def _job(self, asked: Letter) -> Job:
+        for key, types in FIELDS.items():
+            if not isinstance(asked.head.get(key), types):
+                raise WireError(f"a job without a proper {key!r}: {asked.head.get(key)!r}")
+        job = Job(**{key: asked.head[key] for key in FIELDS}, payload=asked.body)
+        plan = self.site.plan
+        if job.run != f"{plan.name}-{plan.fingerprint}" or job.client != self.client:
+            raise WireError(f"a job of {job.run!r} for {job.client!r}: this is {self.client!r} of {plan.name!r}")
+        return job
+
+    def _memory(self, token: Any) -> Path:
+        """A run's own folder: with another run of the same plan a round's reply need not be the same."""
+        if not isinstance(token, str) or not re.fullmatch(r"[0-9a-f]{32}", token):
+            raise WireError("a job without a run's token")
+        return self.folder / "clients" / token
+
+    def serve(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Answer letters until the process is ended.
+
+        Raises:
+          RunError: another worker is at this folder, or the socket cannot be made.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(RunFolder(self.folder)):
+            try:
+                server = listening(self.folder / SOCKET)
+            except OSError as error:
+                raise RunError(f"{self.folder / SOCKET} cannot be made: {error}; a shorter --out may help") from None
+            with server:
+                ready()
+                while True:
+                    connection, _ = server.accept()
+                    with connection, suppress(OSError, WireError):  # who is gone gets no answer
+                        connection.settimeout(PATIENCE)
+                        self._serve(connection)
+
+    def _serve(self, connection: socket.socket) -> None:
+        asked = receive(connection)
+        try:
+            answer = self.answer(asked)
+        except Exception as error:  # a head may hold anything, and the worker is to stay
+            answer = self._cannot(f"{type(error).__name__} at its node")
+        send(connection, answer)

@@ -1,0 +1,75 @@
+"""The server's part of a run on Flower: the body that every run has, over nodes that come and go.
+
+Flower starts it beside the SuperLink. What it leaves is a run's folder like any other; if it is killed, the run is
+submitted again and goes on from the last round.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedpeft.core.stores import write_atomically
+from fedpeft.deploy.submit import ended, here
+from fedpeft.deploy.terms import server_site, terms_of, token_at
+from fedpeft.engines.flower import Flower, server_app
+from fedpeft.errors import FedpeftError, RunError
+from fedpeft.plan import read_plan
+from fedpeft.runs.environment import environment
+from fedpeft.runs.execute import execute
+from fedpeft.runs.folder import RunFolder, create, locked, reopen
+from fedpeft.runs.summary import summarize
+from fedpeft.site import Site
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+PATIENCE = 3600.0
+"""Seconds that a round waits where the plan does not say."""
+
+
+def serve(grid: "Grid", settings: Mapping[str, Any]) -> None:
+    """Run the rounds that are left of the run in the folder `run`, or of a new one of the plan `plan`.
+
+    Raises:
+      FedpeftError: what is wrong with the plan, the data or the folder; in the folder's file `ended` too.
+    """
+    folder, site = _opened(settings)
+    with locked(folder):
+        ended(folder).unlink(missing_ok=True)
+        here(folder)
+        try:
+            _run(folder, site, grid)
+        except (FedpeftError, OSError) as error:
+            write_atomically(ended(folder), f"{type(error).__name__}: {error}".encode())
+            raise
+
+
+def _opened(settings: Mapping[str, Any]) -> tuple[RunFolder, Site]:
+    path = str(settings.get("run") or "")
+    if path and not Path(path).is_absolute():
+        raise RunError(f"run = {path!r}: the server's part is started elsewhere, give it the whole path")
+    if path and (Path(path) / "plan.toml").exists():
+        folder, plan = reopen(Path(path))
+        return folder, server_site(plan, say)
+    site = server_site(replace(read_plan(str(settings["plan"])), engine="flower"), say)
+    return create(site.plan, Path(path) if path else None), site
+
+
+def _run(folder: RunFolder, site: Site, grid: "Grid") -> None:
+    plan = site.plan
+    terms = {"token": token_at(folder), "environment": environment(plan, site.device), **terms_of(site)}
+    engine = Flower(grid, site.data.clients, terms, plan.deadline or PATIENCE, say)
+    say(f"{plan.name} in {folder.path.resolve()}: waiting for {', '.join(site.data.clients)}")
+    engine.gather()
+    for record in execute(folder, site, engine):
+        say(f"round {record.round}/{plan.rounds}: {len(record.failed)} of {len(record.clients)} not counted")
+    summarize(folder, site)
+
+
+def say(words: str) -> None:
+    """A line for Flower's log, at once."""
+    print(words, flush=True)  # noqa: T201
+
+
+app = server_app(serve)

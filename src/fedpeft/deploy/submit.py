@@ -1,0 +1,151 @@
+"""Handing a run to a SuperLink, and seeing what becomes of it. Its folder is on a disk that both see."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
+from socket import gethostname
+from tempfile import TemporaryDirectory
+from time import monotonic, sleep
+from typing import Any
+
+from fedpeft.deploy.bundle import write_app
+from fedpeft.errors import RunError
+from fedpeft.plan import Plan
+from fedpeft.runs.folder import RunFolder, read_json, read_rounds, write_json
+from fedpeft.runs.record import RoundRecord
+
+POLL = 0.3  # seconds between two looks at the folder
+ASK = 10.0  # seconds between two questions to the SuperLink, each a process that takes a second
+
+
+def require() -> None:
+    """Raises RunError where Flower is not installed."""
+    if find_spec("flwr") is None:
+        raise RunError("the engine \"flower\" needs Flower: pip install 'fedpeft[flower]'")
+
+
+def submit(folder: RunFolder, plan: Plan, federation: str) -> None:
+    """Hand a run to the SuperLink that Flower's config.toml calls `federation`.
+
+    Raises:
+      RunError: Flower does not take it.
+    """
+    for mark in (ended(folder), _process(folder)):
+        mark.unlink(missing_ok=True)
+    with TemporaryDirectory() as inside:
+        app = Path(inside) / "app"
+        write_app(plan, app)
+        told = _flwr("run", app, federation, "--run-config", f"run={json.dumps(str(folder.path.resolve()))}")
+    write_json(_submission(folder), {"federation": federation, "run": told.get("run-id")})
+
+
+def here(folder: RunFolder) -> None:
+    """Leave the number of this process, which is the server's part, for those on this machine who follow the run."""
+    write_json(_process(folder), {"host": gethostname(), "process": os.getpid()})
+
+
+def killed(folder: RunFolder) -> bool:
+    """Whether the server's part was begun on this machine and is no more: Flower takes a minute to notice."""
+    told = read_json(_process(folder))
+    if told is None or told["host"] != gethostname() or not Path("/proc/self/stat").exists():
+        return False
+    try:
+        state = Path(f"/proc/{told['process']}/stat").read_text().rpartition(") ")[2][:1]
+    except OSError:
+        return True
+    return state in "ZX"
+
+
+def federation_of(folder: RunFolder) -> str | None:
+    """Where the run was submitted the last time."""
+    return (read_json(_submission(folder)) or {}).get("federation")
+
+
+def status(folder: RunFolder) -> str:
+    """What the SuperLink says of the run: "pending", "starting", "running" or "finished:..."; empty if it cannot."""
+    told = read_json(_submission(folder)) or {}
+    try:
+        answer = _flwr("list", str(told.get("federation")), "--run-id", str(told.get("run")))
+    except RunError:
+        return ""
+    runs = answer.get("runs") or [{}]
+    return str(runs[0].get("status", ""))
+
+
+def follow(folder: RunFolder) -> Iterator[RoundRecord]:
+    """The rounds that come from now on, until the run is finished.
+
+    Raises:
+      RunError: the server's part has ended before.
+    """
+    done, asked = len(read_rounds(folder)), monotonic()
+    while True:
+        # before the rounds are read, so that none is missed
+        over = killed(folder) or folder.summary.exists() or ended(folder).exists()
+        if not over and monotonic() - asked > ASK:
+            over, asked = status(folder).startswith("finished"), monotonic()
+        for values in read_rounds(folder)[done:]:
+            done += 1
+            yield RoundRecord(**values)
+        if folder.summary.exists():
+            return
+        if over:
+            raise RunError(_why(folder))
+        sleep(POLL)
+
+
+def _why(folder: RunFolder) -> str:
+    told = read_json(_submission(folder)) or {}
+    words = ended(folder).read_text() if ended(folder).exists() else "it was killed"
+    return (
+        f"the server's part ended: {words}. `flwr log {told.get('run')} {told.get('federation')} --show` tells more; "
+        f"what is done is kept; go on with `fedpeft run --resume {folder.path}`"
+    )
+
+
+def ended(folder: RunFolder) -> Path:
+    """Where the server's part says why it could not go on."""
+    return folder.path / "ended"
+
+
+def how_to_stop(folder: RunFolder) -> str:
+    """The command that ends the run at the SuperLink."""
+    told = read_json(_submission(folder)) or {}
+    return f"flwr stop {told.get('run')} {told.get('federation')}"
+
+
+def _process(folder: RunFolder) -> Path:
+    return folder.path / "server.json"
+
+
+def _submission(folder: RunFolder) -> Path:
+    return folder.path / "federation.json"
+
+
+def _flwr(*words: str | Path) -> dict[str, Any]:
+    """What Flower's command answers.
+
+    Raises:
+      RunError: it is not there, or does not answer.
+    """
+    beside = Path(sys.executable).with_name("flwr")
+    command = str(beside) if beside.exists() else which("flwr")
+    if command is None:
+        raise RunError("Flower's command `flwr` is not there: pip install 'fedpeft[flower]'")
+    made = subprocess.run(
+        [command, *map(str, words), "--format", "json"], capture_output=True, text=True, check=False,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        answer = json.loads(made.stdout)
+    except ValueError:
+        answer = None
+    if made.returncode or not isinstance(answer, dict) or answer.get("success") is False:
+        said = answer.get("error-message") if isinstance(answer, dict) else made.stderr or made.stdout
+        raise RunError(f"`flwr {words[0]}` failed: {' '.join(str(said).split())}")
+    return answer

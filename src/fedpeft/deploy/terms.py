@@ -1,0 +1,133 @@
+"""What a server and its nodes must agree on before a node trains anything."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from secrets import token_hex
+from typing import Any
+
+from fedpeft.core.interfaces import Data
+from fedpeft.core.packed import prepare_frozen
+from fedpeft.core.stores import write_atomically
+from fedpeft.core.types import ClientId
+from fedpeft.data.partitioned import Partitioned
+from fedpeft.errors import DataError, PlanError
+from fedpeft.fitting import leaking
+from fedpeft.oneshot.contribute import in_order, own_site
+from fedpeft.oneshot.invitation import base_fingerprint, labels_digest, transforms_digest
+from fedpeft.oneshot.results import Contributors
+from fedpeft.plan import Plan
+from fedpeft.privacy import settled
+from fedpeft.runs.execute import open_run_site
+from fedpeft.runs.folder import RunFolder
+from fedpeft.site import Site
+
+WHAT = {
+    "plan": "the plan here is not the run's: give both sides the same file, with the same settings",
+    "base": "the base model here is not the run's: take the same weights and the same versions of torch, transformers "
+    "and peft",
+    "labels": "the labels here are not the run's: name them in the plan, classes = [...]",
+    "transforms": "what becomes of an example here is not what the run does: take the same version of fedpeft, and the "
+    "same image processor or tokenizer with the base model",
+}
+"""By what is compared, what to do where it differs."""
+
+
+def terms_of(site: Site) -> dict[str, str]:
+    """What a site's plan, base model, labels and transforms are, as digests."""
+    plan = replace(site.plan, classes=site.classes)
+    return {
+        "plan": site.plan.fingerprint,
+        "base": base_fingerprint(plan),
+        "labels": labels_digest(site.classes),
+        "transforms": transforms_digest(plan.task),
+    }
+
+
+def disagreement(own: Mapping[str, str], asked: Mapping[str, Any]) -> str:
+    """Why one who has these terms of its own cannot work on those; empty if it can."""
+    for name, why in WHAT.items():
+        if own[name] != asked.get(name):
+            return f"{why} ({own[name]} here, {asked.get(name)} there)"
+    return ""
+
+
+def check_plan(plan: Plan) -> None:
+    """Raises PlanError for a plan that cannot be carried out where the server sees no client."""
+    if leaking(plan):
+        raise PlanError(
+            "local.as_published hands momentum from client to client, and here each is a machine of its own"
+        )
+    if plan.buffer is not None:
+        raise PlanError("asynchronous steps run on a simulated clock, which nodes do not have: leave out `buffer`")
+    if plan.personal:
+        raise PlanError("personal tensors stay with their nodes, where this server cannot measure them: leave them out")
+
+
+def node_site(plan: Plan, path: str, name: ClientId, device: str = "cpu") -> Site:
+    """The site of a node whose data are the examples in a file or folder.
+
+    Raises:
+      PlanError: the plan does not know such a node, or does not name the labels.
+      DataError: the data cannot be read, or have a label that the plan does not have.
+    """
+    check_plan(plan)
+    if name not in (plan.nodes or ()):
+        known = ", ".join(plan.nodes or ()) or "none"
+        raise PlanError(f"the plan names no node {name!r}: its nodes are {known}; set nodes = [...] in it")
+    return own_site(settled(named(plan), plan.nodes or ()), path, name, device)
+
+
+def rehearsal_site(plan: Plan, number: int, device: str = "cpu") -> tuple[Site, ClientId]:
+    """The site of a node that stands for client `number`, from 0, of the plan's own partition.
+
+    Raises:
+      PlanError: its clients are nodes with data of their own, or there is no such client.
+    """
+    check_plan(plan)
+    if plan.nodes is not None:
+        raise PlanError(
+            "the plan's clients are nodes with their own data: give --data and --name, or leave out `nodes`"
+        )
+    site = open_run_site(plan, device)
+    if not 0 <= number < len(site.data.clients):
+        raise PlanError(f"--client {number}: the plan's partition has {len(site.data.clients)} clients, counted from 0")
+    return site, site.data.clients[number]
+
+
+def server_site(plan: Plan, say: Callable[[str], None] = lambda words: None) -> Site:
+    """The site of the server. Where the clients are nodes, nobody's training examples are there.
+
+    The plan's data, where they can be read, are then the server's own, and their held-out part is measured; else
+    nothing is, which `say` is told.
+
+    Raises:
+      DataError, PlanError: what is wrong with the plan or its data.
+    """
+    check_plan(plan)
+    if plan.nodes is None:
+        return open_run_site(plan)
+    nodes, plan = plan.nodes, settled(named(plan), plan.nodes)
+    test: Data | None = None
+    try:
+        examples = in_order(plan.data.load(), plan.classes, "the plan's data")
+        test = Partitioned(plan.task, {}, plan.task.prepare(examples.test), {})
+    except DataError as error:
+        say(f"the server has no held-out examples, so nothing is measured: {error}")
+    model = plan.model(plan.classes)
+    prepare_frozen(model, plan.method.names(model), plan.base_dtype, plan.pack)
+    return Site(plan, model, Contributors(dict.fromkeys(nodes, 0), test), plan.classes)
+
+
+def named(plan: Plan) -> Plan:
+    """The plan, if it names the labels; raises PlanError if it does not."""
+    if not plan.classes:
+        raise PlanError("the plan does not name the labels, and a node need not have them all: set classes = [...]")
+    return plan
+
+
+def token_at(folder: RunFolder) -> str:
+    """What tells this run from others of the same plan, so that nodes keep their memories apart; drawn once."""
+    path = folder.path / "token"
+    if not path.exists():
+        write_atomically(path, token_hex(16).encode())
+    return path.read_text()

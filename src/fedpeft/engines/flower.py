@@ -1,0 +1,215 @@
+"""Clients on other machines, over Flower (arXiv:2007.14390): the same jobs, the same bytes, another road."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fedpeft.core.letters import Letter
+from fedpeft.core.types import ClientId, Failure, Job, Reply
+from fedpeft.errors import RunError, WireError
+
+if TYPE_CHECKING:
+    from flwr.app import Message
+    from flwr.serverapp import Grid, ServerApp
+
+Result = TypeVar("Result")
+POLL = 0.25  # seconds between two looks for answers
+AGAIN = 5.0  # seconds until a node that could not serve is asked again
+
+
+@dataclass(eq=False)
+class Flower:
+    """One message for each job. What a node cannot do in time is its client's failure, and the round goes on.
+
+    Nodes say who they are when they first come. A node that is gone and comes back is asked again, whoever it was.
+
+    Attributes:
+      clients: the names of all that may take part, of this run, here or not.
+      terms: what a node must agree with; it goes along with each letter.
+      deadline: seconds that a round waits for answers, and `gather` for nodes.
+      say: told in words who came, and who cannot serve.
+      homes: the node of each client that is here.
+      refused: by client, why its node cannot serve.
+    """
+
+    grid: "Grid"
+    clients: Sequence[ClientId]
+    terms: Mapping[str, Any]
+    deadline: float
+    say: Callable[[str], None] = print
+    homes: dict[ClientId, int] = field(default_factory=dict)
+    refused: dict[ClientId, str] = field(default_factory=dict)
+    _greeted: dict[str, int] = field(default_factory=dict)  # by message, the node
+    _later: dict[int, float] = field(default_factory=dict)  # by node, when it may be greeted again
+
+    def gather(self) -> None:
+        """Wait until all clients are here, or the deadline.
+
+        Raises:
+          RunError: nobody came.
+        """
+        ends = monotonic() + self.deadline
+        while len(self.homes) < len(self.clients) and monotonic() < ends:
+            self._greet(self._here())
+            self._welcome()
+            sleep(POLL)
+        missing = [client for client in self.clients if client not in self.homes]
+        whys = [f"{client}: {self.refused.get(client, 'no node of that name came')}" for client in missing]
+        if len(missing) == len(self.clients):
+            raise RunError(f"no client is here after {self.deadline:g} s; {'; '.join(whys)}")
+        for why in whys:
+            self.say(why)
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Reply | Failure]:
+        """The answers in the order of the jobs, by the deadline."""
+        every, ends = list(jobs), monotonic() + self.deadline
+        unsent, asked = {job.client: job for job in every}, dict[str, ClientId]()
+        done: dict[ClientId, Reply | Failure] = {}
+        self._greeted.clear()  # who has not said by now who it is, is asked again
+        for job in every:
+            while job.client not in done and monotonic() < ends:
+                if unsent:
+                    self._greet(self._here())
+                    self._welcome()
+                    done |= self._dispatch(unsent, asked, ends - monotonic())
+                done |= self._answers(asked)
+                if job.client not in done:
+                    sleep(POLL)
+            yield done.pop(job.client, Failure(job.client, f"no answer within {self.deadline:g} s"))
+
+    def close(self) -> None:
+        """The connection is Flower's."""
+
+    def _here(self) -> set[int]:
+        """The nodes that are connected; clients of others have no home."""
+        here = self._patiently(lambda: set(self.grid.get_node_ids()), set(self.homes.values()))
+        self.homes = {client: node for client, node in self.homes.items() if node in here}
+        return here
+
+    def _greet(self, here: set[int]) -> None:
+        """Ask the nodes that nobody knows yet who they are."""
+        known = {*self.homes.values(), *self._greeted.values()}
+        new = [node for node in sorted(here - known) if self._later.get(node, 0) <= monotonic()]
+        for node, asked in zip(
+            new, self._push(new, [Letter({"kind": "hello"})] * len(new), self.deadline), strict=True
+        ):
+            if asked:
+                self._greeted[asked] = node
+
+    def _push(self, nodes: Sequence[int], letters: Sequence[Letter], seconds: float) -> list[str | None]:
+        """Send letters; by each the name under which its answer will come, or None if it could not be sent."""
+        from flwr.app import Message, MessageType
+
+        from fedpeft.engines.courier import content
+
+        whole = [Letter({**self.terms, **one.head}, one.body) for one in letters]
+        made = [
+            Message(content(one), node, MessageType.QUERY, ttl=max(1.0, seconds))
+            for node, one in zip(nodes, whole, strict=True)
+        ]
+        return list(self.grid.push_messages(made)) if made else []
+
+    def _patiently(self, call: Callable[[], Result], otherwise: Result) -> Result:
+        """What the SuperLink says, or `otherwise` where it stumbles: it may be busy with its database."""
+        from httpx import HTTPStatusError
+
+        try:
+            return call()
+        except HTTPStatusError as error:
+            if error.response.status_code < 500:
+                raise
+            self.say(f"the SuperLink stumbles: {error}")
+            return otherwise
+
+    def _pull(self, asked: Mapping[str, Any]) -> Iterator[tuple[str, Letter]]:
+        """The answers that came, by the name of what they answer."""
+        from fedpeft.engines.courier import opened
+
+        none: list[Message] = []
+        for message in self._patiently(lambda: list(self.grid.pull_messages(list(asked))), none) if asked else ():
+            if message.has_error():
+                reason = f"its node did not do the work: {message.error.reason}"
+                yield message.metadata.reply_to_message_id, Letter({"kind": "failed", "reason": reason})
+                continue
+            try:
+                yield message.metadata.reply_to_message_id, opened(message)
+            except WireError as error:
+                yield message.metadata.reply_to_message_id, Letter({"kind": "failed", "reason": str(error)})
+
+    def _welcome(self) -> None:
+        """Take in who answered a greeting."""
+        for name, answer in self._pull(self._greeted):
+            node, head = self._greeted.pop(name, None), answer.head
+            if node is None:  # answered already
+                continue
+            client, differs = words(head.get("client", "")), head.get("differs")
+            why = words(head.get("reason", "?")) if head.get("kind") != "welcome" else self._unwelcome(client)
+            if not why:
+                self.homes[client] = node
+                self.refused.pop(client, None)
+                self.say(f"{client} is here" + (f"; differs: {words(differs)}" if differs else ""))
+                continue
+            self._later[node] = monotonic() + AGAIN
+            if client in self.clients and client not in self.homes:
+                self.refused[client] = why
+            self.say(f"{client or 'a node'} cannot serve: {why}")
+
+    def _unwelcome(self, client: ClientId) -> str:
+        if client not in self.clients:
+            return f"this run knows no client {client!r}; it has {', '.join(map(str, self.clients))}"
+        return f"another node is {client!r} already" if client in self.homes else ""
+
+    def _dispatch(
+        self, unsent: dict[ClientId, Job], asked: dict[str, ClientId], seconds: float
+    ) -> dict[ClientId, Failure]:
+        """Send what can be sent; a job whose client is not here waits for nodes that have not said who they are."""
+        ready = [job for client, job in unsent.items() if client in self.homes]
+        letters = [Letter({"kind": "job", **_head(job)}, job.payload) for job in ready]
+        names = self._push([self.homes[job.client] for job in ready], letters, seconds)
+        failed = {}
+        for job, name in zip(ready, names, strict=True):
+            del unsent[job.client]
+            if name:
+                asked[name] = job.client
+            else:
+                failed[job.client] = Failure(job.client, "its job could not be sent")
+        if not self._greeted:
+            for client in list(unsent):
+                failed[client] = Failure(client, self.refused.get(client, "its node is not connected"))
+                del unsent[client]
+        return failed
+
+    def _answers(self, asked: dict[str, ClientId]) -> dict[ClientId, Reply | Failure]:
+        done: dict[ClientId, Reply | Failure] = {}
+        for name, answer in self._pull(asked):
+            client = asked.pop(name, None)
+            if client is None:  # answered already
+                continue
+            if answer.head.get("kind") == "reply":
+                done[client] = Reply(client, answer.body)
+            else:
+                done[client] = Failure(client, words(answer.head.get("reason", "its node's answer has no sense")))
+        return done
+
+
+def words(value: object) -> str:
+    """What a node says, fit for a line in a terminal: it may be anything."""
+    return "".join(x if x.isprintable() else " " for x in str(value)[:500])
+
+
+def _head(job: Job) -> dict[str, Any]:
+    return {key: getattr(job, key) for key in ("run", "round", "client", "phase", "seed", "accepted")}
+
+
+def server_app(serve: "Callable[[Grid, Mapping[str, Any]], None]") -> "ServerApp":
+    """A function of a grid and the settings of a run, as what Flower starts."""
+    from flwr.app import Context
+    from flwr.serverapp import Grid, ServerApp
+
+    def main(grid: Grid, context: Context) -> None:
+        serve(grid, dict(context.run_config))
+
+    app = ServerApp()
+    app.main()(main)
+    return app

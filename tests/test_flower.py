@@ -1,0 +1,178 @@
+"""The engine of Flower with real processes: SuperLink, SuperNodes, workers, on this machine."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from running import PLAN
+
+from benchmarks.federation import CERTIFICATES, SCRIPTS, Federation, federation, free_port, until
+from fedpeft.core.interfaces import Store
+from fedpeft.core.stores import Folder
+from fedpeft.core.tensors import equal
+from fedpeft.core.types import Failure, Job, Reply
+from fedpeft.engines.inprocess import InProcess
+from fedpeft.loop import federate, start
+from fedpeft.plan import Plan, read_plan
+from fedpeft.runs.checkpoint import load_checkpoint
+from fedpeft.runs.folder import RunFolder, read_rounds
+from fedpeft.site import open_site
+
+pytestmark = pytest.mark.skipif(find_spec("flwr") is None, reason="flwr is not installed")
+
+NODES = PLAN.replace("clients = 4", "clients = 3").replace("cohort = 2", "cohort = 3")
+SCAFFOLD = 'server = "scaffold"\n' + NODES.replace("lr = 0.1", 'lr = 0.1, correction = "scaffold"')
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """Clients in this process, of whom some fail in some rounds as they did elsewhere."""
+
+    engine: InProcess
+    failed: Mapping[int, Mapping[str, str]]
+
+    @property
+    def clients(self) -> list[str]:
+        return list(self.engine.clients)
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Reply | Failure]:
+        for job in jobs:
+            why = self.failed.get(job.round, {}).get(job.client)
+            yield Failure(job.client, why) if why else next(iter(self.engine.run([job])))
+
+
+def simulated(plan: Plan, run: RunFolder, store: Store) -> bool:
+    """Whether a run ended in the bits, and told of the bytes, of a simulation with the same survivors."""
+    lines = read_rounds(run)
+    failed = {
+        line["round"] - 1: {client: what["failed"] for client, what in line["clients"].items() if "failed" in what}
+        for line in lines
+    }
+    site = open_site(plan)
+    rounds = list(federate(plan, Survivors(InProcess(site, store), failed), start(plan, site.params())))
+    saved = load_checkpoint(run.checkpoint, plan)
+    assert saved is not None and len(lines) == len(rounds) == plan.rounds
+    assert [(line["bytes_up"], line["bytes_down"]) for line in lines] == [(x.bytes_up, x.bytes_down) for _, x in rounds]
+    return equal(saved.state.params, rounds[-1][0].params) and saved.state.accepted == rounds[-1][0].accepted
+
+
+@contextmanager
+def three(root: Path, text: str, tls: bool = False) -> Iterator[Federation]:
+    """A SuperLink and three nodes with their workers."""
+    with federation(root, tls) as here:
+        plan = root / "plan.toml"
+        plan.write_text(text)
+        here.superlink()
+        for number in range(3):
+            here.node(plan, number)
+        until(lambda: all((root / f"node{k}" / "socket").exists() for k in range(3)), 200, lambda: here.log("worker0"))
+        yield here
+
+
+def submit(here: Federation) -> "subprocess.Popen[bytes]":
+    flags = ("--engine", "flower", "--federation", "here", "--out", here.root / "run")
+    return here.fedpeft("run", "run", here.root / "plan.toml", *flags)
+
+
+def test_a_client_killed_in_training_costs_a_round_its_update_and_nothing_else(tmp_path: Path) -> None:
+    """Three nodes, SCAFFOLD with its memories; a worker is killed by kill -9 in the first round and comes back."""
+    killed = f'stages = [{{name = "crashes:Killed", folder = "{tmp_path}", client = "c001", round = 0}}]\n'
+    with three(tmp_path, killed + SCAFFOLD) as here:
+        process = submit(here)
+        until((tmp_path / "killed").exists, 200, lambda: here.log("run"))
+        here.processes["worker1"].wait(5)
+        here.worker(tmp_path / "plan.toml", 1)
+        assert process.wait(400) == 0, here.log("run")
+        folder, plan = RunFolder(tmp_path / "run"), read_plan(tmp_path / "plan.toml")
+        first, *_, last = [line["clients"]["c001"] for line in read_rounds(folder)]
+        assert first["failed"] == "its worker ended in the middle of the work" and "weight" in last
+        assert simulated(plan, folder, Folder(tmp_path / "here"))
+        assert "not counted: c001: its worker ended in the middle of the work" in here.log("run")
+        assert here.log("run").count("answered") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_server_killed_in_a_round_goes_on_from_the_last(tmp_path: Path) -> None:
+    """kill -9 of the ServerApp: the follower says so at once, and what is resumed ends as if nothing had been."""
+    with three(tmp_path, SCAFFOLD) as here:
+        process = submit(here)
+        until((tmp_path / "run" / "rounds.jsonl").exists, 200, lambda: here.log("run"))
+        [server] = here.inside("superlink", "flwr-serverapp")
+        os.kill(server, signal.SIGKILL)
+        assert process.wait(30) == 2
+        assert f"go on with `fedpeft run --resume {tmp_path}/run`" in here.log("run")
+        assert here.fedpeft("again", "run", "--resume", tmp_path / "run").wait(400) == 0, here.log("again")
+        plan = read_plan(tmp_path / "plan.toml")
+        assert simulated(plan, RunFolder(tmp_path / "run"), Folder(tmp_path / "here"))
+        assert not any(
+            "failed" in c for line in read_rounds(RunFolder(tmp_path / "run")) for c in line["clients"].values()
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_superlink_killed_and_started_again_goes_on_from_the_last(tmp_path: Path) -> None:
+    """kill -9 of the SuperLink, which takes the server's part with it; the nodes come back by themselves."""
+    with three(tmp_path, SCAFFOLD) as here:
+        process = submit(here)
+        until((tmp_path / "run" / "rounds.jsonl").exists, 200, lambda: here.log("run"))
+        here.kill("superlink")
+        assert process.wait(100) == 2, here.log("run")
+        here.superlink()
+        assert here.fedpeft("again", "run", "--resume", tmp_path / "run").wait(400) == 0, here.log("again")
+        plan = read_plan(tmp_path / "plan.toml")
+        assert simulated(plan, RunFolder(tmp_path / "run"), Folder(tmp_path / "here"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_supernode_killed_in_a_round_costs_that_round_and_may_come_back(tmp_path: Path) -> None:
+    """kill -9 of a SuperNode while its worker waits; Flower notices after a minute, and another takes its place."""
+    gate = f'stages = [{{name = "crashes:Gate", folder = "{tmp_path}"}}]\n'
+    with three(tmp_path, gate + SCAFFOLD.replace("rounds = 3", "rounds = 5")) as here:
+        (tmp_path / "closed").touch()
+        process = submit(here)
+        until((tmp_path / "reached").exists, 200, lambda: here.log("run"))
+        until(lambda: len(here.inside("supernode2", "flwr-clientapp")) == 1, 100)
+        for pid in here.inside("supernode2"):
+            os.kill(pid, signal.SIGKILL)
+        (tmp_path / "closed").unlink()
+        until((tmp_path / "run" / "rounds.jsonl").exists, 200, lambda: here.log("run"))
+        here.supernode(2, "comes back")
+        assert process.wait(400) == 0, here.log("run")
+        rounds = [line["clients"]["c002"] for line in read_rounds(RunFolder(tmp_path / "run"))]
+        assert "failed" in rounds[0] and "weight" in rounds[-1], here.log("run")
+        plan = read_plan(tmp_path / "plan.toml")
+        assert simulated(plan, RunFolder(tmp_path / "run"), Folder(tmp_path / "here"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_tls_and_keys_keep_strangers_out(tmp_path: Path) -> None:
+    """As docs/deploy.md has it: who has no key that is registered, or trusts another root, is not a node."""
+    with three(tmp_path, NODES, tls=True) as here:
+        keys = tmp_path / "keys"
+        assert submit(here).wait(400) == 0, here.log("run")
+        plan = read_plan(tmp_path / "plan.toml")
+        assert simulated(plan, RunFolder(tmp_path / "run"), Folder(tmp_path / "here"))
+        address = f"127.0.0.1:{here.port}"
+        flags = ("--superlink", address, "--root-certificates", keys / "ca.crt", "--key", keys / "node0")
+        assert here.fedpeft("doctor", "doctor", *flags, "--node", tmp_path / "node0").wait(60) == 0, here.log("doctor")
+        subprocess.run([CERTIFICATES, tmp_path / "other", "IP:127.0.0.1"], check=True)
+        subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", tmp_path / "own"], check=True)
+        for name, root, key in (
+            ("no key", keys, None),
+            ("own key", keys, tmp_path / "own"),
+            ("other root", tmp_path / "other", keys / "node0"),
+        ):
+            words: list[str | Path] = [SCRIPTS / "flower-supernode", "--superlink", address, "--port", str(free_port())]
+            words += ["--max-retries", "1", "--root-certificates", root / "ca.crt"]
+            stranger = here.begin(name, *words, *([f"--auth-supernode-private-key={key}"] if key else []))
+            assert stranger.wait(60) != 0, here.log(name)

@@ -1,0 +1,71 @@
+"""Letters over a socket: what is sent arrives, what is not whole is refused, and nobody else can send one."""
+
+import socket
+import stat
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpeft.core.letters import Letter, ask, letter, listening, receive, send
+from fedpeft.errors import WireError
+
+
+@pytest.mark.parametrize("size", [0, 1, 3 << 20])
+def test_what_is_sent_arrives(tmp_path: Path, size: int) -> None:
+    with listening(tmp_path / "socket") as server:
+
+        def echo() -> None:
+            connection, _ = server.accept()
+            with connection:
+                send(connection, receive(connection))
+
+        thread = Thread(target=echo)
+        thread.start()
+        what = Letter(
+            {"kind": "job", "round": 3, "accepted": None}, bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+        )
+        assert ask(tmp_path / "socket", what, 10) == what
+        thread.join()
+
+
+def test_only_its_user_can_open_the_socket(tmp_path: Path) -> None:
+    with listening(tmp_path / "socket"):
+        assert stat.S_IMODE((tmp_path / "socket").stat().st_mode) == 0o600
+    listening(tmp_path / "socket").close()  # what a worker that was killed left does not stand in the way
+
+
+def test_nobody_there_and_nobody_answering_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        ask(tmp_path / "socket", Letter({}))
+    with listening(tmp_path / "socket"), pytest.raises(TimeoutError):
+        ask(tmp_path / "socket", Letter({}), 0.05)
+
+
+@pytest.mark.parametrize(
+    ("sent", "error", "words"),
+    [
+        (b"", ConnectionError, "gone in the middle of a letter"),
+        (b"\0\0\0\x02" + bytes(8) + b"{", ConnectionError, "gone in the middle of a letter"),
+        (b"\0\0\0\x02" + b"\xff" * 8 + b"{}" + b"x" * 100, ConnectionError, "gone in the middle of a letter"),
+        (b"\xff\xff\xff\xff" + bytes(8), WireError, "longer than"),
+        (b"\0\0\0\x02" + bytes(8) + b"[]", WireError, "no table"),
+        (b"\0\0\0\x02" + bytes(8) + b"\xff{", WireError, "not readable"),
+    ],
+)
+def test_what_is_not_whole_is_refused(sent: bytes, error: type[Exception], words: str) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(sent)
+        ours.shutdown(socket.SHUT_WR)
+        with pytest.raises(error, match=words):
+            receive(theirs)
+
+
+@given(st.binary(max_size=60), st.binary(max_size=9))
+def test_any_head_is_a_table_or_refused(text: bytes, body: bytes) -> None:
+    with suppress(WireError):
+        assert isinstance(letter(text, body).head, dict)
