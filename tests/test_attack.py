@@ -13,7 +13,6 @@ from fedpeft.attacks.attack import Attacker, Effort, attack, favourite
 from fedpeft.attacks.inversion import labels_of, psnr, solved, sought, ssim
 from fedpeft.attacks.membership import auc, membership
 from fedpeft.attacks.messages import alone, overheard, partitioned
-from fedpeft.core.objective import Objective
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Batch, Division, Examples, Table
 from fedpeft.errors import PlanError, RunError
@@ -49,7 +48,7 @@ def test_a_linear_layer_with_a_bias_gives_its_only_example_away(points: Site) ->
         truth = {name: x[data.parts[client][place]][None] for name, x in data.train.items()}
         guess = torch.randn(1, 8, generator=torch.Generator().manual_seed(1))
         batch = {"point": guess, "label": torch.tensor([0]), "mask": torch.ones(1)}
-        found = solved(Objective(here.model, here.task), message, guess, batch)
+        found = solved(message, guess, batch)
         assert found is not None
         torch.testing.assert_close(found[0], truth["point"][0], rtol=1e-4, atol=1e-4)
         assert labels_of(message.delta, "head.bias", 1).equal(truth["label"])
@@ -74,7 +73,7 @@ def test_a_search_comes_to_the_same(points: Site) -> None:
         return {**truth, "point": x}
 
     begin = torch.zeros_like(truth["point"])
-    found = sought(Objective(here.model, here.task), messages, begin, batch, (-4.0, 4.0), 300)
+    found = sought(messages, begin, batch, (-4.0, 4.0), 300)
     torch.testing.assert_close(found, truth["point"], rtol=0, atol=0.1)
     assert equal({"x": begin}, {"x": torch.zeros_like(begin)})
 

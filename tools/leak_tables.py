@@ -4,7 +4,8 @@
     python tools/leak_tables.py diagnose docs/results/diagnose.json
     python tools/leak_tables.py attack docs/results/attack.json full     # the rows that begin so
 
-Rows that the file has already are not measured again. The tables are printed at the end.
+Rows that the file has already are not measured again. The table goes into the .md file beside it, below the mark; what
+stands above is kept.
 """
 
 import json
@@ -20,6 +21,15 @@ from fedpeft.oneshot.diagnose import Budget, diagnose
 from fedpeft.plan import Plan, read_plan
 from fedpeft.runs.execute import open_run_site
 
+MARK = "<!-- table -->\n"
+INVERTED = ("labels", "PSNR found, class mean", "ahead")
+HEADS = {
+    "attack": ("control", "loss", "gain", "cosine", *(f"{how}: {x}" for how in ("alone", "as sent") for x in INVERTED)),
+    "diagnose": (
+        *("5 rounds", "one round", "lost", "answer", "τ in rounds, in one", "L (quartiles)", "sign conflict"),
+        *("apart", "corrected bound", "paper's bound"),
+    ),
+}
 ROUNDS = 3
 FEDERATION = ["data.subset=480", "partition.clients=8", "partition.alpha=0.5", "cohort=8", "engine=inprocess"]
 METHODS = {"head": [], "bias": [], "lora": [], "full": ["local.lr=0.001"]}
@@ -84,16 +94,25 @@ def shown(what: str, row: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def written(what: str, path: Path, rows: Mapping[str, Any]) -> None:
+    """The numbers, and the table beside them; rows in the order of the plans."""
+    path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    heads = HEADS[what]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    lines += [f"| {' | '.join([name, *shown(what, rows[name])])} |" for name in plans(what) if name in rows]
+    page = path.with_suffix(".md")
+    above = page.read_text(encoding="utf-8").partition(MARK)[0] if page.exists() else ""
+    page.write_text(above + MARK + "\n".join(lines) + "\n", encoding="utf-8")
+
+
 def main(what: str, path: Path, only: str = "") -> None:
-    rows = json.loads(path.read_text()) if path.exists() else {}
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name, settings in plans(what).items():
         if name not in rows and name.startswith(only):
             rows[name] = {"set": settings, **measured(what, plan_of(settings))}
-            path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-            print(f"| {' | '.join([name, *shown(what, rows[name])])} |", flush=True)
-    print()
-    for name, row in rows.items():
-        print(f"| {' | '.join([name, *shown(what, row)])} |")
+            written(what, path, rows)
+            print(name, flush=True)
+    written(what, path, rows)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from torch import Tensor
 from fedpeft.attacks.inversion import input_of, labels_of, nearest, psnr, solved, sought, ssim
 from fedpeft.attacks.membership import membership
 from fedpeft.attacks.messages import Message, alone, overheard, partitioned
-from fedpeft.core.objective import Objective
 from fedpeft.core.seeds import generator
 from fedpeft.core.trainable import head_of
 from fedpeft.core.types import Batch, ClientId, Tensors
@@ -63,7 +62,6 @@ class Attacker:
     """
 
     site: Site
-    objective: Objective
     public: Tensors
     bias: str
 
@@ -75,7 +73,7 @@ class Attacker:
         bias = f"{head_of(site.model, getattr(site.plan.method, 'head', 'auto'))}.bias"
         if "label" not in public or bias not in site.plan.method.names(site.model):
             raise PlanError("inversion takes its labels from the bias of a trained head, which is not there")
-        return cls(site, Objective(site.model, site.task), public, bias)
+        return cls(site, public, bias)
 
     @property
     def inputs(self) -> Tensor:
@@ -106,9 +104,9 @@ class Attacker:
 
         self.site.model.eval()
         with threads(self.site.plan.threads):
-            found = solved(self.objective, messages[0], begin, batch(begin))
+            found = solved(messages[0], begin, batch(begin))
             if found is None:
-                found = sought(self.objective, messages, begin, batch, self.span, steps, tick)
+                found = sought(messages, begin, batch, self.span, steps, tick)
         return found[: len(label)], label[: len(found)]
 
     def judged(self, found: Tensor, label: Tensor, truth: Tensor, draws: torch.Generator) -> dict[str, Tensor]:

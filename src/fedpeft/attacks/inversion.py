@@ -53,13 +53,13 @@ def labels_of(delta: Tensors, bias: str, examples: int) -> Tensor:
     return torch.tensor(sorted(found))
 
 
-def solved(objective: Objective, message: Message, x: Tensor, batch: Batch) -> Tensor | None:
+def solved(message: Message, x: Tensor, batch: Batch) -> Tensor | None:
     """The inputs (k, ...) that the rows of a linear layer on them give, the surest first; None without one.
 
     Args:
       x: any inputs (n, ...), and what the model is given for them.
     """
-    for name in _first_layers(objective, message.received, x, batch):
+    for name in _first_layers(message, x, batch):
         weight, bias = (message.delta.get(f"{name}.{part}") for part in ("weight", "bias"))
         if weight is not None and bias is not None:
             order = bias.abs().argsort(descending=True)
@@ -68,7 +68,7 @@ def solved(objective: Objective, message: Message, x: Tensor, batch: Batch) -> T
     return None
 
 
-def _first_layers(objective: Objective, received: Tensors, x: Tensor, batch: Batch) -> list[str]:
+def _first_layers(message: Message, x: Tensor, batch: Batch) -> list[str]:
     """The linear layers whose input is x as it is."""
     x = x.flatten(1).to(batch["mask"].device)
     found: list[str] = []
@@ -80,11 +80,11 @@ def _first_layers(objective: Objective, received: Tensors, x: Tensor, batch: Bat
 
         return hook
 
-    linear = [(name, one) for name, one in objective.model.named_modules() if isinstance(one, nn.Linear)]
+    linear = [(name, one) for name, one in message.objective.model.named_modules() if isinstance(one, nn.Linear)]
     handles = [one.register_forward_pre_hook(watching(name)) for name, one in linear]
     try:
         with torch.no_grad():
-            objective({name: one.to(x.device) for name, one in received.items()}, batch)
+            message.objective({name: one.to(x.device) for name, one in message.received.items()}, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -92,7 +92,6 @@ def _first_layers(objective: Objective, received: Tensors, x: Tensor, batch: Bat
 
 
 def sought(
-    objective: Objective,
     messages: Sequence[Message],
     begin: Tensor,
     batch: Callable[[Tensor], Batch],
@@ -111,11 +110,11 @@ def sought(
     x = ((begin - low) / (high - low)).clone().requires_grad_()
     optimizer = torch.optim.Adam([x], lr=RATE)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    pairs = [tuple({n: t.to(device) for n, t in side.items()} for side in (m.received, m.delta)) for m in messages]
+    heard = [(m.objective, _to(device, m.received), _to(device, m.delta)) for m in messages]
     with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
         for _ in range(steps):
             given = batch(low + x * (high - low))
-            far = torch.stack([_unlike(objective, received, delta, given) for received, delta in pairs]).sum()
+            far = torch.stack([_unlike(loss, params, delta, given) for loss, params, delta in heard]).sum()
             rough = TV * _variation(x) if x.ndim == 4 else torch.zeros(())
             (x.grad,) = torch.autograd.grad(far.cpu() + rough, [x])
             optimizer.step()
@@ -124,6 +123,10 @@ def sought(
                 x.clamp_(0, 1)
             tick()
     return low + x.detach() * (high - low)
+
+
+def _to(device: torch.device, tensors: Tensors) -> Tensors:
+    return {name: x.to(device) for name, x in tensors.items()}
 
 
 def _unlike(objective: Objective, received: Tensors, delta: Tensors, batch: Batch) -> Tensor:

@@ -57,18 +57,18 @@ def membership(site: Site, client: ClientId, messages: Sequence[Message]) -> dic
 
 def scores(site: Site, messages: Sequence[Message], batches: Sequence[Batch]) -> Mapping[str, Tensor]:
     """Each score of each example, (n,)."""
-    objective = Objective(site.model, site.task)
+    untouched = Objective(site.model, site.task)
     site.model.eval()
     found: dict[str, list[Tensor]] = {"loss": [], "gain": [], "cosine": [], "before": []}
     with threads(site.plan.threads):
         for batch in batches:
-            before = [_losses(objective, site, message.received, batch) for message in messages]
-            after = [_losses(objective, site, message.sent, batch) for message in messages]
-            pulls = [_cosine(objective, site, message, batch) for message in messages]
+            before = [_losses(message.objective, site, message.received, batch) for message in messages]
+            after = [_losses(message.objective, site, message.sent, batch) for message in messages]
+            pulls = [_cosine(site, message, batch) for message in messages]
             found["loss"].append(-after[-1])
             found["gain"].append(torch.stack(before).sub(torch.stack(after)).mean(0))
             found["cosine"].append(torch.stack(pulls).mean(0))
-            found["before"].append(-_losses(objective, site, site.params(), batch))
+            found["before"].append(-_losses(untouched, site, site.params(), batch))
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
@@ -120,9 +120,9 @@ def _losses(objective: Objective, site: Site, params: Tensors, batch: Batch) -> 
         return objective({name: x.to(site.device) for name, x in params.items()}, batch).double().cpu()
 
 
-def _cosine(objective: Objective, site: Site, message: Message, batch: Batch) -> Tensor:
+def _cosine(site: Site, message: Message, batch: Batch) -> Tensor:
     on = {name: x.to(site.device) for name, x in message.received.items()}
-    each = objective.gradients(on, batch)
+    each = message.objective.gradients(on, batch)
     delta = {name: message.delta[name].to(site.device) for name in each}
     dots = map_tensors(lambda g, d: -(g.flatten(1) * d.flatten()).sum(1, dtype=torch.float64), each, delta)
     squares = torch.stack([g.flatten(1).double().square().sum(1) for g in each.values()]).sum(0)

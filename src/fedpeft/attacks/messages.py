@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from fedpeft.client import Worker
+from fedpeft.core.objective import Objective
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import beside, layout
 from fedpeft.core.types import ClientId, Failure, Job, Reply, Tensors
@@ -23,13 +24,15 @@ class Message:
     """One participation.
 
     Attributes:
-      received: what the server sent, decoded, without what an algorithm shares beside the method's tensors.
+      received: what of the server's tensors was trained, without what an algorithm shares beside the method's.
       delta: what came back, in the same way.
+      objective: the loss, with what was sent and not trained.
     """
 
     round: int
     received: Tensors
     delta: Tensors
+    objective: Objective
 
     @property
     def sent(self) -> dict[str, torch.Tensor]:
@@ -62,9 +65,10 @@ class Overheard:
         if isinstance(reply, Failure):
             raise RunError(f"{job.client!r} failed in round {job.round + 1} and sent nothing: {reply.reason}")
         plan = self.worker.site.plan
-        received = plan.downlink.decode(job.payload)
+        received, objective = self.worker.receive(job.payload, job.round)
         delta = unpack(job.client, reply.payload, plan.uplink, layout(received)).delta
-        return Message(job.round, beside(plan.local_shares, received), beside(plan.local_shares, delta))
+        own, moved = (beside(plan.local_shares, side) for side in (received, delta))
+        return Message(job.round, own, moved, objective)
 
 
 def overheard(site: Site, target: ClientId, most: int = 0, tick: Callable[[], None] = lambda: None) -> list[Message]:

@@ -62,8 +62,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "was this example among the client's? AUC against held-out ones of its class; 0.5 is guessing"
     for name, score in found["membership"].items():
-        told = "   told apart" if score["low"] > 0.5 and name != "before" else ""
-        yield f"  {name:<8}{score['value']:.3f}   95 % interval {score['low']:.3f} to {score['high']:.3f}{told}"
+        yield f"  {name:<8}{score['value']:.3f}   95 % interval {score['low']:.3f} to {score['high']:.3f}"
     yield ""
     inversion = found["inversion"]
     if "skipped" in inversion:

@@ -61,6 +61,7 @@ def diagnose(
 def _lines(found: Mapping[str, Any]) -> list[str]:
     smooth, distance, conflict, held = (found[key] for key in ("smoothness", "distance", "conflict", "held_out"))
     many, one = found["update"]["rounds"], found["update"]["one"]
+    apart = distance["merged"]["whole"]
     layers = sorted(many["layers"].items(), key=lambda pair: -(pair[1] or float("inf")))
     rows = [
         ("same work", f"{found['rounds']} rounds or one, {found['clients']} clients, {found['steps']:.4g} steps each"),
@@ -72,8 +73,8 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
          f"largest {smooth['max']:.3g} of {smooth['secants']}"),
         ("sign conflict", f"{conflict['first_round']:.3f} after one round, {conflict['one_round']:.3f} after all, "
          f"coins {conflict['coins']:.3f}"),
-        ("apart, measured", f"{distance['trained']:.4g} (what is trained), {distance['merged']['whole']:.3g} of all"),
-        ("  the paper's bound", f"{distance['paper_bound']:.4g}"),
+        ("apart, measured", f"{_number(distance['trained'])} (what is trained), {apart:.3g} of all"),
+        ("  the paper's bound", _number(distance["paper_bound"])),
         ("  corrected bound", _number(distance["corrected_bound"])),
     ]  # fmt: skip
     if run := found.get("run"):

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from fedpeft.client import weight
 from fedpeft.core.amounts import LESS_IS_BETTER
+from fedpeft.core.lowrank import EXACT
 from fedpeft.core.objective import Objective, scored
 from fedpeft.core.seeds import generator
-from fedpeft.core.tensors import norm, sub
+from fedpeft.core.tensors import norm, sub, under
 from fedpeft.core.types import ClientId, State, Summed, Tensors
 from fedpeft.errors import PlanError, RunError
+from fedpeft.loop import remembers
 from fedpeft.oneshot.invitation import check_plan
 from fedpeft.oneshot.merged import change, merged
 from fedpeft.oneshot.paths import Way, both_ways
@@ -76,6 +78,8 @@ def work(site: Site, budget: Budget) -> tuple[list[ClientId], int]:
       PlanError: one round cannot carry the plan.
     """
     check_plan(replace(site.plan, rounds=1))
+    if remembers(site.plan):
+        raise PlanError("local.restart_schedule = false lets clients remember between rounds: leave it out")
     every = site.data.clients
     plan = replace(site.plan, cohort=budget.clients or site.plan.cohort)
     clients = chosen(plan, every, 0)
@@ -144,7 +148,7 @@ def _steps(site: Site, clients: Sequence[ClientId]) -> float:
 def _smoothness(site: Site, clients: Sequence[ClientId], many: Way, one: Way) -> dict[str, float]:
     places = sorted({0, 1, len(many.states) // 2, len(many.states) - 1})
     states = [*(many.states[place] for place in places), one.states[-1]]
-    points = [{name: x.to(site.device) for name, x in state.items()} for state in states]
+    points = [{name: state[name].to(site.device) for name in many.states[0]} for state in states]
     objective = Objective(site.model, site.task)
     size = getattr(site.plan.local, "batch_size", 32)
     draws = generator(site.plan.seed, "diagnose")
@@ -162,8 +166,13 @@ def _smoothness(site: Site, clients: Sequence[ClientId], many: Way, one: Way) ->
 def _distance(
     site: Site, clients: Sequence[ClientId], rounds: int, ways: Mapping[str, Way], smoothness: float
 ) -> dict[str, Any]:
-    """Of what is trained: how far apart the two ends are, and what the bounds say of it."""
+    """Of what is trained: how far apart the two ends are, and what the bounds say of it.
+
+    Nothing where an aggregator moves frozen weights instead, as FLoRA does.
+    """
     many, one = ways["rounds"], ways["one"]
+    if under(EXACT, one.states[-1]):
+        return dict.fromkeys(("trained", "farthest", "paper_bound", "corrected_bound")) | {"beyond": beyond(site.plan)}
     farthest, lr = max(many.farthest, one.farthest), getattr(site.plan.local, "lr", None)
     steps = _steps(site, clients)
     return {

@@ -7,7 +7,8 @@ from math import sqrt
 
 from torch import Tensor, nn
 
-from fedpeft.core.tensors import norm, sub
+from fedpeft.core import lowrank
+from fedpeft.core.tensors import norm, sub, under
 from fedpeft.core.trainable import write
 from fedpeft.core.types import Tensors
 
@@ -31,7 +32,7 @@ def merged(model: nn.Module, params: Tensors) -> dict[str, Tensor]:
     Layers that a method adds to the model, such as adapters and prompts, are parameters like others.
     """
     copy = deepcopy(model)
-    write(copy, params)
+    write(copy, {**params, **lowrank.merged(copy, under(lowrank.EXACT, params))})
     tuners = [name for name, module in copy.named_modules() if hasattr(module, "get_base_layer")]
     for name in tuners:
         copy.get_submodule(name).merge()  # type: ignore[operator]

@@ -91,7 +91,7 @@ class Blocks:
             dropout = fold(context.seed, "dropout") if number else opened.dropout
             with threads(site.plan.threads), seeded(dropout):
                 for batch in local.batches(site.data, on, context):
-                    carry = local.step(carry, site.on_device(batch), self.worker.objective)
+                    carry = local.step(carry, site.on_device(batch), opened.objective)
                     self.way.see(carry["params"])
                     self.tick()
         delta, memory, totals = local.finish(carry, on, {})
@@ -102,8 +102,8 @@ class Blocks:
     def _context(self, opened: Opened, number: int) -> Context:
         """The round that is `number` after the job's own, as the client would find it."""
         own, client = opened.context, opened.job.client
-        if number == 0:
-            return replace(own, rounds=self.rounds)
+        if number == 0:  # its clock is the one that counts: for all the blocks
+            return replace(own, rounds=self.rounds // self.blocks, steps=own.steps * self.blocks)
         at = own.round + number
         seed = fold(round_seed(self.worker.site.plan, at), "client", client)
         secret = own.secret.at("block", number) if own.secret else None
