@@ -55,7 +55,7 @@ def factors_fit(aggregator: str, server: str, correction: str, stage: str) -> bo
     if not isinstance(knowing, LowRank):
         return True
     fits = server == "average" or not knowing.plain
-    return fits and correction != "scaffold" and (stage != "error_feedback" or not knowing.still)
+    return fits and "scaffold" not in (server, correction) and (stage != "error_feedback" or not knowing.still)
 
 
 def plan_of(**changes: object) -> Plan:

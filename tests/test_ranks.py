@@ -18,6 +18,7 @@ from fedpeft.core.tensors import beside, equal
 from fedpeft.core.types import Batch, Tensors
 from fedpeft.engines.cohort import Cohort
 from fedpeft.loop import federate, start
+from fedpeft.ranks import dealt
 from fedpeft.registry import build, names
 from fedpeft.runs.execute import execute, open_engine
 from fedpeft.runs.folder import create, read_rounds
@@ -63,7 +64,7 @@ def test_a_client_of_rank_4_receives_and_sends_rank_4(site: Site) -> None:
     assert not ledger.failed
     head = sum(x.nbytes for n, x in state.params.items() if ".lora_" not in n)
     each = sum(x.nbytes for n, x in state.params.items() if ".lora_" in n) // 8
-    rank = plan.dealt(site.data.clients)
+    rank = dealt(plan, site.data.clients)
     assert {rank[client] for client in ledger.down} == {2, 4, 8}
     for job in engine.jobs:
         received = plan.downlink.decode(job.payload)
@@ -144,7 +145,7 @@ def test_with_a_frozen_a_half_the_factors_travel(site: Site) -> None:
         ({"method": "bias"}, "Bias has no rank"),
         ({"aggregator": "flora", "server": "momentum"}, "leave out `server`"),
         ({"aggregator": "fedex", "server": {"name": "average", "lr": 0.5}}, "leave out `server`"),
-        ({"aggregator": "rolora", "stages": ["error_feedback"], "uplink": "topk"}, "error feedback"),
+        ({"aggregator": "rolora", "stages": ["error_feedback"], "uplink": "topk"}, "and error feedback"),
         ({"server": "scaffold", "local": {"correction": "scaffold"}}, "SCAFFOLD"),
         ({"local": {"as_published": True}}, "choose one"),
     ],

@@ -20,7 +20,9 @@ from fedpeft.core.types import ClientId, Context, Failure, Job, Reply, Tensors, 
 from fedpeft.core.wire import pack
 from fedpeft.errors import PlanError, RunError
 from fedpeft.fitting import leaking
+from fedpeft.head_start import PHASE, class_sums
 from fedpeft.plan import Plan
+from fedpeft.ranks import trained
 from fedpeft.site import Site, threads
 
 Result = TypeVar("Result")
@@ -93,10 +95,12 @@ class Worker:
 
     def open(self, job: Job) -> "Opened | Reply | Failure":
         """What the client starts from, or the reply that it gave to this job before; raises as a call does."""
-
-        exchange = self.site.plan.exchange
+        plan, exchange = self.site.plan, self.site.plan.exchange
 
         def opening() -> Opened | Reply:
+            if job.phase == PHASE:  # nothing is stored of it, nor taken from what is stored of the round
+                received, objective = self.receive(job.payload, job.round)
+                return Reply(job.client, class_sums(self.site, {**objective.held, **received}, job.client))
             with storing():
                 if job.phase != "fit":
                     return Reply(job.client, exchange.answer(job, self.store))
@@ -108,7 +112,7 @@ class Worker:
                 memory = self.store.load(job.client, job.accepted)
             personal = under("personal", memory) or self.personal
             context = self._context(job)
-            hidden = context.secret if self.site.plan.local.event else None
+            hidden = context.secret if plan.local.event else None
             dropout = hidden.at("dropout").seed if hidden else fold(job.seed, "dropout")
             return Opened(job, received, objective, personal, memory, context, dropout)
 
@@ -127,14 +131,14 @@ class Worker:
     def _received(self, payload: bytes, round: int) -> tuple[Tensors, Objective]:
         """What of a payload is trained, and the loss with the rest of it in its place."""
         site, every = self.site, self.site.plan.downlink.decode(payload)
-        trained = site.plan.trained(every, round)
-        held = {name: x for name, x in beside((EXACT,), every).items() if name not in trained}
+        own = trained(site.plan, every, round)
+        held = {name: x for name, x in beside((EXACT,), every).items() if name not in own}
         held |= merged(site.model, under(EXACT, every))
         if site.plan.ranks:
             held |= in_step(tensors_of(site.model), every)
         if not held:
-            return trained, self.objective
-        return trained, replace(self.objective, held={name: x.to(site.device) for name, x in held.items()})
+            return own, self.objective
+        return own, replace(self.objective, held={name: x.to(site.device) for name, x in held.items()})
 
     def _closed(self, opened: "Opened", delta: Tensors, kept: Tensors, totals: Tensors) -> bytes:
         plan, job, memory, context = self.site.plan, opened.job, opened.memory, opened.context

@@ -11,6 +11,7 @@ from fedpeft.errors import PlanError, unknown
 from fedpeft.registry import build, find, names
 
 WEIGHTINGS = ("examples", "uniform", "batches")
+HEAD_STARTS = ("class_means",)
 
 
 def check_values(plan: Any) -> None:
@@ -41,6 +42,7 @@ def check_parts(plan: Any) -> None:
     check_codecs(plan.stages, plan.uplink, plan.downlink)
     check_low_rank(plan)
     check_sum(plan)
+    check_head_start(plan)
     if plan.buffer is not None:
         check_asynchronous(plan)
 
@@ -54,6 +56,18 @@ def shares(local: Local) -> tuple[str, ...]:
     """Prefixes of what a client's correction shares beside the method's tensors."""
     correction = getattr(local, "correction", None)
     return correction.shares if correction is not None else ()
+
+
+def check_head_start(plan: Any) -> None:
+    """Raises PlanError for a start that there is not, or that tells what it must not."""
+    if plan.head_start not in (None, *HEAD_STARTS):
+        raise PlanError(unknown("head_start", plan.head_start, HEAD_STARTS))
+    if plan.head_start and plan.private_part:
+        raise PlanError("head_start tells the means of a client's classes without noise: leave it out")
+    if plan.head_start and not isinstance(plan.exchange, find("exchange", "fit")):
+        raise PlanError("head_start tells the server each client's class means, which sums are to hide: leave it out")
+    if plan.head_start and plan.buffer is not None:
+        raise PlanError("head_start comes before the first round, and asynchronous steps have none: leave it out")
 
 
 def check_scaffold(local: Local, server: ServerOptimizer) -> None:

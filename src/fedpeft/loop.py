@@ -13,10 +13,13 @@ from fedpeft.core.secrets import Secret
 from fedpeft.core.seeds import fold
 from fedpeft.core.stores import Nowhere
 from fedpeft.core.tensors import Layout, beside, layout, prefixed, under, zeros_like
-from fedpeft.core.types import ClientId, Cohort, Job, State, Tensors, Update
+from fedpeft.core.types import ClientId, Cohort, Failure, Job, Reply, State, Tensors, Update
+from fedpeft.core.wire import headers
 from fedpeft.errors import PlanError
+from fedpeft.head_start import PHASE, with_class_means
 from fedpeft.plan import Plan
 from fedpeft.privacy import chosen, opened, round_seed
+from fedpeft.ranks import dealt, trained
 from fedpeft.registry import describe
 from fedpeft.site import Site, open_site
 
@@ -60,16 +63,18 @@ def federate(
         raise PlanError("this plan's clients have a memory: give the engine a store for it, e.g. store=Folder(path)")
     state = state or start(plan, beside.site.params() if beside else None)
     run, secret = f"{plan.name}-{plan.fingerprint}", secret or Secret.fresh()
-    spending, ranks = opened(plan, engine.clients, state.round), plan.dealt(engine.clients)
+    spending, ranks = opened(plan, engine.clients, state.round), dealt(plan, engine.clients)
+    state, ledger = _headed(plan, engine, state, run)
     while state.round < plan.rounds:
         seed = round_seed(plan, state.round)
         clients = chosen(plan, engine.clients, state.round)
         sent = {rank: Sent.of(plan, state, rank) for rank in {ranks[client] for client in clients}}
         wanted = {client: sent[ranks[client]].wanted for client in clients}
-        ledger = Ledger(state.round)
+        ledger = ledger if ledger.round == state.round else Ledger(state.round)
         door = Door.of(plan, state, wanted, ledger)
         jobs = [_job(run, state, client, seed, sent[ranks[client]].payload) for client in door.asked(clients)]
-        ledger.down.update({job.client: len(job.payload) for job in jobs})
+        for job in jobs:
+            ledger.down[job.client] = ledger.down.get(job.client, 0) + len(job.payload)
 
         updates = door.bounded(plan.exchange.collect(engine, jobs, door))
         received = {client: sent[ranks[client]].received for client in clients}
@@ -81,6 +86,27 @@ def federate(
         state = advance(plan, state, update, cohort, ledger)
         state = replace(state, norms=tuple(door.norms), refusals=door.refusals)
         yield state, ledger
+
+
+def _headed(plan: Plan, engine: Engine, state: State, run: str) -> tuple[State, Ledger]:
+    """Before the first round, where the plan asks for it, the head from all clients' class means; what that cost."""
+    ledger = Ledger(state.round)
+    if plan.head_start is None or state.round:
+        return state, ledger
+    seed, ranks = round_seed(plan, 0), dealt(plan, engine.clients)
+    payloads = {rank: encoded(plan, state, rank) for rank in set(ranks.values())}
+    jobs = [replace(_job(run, state, c, seed, payloads[ranks[c]]), phase=PHASE) for c in engine.clients]
+    ledger.down |= {job.client: len(job.payload) for job in jobs}
+
+    def arrived() -> Iterator[Reply | Failure]:
+        for reply in engine.run(jobs):
+            if isinstance(reply, Reply):
+                ledger.up[reply.client] = len(reply.payload)
+                ledger.up_headers += headers(reply.payload)
+            yield reply
+
+    params = with_class_means(plan, state.params, arrived(), ledger.failed.setdefault)
+    return replace(state, params=params), ledger
 
 
 def remembers(plan: Plan) -> bool:
@@ -106,7 +132,7 @@ class Sent:
     def of(cls, plan: Plan, state: State, rank: int | None) -> "Sent":
         payload = encoded(plan, state, rank)
         received = plan.downlink.decode(payload)
-        return cls(payload, received, layout(plan.trained(received, state.round)))
+        return cls(payload, received, layout(trained(plan, received, state.round)))
 
 
 def encoded(plan: Plan, state: State, rank: int | None = None) -> bytes:

@@ -19,7 +19,6 @@ from fedpeft.core.interfaces import (
     Codec,
     Exchange,
     Local,
-    LowRank,
     Method,
     Partition,
     Sampler,
@@ -28,10 +27,8 @@ from fedpeft.core.interfaces import (
     Stage,
     Task,
 )
-from fedpeft.core.lowrank import EXACT
 from fedpeft.core.seeds import fold, seeded
-from fedpeft.core.tensors import beside
-from fedpeft.core.types import ClientId, Tensors
+from fedpeft.core.types import Tensors
 from fedpeft.data.short import source
 from fedpeft.errors import PlanError
 from fedpeft.fitting import check_batchnorm, check_parts, check_values, shares
@@ -56,6 +53,7 @@ class Plan:
         from the initial ones. ["*"] is training without federation, ["classifier.*"] a personal head (FedPer,
         arXiv:1912.00818).
       ranks: of the clients' low-rank factors, dealt out in turn along the list of all clients; left out: the method's.
+      head_start: "class_means" begins with a head from all clients' class means, one message more (FedNCM).
       min_replies: with fewer good replies a round changes nothing.
       norm_factor: an update may be so many times as long as the median of the last ones; infinity for any length. Left
         out: 100, or none where a guarantee for clients bounds the length, or secure aggregation hides it.
@@ -101,6 +99,7 @@ class Plan:
     weighting: str = "examples"
     personal: tuple[str, ...] = ()
     ranks: tuple[int, ...] | None = None
+    head_start: str | None = None
     min_replies: int = 1
     norm_factor: float | None = None
     max_refusals: int = 3
@@ -149,19 +148,6 @@ class Plan:
     def personal_of(self, params: Tensors) -> dict[str, Tensor]:
         """Of the trained tensors, those that stay with the clients."""
         return {n: x for n, x in params.items() if any(fnmatchcase(n, pattern) for pattern in self.personal)}
-
-    def dealt(self, clients: Sequence[ClientId]) -> dict[ClientId, int | None]:
-        """The rank of each of all clients; None for the method's."""
-        ranks = self.ranks or (None,)
-        return {client: ranks[k % len(ranks)] for k, client in enumerate(clients)}
-
-    def trained(self, received: Tensors, round: int) -> Tensors:
-        """Of what a client receives, what it trains in this round, and so what it sends back."""
-        if not isinstance(self.aggregator, LowRank):
-            return received
-        turns = self.aggregator.still
-        still = f".lora_{turns[round % len(turns)]}." if turns else None
-        return {n: x for n, x in beside((EXACT,), received).items() if still is None or still not in n}
 
     def model(self, classes: Sequence[str]) -> nn.Module:
         """The same weights on the server and on every client, frozen ones included."""

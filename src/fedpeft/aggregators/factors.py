@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from fedpeft.aggregators.mean import Mean
-from fedpeft.core.lowrank import EXACT, Product, padded, pairs
+from fedpeft.core.lowrank import EXACT, Product, is_factor, padded, pairs
 from fedpeft.core.tensors import prefixed
 from fedpeft.core.types import ClientId, State, Tensors, Update
 
@@ -33,7 +33,7 @@ class Gathered:
         """The mean with factors that become those in `to`, and products added to frozen weights; with its error,
         ‖mean(B·A) − merged‖ / ‖mean(B·A)‖ over all layers."""
         params = self.state.params
-        still = {name: torch.zeros_like(params[name]) for layer in self.products for name in self.factors(layer)}
+        still = {name: torch.zeros_like(x) for name, x in params.items() if is_factor(name)}
         delta = {**still, **self.mean.delta, **{name: x.to(params[name]) - params[name] for name, x in to.items()}}
         more: dict[str, torch.Tensor] = {}
         for layer, product in (exact or {}).items():

@@ -26,6 +26,7 @@ from fedpeft.errors import RunError, WireError
 from fedpeft.oneshot.flaws import ContributionError, Flaw
 from fedpeft.oneshot.invitation import Invitation
 from fedpeft.oneshot.keys import SealError, Trust, check_name, seal, signed, unseal, verified
+from fedpeft.ranks import trained
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -230,7 +231,7 @@ def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitati
     """What the loop would make of the frame, where it enters."""
     plan = invitation.plan
     try:
-        update = unpack(header.client, frame, plan.uplink, layout(plan.trained(received(invitation), 0)))
+        update = unpack(header.client, frame, plan.uplink, layout(trained(plan, received(invitation), 0)))
     except WireError as error:
         raise ContributionError(Flaw.TENSORS, file, f"{_short(error)}; it must hold what the plan trains") from None
     if not finite(update.delta):

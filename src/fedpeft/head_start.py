@@ -1,0 +1,94 @@
+"""A head from class means before the first round (Legate et al., 2023, FedNCM, arXiv:2306.03937).
+
+Row c of the head's weight becomes μ_c / ‖μ_c‖ for the mean μ_c of the features of class c over all clients, its bias
+zero: exact however labels are divided, for one message of (classes, features) numbers from each client. A class that
+nobody has keeps its row.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedpeft.codecs.dense import Dense
+from fedpeft.core.objective import scored
+from fedpeft.core.tensors import Layout
+from fedpeft.core.trainable import HEADS
+from fedpeft.core.types import ClientId, Failure, Reply, Tensors, Update
+from fedpeft.core.wire import pack, unpack
+from fedpeft.errors import PlanError, WireError
+from fedpeft.plan import Plan
+from fedpeft.site import Site, threads
+
+PHASE = "class_means"
+
+
+def head_weight(plan: Plan, params: Tensors) -> str:
+    """The name of the head's weight (classes, features) among what is shared.
+
+    Raises:
+      PlanError: there is none.
+    """
+    head = getattr(plan.method, "head", "auto")
+    for name, x in params.items():
+        module = name.removesuffix(".weight")
+        if x.ndim == 2 and name != module and (module in HEADS if head == "auto" else module == head):
+            return name
+    raise PlanError(f'head_start = "{PHASE}" needs a linear head that is trained and shared, and there is none')
+
+
+def class_sums(site: Site, params: Tensors, client: ClientId) -> bytes:
+    """A client's message: by class the sum of its features and how many there are.
+
+    Raises:
+      PlanError: its examples have no labels.
+    """
+    weight = head_weight(site.plan, params)
+    sums, counts = torch.zeros(params[weight].shape), torch.zeros(len(params[weight]))
+    seen: list[Tensor] = []
+    head = site.model.get_submodule(weight.removesuffix(".weight"))
+    hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    on = {name: x.to(site.device) for name, x in params.items()}
+    batches = (site.on_device(batch) for batch in site.data.held_out(client))
+    try:
+        with threads(site.plan.threads):
+            for batch, _ in scored(site.task, site.model, on, batches):
+                if "label" not in batch:
+                    raise PlanError(f'head_start = "{PHASE}" is for examples with labels')
+                label, mask = batch["label"].cpu(), batch["mask"].cpu()
+                sums.index_add_(0, label, seen.pop().float().cpu() * mask[:, None])
+                counts.index_add_(0, label, mask)
+                seen.clear()
+    finally:
+        hook.remove()
+    return pack(Update(client, {"sums": sums, "counts": counts}), Dense())
+
+
+def with_class_means(
+    plan: Plan, params: Tensors, replies: Iterable[Reply | Failure], fail: Callable[[ClientId, str], Any]
+) -> Tensors:
+    """The parameters with the head that the clients' messages make; `fail` is told whose cannot be read, and why."""
+    weight = head_weight(plan, params)
+    bias = f"{weight.removesuffix('.weight')}.bias"
+    sums, counts = torch.zeros_like(params[weight]), params[weight].new_zeros(len(params[weight]))
+    wanted: Layout = [("sums", list(sums.shape), "float32"), ("counts", [len(counts)], "float32")]
+    for reply in replies:
+        if isinstance(reply, Failure):
+            fail(reply.client, reply.reason)
+            continue
+        try:
+            told = unpack(reply.client, reply.payload, Dense(), wanted).delta
+        except WireError as error:
+            fail(reply.client, str(error))
+            continue
+        if not (told["sums"].isfinite().all() and (told["counts"] >= 0).all() and told["counts"].isfinite().all()):
+            fail(reply.client, "its class means are not finite")
+            continue
+        sums, counts = sums + told["sums"], counts + told["counts"]
+    held = counts > 0
+    means = torch.nn.functional.normalize(sums / counts.clamp_min(1)[:, None])
+    started = {weight: torch.where(held[:, None], means, params[weight])}
+    if bias in params:
+        started[bias] = torch.where(held, 0.0, params[bias])
+    return {**params, **started}

@@ -1,0 +1,149 @@
+"""The head that class means make before the first round."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rounds import POINTS, Recording, Tampering, on, points_plan
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from fedpeft import PlanError
+from fedpeft.core.stores import Folder, load_tensors
+from fedpeft.core.tensors import equal
+from fedpeft.core.types import Failure, Reply
+from fedpeft.engines.cohort import Cohort
+from fedpeft.head_start import PHASE
+from fedpeft.loop import federate, start
+from fedpeft.oneshot.invitation import invite
+from fedpeft.runs.execute import execute, open_engine
+from fedpeft.runs.folder import create, read_rounds
+from fedpeft.runs.measure import measure
+from fedpeft.site import Site, open_site
+
+START: dict[str, Any] = {"head_start": PHASE, "rounds": 1}
+
+
+def head_sent(site: Site, **changes: Any) -> tuple[Tensor, Tensor]:
+    """Weight and bias with which the first round begins."""
+    plan = points_plan(**START, **changes)
+    engine = Recording(on(site, plan))
+    list(federate(plan, engine, start(plan, site.params())))
+    received = plan.downlink.decode(engine.jobs[-1].payload)
+    return received["head.weight"], received["head.bias"]
+
+
+def test_rows_are_class_means_however_labels_are_divided(points: Site) -> None:
+    train: Any = points.data
+    point, label = train.train["point"], train.train["label"]
+    wanted = normalize(torch.stack([point[label == k].mean(0) for k in range(3)]))
+    skewed = open_site(points_plan(partition={"name": "dirichlet", "clients": 6, "alpha": 0.05}))
+    for site in (points, skewed):
+        weight, bias = head_sent(site)
+        torch.testing.assert_close(weight, wanted)
+        assert not bias.any()
+
+
+def test_it_costs_a_message_from_each_client(points: Site) -> None:
+    plan, without = points_plan(**START), points_plan(rounds=1)
+    engine = Recording(on(points, plan))
+    [(_, ledger)] = federate(plan, engine, start(plan, points.params()))
+    [(_, usual)] = federate(without, on(points, without), start(without, points.params()))
+    assert [job.client for job in engine.jobs if job.phase == PHASE] == list(points.data.clients) == list(ledger.down)
+    assert sorted(ledger.weights) == sorted(usual.weights)
+    told = sum(len(reply.payload) for reply in engine.replies[:24] if isinstance(reply, Reply))
+    assert ledger.bytes_up - told == pytest.approx(usual.bytes_up, abs=8)  # losses have more digits or fewer
+    assert 24 * 4 * (3 * 8 + 3) < told < 24 * (4 * (3 * 8 + 3) + 150)
+
+
+def test_a_class_that_nobody_has_keeps_its_row(points: Site) -> None:
+    other = open_site(points_plan(data={"name": "parts:Blobs", "examples": 600}))
+    rows: Any = other.data
+    kept = {name: [k for k in at.tolist() if int(rows.train["label"][k]) != 2] for name, at in rows.parts.items()}
+    data = replace(rows, parts={name: torch.tensor(at) for name, at in kept.items()})
+    weight, bias = head_sent(replace(other, data=data))
+    assert torch.equal(weight[2], points.params()["head.weight"][2]) and bias[2] == points.params()["head.bias"][2]
+    assert weight[:2].norm(dim=1).tolist() == pytest.approx([1, 1])
+
+
+def test_it_is_a_start(points: Site) -> None:
+    """Under label skew, and before anything is learnt."""
+    plan = points_plan(**START, local={"lr": 1e-9, "batch_size": 16})
+    [(state, _)] = federate(plan, on(points, plan), start(plan, points.params()))
+    assert measure(points, state.params)["accuracy"] > 0.8 > measure(points, points.params())["accuracy"]
+
+
+def test_one_by_one_and_together(points: Site) -> None:
+    plan = points_plan(**START)
+    one, two = (
+        next(federate(plan, engine, start(plan, points.params())))[0].params
+        for engine in (on(points, plan), Cohort(replace(points, plan=plan)))
+    )
+    for name, x in one.items():
+        torch.testing.assert_close(two[name], x, rtol=0, atol=1e-4)
+
+
+def test_a_message_that_fails_is_named_and_left_out(points: Site) -> None:
+    plan, (first, second, *_) = points_plan(**START), points.data.clients
+    cut = {
+        first: lambda reply: replace(reply, payload=reply.payload[:-3]) if isinstance(reply, Reply) else reply,
+        second: lambda reply: Failure(reply.client, "away"),
+    }
+    [(_, ledger)] = federate(plan, Tampering(on(points, plan), cut), start(plan, points.params()))
+    assert set(ledger.failed) == {first, second} and ledger.failed[second] == "away" and not ledger.note
+
+
+def test_a_resumed_run_does_it_once(points: Site, tmp_path: Path) -> None:
+    plan, ends = points_plan(head_start=PHASE, rounds=2), []
+    here = replace(points, plan=plan)
+    for stops in ([2], [1, 1]):
+        folder = create(plan, tmp_path / str(len(stops)))
+        for rounds in stops:
+            for _ in zip(range(rounds), execute(folder, here, open_engine(folder, here)), strict=False):
+                pass
+        ends.append(load_tensors(folder.checkpoint)[0])
+        assert [len(line["clients"]) for line in read_rounds(folder)] == [24, 4]
+    assert equal(*ends)
+
+
+def test_a_reply_that_is_stored_is_none_to_another_question(points: Site, tmp_path: Path) -> None:
+    """After a kill in the middle of the first round the means are asked for again, and some replies are there."""
+    plan, store = points_plan(**START), Folder(tmp_path)
+    begun = start(plan, points.params())
+    first, second = (Recording(on(points, plan, store)) for _ in range(2))
+    ends = [next(federate(plan, engine, begun)) for engine in (first, second)]
+    assert not ends[1][1].failed and first.replies == second.replies and equal(ends[0][0].params, ends[1][0].params)
+
+
+def test_ranks_and_a_frozen_a_go_with_it() -> None:
+    method = {"name": "ffa", "rank": 4, "target": ["first"], "head": "head"}
+    plan = points_plan(
+        **START, task={"name": "parts:Points", "network": "hidden"}, method=method, ranks=[2, 4], aggregator="fedit"
+    )
+    site = open_site(plan)
+    [(_, ledger)] = federate(plan, on(site, plan), start(plan, site.params()))
+    assert not ledger.failed and len(ledger.weights) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"personal": ["head.*"]}, "needs a linear head"),
+        ({"head_start": "means"}, "class_means"),
+        (
+            {"stages": [{"name": "local_dp", "noise_multiplier": 1}], "weighting": "uniform", "delta": 0.1},
+            "without noise",
+        ),
+    ],
+)
+def test_what_does_not_fit(points: Site, changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=words):
+        plan = points_plan(**{**START, **changes})
+        next(federate(plan, on(points, plan, Folder(tmp_path)), start(plan, points.params())))
+
+
+def test_a_file_from_each_client_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="leave it out"):
+        invite(points_plan(**START, cohort=POINTS["partition"]["clients"]), tmp_path / "study")  # type: ignore[index]
