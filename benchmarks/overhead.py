@@ -124,10 +124,10 @@ def _memory(threads: int) -> dict[str, float]:
     )
     site = open_site(plan)
     small = sum(x.numel() * x.element_size() for x in site.params().values())
-    before = _resident()
+    before = resident()
     for _state, ledger in federate(plan, InProcess(site), start(plan, site.params())):
         assert len(ledger.up) == clients
-    growth = max(0, _peak() - before)
+    growth = max(0, peak() - before)
     return {
         "clients": clients,
         "growth_bytes": growth,
@@ -136,13 +136,13 @@ def _memory(threads: int) -> dict[str, float]:
     }
 
 
-def _resident() -> int:
+def resident() -> int:
     """Bytes in memory now; the peak so far where the system tells no more."""
     pages = Path("/proc/self/statm")
-    return int(pages.read_text().split()[1]) * resource.getpagesize() if pages.exists() else _peak()
+    return int(pages.read_text().split()[1]) * resource.getpagesize() if pages.exists() else peak()
 
 
-def _peak() -> int:
+def peak() -> int:
     """The most bytes so far; by the kernel's mark where there is one: a child inherits its parent's `ru_maxrss`."""
     status = Path("/proc/self/status")
     marks = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")] if status.exists() else []

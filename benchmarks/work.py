@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks.racing.models import Head, bert, vit
 from fedpeft.core.types import Batch, Examples, Table, Tensors
 
 CLASSES = tuple(f"class{k}" for k in range(100))
@@ -14,22 +15,10 @@ CLASSES = tuple(f"class{k}" for k in range(100))
 
 @dataclass(frozen=True)
 class TinyViT:
-    """A ViT of 5.4 M parameters for 32x32 pixels, from its config; random weights, since only time is measured."""
+    """A ViT of 5.4 M parameters for 32x32 pixels."""
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
-        from transformers import ViTConfig, ViTForImageClassification
-
-        config = ViTConfig(
-            hidden_size=192,
-            num_hidden_layers=12,
-            num_attention_heads=3,
-            intermediate_size=768,
-            image_size=32,
-            patch_size=4,
-            num_labels=len(classes),
-        )
-        model: nn.Module = ViTForImageClassification(config)
-        return model
+        return vit(len(classes))
 
     def prepare(self, table: Table) -> Tensors:
         return dict(table.columns)
@@ -46,22 +35,10 @@ class TinyViT:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A BERT of MiniLM's size, without dropout, from its config; random weights."""
+    """A BERT of MiniLM's size, without dropout."""
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
-        from transformers import BertConfig, BertForSequenceClassification
-
-        config = BertConfig(
-            hidden_size=384,
-            num_hidden_layers=6,
-            num_attention_heads=12,
-            intermediate_size=1536,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            num_labels=len(classes),
-        )
-        model: nn.Module = BertForSequenceClassification(config)
-        return model
+        return bert(len(classes))
 
     def prepare(self, table: Table) -> Tensors:
         return dict(table.columns)
@@ -83,7 +60,7 @@ class LinearHead:
     features: int = 192
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
-        return Head(self.features, len(classes))
+        return Head(len(classes), self.features)
 
     def prepare(self, table: Table) -> Tensors:
         return dict(table.columns)
@@ -98,30 +75,20 @@ class LinearHead:
         return {"loss": self.losses(model, batch)}
 
 
-class Head(nn.Module):
-    """One linear layer, under the name that heads have."""
-
-    def __init__(self, features: int, classes: int) -> None:
-        super().__init__()
-        self.classifier = nn.Linear(features, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.classifier(x)
-        return out
-
-
 @dataclass(frozen=True)
 class Noise:
-    """Random examples of a shape, `each` for every one of `clients` clients."""
+    """Random examples of a shape, `each` for every one of `clients` clients; tokens where `tokens` says of how many."""
 
     clients: int
     each: int
     shape: tuple[int, ...]
+    tokens: int = 0
 
     def load(self) -> Examples:
         rng = torch.Generator().manual_seed(0)
         n = max(self.clients * self.each, len(CLASSES))
-        x = torch.randn(n, *self.shape, generator=rng)
+        shape = (n, *self.shape)
+        x = torch.randint(1, self.tokens, shape, generator=rng) if self.tokens else torch.randn(shape, generator=rng)
         label = torch.arange(n) % len(CLASSES)
         few = Table({"x": x[: len(CLASSES)], "label": label[: len(CLASSES)]})
         return Examples(Table({"x": x, "label": label}), few, CLASSES)

@@ -309,6 +309,12 @@ class DiesAfterSaving:
     def secret(self, client: str) -> Secret:
         return self.folder.secret(client)
 
+    def note(self, client: str) -> bytes:
+        return self.folder.note(client)
+
+    def keep(self, client: str, note: bytes) -> None:
+        self.folder.keep(client, note)
+
 
 @dataclass(frozen=True)
 class FailingDisk:
@@ -332,6 +338,12 @@ class FailingDisk:
 
     def secret(self, client: str) -> Secret:
         return self.folder.secret(client)
+
+    def note(self, client: str) -> bytes:
+        return self.folder.note(client)
+
+    def keep(self, client: str, note: bytes) -> None:
+        self.folder.keep(client, note)
 
     def _at(self, method: str, client: str) -> None:
         if (method, client) == (self.method, self.client):

@@ -5,9 +5,11 @@ from itertools import permutations
 import pytest
 import torch
 
+from fedpeft.aggregators.distances import borne, ranked
 from fedpeft.core.interfaces import Aggregator
 from fedpeft.core.tensors import equal, layout
 from fedpeft.core.types import State, Tensors, Update, Weighted
+from fedpeft.errors import PlanError
 from fedpeft.registry import build, names
 
 every = pytest.mark.parametrize("name", sorted(names("aggregator")))
@@ -165,6 +167,70 @@ def test_a_trim_out_of_range(trim: float) -> None:
         type(build("aggregator", "trimmed_mean"))(trim)
 
 
-@pytest.mark.parametrize("name", ["median", {"name": "trimmed_mean", "trim": 0.3}])
+ROBUST = [
+    "geometric_median",
+    "median",
+    {"name": "krum", "attackers": 0.3},
+    {"name": "multi_krum", "attackers": 0.3},
+    {"name": "trimmed_mean", "trim": 0.3},
+]
+
+
+@pytest.mark.parametrize("name", ROBUST)
 def test_a_minority_cannot_pull_the_robust_ones_away(name: object) -> None:
     assert abs(reduced(name, of(1, 1.1, 0.9, 1.05, 1e9, -1e9, 1)).delta["a"].item() - 1) <= 0.1
+    assert abs(reduced(name, of(1, 1.1, 0.9, 1.05, 1e9, 1e9, 1)).delta["a"].item() - 1) <= 0.1
+
+
+def test_krum_by_hand() -> None:
+    """Seven clients, f = 2, so the three nearest: of 0, 1, 2, 3, 9, 50, 51 the scores are 14, 6, 6, 14, 149, ..."""
+    seven = of(0, 1, 2, 3, 9, 50, 51, weights=(1, 1, 1, 1, 1, 1, 1000))
+    values = [one.delta["a"].item() for one in seven]
+    assert [values[k] for k in ranked(seven, 0.25)[:4]] == [2, 1, 3, 0], "2 is nearer to all than 1"
+    assert reduced({"name": "krum", "attackers": 0.25}, seven).delta["a"].item() == 2
+    assert reduced({"name": "multi_krum", "attackers": 0.25}, seven).delta["a"].item() == 3  # of 0, 1, 2, 3, 9
+    pairs = cohort_of_pairs()
+    one = reduced("krum", pairs).delta
+    assert any(equal(one, update.delta) for update in pairs), "an update as it came, all its tensors of one client"
+
+
+def cohort_of_pairs() -> list[Update]:
+    return [Update(u.client, {**u.delta, "b": u.delta["a"] * 2}) for u in cohort(6)]
+
+
+@pytest.mark.parametrize(
+    ("share", "clients", "count"), [(0.2, 10, 2), (0.2, 11, 3), (0.3, 10, 3), (0.2, 4, 0), (0.4, 5, 1), (0.0, 9, 0)]
+)
+def test_how_many_attackers_krum_bears(share: float, clients: int, count: int) -> None:
+    assert borne(share, clients) == count
+
+
+@pytest.mark.parametrize("name", ["krum", "multi_krum"])
+@pytest.mark.parametrize("share", [-0.1, 0.5, float("nan")])
+def test_a_share_of_attackers_out_of_range(name: str, share: float) -> None:
+    with pytest.raises(ValueError, match=r"attackers must be in \[0, 0.5\)"):
+        type(build("aggregator", name))(share)
+
+
+def in_the_plane(*points: tuple[float, float]) -> list[Update]:
+    return [
+        Update(f"c{k}", {"x": torch.tensor(float(x)), "y": torch.tensor([float(y)])}) for k, (x, y) in enumerate(points)
+    ]
+
+
+def test_geometric_medians_by_hand() -> None:
+    """Of a triangle Fermat's point, which sees each side under 120 degrees; of a convex quadrangle where its diagonals
+    cross; of points of which half are one, that one."""
+    height = 3**0.5 / 2
+    fermat = reduced("geometric_median", in_the_plane((0, 0), (1, 0), (0.5, height))).delta
+    torch.testing.assert_close(fermat["x"], torch.tensor(0.5))
+    torch.testing.assert_close(fermat["y"], torch.tensor([height / 3]))
+    crossing = reduced("geometric_median", in_the_plane((0, 0), (4, 4), (0, 2), (2, 0))).delta
+    torch.testing.assert_close(crossing["x"], torch.tensor(1.0), atol=1e-3, rtol=0)
+    assert reduced("geometric_median", of(5, 5, 5, 1e9, -3)).delta["a"].item() == 5
+
+
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"smoothing": 0.0}, {"smoothing": 1.0}])
+def test_a_geometric_median_out_of_range(changes: dict[str, object]) -> None:
+    with pytest.raises(PlanError, match="steps must be at least 1"):
+        build("aggregator", {"name": "geometric_median", **changes})

@@ -1,5 +1,7 @@
 """The studies that the repository holds: they expand, and every cell's plan is one."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from fedpeft.runs.measure import full_payloads
 from fedpeft.studies.study import Study, read_study
 
 ROOT = Path(__file__).parents[1]
+CELLS = ROOT / "docs" / "results" / "cells"
 STUDIES = sorted((ROOT / "studies").glob("*.toml"))
 AXES = ("capability", "communication", "heterogeneity", "local-epochs", "pretraining", "privacy", "scarcity")
 
@@ -53,6 +56,20 @@ def test_the_digits_can_be_divided_as_the_small_studies_say(axis: str) -> None:
         report = division_of(plan)
         partition: Any = getattr(plan.partition, "of", plan.partition)
         assert report["clients"] == partition.clients
+
+
+@pytest.mark.parametrize("page", ["fedpeft"])
+def test_the_tables_of_a_page_are_those_of_the_cells(page: str) -> None:
+    drawn = subprocess.run([sys.executable, ROOT / "tools" / "claims", page, "--check"], capture_output=True, text=True)
+    assert drawn.returncode == 0, drawn.stderr
+
+
+@pytest.mark.parametrize("study", sorted(path.name for path in CELLS.iterdir()))
+def test_kept_cells_are_those_of_a_study(study: str) -> None:
+    """Each is found by its plan, so that a change to a study, or to what plans are, does not orphan it."""
+    wanted = {cell.plan.fingerprint for cell in read_study(ROOT / "studies" / f"{study}.toml").cells}
+    for folder in (CELLS / study).iterdir():
+        assert read_plan(folder / "plan.toml").fingerprint in wanted, folder.name
 
 
 @pytest.mark.parametrize("name", ["communication", "local-epochs"])

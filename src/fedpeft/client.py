@@ -94,11 +94,15 @@ class Worker:
     def open(self, job: Job) -> "Opened | Reply | Failure":
         """What the client starts from, or the reply that it gave to this job before; raises as a call does."""
 
+        exchange = self.site.plan.exchange
+
         def opening() -> Opened | Reply:
             with storing():
+                if job.phase != "fit":
+                    return Reply(job.client, exchange.answer(job, self.store))
                 stored = self.store.reply(job)
-            if stored is not None:
-                return Reply(job.client, stored)
+                if stored is not None:
+                    return Reply(job.client, exchange.reply(job, stored, self.store))
             received, objective = self.receive(job.payload, job.round)
             with storing():
                 memory = self.store.load(job.client, job.accepted)
@@ -143,6 +147,7 @@ class Worker:
         for i, stage in enumerate(plan.stages):
             update, own = stage.on_client(update, under(f"stage{i}", memory), context)
             kept = {**kept, **prefixed(f"stage{i}", own)}
+        update = self.site.sent(update)
         if kept and not memory and job.accepted is not None:
             raise RunError(f"its memory of round {job.accepted} is gone: it would start afresh, unseen")
         numbers = [m.total for m in update.metrics.values()]
@@ -152,7 +157,7 @@ class Worker:
         payload = pack(update, plan.uplink)
         with storing():
             self.store.save(job, kept, payload)
-        return payload
+            return plan.exchange.reply(job, payload, self.store)
 
     def _context(self, job: Job) -> Context:
         plan, size = self.site.plan, self.site.data.size(job.client)

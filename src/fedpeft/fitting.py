@@ -15,9 +15,11 @@ WEIGHTINGS = ("examples", "uniform", "batches")
 
 def check_values(plan: Any) -> None:
     """Raises PlanError for a value out of range."""
-    for key in ("rounds", "cohort", "min_replies", "threads", "evaluate_every"):
+    for key in ("rounds", "cohort", "min_replies", "max_refusals", "threads", "evaluate_every"):
         if getattr(plan, key) < 1:
             raise PlanError(f"{key} must be at least 1, got {getattr(plan, key)}")
+    if plan.norm_factor is not None and not plan.norm_factor >= 1:
+        raise PlanError(f"norm_factor must be at least 1, got {plan.norm_factor}")
     for key, known in (("weighting", WEIGHTINGS), ("base_dtype", BASE_DTYPES), ("engine", names("engine"))):
         if getattr(plan, key) not in known:
             raise PlanError(unknown(key, getattr(plan, key), known))
@@ -38,6 +40,7 @@ def check_parts(plan: Any) -> None:
     check_scaffold(plan.local, plan.server)
     check_codecs(plan.stages, plan.uplink, plan.downlink)
     check_low_rank(plan)
+    check_sum(plan)
     if plan.buffer is not None:
         check_asynchronous(plan)
 
@@ -170,6 +173,58 @@ def check_batchnorm(model: nn.Module, trained: Sequence[str], private: bool) -> 
                 f"{name!r} is a BatchNorm: its running statistics change in training but do not travel with this "
                 'method. Use method = "full" or "scratch", or a model with LayerNorm or GroupNorm'
             )
+
+
+def check_sum(plan: Any) -> None:
+    """Raises PlanError for what a server that sees the sum of the updates alone cannot do."""
+    if not plan.exchange.sums:
+        return
+    if not isinstance(plan.aggregator, find("aggregator", "mean")):
+        raise PlanError(
+            f"{type(plan.aggregator).__name__} compares the clients' updates, and secure aggregation shows their sum "
+            'alone: set aggregator = "mean", or exchange = "fit"'
+        )
+    if plan.norm_factor not in (None, float("inf")):
+        raise PlanError(
+            f"norm_factor = {plan.norm_factor}: how long an update is cannot be seen in a sum: leave it out, and set "
+            "exchange.max_norm, which honest clients hold themselves to"
+        )
+    if not isinstance(plan.uplink, find("codec", "dense")):
+        raise PlanError(
+            f"uplink = {plan.uplink}: masked integers are as random as noise, and only a lossless codec keeps them; "
+            'they are rounded already, to exchange.bits: set uplink = "dense"'
+        )
+    for stage in plan.stages:
+        if not isinstance(stage, find("stage", "local_dp")):
+            raise PlanError(
+                f"{type(stage).__name__} has work to do where each update arrives, or with what the codec drops, and "
+                'secure aggregation leaves neither: leave it out, or exchange = "fit"'
+            )
+    if plan.ranks or plan.buffer:
+        raise PlanError("a secure sum is of one round's updates, all of one layout: leave out `ranks` and `buffer`")
+    if plan.local_shares:
+        raise PlanError(f"{list(plan.local_shares)} are not of the updates' size: leave SCAFFOLD out of a secure sum")
+    _check_crowd(plan)
+
+
+def _check_crowd(plan: Any) -> None:
+    """Raises PlanError for a threshold below which two crowds could be told different things, or weights too large."""
+    exchange = plan.exchange
+    if not plan.cohort < 2 * exchange.threshold <= 2 * plan.cohort:
+        raise PlanError(
+            f"exchange.threshold = {exchange.threshold} must be more than half of cohort = {plan.cohort}, so that no "
+            "two groups of clients can be told different things, and at most all; two thirds are usual"
+        )
+    if plan.weighting != "uniform" and exchange.max_weight == 1:
+        raise PlanError(
+            f'weighting = "{plan.weighting}": set exchange.max_weight to the most examples that a client has, from '
+            'which the rounding follows, or weighting = "uniform"'
+        )
+    if exchange.shift(plan.cohort) < 8:
+        raise PlanError(
+            f"exchange.bits = {exchange.bits} cannot hold {plan.cohort} updates of limit * max_weight = "
+            f"{exchange.limit * exchange.max_weight:g}: set bits = 64, or a smaller limit"
+        )
 
 
 def check_nodes(nodes: Sequence[str] | None, deadline: float | None) -> None:

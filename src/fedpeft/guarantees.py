@@ -65,6 +65,11 @@ def check_calibration(plan: Any, event: Event | None) -> None:
         _check_order(plan.stages)
     if event.central:
         _check_mean(plan.aggregator, plan.server, plan.min_replies)
+        if plan.norm_bound != float("inf"):
+            raise PlanError(
+                f"norm_factor = {plan.norm_factor}: whether a client is let in would depend on the others, which the "
+                "noise is not made for, and the clipping bounds the length already: leave it out"
+            )
 
 
 def _check_order(stages: Sequence[Stage]) -> None:

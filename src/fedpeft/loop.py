@@ -1,20 +1,20 @@
 """Federated training in synchronous rounds."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+from fedpeft.admission import Door
+from fedpeft.admission import Ledger as Ledger
 from fedpeft.core.interfaces import Engine, Store
 from fedpeft.core.lowrank import EXACT, accumulated, cut
 from fedpeft.core.secrets import Secret
 from fedpeft.core.seeds import fold
 from fedpeft.core.stores import Nowhere
-from fedpeft.core.tensors import Layout, beside, finite, layout, prefixed, under, zeros_like
-from fedpeft.core.types import ClientId, Cohort, Failure, Job, Reply, State, Tensors, Update, Weighted
-from fedpeft.core.wire import headers, unpack
-from fedpeft.errors import PlanError, WireError
+from fedpeft.core.tensors import Layout, beside, layout, prefixed, under, zeros_like
+from fedpeft.core.types import ClientId, Cohort, Job, State, Tensors, Update
+from fedpeft.errors import PlanError
 from fedpeft.plan import Plan
 from fedpeft.privacy import chosen, opened, round_seed
 from fedpeft.registry import describe
@@ -32,38 +32,6 @@ class Beside(Engine, Protocol):
     def site(self) -> Site: ...
     @property
     def store(self) -> Store: ...
-
-
-@dataclass
-class Ledger:
-    """What one round cost and who took part; bytes are counted on the payloads, never computed.
-
-    Attributes:
-      down, up: bytes by client, frames and headers included.
-      up_headers: the part of `up` that is frames and headers rather than tensors, over all clients.
-      failed: by client, why its reply was not counted.
-      privacy: what the run has cost up to here, as rounds.jsonl tells it; None where nothing is private.
-      aggregation_error: ‖mean(B·A) − merged‖ / ‖mean(B·A)‖; None without an aggregator of low-rank factors.
-    """
-
-    round: int
-    down: dict[ClientId, int] = field(default_factory=dict)
-    up: dict[ClientId, int] = field(default_factory=dict)
-    up_headers: int = 0
-    weights: dict[ClientId, float] = field(default_factory=dict)
-    failed: dict[ClientId, str] = field(default_factory=dict)
-    metrics: dict[str, Weighted] = field(default_factory=dict)
-    note: str = ""
-    privacy: dict[str, Any] | None = None
-    aggregation_error: float | None = None
-
-    @property
-    def bytes_down(self) -> int:
-        return sum(self.down.values())
-
-    @property
-    def bytes_up(self) -> int:
-        return sum(self.up.values())
 
 
 def start(plan: Plan, params: Tensors | None = None) -> State:
@@ -97,11 +65,13 @@ def federate(
         seed = round_seed(plan, state.round)
         clients = chosen(plan, engine.clients, state.round)
         sent = {rank: Sent.of(plan, state, rank) for rank in {ranks[client] for client in clients}}
-        jobs = [_job(run, state, client, seed, sent[ranks[client]].payload) for client in clients]
-        ledger = Ledger(state.round, down={job.client: len(job.payload) for job in jobs})
-
         wanted = {client: sent[ranks[client]].wanted for client in clients}
-        updates = plan.exchange.collect(engine, jobs, partial(receive, plan, wanted, ledger))
+        ledger = Ledger(state.round)
+        door = Door.of(plan, state, wanted, ledger)
+        jobs = [_job(run, state, client, seed, sent[ranks[client]].payload) for client in door.asked(clients)]
+        ledger.down.update({job.client: len(job.payload) for job in jobs})
+
+        updates = door.bounded(plan.exchange.collect(engine, jobs, door))
         received = {client: sent[ranks[client]].received for client in clients}
         update = aggregate(plan, updates, state, received.__getitem__)
         hidden = secret.at("round", state.round)
@@ -109,13 +79,14 @@ def federate(
         spending.count(clients)
         ledger.privacy = spending.so_far()
         state = advance(plan, state, update, cohort, ledger)
+        state = replace(state, norms=tuple(door.norms), refusals=door.refusals)
         yield state, ledger
 
 
 def remembers(plan: Plan) -> bool:
     """Whether clients keep something between rounds; of corrections, those that share something do."""
     kept = plan.local_shares or plan.personal or (plan.rounds > 1 and getattr(plan.local, "remembers", False))
-    return bool(kept) or any(stage.remembers for stage in plan.stages)
+    return bool(kept or plan.exchange.sums) or any(stage.remembers for stage in plan.stages)
 
 
 def hides_clients(plan: Plan) -> bool:
@@ -152,32 +123,6 @@ def _job(run: str, state: State, client: ClientId, seed: int, payload: bytes) ->
     return Job(run, state.round, client, "fit", fold(seed, "client", client), accepted, payload)
 
 
-def receive(plan: Plan, expected: Mapping[ClientId, Layout], ledger: Ledger, reply: Reply | Failure) -> Update | None:
-    """Check a reply where it enters, and note it: an update to be counted, or None and a reason in the ledger."""
-    client = reply.client
-    if isinstance(reply, Failure):
-        ledger.failed[client] = reply.reason
-        return None
-    ledger.up[client] = len(reply.payload)
-    try:
-        update = unpack(client, reply.payload, plan.uplink, expected[client])
-    except WireError as error:
-        ledger.failed[client] = str(error)
-        return None
-    if not finite(update.delta):
-        ledger.failed[client] = "the delta is not finite"
-        return None
-    try:
-        for stage in reversed(plan.stages):
-            update = stage.on_arrival(update)
-    except ValueError as error:
-        ledger.failed[client] = str(error)
-        return None
-    ledger.up_headers += headers(reply.payload)
-    ledger.weights[client] = update.weight
-    return update
-
-
 def aggregate(
     plan: Plan, updates: Iterator[Update], state: State, received: Callable[[ClientId], Tensors]
 ) -> Update | None:
@@ -198,7 +143,7 @@ def advance(plan: Plan, state: State, update: Update | None, cohort: Cohort, led
     counts and nothing moves: finite updates may still have an infinite mean, or square.
     """
     if update is None or (len(cohort.weights) < plan.min_replies and not hides_clients(plan)):
-        ledger.note = f"{len(cohort.weights)} good replies, {plan.min_replies} needed: nothing changes"
+        ledger.note = ledger.note or f"{len(cohort.weights)} good replies, {plan.min_replies} needed: nothing changes"
         return replace(state, round=state.round + 1)
     for stage in reversed(plan.stages):
         update = stage.on_server(update, cohort)

@@ -13,13 +13,14 @@ from heapq import heappop, heappush
 
 import torch
 
+from fedpeft.admission import Door
 from fedpeft.core.interfaces import Engine
 from fedpeft.core.seeds import fold, generator
 from fedpeft.core.tensors import beside, prefixed, scale, under
-from fedpeft.core.types import ClientId, Cohort, Failure, Job, Reply, State, Tensors, Update
+from fedpeft.core.types import ClientId, Cohort, Job, State, Tensors, Update
 from fedpeft.errors import PlanError
 from fedpeft.fitting import leaking
-from fedpeft.loop import Beside, Ledger, Sent, advance, aggregate, receive, remembers, start
+from fedpeft.loop import Beside, Ledger, Sent, advance, aggregate, remembers, start
 from fedpeft.plan import Plan
 from fedpeft.privacy import round_seed
 
@@ -96,14 +97,19 @@ def federate_async(
     for came in ahead[state.round :]:
         sent = {one.version: Sent.of(plan, _then(state, one.version), None) for one in came}
         jobs = [_job(plan, one, sent[one.version].payload) for one in sorted(came, key=lambda one: one.client)]
-        ledger = Ledger(state.round, down={job.client: len(job.payload) for job in jobs})
-        update = _gathered(plan, engine, jobs, sent, state, ledger)
-        cohort = Cohort(state.round, len(engine.clients), len(jobs), ledger.weights, round_seed(plan, state.round))
+        ledger = Ledger(state.round)
+        door = Door.of(plan, state, {job.client: sent[job.round].wanted for job in jobs}, ledger)
+        asked = door.asked([job.client for job in jobs])
+        jobs = [job for job in jobs if job.client in asked]
+        ledger.down.update({job.client: len(job.payload) for job in jobs})
+        update = _gathered(plan, engine, jobs, sent, state, door)
+        cohort = Cohort(state.round, len(engine.clients), len(came), ledger.weights, round_seed(plan, state.round))
         own = replace(state, memory=beside((PAST,), state.memory))
         later = {one.version for some in ahead[state.round + 1 :] for one in some}
         past = {name: x for version in later for name, x in _kept(state, version).items()}
         state = advance(plan, own, update, cohort, ledger)
-        state = replace(state, memory={**state.memory, **past})
+        memory = {**state.memory, **past}
+        state = replace(state, memory=memory, norms=tuple(door.norms), refusals=door.refusals)
         yield state, ledger
 
 
@@ -126,20 +132,19 @@ def _job(plan: Plan, one: Arrival, payload: bytes) -> Job:
 
 
 def _gathered(
-    plan: Plan, engine: Engine, jobs: Sequence[Job], sent: Mapping[int, Sent], state: State, ledger: Ledger
+    plan: Plan, engine: Engine, jobs: Sequence[Job], sent: Mapping[int, Sent], state: State, door: Door
 ) -> Update | None:
     """The replies as one update, each faded by how long ago it began; None if none is good."""
     exponent = STALENESS if plan.staleness is None else plan.staleness
     fading = {job.client: (1 + state.round - job.round) ** -exponent for job in jobs}
-    wanted = {job.client: sent[job.round].wanted for job in jobs}
     received = {job.client: sent[job.round].received for job in jobs}
+    came = door.bounded(plan.exchange.collect(engine, jobs, door))
+    faded = (_faded(update, fading[update.client]) for update in came)
+    return aggregate(plan, faded, state, received.__getitem__)
 
-    def read(reply: Reply | Failure) -> Update | None:
-        update = receive(plan, wanted, ledger, reply)
-        by = fading[reply.client]
-        return update if update is None or by == 1 else replace(update, delta=scale(update.delta, by))
 
-    return aggregate(plan, plan.exchange.collect(engine, jobs, read), state, received.__getitem__)
+def _faded(update: Update, by: float) -> Update:
+    return update if by == 1 else replace(update, delta=scale(update.delta, by))
 
 
 def _kept(state: State, version: int) -> Tensors:

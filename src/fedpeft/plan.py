@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedpeft.core.interfaces import (
     Aggregator,
+    Attack,
     Codec,
     Exchange,
     Local,
@@ -37,6 +38,8 @@ from fedpeft.fitting import check_batchnorm, check_parts, check_values, shares
 from fedpeft.guarantees import check_budget, check_calibration, private_part
 from fedpeft.registry import construct, find, names, part, parts, settings_of
 
+NORM_FACTOR = 100.0
+"""Beyond what honest clients with a hundred times the usual examples come to."""
 UPLINK = object()
 """Stands for the uplink's codec in a stage while a plan is read."""
 
@@ -54,6 +57,10 @@ class Plan:
         arXiv:1912.00818).
       ranks: of the clients' low-rank factors, dealt out in turn along the list of all clients; left out: the method's.
       min_replies: with fewer good replies a round changes nothing.
+      norm_factor: an update may be so many times as long as the median of the last ones; infinity for any length. Left
+        out: 100, or none where a guarantee for clients bounds the length, or secure aggregation hides it.
+      attacks: what some clients do to the others, in simulations only.
+      max_refusals: a client of which so many updates were refused is asked no more.
       threads: of one worker; the bits of a result depend on it.
       base_dtype: of the products with frozen weights: "float32" or "bfloat16". What is trained is float32.
       pack: whether frozen weights are laid out for the processor's matrix kernels: faster, for once or twice their
@@ -86,6 +93,7 @@ class Plan:
     aggregator: Aggregator = part("aggregator", "mean")
     server: ServerOptimizer = part("server", "average")
     stages: tuple[Stage, ...] = parts("stage")
+    attacks: tuple[Attack, ...] = parts("attack")
     uplink: Codec = part("codec", "dense")
     downlink: Codec = part("codec", "dense")
     rounds: int = 10
@@ -94,6 +102,8 @@ class Plan:
     personal: tuple[str, ...] = ()
     ranks: tuple[int, ...] | None = None
     min_replies: int = 1
+    norm_factor: float | None = None
+    max_refusals: int = 3
     seed: int = 1
     threads: int = 1
     base_dtype: str = "float32"
@@ -122,6 +132,14 @@ class Plan:
     def private_part(self) -> Any:
         """The part of the local training or the stages that adds noise, or None."""
         return private_part(self.local, self.stages)
+
+    @property
+    def norm_bound(self) -> float:
+        """How many times as long as is usual an update may be."""
+        if self.norm_factor is not None:
+            return self.norm_factor
+        event = self.private_part.event if self.private_part else None
+        return float("inf") if self.exchange.sums or (event and event.central) else NORM_FACTOR
 
     @property
     def local_shares(self) -> tuple[str, ...]:

@@ -24,11 +24,20 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "fedit": "fedpeft.aggregators.fedit:FedIT",
         "flexlora": "fedpeft.aggregators.flexlora:FlexLoRA",
         "flora": "fedpeft.aggregators.flora:FLoRA",
+        "geometric_median": "fedpeft.aggregators.geometric_median:GeometricMedian",
         "hetlora": "fedpeft.aggregators.hetlora:HetLoRA",
+        "krum": "fedpeft.aggregators.krum:Krum",
         "mean": "fedpeft.aggregators.mean:Mean",
         "median": "fedpeft.aggregators.median:Median",
+        "multi_krum": "fedpeft.aggregators.multi_krum:MultiKrum",
         "rolora": "fedpeft.aggregators.rolora:RoLoRA",
         "trimmed_mean": "fedpeft.aggregators.trimmed_mean:TrimmedMean",
+    },
+    "attack": {
+        "backdoor": "fedpeft.attackers.backdoor:Backdoor",
+        "label_flip": "fedpeft.attackers.label_flip:LabelFlip",
+        "scaled": "fedpeft.attackers.scaled:Scaled",
+        "sign_flip": "fedpeft.attackers.sign_flip:SignFlip",
     },
     "codec": {
         "bfloat16": "fedpeft.codecs.bfloat16:BFloat16",
@@ -58,6 +67,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     },
     "exchange": {
         "fit": "fedpeft.exchanges.fit:Fit",
+        "secure": "fedpeft.exchanges.secure:Secure",
     },
     "local": {
         "descent": "fedpeft.local.descent:Descent",

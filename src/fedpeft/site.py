@@ -9,13 +9,15 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
+from fedpeft.attacking import attackers, poisoned
 from fedpeft.core.features import Kept, featured, keep
 from fedpeft.core.interfaces import Data, Task
 from fedpeft.core.lowrank import is_factor
+from fedpeft.core.memory import reuse_freed
 from fedpeft.core.packed import prepare_frozen
 from fedpeft.core.seeds import generator
 from fedpeft.core.trainable import read
-from fedpeft.core.types import Batch, Division, Examples, Tensors
+from fedpeft.core.types import Batch, Division, Examples, Tensors, Update
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import check_division
 from fedpeft.errors import DataError, PlanError
@@ -51,6 +53,13 @@ class Site:
         """What the method trains, as it is before the first round."""
         return read(self.model, self.plan.method.names(self.model))
 
+    def sent(self, update: Update) -> Update:
+        """What leaves its client, who may be an attacker of a simulation."""
+        for attack in self.plan.attacks:
+            if update.client in attackers(attack, self.plan.seed, self.data.clients):
+                update = attack.send(update)
+        return update
+
     def on_device(self, batch: Batch) -> Batch:
         return batch if self.device == "cpu" else {n: x.to(self.device) for n, x in batch.items()}
 
@@ -76,7 +85,9 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
       DataError, PlanError: what is wrong with them.
     """
     task = plan.task
+    reuse_freed()
     train, test = task.prepare(examples.train), task.prepare(examples.test)
+    train = poisoned(plan.attacks, plan.seed, train, division.parts, len(examples.classes))
     plan = settled(plan, list(division.parts))
     model = plan.model(examples.classes).to(device)
     _check_personal(plan, plan.method.names(model))

@@ -1,6 +1,6 @@
 """What every aggregator does beside its own: sums of metrics, the cohort as one stack a tensor, types kept."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,21 +26,30 @@ def back(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if dtype.is_floating_point else x.round().to(dtype)
 
 
-def over_the_cohort(updates: Iterable[Update], middle: Callable[[Tensor], Tensor]) -> Update:
-    """Reduce (clients, *shape) to (*shape) tensor by tensor, where every client counts once.
+def gathered(updates: Iterable[Update]) -> list[Update]:
+    """The whole cohort.
 
     Raises:
-      ValueError: no update arrived, or their names differ.
+      ValueError: no update arrived.
     """
     cohort = list(updates)
     if not cohort:
         raise ValueError("no update arrived")
+    return cohort
+
+
+def reduced(cohort: Sequence[Update], middle: Callable[[Tensor], Tensor]) -> Update:
+    """Reduce (clients, *shape) to (*shape) tensor by tensor, where every client counts once.
+
+    Raises:
+      ValueError: their names differ.
+    """
     metrics: Mapping[str, Weighted] = {}
     for update in cohort:
         metrics = plus(metrics, update.metrics)
 
-    def reduced(*each: Tensor) -> Tensor:
+    def one(*each: Tensor) -> Tensor:
         return back(middle(wide(torch.stack(each))), each[0].dtype)
 
-    delta = map_tensors(reduced, *(update.delta for update in cohort))
+    delta = map_tensors(one, *(update.delta for update in cohort))
     return Update("", delta, sum(update.weight for update in cohort), metrics)

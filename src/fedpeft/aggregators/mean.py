@@ -31,9 +31,9 @@ class Mean:
             weight += update.weight
             share = update.weight / weight
             if first is None:
-                first, mean = update, map_tensors(wide, update.delta)
+                first, mean = update, map_tensors(lambda d: wide(d).clone(), update.delta)
             else:
-                mean = map_tensors(lambda m, d, by=share: m.lerp(wide(d), by), mean, update.delta)
+                mean = map_tensors(lambda m, d, by=share: m.lerp_(wide(d), by), mean, update.delta)
             metrics = plus(metrics, update.metrics)
         if first is None:
             raise ValueError("no update arrived")

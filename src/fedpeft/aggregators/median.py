@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedpeft.aggregators.gathering import over_the_cohort
+from fedpeft.aggregators.gathering import gathered, reduced
 from fedpeft.core.types import ClientId, State, Tensors, Update
 
 
@@ -21,7 +21,7 @@ class Median:
     """
 
     def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update:
-        return over_the_cohort(updates, _middle)
+        return reduced(gathered(updates), _middle)
 
 
 def _middle(stacked: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from math import ceil
 
 from torch import Tensor
 
-from fedpeft.aggregators.gathering import over_the_cohort
+from fedpeft.aggregators.gathering import gathered, reduced
 from fedpeft.core.types import ClientId, State, Tensors, Update
 
 
@@ -37,7 +37,7 @@ class TrimmedMean:
         return min(ceil(self.trim * clients - 1e-9), (clients - 1) // 2)
 
     def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update:
-        return over_the_cohort(updates, self._kept_mean)
+        return reduced(gathered(updates), self._kept_mean)
 
     def _kept_mean(self, stacked: Tensor) -> Tensor:
         cut = self.dropped(len(stacked))

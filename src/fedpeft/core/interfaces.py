@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.core.secrets import Secret
+from fedpeft.core.tensors import Layout
 from fedpeft.core.types import (
     Batch,
     Carry,
@@ -157,6 +158,23 @@ class Stage(Protocol):
     def on_server(self, update: Update, cohort: Cohort) -> Update: ...
 
 
+class Attack(Protocol):
+    """What some clients do to the others; for simulation.
+
+    `poison` makes of an attacker's examples those it trains on; `send` of its update the one that leaves it; `probe` of
+    held-out examples those on which accuracy is the attack's success, None where there are no such.
+
+    Attributes:
+      share: of all clients that attack.
+    """
+
+    @property
+    def share(self) -> float: ...
+    def poison(self, rows: Tensors, classes: int) -> Tensors: ...
+    def probe(self, rows: Tensors, classes: int) -> Tensors | None: ...
+    def send(self, update: Update) -> Update: ...
+
+
 class Codec(Protocol):
     """Tensors to bytes and back. `decode(encode(x))` keeps names, shapes and dtypes, and is idempotent."""
 
@@ -214,18 +232,46 @@ class Engine(Protocol):
     def run(self, jobs: Iterable[Job]) -> Iterator[Reply | Failure]: ...
 
 
-class Exchange(Protocol):
-    """The messages of a round. `receive` checks one reply and gives its update, or None after noting the failure."""
+class Reception(Protocol):
+    """Where the replies of a round come in and are accounted for.
 
-    def collect(
-        self, engine: Engine, jobs: Sequence[Job], receive: Callable[[Reply | Failure], Update | None]
-    ) -> Iterator[Update]: ...
+    A call checks a reply that is an update, and gives None after noting the failure. For other messages there are
+    `sent`, of jobs beside the first ones; `content`, the bytes of a reply of which so many are tensors, or None after
+    noting the failure; `refuse`, of what is not as it must be; `counted`, of a client whose update is in a sum; and
+    `tell`, of what befell the round.
+    """
+
+    @property
+    def expected(self) -> Layout: ...
+    def __call__(self, reply: Reply | Failure) -> Update | None: ...
+    def sent(self, jobs: Sequence[Job]) -> None: ...
+    def content(self, reply: Reply | Failure, tensors: int = 0) -> bytes | None: ...
+    def refuse(self, client: ClientId, reason: str) -> None: ...
+    def counted(self, client: ClientId, weight: float) -> None: ...
+    def tell(self, note: str) -> None: ...
+
+
+class Exchange(Protocol):
+    """The messages of a round: `collect` on the server; on a client `reply` with what it trained, packed as in the
+    open, and `answer` to every phase that is not "fit".
+
+    Attributes:
+      sums: whether the server gets the sum of the updates alone; clients then need a store.
+    """
+
+    @property
+    def sums(self) -> bool: ...
+    def collect(self, engine: Engine, jobs: Sequence[Job], receive: Reception) -> Iterator[Update]: ...
+    def reply(self, job: Job, packed: bytes, store: "Store") -> bytes: ...
+    def answer(self, job: Job, store: "Store") -> bytes: ...
 
 
 class Store(Protocol):
-    """A client's own memory between rounds. It never leaves the client."""
+    """A client's own memory between rounds, and a note between the messages of one. It never leaves the client."""
 
     def load(self, client: ClientId, accepted: int | None) -> Tensors: ...
     def reply(self, job: Job) -> bytes | None: ...
     def save(self, job: Job, memory: Tensors, payload: bytes) -> None: ...
     def secret(self, client: ClientId) -> Secret: ...
+    def note(self, client: ClientId) -> bytes: ...
+    def keep(self, client: ClientId, note: bytes) -> None: ...

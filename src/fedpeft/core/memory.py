@@ -13,6 +13,19 @@ from fedpeft.core.types import Batch, Tensors
 GROUP = Path("/sys/fs/cgroup")  # the limits of a container
 
 
+REUSED = 2**25 - 2**16  # bytes; glibc learns up to 32 MiB
+
+
+def reuse_freed() -> None:
+    """Let glibc keep freed blocks below 32 MiB for the next step, which asks for the same sizes again.
+
+    It gives blocks above a threshold back to the system at once, and learns the threshold from the largest that it has
+    seen freed (mallopt(3), M_MMAP_THRESHOLD). So each step would fault in its largest tensors page by page. The block
+    freed here is never written to, and so costs nothing; other allocators take no notice.
+    """
+    torch.empty(REUSED, dtype=torch.uint8)
+
+
 def available(device: str) -> int:
     """Bytes that can be had now."""
     if torch.device(device).type == "cuda":

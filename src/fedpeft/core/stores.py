@@ -97,6 +97,12 @@ class Nowhere:
     def secret(self, client: ClientId) -> Secret:
         return self.root.at(client)
 
+    def note(self, client: ClientId) -> bytes:
+        return b""
+
+    def keep(self, client: ClientId, note: bytes) -> None:
+        raise RunError("this plan's clients have a memory; give the engine a folder for it")
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -131,6 +137,16 @@ class Folder:
     def secret(self, client: ClientId) -> Secret:
         """A key for each client from one file, `secret`, that stands for the one each would have."""
         return secret_at(self.path / SECRET).at(client)
+
+    def note(self, client: ClientId) -> bytes:
+        """What the client kept last; nothing if it never did."""
+        file = self.place(client) / "note"
+        return file.read_bytes() if file.exists() else b""
+
+    def keep(self, client: ClientId, note: bytes) -> None:
+        file = self.place(client) / "note"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, note)
 
     def place(self, client: ClientId) -> Path:
         """A client's own folder. A name from the data may be "..", or differ from another only in what a file system

@@ -111,12 +111,16 @@ class State:
       params: what every client receives: the method's tensors, and what else is shared: `c/<name>`, `exact/<layer>`.
       memory: what the server optimizer keeps to itself, e.g. `m/<name>`.
       accepted: for each client the last round whose reply was counted.
+      norms: lengths of the last updates that were let in, by which others are judged.
+      refusals: how many updates of each client were refused, where any were.
     """
 
     round: int
     params: Tensors
     memory: Tensors = field(default_factory=dict)
     accepted: Mapping[ClientId, int] = field(default_factory=dict)
+    norms: tuple[float, ...] = ()
+    refusals: Mapping[ClientId, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from fedpeft.errors import WireError
 _HEAD = struct.Struct("<IBI")
 _CHECK = 4  # bytes
 _DEFLATED, _NESTED = 1, 2
+_JSON = json.JSONEncoder(separators=(",", ":"))  # json.dumps would make one for each frame
 _HEADER_LIMIT = 1 << 24  # bytes of an inflated header; the layout of 10^5 tensors takes a half
 _ENTRIES_LIMIT = 1 << 48  # of one tensor, a side of 0 counted as 1: beyond it torch's own arithmetic may overflow
 _SIDES_LIMIT = 64
@@ -40,7 +41,7 @@ Body: TypeAlias = bytes | memoryview
 
 def frame(header: Any, body: bytes, nested: bool = False) -> bytes:
     """A header of plain JSON values and a body, as one checked blob; `nested` if the body is such a blob itself."""
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = _JSON.encode(header).encode()
     head = _shorter(text) if _TINY < len(text) <= _SHORT else _deflated(text)
     flags = (_DEFLATED if len(head) < len(text) else 0) | (_NESTED if nested else 0)
     start = _HEAD.pack(0, flags, len(head))[_CHECK:] + head
@@ -160,7 +161,7 @@ def join(tensors: Iterable[Tensor]) -> bytes:
 
 
 def cut(body: Body, parts: Sequence[tuple[int, torch.dtype]]) -> list[Tensor]:
-    """The inverse of `join`: vectors of so many entries of such a type, each in memory of its own.
+    """The inverse of `join`: vectors of so many entries of such a type; no two have an entry in common.
 
     Raises:
       WireError: the body has another length; nothing is allocated then.
@@ -168,7 +169,11 @@ def cut(body: Body, parts: Sequence[tuple[int, torch.dtype]]) -> list[Tensor]:
     expected = sum(count * dtype.itemsize for count, dtype in parts)
     if len(body) != expected:
         raise WireError(f"a payload's body has {len(body)} bytes; its layout asks for {expected}")
-    view, at, found = memoryview(body), 0, []
+    view = memoryview(body)
+    types = {dtype for _, dtype in parts}
+    if len(types) == 1 and torch.bool not in types and expected:  # as most have: one copy for all
+        return list(torch.split(torch.frombuffer(bytearray(view), dtype=types.pop()), [count for count, _ in parts]))
+    at, found = 0, []
     for count, dtype in parts:
         end = at + count * dtype.itemsize
         if dtype is torch.bool and count and max(view[at:end]) > 1:
@@ -206,7 +211,7 @@ def unpack(client: str, blob: bytes, codec: Codec, expected: Layout) -> Update:
     if not weight > 0:
         raise WireError(f"an update's weight is {weight}; it must be positive")
     declared = layout_of(body)
-    if sorted(declared) != sorted(expected):
+    if declared != expected and sorted(declared) != sorted(expected):
         _halves(body)  # what differs by an accident on the way is called that
         raise WireError(_difference(declared, expected))
     metrics = {name: _weighted(pair, name) for name, pair in pairs.items()}

@@ -97,10 +97,12 @@ class Cohort:
             for one, outcome in zip(opened, outcomes, strict=True):
                 with outcome:
                     trainees[stacks.begin(one)] = outcome
-            left = stacks.train(list(trainees))
+            left = set(stacks.train(list(trainees)))
+            ends = stacks.together([trainee for trainee in trainees if trainee not in left])
             for trainee, outcome in trainees.items():
                 with outcome:
-                    outcome.trained = self.worker.alone(trainee.opened) if trainee in left else stacks.finish(trainee)
+                    alone = self.worker.alone if trainee in left else None
+                    outcome.trained = alone(trainee.opened) if alone else ends.get(trainee) or stacks.finish(trainee)
         if left and all(trainees[trainee].error is None for trainee in left):
             self._give_up(stacks.why)
         return iter(outcomes)

@@ -27,7 +27,7 @@ class Trainee:
     """A client in the middle of its training.
 
     Attributes:
-      stack, row: where its carry lies.
+      stack, row: where its carry lies; the row is None while it lies alone.
       error: what went wrong with it alone.
     """
 
@@ -38,13 +38,14 @@ class Trainee:
     batches: Iterator[Batch]
     dropout: torch.Generator
     stack: Carry = field(default_factory=dict)
-    row: int = 0
+    row: int | None = None
     batch: Batch = field(default_factory=dict)
     error: Exception | None = None
 
     @property
     def carry(self) -> Carry:
-        return _mapped(lambda x: x[self.row], self.stack)
+        row = self.row
+        return self.stack if row is None else _mapped(lambda x: x[row], self.stack)
 
 
 @dataclass(eq=False)
@@ -70,8 +71,8 @@ class Stacks:
         received, memory = ({n: x.to(site.device) for n, x in some.items()} for some in (opened.start, opened.own))
         batches = iter(local.batches(site.data, opened.start, context))
         dropout = torch.Generator(site.device).manual_seed(opened.dropout)
-        carry = _mapped(lambda x: x[None], local.begin(received, memory, context))
         shapes = tuple(x.shape for x in received.values())
+        carry = local.begin(received, memory, context)
         return Trainee(opened, shapes, received, memory, batches, dropout, carry)
 
     def train(self, trainees: Sequence[Trainee]) -> list[Trainee]:
@@ -86,6 +87,9 @@ class Stacks:
     def turn(self, trainees: Sequence[Trainee]) -> tuple[list[Trainee], list[Trainee]]:
         """One step of each: those who took it, and those who could not in a stack; who is done is in neither."""
         active = [one for one in trainees if self.fetch(one)]
+        if active and len(active) < len(trainees):
+            for one in set(trainees).difference(active):  # or one would hold the whole of its last stack
+                one.stack, one.row = _mapped(Tensor.clone, one.carry), None
         kinds: dict[tuple[Kind, int], list[Trainee]] = {}
         for one in active:  # who hold other tensors beside, take other steps
             kinds.setdefault(((*_kind(one.batch), one.shapes), id(one.opened.objective)), []).append(one)
@@ -98,6 +102,28 @@ class Stacks:
             raise one.error
         return self.site.plan.local.finish(one.carry, one.received, one.memory)
 
+    def together(self, trainees: Sequence[Trainee]) -> dict[Trainee, Trained]:
+        """What came of those who took their last step in one stack, without a call for each; of others nothing.
+
+        Only of clients that began alike and remember nothing, so that their part is the stack.
+        """
+        first = trainees[0] if trainees else None
+        if first is None or first.row is None or self.site.plan.local_shares:
+            return {}
+        alike = [
+            one
+            for one in trainees
+            if one.stack is first.stack
+            and not (one.memory or one.error)
+            and all(x is first.received.get(name) for name, x in one.received.items())
+        ]
+        finish = self.site.plan.local.finish
+        try:
+            delta, memory, totals = vmap(lambda carry: finish(carry, first.received, {}))(first.stack)
+        except Exception:  # of a part that a user wrote, which goes wrong for each as well, or works for each alone
+            return {}
+        return {one: (_row(delta, one.row), _row(memory, one.row), _row(totals, one.row)) for one in alike}
+
     def fetch(self, one: Trainee) -> bool:
         """Draw the batch of its next step, if there is one."""
         try:
@@ -106,8 +132,6 @@ class Stacks:
             one.error, batch = error, None
         if batch is not None:
             one.batch = self.site.on_device(batch)
-        else:  # a row of its own, or it would hold the whole of its last stack
-            one.stack, one.row = _mapped(lambda x: x[one.row : one.row + 1].clone(), one.stack), 0
         return batch is not None
 
     def _step(self, kind: Kind, group: Sequence[Trainee]) -> list[Trainee]:
@@ -140,13 +164,13 @@ class Stacks:
         if kind not in self.limits:
             params = beside(self.site.plan.local_shares, one.received)
             row = kept(one.opened.objective, self.site.model, params, one.batch) / len(one.batch["mask"])
-            carry = sum(x[one.row].nbytes for group in one.stack.values() for x in group.values())
+            carry = sum(x.nbytes for group in one.carry.values() for x in group.values())
             each = PEAK * row * 2 ** kind[0] + 3 * carry
             self.limits[kind] = max(1, int(SHARE * available(self.site.device) / each))
         return self.limits[kind]
 
     def _advance(self, part: Sequence[Trainee]) -> None:
-        rows = [len(one.batch["mask"]) for one in part]
+        rows = [one.batch["mask"].shape[0] for one in part]
         batch = _filled([one.batch for one in part], max(rows))
         losses = StackedObjective(part[0].opened.objective, Draws([one.dropout for one in part], rows, max(rows)))
         step = self.site.plan.local.step
@@ -158,8 +182,8 @@ class Stacks:
 
 def _kind(batch: Batch) -> Kind:
     """What batches have in common that can be stacked: their shapes; of their lengths, the next power of two."""
-    rows = len(batch["mask"])
-    if all(x.ndim and len(x) == rows for x in batch.values()):
+    rows = batch["mask"].shape[0]
+    if all(x.ndim and x.shape[0] == rows for x in batch.values()):
         return (rows - 1).bit_length(), *((name, x.shape[1:], x.dtype) for name, x in batch.items())
     return rows.bit_length(), *((name, x.shape, x.dtype) for name, x in batch.items())
 
@@ -168,7 +192,7 @@ def _filled(batches: Sequence[Batch], rows: int) -> Batch:
     """The batches stacked; a short one repeats its last row, with a mask of 0."""
 
     def fill(name: str, x: Tensor) -> Tensor:
-        if not x.ndim or len(x) == rows:
+        if not x.ndim or x.shape[0] == rows:
             return x
         more = x.new_zeros(rows - len(x)) if name == "mask" else x[-1:].expand(rows - len(x), *x.shape[1:])
         return torch.cat([x, more])
@@ -178,14 +202,19 @@ def _filled(batches: Sequence[Batch], rows: int) -> Batch:
 
 def _gathered(part: Sequence[Trainee]) -> Carry:
     """The carries as one stack, which is there already where nobody left or came."""
-    first = part[0].stack
-    size = next(len(x) for group in first.values() for x in group.values())
-    if all(one.stack is first and one.row == row for row, one in enumerate(part)) and size == len(part):
+    first, rows = part[0].stack, [one.row for one in part]
+    whole = rows == list(range(len(part))) and all(one.stack is first for one in part)
+    if whole and len(part) == next(len(x) for group in first.values() for x in group.values()):
         return first
+    carries = [one.carry for one in part]
     return {
-        group: {name: torch.stack([one.stack[group][name][one.row] for one in part]) for name in tensors}
+        group: {name: torch.stack([carry[group][name] for carry in carries]) for name in tensors}
         for group, tensors in first.items()
     }
+
+
+def _row(stack: Tensors, row: int | None) -> Tensors:
+    return {name: x[row] for name, x in stack.items()}
 
 
 def _mapped(change: Callable[[Tensor], Tensor], carry: Mapping[str, Tensors]) -> Carry:

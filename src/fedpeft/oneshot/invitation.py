@@ -92,6 +92,8 @@ def check_plan(plan: Plan) -> None:
         raise PlanError("asynchronous steps are many: leave out `buffer`")
     if leaking(plan):
         raise PlanError("local.as_published hands momentum from client to client, and here each trains alone")
+    if describe("exchange", plan.exchange)["name"] != "fit":
+        raise PlanError('an exchange of several messages needs a connection: set exchange = "fit"')
     if plan.local_shares or plan.personal or any(stage.remembers for stage in plan.stages):
         raise PlanError(
             "personal tensors, SCAFFOLD and error feedback are for clients that come back: what they keep for the next "
@@ -104,8 +106,6 @@ def check_plan(plan: Plan) -> None:
             "client_dp adds noise whenever files are merged, so that a late comer would make a second release of all "
             'the others: take stages = ["local_dp"] or local = "dp_sgd", whose noise is in the file'
         )
-    if describe("exchange", plan.exchange)["name"] != "fit":
-        raise PlanError('an exchange of several messages needs a connection: set exchange = "fit"')
 
 
 def invite(plan: Plan, path: Path) -> Terms:

@@ -46,6 +46,8 @@ def save_checkpoint(
         "plan": plan.fingerprint,
         "round": str(state.round),
         "accepted": json.dumps(dict(state.accepted)),
+        "norms": json.dumps(state.norms),
+        "refusals": json.dumps(dict(state.refusals)),
         "environment": json.dumps(dict(environment)),
     }
     if privacy:
@@ -68,8 +70,10 @@ def load_checkpoint(path: Path, plan: Plan) -> Checkpoint | None:
         if metadata.get("format") != FORMAT:
             raise RunError(f"{path} is not a checkpoint of the kind {FORMAT}")
         tensors = {name: tensors[name] for name in json.loads(metadata["order"])}
-        accepted = {str(client): int(at) for client, at in json.loads(metadata["accepted"]).items()}
-        state = State(int(metadata["round"]), under("params", tensors), under("memory", tensors), accepted)
+        accepted, refusals = (_counts(metadata.get(key, "{}")) for key in ("accepted", "refusals"))
+        norms = tuple(map(float, json.loads(metadata.get("norms", "[]"))))
+        params, memory = under("params", tensors), under("memory", tensors)
+        state = State(int(metadata["round"]), params, memory, accepted, norms, refusals)
         environment = json.loads(metadata["environment"])
         privacy = json.loads(metadata.get("privacy", "null"))
         commitments = json.loads(metadata.get("commitments", "[]"))
@@ -78,3 +82,8 @@ def load_checkpoint(path: Path, plan: Plan) -> Checkpoint | None:
     if metadata.get("plan") != plan.fingerprint:
         raise RunError(f"{path} belongs to another plan: plan.toml was changed after the run began")
     return Checkpoint(state, environment, privacy, commitments)
+
+
+def _counts(text: str) -> dict[str, int]:
+    """By client a round, or how many."""
+    return {str(client): int(count) for client, count in json.loads(text).items()}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.amounts import LESS_IS_BETTER
+from fedpeft.core.features import FEATURES, Kept
 from fedpeft.core.interfaces import Store
 from fedpeft.core.lowrank import EXACT
 from fedpeft.core.objective import evaluate, scored
@@ -19,7 +20,7 @@ from fedpeft.core.wire import pack
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import histograms
 from fedpeft.plan import Plan
-from fedpeft.registry import build
+from fedpeft.registry import build, describe
 from fedpeft.site import Site, threads
 
 
@@ -47,9 +48,23 @@ def client_params(site: Site, state: State, store: Store, client: ClientId) -> T
 def held_out(site: Site, state: State, store: Store) -> dict[str, float]:
     """The task's metrics on the common held-out examples; with personal tensors the mean over the clients' models."""
     if not site.plan.personal:
-        return measure(site, state.params)
+        return {**measure(site, state.params), **attacked(site, state.params)}
     each = [measure(site, client_params(site, state, store, client)) for client in site.data.clients]
     return {name: fmean(metrics[name] for metrics in each) for name in each[0]}
+
+
+def attacked(site: Site, params: Tensors) -> dict[str, float]:
+    """How often each attack of a simulation succeeds, of those that aim at something."""
+    data, plan, rates = site.data, site.plan, dict[str, float]()
+    if not isinstance(data, Partitioned):
+        return rates
+    test = {name: x for name, x in data.test.items() if name != FEATURES}  # those of a picture are not its trigger's
+    for attack in plan.attacks:
+        rows = attack.probe(test, len(site.classes))
+        if rows is not None:
+            aim = replace(site, data=Partitioned(plan.task, {}, rows, {}), kept=Kept())
+            rates[f"{describe('attack', attack)['name']} success"] = measure(aim, params)["accuracy"]
+    return rates
 
 
 def client_accuracy(site: Site, state: State, store: Store) -> dict[str, Any] | None:

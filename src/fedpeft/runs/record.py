@@ -15,7 +15,8 @@ class RoundRecord:
 
     Attributes:
       round: rounds done with this one, from 1.
-      clients: by name the bytes `down` and `up` and the `weight` in the mean, or why it `failed`.
+      clients: by name the bytes `down` and `up` and the `weight` in the mean, or why it `failed`; of a client whose
+        update was refused, the `refusals` so far. In a secure sum the weight is the mean one: none is known.
       up_headers: the part of `bytes_up` that is frames and headers rather than tensors.
       metrics: as the clients report them on what they trained on; null where not finite.
       privacy: `epsilon` and `delta` up to here, the `unit` that they hide, the `accountant`; null where there is none.
@@ -67,6 +68,8 @@ def _client(ledger: Ledger, client: ClientId) -> dict[str, Any]:
         what["weight"] = ledger.weights[client]
     if client in ledger.failed:
         what["failed"] = ledger.failed[client]
+    if client in ledger.refusals:
+        what["refusals"] = ledger.refusals[client]
     return what
 
 

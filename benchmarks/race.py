@@ -1,0 +1,120 @@
+"""The same work by fedpeft, by its peers and by a bare PyTorch loop, in turn on this machine.
+
+    python -m benchmarks.race                                # all, some ten minutes on two cores
+    python -m benchmarks.race --only W1 --engines loop fedpeft
+    python -m benchmarks.race --out benchmarks/results       # race.json, race.md and race.svg
+    python -m benchmarks.race --list                         # what W1 to W6 are
+
+Racers of W1 to W3 (`--engines`): `loop`, the PyTorch loop without any federation; `fedpeft` in its ways; `flower`, its
+simulation on Ray; `pfl`, Apple's; `trainer`, a script with a Hugging Face `Trainer` for each client. Each is a process
+of its own and has all processors: threads of one process, or processes of one thread (Flower's actors, `processes`).
+All start from the same weights and train the same clients on the same batches in the same order, so their parameters
+must agree at the end; `difference` is the largest one to fedpeft's plain engine, over the largest change of an entry.
+
+A round is measured by the racer itself, from the order to the new parameters. All are started one after another, then
+take turns; what counts is the median of the seconds, and of the ratios to the loop's seconds of the same turn. `first`
+is the time from the start of the process to the end of its first round, libraries, data and model included.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from signal import SIGTERM, signal
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.overhead import machine
+from benchmarks.racing import telling
+from benchmarks.racing.others import OTHERS
+from benchmarks.racing.running import Racer, difference
+from benchmarks.racing.venvs import processors
+from benchmarks.racing.works import WORKS, Work, lay_out
+
+ENGINES = ("loop", "fedpeft", "flower", "pfl", "trainer")
+
+
+def racers(name: str, work: Work, engines: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The racers of a work by their names in the table, and what each is started with."""
+    ways: dict[str, tuple[str, ...]] = {f"fedpeft {way}": ("ours", name, way) for way in work.ways}
+    made: dict[str, tuple[str, ...]] = {}
+    for engine in engines:
+        if engine not in work.out:
+            made |= ways if engine == "fedpeft" else {engine: (engine,)}
+    return made
+
+
+def race(name: str, work: Work, engines: Sequence[str], repeats: int) -> dict[str, Any]:
+    """All racers' seconds, memory and differences."""
+    wanted = racers(name, work, engines)
+    with TemporaryDirectory() as folder:
+        lay_out(work, 1 + repeats * work.at_once, Path(folder))
+        running = {}
+        try:
+            for told, arguments in wanted.items():
+                print(f"{name}: {told} ...", end=" ", flush=True)
+                running[told] = Racer(Path(folder), told, arguments)
+                print(f"first round after {running[told].first:.1f} s", flush=True)
+            for _ in range(repeats):
+                for racer in running.values():
+                    racer.go(work.at_once)
+            for racer in running.values():
+                racer.end()
+            return {"what": work.told, "racers": summary(running, Path(folder)), "out": dict(work.out)}
+        finally:
+            for racer in running.values():
+                racer.stop()
+
+
+def summary(running: dict[str, Racer], folder: Path) -> dict[str, Any]:
+    """What goes into the table."""
+    loop = running.get("loop")
+    plain = running.get("fedpeft plain")
+    found = {}
+    for name, racer in running.items():
+        seconds = [second for turn in racer.turns for second in turn]
+        row = {
+            "seconds": round(statistics.median(seconds), 5),
+            "least": round(min(seconds), 5),
+            "most": round(max(seconds), 5),
+            "rounds": len(seconds),
+            "first": round(racer.first, 2),
+            "memory_mb": round(racer.memory / 1e6),
+        }
+        if loop:
+            pairs = zip(racer.turns, loop.turns, strict=True)
+            row["of_loop"] = round(statistics.median(statistics.median(a) / statistics.median(b) for a, b in pairs), 3)
+        if plain:
+            row["difference"] = float(f"{difference(plain.result, racer.result, folder):.2g}")
+        found[name] = row
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=[*WORKS, *OTHERS], default=[*WORKS, *OTHERS])
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each racer, after its first round")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON, not as a table")
+    parser.add_argument("--out", type=Path, help="a folder for race.json, race.md and race.svg")
+    args = parser.parse_args()
+    signal(SIGTERM, lambda *_: sys.exit(1))  # so that the racers are ended too
+    results: dict[str, Any] = {"machine": {**machine(processors()), "engines": args.engines}}
+    for name in args.only:
+        if name in WORKS:
+            results[name] = race(name, WORKS[name], args.engines, args.repeats)
+        else:
+            print(f"{name}: {OTHERS[name].__doc__}", flush=True)
+            results[name] = OTHERS[name]()
+    print(json.dumps(results, indent=2) if args.json else telling.table(results))
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "race.json").write_text(json.dumps(results, indent=2) + "\n")
+        (args.out / "race.md").write_text(telling.table(results))
+        telling.plot(results, args.out / "race.svg")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The results of a race as a table in Markdown and as a picture."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HEAD = """| {name} | s a round | least to most | of the loop | first round after | MB | difference |
+|---|---|---|---|---|---|---|
+"""
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """One table for each work, below the machine that it was done on."""
+    machine = results["machine"]
+    said = [f"{key} {value}" for key, value in machine.items() if key not in ("cpu", "engines")]
+    parts = [f"{machine['cpu']}: {', '.join(said)}\n"]
+    for name, found in results.items():
+        if name == "machine":
+            continue
+        rows = [f"| {key} | {value} |" for key, value in found.items() if key != "what"]
+        if "racers" in found:
+            rows = [_row(racer, row) for racer, row in found["racers"].items()]
+        head = HEAD.format(name=name) if "racers" in found else f"| {name} | |\n|---|---|\n"
+        absent = "".join(f"\nWithout {racer}: {why}.\n" for racer, why in found.get("out", {}).items())
+        parts.append(f"{name}: {found['what']}\n\n{head}" + "\n".join(rows) + f"\n{absent}")
+    return "\n".join(parts)
+
+
+def _row(racer: str, row: Mapping[str, Any]) -> str:
+    spread = f"{row['least']:.3g} to {row['most']:.3g}"
+    ratio = f"{row['of_loop']:.2f}" if "of_loop" in row else ""
+    apart = f"{row['difference']:.1g}" if "difference" in row else ""
+    return (
+        f"| {racer} | {row['seconds']:.3g} | {spread} | {ratio} | {row['first']:.1f} s | {row['memory_mb']} | {apart} |"
+    )
+
+
+def plot(results: Mapping[str, Any], path: Path) -> None:
+    """Bars of each racer's time over the loop's, one panel for each work; the loop is the line at 1."""
+    import altair as alt
+
+    values = [
+        {"work": name, "racer": racer, "ratio": row["of_loop"]}
+        for name, found in results.items()
+        for racer, row in found.get("racers", {}).items()
+        if "of_loop" in row
+    ]
+    if not values:
+        return
+    base = alt.Chart(alt.InlineData(values=values))
+    ratio = alt.X("ratio:Q", scale=alt.Scale(type="log"), title="time of a round over the bare loop's (logarithmic)")
+    points = base.mark_circle(size=80).encode(
+        x=ratio,
+        y=alt.Y("racer:N", sort=None, title=None),
+        color=alt.condition("indexof(datum.racer, 'fedpeft') == 0", alt.value("#1f5fa8"), alt.value("#888888")),
+    )
+    names = base.mark_text(align="left", dx=8).encode(x=ratio, y=alt.Y("racer:N", sort=None), text="ratio:Q")
+    chart = alt.layer(points, names).properties(width=420).facet(row=alt.Row("work:N", title=None))
+    chart.resolve_scale(x="independent", y="independent").save(str(path))

@@ -1,0 +1,185 @@
+"""What grows with the number of clients, on a ViT-B/16 with LoRA r=8 and 100 classes: 371,812 numbers a client.
+
+    python -m benchmarks.scale
+    python -m benchmarks.scale --only server
+
+memory  A round of 10,000 clients: resident are the base, and of the clients one. What they remember lies on the disk.
+        They train in name only, as the memory of a step does not depend on the number of clients.
+server  1,000 updates are read from files, checked and averaged: seconds over those of reading the bytes once. Wanted:
+        at most 1.5, and memory that does not depend on the number of updates.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from benchmarks.gpu import Pictures
+from benchmarks.overhead import peak, resident
+from benchmarks.work import Noise
+from fedpeft import InProcess, Plan, federate, open_site, start
+from fedpeft.codecs.float16 import Float16
+from fedpeft.core.interfaces import Data, LossFn
+from fedpeft.core.stores import Folder
+from fedpeft.core.tensors import layout, map_tensors
+from fedpeft.core.types import Batch, Carry, Context, Reply, State, Tensors, Update
+from fedpeft.core.wire import pack
+from fedpeft.loop import Ledger, aggregate, receive
+from fedpeft.methods.lora import LoRA
+from fedpeft.partitions.iid import IID
+from fedpeft.stages.error_feedback import ErrorFeedback
+
+
+@dataclass(frozen=True)
+class InName:
+    """A local training that moves every number by a hundredth of itself, and calls that a step."""
+
+    precision: str = "float32"
+    passes: float = 1.0
+    event: None = None
+    correction: None = None
+
+    def steps_for(self, size: int) -> int:
+        return 1
+
+    def batches(self, data: Data, received: Tensors, context: Context) -> Iterable[Batch]:
+        return ()
+
+    def begin(self, received: Tensors, memory: Tensors, context: Context) -> Carry:
+        return {}
+
+    def step(self, carry: Carry, batch: Batch, losses: LossFn) -> Carry:
+        return carry
+
+    def finish(self, carry: Carry, received: Tensors, memory: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+        return map_tensors(lambda x: x * 0.01, received), {}, {}
+
+
+def plan_of(clients: int, cohort: int, **settings: Any) -> Plan:
+    return Plan(
+        task=Pictures(),
+        data=Noise(clients, 1, (1,)),
+        partition=IID(clients=clients),
+        method=LoRA(rank=8),
+        local=InName(),
+        rounds=1,
+        cohort=cohort,
+        pack=False,
+        features=False,
+        **settings,
+    )
+
+
+def memory(clients: int = 10_000, remembering: int = 64) -> dict[str, Any]:
+    """In fresh processes, since a process's peak never falls again."""
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        found = pool.apply(_round, (clients, clients, False))
+        few = pool.apply(_round, (clients, remembering, True))
+    return {
+        "what": "one round of 10,000 clients, LoRA r=8 on a ViT-B/16, trained in name only",
+        "clients": clients,
+        "base_mb": found["base_mb"],
+        "an_update_mb": found["an_update_mb"],
+        "peak_above_base_mb": found["rise_mb"],
+        "all_updates_would_be_mb": round(found["an_update_mb"] * clients),
+        "seconds": found["seconds"],
+        "on_disk_a_client_mb": few["disk_mb"],
+        "peak_above_base_remembering_mb": few["rise_mb"],
+    }
+
+
+def _round(clients: int, cohort: int, remember: bool) -> dict[str, Any]:
+    """One round; what the resident bytes rise by beyond data and model, and what the clients leave on the disk."""
+    settings = {"stages": (ErrorFeedback(codec=Float16()),), "uplink": Float16()} if remember else {}
+    plan = plan_of(clients, cohort, **settings)
+    site = open_site(plan)
+    state, before = start(plan, site.params()), resident()
+    with TemporaryDirectory() as folder:
+        engine = InProcess(site, Folder(Path(folder))) if remember else InProcess(site)
+        began = time.perf_counter()
+        _, ledger = next(federate(plan, engine, state))
+        seconds = time.perf_counter() - began
+        assert len(ledger.up) == cohort, ledger.failed
+        disk = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+    small = sum(x.nbytes for x in state.params.values())
+    return {
+        "base_mb": round(sum(x.nbytes for x in site.model.state_dict().values()) / 1e6),
+        "an_update_mb": round(small / 1e6, 2),
+        "rise_mb": round(max(0, peak() - before) / 1e6, 1),
+        "disk_mb": round(disk / cohort / 1e6, 2),
+        "seconds": round(seconds, 1),
+    }
+
+
+def server(updates: int = 1000, repeats: int = 3) -> dict[str, Any]:
+    """In a fresh process too."""
+    with get_context("spawn").Pool(1) as pool:
+        found = pool.apply(_server, (updates, repeats))
+    return {"what": f"{updates} updates of LoRA r=8 on a ViT-B/16 from the disk to their mean", **found}
+
+
+def _server(updates: int, repeats: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    plan = plan_of(updates, updates)
+    state = start(plan, open_site(plan).params())
+    reading, averaging = [], []
+    with TemporaryDirectory() as folder:
+        files = list(written(plan, state, updates, Path(folder)))
+        averaged(plan, state, files[: max(1, updates // 10)])
+        few = peak()
+        for _ in range(repeats):
+            began = time.perf_counter()
+            for file in files:
+                file.read_bytes()
+            between = time.perf_counter()
+            averaged(plan, state, files)
+            reading.append(between - began)
+            averaging.append(time.perf_counter() - between)
+        size = sum(file.stat().st_size for file in files)
+    return {
+        "mb": round(size / 1e6),
+        "reading_seconds": round(statistics.median(reading), 3),
+        "seconds": round(statistics.median(averaging), 3),
+        "of_reading": round(statistics.median(b / a for a, b in zip(reading, averaging, strict=True)), 2),
+        "peak_above_that_of_a_tenth_mb": round((peak() - few) / 1e6, 1),
+    }
+
+
+def written(plan: Plan, state: State, updates: int, folder: Path) -> Iterator[Path]:
+    """Updates as clients send them, each with numbers of its own."""
+    draws = torch.Generator().manual_seed(0)
+    for k in range(updates):
+        delta = map_tensors(lambda x: torch.randn(x.shape, generator=draws) * 0.01, state.params)
+        file = folder / str(k)
+        file.write_bytes(pack(Update(str(k), delta, 1.0 + k), plan.uplink))
+        yield file
+
+
+def averaged(plan: Plan, state: State, files: list[Path]) -> None:
+    """The server's side of a round."""
+    ledger, expected = Ledger(0), dict.fromkeys((file.name for file in files), layout(state.params))
+    came = (receive(plan, expected, ledger, Reply(file.name, file.read_bytes())) for file in files)
+    mean = aggregate(plan, (update for update in came if update is not None), state, lambda _: state.params)
+    assert mean is not None and len(ledger.weights) == len(files), ledger.failed
+
+
+PARTS = {"memory": memory, "server": server}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    for name in parser.parse_args().only:
+        print(json.dumps(PARTS[name](), indent=2))
+
+
+if __name__ == "__main__":
+    main()

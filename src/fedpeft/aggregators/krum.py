@@ -1,0 +1,33 @@
+"""Krum (Blanchard et al., 2017, arXiv:1703.02757)."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from fedpeft.aggregators.distances import check_share, ranked
+from fedpeft.aggregators.gathering import gathered, reduced
+from fedpeft.core.types import ClientId, State, Tensors, Update
+
+
+@dataclass(frozen=True)
+class Krum:
+    """The one update with the smallest Σ ‖Δᵢ − Δⱼ‖² over its n − f − 2 nearest, as it is.
+
+    Every client counts once: a weight is a claim, and this aggregator does not trust claims. It holds the whole cohort
+    in memory. With clients whose data differ it follows one of them alone, whom it often takes again.
+
+    Attributes:
+      attackers: the share of the cohort that may be hostile, rounded up to f clients where 2f + 2 < n allows it.
+
+    Raises:
+      ValueError: `attackers` is not in [0, 0.5), or no update arrived.
+    """
+
+    attackers: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_share(self.attackers)
+
+    def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update:
+        cohort = gathered(updates)
+        best = ranked(cohort, self.attackers)[0]
+        return reduced(cohort, lambda stacked: stacked[best])

@@ -1,0 +1,54 @@
+"""The benchmarks that compare and scale: that they measure the same work, and run."""
+
+import pytest
+import torch
+
+from benchmarks import gpu, scale
+from benchmarks.race import race
+from benchmarks.racing import telling
+from benchmarks.racing.works import SMALL
+
+
+@pytest.mark.slow
+def test_racers_end_at_the_same_parameters() -> None:
+    found = race("small", SMALL, ("loop", "fedpeft", "trainer"), repeats=2)["racers"]
+    assert [row["rounds"] for row in found.values()] == [2] * 4
+    assert all(row["difference"] < 1e-4 for row in found.values())
+
+
+def test_a_table_has_a_row_for_each_racer_and_says_who_is_missing() -> None:
+    row = {
+        "seconds": 2.0,
+        "least": 1.5,
+        "most": 3.0,
+        "of_loop": 0.5,
+        "first": 4.0,
+        "memory_mb": 300,
+        "difference": 3e-7,
+    }
+    found = {
+        "machine": {"cpu": "X", "cores": 2},
+        "W1": {"what": "a work", "racers": {"pfl": row}, "out": {"flower": "no"}},
+    }
+    assert "| pfl | 2 | 1.5 to 3 | 0.50 | 4.0 s | 300 | 3e-07 |" in telling.table(found)
+    assert "Without flower: no." in telling.table(found)
+
+
+@pytest.mark.parametrize("model", [pytest.param("vit-b", marks=pytest.mark.slow), "llama"])
+def test_the_gpu_benchmark_runs_in_small_on_a_processor(model: str) -> None:
+    found = gpu.race([model], clients=[2], batches=[2], device="cpu", tiny=True, repeats=1)
+    assert found[f"{model}, 2 clients, batch 2"]["cohort_steps_per_second"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_benchmark_says_so() -> None:
+    assert gpu.race()["skipped"] == "there is no CUDA device here"
+
+
+@pytest.mark.slow
+def test_the_scale_benchmarks_run_in_small() -> None:
+    server, memory = scale.server(20, 1), scale.memory(20, 4)
+    assert server["mb"] == pytest.approx(20 * 371_812 * 4 / 1e6, abs=1)
+    assert memory["an_update_mb"] == pytest.approx(371_812 * 4 / 1e6, abs=0.01)
+    # the residual in float32 and the reply in float16
+    assert memory["on_disk_a_client_mb"] == pytest.approx(371_812 * 6 / 1e6, abs=0.02)
