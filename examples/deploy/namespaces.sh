@@ -18,6 +18,7 @@ end() {
     for ns in server a b c; do
         for pid in $(ip netns pids "fedpeft-$ns" 2>/dev/null); do kill -9 "$pid" 2>/dev/null || true; done
         ip netns delete "fedpeft-$ns" 2>/dev/null || true
+        ip link delete "fp-$ns" 2>/dev/null || true
     done
     ip link delete fedpeft-br 2>/dev/null || true
 }
