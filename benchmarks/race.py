@@ -20,7 +20,8 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGTERM, signal
 from tempfile import TemporaryDirectory
@@ -48,24 +49,35 @@ def racers(name: str, work: Work, engines: Sequence[str]) -> dict[str, tuple[str
 
 def race(name: str, work: Work, engines: Sequence[str], repeats: int) -> dict[str, Any]:
     """All racers' seconds, memory and differences."""
-    wanted = racers(name, work, engines)
+    wanted, out = racers(name, work, engines), dict(work.out)
     with TemporaryDirectory() as folder:
         lay_out(work, 1 + repeats * work.at_once, Path(folder))
-        running = {}
+        running: dict[str, Racer] = {}
         try:
             for told, arguments in wanted.items():
                 print(f"{name}: {told} ...", end=" ", flush=True)
-                running[told] = Racer(Path(folder), told, arguments)
-                print(f"first round after {running[told].first:.1f} s", flush=True)
-            for _ in range(repeats):
-                for racer in running.values():
-                    racer.go(work.at_once)
-            for racer in running.values():
-                racer.end()
-            return {"what": work.told, "racers": summary(running, Path(folder)), "out": dict(work.out)}
+                with giving_up(told, running, out):
+                    running[told] = Racer(Path(folder), told, arguments)
+                    print(f"first round after {running[told].first:.1f} s", flush=True)
+            for turn in range(repeats + 1):
+                for told, racer in list(running.items()):
+                    with giving_up(told, running, out):
+                        racer.go(work.at_once) if turn < repeats else racer.end()
+            return {"what": work.told, "racers": summary(running, Path(folder)), "out": out}
         finally:
             for racer in running.values():
                 racer.stop()
+
+
+@contextmanager
+def giving_up(name: str, running: dict[str, Racer], out: dict[str, str]) -> Iterator[None]:
+    """A racer that fails is out, and the others go on."""
+    try:
+        yield
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        running.pop(name, None)
+        out[name] = str(error).partition(":")[0]
 
 
 def summary(running: dict[str, Racer], folder: Path) -> dict[str, Any]:

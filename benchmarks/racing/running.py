@@ -5,6 +5,7 @@ import os
 import subprocess
 import time
 from pathlib import Path
+from select import select
 from typing import Any
 
 from safetensors.torch import load_file
@@ -12,6 +13,8 @@ from safetensors.torch import load_file
 from benchmarks.racing.course import START
 from benchmarks.racing.venvs import ROOT, processors, python_of
 
+LONG = 240.0
+"""Seconds after which a racer is given up."""
 ONE_THREAD = ("flower", "processes", "processes-bf16")
 """Racers that have a process for each processor."""
 
@@ -68,10 +71,12 @@ class Racer:
         assert self.process.stdin and self.process.stdout
         try:
             self.process.stdin.write(command + "\n")
-            return json.loads(self.process.stdout.readline())
+            answered = select([self.process.stdout], [], [], LONG)[0]  # an answer is one line
+            return json.loads(self.process.stdout.readline() if answered else "")
         except (OSError, ValueError):
             last = self.log.read_text()[-3000:]
-            raise RuntimeError(f"{self.name} ended in the middle of the race:\n{last}") from None
+            self.stop()
+            raise RuntimeError(f"{self.name} ended in the middle of the race, or was silent:\n{last}") from None
 
     def stop(self) -> None:
         """End it and the processes that it started, whatever it is at."""
