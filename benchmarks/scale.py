@@ -26,13 +26,14 @@ from benchmarks.gpu import Pictures
 from benchmarks.overhead import peak, resident
 from benchmarks.work import Noise
 from fedpeft import InProcess, Plan, federate, open_site, start
+from fedpeft.admission import Door, Ledger
 from fedpeft.codecs.float16 import Float16
 from fedpeft.core.interfaces import Data, LossFn
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import layout, map_tensors
 from fedpeft.core.types import Batch, Carry, Context, Reply, State, Tensors, Update
 from fedpeft.core.wire import pack
-from fedpeft.loop import Ledger, aggregate, receive
+from fedpeft.loop import aggregate
 from fedpeft.methods.lora import LoRA
 from fedpeft.partitions.iid import IID
 from fedpeft.stages.error_feedback import ErrorFeedback
@@ -165,9 +166,11 @@ def written(plan: Plan, state: State, updates: int, folder: Path) -> Iterator[Pa
 
 def averaged(plan: Plan, state: State, files: list[Path]) -> None:
     """The server's side of a round."""
-    ledger, expected = Ledger(0), dict.fromkeys((file.name for file in files), layout(state.params))
-    came = (receive(plan, expected, ledger, Reply(file.name, file.read_bytes())) for file in files)
-    mean = aggregate(plan, (update for update in came if update is not None), state, lambda _: state.params)
+    ledger, wanted = Ledger(0), dict.fromkeys((file.name for file in files), layout(state.params))
+    door = Door.of(plan, state, wanted, ledger)
+    came = (door(Reply(file.name, file.read_bytes())) for file in files)
+    let_in = door.bounded(update for update in came if update is not None)
+    mean = aggregate(plan, let_in, state, lambda _: state.params)
     assert mean is not None and len(ledger.weights) == len(files), ledger.failed
 
 
