@@ -68,7 +68,7 @@ def split(secret: bytes, threshold: int, count: int) -> list[bytes]:
     """`count` shares, of which any `threshold` tell a secret of 32 bytes, and fewer nothing."""
     from Crypto.Protocol.SecretSharing import Shamir
 
-    halves = (Shamir.split(threshold, count, secret[at : at + _HALF]) for at in (0, _HALF))
+    halves = (Shamir.split(threshold, count, secret[at : at + _HALF], False) for at in (0, _HALF))
     return [low + high for (_, low), (_, high) in zip(*halves, strict=True)]
 
 
@@ -77,7 +77,8 @@ def joined(shares: Mapping[int, bytes]) -> bytes:
     from Crypto.Protocol.SecretSharing import Shamir
 
     return b"".join(
-        Shamir.combine([(place + 1, share[at : at + _HALF]) for place, share in shares.items()]) for at in (0, _HALF)
+        Shamir.combine([(place + 1, share[at : at + _HALF]) for place, share in shares.items()], False)
+        for at in (0, _HALF)
     )
 
 
