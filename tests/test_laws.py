@@ -27,7 +27,8 @@ DOWNLINKS = [name for name in ROOMS["codec"] if name != "topk"]
 
 
 def combinations() -> list[tuple[str, ...]]:
-    """Every way to furnish a round: uplink, downlink, aggregator, and so on; in an order of chance.
+    """Every way to furnish a round: uplink, downlink, aggregator, and so on; first those that show a part for the
+    first time, and all in an order of chance.
 
     A plan takes no downlink that drops parameters, SCAFFOLD with SGD only, and noise on the server for a mean only.
     """
@@ -47,7 +48,14 @@ def combinations() -> list[tuple[str, ...]]:
     fitting = [one for one in fitting if one[6] != "client_dp" or (one[2] == "mean" and one[3] != "scaffold")]
     fitting = [one for one in fitting if factors_fit(one[2], one[5], one[3], one[6])]
     Random(21).shuffle(fitting)
-    return fitting
+    seen: set[tuple[int, str]] = set()
+    first: list[tuple[str, ...]] = []
+    for one in fitting:
+        if not seen.issuperset(parts := set(enumerate(one))):
+            first.append(one)
+            seen |= parts
+    early = set(first)
+    return [*first, *(one for one in fitting if one not in early)]
 
 
 def trained(where: Path, combination: tuple[str, ...]) -> Tensors:

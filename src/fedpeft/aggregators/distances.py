@@ -30,7 +30,8 @@ def squared(cohort: Sequence[Update]) -> Tensor:
         flat = torch.stack([x.detach().double().flatten() for x in each])
         return torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square()
 
-    return torch.stack(list(map_tensors(between, *(update.delta for update in cohort)).values())).sum(0)
+    every = map_tensors(between, *(update.delta for update in cohort)).values()
+    return sum(every, torch.zeros(len(cohort), len(cohort), dtype=torch.float64))  # where nothing travels all are alike
 
 
 def ranked(cohort: Sequence[Update], share: float) -> list[int]:

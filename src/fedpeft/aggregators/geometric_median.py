@@ -44,6 +44,8 @@ class GeometricMedian:
     def _shares(self, cohort: Sequence[Update]) -> Tensor:
         """What each counts in the mean that is the median, (n,) float64."""
         stacks = map_tensors(lambda *each: torch.stack(each).double(), *(update.delta for update in cohort))
+        if not stacks:  # nothing travels
+            return torch.full((len(cohort),), 1 / len(cohort), dtype=torch.float64)
         at: Tensors = {name: x.median(dim=0).values for name, x in stacks.items()}
         distances = _distances(stacks, at)
         usual = float(distances.median())
