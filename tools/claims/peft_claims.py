@@ -108,4 +108,26 @@ def _ahead(rows: list[Row], others: list[Row]) -> dict[int, float]:
     return {seed: fmean(one[seed] for one in each) for seed in each[0]}
 
 
-TABLES = {"digits": digits, "cifar": cifar, "domain": domain, "privacy": privacy, "scarcity": scarcity}
+def pretraining() -> str:
+    names = {"full": "full", "head": "head", "bias": "bias", "lora": "LoRA"}
+    weights = ("supervised", "masked-autoencoder")
+    every = {
+        name: [kept("pretraining-small", f"{one}-{name}", label) for one in weights] for name, label in names.items()
+    }
+    rows = []
+    for name, label in names.items():
+        pairs = zip(every[name], every["full"], strict=True)
+        ahead = ["" if name == "full" else signed(difference(row, full)) for row, full in pairs]
+        (labelled, gap), (masked, other) = zip(every[name], ahead, strict=True)
+        rows.append([label, spread(labelled.values), gap, spread(masked.values), other])
+    return lines(["", "with labels", "against full", "masked autoencoder", "against full"], rows)
+
+
+TABLES = {
+    "cifar": cifar,
+    "digits": digits,
+    "domain": domain,
+    "privacy": privacy,
+    "scarcity": scarcity,
+    "pretraining": pretraining,
+}
