@@ -58,7 +58,7 @@ def test_the_digits_can_be_divided_as_the_small_studies_say(axis: str) -> None:
         assert report["clients"] == partition.clients
 
 
-@pytest.mark.parametrize("page", ["fedpeft"])
+@pytest.mark.parametrize("page", ["fedpeft", "one-shot"])
 def test_the_tables_of_a_page_are_those_of_the_cells(page: str) -> None:
     drawn = subprocess.run([sys.executable, ROOT / "tools" / "claims", page, "--check"], capture_output=True, text=True)
     assert drawn.returncode == 0, drawn.stderr
