@@ -1,6 +1,7 @@
 """The task on text: tokens, and models that read them."""
 
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from fedpeft import DataError, InProcess, Plan, PlanError, federate, open_site, read_plan, start
 from fedpeft.core.types import Table
+from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.table import HubTable
 from fedpeft.methods.full import Full
 from fedpeft.methods.scratch import Scratch
@@ -115,3 +117,27 @@ def test_minilm_and_lora_learn_trec6_a_little(real_data: Path) -> None:
 def test_a_module_is_what_every_task_builds(words: Path) -> None:
     for task in (ModuleTask(Net), TextClassification(str(words)), ImageClassification()):
         assert isinstance(task.build(["a", "b"]), nn.Module)
+
+
+def test_texts_of_one_length_make_a_batch(words: Path) -> None:
+    task = TextClassification(str(words), max_length=6)
+    texts = [" ".join(["very"] * (k % 4)) for k in range(16)]  # 2 to 5 tokens, four texts of each
+    rows = task.prepare(Table({"text": texts, "label": torch.arange(16)}))
+    data = Partitioned(task, rows, rows, {"a": torch.arange(15, -1, -1)})
+
+    def passes(by_length: bool) -> list[list[int]]:
+        batches = data.batches("a", 4, 2, torch.Generator().manual_seed(0), by_length)
+        return [batch["label"].tolist() for batch in batches]
+
+    grouped = passes(True)
+    assert all(len({label % 4 for label in batch}) == 1 for batch in grouped)
+    assert all(sorted(chain.from_iterable(grouped[k : k + 4])) == list(range(16)) for k in (0, 4))
+    assert grouped[:4] != grouped[4:]
+    assert grouped == passes(True)
+    assert any(len({label % 4 for label in batch}) > 1 for batch in passes(False))
+
+
+def test_grouping_by_length_is_for_text() -> None:
+    plan = read_plan("local = { group_by_length = true }\nrounds = 1")
+    with pytest.raises(DataError, match=r"only text has a length.*image, label"):
+        open_site(plan)

@@ -18,7 +18,7 @@ from fedpeft.core.packed import prepare_frozen
 from fedpeft.core.seeds import generator
 from fedpeft.core.trainable import read
 from fedpeft.core.types import Batch, Division, Examples, Tensors, Update
-from fedpeft.data.partitioned import Partitioned
+from fedpeft.data.partitioned import Partitioned, lengths
 from fedpeft.data.report import check_division
 from fedpeft.errors import DataError, PlanError
 from fedpeft.plan import Plan
@@ -88,6 +88,8 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
     reuse_freed()
     train, test = task.prepare(examples.train), task.prepare(examples.test)
     train = poisoned(plan.attacks, plan.seed, train, division.parts, len(examples.classes))
+    if getattr(plan.local, "group_by_length", False):
+        lengths(train)
     plan = settled(plan, list(division.parts))
     model = plan.model(examples.classes).to(device)
     _check_personal(plan, plan.method.names(model))

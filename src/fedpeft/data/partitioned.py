@@ -9,8 +9,11 @@ from torch import Tensor
 from fedpeft.core.interfaces import Task
 from fedpeft.core.tensors import count
 from fedpeft.core.types import Batch, ClientId, Tensors
+from fedpeft.errors import DataError
 
 EVALUATION_BATCH = 256
+STRETCH = 50
+"""Batches that are sorted together, as `transformers` has it in its own training loop."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,21 @@ class Partitioned:
     def size(self, client: ClientId) -> int:
         return len(self.parts[client])
 
-    def batches(self, client: ClientId, size: int, epochs: int, generator: torch.Generator) -> Iterator[Batch]:
-        """`epochs` passes, each in an order of its own; the last batch of a pass may be smaller."""
+    def batches(
+        self, client: ClientId, size: int, epochs: int, generator: torch.Generator, by_length: bool = False
+    ) -> Iterator[Batch]:
+        """`epochs` passes, each in an order of its own; one batch of a pass may be smaller.
+
+        Raises:
+          DataError: `by_length`, and the rows have no length.
+        """
         mine = self.parts[client]
+        tokens = lengths(self.train, mine) if by_length else None
         for _ in range(epochs):
-            for chunk in torch.split(mine[torch.randperm(len(mine), generator=generator)], size):
-                yield self._batch(self.train, chunk, generator)
+            order = torch.randperm(len(mine), generator=generator)
+            chunks = torch.split(order, size) if tokens is None else alike(order, tokens, size, generator)
+            for chunk in chunks:
+                yield self._batch(self.train, mine[chunk], generator)
 
     def chosen(self, client: ClientId, places: Tensor, generator: torch.Generator) -> Batch:
         """A client's rows at these places, counted from 0, as one batch."""
@@ -58,3 +70,25 @@ class Partitioned:
     def _batch(self, rows: Tensors, index: Tensor, generator: torch.Generator | None) -> Batch:
         batch = self.task.batch({name: x[index] for name, x in rows.items()}, generator)
         return {**batch, "mask": torch.ones(len(index))}
+
+
+def lengths(rows: Tensors, index: Tensor | slice = slice(None)) -> Tensor:
+    """The tokens of each of these rows.
+
+    Raises:
+      DataError: the rows are no text.
+    """
+    if "attention_mask" not in rows:
+        raise DataError(f"only text has a length to group by; these examples have {', '.join(sorted(rows))}")
+    return rows["attention_mask"][index].sum(1)
+
+
+def alike(order: Tensor, tokens: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of texts of about the same length, in a random order. Of `order`, each stretch of `STRETCH` batches is
+    sorted by itself, so that two texts of one length do not meet in every pass."""
+    chunks = [
+        chunk
+        for stretch in torch.split(order, size * STRETCH)
+        for chunk in torch.split(stretch[tokens[stretch].argsort(stable=True)], size)
+    ]
+    return (chunks[place] for place in torch.randperm(len(chunks), generator=generator).tolist())

@@ -42,6 +42,8 @@ class Descent:
       clip_norm: the largest Euclidean norm of a step's gradient, all tensors as one vector; infinity for none.
       as_published: a mistake of FedPEFT's published code (arXiv:2210.01708), for comparison with it: momentum goes over
         from each client to the next and from round to round. In one process only; a resume begins the run anew.
+      group_by_length: texts of about the same length make a batch, which spares the tokens that fill up short ones.
+        Which texts meet is then less random, so results change. Text alone has a length.
       precision: of the pass: "float32", "bfloat16", or "float16" with a fixed loss scale. What is trained is float32.
 
     Raises:
@@ -57,6 +59,7 @@ class Descent:
     precision: str = "float32"
     as_published: bool = False
     restart_schedule: bool | None = None
+    group_by_length: bool = False
     optimizer: Optimizer = part("optimizer", "sgd")
     correction: Correction = part("correction", "none")
 
@@ -94,7 +97,7 @@ class Descent:
 
     def batches(self, data: Data, received: Tensors, context: Context) -> Iterable[Batch]:
         draws = generator(context.seed, "batches")
-        return data.batches(context.client, self.batch_size, self.epochs, draws)
+        return data.batches(context.client, self.batch_size, self.epochs, draws, self.group_by_length)
 
     def begin(self, received: Tensors, memory: Tensors, context: Context) -> Carry:
         params = beside(self.correction.shares, received)

@@ -42,8 +42,10 @@ class Counted:
     def size(self, client: ClientId) -> int:
         return self.data.size(client)
 
-    def batches(self, client: ClientId, size: int, epochs: int, generator: torch.Generator) -> Iterator[Batch]:
-        for batch in self.data.batches(client, size, epochs, generator):
+    def batches(
+        self, client: ClientId, size: int, epochs: int, generator: torch.Generator, by_length: bool = False
+    ) -> Iterator[Batch]:
+        for batch in self.data.batches(client, size, epochs, generator, by_length):
             yield batch
             self.tick()
 
