@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from contributions import Study, study
+from counting import save_llama, save_texts
 from exporting import CASES, MERGED, Done, done, loaded_elsewhere, text_cases
 from hypothesis import settings
 from rounds import plan_of, points_plan
@@ -79,3 +80,13 @@ def folders(runs: Mapping[str, Done], tmp_path_factory: pytest.TempPathFactory) 
         export_run(of[folder].folder.path, folder, merge=name.endswith("merged"))
     loaded_elsewhere(of, root / "cache")
     return made
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_texts(tmp_path_factory.mktemp("texts"))

@@ -1,0 +1,94 @@
+"""Small networks with what models have: shared weights, BatchNorm, dropout, features on their way."""
+
+from torch import Tensor, nn
+
+
+class Linear(nn.Module):
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(x)
+        return logits
+
+
+class Convolution(nn.Module):
+    """A convolution over the point's features, BatchNorm, and a head."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm1d(4)
+        self.head = nn.Linear(4 * features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.norm(self.convolution(x[:, None])).relu().flatten(1))
+        return logits
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, which a model thus has under two names."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(features, features)
+        self.second = nn.Linear(features, features)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.second(self.first(x).tanh()).tanh())
+        return logits
+
+
+class Deep(nn.Module):
+    """A frozen layer with a value that float16 cannot hold, and a head."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(features, features)
+        nn.init.eye_(self.first.weight)
+        nn.init.constant_(self.first.bias, 1e5)
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.first(x) - 1e5)
+        return logits
+
+
+class Hidden(nn.Module):
+    """A layer and a head."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(features, features)
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.first(x).tanh())
+        return logits
+
+
+class Dropping(nn.Module):
+    """A layer, dropout, and a head."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(features, features)
+        self.dropout = nn.Dropout(0.3)
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.dropout(self.first(x).tanh()))
+        return logits
+
+
+NETWORKS = {
+    "dropping": Dropping,
+    "linear": Linear,
+    "convolution": Convolution,
+    "tied": Tied,
+    "deep": Deep,
+    "hidden": Hidden,
+}
