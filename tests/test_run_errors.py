@@ -11,6 +11,7 @@ import pytest
 from running import SMALL, run
 
 from fedpeft import Plan, PlanError, RunError, open_site, read_plan
+from fedpeft.data.partitioned import Partitioned
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.environment import differences
 from fedpeft.runs.execute import check_workers, moved, open_run_site
@@ -95,6 +96,18 @@ def test_another_partition_is_noticed(plan: Plan, site: Site, halfway: RunFolder
     halfway.partition.write_text(json.dumps({**report, "fingerprint": "0" * 16}))
     with pytest.raises(RunError, match="its partition was 0000000000000000, now it is"):
         run(halfway, site)
+
+
+def test_another_example_is_noticed(site: Site, halfway: RunFolder) -> None:
+    data = site.data
+    assert isinstance(data, Partitioned)
+    point = data.train["point"].clone()
+    point[0, 0] += 1
+    with pytest.raises(RunError, match=r"the examples changed since .* though not who holds which"):
+        run(halfway, replace(site, data=replace(data, train={**data.train, "point": point})))
+    report = json.loads(halfway.partition.read_text())
+    halfway.partition.write_text(json.dumps({name: x for name, x in report.items() if name != "contents"}))
+    run(halfway, site)  # begun by an earlier version, which did not look
 
 
 def test_two_processes_do_not_work_on_one_run(halfway: RunFolder) -> None:

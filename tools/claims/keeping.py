@@ -26,15 +26,22 @@ class Row:
 
 def kept(study: str, name: str, label: str = "", metric: str = "accuracy") -> Row:
     """The cells `name`-seedN of a study; accuracy in percent, anything else as it was measured."""
-    found = {}
-    for folder in sorted((CELLS / study).glob(f"{name}-seed*")):
-        found[int(folder.name.rpartition("-seed")[2])] = json.loads((folder / "summary.json").read_text())
-    if not found:
+    row = found(study, name, label, metric)
+    if row is None:
         raise SystemExit(f"no cells {name}-seed* under {CELLS / study}")
-    first = next(iter(found.values()))
+    return row
+
+
+def found(study: str, name: str, label: str = "", metric: str = "accuracy") -> Row | None:
+    """The same; None where no such cell was kept."""
+    folders = (CELLS / study).glob(f"{name}-seed*")
+    cells = {int(one.name.rpartition("-seed")[2]): json.loads((one / "summary.json").read_text()) for one in folders}
+    if not cells:
+        return None
+    first = cells[min(cells)]
     return Row(
         label,
-        {seed: _measured(one, metric) for seed, one in found.items()},
+        {seed: _measured(one, metric) for seed, one in sorted(cells.items())},
         (first["bytes_up"] + first["bytes_down"]) / 2**20,
         first["trainable_params"],
     )

@@ -2,9 +2,11 @@
 
 import json
 import re
+from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import fmean
 
-from keeping import RESULTS, Row, against, difference, kept, lines, signed, spread
+from keeping import RESULTS, Row, against, difference, found, kept, lines, signed, spread
 
 EARLIER = RESULTS / "cifar100-vit-tiny.json"
 
@@ -123,11 +125,49 @@ def pretraining() -> str:
     return lines(["", "with labels", "against full", "masked autoencoder", "against full"], rows)
 
 
-TABLES = {
+EVERY = METHODS | {"adapter": "adapter", "local-only": "local only"}
+
+
+def along(study: str, columns: Mapping[str, str], names: Mapping[str, str]) -> str:
+    """One column for each setting, whose cells are named with a place for the method; in brackets what a method is
+    ahead of full fine-tuning there. A cell that was not run is left empty."""
+    rows = []
+    for name, label in names.items():
+        row = [label]
+        for cell in columns.values():
+            own, full = found(study, cell.format(name), label), found(study, cell.format("full"), "full")
+            ahead = f" ({signed(difference(own, full))})" if own and full and name != "full" else ""
+            row.append(spread(own.values) + ahead if own else "")
+        rows.append(row)
+    return lines(["", *columns], rows)
+
+
+def heterogeneity() -> str:
+    columns = {f"α = {one}": f"alpha-{one}-{{}}" for one in ("0.05", "0.1", "0.3", "1.0", "10.0")}
+    return along("heterogeneity-small", columns, EVERY)
+
+
+def epochs() -> str:
+    schedules = ((20, 1), (10, 2), (4, 5), (2, 10), (1, 20))
+    columns = {f"{rounds} × {each}": f"rounds-epochs-{rounds}-{each}-{{}}" for rounds, each in schedules}
+    return along("local-epochs-small", columns, EVERY)
+
+
+def capability(clients: str) -> str:
+    sizes = ((16, 16), (16, 2), (64, 64), (64, 8))
+    columns = {f"N = {n}, M = {m}": f"{clients}-n{n}-m{m}-{{}}" for n, m in sizes}
+    return along("capability-small", columns, {"scratch": "scratch"} | EVERY)
+
+
+TABLES: dict[str, Callable[[], str]] = {
     "cifar": cifar,
     "digits": digits,
     "domain": domain,
     "privacy": privacy,
     "scarcity": scarcity,
     "pretraining": pretraining,
+    "heterogeneity": heterogeneity,
+    "epochs": epochs,
+    "alike": partial(capability, "homogeneous"),
+    "unlike": partial(capability, "dirichlet-0.3"),
 }

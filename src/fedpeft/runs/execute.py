@@ -159,3 +159,8 @@ def _same_partition(folder: RunFolder, site: Site) -> None:
             f"the data or its division among the clients changed since {folder.path} was begun: its partition was "
             f"{saved.get('fingerprint')}, now it is {report['fingerprint']}"
         )
+    elif saved.get("contents", report.get("contents")) != report.get("contents"):
+        raise RunError(
+            f"the examples changed since {folder.path} was begun, though not who holds which: their checksum was "
+            f"{saved['contents']}, now it is {report['contents']}. Put the old data back, or begin a new run"
+        )
