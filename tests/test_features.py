@@ -1,6 +1,8 @@
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from time import time
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from rounds import last, plan_of, run
 from torch import Tensor, nn
 
 from fedpeft.core.cut import Cut, find_cut
-from fedpeft.core.features import FEATURES, Featured, folder, keep
+from fedpeft.core.features import FEATURES, Featured, folder, keep, make_room
 from fedpeft.core.objective import Objective, evaluate
 from fedpeft.core.stores import Folder, Nowhere
 from fedpeft.core.tensors import equal, finite
@@ -262,3 +264,15 @@ def test_where_no_file_can_be_written_training_goes_on(tmp_path: Path, monkeypat
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "file"))
     site = open_site(plan_of(**FEW, rounds=4))
     assert site.kept.cut is None and "not kept" in site.kept.note
+
+
+def test_files_that_were_not_asked_for_the_longest_make_room(tmp_path: Path) -> None:
+    for age, name in enumerate(("new.npy", "used.npy", "old.npy", ".half.part", "other.txt")):
+        (tmp_path / name).write_bytes(bytes(100))
+        at = time() - age * 30_000
+        os.utime(tmp_path / name, (at, at))
+    make_room(tmp_path, 300)
+    assert {file.name for file in tmp_path.iterdir()} == {"new.npy", "used.npy", "old.npy", "other.txt"}
+    make_room(tmp_path, 250)
+    assert {file.name for file in tmp_path.iterdir()} == {"new.npy", "used.npy", "other.txt"}
+    make_room(tmp_path / "none", 0)

@@ -6,10 +6,12 @@ private as the examples, and lies where they lie: below $FEDPEFT_CACHE or ~/.cac
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import prod
 from pathlib import Path
+from time import time, time_ns
 
 import numpy as np
 import torch
@@ -30,6 +32,9 @@ PROBE = 13
 """Rows on which a cut is tried."""
 LARGEST = 4 * 2**30
 """Bytes of one table's features beyond which they are not kept."""
+ROOM = 16 * 2**30
+"""Bytes of all files; beyond it those go that were not asked for the longest."""
+DAY = 86400.0
 
 
 @dataclass(frozen=True)
@@ -190,6 +195,7 @@ def _of(task: Task, model: nn.Module, cut: Cut, rows: Tensors, name: blake2b) ->
     kept = _read(path, shape)
     if kept is None or not torch.allclose(kept[:PROBE], chunk(0, PROBE), rtol=1e-3, atol=1e-3):
         _write(path, shape, (chunk(at, CHUNK) for at in range(0, shape[0], CHUNK)))
+        make_room(path.parent, ROOM)
         kept = _read(path, shape)
     if kept is None:
         raise OSError(f"{path} cannot be read")
@@ -208,7 +214,11 @@ def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
         mapped = np.load(path, mmap_mode="c", allow_pickle=False)
     except (FileNotFoundError, ValueError, EOFError):
         return None
-    return torch.from_numpy(mapped) if mapped.shape == shape and mapped.dtype == np.float32 else None
+    if mapped.shape != shape or mapped.dtype != np.float32:
+        return None
+    with suppress(OSError):  # another's folder
+        os.utime(path, ns=(time_ns(), path.stat().st_mtime_ns))
+    return torch.from_numpy(mapped)
 
 
 def _write(path: Path, shape: tuple[int, ...], chunks: Iterator[Tensor]) -> None:
@@ -232,3 +242,26 @@ def _add(name: blake2b, tensors: Tensors) -> None:
     for key, x in tensors.items():
         name.update(f"{key} {x.dtype} {tuple(x.shape)}".encode())
         name.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def make_room(folder: Path, limit: int) -> None:
+    """Delete files, those first that were asked for longest ago, until all have `limit` bytes; who has one open keeps
+    it. What a process that was killed left half done goes after a day."""
+    for part in folder.glob(".*.part"):
+        with suppress(OSError):
+            if part.stat().st_mtime < time() - DAY:
+                part.unlink()
+    used = 0
+    for _, size, path in sorted(_files(folder), reverse=True):
+        used += size
+        if used > limit:
+            with suppress(OSError):
+                path.unlink()
+
+
+def _files(folder: Path) -> Iterator[tuple[float, int, Path]]:
+    """When it was asked for last, and bytes."""
+    for path in folder.glob("*.npy"):
+        with suppress(OSError):  # gone in between
+            found = path.stat()
+            yield found.st_atime, found.st_size, path
