@@ -1,7 +1,7 @@
 """What grows with the number of clients, on a ViT-B/16 with LoRA r=8 and 100 classes: 371,812 numbers a client.
 
     python -m benchmarks.scale
-    python -m benchmarks.scale --only server
+    python -m benchmarks.scale --only server --out benchmarks/results
 
 memory  A round of 10,000 clients: resident are the base, and of the clients one. What they remember lies on the disk.
         They train in name only, as the memory of a step does not depend on the number of clients.
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu import Pictures
-from benchmarks.overhead import peak, resident
+from benchmarks.overhead import machine, peak, resident
 from benchmarks.work import Noise
 from fedpeft import InProcess, Plan, federate, open_site, start
 from fedpeft.admission import Door, Ledger
@@ -180,8 +180,14 @@ PARTS = {"memory": memory, "server": server}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    for name in parser.parse_args().only:
-        print(json.dumps(PARTS[name](), indent=2))
+    parser.add_argument("--out", type=Path, help="a folder for scale.json")
+    chosen = parser.parse_args()
+    results: dict[str, Any] = {"machine": machine(1)}
+    for name in chosen.only:
+        results[name] = PARTS[name]()
+        print(json.dumps(results[name], indent=2), flush=True)
+    if chosen.out:
+        (chosen.out / "scale.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
