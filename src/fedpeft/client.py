@@ -20,6 +20,7 @@ from fedpeft.core.types import ClientId, Context, Failure, Job, Reply, Tensors, 
 from fedpeft.core.wire import pack
 from fedpeft.errors import PlanError, RunError
 from fedpeft.fitting import leaking
+from fedpeft.head_rows import class_counts, rows_told
 from fedpeft.head_start import PHASE, class_sums
 from fedpeft.plan import Plan
 from fedpeft.ranks import trained
@@ -145,7 +146,8 @@ class Worker:
         metrics = {"loss": Weighted(float(totals["loss"]), float(totals["examples"]))} if totals else {}
         delta = {n: x.cpu() for n, x in delta.items()}
         shared = {n: x for n, x in delta.items() if n in opened.received}
-        update = Update(job.client, shared, weight(plan, context.size), metrics)
+        counts = class_counts(self.site.data, job.client, rows_told(plan, opened.received))
+        update = Update(job.client, shared, weight(plan, context.size), metrics, counts=counts)
         personal = {n: x + delta[n] for n, x in opened.personal.items()}
         kept = {**prefixed("local", {n: x.cpu() for n, x in kept.items()}), **prefixed("personal", personal)}
         for i, stage in enumerate(plan.stages):

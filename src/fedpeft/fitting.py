@@ -12,6 +12,7 @@ from fedpeft.registry import build, find, names
 
 WEIGHTINGS = ("examples", "uniform", "batches")
 HEAD_STARTS = ("class_means",)
+HEAD_ROWS = ("class_counts",)
 
 
 def check_values(plan: Any) -> None:
@@ -43,6 +44,7 @@ def check_parts(plan: Any) -> None:
     check_low_rank(plan)
     check_sum(plan)
     check_head_start(plan)
+    check_head_rows(plan)
     if plan.buffer is not None:
         check_asynchronous(plan)
 
@@ -68,6 +70,21 @@ def check_head_start(plan: Any) -> None:
         raise PlanError("head_start tells the server each client's class means, which sums are to hide: leave it out")
     if plan.head_start and plan.buffer is not None:
         raise PlanError("head_start comes before the first round, and asynchronous steps have none: leave it out")
+
+
+def check_head_rows(plan: Any) -> None:
+    """Raises PlanError for rows that there are not, that tell what they must not, or that undo another part's work."""
+    if plan.head_rows not in (None, *HEAD_ROWS):
+        raise PlanError(unknown("head_rows", plan.head_rows, HEAD_ROWS))
+    if plan.head_rows and plan.private_part:
+        raise PlanError("head_rows tells how many examples of each class a client has, without noise: leave it out")
+    if plan.head_rows and not isinstance(plan.exchange, find("exchange", "fit")):
+        raise PlanError("head_rows tells the server each client's class counts, which sums are to hide: leave it out")
+    if plan.head_rows and not isinstance(plan.aggregator, (find("aggregator", "mean"), LowRank)):
+        raise PlanError(
+            f"head_rows takes a mean of rows, past what {type(plan.aggregator).__name__} keeps out: leave it out, or "
+            'take a mean, such as aggregator = "mean"'
+        )
 
 
 def check_scaffold(local: Local, server: ServerOptimizer) -> None:

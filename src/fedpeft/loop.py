@@ -16,6 +16,7 @@ from fedpeft.core.tensors import Layout, beside, layout, prefixed, under, zeros_
 from fedpeft.core.types import ClientId, Cohort, Failure, Job, Reply, State, Tensors, Update
 from fedpeft.core.wire import headers
 from fedpeft.errors import PlanError
+from fedpeft.head_rows import Rows, rows_told
 from fedpeft.head_start import PHASE, with_class_means
 from fedpeft.plan import Plan
 from fedpeft.privacy import chosen, opened, round_seed
@@ -38,10 +39,16 @@ class Beside(Engine, Protocol):
 
 
 def start(plan: Plan, params: Tensors | None = None) -> State:
-    """The state before the first round; `params` are the method's, where the model is at hand already."""
+    """The state before the first round; `params` are the method's, where the model is at hand already.
+
+    Raises:
+      PlanError: the plan asks for rows of a head that is not there.
+    """
     params = open_site(plan).params() if params is None else params
     personal = plan.personal_of(params)
-    return State(0, *plan.server.init({n: x for n, x in params.items() if n not in personal}))
+    shared = {n: x for n, x in params.items() if n not in personal}
+    rows_told(plan, shared)  # before anybody trains
+    return State(0, *plan.server.init(shared))
 
 
 def federate(
@@ -159,7 +166,11 @@ def aggregate(
     first = next(updates, None)
     if first is None:
         return Update("", zeros_like(state.params), 0.0) if hides_clients(plan) else None
-    return plan.aggregator(chain([first], updates), state, received)
+    updates = chain([first], updates)
+    if plan.head_rows is None:
+        return plan.aggregator(updates, state, received)
+    rows = Rows.of(plan, state.params)
+    return rows.instead(plan.aggregator(rows.passing(updates), state, received))
 
 
 def advance(plan: Plan, state: State, update: Update | None, cohort: Cohort, ledger: Ledger) -> State:

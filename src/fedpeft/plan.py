@@ -54,6 +54,8 @@ class Plan:
         arXiv:1912.00818).
       ranks: of the clients' low-rank factors, dealt out in turn along the list of all clients; left out: the method's.
       head_start: "class_means" begins with a head from all clients' class means, one message more (FedNCM).
+      head_rows: "class_counts" weights each row of the head by how many examples of its class a client has, which each
+        client then tells.
       min_replies: with fewer good replies a round changes nothing.
       norm_factor: an update may be so many times as long as the median of the last ones; infinity for any length. Left
         out: 100, or none where a guarantee for clients bounds the length, or secure aggregation hides it.
@@ -100,6 +102,7 @@ class Plan:
     personal: tuple[str, ...] = ()
     ranks: tuple[int, ...] | None = None
     head_start: str | None = None
+    head_rows: str | None = None
     min_replies: int = 1
     norm_factor: float | None = None
     max_refusals: int = 3
