@@ -35,6 +35,7 @@ class Ledger:
       refusals: how often so far, by client, of those whose update was refused in this round or who were left out.
       privacy: what the run has cost up to here, as rounds.jsonl tells it; None where nothing is private.
       aggregation_error: ‖mean(B·A) − merged‖ / ‖mean(B·A)‖; None without an aggregator of low-rank factors.
+      vote: which merge the clients chose, as rounds.jsonl tells it; None without a vote.
     """
 
     round: int
@@ -48,6 +49,7 @@ class Ledger:
     note: str = ""
     privacy: dict[str, Any] | None = None
     aggregation_error: float | None = None
+    vote: Mapping[str, Any] | None = None
 
     @property
     def bytes_down(self) -> int:

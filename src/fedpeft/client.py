@@ -25,6 +25,8 @@ from fedpeft.head_start import PHASE, class_sums
 from fedpeft.plan import Plan
 from fedpeft.ranks import trained
 from fedpeft.site import Site, threads
+from fedpeft.vote import PHASE as VOTE
+from fedpeft.vote import scores
 
 Result = TypeVar("Result")
 Trained: TypeAlias = tuple[Tensors, Tensors, Tensors]
@@ -102,6 +104,8 @@ class Worker:
             if job.phase == PHASE:  # nothing is stored of it, nor taken from what is stored of the round
                 received, objective = self.receive(job.payload, job.round)
                 return Reply(job.client, class_sums(self.site, {**objective.held, **received}, job.client))
+            if job.phase == VOTE:
+                return Reply(job.client, scores(self.site, job.client, job.payload))
             with storing():
                 if job.phase != "fit":
                     return Reply(job.client, exchange.answer(job, self.store))

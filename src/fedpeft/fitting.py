@@ -45,6 +45,7 @@ def check_parts(plan: Any) -> None:
     check_sum(plan)
     check_head_start(plan)
     check_head_rows(plan)
+    check_vote(plan)
     if plan.buffer is not None:
         check_asynchronous(plan)
 
@@ -84,6 +85,29 @@ def check_head_rows(plan: Any) -> None:
         raise PlanError(
             f"head_rows takes a mean of rows, past what {type(plan.aggregator).__name__} keeps out: leave it out, or "
             'take a mean, such as aggregator = "mean"'
+        )
+
+
+def check_vote(plan: Any) -> None:
+    """Raises PlanError for a vote among nothing, on what clients do not have, or that tells what it must not."""
+    if plan.vote is None:
+        if plan.vote_share is not None:
+            raise PlanError("vote_share: nobody votes; set `vote` to strengths to choose from, or leave it out")
+        return
+    if not plan.vote or len(set(plan.vote)) < len(plan.vote) or not all(0 < x < float("inf") for x in plan.vote):
+        raise PlanError(f"vote must be positive strengths, each once, got {list(plan.vote)}")
+    if plan.vote_share is not None and not 0 < plan.vote_share < 1:
+        raise PlanError(f"vote_share must be between 0 and 1, got {plan.vote_share}")
+    if plan.private_part or not isinstance(plan.exchange, find("exchange", "fit")):
+        raise PlanError("a vote tells the server how well models do on each client's examples: leave out `vote`")
+    if plan.personal or plan.ranks or plan.local_shares:
+        raise PlanError("a vote is on models that all clients have alike: leave out personal, ranks and SCAFFOLD")
+    if plan.buffer is not None:
+        raise PlanError("a vote is on a round's merge, and asynchronous steps have no rounds: leave it out")
+    if isinstance(plan.aggregator, LowRank) and plan.aggregator.plain:
+        raise PlanError(
+            f"{type(plan.aggregator).__name__} gives factors that hold only as they are, and a vote scales them: take "
+            'aggregator = "mean" or "fedit", or leave out `vote`'
         )
 
 

@@ -1,8 +1,8 @@
 """The head's rows, each as its class's examples say: who holds none of a class has no say in its row.
 
-Row c of the head's weight moves by Σ n_kc·Δ_kc / Σ n_kc for n_kc examples of class c at client k, and so its bias. Under
-label skew a client learns about a class it does not hold only that nothing is of it; in a plain mean that outweighs the
-few who hold it. A row of a class that nobody of the cohort holds stays. Each client tells its counts with its update.
+Row c of the head's weight, and of its bias, moves by Σ n_kc·Δ_kc / Σ n_kc for n_kc examples of class c at client k.
+Under label skew a client learns about a class it does not hold only that nothing is of it; in a plain mean that may
+outweigh the few who hold it. A row of a class that nobody in the cohort holds stays. Counts travel with the update.
 """
 
 from collections.abc import Iterable, Iterator

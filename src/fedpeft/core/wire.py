@@ -223,7 +223,7 @@ def _counts(values: Any = ()) -> tuple[int, ...]:
     """Examples by class, exact as floats too."""
     if isinstance(values, (list, tuple)) and all(type(x) is int and 0 <= x <= 2**53 for x in values):
         return tuple(values)
-    raise WireError("an update's class counts are no numbers of examples")
+    raise WireError("an update's header is malformed: its class counts are no numbers of examples")
 
 
 def _number(value: Any, what: str) -> float:
