@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.codecs.dense import Dense
+from fedpeft.core.features import FEATURES
 from fedpeft.core.objective import scored
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import ClientId, Failure, Reply, Tensors, Update
@@ -33,8 +34,9 @@ def class_sums(site: Site, params: Tensors, client: ClientId) -> bytes:
     weight = head_weight(site.plan, params, "head_start")
     sums, counts = torch.zeros(params[weight].shape), torch.zeros(len(params[weight]))
     seen: list[Tensor] = []
-    head = site.model.get_submodule(weight.removesuffix(".weight"))
-    hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    name = weight.removesuffix(".weight")
+    kept = site.kept.cut is not None and site.kept.cut.at == name  # a hook would see what stands in their place
+    hook = site.model.get_submodule(name).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     on = {name: x.to(site.device) for name, x in params.items()}
     batches = (site.on_device(batch) for batch in site.data.held_out(client))
     try:
@@ -43,7 +45,8 @@ def class_sums(site: Site, params: Tensors, client: ClientId) -> bytes:
                 if "label" not in batch:
                     raise PlanError(f'head_start = "{PHASE}" is for examples with labels')
                 label, mask = batch["label"].cpu(), batch["mask"].cpu()
-                sums.index_add_(0, label, seen.pop().float().cpu() * mask[:, None])
+                features = batch[FEATURES] if kept else seen[-1]
+                sums.index_add_(0, label, features.float().cpu() * mask[:, None])
                 counts.index_add_(0, label, mask)
                 seen.clear()
     finally:
