@@ -111,6 +111,7 @@ def test_samples_are_of_the_model_before_and_after(exported: Mapping[str, Any], 
     told = CliRunner().invoke(app, ["evaluate", run, "--sample", "3", "--json"])
     assert told.exit_code == 0, told.output
     made = json.loads(told.stdout)["samples"]
+    assert json.loads((Path(run) / "samples.json").read_text())["samples"] == made
     held_out = HubTable(str(texts), label="none").load().test.columns["text"]
     assert [f"{one['given']} {one['truth']}".split() for one in made] == [text.split() for text in held_out[:3]]
     bases = {"before": llama, "after": exported["root"] / "full"}

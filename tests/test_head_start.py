@@ -117,6 +117,25 @@ def test_a_reply_that_is_stored_is_none_to_another_question(points: Site, tmp_pa
     assert not ends[1][1].failed and first.replies == second.replies and equal(ends[0][0].params, ends[1][0].params)
 
 
+def test_features_that_are_kept_are_the_same_ones() -> None:
+    ends = []
+    for features in (True, False):
+        plan = points_plan(
+            **START,
+            task={"name": "parts:Points", "network": "hidden"},
+            local={"epochs": 2},
+            cohort=24,
+            features=features,
+        )
+        site = open_site(plan)
+        assert (site.kept.cut is not None) == features
+        [(state, ledger)] = federate(plan, on(site, plan), start(plan, site.params()))
+        assert not ledger.failed
+        ends.append(state.params)
+    for name, x in ends[0].items():
+        torch.testing.assert_close(x, ends[1][name], rtol=0, atol=1e-5)
+
+
 def test_ranks_and_a_frozen_a_go_with_it() -> None:
     method = {"name": "ffa", "rank": 4, "target": ["first"], "head": "head"}
     plan = points_plan(

@@ -112,6 +112,20 @@ def test_names_from_run_folders_are_only_text(tmp_path: Path) -> None:
     assert r"\{\{7*7\}\}\&" in latex
 
 
+def test_sampled_answers_are_shown_as_they_are(tmp_path: Path) -> None:
+    folder = write_cell(tmp_path / "run", [0.5])
+    said = {"given": "Who?", "before": EVIL, "after": "A long answer, " * 5, "truth": "She."}
+    (folder / "samples.json").write_text(json.dumps({"round": 1, "samples": [said]}))
+    assert fedpeft("report", folder, "-o", tmp_path / "page.html").exit_code == 0
+    text = (tmp_path / "page.html").read_text()
+    page = Page(text)
+    assert all(words in page.words for words in (*said.values(), "Sampled answers", "untuned model"))
+    assert "<img src=x" not in text
+    (folder / "samples.json").write_text('{"round": 1, "samples": [{"given": 3}]}')
+    broken = fedpeft("report", folder, "-o", tmp_path / "page.html")
+    assert broken.exit_code != 0 and "samples.json is damaged" in broken.stderr
+
+
 def test_a_formula_is_no_formula_in_a_spreadsheet(tmp_path: Path) -> None:
     write_cell(tmp_path / "run", [0.5], method="=HYPERLINK(1)")
     assert fedpeft("report", tmp_path / "run", "-o", tmp_path / "page.html", "--csv").exit_code == 0

@@ -15,6 +15,7 @@ from fedpeft.core.tensors import Layout, finite, norm
 from fedpeft.core.types import ClientId, Failure, Job, Reply, State, Tensors, Update, Weighted
 from fedpeft.core.wire import headers, unpack
 from fedpeft.errors import WireError
+from fedpeft.head_rows import check_counts, rows_told
 from fedpeft.plan import Plan
 
 FEW = 8
@@ -34,6 +35,7 @@ class Ledger:
       refusals: how often so far, by client, of those whose update was refused in this round or who were left out.
       privacy: what the run has cost up to here, as rounds.jsonl tells it; None where nothing is private.
       aggregation_error: ‖mean(B·A) − merged‖ / ‖mean(B·A)‖; None without an aggregator of low-rank factors.
+      vote: which merge the clients chose, as rounds.jsonl tells it; None without a vote.
     """
 
     round: int
@@ -47,6 +49,7 @@ class Ledger:
     note: str = ""
     privacy: dict[str, Any] | None = None
     aggregation_error: float | None = None
+    vote: Mapping[str, Any] | None = None
 
     @property
     def bytes_down(self) -> int:
@@ -65,6 +68,7 @@ class Door:
       wanted: the layout that each client's update must have.
       norms: lengths of updates let in so far, of earlier rounds too.
       refusals: how often each client was refused so far.
+      classes: how many class counts an update must tell.
     """
 
     plan: Plan
@@ -72,10 +76,12 @@ class Door:
     ledger: Ledger
     norms: list[float]
     refusals: dict[ClientId, int]
+    classes: int
 
     @classmethod
     def of(cls, plan: Plan, state: State, wanted: Mapping[ClientId, Layout], ledger: Ledger) -> "Door":
-        return cls(plan, wanted, ledger, list(state.norms), dict(state.refusals))
+        classes = rows_told(plan, state.params)
+        return cls(plan, wanted, ledger, list(state.norms), dict(state.refusals), classes)
 
     @property
     def expected(self) -> Layout:
@@ -101,6 +107,7 @@ class Door:
             update = unpack(reply.client, payload, self.plan.uplink, self.wanted[reply.client])
             if not finite(update.delta):
                 raise ValueError("the delta is not finite")
+            check_counts(self.plan, update, self.classes)
             for stage in reversed(self.plan.stages):
                 update = stage.on_arrival(update)
         except (WireError, ValueError) as error:

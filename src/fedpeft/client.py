@@ -20,10 +20,13 @@ from fedpeft.core.types import ClientId, Context, Failure, Job, Reply, Tensors, 
 from fedpeft.core.wire import pack
 from fedpeft.errors import PlanError, RunError
 from fedpeft.fitting import leaking
+from fedpeft.head_rows import class_counts, rows_told
 from fedpeft.head_start import PHASE, class_sums
 from fedpeft.plan import Plan
 from fedpeft.ranks import trained
 from fedpeft.site import Site, threads
+from fedpeft.vote import PHASE as VOTE
+from fedpeft.vote import scores
 
 Result = TypeVar("Result")
 Trained: TypeAlias = tuple[Tensors, Tensors, Tensors]
@@ -101,6 +104,8 @@ class Worker:
             if job.phase == PHASE:  # nothing is stored of it, nor taken from what is stored of the round
                 received, objective = self.receive(job.payload, job.round)
                 return Reply(job.client, class_sums(self.site, {**objective.held, **received}, job.client))
+            if job.phase == VOTE:
+                return Reply(job.client, scores(self.site, job.client, job.payload))
             with storing():
                 if job.phase != "fit":
                     return Reply(job.client, exchange.answer(job, self.store))
@@ -145,7 +150,8 @@ class Worker:
         metrics = {"loss": Weighted(float(totals["loss"]), float(totals["examples"]))} if totals else {}
         delta = {n: x.cpu() for n, x in delta.items()}
         shared = {n: x for n, x in delta.items() if n in opened.received}
-        update = Update(job.client, shared, weight(plan, context.size), metrics)
+        counts = class_counts(self.site.data, job.client, rows_told(plan, opened.received))
+        update = Update(job.client, shared, weight(plan, context.size), metrics, counts=counts)
         personal = {n: x + delta[n] for n, x in opened.personal.items()}
         kept = {**prefixed("local", {n: x.cpu() for n, x in kept.items()}), **prefixed("personal", personal)}
         for i, stage in enumerate(plan.stages):

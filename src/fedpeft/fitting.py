@@ -12,6 +12,7 @@ from fedpeft.registry import build, find, names
 
 WEIGHTINGS = ("examples", "uniform", "batches")
 HEAD_STARTS = ("class_means",)
+HEAD_ROWS = ("class_counts",)
 
 
 def check_values(plan: Any) -> None:
@@ -43,6 +44,8 @@ def check_parts(plan: Any) -> None:
     check_low_rank(plan)
     check_sum(plan)
     check_head_start(plan)
+    check_head_rows(plan)
+    check_vote(plan)
     if plan.buffer is not None:
         check_asynchronous(plan)
 
@@ -68,6 +71,44 @@ def check_head_start(plan: Any) -> None:
         raise PlanError("head_start tells the server each client's class means, which sums are to hide: leave it out")
     if plan.head_start and plan.buffer is not None:
         raise PlanError("head_start comes before the first round, and asynchronous steps have none: leave it out")
+
+
+def check_head_rows(plan: Any) -> None:
+    """Raises PlanError for rows that there are not, that tell what they must not, or that undo another part's work."""
+    if plan.head_rows not in (None, *HEAD_ROWS):
+        raise PlanError(unknown("head_rows", plan.head_rows, HEAD_ROWS))
+    if plan.head_rows and plan.private_part:
+        raise PlanError("head_rows tells how many examples of each class a client has, without noise: leave it out")
+    if plan.head_rows and not isinstance(plan.exchange, find("exchange", "fit")):
+        raise PlanError("head_rows tells the server each client's class counts, which sums are to hide: leave it out")
+    if plan.head_rows and not isinstance(plan.aggregator, (find("aggregator", "mean"), LowRank)):
+        raise PlanError(
+            f"head_rows takes a mean of rows, past what {type(plan.aggregator).__name__} keeps out: leave it out, or "
+            'take a mean, such as aggregator = "mean"'
+        )
+
+
+def check_vote(plan: Any) -> None:
+    """Raises PlanError for a vote among nothing, on what clients do not have, or that tells what it must not."""
+    if plan.vote is None:
+        if plan.vote_share is not None:
+            raise PlanError("vote_share: nobody votes; set `vote` to strengths to choose from, or leave it out")
+        return
+    if not plan.vote or len(set(plan.vote)) < len(plan.vote) or not all(0 < x < float("inf") for x in plan.vote):
+        raise PlanError(f"vote must be positive strengths, each once, got {list(plan.vote)}")
+    if plan.vote_share is not None and not 0 < plan.vote_share < 1:
+        raise PlanError(f"vote_share must be between 0 and 1, got {plan.vote_share}")
+    if plan.private_part or not isinstance(plan.exchange, find("exchange", "fit")):
+        raise PlanError("a vote tells the server how well models do on each client's examples: leave out `vote`")
+    if plan.personal or plan.ranks or plan.local_shares:
+        raise PlanError("a vote is on models that all clients have alike: leave out personal, ranks and SCAFFOLD")
+    if plan.buffer is not None:
+        raise PlanError("a vote is on a round's merge, and asynchronous steps have no rounds: leave it out")
+    if isinstance(plan.aggregator, LowRank) and plan.aggregator.plain:
+        raise PlanError(
+            f"{type(plan.aggregator).__name__} gives factors that hold only as they are, and a vote scales them: take "
+            'aggregator = "mean" or "fedit", or leave out `vote`'
+        )
 
 
 def check_scaffold(local: Local, server: ServerOptimizer) -> None:

@@ -12,30 +12,17 @@ import torch
 from torch import Tensor
 
 from fedpeft.codecs.dense import Dense
+from fedpeft.core.features import FEATURES
 from fedpeft.core.objective import scored
 from fedpeft.core.tensors import Layout
-from fedpeft.core.trainable import HEADS
 from fedpeft.core.types import ClientId, Failure, Reply, Tensors, Update
 from fedpeft.core.wire import pack, unpack
 from fedpeft.errors import PlanError, WireError
+from fedpeft.head_rows import head_weight
 from fedpeft.plan import Plan
 from fedpeft.site import Site, threads
 
 PHASE = "class_means"
-
-
-def head_weight(plan: Plan, params: Tensors) -> str:
-    """The name of the head's weight (classes, features) among what is shared.
-
-    Raises:
-      PlanError: there is none.
-    """
-    head = getattr(plan.method, "head", "auto")
-    for name, x in params.items():
-        module = name.removesuffix(".weight")
-        if x.ndim == 2 and name != module and (module in HEADS if head == "auto" else module == head):
-            return name
-    raise PlanError(f'head_start = "{PHASE}" needs a linear head that is trained and shared, and there is none')
 
 
 def class_sums(site: Site, params: Tensors, client: ClientId) -> bytes:
@@ -44,11 +31,12 @@ def class_sums(site: Site, params: Tensors, client: ClientId) -> bytes:
     Raises:
       PlanError: its examples have no labels.
     """
-    weight = head_weight(site.plan, params)
+    weight = head_weight(site.plan, params, "head_start")
     sums, counts = torch.zeros(params[weight].shape), torch.zeros(len(params[weight]))
     seen: list[Tensor] = []
-    head = site.model.get_submodule(weight.removesuffix(".weight"))
-    hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    name = weight.removesuffix(".weight")
+    kept = site.kept.cut is not None and site.kept.cut.at == name  # a hook would see what stands in their place
+    hook = site.model.get_submodule(name).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     on = {name: x.to(site.device) for name, x in params.items()}
     batches = (site.on_device(batch) for batch in site.data.held_out(client))
     try:
@@ -57,7 +45,8 @@ def class_sums(site: Site, params: Tensors, client: ClientId) -> bytes:
                 if "label" not in batch:
                     raise PlanError(f'head_start = "{PHASE}" is for examples with labels')
                 label, mask = batch["label"].cpu(), batch["mask"].cpu()
-                sums.index_add_(0, label, seen.pop().float().cpu() * mask[:, None])
+                features = batch[FEATURES] if kept else seen[-1]
+                sums.index_add_(0, label, features.float().cpu() * mask[:, None])
                 counts.index_add_(0, label, mask)
                 seen.clear()
     finally:
@@ -69,7 +58,7 @@ def with_class_means(
     plan: Plan, params: Tensors, replies: Iterable[Reply | Failure], fail: Callable[[ClientId, str], Any]
 ) -> Tensors:
     """The parameters with the head that the clients' messages make; `fail` is told whose cannot be read, and why."""
-    weight = head_weight(plan, params)
+    weight = head_weight(plan, params, "head_start")
     bias = f"{weight.removesuffix('.weight')}.bias"
     sums, counts = torch.zeros_like(params[weight]), params[weight].new_zeros(len(params[weight]))
     wanted: Layout = [("sums", list(sums.shape), "float32"), ("counts", [len(counts)], "float32")]

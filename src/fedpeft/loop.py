@@ -1,6 +1,6 @@
 """Federated training in synchronous rounds."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Protocol, runtime_checkable
@@ -13,18 +13,19 @@ from fedpeft.core.secrets import Secret
 from fedpeft.core.seeds import fold
 from fedpeft.core.stores import Nowhere
 from fedpeft.core.tensors import Layout, beside, layout, prefixed, under, zeros_like
+from fedpeft.core.trainable import STATISTICS, is_statistic
 from fedpeft.core.types import ClientId, Cohort, Failure, Job, Reply, State, Tensors, Update
 from fedpeft.core.wire import headers
 from fedpeft.errors import PlanError
+from fedpeft.head_rows import Rows, rows_told
 from fedpeft.head_start import PHASE, with_class_means
 from fedpeft.plan import Plan
 from fedpeft.privacy import chosen, opened, round_seed
 from fedpeft.ranks import dealt, trained
 from fedpeft.registry import describe
 from fedpeft.site import Site, open_site
-
-MEAN, VARIANCE = "running_mean", "running_var"
-"""How torch calls the running statistics of a normalisation, the last part of their names."""
+from fedpeft.vote import PHASE as VOTE
+from fedpeft.vote import ballot, between, counted, merges, weighted
 
 
 @runtime_checkable
@@ -38,10 +39,16 @@ class Beside(Engine, Protocol):
 
 
 def start(plan: Plan, params: Tensors | None = None) -> State:
-    """The state before the first round; `params` are the method's, where the model is at hand already."""
+    """The state before the first round; `params` are the method's, where the model is at hand already.
+
+    Raises:
+      PlanError: the plan asks for rows of a head that is not there.
+    """
     params = open_site(plan).params() if params is None else params
     personal = plan.personal_of(params)
-    return State(0, *plan.server.init({n: x for n, x in params.items() if n not in personal}))
+    shared = {n: x for n, x in params.items() if n not in personal}
+    rows_told(plan, shared)  # before anybody trains
+    return State(0, *plan.server.init(shared))
 
 
 def federate(
@@ -62,7 +69,7 @@ def federate(
     if beside and isinstance(beside.store, Nowhere) and remembers(plan):
         raise PlanError("this plan's clients have a memory: give the engine a store for it, e.g. store=Folder(path)")
     state = state or start(plan, beside.site.params() if beside else None)
-    run, secret = f"{plan.name}-{plan.fingerprint}", secret or Secret.fresh()
+    run, secret = _run(plan), secret or Secret.fresh()
     spending, ranks = opened(plan, engine.clients, state.round), dealt(plan, engine.clients)
     state, ledger = _headed(plan, engine, state, run)
     while state.round < plan.rounds:
@@ -78,12 +85,14 @@ def federate(
 
         updates = door.bounded(plan.exchange.collect(engine, jobs, door))
         received = {client: sent[ranks[client]].received for client in clients}
-        update = aggregate(plan, updates, state, received.__getitem__)
         hidden = secret.at("round", state.round)
         cohort = Cohort(state.round, len(engine.clients), len(clients), ledger.weights, seed, hidden)
         spending.count(clients)
         ledger.privacy = spending.so_far()
-        state = advance(plan, state, update, cohort, ledger)
+        if plan.vote is None:
+            state = advance(plan, state, aggregate(plan, updates, state, received.__getitem__), cohort, ledger)
+        else:
+            state = _voted(plan, engine, state, list(updates), received.__getitem__, cohort, ledger)
         state = replace(state, norms=tuple(door.norms), refusals=door.refusals)
         yield state, ledger
 
@@ -96,17 +105,19 @@ def _headed(plan: Plan, engine: Engine, state: State, run: str) -> tuple[State, 
     seed, ranks = round_seed(plan, 0), dealt(plan, engine.clients)
     payloads = {rank: encoded(plan, state, rank) for rank in set(ranks.values())}
     jobs = [replace(_job(run, state, c, seed, payloads[ranks[c]]), phase=PHASE) for c in engine.clients]
-    ledger.down |= {job.client: len(job.payload) for job in jobs}
-
-    def arrived() -> Iterator[Reply | Failure]:
-        for reply in engine.run(jobs):
-            if isinstance(reply, Reply):
-                ledger.up[reply.client] = len(reply.payload)
-                ledger.up_headers += headers(reply.payload)
-            yield reply
-
-    params = with_class_means(plan, state.params, arrived(), ledger.failed.setdefault)
+    params = with_class_means(plan, state.params, _answers(engine, jobs, ledger), ledger.failed.setdefault)
     return replace(state, params=params), ledger
+
+
+def _answers(engine: Engine, jobs: Sequence[Job], ledger: Ledger) -> Iterator[Reply | Failure]:
+    """What comes of messages beside the round's own, their bytes counted."""
+    for job in jobs:
+        ledger.down[job.client] = ledger.down.get(job.client, 0) + len(job.payload)
+    for reply in engine.run(jobs):
+        if isinstance(reply, Reply):
+            ledger.up[reply.client] = ledger.up.get(reply.client, 0) + len(reply.payload)
+            ledger.up_headers += headers(reply.payload)
+        yield reply
 
 
 def remembers(plan: Plan) -> bool:
@@ -144,6 +155,10 @@ def encoded(plan: Plan, state: State, rank: int | None = None) -> bytes:
         raise PlanError(f"the downlink codec {name!r} cannot hold the state of round {state.round}: {error}") from None
 
 
+def _run(plan: Plan) -> str:
+    return f"{plan.name}-{plan.fingerprint}"
+
+
 def _job(run: str, state: State, client: ClientId, seed: int, payload: bytes) -> Job:
     accepted = state.accepted.get(client)
     return Job(run, state.round, client, "fit", fold(seed, "client", client), accepted, payload)
@@ -159,7 +174,11 @@ def aggregate(
     first = next(updates, None)
     if first is None:
         return Update("", zeros_like(state.params), 0.0) if hides_clients(plan) else None
-    return plan.aggregator(chain([first], updates), state, received)
+    updates = chain([first], updates)
+    if plan.head_rows is None:
+        return plan.aggregator(updates, state, received)
+    rows = Rows.of(plan, state.params)
+    return rows.instead(plan.aggregator(rows.passing(updates), state, received))
 
 
 def advance(plan: Plan, state: State, update: Update | None, cohort: Cohort, ledger: Ledger) -> State:
@@ -184,11 +203,34 @@ def advance(plan: Plan, state: State, update: Update | None, cohort: Cohort, led
     return State(state.round + 1, params, memory, {**state.accepted, **dict.fromkeys(cohort.weights, state.round)})
 
 
+def _voted(
+    plan: Plan,
+    engine: Engine,
+    state: State,
+    updates: Sequence[Update],
+    received: Callable[[ClientId], Tensors],
+    cohort: Cohort,
+    ledger: Ledger,
+) -> State:
+    """The server's step that those who trained choose, and what choosing cost."""
+    ends = []
+    for number, one in enumerate(merges(plan).values()):
+        update = aggregate(one, weighted(one, updates), state, received)
+        ends.append(advance(one, state, update, cohort, replace(ledger) if number else ledger))
+    if ledger.note:  # nothing changes
+        return ends[0]
+    payload = ballot(plan, state, ends)
+    jobs = [replace(_job(_run(plan), state, c, cohort.seed, payload), phase=VOTE) for c in sorted(ledger.weights)]
+    choice = counted(plan, _answers(engine, jobs, ledger))
+    ledger.vote, end = choice.told, ends[choice.number]
+    return replace(end, params=between(state.params, end.params, choice.strength))
+
+
 def statistics(params: Tensors, delta: Tensors) -> Tensors:
     """BatchNorm's running statistics, which go to their mean past the server optimizer.
 
     They are measured, not learned: with momentum, or steps of one size, a variance would fall below zero. So it may
     by the error of a lossy codec, hence the clamp.
     """
-    moved = {n: params[n] + d for n, d in delta.items() if n.rpartition(".")[2] in (MEAN, VARIANCE)}
-    return {n: x.clamp_min(0) if n.rpartition(".")[2] == VARIANCE else x for n, x in moved.items()}
+    moved = {n: params[n] + d for n, d in delta.items() if is_statistic(n)}
+    return {n: x.clamp_min(0) if n.endswith(STATISTICS[1]) else x for n, x in moved.items()}

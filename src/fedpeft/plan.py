@@ -54,6 +54,11 @@ class Plan:
         arXiv:1912.00818).
       ranks: of the clients' low-rank factors, dealt out in turn along the list of all clients; left out: the method's.
       head_start: "class_means" begins with a head from all clients' class means, one message more (FedNCM).
+      head_rows: "class_counts" weights each row of the head by how many examples of its class a client has, which each
+        client then tells.
+      vote: strengths λ of a round's merge among which the clients choose, each also with uniform weights, by how well
+        they do on examples set apart; of equals the first. Left out: no vote.
+      vote_share: of each client's examples those that it sets apart; 0.2 if left out.
       min_replies: with fewer good replies a round changes nothing.
       norm_factor: an update may be so many times as long as the median of the last ones; infinity for any length. Left
         out: 100, or none where a guarantee for clients bounds the length, or secure aggregation hides it.
@@ -100,6 +105,9 @@ class Plan:
     personal: tuple[str, ...] = ()
     ranks: tuple[int, ...] | None = None
     head_start: str | None = None
+    head_rows: str | None = None
+    vote: tuple[float, ...] | None = None
+    vote_share: float | None = None
     min_replies: int = 1
     norm_factor: float | None = None
     max_refusals: int = 3

@@ -18,12 +18,14 @@ from fedpeft.core.packed import prepare_frozen
 from fedpeft.core.seeds import generator
 from fedpeft.core.trainable import read
 from fedpeft.core.types import Batch, Division, Examples, Tensors, Update
-from fedpeft.data.partitioned import Partitioned, lengths
+from fedpeft.data.partitioned import Partitioned, lengths, set_apart
 from fedpeft.data.report import check_division
 from fedpeft.errors import DataError, PlanError
 from fedpeft.plan import Plan
 from fedpeft.privacy import settled
 from fedpeft.registry import describe
+
+VOTE_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Site:
       model: with the method injected; nobody writes to it, the small tensors are swapped in for each call.
       classes: the label names, in the order of the head's outputs.
       kept: features that stand in for the frozen beginning of the model; `data` has them in its batches.
+      apart: examples that clients do not train on but vote with, where the plan has a vote; of those who have some.
     """
 
     plan: Plan
@@ -43,6 +46,7 @@ class Site:
     classes: tuple[str, ...]
     device: str = "cpu"
     kept: Kept = Kept()
+    apart: Data | None = None
 
     @property
     def task(self) -> Task:
@@ -97,8 +101,11 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
     prepare_frozen(model, plan.method.names(model), plan.base_dtype, plan.pack)
     kept = _kept(plan, device, model, train, test, len(division.parts))
     train, test = kept.beside(train, test)
-    data = Partitioned(featured(task, kept), train, test, division.parts, division.notes)
-    return Site(plan, model, data, examples.classes, device, kept)
+    task, parts, notes, apart = featured(task, kept), division.parts, division.notes, None
+    if plan.vote is not None:
+        parts, voting = set_apart(parts, VOTE_SHARE if plan.vote_share is None else plan.vote_share, plan.seed)
+        apart, notes = Partitioned(task, train, {}, voting), {**notes, "set_apart": sum(map(len, voting.values()))}
+    return Site(plan, model, Partitioned(task, train, test, parts, notes), examples.classes, device, kept, apart)
 
 
 def _check_personal(plan: Plan, names: Sequence[str]) -> None:

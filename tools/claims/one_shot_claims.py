@@ -1,6 +1,8 @@
 """The tables of docs/results/one-shot.md: what one round loses against several (arXiv:2412.04650)."""
 
-from keeping import Row, difference, kept, lines, signed, spread
+import json
+
+from keeping import CELLS, RESULTS, Row, difference, kept, lines, signed, spread
 
 SKEWS = {"dirichlet-0.1": "Dirichlet 0.1", "dirichlet-100": "Dirichlet 100"}
 
@@ -61,4 +63,91 @@ def beside() -> str:
     )
 
 
-TABLES = {"digits": digits, "beside": beside}
+SKEW = "label-skew-small"
+SWITCHES = {
+    "none": "none",
+    "uniform-weights": "uniform weights",
+    "half-strength": "merge strength λ = ½",
+    "class-count-rows": "head rows by class counts",
+    "vote": "vote on λ and weights",
+    "class-means": "head from class means",
+    "class-means-and-class-count-rows": "class means, rows by counts",
+    "class-means-class-count-rows-and-vote": "class means, rows by counts, vote",
+}
+
+
+def _switches(method: str) -> str:
+    """One round with each switch, against one round without and against ten rounds."""
+    many, plain = kept(SKEW, f"ten-rounds-{method}", "ten rounds"), kept(SKEW, f"{method}-none")
+    rows = [["ten rounds, none", spread(many.values), signed(difference(many, plain)), "", f"{many.megabytes:,.2f}"]]
+    for name, label in SWITCHES.items():
+        one = kept(SKEW, f"{method}-{name}")
+        ahead = "" if name == "none" else signed(difference(one, plain))
+        rows.append([label, spread(one.values), ahead, signed(difference(one, many)), f"{one.megabytes:,.2f}"])
+    return lines(["", "accuracy", "against one round, none", "against ten rounds", "MiB"], rows)
+
+
+def skew_lora() -> str:
+    return _switches("lora")
+
+
+def skew_full() -> str:
+    return _switches("full")
+
+
+def chosen() -> str:
+    """What clients voted for, seed by seed."""
+    rows = []
+    for method, label in {"lora": "LoRA", "full": "full"}.items():
+        for name in (name for name in SWITCHES if name.endswith("vote")):
+            for folder in sorted((CELLS / SKEW).glob(f"{method}-{name}-seed*")):
+                vote = json.loads((folder / "rounds.jsonl").read_text())["vote"]
+                scores = sorted(100 * one["score"] for one in vote["scores"])
+                rows.append(
+                    [
+                        f"{label}, {SWITCHES[name]}",
+                        folder.name.rpartition("-seed")[2],
+                        vote["merge"],
+                        f"{vote['strength']:g}",
+                        f"{scores[0]:.1f} to {scores[-1]:.1f}",
+                        f"{vote['examples']:g}",
+                    ]
+                )
+    return lines(["", "seed", "merge", "λ", "scores of the candidates", "by examples"], rows)
+
+
+def skew_beside() -> str:
+    names = {
+        "zero-shot-new-head": "zero-shot, a new head",
+        "zero-shot-class-means": "zero-shot, head from class means",
+        "head-one-round": "frozen, new head trained in one round",
+        "local-only": "local only, LoRA",
+        "centralised-lora": "centralised, LoRA",
+        "centralised-full": "centralised, full",
+    }
+    return lines(["", "accuracy"], [[label, spread(kept(SKEW, name).values)] for name, label in names.items()])
+
+
+def arrivals() -> str:
+    """Accuracy with each further file, and with each client's file taken out again."""
+    told = json.loads((RESULTS / "arrivals.json").read_text())
+    columns = {}
+    for alpha in dict.fromkeys(one["alpha"] for one in told["federations"]):
+        of = {one["seed"]: one for one in told["federations"] if one["alpha"] == alpha}
+        came = [{seed: 100 * one["came"][k]["accuracy"] for seed, one in of.items()} for k in range(told["files"] + 1)]
+        left = [{seed: 100 * one["left"][k]["accuracy"] for seed, one in of.items()} for k in range(told["files"] - 1)]
+        columns[f"Dirichlet {alpha:g}"] = [spread(each) for each in (*came, *left)]
+    labels = ["nobody yet", *(f"{k} arrived" for k in range(1, told["files"] + 1))]
+    labels += [f"the first {k} left again" if k > 1 else "the first left again" for k in range(1, told["files"])]
+    return lines(["", *columns], [list(row) for row in zip(labels, *columns.values(), strict=True)])
+
+
+TABLES = {
+    "digits": digits,
+    "beside": beside,
+    "skew-lora": skew_lora,
+    "skew-full": skew_full,
+    "chosen": chosen,
+    "skew-beside": skew_beside,
+    "arrivals": arrivals,
+}

@@ -57,7 +57,7 @@ class Overheard:
         for job in jobs:
             reply = self.worker(job)
             self.tick()
-            if job.client == self.target:
+            if job.client == self.target and job.phase == "fit":
                 self.heard.append(self._message(job, reply))
             yield reply
 

@@ -28,7 +28,7 @@ def evaluate(
 ) -> None:
     """Measure a run on held-out examples.
 
-    RUN is the folder of a run; what is measured is its last checkpoint.
+    RUN is the folder of a run; what is measured is its last checkpoint. Samples are kept there, for `fedpeft report`.
     """
     from dataclasses import asdict
 
@@ -36,7 +36,7 @@ def evaluate(
     from fedpeft.errors import RunError
     from fedpeft.runs.checkpoint import load_checkpoint
     from fedpeft.runs.execute import open_run_site
-    from fedpeft.runs.folder import reopen
+    from fedpeft.runs.folder import reopen, write_json
     from fedpeft.runs.measure import held_out, over_clients
     from fedpeft.runs.record import finite_or_none
     from fedpeft.runs.samples import samples
@@ -54,6 +54,7 @@ def evaluate(
         found["clients"] = {name: finite_or_none(values) for name, values in spread.items()}
     if sample:
         found["samples"] = [asdict(one) for one in samples(site, saved.state, sample)]
+        write_json(folder.samples, {"round": saved.state.round, "samples": found["samples"]})
     typer.echo(json.dumps(found, indent=2) if as_json else _table(found))
 
 

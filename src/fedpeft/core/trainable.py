@@ -11,6 +11,14 @@ from fedpeft.errors import PlanError
 HEADS = ("classifier", "score", "head", "heads", "fc", "lm_head")
 """Where the models of the field keep their last layer."""
 
+STATISTICS = ("running_mean", "running_var")
+"""How torch calls the running statistics of a normalisation, the last part of their names."""
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a tensor is measured in training rather than learned."""
+    return name.rpartition(".")[2] in STATISTICS
+
 
 def head_of(model: nn.Module, head: str = "auto") -> str:
     """The name of the head's module.

@@ -92,6 +92,7 @@ class Update:
       weight: how much it counts in a weighted mean; the cohort's sum once reduced.
       exact: of the cohort, what frozen weights change by past the server optimizer; see `core.lowrank.EXACT`.
       error: of the cohort, how far its merged factors are from the mean of the clients' products.
+      counts: by class how many examples the client trained on, where the plan weights the head's rows by them.
     """
 
     client: ClientId
@@ -100,6 +101,7 @@ class Update:
     metrics: Mapping[str, Weighted] = field(default_factory=dict)
     exact: Tensors = field(default_factory=dict)
     error: float | None = None
+    counts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

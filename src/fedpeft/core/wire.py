@@ -192,7 +192,8 @@ def kinds(shapes: Layout) -> list[tuple[int, torch.dtype]]:
 def pack(update: Update, codec: Codec) -> bytes:
     """An update as a client sends it; its name travels with the job."""
     metrics = {name: [m.total, m.weight] for name, m in update.metrics.items()}
-    return frame([update.weight, metrics], codec.encode(update.delta), nested=True)
+    header = [update.weight, metrics, *([list(update.counts)] if update.counts else [])]
+    return frame(header, codec.encode(update.delta), nested=True)
 
 
 def unpack(client: str, blob: bytes, codec: Codec, expected: Layout) -> Update:
@@ -204,8 +205,8 @@ def unpack(client: str, blob: bytes, codec: Codec, expected: Layout) -> Update:
     """
     header, body = unframe(blob, nested=True)
     match header:
-        case [weight, dict(pairs)]:
-            weight = _number(weight, "weight")
+        case [weight, dict(pairs), *rest] if len(rest) <= 1:
+            weight, counts = _number(weight, "weight"), _counts(*rest)
         case _:
             raise WireError("an update's header is malformed")
     if not weight > 0:
@@ -215,7 +216,14 @@ def unpack(client: str, blob: bytes, codec: Codec, expected: Layout) -> Update:
         _halves(body)  # what differs by an accident on the way is called that
         raise WireError(_difference(declared, expected))
     metrics = {name: _weighted(pair, name) for name, pair in pairs.items()}
-    return Update(client, codec.decode(body), weight, metrics)
+    return Update(client, codec.decode(body), weight, metrics, counts=counts)
+
+
+def _counts(values: Any = ()) -> tuple[int, ...]:
+    """Examples by class, exact as floats too."""
+    if isinstance(values, (list, tuple)) and all(type(x) is int and 0 <= x <= 2**53 for x in values):
+        return tuple(values)
+    raise WireError("an update's header is malformed: its class counts are no numbers of examples")
 
 
 def _number(value: Any, what: str) -> float:

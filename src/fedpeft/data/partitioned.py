@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from fedpeft.core.interfaces import Task
+from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import count
 from fedpeft.core.types import Batch, ClientId, Tensors
 from fedpeft.errors import DataError
@@ -14,6 +16,7 @@ from fedpeft.errors import DataError
 EVALUATION_BATCH = 256
 STRETCH = 50
 """Batches that are sorted together, as `transformers` has it in its own training loop."""
+Parts: TypeAlias = Mapping[ClientId, Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Partitioned:
     task: Task
     train: Tensors
     test: Tensors
-    parts: Mapping[ClientId, Tensor]
+    parts: Parts
     notes: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -92,3 +95,15 @@ def alike(order: Tensor, tokens: Tensor, size: int, generator: torch.Generator) 
         for chunk in torch.split(stretch[tokens[stretch].argsort(stable=True)], size)
     ]
     return (chunks[place] for place in torch.randperm(len(chunks), generator=generator).tolist())
+
+
+def set_apart(parts: Parts, share: float, seed: int) -> tuple[dict[ClientId, Tensor], dict[ClientId, Tensor]]:
+    """What each client trains on, and what it sets apart: ⌊share·n⌋ of its n examples, of few none."""
+    kept, apart = {}, {}
+    for client, part in parts.items():
+        few = int(share * len(part))
+        order = part[torch.randperm(len(part), generator=generator(seed, "apart", client))]
+        kept[client] = order[few:].sort().values
+        if few:
+            apart[client] = order[:few].sort().values
+    return kept, apart

@@ -23,6 +23,7 @@ from fedpeft.core.tensors import finite, layout, norm
 from fedpeft.core.types import ClientId, Tensors, Update
 from fedpeft.core.wire import unpack
 from fedpeft.errors import RunError, WireError
+from fedpeft.head_rows import check_counts, rows_told
 from fedpeft.oneshot.flaws import ContributionError, Flaw
 from fedpeft.oneshot.invitation import Invitation
 from fedpeft.oneshot.keys import SealError, Trust, check_name, seal, signed, unseal, verified
@@ -230,13 +231,20 @@ def _check_signature(
 def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitation) -> Update:
     """What the loop would make of the frame, where it enters."""
     plan = invitation.plan
+    own = trained(plan, received(invitation), 0)
     try:
-        update = unpack(header.client, frame, plan.uplink, layout(trained(plan, received(invitation), 0)))
+        update = unpack(header.client, frame, plan.uplink, layout(own))
     except WireError as error:
         raise ContributionError(Flaw.TENSORS, file, f"{_short(error)}; it must hold what the plan trains") from None
     if not finite(update.delta):
         words = "it holds NaN or infinities: training diverged; let the client train with a lower local.lr"
         raise ContributionError(Flaw.NOT_FINITE, file, words)
+    try:
+        check_counts(plan, update, rows_told(plan, own))
+        if update.counts and sum(update.counts) != header.examples:
+            raise ValueError(f"it says {header.examples} examples, and its class counts {sum(update.counts)}")
+    except ValueError as error:
+        raise ContributionError(Flaw.WEIGHT, file, f"{error}; make it with this version") from None
     if header.examples is not None and update.weight != weight(plan, header.examples):
         words = f"it says {header.examples} examples and wants to count {update.weight:g}; make it with this version"
         raise ContributionError(Flaw.WEIGHT, file, words)

@@ -103,6 +103,8 @@ def check_plan(plan: Plan) -> None:
         raise PlanError("ranks are dealt out along the list of all clients, which nobody has yet: leave them out")
     if plan.head_start:
         raise PlanError("head_start needs a message from each client before it trains: leave it out")
+    if plan.vote:
+        raise PlanError("a vote needs a second message from each client, on the merge of the first ones: leave it out")
     if hides_clients(plan):
         raise PlanError(
             "client_dp adds noise whenever files are merged, so that a late comer would make a second release of all "

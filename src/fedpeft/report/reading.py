@@ -98,6 +98,24 @@ class Division:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """How a language model goes on from a held-out prompt; see `fedpeft evaluate --sample`."""
+
+    given: str
+    before: str
+    after: str
+    truth: str
+
+
+@dataclass(frozen=True)
+class Samples:
+    """samples.json, of the checkpoint after so many rounds."""
+
+    round: int
+    samples: Sequence[Sample]
+
+
+@dataclass(frozen=True)
 class Cell:
     """One run.
 
@@ -114,6 +132,7 @@ class Cell:
     rounds: Sequence[Round]
     summary: Summary | None
     division: Division | None
+    samples: Samples | None
 
     @property
     def finished(self) -> bool:
@@ -193,7 +212,7 @@ def read_cell(path: Path) -> Cell:
         plan = tomllib.loads(folder.plan.read_bytes().decode())
         about = _checked(_Plan, plan, folder.plan)
         rounds = [_checked(Round, line, folder.rounds, f"line {k}: ") for k, line in enumerate(read_rounds(folder), 1)]
-        summary, division = read_json(folder.summary), read_json(folder.partition)
+        summary, division, samples = map(read_json, (folder.summary, folder.partition, folder.samples))
         return Cell(
             path,
             plan,
@@ -202,6 +221,7 @@ def read_cell(path: Path) -> Cell:
             rounds,
             None if summary is None else _checked(Summary, summary, folder.summary),
             None if division is None else _checked(Division, division, folder.partition),
+            None if samples is None else _checked(Samples, samples, folder.samples),
         )
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.filename}: {error.strerror}") from None

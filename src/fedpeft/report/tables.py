@@ -140,6 +140,19 @@ def failures(section: Section) -> Table:
     return Table("failures", title, ("group", "seed", "round", "client", "reason"), rows[:REASONS])
 
 
+def samples(section: Section) -> Table:
+    """A line for each sampled answer of a language model."""
+    head = ("group", "seed", "after round", "given", "untuned model", "tuned model", "held-out text")
+    rows = [
+        [word(group.label), count(cell.seed), count(told.round), *map(word, (s.given, s.before, s.after, s.truth))]
+        for group in section.groups
+        for cell in group.cells
+        if (told := cell.samples)
+        for s in told.samples
+    ]
+    return Table("samples", "Sampled answers", head, rows)
+
+
 def differences(section: Section) -> Table:
     """In which plan keys the groups differ."""
     head = ("group", *(axis.path for axis in section.axes))

@@ -63,6 +63,10 @@ class RunFolder:
     def summary(self) -> Path:
         return self.path / "summary.json"
 
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.json"
+
 
 def vacant(path: Path) -> None:
     """Make sure that a new run may be put at `path`.

@@ -21,6 +21,8 @@ class RoundRecord:
       metrics: as the clients report them on what they trained on; null where not finite.
       privacy: `epsilon` and `delta` up to here, the `unit` that they hide, the `accountant`; null where there is none.
       aggregation_error: ‖mean(B·A) − merged‖ / ‖mean(B·A)‖; null without an aggregator of low-rank factors.
+      vote: what the clients chose: `merge`, `strength`, all `scores`, by how many `examples`, and who `failed` to vote;
+        null without a vote.
       held_out: the same of the new parameters on held-out examples; null if this round was not evaluated.
     """
 
@@ -35,6 +37,7 @@ class RoundRecord:
     seconds: float
     privacy: Mapping[str, Any] | None = None
     aggregation_error: float | None = None
+    vote: Mapping[str, Any] | None = None
 
     @property
     def failed(self) -> dict[ClientId, str]:
@@ -59,6 +62,7 @@ def record_of(ledger: Ledger, held_out: Mapping[str, float] | None, seconds: flo
         seconds=round(seconds, 3),
         privacy=ledger.privacy,
         aggregation_error=ledger.aggregation_error,
+        vote=ledger.vote,
     )
 
 
