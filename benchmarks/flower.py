@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.federation import Federation, federation, until
+from benchmarks.federation import Federation, federation
 from fedpeft.core.letters import Letter, listening, receive, send
 from fedpeft.core.places import locate
 from fedpeft.core.types import Job, Reply
@@ -43,42 +43,44 @@ VIT = """
 name = "overhead"
 method = "lora"
 task = {name = "image-classification", model = "vit-tiny", size = 64}
-data = {name = "table", path = "cifar100"}
+data = {name = "table", path = "cifar100/train.parquet", test_fraction = 0.01SUBSET}
 local = {batch_size = 32, lr = 0.01}
 """
-CLIENTS = 'evaluate_every = 1000\ncohort = %d\nrounds = %d\npartition = {name = "iid", clients = %d%s}\n'
+CLIENTS = 'evaluate_every = 1000\ncohort = %d\nrounds = %d\npartition = {name = "iid", clients = %d}\n'
 PATIENCE = 1800.0
 
 
-def rounds(root: Path, count: int, per_client: int) -> dict[str, Any]:
-    """Seconds of a round, of the longest training in it, and the difference; the first is left out."""
+def rounds(root: Path, count: int, each: int) -> dict[str, Any]:
+    """Seconds of a round, of the longest training in it, and the difference.
+
+    The first round is left out, and the last, which measures the held-out examples too.
+    """
     real = locate("vit-tiny") and locate("cifar100")
-    subset = f", subset = {NODES * per_client}" if real else ""
+    load = os.getloadavg()[0]
     with federation(root) as here:
         plan = root / "plan.toml"
         plan.write_text(
-            CLIENTS % (NODES, count, NODES, "") + (VIT if real else DIGITS).replace('"cifar100"', f'"cifar100"{subset}')
+            CLIENTS % (NODES, count, NODES) + (VIT.replace("SUBSET", f", subset = {NODES * each}") if real else DIGITS)
         )
         here.superlink()
-        for number in range(NODES):
-            here.node(plan, number)
-        until(lambda: all((root / f"node{k}" / "socket").exists() for k in range(NODES)), PATIENCE)
+        here.nodes(plan, NODES, PATIENCE)
         flags = ("--engine", "flower", "--federation", "here", "--out", root / "run")
         if here.fedpeft("run", "run", plan, *flags).wait(PATIENCE):
             raise RuntimeError(here.log("run"))
         trained = [[float(x) for x in re.findall(r"after ([\d.]+) s", here.log(f"worker{k}"))] for k in range(NODES)]
     whole = [line["seconds"] for line in read_rounds(RunFolder(root / "run"))]
-    longest = [max(each) for each in zip(*trained, strict=True)]
-    over = [a - b for a, b in zip(whole, longest, strict=True)][1:]
+    longest = [max(of_round) for of_round in zip(*trained, strict=True)]
+    over = [a - b for a, b in zip(whole, longest, strict=True)][1:-1]
     return {
         "model": "vit-tiny on cifar100" if real else "micro-vit on digits",
         "nodes": NODES,
-        "round_seconds": round(statistics.median(whole[1:]), 1),
-        "longest_training_seconds": round(statistics.median(longest[1:]), 1),
+        "round_seconds": round(statistics.median(whole[1:-1]), 1),
+        "longest_training_seconds": round(statistics.median(longest[1:-1]), 1),
         "over_seconds": round(statistics.median(over), 1),
         "over_seconds_min": round(min(over), 1),
         "over_seconds_max": round(max(over), 1),
         "rounds": len(over),
+        "load_before": round(load, 1),
     }
 
 
@@ -151,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=("rounds", "payload"), default=("rounds", "payload"))
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--examples", type=int, default=64, help="of each client")
+    parser.add_argument("--examples", type=int, default=256, help="of each client; in all, some of every class")
     parser.add_argument("--bytes", type=int, default=10**9)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--echo", type=Path, help=argparse.SUPPRESS)
@@ -170,7 +172,10 @@ def main() -> None:
     if chosen.out:
         from benchmarks.overhead import machine
 
-        (chosen.out / "flower.json").write_text(json.dumps({**results, "machine": machine(1)}, indent=2) + "\n")
+        path = chosen.out / "flower.json"
+        before = json.loads(path.read_text()) if path.exists() else {}
+        results = {name: {**values, "machine": machine(1)} for name, values in results.items()}
+        path.write_text(json.dumps({**before, **results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

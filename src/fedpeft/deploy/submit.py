@@ -20,7 +20,7 @@ from fedpeft.runs.folder import RunFolder, read_json, read_rounds, write_json
 from fedpeft.runs.record import RoundRecord
 
 POLL = 0.3  # seconds between two looks at the folder
-ASK = 10.0  # seconds between two questions to the SuperLink, each a process that takes a second
+ASK = 30.0  # seconds between two questions to the SuperLink, each a process with two seconds of work
 
 
 def require() -> None:
