@@ -20,10 +20,15 @@ SCRIPTS = Path(sys.executable).parent
 
 @dataclass
 class Federation:
-    """Processes by name. Each has a session of its own, which is ended whole."""
+    """Processes by name. Each has a session of its own, which is ended whole.
+
+    Attributes:
+      quick: SuperNodes are those of `fedpeft supernode`, else Flower's own.
+    """
 
     root: Path
     tls: bool = False
+    quick: bool = True
     processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     port: int = field(default_factory=lambda: free_port())
 
@@ -118,10 +123,13 @@ class Federation:
         if link:
             net = f"10.79.{number}"
             behind = [sys.executable, "-m", "benchmarks.link", "--net", net, "--port", str(self.port), *link, "--"]
+        folder = self.root / f"node{number}"
+        command: list[str | Path] = [SCRIPTS / "flower-supernode", "--node-config", f'node="{folder}"']
+        if self.quick:
+            command = [sys.executable, "-m", "fedpeft", "supernode", "--node", folder, "--"]
         self.begin(
-            name or f"supernode{number}", *behind, SCRIPTS / "flower-supernode", *safety,
+            name or f"supernode{number}", *behind, *command, *safety,
             "--superlink", f"{net}.1:{self.port}", "--port", str(free_port()),
-            "--node-config", f'node="{self.root}/node{number}"',
         )  # fmt: skip
 
     def kill(self, name: str) -> None:
@@ -139,6 +147,13 @@ class Federation:
                     found.append(int(path.name))
         return found
 
+    def couriers(self, number: int) -> list[int]:
+        """The numbers of a node's processes that carry a message now."""
+        name = f"supernode{number}"
+        if not self.quick:
+            return self.inside(name, "flwr-clientapp")
+        return [pid for pid in self.inside(name, "\0fedpeft\0") if pid != self.processes[name].pid]
+
     def log(self, name: str) -> str:
         path = self.root / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
@@ -154,9 +169,9 @@ class Federation:
 
 
 @contextmanager
-def federation(root: Path, tls: bool = False) -> Iterator[Federation]:
+def federation(root: Path, tls: bool = False, quick: bool = True) -> Iterator[Federation]:
     root.mkdir(parents=True, exist_ok=True)
-    made = Federation(root, tls)
+    made = Federation(root, tls, quick)
     try:
         yield made
     finally:

@@ -7,9 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from federations import NODES, SCAFFOLD, simulated, submit, three
+from federations import NODES, SCAFFOLD, submit, three
 
 from benchmarks.federation import CERTIFICATES, SCRIPTS, free_port, until
+from benchmarks.survivors import simulated
 from fedpeft.core.stores import Folder
 from fedpeft.plan import read_plan
 from fedpeft.runs.folder import RunFolder, read_rounds
@@ -77,7 +78,7 @@ def test_a_supernode_killed_in_a_round_costs_that_round_and_may_come_back(tmp_pa
         (tmp_path / "closed").touch()
         process = submit(here)
         until((tmp_path / "reached").exists, 200, lambda: here.log("run"))
-        until(lambda: len(here.inside("supernode2", "flwr-clientapp")) == 1, 100)
+        until(lambda: len(here.couriers(2)) == 1, 100)
         for pid in here.inside("supernode2"):
             os.kill(pid, signal.SIGKILL)
         (tmp_path / "closed").unlink()

@@ -9,10 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from federations import NODES, SCAFFOLD, simulated, submit, three
+from federations import NODES, SCAFFOLD, submit, three
 
 from benchmarks import link
 from benchmarks.federation import Federation, until
+from benchmarks.survivors import simulated
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
 from fedpeft.engines.inprocess import InProcess
@@ -63,13 +64,13 @@ def test_a_node_slower_than_the_deadline_costs_its_updates_and_catches_up(tmp_pa
 def test_a_worker_that_is_not_there_and_a_courier_that_is_killed_cost_a_round_their_updates(tmp_path: Path) -> None:
     """kill -9 of a worker before the round and of Flower's own process while another worker trains."""
     (tmp_path / "closed").touch()
-    plan = GATE.format(tmp_path) + SCAFFOLD.replace("rounds = 3", "rounds = 4")
+    plan = "deadline = 100\n" + GATE.format(tmp_path) + SCAFFOLD.replace("rounds = 3", "rounds = 5")
     with three(tmp_path, plan) as here:
         here.kill("worker0")
         process = submit(here)
         until((tmp_path / "reached").exists, 400, lambda: here.log("run"), process)
-        until(lambda: len(here.inside("supernode2", "flwr-clientapp")) == 1, 100)
-        [courier] = here.inside("supernode2", "flwr-clientapp")
+        until(lambda: len(here.couriers(2)) == 1, 100)
+        [courier] = here.couriers(2)
         os.kill(courier, signal.SIGKILL)
         until((tmp_path / "run" / "rounds.jsonl").exists, 400, lambda: here.log("run"), process)
         (tmp_path / "closed").unlink()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 POLL = 0.25  # seconds between two looks for answers
 LATE = 5.0  # seconds that a letter outlives its deadline: who is late is said to be, and not to be unavailable
-AGAIN = 5.0  # seconds until a node that could not serve is asked again
+AGAIN = 15.0  # seconds until a node that could not serve is asked again, which costs it a process with two of work
 
 
 @dataclass(eq=False)
