@@ -1,12 +1,13 @@
 """What Flower costs on top of the clients' own work, with real processes on this machine.
 
-    python -m benchmarks.flower                            # both
+    python -m benchmarks.flower                            # all
     python -m benchmarks.flower --only rounds --rounds 6
     python -m benchmarks.flower --only payload --bytes 1000000000
     python -m benchmarks.flower --out benchmarks/results
 
 rounds   4 nodes, LoRA r=8 on a ViT-Tiny ($FEDPEFT_DATA: vit-tiny, cifar100; else the package's micro ViT and digits):
          seconds of a round over those of the client that trained longest in it. Wanted: at most 8.
+plain    the same with Flower's own SuperNodes in place of `fedpeft supernode`.
 payload  one message of so many random bytes to a node and back, through SuperLink, SuperNode, courier and worker.
 """
 
@@ -33,6 +34,7 @@ from fedpeft.runs.folder import RunFolder, read_rounds
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
+PARTS = ("rounds", "plain", "payload")
 NODES = 4
 DIGITS = """
 name = "overhead"
@@ -50,14 +52,14 @@ CLIENTS = 'evaluate_every = 1000\ncohort = %d\nrounds = %d\npartition = {name = 
 PATIENCE = 1800.0
 
 
-def rounds(root: Path, count: int, each: int) -> dict[str, Any]:
+def rounds(root: Path, count: int, each: int, quick: bool) -> dict[str, Any]:
     """Seconds of a round, of the longest training in it, and the difference.
 
     The first round is left out, and the last, which measures the held-out examples too.
     """
     real = locate("vit-tiny") and locate("cifar100")
     load = os.getloadavg()[0]
-    with federation(root) as here:
+    with federation(root, quick=quick) as here:
         plan = root / "plan.toml"
         plan.write_text(
             CLIENTS % (NODES, count, NODES) + (VIT.replace("SUBSET", f", subset = {NODES * each}") if real else DIGITS)
@@ -86,7 +88,7 @@ def rounds(root: Path, count: int, each: int) -> dict[str, Any]:
 
 def payload(root: Path, size: int) -> dict[str, Any]:
     """Seconds of one message there and back, and the most memory that a process of each kind had."""
-    with federation(root) as here:
+    with federation(root, quick=False) as here:
         here.superlink(database=False)  # in a file, 1 GB locks it for so long that Flower's own calls fail
         here.begin("worker0", sys.executable, "-m", "benchmarks.flower", "--echo", root / "node0")
         here.supernode(0)
@@ -151,7 +153,7 @@ if __name__ != "__main__":
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=("rounds", "payload"), default=("rounds", "payload"))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--examples", type=int, default=256, help="of each client; in all, some of every class")
     parser.add_argument("--bytes", type=int, default=10**9)
@@ -163,9 +165,10 @@ def main() -> None:
         return
     results: dict[str, Any] = {}
     with TemporaryDirectory() as inside:
-        if "rounds" in chosen.only:
-            results["rounds"] = rounds(Path(inside) / "rounds", chosen.rounds, chosen.examples)
-            print(json.dumps(results["rounds"]), flush=True)
+        for name in ("rounds", "plain"):
+            if name in chosen.only:
+                results[name] = rounds(Path(inside) / name, chosen.rounds, chosen.examples, name == "rounds")
+                print(json.dumps(results[name]), flush=True)
         if "payload" in chosen.only:
             results["payload"] = payload(Path(inside) / "payload", chosen.bytes)
             print(json.dumps(results["payload"]), flush=True)

@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.timeout(1200),
 ]
 GATE = 'stages = [{{name = "crashes:Gate", folder = "{}", client = "c002"}}]\n'
-LARGE = (  # an update of 240 kB
+LARGE = (  # an update of 480 kB, the correction included
     SCAFFOLD.replace('"parts:Points"', '{name = "parts:Points", features = 20000}')
     .replace('"parts:Blobs"', '{name = "parts:Blobs", features = 20000}')
     .replace("lr = 0.1", "lr = 0.001")
@@ -112,7 +112,7 @@ def test_a_slow_and_lossy_link_costs_time_only(tmp_path: Path) -> None:
 
 @links
 def test_a_link_cut_in_the_middle_of_an_upload_costs_a_round_its_update(tmp_path: Path) -> None:
-    """It is cut after 60 kB of 240, and mended when the round is over."""
+    """It is cut after 60 kB of 480, and mended when the round is over."""
     cut = tmp_path / "cut"
     (tmp_path / "closed").touch()
     plan = "deadline = 90\n" + GATE.format(tmp_path) + LARGE.replace("rounds = 3", "rounds = 4")
