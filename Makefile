@@ -17,7 +17,7 @@ test-all: check
 
 # Real processes of a federation, killed in every way that docs/results/faults.md tells of.
 chaos: $(VENV)/ready
-	$(BIN)/python -m pytest tests/test_flower.py tests/test_kill.py
+	$(BIN)/python -m pytest tests/test_flower.py tests/test_flower_faults.py tests/test_kill.py
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -6,10 +6,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).parents[1]
 CERTIFICATES = ROOT / "examples" / "deploy" / "certificates.sh"
@@ -18,10 +20,15 @@ SCRIPTS = Path(sys.executable).parent
 
 @dataclass
 class Federation:
-    """Processes by name. Each has a session of its own, which is ended whole."""
+    """Processes by name. Each has a session of its own, which is ended whole.
+
+    Attributes:
+      quick: SuperNodes are those of `fedpeft supernode`, else Flower's own.
+    """
 
     root: Path
     tls: bool = False
+    quick: bool = True
     processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     port: int = field(default_factory=lambda: free_port())
 
@@ -82,10 +89,18 @@ class Federation:
             [SCRIPTS / "flwr", *words], env=self.environment("user"), capture_output=True, text=True, check=False
         )
 
-    def node(self, plan: Path, number: int) -> None:
-        """A worker and its SuperNode."""
-        self.worker(plan, number)
-        self.supernode(number)
+    def nodes(
+        self, plan: Path, count: int, seconds: float = 200, links: Mapping[int, Sequence[str]] = MappingProxyType({})
+    ) -> None:
+        """Workers that are ready, and their SuperNodes, some behind links with these flags."""
+        for number in range(count):
+            self.worker(plan, number)
+            self.supernode(number, link=links.get(number, ()))
+        for number in range(count):
+            name = f"worker{number}"
+            until(
+                (self.root / f"node{number}" / "socket").exists, seconds, partial(self.log, name), self.processes[name]
+            )
 
     def worker(self, plan: Path, number: int) -> None:
         self.fedpeft(f"worker{number}", "node", plan, "--client", str(number), "--out", self.root / f"node{number}")
@@ -93,8 +108,8 @@ class Federation:
     def fedpeft(self, name: str, *arguments: str | Path) -> "subprocess.Popen[bytes]":
         return self.begin(name, sys.executable, "-m", "fedpeft", *arguments, home="user")
 
-    def supernode(self, number: int, name: str = "") -> None:
-        """Begun with the worker's folder and, with TLS, a key that is registered."""
+    def supernode(self, number: int, name: str = "", link: Sequence[str] = ()) -> None:
+        """Begun with the worker's folder and, with TLS, a key that is registered; or behind a link with these flags."""
         keys = self.root / "keys"
         safety: list[str | Path] = ["--insecure"]
         if self.tls:
@@ -104,10 +119,17 @@ class Federation:
                 told = self.flwr("supernode", "register", key.with_suffix(".pub"), "here", "--name", f"site{number}")
                 assert told.returncode == 0, told.stdout + told.stderr
             safety = ["--root-certificates", keys / "ca.crt", "--auth-supernode-private-key", key]
+        net, behind = "127.0.0", list[str]()
+        if link:
+            net = f"10.79.{number}"
+            behind = [sys.executable, "-m", "benchmarks.link", "--net", net, "--port", str(self.port), *link, "--"]
+        folder = self.root / f"node{number}"
+        command: list[str | Path] = [SCRIPTS / "flower-supernode", "--node-config", f'node="{folder}"']
+        if self.quick:
+            command = [sys.executable, "-m", "fedpeft", "supernode", "--node", folder, "--"]
         self.begin(
-            name or f"supernode{number}", SCRIPTS / "flower-supernode", *safety,
-            "--superlink", f"127.0.0.1:{self.port}", "--port", str(free_port()),
-            "--node-config", f'node="{self.root}/node{number}"',
+            name or f"supernode{number}", *behind, *command, *safety,
+            "--superlink", f"{net}.1:{self.port}", "--port", str(free_port()),
         )  # fmt: skip
 
     def kill(self, name: str) -> None:
@@ -125,6 +147,13 @@ class Federation:
                     found.append(int(path.name))
         return found
 
+    def couriers(self, number: int) -> list[int]:
+        """The numbers of a node's processes that carry a message now."""
+        name = f"supernode{number}"
+        if not self.quick:
+            return self.inside(name, "flwr-clientapp")
+        return [pid for pid in self.inside(name, "\0fedpeft\0") if pid != self.processes[name].pid]
+
     def log(self, name: str) -> str:
         path = self.root / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
@@ -140,9 +169,9 @@ class Federation:
 
 
 @contextmanager
-def federation(root: Path, tls: bool = False) -> Iterator[Federation]:
+def federation(root: Path, tls: bool = False, quick: bool = True) -> Iterator[Federation]:
     root.mkdir(parents=True, exist_ok=True)
-    made = Federation(root, tls)
+    made = Federation(root, tls, quick)
     try:
         yield made
     finally:
@@ -156,8 +185,15 @@ def free_port() -> int:
     return port
 
 
-def until(true: Callable[[], bool], seconds: float = 60, what: Callable[[], str] = lambda: "") -> None:
+def until(
+    true: Callable[[], bool],
+    seconds: float = 60,
+    what: Callable[[], str] = lambda: "",
+    process: "subprocess.Popen[bytes] | None" = None,
+) -> None:
+    """Wait for what a process that has ended cannot bring about any more."""
     ends = time.monotonic() + seconds
     while not true():
+        assert process is None or process.poll() is None, f"it ended: {what()}"
         assert time.monotonic() < ends, f"not within {seconds} s: {what()}"
         time.sleep(0.05)

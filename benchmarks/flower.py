@@ -1,12 +1,13 @@
 """What Flower costs on top of the clients' own work, with real processes on this machine.
 
-    python -m benchmarks.flower                            # both
+    python -m benchmarks.flower                            # all
     python -m benchmarks.flower --only rounds --rounds 6
     python -m benchmarks.flower --only payload --bytes 1000000000
     python -m benchmarks.flower --out benchmarks/results
 
 rounds   4 nodes, LoRA r=8 on a ViT-Tiny ($FEDPEFT_DATA: vit-tiny, cifar100; else the package's micro ViT and digits):
          seconds of a round over those of the client that trained longest in it. Wanted: at most 8.
+plain    the same with Flower's own SuperNodes in place of `fedpeft supernode`.
 payload  one message of so many random bytes to a node and back, through SuperLink, SuperNode, courier and worker.
 """
 
@@ -22,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.federation import Federation, federation, until
+from benchmarks.federation import Federation, federation
 from fedpeft.core.letters import Letter, listening, receive, send
 from fedpeft.core.places import locate
 from fedpeft.core.types import Job, Reply
@@ -33,6 +34,7 @@ from fedpeft.runs.folder import RunFolder, read_rounds
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
+PARTS = ("rounds", "plain", "payload")
 NODES = 4
 DIGITS = """
 name = "overhead"
@@ -43,48 +45,50 @@ VIT = """
 name = "overhead"
 method = "lora"
 task = {name = "image-classification", model = "vit-tiny", size = 64}
-data = {name = "table", path = "cifar100"}
+data = {name = "table", path = "cifar100/train.parquet", test_fraction = 0.01SUBSET}
 local = {batch_size = 32, lr = 0.01}
 """
-CLIENTS = 'evaluate_every = 1000\ncohort = %d\nrounds = %d\npartition = {name = "iid", clients = %d%s}\n'
+CLIENTS = 'evaluate_every = 1000\ncohort = %d\nrounds = %d\npartition = {name = "iid", clients = %d}\n'
 PATIENCE = 1800.0
 
 
-def rounds(root: Path, count: int, per_client: int) -> dict[str, Any]:
-    """Seconds of a round, of the longest training in it, and the difference; the first is left out."""
+def rounds(root: Path, count: int, each: int, quick: bool) -> dict[str, Any]:
+    """Seconds of a round, of the longest training in it, and the difference.
+
+    The first round is left out, and the last, which measures the held-out examples too.
+    """
     real = locate("vit-tiny") and locate("cifar100")
-    subset = f", subset = {NODES * per_client}" if real else ""
-    with federation(root) as here:
+    load = os.getloadavg()[0]
+    with federation(root, quick=quick) as here:
         plan = root / "plan.toml"
         plan.write_text(
-            CLIENTS % (NODES, count, NODES, "") + (VIT if real else DIGITS).replace('"cifar100"', f'"cifar100"{subset}')
+            CLIENTS % (NODES, count, NODES) + (VIT.replace("SUBSET", f", subset = {NODES * each}") if real else DIGITS)
         )
         here.superlink()
-        for number in range(NODES):
-            here.node(plan, number)
-        until(lambda: all((root / f"node{k}" / "socket").exists() for k in range(NODES)), PATIENCE)
+        here.nodes(plan, NODES, PATIENCE)
         flags = ("--engine", "flower", "--federation", "here", "--out", root / "run")
         if here.fedpeft("run", "run", plan, *flags).wait(PATIENCE):
             raise RuntimeError(here.log("run"))
         trained = [[float(x) for x in re.findall(r"after ([\d.]+) s", here.log(f"worker{k}"))] for k in range(NODES)]
     whole = [line["seconds"] for line in read_rounds(RunFolder(root / "run"))]
-    longest = [max(each) for each in zip(*trained, strict=True)]
-    over = [a - b for a, b in zip(whole, longest, strict=True)][1:]
+    longest = [max(of_round) for of_round in zip(*trained, strict=True)]
+    over = [a - b for a, b in zip(whole, longest, strict=True)][1:-1]
     return {
         "model": "vit-tiny on cifar100" if real else "micro-vit on digits",
         "nodes": NODES,
-        "round_seconds": round(statistics.median(whole[1:]), 1),
-        "longest_training_seconds": round(statistics.median(longest[1:]), 1),
+        "round_seconds": round(statistics.median(whole[1:-1]), 1),
+        "longest_training_seconds": round(statistics.median(longest[1:-1]), 1),
         "over_seconds": round(statistics.median(over), 1),
         "over_seconds_min": round(min(over), 1),
         "over_seconds_max": round(max(over), 1),
         "rounds": len(over),
+        "load_before": round(load, 1),
     }
 
 
 def payload(root: Path, size: int) -> dict[str, Any]:
     """Seconds of one message there and back, and the most memory that a process of each kind had."""
-    with federation(root) as here:
+    with federation(root, quick=False) as here:
         here.superlink(database=False)  # in a file, 1 GB locks it for so long that Flower's own calls fail
         here.begin("worker0", sys.executable, "-m", "benchmarks.flower", "--echo", root / "node0")
         here.supernode(0)
@@ -149,9 +153,9 @@ if __name__ != "__main__":
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=("rounds", "payload"), default=("rounds", "payload"))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--examples", type=int, default=64, help="of each client")
+    parser.add_argument("--examples", type=int, default=256, help="of each client; in all, some of every class")
     parser.add_argument("--bytes", type=int, default=10**9)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--echo", type=Path, help=argparse.SUPPRESS)
@@ -161,16 +165,20 @@ def main() -> None:
         return
     results: dict[str, Any] = {}
     with TemporaryDirectory() as inside:
-        if "rounds" in chosen.only:
-            results["rounds"] = rounds(Path(inside) / "rounds", chosen.rounds, chosen.examples)
-            print(json.dumps(results["rounds"]), flush=True)
+        for name in ("rounds", "plain"):
+            if name in chosen.only:
+                results[name] = rounds(Path(inside) / name, chosen.rounds, chosen.examples, name == "rounds")
+                print(json.dumps(results[name]), flush=True)
         if "payload" in chosen.only:
             results["payload"] = payload(Path(inside) / "payload", chosen.bytes)
             print(json.dumps(results["payload"]), flush=True)
     if chosen.out:
         from benchmarks.overhead import machine
 
-        (chosen.out / "flower.json").write_text(json.dumps({**results, "machine": machine(1)}, indent=2) + "\n")
+        path = chosen.out / "flower.json"
+        before = json.loads(path.read_text()) if path.exists() else {}
+        results = {name: {**values, "machine": machine(1)} for name, values in results.items()}
+        path.write_text(json.dumps({**before, **results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,9 +32,13 @@ local = {batch_size = 8, lr = 0.1, correction = "scaffold"}
 
 @dataclass(frozen=True)
 class Gate:
-    """A stage at which clients wait while the file `closed` is in the folder; `reached` says that one is there."""
+    """A stage at which clients wait while the file `closed` is in the folder; `reached` says that one is there.
+
+    With a name, only this client waits.
+    """
 
     folder: str
+    client: str = ""
 
     @property
     def remembers(self) -> bool:
@@ -45,7 +49,7 @@ class Gate:
         return None
 
     def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]:
-        while (Path(self.folder) / "closed").exists():
+        while self.client in ("", context.client) and (Path(self.folder) / "closed").exists():
             (Path(self.folder) / "reached").touch()
             time.sleep(0.02)
         return update, {}

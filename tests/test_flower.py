@@ -3,81 +3,19 @@
 import os
 import signal
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from running import PLAN
+from federations import NODES, SCAFFOLD, submit, three
 
-from benchmarks.federation import CERTIFICATES, SCRIPTS, Federation, federation, free_port, until
-from fedpeft.core.interfaces import Store
+from benchmarks.federation import CERTIFICATES, SCRIPTS, free_port, until
+from benchmarks.survivors import simulated
 from fedpeft.core.stores import Folder
-from fedpeft.core.tensors import equal
-from fedpeft.core.types import Failure, Job, Reply
-from fedpeft.engines.inprocess import InProcess
-from fedpeft.loop import federate, start
-from fedpeft.plan import Plan, read_plan
-from fedpeft.runs.checkpoint import load_checkpoint
+from fedpeft.plan import read_plan
 from fedpeft.runs.folder import RunFolder, read_rounds
-from fedpeft.site import open_site
 
 pytestmark = pytest.mark.skipif(find_spec("flwr") is None, reason="flwr is not installed")
-
-NODES = PLAN.replace("clients = 4", "clients = 3").replace("cohort = 2", "cohort = 3")
-SCAFFOLD = 'server = "scaffold"\n' + NODES.replace("lr = 0.1", 'lr = 0.1, correction = "scaffold"')
-
-
-@dataclass(frozen=True)
-class Survivors:
-    """Clients in this process, of whom some fail in some rounds as they did elsewhere."""
-
-    engine: InProcess
-    failed: Mapping[int, Mapping[str, str]]
-
-    @property
-    def clients(self) -> list[str]:
-        return list(self.engine.clients)
-
-    def run(self, jobs: Iterable[Job]) -> Iterator[Reply | Failure]:
-        for job in jobs:
-            why = self.failed.get(job.round, {}).get(job.client)
-            yield Failure(job.client, why) if why else next(iter(self.engine.run([job])))
-
-
-def simulated(plan: Plan, run: RunFolder, store: Store) -> bool:
-    """Whether a run ended in the bits, and told of the bytes, of a simulation with the same survivors."""
-    lines = read_rounds(run)
-    failed = {
-        line["round"] - 1: {client: what["failed"] for client, what in line["clients"].items() if "failed" in what}
-        for line in lines
-    }
-    site = open_site(plan)
-    rounds = list(federate(plan, Survivors(InProcess(site, store), failed), start(plan, site.params())))
-    saved = load_checkpoint(run.checkpoint, plan)
-    assert saved is not None and len(lines) == len(rounds) == plan.rounds
-    assert [(line["bytes_up"], line["bytes_down"]) for line in lines] == [(x.bytes_up, x.bytes_down) for _, x in rounds]
-    return equal(saved.state.params, rounds[-1][0].params) and saved.state.accepted == rounds[-1][0].accepted
-
-
-@contextmanager
-def three(root: Path, text: str, tls: bool = False) -> Iterator[Federation]:
-    """A SuperLink and three nodes with their workers."""
-    with federation(root, tls) as here:
-        plan = root / "plan.toml"
-        plan.write_text(text)
-        here.superlink()
-        for number in range(3):
-            here.node(plan, number)
-        until(lambda: all((root / f"node{k}" / "socket").exists() for k in range(3)), 200, lambda: here.log("worker0"))
-        yield here
-
-
-def submit(here: Federation) -> "subprocess.Popen[bytes]":
-    flags = ("--engine", "flower", "--federation", "here", "--out", here.root / "run")
-    return here.fedpeft("run", "run", here.root / "plan.toml", *flags)
 
 
 def test_a_client_killed_in_training_costs_a_round_its_update_and_nothing_else(tmp_path: Path) -> None:
@@ -140,7 +78,7 @@ def test_a_supernode_killed_in_a_round_costs_that_round_and_may_come_back(tmp_pa
         (tmp_path / "closed").touch()
         process = submit(here)
         until((tmp_path / "reached").exists, 200, lambda: here.log("run"))
-        until(lambda: len(here.inside("supernode2", "flwr-clientapp")) == 1, 100)
+        until(lambda: len(here.couriers(2)) == 1, 100)
         for pid in here.inside("supernode2"):
             os.kill(pid, signal.SIGKILL)
         (tmp_path / "closed").unlink()

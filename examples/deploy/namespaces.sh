@@ -64,8 +64,8 @@ for ns in a b c; do
     ssh-keygen -q -t ecdsa -b 384 -N "" -f "$root/$ns/key"
     in_ns server flwr supernode register "$root/$ns/key.pub" here --name "$ns"
     begin "worker-$ns" "$ns" fedpeft node "$plan" --client $number --out "$root/$ns/worker"
-    begin "supernode-$ns" "$ns" flower-supernode --superlink "$net.1:8443" --root-certificates "$root/keys/ca.crt" \
-        --auth-supernode-private-key "$root/$ns/key" --port 9100 --node-config "node=\"$root/$ns/worker\""
+    begin "supernode-$ns" "$ns" fedpeft supernode --node "$root/$ns/worker" -- --superlink "$net.1:8443" \
+        --root-certificates "$root/keys/ca.crt" --auth-supernode-private-key "$root/$ns/key" --port 9100
     number=$((number + 1))
 done
 for ns in a b c; do

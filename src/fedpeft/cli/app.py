@@ -25,6 +25,7 @@ from fedpeft.cli import (
     report,
     run,
     show,
+    supernode,
     sweep,
     watch,
 )
@@ -102,6 +103,7 @@ for name, command, examples in (
     ("keygen", keygen.keygen, keygen.EXAMPLES),
     ("merge", merge.merge, merge.EXAMPLES),
     ("node", node.node, node.EXAMPLES),
+    ("supernode", supernode.supernode, supernode.EXAMPLES),
     ("app", bundle.bundle, bundle.EXAMPLES),
     ("doctor", doctor.doctor, doctor.EXAMPLES),
     ("diagnose", diagnose.diagnose, diagnose.EXAMPLES),

@@ -45,6 +45,6 @@ def node(
 
     def ready() -> None:
         typer.echo(f"{who}: {site.data.size(who)} examples, plan {site.plan.fingerprint}, base {worker.terms['base']}")
-        typer.echo(f"start the SuperNode with --node-config 'node=\"{folder}\"'")
+        typer.echo(f"start the SuperNode beside it: fedpeft supernode --node {folder} -- --superlink HOST:PORT ...")
 
     worker.serve(ready)

@@ -5,6 +5,7 @@ ask for a round of that plan, on the same base, and for nothing else.
 """
 
 import re
+import select
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -120,6 +121,9 @@ class Node:
 
     def _serve(self, connection: socket.socket) -> None:
         asked = receive(connection)
+        if select.select([connection], [], [], 0)[0]:  # who asked has left since: its round is over
+            self.say("a job came too late and is left out")
+            return
         try:
             answer = self.answer(asked)
         except Exception as error:  # a head may hold anything, and the worker is to stay

@@ -5,6 +5,7 @@ submitted again and goes on from the last round.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from fedpeft.core.stores import write_atomically
 from fedpeft.deploy.submit import ended, here
 from fedpeft.deploy.terms import server_site, terms_of, token_at
 from fedpeft.engines.flower import Flower, server_app
-from fedpeft.errors import FedpeftError, RunError
+from fedpeft.errors import RunError
 from fedpeft.plan import read_plan
 from fedpeft.runs.environment import environment
 from fedpeft.runs.execute import execute
@@ -40,8 +41,9 @@ def serve(grid: "Grid", settings: Mapping[str, Any]) -> None:
         here(folder)
         try:
             _run(folder, site, grid)
-        except (FedpeftError, OSError) as error:
-            write_atomically(ended(folder), f"{type(error).__name__}: {error}".encode())
+        except Exception as error:
+            with suppress(OSError):  # a full disk, which the follower sees by itself
+                write_atomically(ended(folder), f"{type(error).__name__}: {error}".encode())
             raise
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from shutil import which
+from shutil import disk_usage, which
 from socket import gethostname
 from tempfile import TemporaryDirectory
 from time import monotonic, sleep
@@ -19,8 +19,9 @@ from fedpeft.plan import Plan
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds, write_json
 from fedpeft.runs.record import RoundRecord
 
+ROOM = 1 << 16  # bytes without which nothing can be written
 POLL = 0.3  # seconds between two looks at the folder
-ASK = 10.0  # seconds between two questions to the SuperLink, each a process that takes a second
+ASK = 30.0  # seconds between two questions to the SuperLink, each a process with two seconds of work
 
 
 def require() -> None:
@@ -102,6 +103,8 @@ def follow(folder: RunFolder) -> Iterator[RoundRecord]:
 def _why(folder: RunFolder) -> str:
     told = read_json(_submission(folder)) or {}
     words = ended(folder).read_text() if ended(folder).exists() else "it was killed"
+    if disk_usage(folder.path).free < ROOM:  # none was left to say it there
+        words = f"the disk of {folder.path} has no room left"
     return (
         f"the server's part ended: {words}. `flwr log {told.get('run')} {told.get('federation')} --show` tells more; "
         f"what is done is kept; go on with `fedpeft run --resume {folder.path}`"

@@ -17,11 +17,14 @@ from fedpeft.oneshot.invitation import base_fingerprint, labels_digest, transfor
 from fedpeft.oneshot.results import Contributors
 from fedpeft.plan import Plan
 from fedpeft.privacy import settled
+from fedpeft.runs.environment import environment
 from fedpeft.runs.execute import open_run_site
 from fedpeft.runs.folder import RunFolder
 from fedpeft.site import Site
 
+LIBRARIES = ("fedpeft", "torch", "transformers", "peft")
 WHAT = {
+    **{name: f"another version of {name} here than at the server: install the same" for name in LIBRARIES},
     "plan": "the plan here is not the run's: give both sides the same file, with the same settings",
     "base": "the base model here is not the run's: take the same weights and the same versions of torch, transformers "
     "and peft",
@@ -29,13 +32,15 @@ WHAT = {
     "transforms": "what becomes of an example here is not what the run does: take the same version of fedpeft, and the "
     "same image processor or tokenizer with the base model",
 }
-"""By what is compared, what to do where it differs."""
+"""By what is compared, what to do where it differs; versions first, since the rest may follow from them."""
 
 
 def terms_of(site: Site) -> dict[str, str]:
-    """What a site's plan, base model, labels and transforms are, as digests."""
+    """What a site's libraries are, and, as digests, its plan, base model, labels and transforms."""
     plan = replace(site.plan, classes=site.classes)
+    versions = environment(plan, site.device)["versions"]
     return {
+        **{name: versions[name].partition("+")[0] for name in LIBRARIES},  # "+cpu" and "+cu126" are of one source
         "plan": site.plan.fingerprint,
         "base": base_fingerprint(plan),
         "labels": labels_digest(site.classes),

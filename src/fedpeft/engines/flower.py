@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 POLL = 0.25  # seconds between two looks for answers
-AGAIN = 5.0  # seconds until a node that could not serve is asked again
+LATE = 5.0  # seconds that a letter outlives its deadline: who is late is said to be, and not to be unavailable
+AGAIN = 15.0  # seconds until a node that could not serve is asked again, which costs it a process with two of work
 
 
 @dataclass(eq=False)
@@ -91,24 +92,25 @@ class Flower:
         """Ask the nodes that nobody knows yet who they are."""
         known = {*self.homes.values(), *self._greeted.values()}
         new = [node for node in sorted(here - known) if self._later.get(node, 0) <= monotonic()]
-        for node, asked in zip(
-            new, self._push(new, [Letter({"kind": "hello"})] * len(new), self.deadline), strict=True
-        ):
-            if asked:
-                self._greeted[asked] = node
+        names = self._push(new, [Letter({"kind": "hello"})] * len(new), self.deadline)
+        self._greeted |= {name: node for node, name in zip(new, names, strict=False) if name}
 
     def _push(self, nodes: Sequence[int], letters: Sequence[Letter], seconds: float) -> list[str | None]:
-        """Send letters; by each the name under which its answer will come, or None if it could not be sent."""
+        """Send letters; by each the name under which its answer will come, or None if it could not be sent.
+
+        Nothing where the SuperLink stumbles: then they can be sent again.
+        """
         from flwr.app import Message, MessageType
 
         from fedpeft.engines.courier import content
 
         whole = [Letter({**self.terms, **one.head}, one.body) for one in letters]
         made = [
-            Message(content(one), node, MessageType.QUERY, ttl=max(1.0, seconds))
+            Message(content(one), node, MessageType.QUERY, ttl=max(0.0, seconds) + LATE)
             for node, one in zip(nodes, whole, strict=True)
         ]
-        return list(self.grid.push_messages(made)) if made else []
+        none: list[str | None] = []
+        return self._patiently(lambda: list(self.grid.push_messages(made)), none) if made else none
 
     def _patiently(self, call: Callable[[], Result], otherwise: Result) -> Result:
         """What the SuperLink says, or `otherwise` where it stumbles: it may be busy with its database."""
@@ -168,14 +170,14 @@ class Flower:
         letters = [Letter({"kind": "job", **_head(job)}, job.payload) for job in ready]
         names = self._push([self.homes[job.client] for job in ready], letters, seconds)
         failed = {}
-        for job, name in zip(ready, names, strict=True):
+        for job, name in zip(ready, names, strict=False):
             del unsent[job.client]
             if name:
                 asked[name] = job.client
             else:
                 failed[job.client] = Failure(job.client, "its job could not be sent")
         if not self._greeted:
-            for client in list(unsent):
+            for client in [client for client in unsent if client not in self.homes]:
                 failed[client] = Failure(client, self.refused.get(client, "its node is not connected"))
                 del unsent[client]
         return failed

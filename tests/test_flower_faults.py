@@ -1,0 +1,167 @@
+"""Slow nodes, bad links, full disks and other libraries: a federation of real processes goes on, or says why not."""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from federations import NODES, SCAFFOLD, submit, three
+
+from benchmarks import link
+from benchmarks.federation import Federation, until
+from benchmarks.survivors import simulated
+from fedpeft.core.stores import Folder
+from fedpeft.core.tensors import equal
+from fedpeft.engines.inprocess import InProcess
+from fedpeft.loop import federate, start
+from fedpeft.plan import read_plan
+from fedpeft.runs.checkpoint import load_checkpoint
+from fedpeft.runs.folder import RunFolder, read_rounds
+from fedpeft.site import open_site
+
+pytestmark = [
+    pytest.mark.skipif(find_spec("flwr") is None, reason="flwr is not installed"),
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+]
+GATE = 'stages = [{{name = "crashes:Gate", folder = "{}", client = "c002"}}]\n'
+LARGE = (  # an update of 480 kB, the correction included
+    SCAFFOLD.replace('"parts:Points"', '{name = "parts:Points", features = 20000}')
+    .replace('"parts:Blobs"', '{name = "parts:Blobs", features = 20000}')
+    .replace("lr = 0.1", "lr = 0.001")
+)
+links = pytest.mark.skipif(not link.possible(), reason="a network of its own needs Linux, root and /dev/net/tun")
+
+
+def of(here: Federation, client: str) -> list[dict[str, object]]:
+    """What the ledger tells of a client, by round."""
+    return [line["clients"][client] for line in read_rounds(RunFolder(here.root / "run"))]
+
+
+def as_simulated(here: Federation) -> bool:
+    return simulated(read_plan(here.root / "plan.toml"), RunFolder(here.root / "run"), Folder(here.root / "here"))
+
+
+def test_a_node_slower_than_the_deadline_costs_its_updates_and_catches_up(tmp_path: Path) -> None:
+    """It trains until after the first deadline; its late answer is not counted, and it takes part again later."""
+    (tmp_path / "closed").touch()
+    plan = "deadline = 60\n" + GATE.format(tmp_path) + SCAFFOLD.replace("rounds = 3", "rounds = 4")
+    with three(tmp_path, plan) as here:
+        process = submit(here)
+        until((tmp_path / "run" / "rounds.jsonl").exists, 400, lambda: here.log("run"), process)
+        (tmp_path / "closed").unlink()
+        assert process.wait(600) == 0, here.log("run")
+        first, *_, last = of(here, "c002")
+        assert first["failed"] == "no answer within 60 s" and "weight" in last
+        assert "round 1/4" in here.log("run") and "not counted: c002: no answer within 60 s" in here.log("run")
+        assert as_simulated(here)
+
+
+def test_a_worker_that_is_not_there_and_a_courier_that_is_killed_cost_a_round_their_updates(tmp_path: Path) -> None:
+    """kill -9 of a worker before the round and of Flower's own process while another worker trains."""
+    (tmp_path / "closed").touch()
+    plan = "deadline = 100\n" + GATE.format(tmp_path) + SCAFFOLD.replace("rounds = 3", "rounds = 5")
+    with three(tmp_path, plan) as here:
+        here.kill("worker0")
+        process = submit(here)
+        until((tmp_path / "reached").exists, 400, lambda: here.log("run"), process)
+        until(lambda: len(here.couriers(2)) == 1, 100)
+        [courier] = here.couriers(2)
+        os.kill(courier, signal.SIGKILL)
+        until((tmp_path / "run" / "rounds.jsonl").exists, 400, lambda: here.log("run"), process)
+        (tmp_path / "closed").unlink()
+        here.worker(tmp_path / "plan.toml", 0)
+        assert process.wait(600) == 0, here.log("run")
+        first, *_, last = of(here, "c000")
+        assert first["failed"] == "no worker runs at its node: start `fedpeft node` there" and "weight" in last
+        first, *_, last = of(here, "c002")
+        assert str(first["failed"]).startswith("its node did not do the work: ") and "weight" in last
+        assert as_simulated(here)
+
+
+def test_a_node_with_another_version_of_a_library_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    other = tmp_path / "other" / "peft-99.0.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 99.0\n")
+    with three(tmp_path, "deadline = 60\n" + SCAFFOLD) as here:
+        here.kill("worker2")
+        path = f"PYTHONPATH={other.parent}{os.pathsep}{here.environment('user')['PYTHONPATH']}"
+        command: list[str | Path] = [sys.executable, "-m", "fedpeft", "node", tmp_path / "plan.toml", "--client", "2"]
+        here.begin("worker2", "env", path, *command, "--out", tmp_path / "node2", home="user")
+        until(lambda: here.log("worker2").count("start the SuperNode") == 2, 200, process=here.processes["worker2"])
+        assert submit(here).wait(600) == 0, here.log("run")
+        why = "another version of peft here than at the server: install the same (99.0 here, "
+        assert all(str(each["failed"]).startswith(why) for each in of(here, "c002"))
+        assert f"not counted: c002: {why}" in here.log("run")
+        assert as_simulated(here)
+
+
+@links
+def test_a_slow_and_lossy_link_costs_time_only(tmp_path: Path) -> None:
+    """200 ms and 2 % of the packets each way, 1 Mbit/s."""
+    slow = ("--delay", "0.2", "--loss", "0.02", "--rate", "125000")
+    with three(tmp_path, LARGE, links={2: slow}) as here:
+        assert submit(here).wait(900) == 0, here.log("run")
+        assert as_simulated(here)
+        assert all("weight" in each for each in of(here, "c002"))
+
+
+@links
+def test_a_link_cut_in_the_middle_of_an_upload_costs_a_round_its_update(tmp_path: Path) -> None:
+    """It is cut after 60 kB of 480, and mended when the round is over."""
+    cut = tmp_path / "cut"
+    (tmp_path / "closed").touch()
+    plan = "deadline = 90\n" + GATE.format(tmp_path) + LARGE.replace("rounds = 3", "rounds = 4")
+    flags = ("--rate", "125000", "--cut", str(cut), "--cut-after", "60000")
+    with three(tmp_path, plan, links={2: flags}) as here:
+        process = submit(here)
+        until((tmp_path / "reached").exists, 400, lambda: here.log("run"), process)
+        cut.with_suffix(".armed").touch()
+        (tmp_path / "closed").unlink()
+        until(cut.exists, 100, lambda: here.log("run"), process)
+        until((tmp_path / "run" / "rounds.jsonl").exists, 400, lambda: here.log("run"), process)
+        cut.unlink()
+        assert process.wait(900) == 0, here.log("run")
+        first, *_, last = of(here, "c002")
+        assert "failed" in first and "weight" in last
+        assert as_simulated(here)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small disk of its own needs root")
+def test_a_full_disk_at_the_server_loses_nothing(tmp_path: Path) -> None:
+    """Of the run's folder. With room again, the run goes on from its last round."""
+    disk = tmp_path / "run"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "small", disk], check=True)
+    try:
+        with three(tmp_path, LARGE) as here:
+            process = submit(here)
+            until((disk / "rounds.jsonl").exists, 400, lambda: here.log("run"), process)
+            filler = disk / "filler"
+            with suppress(OSError), filler.open("wb", 0) as file:
+                while True:
+                    file.write(bytes(4096))
+            assert process.wait(400) == 2
+            assert f"the disk of {disk} has no room left" in here.log("run"), here.log("run")
+            filler.unlink()
+            assert here.fedpeft("again", "run", "--resume", disk).wait(400) == 0, here.log("again")
+            assert as_simulated(here)
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_secure_sum_over_a_federation_has_the_bits_of_one_process(tmp_path: Path) -> None:
+    """Four messages to each node in a round; in the end the server has the sums, and the same parameters."""
+    secure = 'weighting = "uniform"\nexchange = {name = "secure", threshold = 2}\n'
+    with three(tmp_path, secure + NODES.replace("rounds = 3", "rounds = 2")) as here:
+        assert submit(here).wait(900) == 0, here.log("run")
+        plan = read_plan(tmp_path / "plan.toml")
+        site = open_site(plan)
+        *_, (state, _) = federate(plan, InProcess(site, Folder(tmp_path / "here")), start(plan, site.params()))
+        saved = load_checkpoint(RunFolder(tmp_path / "run").checkpoint, plan)
+        assert saved is not None and equal(saved.state.params, state.params)
+        assert all("weight" in each for each in of(here, "c001"))
