@@ -9,8 +9,9 @@ BIN := $(VENV)/bin
 run: $(VENV)/ready
 	$(BIN)/fedpeft run
 
+# Two at a time: tests compute on one thread, and whole files stay together for what they share.
 test: check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: check
 	$(BIN)/python -m pytest
