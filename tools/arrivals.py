@@ -1,6 +1,7 @@
 """Accuracy of a merge as contribution files arrive one after another, and as their clients leave again.
 
     python tools/arrivals.py                    docs/results/arrivals.json; then `python tools/claims one-shot`
+    python tools/arrivals.py "Dirichlet 100"    these federations anew, beside the others of the file
 
 The commands a user types: `fedpeft invite` without a plan (handwritten digits, LoRA, one round), for each of eight of
 32 clients `fedpeft contribute`, then `fedpeft merge --evaluate`, and for each client `fedpeft merge --remove` and
@@ -19,7 +20,11 @@ from fedpeft.cli.app import app
 from fedpeft.core.stores import write_atomically
 
 OUT = Path(__file__).parents[1] / "docs" / "results" / "arrivals.json"
-ALPHAS = (0.1, 100.0)
+FEDERATIONS: dict[str, dict[str, object]] = {
+    "Dirichlet 0.1": {"partition.alpha": 0.1},
+    "Dirichlet 0.1, rows by class counts": {"partition.alpha": 0.1, "head_rows": "class_counts"},
+    "Dirichlet 100": {"partition.alpha": 100.0},
+}
 SEEDS = (1, 42, 3407)
 CLIENTS, FILES = 32, 8
 
@@ -36,9 +41,9 @@ def fedpeft(*words: object) -> str:
     return done.stdout
 
 
-def measured(alpha: float, seed: int, at: Path) -> dict[str, Any]:
+def measured(label: str, seed: int, at: Path) -> dict[str, Any]:
     """Of one federation the accuracy before and after each arrival, and after each leave but the last."""
-    settings = {"partition.clients": CLIENTS, "partition.alpha": alpha, "seed": seed}
+    settings = {"partition.clients": CLIENTS, **FEDERATIONS[label], "seed": seed}
     fedpeft("invite", "-o", at / "study", *(word for key, x in settings.items() for word in ("--set", f"{key}={x}")))
     files = [at / f"{number}.safetensors" for number in range(FILES)]
     for number, file in enumerate(files):
@@ -52,7 +57,7 @@ def measured(alpha: float, seed: int, at: Path) -> dict[str, Any]:
         held_out = json.loads(fedpeft("evaluate", merged, "--json"))["held_out"]
         left.append({"client": arrival["client"], "accuracy": held_out["accuracy"]})
     return {
-        "alpha": alpha,
+        "federation": label,
         "seed": seed,
         "bytes": [file.stat().st_size for file in files],
         "came": [
@@ -63,16 +68,18 @@ def measured(alpha: float, seed: int, at: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    found = []
-    for alpha in ALPHAS:
+def main(labels: list[str]) -> None:
+    before = json.loads(OUT.read_text())["federations"] if OUT.exists() else []
+    found = {(one["federation"], one["seed"]): one for one in before}
+    for label in labels or FEDERATIONS:
         for seed in SEEDS:
             with TemporaryDirectory() as folder:
-                found.append(measured(alpha, seed, Path(folder)))
-            print(f"alpha {alpha}, seed {seed}: {found[-1]['came'][-1]['accuracy']:.3f}", file=sys.stderr)
-    whole = {"clients": CLIENTS, "files": FILES, "federations": found}
+                found[label, seed] = one = measured(label, seed, Path(folder))
+            print(f"{label}, seed {seed}: {one['came'][-1]['accuracy']:.3f}", file=sys.stderr)
+    every = [found[label, seed] for label in FEDERATIONS for seed in SEEDS if (label, seed) in found]
+    whole = {"clients": CLIENTS, "files": FILES, "federations": every}
     write_atomically(OUT, (json.dumps(whole, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -77,28 +77,32 @@ SWITCHES = {
 
 
 def _switches(method: str) -> str:
-    """One round with each switch, against one round without and against ten rounds."""
-    many, plain = kept(SKEW, f"ten-rounds-{method}", "ten rounds"), kept(SKEW, f"{method}-none")
-    rows = [["ten rounds, none", spread(many.values), signed(difference(many, plain)), "", f"{many.megabytes:,.2f}"]]
+    """One round with each switch, against one round without and against ten rounds; those that were run."""
+    many, plain = kept(SKEW, f"ten-rounds-{method}"), kept(SKEW, f"{method}-none")
+    beside = [str(len(many.values)), spread(many.values), signed(difference(many, plain)), "", f"{many.megabytes:,.2f}"]
+    rows = [["ten rounds, none", *beside]]
     for name, label in SWITCHES.items():
+        if not any((CELLS / SKEW).glob(f"{method}-{name}-seed*")):
+            continue
         one = kept(SKEW, f"{method}-{name}")
         ahead = "" if name == "none" else signed(difference(one, plain))
-        rows.append([label, spread(one.values), ahead, signed(difference(one, many)), f"{one.megabytes:,.2f}"])
-    return lines(["", "accuracy", "against one round, none", "against ten rounds", "MiB"], rows)
+        behind = signed(difference(one, many))
+        rows.append([label, str(len(one.values)), spread(one.values), ahead, behind, f"{one.megabytes:,.2f}"])
+    return lines(["", "seeds", "accuracy", "against one round, none", "against ten rounds", "MiB"], rows)
+
+
+def skew_head() -> str:
+    return _switches("head")
 
 
 def skew_lora() -> str:
     return _switches("lora")
 
 
-def skew_full() -> str:
-    return _switches("full")
-
-
 def chosen() -> str:
     """What clients voted for, seed by seed."""
     rows = []
-    for method, label in {"lora": "LoRA", "full": "full"}.items():
+    for method, label in {"head": "head", "lora": "LoRA"}.items():
         for name in (name for name in SWITCHES if name.endswith("vote")):
             for folder in sorted((CELLS / SKEW).glob(f"{method}-{name}-seed*")):
                 vote = json.loads((folder / "rounds.jsonl").read_text())["vote"]
@@ -120,7 +124,6 @@ def skew_beside() -> str:
     names = {
         "zero-shot-new-head": "zero-shot, a new head",
         "zero-shot-class-means": "zero-shot, head from class means",
-        "head-one-round": "frozen, new head trained in one round",
         "local-only": "local only, LoRA",
         "centralised-lora": "centralised, LoRA",
         "centralised-full": "centralised, full",
@@ -132,11 +135,11 @@ def arrivals() -> str:
     """Accuracy with each further file, and with each client's file taken out again."""
     told = json.loads((RESULTS / "arrivals.json").read_text())
     columns = {}
-    for alpha in dict.fromkeys(one["alpha"] for one in told["federations"]):
-        of = {one["seed"]: one for one in told["federations"] if one["alpha"] == alpha}
+    for label in dict.fromkeys(one["federation"] for one in told["federations"]):
+        of = {one["seed"]: one for one in told["federations"] if one["federation"] == label}
         came = [{seed: 100 * one["came"][k]["accuracy"] for seed, one in of.items()} for k in range(told["files"] + 1)]
         left = [{seed: 100 * one["left"][k]["accuracy"] for seed, one in of.items()} for k in range(told["files"] - 1)]
-        columns[f"Dirichlet {alpha:g}"] = [spread(each) for each in (*came, *left)]
+        columns[label] = [spread(each) for each in (*came, *left)]
     labels = ["nobody yet", *(f"{k} arrived" for k in range(1, told["files"] + 1))]
     labels += [f"the first {k} left again" if k > 1 else "the first left again" for k in range(1, told["files"])]
     return lines(["", *columns], [list(row) for row in zip(labels, *columns.values(), strict=True)])
@@ -145,8 +148,8 @@ def arrivals() -> str:
 TABLES = {
     "digits": digits,
     "beside": beside,
+    "skew-head": skew_head,
     "skew-lora": skew_lora,
-    "skew-full": skew_full,
     "chosen": chosen,
     "skew-beside": skew_beside,
     "arrivals": arrivals,
