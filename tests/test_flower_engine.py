@@ -3,6 +3,7 @@
 import random
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.skipif(find_spec("flwr") is None, reason="flwr is not i
 
 PLAN = points_plan(partition={"name": "dirichlet", "clients": 3, "alpha": 10.0}, cohort=3, **SCAFFOLD)
 TORCH = torch.__version__.partition("+")[0]
+TRAINING = threading.Lock()  # all nodes of a town have one model
 TOKEN = "0123456789abcdef" * 2
 
 
@@ -83,7 +85,12 @@ def site() -> Site:
 
 def node(site: Site, client: str, folder: Path) -> Callable[[Letter], list[Letter]]:
     worker = Node(site, client, folder, lambda words: None)
-    return lambda letter: [worker.answer(letter)]
+
+    def answer(letter: Letter) -> list[Letter]:
+        with TRAINING:
+            return [worker.answer(letter)]
+
+    return answer
 
 
 def town(site: Site, folder: Path) -> Town:
@@ -120,6 +127,21 @@ def test_who_does_not_answer_is_a_named_failure_and_the_others_are_counted(site:
     [(_, ledger)] = run(site, made, rounds=1)
     assert ledger.failed == {"c001": "no answer within 0.7 s"}
     assert sorted(ledger.weights) == ["c000", "c002"]
+
+
+def test_an_upload_that_is_broken_off_keeps_nobody_waiting_beyond_the_deadline(site: Site, tmp_path: Path) -> None:
+    """Flower waits for the rest of it as long as it may come."""
+    grid, mended = town(site, tmp_path), threading.Event()
+    made = engine(site, grid, [])
+    made.gather()
+    honest = grid.nodes[8]
+    grid.nodes[8] = lambda letter: honest(letter) if mended.wait() else []
+    [(_, ledger)] = run(site, made, rounds=1)
+    assert ledger.failed == {"c001": "no answer within 0.7 s"} and sorted(ledger.weights) == ["c000", "c002"]
+    mended.set()
+    made.deadline = 30
+    [(_, ledger)] = run(site, made, rounds=1)
+    assert not ledger.failed
 
 
 def test_who_is_gone_fails_at_once_and_may_come_back_as_another_node(site: Site, tmp_path: Path) -> None:

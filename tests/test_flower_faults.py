@@ -127,7 +127,8 @@ def test_a_link_cut_in_the_middle_of_an_upload_costs_a_round_its_update(tmp_path
         cut.unlink()
         assert process.wait(900) == 0, here.log("run")
         first, *_, last = of(here, "c002")
-        assert "failed" in first and "weight" in last
+        assert first["failed"] == "no answer within 90 s" and "weight" in last
+        assert read_rounds(RunFolder(tmp_path / "run"))[0]["seconds"] < 120
         assert as_simulated(here)
 
 

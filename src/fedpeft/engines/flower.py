@@ -1,7 +1,9 @@
 """Clients on other machines, over Flower (arXiv:2007.14390): the same jobs, the same bytes, another road."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from threading import Thread
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 POLL = 0.25  # seconds between two looks for answers
+AT_ONCE = 8  # answers that one look is for, each a question to the SuperLink
 LATE = 5.0  # seconds that a letter outlives its deadline: who is late is said to be, and not to be unavailable
 AGAIN = 15.0  # seconds until a node that could not serve is asked again, which costs it a process with two of work
 
@@ -43,6 +46,8 @@ class Flower:
     refused: dict[ClientId, str] = field(default_factory=dict)
     _greeted: dict[str, int] = field(default_factory=dict)  # by message, the node
     _later: dict[int, float] = field(default_factory=dict)  # by node, when it may be greeted again
+    _looks: "dict[str, Future[list[Message]]]" = field(default_factory=dict)  # by message, for its answer
+    _looked: dict[str, float] = field(default_factory=dict)  # by message, when last
 
     def gather(self) -> None:
         """Wait until all clients are here, or the deadline.
@@ -68,6 +73,8 @@ class Flower:
         unsent, asked = {job.client: job for job in every}, dict[str, ClientId]()
         done: dict[ClientId, Reply | Failure] = {}
         self._greeted.clear()  # who has not said by now who it is, is asked again
+        self._looks = {name: look for name, look in self._looks.items() if not look.done()}
+        self._looked.clear()
         for job in every:
             while job.client not in done and monotonic() < ends:
                 if unsent:
@@ -128,8 +135,7 @@ class Flower:
         """The answers that came, by the name of what they answer."""
         from fedpeft.engines.courier import opened
 
-        none: list[Message] = []
-        for message in self._patiently(lambda: list(self.grid.pull_messages(list(asked))), none) if asked else ():
+        for message in self._fetched(asked):
             if message.has_error():
                 reason = f"its node did not do the work: {message.error.reason}"
                 yield message.metadata.reply_to_message_id, Letter({"kind": "failed", "reason": reason})
@@ -138,6 +144,23 @@ class Flower:
                 yield message.metadata.reply_to_message_id, opened(message)
             except WireError as error:
                 yield message.metadata.reply_to_message_id, Letter({"kind": "failed", "reason": str(error)})
+
+    def _fetched(self, asked: Mapping[str, Any]) -> "Iterator[Message]":
+        """What came. Each look has a thread: for an answer whose upload was broken off Flower waits many minutes."""
+        idle = sorted((name for name in asked if name not in self._looks), key=lambda name: self._looked.get(name, 0.0))
+        for name in idle[:AT_ONCE]:
+            self._looked[name], self._looks[name] = monotonic(), Future()
+            Thread(target=self._look, args=(name, self._looks[name]), daemon=True).start()
+        wait([self._looks[name] for name in idle[:AT_ONCE]], POLL)
+        none: list[Message] = []
+        for name in [name for name in asked if name in self._looks and self._looks[name].done()]:
+            yield from self._patiently(self._looks.pop(name).result, none)
+
+    def _look(self, name: str, found: "Future[list[Message]]") -> None:
+        try:
+            found.set_result(list(self.grid.pull_messages([name])))
+        except BaseException as error:  # it is raised where the result is asked for
+            found.set_exception(error)
 
     def _welcome(self) -> None:
         """Take in who answered a greeting."""
