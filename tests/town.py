@@ -1,0 +1,88 @@
+"""A grid in this process, whose nodes are workers or whatever else answers letters."""
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rounds import SCAFFOLD, points_plan
+
+from fedpeft.core.letters import Letter
+from fedpeft.core.types import State
+from fedpeft.deploy.node import Node
+from fedpeft.deploy.terms import terms_of
+from fedpeft.engines.flower import Flower
+from fedpeft.engines.inprocess import InProcess
+from fedpeft.loop import Ledger, federate, start
+from fedpeft.site import Site
+
+PLAN = points_plan(partition={"name": "dirichlet", "clients": 3, "alpha": 10.0}, cohort=3, **SCAFFOLD)
+TRAINING = threading.Lock()  # all nodes of a town have one model
+TOKEN = "0123456789abcdef" * 2
+
+
+@dataclass
+class Town:
+    """A grid whose nodes are functions from a letter to answers: one, none, or several."""
+
+    nodes: dict[int, Callable[[Letter], list[Letter]]]
+    waiting: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        from flwr.supercore.task_identity import TaskIdentity
+
+        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.nodes)
+
+    def push_messages(self, messages: Iterable[Any]) -> list[str | None]:
+        names: list[str | None] = []
+        for message in messages:
+            name = f"message {len(self.waiting)}"
+            message.metadata.__dict__["_message_id"] = name
+            self.waiting[name] = message
+            names.append(name if message.metadata.dst_node_id in self.nodes else None)
+        return names
+
+    def pull_messages(self, names: Iterable[str]) -> list[Any]:
+        """The answers, all of them."""
+        from flwr.app import Message
+
+        from fedpeft.engines.courier import content, opened
+
+        made: list[Any] = []
+        for name in names:
+            asked = self.waiting[name]
+            answers = self.nodes.get(asked.metadata.dst_node_id, silent)(opened(asked))
+            made += [Message(content(answer), reply_to=asked) for answer in answers]
+        return made
+
+
+def node(site: Site, client: str, folder: Path) -> Callable[[Letter], list[Letter]]:
+    worker = Node(site, client, folder, lambda words: None)
+
+    def answer(letter: Letter) -> list[Letter]:
+        with TRAINING:
+            return [worker.answer(letter)]
+
+    return answer
+
+
+def town(site: Site, folder: Path) -> Town:
+    return Town({7 + k: node(site, client, folder / client) for k, client in enumerate(site.data.clients)})
+
+
+def engine(site: Site, grid: Town, said: list[str], deadline: float = 0.7) -> Flower:
+    terms = {"token": TOKEN, **terms_of(site)}
+    return Flower(grid, site.data.clients, terms, deadline, said.append)
+
+
+def run(site: Site, made: Flower | InProcess, rounds: int | None = None) -> list[tuple[State, Ledger]]:
+    return list(islice(federate(site.plan, made, start(site.plan, site.params())), rounds))
+
+
+def silent(letter: Letter) -> list[Letter]:
+    return []
