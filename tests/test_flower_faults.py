@@ -137,7 +137,7 @@ def test_a_full_disk_at_the_server_loses_nothing(tmp_path: Path) -> None:
     """Of the run's folder. With room again, the run goes on from its last round."""
     disk = tmp_path / "run"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "small", disk], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "small", disk], check=True)
     try:
         with three(tmp_path, LARGE) as here:
             process = submit(here)
