@@ -80,7 +80,11 @@ def forward(listening: socket.socket, port: int) -> None:
     """Hand connections on to a port of the loopback. Threads stay in the network in which they are begun."""
     while True:
         outer, _ = listening.accept()
-        inner = socket.create_connection(("127.0.0.1", port))
+        try:
+            inner = socket.create_connection(("127.0.0.1", port))
+        except OSError:
+            outer.close()
+            continue
         for source, sink in ((outer, inner), (inner, outer)):
             threading.Thread(target=copy, args=(source, sink), daemon=True).start()
 
