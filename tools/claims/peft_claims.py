@@ -110,21 +110,6 @@ def _ahead(rows: list[Row], others: list[Row]) -> dict[int, float]:
     return {seed: fmean(one[seed] for one in each) for seed in each[0]}
 
 
-def pretraining() -> str:
-    names = {"full": "full", "head": "head", "bias": "bias", "lora": "LoRA"}
-    weights = ("supervised", "masked-autoencoder")
-    every = {
-        name: [kept("pretraining-small", f"{one}-{name}", label) for one in weights] for name, label in names.items()
-    }
-    rows = []
-    for name, label in names.items():
-        pairs = zip(every[name], every["full"], strict=True)
-        ahead = ["" if name == "full" else signed(difference(row, full)) for row, full in pairs]
-        (labelled, gap), (masked, other) = zip(every[name], ahead, strict=True)
-        rows.append([label, spread(labelled.values), gap, spread(masked.values), other])
-    return lines(["", "with labels", "against full", "masked autoencoder", "against full"], rows)
-
-
 EVERY = METHODS | {"adapter": "adapter", "local-only": "local only"}
 
 
@@ -140,6 +125,11 @@ def along(study: str, columns: Mapping[str, str], names: Mapping[str, str]) -> s
             row.append(spread(own.values) + ahead if own else "")
         rows.append(row)
     return lines(["", *columns], rows)
+
+
+def pretraining() -> str:
+    columns = {"with labels": "supervised-{}", "masked autoencoder": "masked-autoencoder-{}", "none": "{}"}
+    return along("pretraining-small", columns, EVERY | {"scratch": "all, from scratch"})
 
 
 def heterogeneity() -> str:
