@@ -86,8 +86,8 @@ class TextToImage:
         Raises:
           PlanError: the model cannot be read, or does not fit the autoencoder or the size.
         """
-        noising(self.model)
         config, module = denoiser_config(self.model), autoencoder(self.model, self.vae)
+        noising(self.model)
         if (wanted := config["in_channels"]) != module.channels:
             raise PlanError(
                 f"the denoiser of {self.model!r} takes {wanted} channels, the autoencoder {self.vae or self.model!r} "
