@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from fedpeft import Cohort, DataError, InProcess, PlanError, RunError, federate, open_site, read_plan, start
+from fedpeft import Cohort, DataError, InProcess, PlanError, Processes, RunError, federate, open_site, read_plan, start
 from fedpeft.cli.app import app
 from fedpeft.core.seeds import generator
+from fedpeft.core.tensors import equal
 from fedpeft.core.types import Table
 from fedpeft.data.splits import hold_out
 from fedpeft.runs.execute import execute, open_engine, open_run_site
@@ -180,20 +182,30 @@ def test_latents_are_those_of_the_pipeline_and_kept(diffusion: Path, table: Path
     assert torch.equal(latents_of(pictures, SIDE, autoencoder(str(diffusion), "")), made)
 
 
-def test_clients_tune_the_denoiser_and_engines_agree(diffusion: Path, table: Path) -> None:
+def test_clients_tune_the_denoiser(diffusion: Path, table: Path) -> None:
     plan = read_plan(changes(diffusion, table, local={"batch_size": 4, "lr": 0.02, "epochs": 4, "optimizer": "adamw"}))
     site = open_site(plan)
     assert list(site.data.clients) == ["ann", "bob"]
-    names = list(site.params())
-    assert all(".lora_" in name and (".to_q." in name or ".to_v." in name) for name in names)
+    assert all(".lora_" in name and (".to_q." in name or ".to_v." in name) for name in site.params())
     before = measure(site, site.params())
     assert before == measure(site, site.params())
-    states = [next(federate(plan, engine(site), start(plan, site.params()))) for engine in (InProcess, Cohort)]
-    assert all(not ledger.failed for _, ledger in states)
-    (one, _), (other, _) = states
-    for name in names:
-        torch.testing.assert_close(one.params[name], other.params[name], rtol=1e-3, atol=1e-4)
-    assert measure(site, one.params)["loss"] < before["loss"] - 0.005
+    ((state, ledger),) = federate(plan, InProcess(site), start(plan, site.params()))
+    assert ledger.failed == {}
+    assert measure(site, state.params)["loss"] < before["loss"] - 0.005
+
+
+@pytest.mark.slow
+def test_engines_agree(diffusion: Path, table: Path) -> None:
+    """Noise comes with the batch, so that worker processes come to the same bits."""
+    plan = read_plan(changes(diffusion, table))
+    site = open_site(plan)
+    with closing(Processes(site, workers=2)) as processes:
+        engines = (InProcess(site), processes, Cohort(site))
+        ((one, _), (same, _), (near, ledger)) = (next(federate(plan, e, start(plan, site.params()))) for e in engines)
+    assert ledger.failed == {}
+    assert equal(one.params, same.params)
+    for name, x in one.params.items():
+        torch.testing.assert_close(x, near.params[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
