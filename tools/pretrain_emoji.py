@@ -12,7 +12,6 @@ steps: the same command goes on from `--checkpoint`, and with `--until` ends bef
 """
 
 import argparse
-import io
 import json
 import math
 import time
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fedpeft.tasks.taef2 import Taef2
 
@@ -36,17 +36,17 @@ AVERAGED = 0.995
 def examples(data: Path) -> tuple[Tensor, list[tuple[str, list[str]]]]:
     """Latents (n, 32, 8, 8), and of each picture its name and its keywords."""
     import numpy as np
-    import pyarrow.parquet as pq
+    from datasets import load_dataset
     from PIL import Image
 
-    table = pq.read_table(data / "emoji" / "train.parquet").to_pylist()
+    table = load_dataset("parquet", data_files=str(data / "emoji" / "train.parquet"), split="train", streaming=True)
     kept = [row for row in table if row["category"] in CATEGORIES]
-    pictures = [np.array(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")) for row in kept]
-    x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+    pictures: list[Image.Image] = [row["image"] for row in kept]
+    x = torch.from_numpy(np.stack([np.array(picture.convert("RGB")) for picture in pictures]))
     autoencoder = Taef2.load(data / "taef2")
-    with torch.inference_mode():
-        latents = torch.cat([autoencoder.encode(part) for part in x.split(32)])
-    return latents.clone(), [(row["name"], list(row["keywords"])) for row in kept]
+    with torch.no_grad():
+        latents = [autoencoder.encode(part.permute(0, 3, 1, 2).float() / 255) for part in torch.split(x, 32)]
+    return torch.cat(latents), [(row["name"], list(row["keywords"])) for row in kept]
 
 
 def tokenizer_of(captions: list[str]) -> Any:
@@ -70,7 +70,7 @@ def tokenizer_of(captions: list[str]) -> Any:
     return CLIPTokenizer(vocab=made.get_vocab(), merges=merges, model_max_length=TOKENS)
 
 
-def build(words: Any) -> tuple[nn.Module, nn.Module]:
+def build(words: Any) -> tuple[Any, Any]:
     """The text encoder and the denoiser."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -113,8 +113,9 @@ def scheduler() -> Any:
     )
 
 
-def told(name: str, keywords: list[str], rng: torch.Generator) -> str:
+def told(caption: tuple[str, list[str]], rng: torch.Generator) -> str:
     """A caption: the name, in one case of three with two keywords, in one of ten nothing."""
+    name, keywords = caption
     drawn = torch.rand(2, generator=rng).tolist()
     if drawn[0] < LEFT_OUT:
         return ""
@@ -137,12 +138,12 @@ def train(args: argparse.Namespace) -> tuple[Any, nn.ModuleDict]:
     words = tokenizer_of([text for name, keywords in captions for text in (name, *keywords)])
     text, denoiser = build(words)
     both = nn.ModuleDict({"text_encoder": text, "unet": denoiser})
-    average = torch.optim.swa_utils.AveragedModel(
-        both, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGED)
-    )
+    moving: Any = get_ema_multi_avg_fn(AVERAGED)  # type: ignore[no-untyped-call]
+    average: Any = AveragedModel(both, multi_avg_fn=moving)
     print(f"{len(captions)} pictures, {len(words)} tokens, {sum(x.numel() for x in both.parameters()):,} parameters")
     optimizer = torch.optim.AdamW(both.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99))
-    parts, first = {"both": both, "average": average, "optimizer": optimizer}, 0
+    parts: dict[str, Any] = {"both": both, "average": average, "optimizer": optimizer}
+    first = 0
     if args.checkpoint.exists():
         kept = torch.load(args.checkpoint, weights_only=True)
         for name, one in parts.items():
@@ -156,9 +157,7 @@ def train(args: argparse.Namespace) -> tuple[Any, nn.ModuleDict]:
         for group in optimizer.param_groups:
             group["lr"] = rate
         pick = torch.randint(len(latents), (args.batch,), generator=rng)
-        ids = words([told(*captions[k], rng) for k in pick.tolist()], padding="max_length", truncation=True)[
-            "input_ids"
-        ]
+        ids = words([told(captions[k], rng) for k in pick.tolist()], padding="max_length", truncation=True)["input_ids"]
         time_steps = torch.randint(len(alphas), (args.batch,), generator=rng)
         clean, noise = latents[pick], torch.randn(args.batch, *latents.shape[1:], generator=rng)
         kept_part, lost = (x.sqrt().view(-1, 1, 1, 1) for x in (alphas[time_steps], 1 - alphas[time_steps]))
@@ -181,8 +180,9 @@ def train(args: argparse.Namespace) -> tuple[Any, nn.ModuleDict]:
 
 def save(words: Any, both: nn.ModuleDict, out: Path) -> None:
     """Folders as `diffusers` has them, weights in float16; the text encoder's configuration asks for float32."""
-    both["text_encoder"].config.dtype = torch.float32
-    for name, model in both.items():
+    models: dict[str, Any] = dict(both.items())
+    models["text_encoder"].config.dtype = torch.float32
+    for name, model in models.items():
         model.save_pretrained(out / name)
         file = next((out / name).glob("*.safetensors"))
         save_file({n: x.half().contiguous() for n, x in load_file(file).items()}, file, {"format": "pt"})

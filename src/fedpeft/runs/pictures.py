@@ -68,11 +68,11 @@ def grid(runs: Sequence[Path], how: Drawing, number: int = 6, captions: Sequence
         different base models.
     """
     opened = [_opened(run) for run in runs]
-    plan, columns = opened[0][0], dict[str, Tensor]()
-    if other := next((p for p, _ in opened if p.task != plan.task), None):
-        raise RunError(f"the runs are of different models, {plan.task} and {other.task}: draw a grid for each")
+    (plan, task, _), columns = opened[0], dict[str, Tensor]()
+    if other := next((one for _, one, _ in opened if one != task), None):
+        raise RunError(f"the runs are of different models, {task} and {other}: draw a grid for each")
     with threads(plan.threads):
-        drawn = drawing(plan.task, how)
+        drawn = drawing(task, how)
         if not captions:
             test = plan.data.load().test
             chosen = torch.linspace(0, len(test) - 1, min(number, len(test))).long().tolist()
@@ -81,7 +81,7 @@ def grid(runs: Sequence[Path], how: Drawing, number: int = 6, captions: Sequence
             columns["held out"] = torch.cat(list(truth))
         model: Any = plan.model(()).eval()
         columns["before"] = drawn(model, captions)
-        for run, (each, state) in zip(runs, opened, strict=True):
+        for run, (each, _, state) in zip(runs, opened, strict=True):
             tuned: Any = each.model(()).eval()
             own = {name: state.params[name] for name in each.method.names(tuned)}
             write(tuned, {**own, **merged(tuned, under(EXACT, state.params))})
@@ -89,14 +89,14 @@ def grid(runs: Sequence[Path], how: Drawing, number: int = 6, captions: Sequence
     return Grid(captions, columns)
 
 
-def _opened(run: Path) -> tuple[Plan, State]:
+def _opened(run: Path) -> tuple[Plan, TextToImage, State]:
     folder, plan = reopen(run)
     saved = load_checkpoint(folder.checkpoint, plan)
     if saved is None:
         raise RunError(f"{run} has no checkpoint yet: no round of it is done")
     if not isinstance(plan.task, TextToImage) or plan.personal:
         raise RunError(f"{run} is no run of a text-to-image model that all clients share: there is nothing to draw")
-    return plan, saved.state
+    return plan, plan.task, saved.state
 
 
 def _folded(caption: str) -> str:

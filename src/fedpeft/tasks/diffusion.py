@@ -115,7 +115,7 @@ class Pictures(nn.Module):
         """The middle of what the encoder gives, which is drawn from nowhere."""
         out = self.module.encode(2 * pictures - 1)
         latents: Tensor = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
-        return latents * self.module.config.scaling_factor
+        return latents * float(self.module.config.scaling_factor)
 
     def decode(self, latents: Tensor) -> Tensor:
         pictures: Tensor = self.module.decode(latents / self.module.config.scaling_factor).sample
