@@ -124,6 +124,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "image-classification": "fedpeft.tasks.image_classification:ImageClassification",
         "module": "fedpeft.tasks.module:ModuleTask",
         "text-classification": "fedpeft.tasks.text_classification:TextClassification",
+        "text-to-image": "fedpeft.tasks.text_to_image:TextToImage",
     },
 }
 

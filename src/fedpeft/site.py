@@ -90,7 +90,8 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
     """
     task = plan.task
     reuse_freed()
-    train, test = task.prepare(examples.train), task.prepare(examples.test)
+    with threads(plan.threads):  # a task may compute here what it keeps
+        train, test = task.prepare(examples.train), task.prepare(examples.test)
     train = poisoned(plan.attacks, plan.seed, train, division.parts, len(examples.classes))
     if getattr(plan.local, "group_by_length", False):
         lengths(train)

@@ -8,26 +8,27 @@ from fedpeft.core.trainable import head_of
 from fedpeft.errors import PlanError, unknown
 
 PROJECTIONS = {
-    "q": ("q_proj", "query", "q_lin", "q"),
-    "k": ("k_proj", "key", "k_lin", "k"),
-    "v": ("v_proj", "value", "v_lin", "v"),
+    "q": ("q_proj", "query", "q_lin", "q", "to_q"),
+    "k": ("k_proj", "key", "k_lin", "k", "to_k"),
+    "v": ("v_proj", "value", "v_lin", "v", "to_v"),
 }
 """The last part of the names that models give their attention's projections."""
 
 VOCABULARY = "lm_head"
+DENOISED = "conv_out"
 
 
 def trained_head(model: nn.Module, head: str) -> str:
     """The name of the head that is trained beside a method's own tensors; "" for none.
 
     With "auto" the output layer of a language model stays frozen: it is pre-trained like the rest, as large as the
-    vocabulary, and often the embedding itself. A head made for the task's classes is trained.
+    vocabulary, and often the embedding itself. So does a denoiser's. A head made for the task's classes is trained.
 
     Raises:
       PlanError: no such module, or none of the usual ones.
     """
     found = head_of(model, head)
-    return "" if head == "auto" and found == VOCABULARY else found
+    return "" if head == "auto" and found in (VOCABULARY, DENOISED) else found
 
 
 def train_parts(model: nn.Module, parts: Iterable[nn.Module], head: str) -> nn.Module:

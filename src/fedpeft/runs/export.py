@@ -2,6 +2,7 @@
 
 adapter  a method of `peft`'s: adapter_config.json and adapter_model.safetensors, the head among its tensors
 model    what only changes parameters of the base, or an adapter merged into them: config.json, model.safetensors
+denoiser of a text-to-image run: LoRA as `diffusers` loads it onto a pipeline, or the whole unet
 code     layers of fedpeft's own (adapter, prompt): a model, and modeling_fedpeft.py, which makes them
 """
 
@@ -12,11 +13,14 @@ from tempfile import TemporaryDirectory
 
 from fedpeft.errors import RunError
 from fedpeft.runs.adapter_folder import merged, save_adapter, tuned
+from fedpeft.runs.denoiser_folder import save_denoiser
 from fedpeft.runs.inputs import save_inputs
 from fedpeft.runs.model_card import model_card
 from fedpeft.runs.model_folder import is_plain, own_layers, save_model, save_with_code
 from fedpeft.runs.result import Result, fill, read_result
 from fedpeft.runs.widened import widened
+from fedpeft.tasks.pretrained import quiet
+from fedpeft.tasks.text_to_image import TextToImage
 
 
 def export_run(path: Path, out: Path, merge: bool = False) -> list[Path]:
@@ -34,17 +38,23 @@ def export_run(path: Path, out: Path, merge: bool = False) -> list[Path]:
     """
     _vacant(out)
     result = widened(read_result(path))
-    with _new_folder(out) as folder, _quiet():
+    with _new_folder(out) as folder, quiet():
         card = _write(result, folder, out, merge)
         save_inputs(result.plan.task, folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        for file in folder.iterdir():  # safetensors makes files for their owner only
+        for file in _files(folder):  # safetensors makes files for their owner only
             file.chmod((folder / "README.md").stat().st_mode)
-    return sorted(out.iterdir())
+    return _files(out)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
 def _write(result: Result, folder: Path, out: Path, merge: bool) -> str:
     """The model's files; returns the card that goes with them."""
+    if isinstance(result.plan.task, TextToImage):
+        return model_card(result, out, save_denoiser(result, folder, merge))
     configure = getattr(result.plan.method, "config", None)
     if callable(configure):
         wrapped, base = tuned(result, configure)
@@ -88,19 +98,3 @@ def _new_folder(out: Path) -> Iterator[Path]:
         if out.exists():
             out.rmdir()  # empty, but a folder is not renamed onto it everywhere
         folder.rename(out)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what `transformers` says of new heads, and without its bars."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -9,9 +9,10 @@ from typing import Any, Literal
 from fedpeft import __version__
 from fedpeft.runs.adapter_folder import Base
 from fedpeft.runs.folder import read_json, read_rounds
-from fedpeft.runs.result import IMAGES, Result
+from fedpeft.runs.result import DENOISER, IMAGES, Result
 from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.instructions import TEMPLATES
+from fedpeft.tasks.text_to_image import TextToImage
 
 Form = Literal["adapter", "model", "code"]
 """An adapter on top of its base, a whole model, or one that brings code."""
@@ -42,7 +43,7 @@ def model_card(result: Result, out: Path, form: Form, base: Base | None = None) 
         "examples stayed with the clients, and only the tensors that were trained travelled.",
         _table(_facts(result)),
         "## How to load it",
-        _exact(result, form, merged=form == "model" and base is not None),
+        _exact(result, form, merged=form == "model" and hasattr(plan.method, "config")),
         _code("python", _loading(result, out, form, base)),
         _code("python", _using(result)),
         "## The plan",
@@ -60,7 +61,7 @@ def _named(result: Result) -> str:
 
 def _front_matter(result: Result, form: Form) -> str:
     values: dict[str, Any] = {
-        "library_name": "peft" if form == "adapter" else "transformers",
+        "library_name": _library(result, form),
         "pipeline_tag": result.loader.pipeline,
         "tags": ["fedpeft", "federated-learning", result.method],
     }
@@ -69,6 +70,12 @@ def _front_matter(result: Result, form: Form) -> str:
         values["base_model_relation"] = "adapter" if form == "adapter" else "finetune"
     # what is JSON on one line is YAML too
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in values.items()), "---"])
+
+
+def _library(result: Result, form: Form) -> str:
+    if result.loader == DENOISER:
+        return "diffusers"
+    return "peft" if form == "adapter" else "transformers"
 
 
 def _facts(result: Result) -> list[tuple[str, str]]:
@@ -87,7 +94,11 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         ("cohort", f"{plan.cohort} clients a round"),
         ("bytes up, measured", _bytes(sum(line["bytes_up"] for line in rounds), came)),
         ("bytes down, measured", _bytes(sum(line["bytes_down"] for line in rounds), len(asked))),
-        *([_accuracy(rounds)] if result.loader.classifies else _held_out(rounds)),
+        *(
+            [_accuracy(rounds)]
+            if result.loader.classifies
+            else _held_out(rounds, "examples" if result.loader == DENOISER else "tokens")
+        ),
         *([("differential privacy", _privacy(privacy))] if (privacy := result.checkpoint.privacy) else []),
         ("seed", str(plan.seed)),
         ("partition", f"`{division.get('fingerprint')}`"),
@@ -116,16 +127,18 @@ def _accuracy(rounds: Sequence[dict[str, Any]]) -> tuple[str, str]:
     return label, f"{measured[-1]['held_out']['accuracy']:.4f} after round {measured[-1]['round']}"
 
 
-def _held_out(rounds: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+def _held_out(rounds: Sequence[dict[str, Any]], what: str) -> list[tuple[str, str]]:
     measured = [line for line in rounds if line["held_out"]]
     if not measured:
-        return [("loss on held-out tokens", "not measured")]
+        return [(f"loss on held-out {what}", "not measured")]
     last = measured[-1]
     told = {name: "not finite" if x is None else f"{x:.4f}" for name, x in last["held_out"].items()}
-    return [(f"{name} on held-out tokens", f"{value} after round {last['round']}") for name, value in told.items()]
+    return [(f"{name} on held-out {what}", f"{value} after round {last['round']}") for name, value in told.items()]
 
 
 def _loading(result: Result, out: Path, form: Form, base: Base | None) -> list[str]:
+    if isinstance(task := result.plan.task, TextToImage):
+        return _denoiser(task, out, form)
     auto, reader = result.loader.auto, result.loader.reader
     what = "processor" if result.loader == IMAGES else "tokenizer"
     trust = ", trust_remote_code=True" if form == "code" else ""
@@ -151,12 +164,25 @@ def _loading(result: Result, out: Path, form: Form, base: Base | None) -> list[s
     return [*lines, f"{what} = {reader}.from_pretrained(folder{trust})"]
 
 
+def _denoiser(task: TextToImage, out: Path, form: Form) -> list[str]:
+    """The lines that load a tuned denoiser, and put it into its pipeline where there is one."""
+    lines = ["from diffusers import StableDiffusionPipeline, UNet2DConditionModel", ""]
+    lines += [f"folder = {_text(str(out))}", f"base = {_text(task.model)}"]
+    if form == "adapter":
+        lines += ['unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")']
+        lines += ['unet.load_lora_adapter(folder, prefix="unet", use_safetensors=True)']
+    else:
+        lines += ['unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")']
+    return lines if task.vae else [*lines, "pipeline = StableDiffusionPipeline.from_pretrained(base, unet=unet)"]
+
+
 def _exact(result: Result, form: Form, merged: bool) -> str:
+    made = "outputs" if result.loader == DENOISER else "logits"
     if merged:
-        return "Its logits are the run's but for the rounding of the merged weights, about 1e-6 of their size."
+        return f"Its {made} are the run's but for the rounding of the merged weights, about 1e-6 of their size."
     hint = "; that the base's head is new is reported, as the trained one comes with the adapter"
     return (
-        "With the libraries above, on the same kind of processor, its logits are those of the run to the bit"
+        f"With the libraries above, on the same kind of processor, its {made} are those of the run to the bit"
         + (hint if form == "adapter" and result.loader.classifies else "")
         + "."
     )
@@ -165,6 +191,9 @@ def _exact(result: Result, form: Form, merged: bool) -> str:
 def _using(result: Result) -> list[str]:
     if isinstance(task := result.plan.task, CausalLM):
         return _generating(task)
+    if isinstance(task, TextToImage):
+        wants = f"# latents are those of the autoencoder {task.vae}, which is no part of a pipeline"
+        return [wants if task.vae else 'picture = pipeline("a caption").images[0]']
     if result.loader == IMAGES:
         inputs = 'inputs = processor(images=picture, return_tensors="pt")  # a PIL picture, or a list of them'
     else:

@@ -17,6 +17,7 @@ from fedpeft.runs.folder import RunFolder, read_json, reopen
 from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.image_classification import ImageClassification
 from fedpeft.tasks.text_classification import TextClassification
+from fedpeft.tasks.text_to_image import TextToImage
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Loader:
 IMAGES = Loader("AutoModelForImageClassification", "AutoImageProcessor", "image-classification")
 TEXTS = Loader("AutoModelForSequenceClassification", "AutoTokenizer", "text-classification")
 LANGUAGE = Loader("AutoModelForCausalLM", "AutoTokenizer", "text-generation", classifies=False)
+DENOISER = Loader("UNet2DConditionModel", "", "text-to-image", classifies=False)
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,13 @@ def _loader(plan: Plan, path: Path) -> Loader:
         return TEXTS
     if isinstance(plan.task, CausalLM):
         return LANGUAGE
+    if isinstance(plan.task, TextToImage):
+        return DENOISER
     task = describe("task", plan.task)["name"]
     raise RunError(
-        f"{path} cannot be exported: its task {task!r} has no model of transformers; image-classification, "
-        "text-classification and causal-lm have. The trained tensors are in checkpoint/state.safetensors"
+        f"{path} cannot be exported: its task {task!r} has no model of transformers or diffusers; "
+        "image-classification, text-classification, causal-lm and text-to-image have. "
+        "The trained tensors are in checkpoint/state.safetensors"
     )
 
 

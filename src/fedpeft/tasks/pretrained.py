@@ -1,6 +1,7 @@
 """Models of Hugging Face `transformers`, by name or folder, with a new head for the task's classes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -63,22 +64,29 @@ def language_model(name: str, pretrained: bool) -> nn.Module:
 def _loaded(auto: Any, name: str, config: Any, pretrained: bool) -> nn.Module:
     if not pretrained:
         return _checked(auto.from_config(config, dtype=torch.float32), name)
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # a new head is what is wanted, and no reason for a warning
-    logging.disable_progress_bar()
     try:
-        path = str(locate(name) or name)
-        model = auto.from_pretrained(path, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+        with quiet():
+            path = str(locate(name) or name)
+            model = auto.from_pretrained(path, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
     except (OSError, ValueError) as error:
         raise PlanError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    return _checked(model, name)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars of `transformers`, and what it says of new heads, which are wanted."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-    return _checked(model, name)
 
 
 def _checked(model: nn.Module, name: str) -> nn.Module:
