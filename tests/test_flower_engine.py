@@ -53,7 +53,7 @@ def test_an_upload_that_is_broken_off_keeps_nobody_waiting_beyond_the_deadline(s
     made = engine(site, grid, [])
     made.gather()
     honest = grid.nodes[8]
-    grid.nodes[8] = lambda letter: honest(letter) if mended.wait() else []
+    grid.nodes[8] = lambda letter: (answer for answer in honest(letter) if mended.wait())
     [(_, ledger)] = run(site, made, rounds=1)
     assert ledger.failed == {"c001": "no answer within 0.7 s"} and sorted(ledger.weights) == ["c000", "c002"]
     mended.set()
@@ -80,7 +80,7 @@ def test_what_makes_no_sense_is_a_failure_and_nothing_is_counted_twice(site: Sit
     made.gather()
     grid.nodes[7] = lambda letter: [Letter({"kind": "what"})]
     honest = grid.nodes[8]
-    grid.nodes[8] = lambda letter: honest(letter) * 5
+    grid.nodes[8] = lambda letter: [*honest(letter)] * 5
     grid.nodes[9] = lambda letter: [Letter({"kind": "reply"}, b"no update")]
     [(_, ledger)] = run(site, made, rounds=1)
     assert ledger.failed["c000"] == "its node's answer has no sense"

@@ -1,6 +1,5 @@
 """A grid in this process, whose nodes are workers or whatever else answers letters."""
 
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,15 +18,14 @@ from fedpeft.loop import Ledger, federate, start
 from fedpeft.site import Site
 
 PLAN = points_plan(partition={"name": "dirichlet", "clients": 3, "alpha": 10.0}, cohort=3, **SCAFFOLD)
-TRAINING = threading.Lock()  # all nodes of a town have one model
 TOKEN = "0123456789abcdef" * 2
 
 
 @dataclass
 class Town:
-    """A grid whose nodes are functions from a letter to answers: one, none, or several."""
+    """A grid whose nodes are functions from a letter to answers, at once: one, none, or several."""
 
-    nodes: dict[int, Callable[[Letter], list[Letter]]]
+    nodes: dict[int, Callable[[Letter], Iterable[Letter]]]
     waiting: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -39,11 +37,14 @@ class Town:
         return list(self.nodes)
 
     def push_messages(self, messages: Iterable[Any]) -> list[str | None]:
+        from fedpeft.engines.courier import opened
+
         names: list[str | None] = []
         for message in messages:
             name = f"message {len(self.waiting)}"
             message.metadata.__dict__["_message_id"] = name
-            self.waiting[name] = message
+            node = self.nodes.get(message.metadata.dst_node_id, silent)
+            self.waiting[name] = message, node(opened(message))
             names.append(name if message.metadata.dst_node_id in self.nodes else None)
         return names
 
@@ -51,24 +52,18 @@ class Town:
         """The answers, all of them."""
         from flwr.app import Message
 
-        from fedpeft.engines.courier import content, opened
+        from fedpeft.engines.courier import content
 
         made: list[Any] = []
         for name in names:
-            asked = self.waiting[name]
-            answers = self.nodes.get(asked.metadata.dst_node_id, silent)(opened(asked))
+            asked, answers = self.waiting[name]
             made += [Message(content(answer), reply_to=asked) for answer in answers]
         return made
 
 
 def node(site: Site, client: str, folder: Path) -> Callable[[Letter], list[Letter]]:
     worker = Node(site, client, folder, lambda words: None)
-
-    def answer(letter: Letter) -> list[Letter]:
-        with TRAINING:
-            return [worker.answer(letter)]
-
-    return answer
+    return lambda letter: [worker.answer(letter)]
 
 
 def town(site: Site, folder: Path) -> Town:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 POLL = 0.25  # seconds between two looks for answers
+SOON = 1.0  # seconds that new looks are waited for
 AT_ONCE = 8  # answers that one look is for, each a question to the SuperLink
 LATE = 5.0  # seconds that a letter outlives its deadline: who is late is said to be, and not to be unavailable
 AGAIN = 15.0  # seconds until a node that could not serve is asked again, which costs it a process with two of work
@@ -151,7 +152,7 @@ class Flower:
         for name in idle[:AT_ONCE]:
             self._looked[name], self._looks[name] = monotonic(), Future()
             Thread(target=self._look, args=(name, self._looks[name]), daemon=True).start()
-        wait([self._looks[name] for name in idle[:AT_ONCE]], POLL)
+        wait([self._looks[name] for name in idle[:AT_ONCE]], SOON)
         none: list[Message] = []
         for name in [name for name in asked if name in self._looks and self._looks[name].done()]:
             yield from self._patiently(self._looks.pop(name).result, none)
