@@ -196,10 +196,10 @@ def test_clients_tune_the_denoiser(diffusion: Path, table: Path) -> None:
 
 @pytest.mark.slow
 def test_engines_agree(diffusion: Path, table: Path) -> None:
-    """Noise comes with the batch, so that worker processes come to the same bits."""
+    """Noise comes with the batch, so that a worker process comes to the same bits."""
     plan = read_plan(changes(diffusion, table))
     site = open_site(plan)
-    with closing(Processes(site, workers=2)) as processes:
+    with closing(Processes(site, workers=1)) as processes:
         engines = (InProcess(site), processes, Cohort(site))
         ((one, _), (same, _), (near, ledger)) = (next(federate(plan, e, start(plan, site.params()))) for e in engines)
     assert ledger.failed == {}
