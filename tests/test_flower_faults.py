@@ -77,7 +77,7 @@ def test_a_worker_that_is_not_there_and_a_courier_that_is_killed_cost_a_round_th
         here.worker(tmp_path / "plan.toml", 0)
         assert process.wait(600) == 0, here.log("run")
         first, *_, last = of(here, "c000")
-        assert first["failed"] == "no worker runs at its node: start `fedpeft node` there" and "weight" in last
+        assert first["failed"] == "its node is not connected" and "weight" in last
         first, *_, last = of(here, "c002")
         assert str(first["failed"]).startswith("its node did not do the work: ") and "weight" in last
         assert as_simulated(here)
