@@ -192,7 +192,7 @@ def _kept(file: Path, make: Callable[[], Tensor]) -> Tensor:
         return load_tensors(file)[0]["latent"]
     except (OSError, RunError, KeyError):
         with torch.no_grad():
-            made = make()
+            made = make().contiguous()  # as from the file: a convolution's last bits depend on how rows lie
         with suppress(OSError):  # a full disk costs time and nothing else
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             dump_tensors(file, {"latent": made}, {})
