@@ -23,7 +23,8 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("partition", "column"): {"column": "writer"},
     ("partition", "redrawn"): {"subset": 100},
     ("partition", "lists"): {"clients": {"here": (0, 1), "there": (2,)}},
-    ("task", "module"): {"module": "parts:Linear", "arguments": {"features": 8, "classes": 3}},
+    ("task", "module"): {"module": "networks:Linear", "arguments": {"features": 8, "classes": 3}},
+    ("task", "text-to-image"): {"model": "some/folder"},
 }
 """What a part cannot do without."""
 
