@@ -50,8 +50,9 @@ class Losing:
 
 def updates_in_the_open(site: Site, plan: Plan, state: State) -> dict[str, Update]:
     """What each client of the round trains, as it would send it without secure aggregation."""
-    recording = Recording(on(site, replace(plan, exchange=points_plan().exchange)))
-    next(federate(recording_plan(plan), recording, state))
+    in_the_open = recording_plan(plan)
+    recording = Recording(on(site, in_the_open))
+    next(federate(in_the_open, recording, state))
     expected = layout(state.params)
     return {r.client: unpack(r.client, r.payload, plan.uplink, expected) for r in recording.replies}  # type: ignore[union-attr]
 

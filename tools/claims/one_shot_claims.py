@@ -1,6 +1,7 @@
 """The tables of docs/results/one-shot.md: what one round loses against several (arXiv:2412.04650)."""
 
 import json
+from collections.abc import Mapping
 
 from keeping import CELLS, RESULTS, Row, difference, kept, lines, signed, spread
 
@@ -58,9 +59,11 @@ def beside() -> str:
         "head-dirichlet-0.1-one-round": "frozen micro ViT, new head, one round, Dirichlet 0.1",
         "local-only": "local only, micro ViT, LoRA, Dirichlet 0.1",
     }
-    return lines(
-        ["", "accuracy"], [[label, spread(kept("one-shot-small", name).values)] for name, label in names.items()]
-    )
+    return _accuracies("one-shot-small", names)
+
+
+def _accuracies(study: str, names: Mapping[str, str]) -> str:
+    return lines(["", "accuracy"], [[label, spread(kept(study, name).values)] for name, label in names.items()])
 
 
 SKEW = "label-skew-small"
@@ -128,7 +131,7 @@ def skew_beside() -> str:
         "centralised-lora": "centralised, LoRA",
         "centralised-full": "centralised, full",
     }
-    return lines(["", "accuracy"], [[label, spread(kept(SKEW, name).values)] for name, label in names.items()])
+    return _accuracies(SKEW, names)
 
 
 def arrivals() -> str:

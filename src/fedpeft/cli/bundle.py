@@ -9,7 +9,7 @@ from fedpeft.cli.options import Debug, PlanFile, Settings, resolve
 
 EXAMPLES = """\
   fedpeft app plan.toml -o myapp; flwr run myapp my-federation     results in runs/ where the SuperLink was started
-  flwr run myapp my-federation --run-config 'run="/srv/runs/first"'
+  flwr run myapp my-federation --run-config "run=\\"$PWD/runs/first\\""
 """
 
 
