@@ -103,7 +103,11 @@ class Federation:
             )
 
     def worker(self, plan: Path, number: int) -> None:
-        self.fedpeft(f"worker{number}", "node", plan, "--client", str(number), "--out", self.root / f"node{number}")
+        """Begun with the key of `fedpeft keygen` that lies in the root, if there is one."""
+        own = self.root / f"c{number:03}.key"
+        key = ("--key", own) if own.exists() else ()
+        folder = self.root / f"node{number}"
+        self.fedpeft(f"worker{number}", "node", plan, "--client", str(number), "--out", folder, *key)
 
     def fedpeft(self, name: str, *arguments: str | Path) -> "subprocess.Popen[bytes]":
         return self.begin(name, sys.executable, "-m", "fedpeft", *arguments, home="user")

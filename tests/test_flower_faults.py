@@ -1,5 +1,6 @@
 """Slow nodes, bad links, full disks and other libraries: a federation of real processes goes on, or says why not."""
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.loop import federate, start
+from fedpeft.oneshot.keys import make_signing_key
 from fedpeft.plan import read_plan
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import RunFolder, read_rounds
@@ -156,13 +158,15 @@ def test_a_full_disk_at_the_server_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_a_secure_sum_over_a_federation_has_the_bits_of_one_process(tmp_path: Path) -> None:
-    """Four messages to each node in a round; in the end the server has the sums, and the same parameters."""
-    secure = 'weighting = "uniform"\nexchange = {name = "secure", threshold = 2}\n'
+    """Four messages to each node in a round, with keys that the nodes sign; in the end the server has the sums, and
+    the parameters of a simulation in which nobody signs."""
+    lines = [make_signing_key(f"c{k:03}", tmp_path)[1].read_text().strip() for k in range(3)]
+    secure = f'weighting = "uniform"\nexchange = {{name = "secure", threshold = 2, keys = {json.dumps(lines)}}}\n'
     with three(tmp_path, secure + NODES.replace("rounds = 3", "rounds = 2")) as here:
         assert submit(here).wait(900) == 0, here.log("run")
-        plan = read_plan(tmp_path / "plan.toml")
+        plan = read_plan(tmp_path / "plan.toml", ["exchange.keys=[]"])
         site = open_site(plan)
         *_, (state, _) = federate(plan, InProcess(site, Folder(tmp_path / "here")), start(plan, site.params()))
-        saved = load_checkpoint(RunFolder(tmp_path / "run").checkpoint, plan)
+        saved = load_checkpoint(RunFolder(tmp_path / "run").checkpoint, read_plan(tmp_path / "plan.toml"))
         assert saved is not None and equal(saved.state.params, state.params)
         assert all("weight" in each for each in of(here, "c001"))

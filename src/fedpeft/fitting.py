@@ -270,6 +270,8 @@ def _check_crowd(plan: Any) -> None:
             f"exchange.threshold = {exchange.threshold} must be more than half of cohort = {plan.cohort}, so that no "
             "two groups of clients can be told different things, and at most all; two thirds are usual"
         )
+    if lacking := set(plan.nodes or ()) - set(exchange.signers) if exchange.signers else ():
+        raise PlanError(f"exchange.keys lacks {', '.join(sorted(lacking))}: all nodes sign, or none")
     if plan.weighting != "uniform" and exchange.max_weight == 1:
         raise PlanError(
             f'weighting = "{plan.weighting}": set exchange.max_weight to the most examples that a client has, from '

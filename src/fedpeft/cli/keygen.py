@@ -1,4 +1,4 @@
-"""`fedpeft keygen`: a pair of keys, by which a server knows whose a contribution is."""
+"""`fedpeft keygen`: a pair of keys, by which a server or other clients know whose a message is."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +18,7 @@ def keygen(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where they go.")] = Path(),
     debug: Debug = False,
 ) -> None:
-    """Make a key to sign contributions with.
+    """Make a key to sign contributions with, or the keys of a secure sum.
 
     NAME is the client's, which the key may sign for and no other.
     """

@@ -10,6 +10,7 @@ from fedpeft.cli.options import Debug, Device, PlanFile, Settings, resolve
 
 EXAMPLES = """\
   fedpeft node plan.toml --data pictures/ --name hospital-a     at a hospital that the plan names
+  fedpeft node plan.toml --data pictures/ --name hospital-a --key hospital-a.key     where a secure sum is signed
   fedpeft node plan.toml --client 0                             to rehearse: the first client of the plan's partition
 """
 
@@ -21,6 +22,10 @@ def node(
     name: Annotated[str | None, typer.Option(metavar="NAME", help="What the plan calls you.")] = None,
     client: Annotated[
         int | None, typer.Option(metavar="K", help="To rehearse: client K, from 0, of the plan's partition.")
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Sign with this key of `keygen`, where the plan's exchange.keys has it."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Its folder; else nodes/NAME.")] = None,
     device: Device = "cpu",
@@ -34,6 +39,7 @@ def node(
         raise click.UsageError("give --data and --name, or --client")
     from fedpeft.deploy.node import Node
     from fedpeft.deploy.terms import node_site, rehearsal_site
+    from fedpeft.oneshot.keys import signing_key
 
     read = resolve(plan, settings)
     if data is not None and name is not None:
@@ -41,7 +47,7 @@ def node(
     else:
         site, who = rehearsal_site(read, client or 0, device)
     folder = (out or Path("nodes") / who).resolve()
-    worker = Node(site, who, folder, typer.echo)
+    worker = Node(site, who, folder, typer.echo, signing_key(key).private_bytes_raw() if key else None)
 
     def ready() -> None:
         typer.echo(f"{who}: {site.data.size(who)} examples, plan {site.plan.fingerprint}, base {worker.terms['base']}")

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -97,6 +97,9 @@ class Nowhere:
     def secret(self, client: ClientId) -> Secret:
         return self.root.at(client)
 
+    def signer(self, client: ClientId) -> bytes | None:
+        return None
+
     def note(self, client: ClientId) -> bytes:
         return b""
 
@@ -111,9 +114,13 @@ class Folder:
     Two versions of a client are kept: the last whose reply the server counted, and the newest. A version holds the
     reply that went with it; asked again for the same (run, round), the client sends the same bytes and its memory
     does not advance twice.
+
+    Attributes:
+      signing: by client the private key that it signs with, which lies elsewhere.
     """
 
     path: Path
+    signing: Mapping[ClientId, bytes] = field(default_factory=dict, repr=False)
 
     def load(self, client: ClientId, accepted: int | None) -> Tensors:
         return {} if accepted is None else under("memory", self._version(client, accepted)[0])
@@ -137,6 +144,9 @@ class Folder:
     def secret(self, client: ClientId) -> Secret:
         """A key for each client from one file, `secret`, that stands for the one each would have."""
         return secret_at(self.path / SECRET).at(client)
+
+    def signer(self, client: ClientId) -> bytes | None:
+        return self.signing.get(client)
 
     def note(self, client: ClientId) -> bytes:
         """What the client kept last; nothing if it never did."""

@@ -18,7 +18,7 @@ from fedpeft.client import Worker
 from fedpeft.core.letters import SOCKET, Letter, listening, receive, send
 from fedpeft.core.stores import Folder, StoreError
 from fedpeft.core.types import ClientId, Failure, Job
-from fedpeft.deploy.terms import disagreement, terms_of
+from fedpeft.deploy.terms import check_signer, disagreement, terms_of
 from fedpeft.errors import RunError, WireError
 from fedpeft.runs.environment import differences, environment
 from fedpeft.runs.folder import RunFolder, locked
@@ -41,16 +41,22 @@ class Node:
 
     Attributes:
       say: told in words of each job.
+      signing: the private key that the plan's secure sum knows the client by.
       terms: what a letter must agree with.
+
+    Raises:
+      PlanError: the plan has another key for the client, or none is given where it has one.
     """
 
     site: Site
     client: ClientId
     folder: Path
     say: Callable[[str], None] = print
+    signing: bytes | None = field(default=None, repr=False)
     terms: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
+        check_signer(self.site.plan, self.client, self.signing)
         object.__setattr__(self, "terms", terms_of(self.site))
 
     def answer(self, asked: Letter) -> Letter:
@@ -67,7 +73,7 @@ class Node:
         if kind != "job":
             return self._cannot(f"a letter of the kind {kind!r} has no sense here")
         try:
-            job, worker = self._job(asked), Worker(self.site, Folder(self._memory(head.get("token"))))
+            job, worker = self._job(asked), Worker(self.site, self._store(head.get("token")))
             began, done = monotonic(), worker(job)
         except WireError as error:
             return self._cannot(str(error))
@@ -93,11 +99,11 @@ class Node:
             raise WireError(f"a job of {job.run!r} for {job.client!r}: this is {self.client!r} of {plan.name!r}")
         return job
 
-    def _memory(self, token: Any) -> Path:
+    def _store(self, token: Any) -> Folder:
         """A run's own folder: with another run of the same plan a round's reply need not be the same."""
         if not isinstance(token, str) or not re.fullmatch(r"[0-9a-f]{32}", token):
             raise WireError("a job without a run's token")
-        return self.folder / "clients" / token
+        return Folder(self.folder / "clients" / token, {self.client: self.signing} if self.signing else {})
 
     def serve(self, ready: Callable[[], None] = lambda: None) -> None:
         """Answer letters until the process is ended.

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedpeft.core.interfaces import Data
 from fedpeft.core.packed import prepare_frozen
+from fedpeft.core.signing import public_of
 from fedpeft.core.stores import write_atomically
 from fedpeft.core.types import ClientId
 from fedpeft.data.partitioned import Partitioned
@@ -66,6 +67,16 @@ def check_plan(plan: Plan) -> None:
         raise PlanError("asynchronous steps run on a simulated clock, which nodes do not have: leave out `buffer`")
     if plan.personal:
         raise PlanError("personal tensors stay with their nodes, where this server cannot measure them: leave them out")
+
+
+def check_signer(plan: Plan, name: ClientId, private: bytes | None) -> None:
+    """Raises PlanError unless a node has the signing key that the plan knows it by, and none where it knows none."""
+    known = plan.exchange.signers.get(name)
+    if private is None and plan.exchange.signers:
+        raise PlanError("the plan's exchange.keys says who signs: give the node its own key, --key FILE")
+    if private is not None and public_of(private) != known:
+        has = "has another key" if known else "has no key"
+        raise PlanError(f"the plan's exchange.keys {has} for {name!r}: put the line of its .pub there, on all sides")
 
 
 def node_site(plan: Plan, path: str, name: ClientId, device: str = "cpu") -> Site:

@@ -9,7 +9,7 @@ from fedpeft.core.interfaces import Engine, Reception
 from fedpeft.core.types import ClientId, Job
 from fedpeft.core.wire import unframe
 from fedpeft.errors import WireError
-from fedpeft.exchanges.sharing import KEY, agreed, joined
+from fedpeft.exchanges.sharing import KEY, agreed, check_signed, joined
 
 Answer = TypeVar("Answer")
 
@@ -55,18 +55,21 @@ class Asking:
         return found
 
 
-def public_keys(client: ClientId, payload: bytes) -> tuple[str, str, str]:
-    """Two public keys and the commitment to the client's own mask.
+def public_keys(
+    jobs: Mapping[ClientId, Job], signers: Mapping[ClientId, str]
+) -> Callable[[ClientId, bytes], tuple[str, list[str]]]:
+    """A check for the commitment to a client's own mask, and its two public keys with the signature if clients sign."""
 
-    Raises:
-      ValueError: they are something else.
-    """
-    header, body = unframe(payload)
-    if len(body) != 2 * KEY or not isinstance(header, dict) or not isinstance(header.get("own"), str):
-        raise ValueError("no two public keys came")
-    for key in (body[:KEY], body[KEY:]):
-        agreed(os.urandom(KEY), key, "trial", [client])  # of a key of small order all others would choke
-    return body[:KEY].hex(), body[KEY:].hex(), header["own"]
+    def check(client: ClientId, payload: bytes) -> tuple[str, list[str]]:
+        header, body = unframe(payload)
+        if len(body) != 2 * KEY or not isinstance(header, dict) or not isinstance(header.get("own"), str):
+            raise ValueError("no two public keys came")
+        for key in (body[:KEY], body[KEY:]):
+            agreed(os.urandom(KEY), key, "trial", [client])  # of a key of small order all others would choke
+        check_signed(jobs[client], client, body, header.get("signature"), signers)
+        return header["own"], [body[:KEY].hex(), body[KEY:].hex(), *([header["signature"]] if signers else [])]
+
+    return check
 
 
 def secrets_of(

@@ -1,10 +1,10 @@
 """One message to each client and one back: the round of federated averaging (arXiv:1602.05629, Algorithm 1)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedpeft.core.interfaces import Engine, Reception, Store
-from fedpeft.core.types import Job, Update
+from fedpeft.core.types import ClientId, Job, Update
 
 
 @dataclass(frozen=True)
@@ -12,6 +12,10 @@ class Fit:
     @property
     def sums(self) -> bool:
         return False
+
+    @property
+    def signers(self) -> Mapping[ClientId, str]:
+        return {}
 
     def reply(self, job: Job, packed: bytes, store: Store) -> bytes:
         return packed

@@ -9,13 +9,14 @@ import numpy as np
 
 from fedpeft.core.interfaces import Codec, Engine, Reception, Store
 from fedpeft.core.secrets import Secret
+from fedpeft.core.signing import public_line
 from fedpeft.core.tensors import Layout, norm
 from fedpeft.core.types import ClientId, Job, Update
 from fedpeft.core.wire import frame, layout_of, pack, unframe, unpack
 from fedpeft.exchanges.asking import Asking, Unrecovered, pieces, public_keys, readable, secrets_of
 from fedpeft.exchanges.masking import Integers, carried, integers, mask, mean, read, shift
 from fedpeft.exchanges.session import Session
-from fedpeft.exchanges.sharing import SEALED, agreed, public, require
+from fedpeft.exchanges.sharing import SEALED, agreed, check_signed, public, require
 from fedpeft.registry import build
 
 MASKED = "masked"
@@ -31,8 +32,9 @@ class Secure:
         unmask   gets who is alive; gives of those the shares of `own`, of those who are not the shares of their masks
 
     What is added up is exact: the mean is that of the rounded updates. A client that drops out costs its own update;
-    while `threshold` clients answer, the sum of the others is recovered. The server is trusted to follow the protocol
-    and to pass on keys unchanged, not to close its eyes; up to `threshold` − 1 clients may tell it all they know.
+    while `threshold` clients answer, the sum of the others is recovered. The server is trusted to follow the protocol,
+    not to close its eyes; up to `threshold` − 1 clients may tell it all they know. That it passes on keys unchanged is
+    trusted too, unless `keys` says who signs: then clients take part with no others.
 
     Attributes:
       threshold: of clients that must answer each message; fewer learn nothing, and the round changes nothing.
@@ -40,6 +42,7 @@ class Secure:
       max_norm: the longest update that a client sends, since the server cannot see how long it is.
       max_weight: the largest weight of a client: 1 with uniform weights.
       bits: k, 32 or 64, of an entry on the wire.
+      keys: a line `ed25519:<hex> <client>`, as `fedpeft keygen` writes it, for every client; none in simulations.
 
     Raises:
       ValueError: a value out of range.
@@ -50,12 +53,19 @@ class Secure:
     max_norm: float = float("inf")
     max_weight: int = 1
     bits: int = 32
+    keys: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.threshold < 2 or self.max_weight < 1 or not (self.limit > 0 and self.max_norm > 0):
             raise ValueError("threshold must be at least 2, max_weight at least 1, limit and max_norm positive")
         if self.bits not in (32, 64):
             raise ValueError(f"bits must be 32 or 64, got {self.bits}")
+        if len(self.signers) < len(self.keys) or "" in self.signers or len({*self.signers.values()}) < len(self.keys):
+            raise ValueError("keys must have a line for each client, a key of its own and its name behind it")
+
+    @property
+    def signers(self) -> Mapping[ClientId, str]:
+        return {client: key for key, client in map(public_line, self.keys)}
 
     @property
     def sums(self) -> bool:
@@ -86,6 +96,8 @@ class Secure:
         if job.phase == "shares":
             session = replace(session.once(job), roster=dict(header["roster"]))
             self._check_crowd(job, session.roster)
+            for client, (cipher, masks, *told) in session.roster.items():
+                check_signed(job, client, bytes.fromhex(cipher + masks), "".join(told), self.signers)
             return session.kept(store).shares(store, self.threshold)
         if job.phase == "masked":
             session = replace(session.once(job, after="shares"), peers=header["peers"])
@@ -120,8 +132,9 @@ class Secure:
             receive.tell(f"{error}: nothing changes")
 
     def _sum(self, asking: Asking) -> Update:
-        roster = asking.ask("fit", {c: job.payload for c, job in asking.jobs.items()}, public_keys)
-        everyone = frame({"roster": {c: one[:2] for c, one in roster.items()}}, b"")
+        check = public_keys(asking.jobs, self.signers)
+        roster = asking.ask("fit", {c: job.payload for c, job in asking.jobs.items()}, check)
+        everyone = frame({"roster": {c: keys for c, (_, keys) in roster.items()}}, b"")
         sealed = asking.ask("shares", dict.fromkeys(roster, everyone), pieces(SEALED, len(roster)))
         peers = list(sealed)
         size = sum(prod(shape) for _, shape, _ in asking.receive.expected) + 1
@@ -152,17 +165,17 @@ class Secure:
         total: Integers,
         peer: ClientId,
         secret: bytes,
-        roster: Mapping[ClientId, Sequence[str]],
+        roster: Mapping[ClientId, tuple[str, Sequence[str]]],
         alive: Sequence[ClientId],
     ) -> Integers:
         """The sum without a client's own mask, or without what those who are alive agreed on with one who is not."""
-        _, key, own = roster[peer]
-        if (Secret(secret).commitment != own) if peer in alive else (public(secret).hex() != key):
+        own, keys = roster[peer]
+        if (Secret(secret).commitment != own) if peer in alive else (public(secret).hex() != keys[1]):
             raise Unrecovered(f"the shares that were told for {peer!r} do not fit: somebody sent others")
         if peer in alive:
             return total - mask(secret, len(total), self.bits)
         for client in alive:
-            common = agreed(secret, bytes.fromhex(roster[client][1]), "mask", [peer, client])
+            common = agreed(secret, bytes.fromhex(roster[client][1][1]), "mask", [peer, client])
             total = _signed(total, mask(common, len(total), self.bits), client > peer)
         return total
 

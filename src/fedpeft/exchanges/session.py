@@ -13,9 +13,10 @@ from typing import Any
 
 from fedpeft.core.interfaces import Store
 from fedpeft.core.secrets import Secret
+from fedpeft.core.signing import signature
 from fedpeft.core.types import ClientId, Job
 from fedpeft.core.wire import frame, unframe
-from fedpeft.exchanges.sharing import KEY, SEALED, Keys, agreed, public, seal, split, unseal
+from fedpeft.exchanges.sharing import KEY, SEALED, Keys, agreed, public, seal, signed, split, unseal
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Session:
       name: drawn afresh for each session.
       packed: the update, as the client would send it in the open; empty once it is masked for good.
       asked: by phase, a digest of what was asked.
-      roster: by client its two public keys, in the order of the names.
+      roster: by client its two public keys and, where clients sign, its signature; in the order of the names.
       peers: those with whom the update was masked.
     """
 
@@ -78,9 +79,13 @@ class Session:
         return Keys.of(store.secret(self.client).at("secure", self.run, self.round, self.name))
 
     def opening(self, store: Store) -> bytes:
-        """Public keys, and by what the client's own mask is known again."""
-        keys = self.keys(store)
-        return frame({"own": Secret(keys.own).commitment}, public(keys.cipher) + public(keys.mask))
+        """Public keys, by what the client's own mask is known again, and if it signs a signature of the keys."""
+        keys, signer = self.keys(store), store.signer(self.client)
+        opened = public(keys.cipher) + public(keys.mask)
+        head = {"own": Secret(keys.own).commitment}
+        if signer:
+            head["signature"] = signature(signer, signed(self.run, self.round, self.client, opened))
+        return frame(head, opened)
 
     def shares(self, store: Store, threshold: int) -> bytes:
         """Of the two secrets a share for each client, sealed for it."""

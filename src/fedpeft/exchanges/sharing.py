@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from fedpeft.core.secrets import Secret
-from fedpeft.core.types import ClientId
+from fedpeft.core.signing import verified
+from fedpeft.core.types import ClientId, Job
 from fedpeft.errors import PlanError
 
 KEY = 32
@@ -47,6 +48,19 @@ def public(private: bytes) -> bytes:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def signed(run: str, round: int, client: ClientId, keys: bytes) -> bytes:
+    """What a client signs: that these two public keys are its own, in this round of this run."""
+    return json.dumps(["fedpeft secure sum", run, round, client]).encode() + keys
+
+
+def check_signed(job: Job, client: ClientId, keys: bytes, told: object, signers: Mapping[ClientId, str]) -> None:
+    """Raises ValueError where clients sign and these two public keys are not signed by the client's own."""
+    if signers and not verified(signers.get(client, ""), told, signed(job.run, job.round, client, keys)):
+        raise ValueError(
+            f"the keys that came as those of {client!r} are not signed by the one that the plan has for it"
+        )
 
 
 def agreed(private: bytes, other: bytes, purpose: str, pair: Sequence[ClientId]) -> bytes:

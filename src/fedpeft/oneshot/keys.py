@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedpeft.core import signing
+from fedpeft.core.signing import KIND, public_line
 from fedpeft.core.stores import write_atomically
 from fedpeft.errors import RunError
 
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-KIND = "ed25519:"
 CONTEXT = b"fedpeft-contribution-1"
 NONCE = bytes(12)
 PUBLIC = 32  # bytes of a public key of either kind
@@ -147,21 +148,14 @@ class Trust:
             except (OSError, ValueError) as error:
                 raise RunError(f"the keys {path} cannot be read: {error}") from None
             for number, line in enumerate(filter(str.strip, lines), 1):
-                key, _, name = line.strip().partition(" ")
-                keys[_public(key, f"{path}, line {number}")] = name.strip()
+                try:
+                    key, name = public_line(line)
+                except ValueError as error:
+                    raise RunError(f"{path}, line {number}: {error}") from None
+                keys[key] = name
             if not keys:
                 raise RunError(f"{path} holds no key: a line is `ed25519:<hex> <client>`, as in the .pub of `keygen`")
         return cls(keys)
-
-
-def _public(text: str, where: str) -> str:
-    digits = text.removeprefix(KIND)
-    try:
-        if text.startswith(KIND) and len(bytes.fromhex(digits)) == PUBLIC:
-            return digits.lower()
-    except ValueError:
-        pass
-    raise RunError(f"{where}: {text[:80]!r} is no public key: a line is `ed25519:<hex> <client>`")
 
 
 def signed(key: "Ed25519PrivateKey", head: bytes, body: bytes) -> str:
@@ -171,15 +165,7 @@ def signed(key: "Ed25519PrivateKey", head: bytes, body: bytes) -> str:
 
 def verified(public: str, signature: str, head: bytes, body: bytes) -> bool:
     """Whether the owner of the key signed both."""
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-    try:
-        known, plain = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)), bytes.fromhex(signature)
-        known.verify(plain, _covered(head, body))
-    except (InvalidSignature, ValueError):
-        return False
-    return plain.hex() == signature  # written in the one way that is ours
+    return signing.verified(public, signature, _covered(head, body))
 
 
 def _covered(head: bytes, body: bytes) -> bytes:

@@ -70,10 +70,12 @@ def open_engine(folder: RunFolder, site: Site, workers: int = 0) -> OpenEngine:
     """The plan's engine, with the run's folder for what clients remember.
 
     Raises:
-      PlanError: `workers` for an engine that has none, or an engine that works elsewhere.
+      PlanError: `workers` for an engine that has none, or an engine or keys of clients that are elsewhere.
     """
     if site.plan.engine == "flower":
         raise PlanError('the engine "flower" needs nodes: `fedpeft run --engine flower --federation NAME`')
+    if site.plan.exchange.signers:
+        raise PlanError("exchange.keys are of nodes that sign, and a simulation has none: --set exchange.keys=[]")
     check_workers(site.plan, workers)
     settings: dict[str, Any] = {"workers": workers} if workers else {}
     engine: OpenEngine = find("engine", site.plan.engine)(site, store=Folder(folder.clients.resolve()), **settings)

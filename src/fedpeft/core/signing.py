@@ -1,0 +1,47 @@
+"""Signatures by which a client is known (Ed25519, RFC 8032), and public keys as people hand them on."""
+
+KIND = "ed25519:"
+PUBLIC = 32  # bytes of a public key
+
+
+def public_line(text: str) -> tuple[str, str]:
+    """The public key in hex and the client of a line `ed25519:<hex> <client>`; the client may be left out.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    key, _, name = text.strip().partition(" ")
+    digits = key.removeprefix(KIND)
+    try:
+        if key.startswith(KIND) and len(bytes.fromhex(digits)) == PUBLIC:
+            return digits.lower(), name.strip()
+    except ValueError:
+        pass
+    raise ValueError(f"{key[:80]!r} is no public key: a line is `{KIND}<hex> <client>`")
+
+
+def public_of(private: bytes) -> str:
+    """The public key of 32 private bytes, in hex."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw().hex()
+
+
+def signature(private: bytes, message: bytes) -> str:
+    """In hex, by the owner of 32 private bytes."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return Ed25519PrivateKey.from_private_bytes(private).sign(message).hex()
+
+
+def verified(public: str, signed: object, message: bytes) -> bool:
+    """Whether the owner of the public key signed the message, and it is written in the one way that is ours."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    try:
+        plain = bytes.fromhex(str(signed))
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(plain, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return plain.hex() == signed
