@@ -10,6 +10,7 @@ import pytest
 from running import PLAN, fedpeft
 
 from fedpeft import read_plan
+from fedpeft.cli.app import app
 from fedpeft.core.amounts import duration, size
 from fedpeft.registry import CATALOGUE
 
@@ -154,17 +155,16 @@ def test_list_knows_every_part() -> None:
     assert "Low-rank adaptation" in fedpeft("list", "method").stdout
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        *("run", "list", "show", "partition", "evaluate", "export", "report", "watch"),
-        *("invite", "contribute", "keygen", "merge", "diagnose", "attack"),
-    ],
-)
+@pytest.mark.parametrize("command", [one.name for one in app.registered_commands])
 def test_help_has_examples(command: str) -> None:
     result = fedpeft(command, "--help")
     assert result.exit_code == 0
     assert f"Examples:\n    fedpeft {command}" in result.stdout
+    assert "\\[" not in result.stdout, "brackets are shown as they are"
+
+
+def test_the_list_of_commands_is_not_cut_short() -> None:
+    assert "..." not in fedpeft("--help").stdout.partition("Commands:")[2]
 
 
 def test_help_and_list_do_not_wait_for_torch() -> None:

@@ -102,10 +102,14 @@ def skew_lora() -> str:
     return _switches("lora")
 
 
+def skew_full() -> str:
+    return _switches("full")
+
+
 def chosen() -> str:
     """What clients voted for, seed by seed."""
     rows = []
-    for method, label in {"head": "head", "lora": "LoRA"}.items():
+    for method, label in {"head": "head", "lora": "LoRA", "full": "full"}.items():
         for name in (name for name in SWITCHES if name.endswith("vote")):
             for folder in sorted((CELLS / SKEW).glob(f"{method}-{name}-seed*")):
                 vote = json.loads((folder / "rounds.jsonl").read_text())["vote"]
@@ -153,6 +157,7 @@ TABLES = {
     "beside": beside,
     "skew-head": skew_head,
     "skew-lora": skew_lora,
+    "skew-full": skew_full,
     "chosen": chosen,
     "skew-beside": skew_beside,
     "arrivals": arrivals,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import click
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from fedpeft.cli import (
     attack,
@@ -49,6 +49,13 @@ class Commands(TyperGroup):
             code, line = _explained(error)
             typer.echo(line, err=True)
             raise typer.Exit(code) from None
+
+
+class Plain(TyperCommand):
+    """Help in plain text, in which typer 0.20 would show the brackets of `[required]` escaped for rich."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        return super().get_help(ctx).replace("\\[", "[")
 
 
 def _explained(error: BaseException) -> tuple[int, str]:
@@ -111,4 +118,4 @@ for name, command, examples in (
     ("diagnose", diagnose.diagnose, diagnose.EXAMPLES),
     ("attack", attack.attack, attack.EXAMPLES),
 ):
-    app.command(name, epilog=f"\b\nExamples:\n{examples}")(command)
+    app.command(name, cls=Plain, epilog=f"\b\nExamples:\n{examples}")(command)

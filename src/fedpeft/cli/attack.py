@@ -28,10 +28,11 @@ def attack(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Attack what one client sends, as the server could: membership inference and gradient inversion.
+    """Attack what one client sends, as the server could.
 
-    RUN is the folder of a run. Its rounds are repeated here up to the client's last message; where noise is added, it
-    is another draw. What is found is compared with what could be had without any message.
+    By membership inference and gradient inversion. RUN is the folder of a run. Its rounds are repeated here up to the
+    client's last message; where noise is added, it is another draw. What is found is compared with what could be had
+    without any message.
     """
     from dataclasses import replace
 

@@ -34,10 +34,11 @@ def diagnose(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Compare one round with many at the same local work, and say whether it will do.
+    """Measure whether one round will do.
 
-    Trained are some of the plan's clients, twice: with an exchange after each round, and with one at the end. Without
-    PLAN.toml: the plan of `fedpeft run`. The held-out examples and those of all clients are read here.
+    It is compared with many at the same local work. Trained are some of the plan's clients, twice: with an exchange
+    after each round, and with one at the end. Without PLAN.toml: the plan of `fedpeft run`. The held-out examples and
+    those of all clients are read here.
     """
     from rich.console import Console
     from rich.progress import Progress

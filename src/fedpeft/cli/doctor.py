@@ -28,9 +28,10 @@ def doctor(
     name: Annotated[str | None, typer.Option(metavar="NAME", help="What the plan calls this node.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Look at versions, certificates, keys, the way to the SuperLink, its clock, the worker, the plan and the data.
+    """Look for what would keep a federation from running.
 
-    Ends with 1 where something is to be done; says what.
+    It looks at versions, certificates, keys, the way to the SuperLink, its clock, the worker, the plan and the data.
+    Says what is to be done, and ends with 1 if there is something.
     """
     from fedpeft.deploy import doctor as look
 

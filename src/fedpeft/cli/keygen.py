@@ -18,9 +18,9 @@ def keygen(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where they go.")] = Path(),
     debug: Debug = False,
 ) -> None:
-    """Make a key to sign contributions with, or the keys of a secure sum.
+    """Make a key for a client to sign with.
 
-    NAME is the client's, which the key may sign for and no other.
+    It signs contributions, or its keys of a secure sum. NAME is the client's, which the key may sign for and no other.
     """
     from fedpeft.oneshot.keys import make_signing_key
 

@@ -39,8 +39,9 @@ def merge(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Merge the files of an invitation DIR into a new run's folder, or change what was merged into the folder DIR.
+    """Merge contribution files into a run's folder.
 
+    DIR is the folder of an invitation, or with --add and --remove that of what was merged.
     A file that is not as it must be is named, and nothing is merged then.
     """
     from fedpeft.oneshot.keys import Trust

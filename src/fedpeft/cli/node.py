@@ -31,8 +31,9 @@ def node(
     device: Device = "cpu",
     debug: Debug = False,
 ) -> None:
-    """Hold the base model and the data, and train when Flower's SuperNode on this machine brings a job.
+    """Hold an owner's data and train for Flower's SuperNode.
 
+    It stays with the base model while the SuperNode on this machine comes and goes with jobs.
     Nothing but what PLAN.toml says is ever trained. The SuperNode is started beside it; docs/deploy.md tells how.
     """
     if (client is None) == (data is None) or (data is None) != (name is None):

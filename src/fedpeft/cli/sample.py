@@ -25,7 +25,7 @@ def sample(
     seed: Annotated[int, typer.Option(metavar="N", help="Of the noise that pictures begin as.")] = 0,
     debug: Debug = False,
 ) -> None:
-    """Draw pictures with the models of text-to-image runs, side by side.
+    """Draw pictures of text-to-image runs, side by side.
 
     A row for each caption: the held-out picture, what the base model draws, and what the model of each RUN draws
     from the same noise.
