@@ -100,7 +100,7 @@ def _questions(task: Any) -> Iterator[Question]:
 
 
 def _scorer(task: Any, doc: Any) -> Callable[[Sequence[tuple[float, bool]]], Mapping[str, Any]]:
-    return lambda answers: task.process_results(doc, answers)  # type: ignore[no-any-return]
+    return lambda answers: task.process_results(doc, answers)
 
 
 def _tasks(asked: Asked) -> list[Any]:
