@@ -177,6 +177,8 @@ def test_mmlu_from_a_folder(run: Done, tmp_path: Path) -> None:
         benchmark(run.folder.path, Asked("mmlu_stem", mmlu=tmp_path))
     (tmp_path / "other").mkdir()
     Dataset.from_list([{"text": "one"}]).to_parquet(tmp_path / "other" / "test.parquet")
+    with pytest.raises(RunError, match="'mmlu_pro' is none of MMLU's tasks: leave out --mmlu"):
+        benchmark(run.folder.path, Asked("mmlu_pro", mmlu=tmp_path))
     with pytest.raises(DataError, match="is no MMLU: it needs tables dev and test with the columns subject, question"):
         benchmark(run.folder.path, Asked("mmlu", mmlu=tmp_path / "other"))
 
@@ -206,8 +208,6 @@ def done_without_logits(path: Path, **settings: Any) -> Path:
 def test_options_that_say_nothing_and_runs_that_have_no_answers(tmp_path: Path) -> None:
     alone = fedpeft("evaluate", tmp_path, "--shots", 5)
     assert alone.exit_code == 2 and "--shots, --limit and --mmlu belong to --benchmark" in alone.stderr
-    other = fedpeft("evaluate", tmp_path, "--benchmark", "arc_easy", "--mmlu", tmp_path)
-    assert other.exit_code == 2 and "--mmlu is of no use to the benchmark 'arc_easy'" in other.stderr
     points = {
         "task": "parts:Points",
         "data": "parts:Blobs",

@@ -20,14 +20,12 @@ def asked(name: str | None, shots: int | None, limit: int | None, mmlu: Path | N
     Raises:
       UsageError: an option that says nothing without another.
     """
-    from fedpeft.runs.questions import MMLU, Asked
+    from fedpeft.runs.questions import Asked
 
     if name is None:
         if (shots, limit, mmlu) != (None, None, None):
             raise click.UsageError("--shots, --limit and --mmlu belong to --benchmark")
         return None
-    if mmlu and name.split("_")[0] != MMLU:
-        raise click.UsageError(f"--mmlu is of no use to the benchmark {name!r}")
     return Asked(name, shots, limit, mmlu)
 
 

@@ -22,7 +22,7 @@ from fedpeft.plan import Plan
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import RunFolder, read_json, reopen, write_json
 from fedpeft.runs.measure import untuned
-from fedpeft.runs.questions import Asked, Question, questions, require
+from fedpeft.runs.questions import Asked, Question, questions, quiet, require
 from fedpeft.site import threads
 from fedpeft.tasks.causal_lm import CausalLM
 
@@ -58,7 +58,8 @@ def benchmark(
     every, shots = questions(asked)
     with threads(plan.threads):
         model = asking(untuned(plan).model(()), plan, device)
-        tokens = [[encoded(model, *request) for request in one.requests] for one in every]
+        with quiet():
+            tokens = [[encoded(model, *request) for request in one.requests] for one in every]
         room = model.max_length - getattr(plan.method, "tokens", 0)  # a prefix stands in the context too
         kept = [k for k, one in enumerate(tokens) if all(len(a) + len(b) <= room + 1 for a, b in one)]
         if len(kept) < 2:
@@ -100,8 +101,6 @@ def _tuned(plan: Plan, params: Tensors) -> nn.Module:
 def asking(model: nn.Module, plan: Plan, device: str) -> Any:
     """The model as lm-eval asks one."""
     from lm_eval.models.huggingface import HFLM
-
-    from fedpeft.runs.questions import quiet
 
     assert isinstance(plan.task, CausalLM)
     with quiet():
@@ -156,15 +155,15 @@ def _record(
         raise RunError("these questions have neither acc nor acc_norm, the shares of right answers")
     metrics = {}
     for name in names:
-        before, after = ([one[name] for one in answers] for answers in (base, tuned))
+        before, after = ([one[name] for one in heard] for heard in (base, tuned))
         apart = [b - a for a, b in zip(before, after, strict=True)]
         metrics[name] = {"base": share(before), "tuned": share(after), "difference": difference(apart)}
     asked, kept = (Counter(one.task for one in which) for which in (every, some))
     tasks = {}
     for task in asked:
         right = {
-            kind: {n: fmean(one[n] for q, one in zip(some, answers, strict=True) if q.task == task) for n in names}
-            for kind, answers in (("base", base), ("tuned", tuned))
+            kind: {n: fmean(one[n] for q, one in zip(some, heard, strict=True) if q.task == task) for n in names}
+            for kind, heard in (("base", base), ("tuned", tuned))
             if kept[task]
         }
         tasks[task] = {"questions": asked[task], "left_out": asked[task] - kept[task], **right}

@@ -14,6 +14,7 @@ from typing import Any
 from fedpeft.core.places import locate
 from fedpeft.data.reading import read_splits
 from fedpeft.errors import DataError, FedpeftError, RunError
+from fedpeft.tasks.pretrained import quiet as quiet_transformers
 
 MMLU = "mmlu"
 COLUMNS = ("subject", "question", "choices", "answer")
@@ -104,41 +105,36 @@ def _scorer(task: Any, doc: Any) -> Callable[[Sequence[tuple[float, bool]]], Map
 
 
 def _tasks(asked: Asked) -> list[Any]:
-    manager = _manager(asked.name)
+    """The tasks that a name stands for, with their data.
+
+    Raises:
+      RunError: there are none, or they are not answered by choosing.
+      DataError: a folder does not hold them.
+    """
+    import lm_eval.tasks
+    from lm_eval.tasks import TaskManager
+
+    own = TaskManager(include_defaults=False, include_path=Path(lm_eval.tasks.__file__).parent / MMLU / "default")
     folder = asked.mmlu or locate(MMLU)
-    if folder is not None and asked.name.split("_")[0] == MMLU and asked.name in manager.all_tasks:
-        tasks = _from_folder(manager, asked.name, folder)
-    else:
-        tasks = list(manager.load(asked.name)["tasks"].values())
+    if folder is not None and asked.name in own.all_tasks:
+        return _from_folder(own, asked.name, folder)
+    if asked.mmlu is not None:
+        raise RunError(f"{asked.name!r} is none of MMLU's tasks: leave out --mmlu")
+    # lm-eval reads all of its thousands of files only where it must
+    manager = own if asked.name in own.all_tasks else TaskManager(include_defaults=not Path(asked.name).is_file())
+    if asked.name not in manager.all_tasks and not Path(asked.name).is_file():
+        near = get_close_matches(asked.name, manager.all_tasks, n=3, cutoff=0.6)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise RunError(
+            f"lm-eval has no task called {asked.name!r}, and there is no such file.{hint} `lm-eval ls tasks` lists them"
+        )
+    tasks = list(manager.load(asked.name)["tasks"].values())
     if other := sorted({task.OUTPUT_TYPE for task in tasks} - {CHOSEN}):
         raise RunError(
             f"{asked.name!r} is no multiple choice but {', '.join(other)}: measured are questions whose answers are "
             "chosen by their log-likelihood, such as mmlu, arc_challenge, hellaswag, winogrande"
         )
     return tasks
-
-
-def _manager(name: str) -> Any:
-    """What knows the task; only where it must does it read all of lm-eval's thousands of files.
-
-    Raises:
-      RunError: there is no such task.
-    """
-    import lm_eval.tasks
-    from lm_eval.tasks import TaskManager
-
-    if Path(name).is_file():
-        return TaskManager(include_defaults=False)
-    own = Path(lm_eval.tasks.__file__).parent / MMLU / "default"
-    for where in ([own], []) if name.split("_")[0] == MMLU else ([],):
-        manager = TaskManager(include_defaults=not where, include_path=[str(folder) for folder in where])
-        if name in manager.all_tasks:
-            return manager
-    near = get_close_matches(name, manager.all_tasks, n=3, cutoff=0.6)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise RunError(
-        f"lm-eval has no task called {name!r}, and there is no such file.{hint} `lm-eval ls tasks` lists them"
-    )
 
 
 def _from_folder(manager: Any, name: str, folder: Path) -> list[Any]:
@@ -200,12 +196,12 @@ def _set_shots(task: Any, shots: int | None) -> int:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without lm-eval's warnings, which tell of what is wanted here, and without a bar for each task."""
+    """Without warnings of what is wanted here, or counted, such as long texts; and without a bar for each task."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with redirect_stderr(StringIO()):
+        with quiet_transformers(), redirect_stderr(StringIO()):
             yield
     finally:
         logger.setLevel(level)
