@@ -112,6 +112,29 @@ def _kept(heard: list[list[float]]) -> Any:
 
 
 @needs_lm_eval
+def test_scores_are_those_of_lm_evals_own_command_with_shots_drawn_alike(
+    run: Done, llama: Path, tmp_path: Path
+) -> None:
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    task = str(own_task(tmp_path, counting(), fewshot_config=None))  # shots at random, as of a task that says nothing
+    theirs = simple_evaluate(
+        HFLM(str(llama), device="cpu", dtype="float32", logits_cache=False),
+        tasks=[task],
+        num_fewshot=3,
+        bootstrap_iters=0,
+        task_manager=TaskManager(include_defaults=False),
+    )["results"]["counting"]
+    ours = benchmark(run.folder.path, Asked(task, shots=3))["metrics"]
+    assert [ours[name]["base"]["value"] for name in ("acc", "acc_norm")] == pytest.approx(
+        [theirs[f"{name},none"] for name in ("acc", "acc_norm")]
+    )
+    assert ours["acc"]["base"]["value"] not in (0, 1)
+
+
+@needs_lm_eval
 def test_questions_that_do_not_fit_are_asked_of_neither_and_counted(run: Done, tmp_path: Path) -> None:
     """A question of 128 words and an answer of one fill the model; one more of either does not fit."""
     rows = [
