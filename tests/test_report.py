@@ -10,6 +10,7 @@ import pytest
 from cells import write_cell, write_study
 from running import PLAN, fedpeft
 
+TOLD = {"base": 0.24, "tuned": 0.3, "difference": 0.06}
 EVIL = '</script><img src=x onerror="alert(1)">{{7*7}}&'
 
 
@@ -124,6 +125,20 @@ def test_sampled_answers_are_shown_as_they_are(tmp_path: Path) -> None:
     (folder / "samples.json").write_text('{"round": 1, "samples": [{"given": 3}]}')
     broken = fedpeft("report", folder, "-o", tmp_path / "page.html")
     assert broken.exit_code != 0 and "samples.json is damaged" in broken.stderr
+
+
+def test_benchmarks_have_a_line_each(tmp_path: Path) -> None:
+    folder = write_cell(tmp_path / "run", [0.5])
+    kinds = {kind: {"value": x, "low": x - 0.02, "high": x + 0.02} for kind, x in TOLD.items()}
+    told = {"benchmark": EVIL, "shots": 5, "round": 3, "questions": 90, "left_out": 40, "chance": 0.25}
+    (folder / "benchmarks.json").write_text(json.dumps({"benchmarks": [{**told, "metrics": {"acc": kinds}}]}))
+    assert fedpeft("report", folder, "-o", tmp_path / "page.html").exit_code == 0
+    page = Page((tmp_path / "page.html").read_text())
+    for words in ("Benchmarks", "50", "25.0%", "24.0 (22.0 to 26.0)", "+6.0 (+4.0 to +8.0)", EVIL):
+        assert words in page.words, words
+    (folder / "benchmarks.json").write_text(json.dumps({"benchmarks": [told]}))
+    broken = fedpeft("report", folder, "-o", tmp_path / "page.html")
+    assert broken.exit_code != 0 and "benchmarks.json is damaged: benchmarks.0.metrics" in broken.stderr
 
 
 def test_a_formula_is_no_formula_in_a_spreadsheet(tmp_path: Path) -> None:

@@ -1,16 +1,20 @@
 """`fedpeft evaluate`: the metrics of a run's checkpoint."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fedpeft.cli import benchmarks
 from fedpeft.cli.options import AsJson, Debug, Device, RunPath
 
 EXAMPLES = """\
   fedpeft evaluate runs/digits-lora-1-001
   fedpeft evaluate runs/digits-lora-1-001 --per-client --json
   fedpeft evaluate runs/dolly-stories260k-1-001 --sample 3
+  fedpeft evaluate runs/dolly-stories260k-1-001 --benchmark mmlu --shots 0
+  fedpeft evaluate runs/mine --benchmark arc_challenge --shots 25 --device cuda
 """
 
 
@@ -22,13 +26,33 @@ def evaluate(
     sample: Annotated[
         int, typer.Option(metavar="N", min=0, help="Also how a language model goes on from N held-out prompts.")
     ] = 0,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Also by multiple choice: a task of lm-eval, e.g. mmlu, or its YAML file."),
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(metavar="N", min=0, show_default=False, help="Answered before each; else the task's.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="The first N questions of each task; MMLU has 57 tasks.")
+    ] = None,
+    mmlu: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Tables dev and test; else mmlu here or in $FEDPEFT_DATA, else from the hub.",
+        ),
+    ] = None,
     device: Device = "cpu",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Measure a run on held-out examples.
 
-    RUN is the folder of a run; what is measured is its last checkpoint. Samples are kept there, for `fedpeft report`.
+    RUN is the folder of a run; what is measured is its last checkpoint. Samples and benchmarks are kept there, for
+    `fedpeft report`. A benchmark (fedpeft[lm-eval]) asks the base model, which nobody tuned, the same questions.
     """
     from dataclasses import asdict
 
@@ -41,6 +65,7 @@ def evaluate(
     from fedpeft.runs.record import finite_or_none
     from fedpeft.runs.samples import samples
 
+    asked = benchmarks.asked(benchmark, shots, limit, mmlu)
     folder, plan = reopen(run)
     saved = load_checkpoint(folder.checkpoint, plan)
     if saved is None:
@@ -55,6 +80,8 @@ def evaluate(
     if sample:
         found["samples"] = [asdict(one) for one in samples(site, saved.state, sample)]
         write_json(folder.samples, {"round": saved.state.round, "samples": found["samples"]})
+    if asked:
+        found["benchmark"] = benchmarks.measured(run, asked, device)
     typer.echo(json.dumps(found, indent=2) if as_json else _table(found))
 
 
@@ -66,6 +93,8 @@ def _table(found: dict[str, Any]) -> str:
             lines.append(f"  {name:<12}mean {_shown(spread['mean'])}   worst tenth {_shown(spread['worst_tenth'])}")
     for one in found.get("samples", ()):
         lines += ["", *(f"{name:<8}{text!r}" for name, text in one.items())]
+    if "benchmark" in found:
+        lines += ["", *benchmarks.lines(found["benchmark"])]
     return "\n".join(lines)
 
 

@@ -116,6 +116,44 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Range:
+    """A value and its 95 % interval."""
+
+    value: Finite
+    low: Finite
+    high: Finite
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The share of right answers of a base model and of the tuned one, and their difference question by question."""
+
+    base: Range
+    tuned: Range
+    difference: Range
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Multiple-choice questions; see `fedpeft evaluate --benchmark`."""
+
+    benchmark: str
+    shots: int
+    round: int
+    questions: int
+    left_out: int
+    chance: Finite
+    metrics: Mapping[str, Compared]
+
+
+@dataclass(frozen=True)
+class Benchmarks:
+    """benchmarks.json."""
+
+    benchmarks: Sequence[Benchmark] = ()
+
+
+@dataclass(frozen=True)
 class Cell:
     """One run.
 
@@ -133,6 +171,7 @@ class Cell:
     summary: Summary | None
     division: Division | None
     samples: Samples | None
+    benchmarks: Benchmarks
 
     @property
     def finished(self) -> bool:
@@ -222,6 +261,7 @@ def read_cell(path: Path) -> Cell:
             None if summary is None else _checked(Summary, summary, folder.summary),
             None if division is None else _checked(Division, division, folder.partition),
             None if samples is None else _checked(Samples, samples, folder.samples),
+            _checked(Benchmarks, read_json(folder.benchmarks) or {}, folder.benchmarks),
         )
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.filename}: {error.strerror}") from None

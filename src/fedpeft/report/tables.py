@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedpeft.core.amounts import duration, size
-from fedpeft.report.reading import Cell
+from fedpeft.report.reading import Cell, Range
 from fedpeft.report.rows import shown, with_interval
 from fedpeft.report.statistics import Estimate
 from fedpeft.report.study import WAYS, Group, Measure, Section
@@ -151,6 +151,28 @@ def samples(section: Section) -> Table:
         for s in told.samples
     ]
     return Table("samples", "Sampled answers", head, rows)
+
+
+def benchmarks(section: Section) -> Table:
+    """A line for each benchmark of a run and each of its metrics."""
+    head = ("group", "seed", "after round", "benchmark", "shots", "questions asked", "left out", "chance", "metric",
+            "base, not tuned", "tuned", "difference, points")  # fmt: skip
+    rows = [
+        [word(group.label), count(cell.seed), count(told.round), word(told.benchmark), count(told.shots),
+         count(told.questions - told.left_out), count(told.left_out), number(told.chance, f"{told.chance:.1%}"),
+         word(name), _between(each.base), _between(each.tuned), _between(each.difference, "+")]
+        for group in section.groups
+        for cell in group.cells
+        for told in cell.benchmarks.benchmarks
+        for name, each in told.metrics.items()
+    ]  # fmt: skip
+    return Table("benchmarks", "Benchmarks", head, rows)
+
+
+def _between(one: Range, sign: str = "") -> Entry:
+    """A share in percent and its interval."""
+    value, low, high = (format(100 * x, f"{sign}.1f") for x in (one.value, one.low, one.high))
+    return number(one.value, f"{value} ({low} to {high})")
 
 
 def differences(section: Section) -> Table:

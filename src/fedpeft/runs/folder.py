@@ -67,6 +67,10 @@ class RunFolder:
     def samples(self) -> Path:
         return self.path / "samples.json"
 
+    @property
+    def benchmarks(self) -> Path:
+        return self.path / "benchmarks.json"
+
 
 def vacant(path: Path) -> None:
     """Make sure that a new run may be put at `path`.

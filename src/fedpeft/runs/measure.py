@@ -146,9 +146,14 @@ def full_payloads(plan: Plan, classes: tuple[str, ...]) -> FullPayloads:
 
 def _whole(plan: Plan, classes: tuple[str, ...]) -> Tensors:
     """What full fine-tuning would train, of a model that is built for this and let go; of a config alone if need be."""
-    full = replace(plan, method=build("method", "full" if plan.method.pretrained else "scratch"), ranks=None)
+    full = untuned(plan)
     model = full.model(classes)
     return read(model, full.method.names(model))
+
+
+def untuned(plan: Plan) -> Plan:
+    """The plan whose model is the base as it is, with nothing put into it."""
+    return replace(plan, method=build("method", "full" if plan.method.pretrained else "scratch"), ranks=None)
 
 
 def over_clients(site: Site, state: State, store: Store) -> dict[str, dict[str, float]]:

@@ -1,0 +1,197 @@
+"""What a language model knows by multiple-choice questions, before its tuning and after.
+
+An answer is the choice whose tokens have the largest sum of log-likelihoods; `lm-eval` asks, computes and scores.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from math import isfinite, sqrt
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from torch import nn
+
+from fedpeft.core.lowrank import EXACT, merged
+from fedpeft.core.tensors import under
+from fedpeft.core.trainable import write
+from fedpeft.core.types import Tensors
+from fedpeft.errors import RunError
+from fedpeft.plan import Plan
+from fedpeft.runs.checkpoint import load_checkpoint
+from fedpeft.runs.folder import RunFolder, read_json, reopen, write_json
+from fedpeft.runs.measure import untuned
+from fedpeft.runs.questions import Asked, Question, questions, quiet, require
+from fedpeft.site import threads
+from fedpeft.tasks.causal_lm import CausalLM
+
+METRICS = ("acc", "acc_norm")
+"""Shares of right answers, as lm-eval calls them; of the second, likelihoods are by the length of the choice."""
+Z = 1.96
+"""Standard errors to either side of an interval of 95 %."""
+TOGETHER = 64
+"""Questions between two words on how far it is."""
+BATCH = 8
+"""Texts in a pass: an output is as large as the vocabulary for each token."""
+
+Tokens = tuple[list[int], list[int]]
+"""What is given, and what may follow."""
+
+
+def benchmark(
+    run: Path, asked: Asked, device: str = "cpu", seen: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
+    """Ask a run's base model, which nobody tuned, and its last checkpoint the same questions; the record is kept in its
+    folder, in place of an earlier one of the same questions.
+
+    Questions that are longer than the model's context, with shots and choices, are asked of neither.
+
+    Args:
+      seen: is told how many of how many answers there are.
+
+    Raises:
+      RunError: no run of a language model that all clients share, no such task, or no question that fits.
+      DataError: the questions cannot be had.
+    """
+    folder, plan, params, done = _opened(run)
+    every, shots = questions(asked)
+    with threads(plan.threads):
+        model = asking(untuned(plan).model(()), plan, device)
+        with quiet():
+            tokens = [[encoded(model, *request) for request in one.requests] for one in every]
+        room = model.max_length - getattr(plan.method, "tokens", 0)  # a prefix stands in the context too
+        kept = [k for k, one in enumerate(tokens) if all(len(a) + len(b) <= room + 1 for a, b in one)]
+        if len(kept) < 2:
+            raise RunError(
+                f"of the {len(every):,} questions of {asked.name!r} with {shots} shots, {len(kept)} fit the {room} "
+                "tokens that the model takes, too few to measure by: ask with fewer --shots, or without --limit"
+            )
+        some, their = [every[k] for k in kept], [tokens[k] for k in kept]
+        base = answers(model, some, their, lambda n: seen(n, 2 * len(kept)))
+        del model
+        model = asking(_tuned(plan, params), plan, device)
+        tuned = answers(model, some, their, lambda n: seen(len(kept) + n, 2 * len(kept)))
+    about = {"benchmark": asked.name, "shots": shots, "limit": asked.limit, "round": done, "context": room}
+    record = {**about, "lm_eval": version("lm_eval"), **_record(every, some, base, tuned)}
+    _keep(folder, record)
+    return record
+
+
+def _opened(run: Path) -> tuple[RunFolder, Plan, Tensors, int]:
+    folder, plan = reopen(run)
+    saved = load_checkpoint(folder.checkpoint, plan)
+    if saved is None:
+        raise RunError(f"{run} has no checkpoint yet: no round of it is done")
+    if not isinstance(plan.task, CausalLM) or plan.personal:
+        raise RunError(
+            f"{run} is no run of a language model (task causal-lm) that all clients share: it has no answers"
+        )
+    require()
+    return folder, plan, saved.state.params, saved.state.round
+
+
+def _tuned(plan: Plan, params: Tensors) -> nn.Module:
+    model = plan.model(())
+    own = {name: params[name] for name in plan.method.names(model)}
+    write(model, {**own, **merged(model, under(EXACT, params))})
+    return model
+
+
+def asking(model: nn.Module, plan: Plan, device: str) -> Any:
+    """The model as lm-eval asks one."""
+    from lm_eval.models.huggingface import HFLM
+
+    assert isinstance(plan.task, CausalLM)
+    with quiet():
+        return HFLM(pretrained=model.to(device), tokenizer=plan.task.base, batch_size=BATCH)
+
+
+def encoded(model: Any, given: str, choice: str) -> Tokens:
+    if not given:
+        return [model.prefix_token_id], model.tok_encode(choice, add_special_tokens=False)
+    before, after = model._encode_pair(given, choice)
+    return before, after
+
+
+def answers(
+    model: Any, some: Sequence[Question], tokens: Sequence[Sequence[Tokens]], seen: Callable[[int], None]
+) -> list[dict[str, float]]:
+    """The metrics of each question; the longest are asked first.
+
+    Raises:
+      RunError: the model has no numbers to say.
+    """
+    # one pass for all choices of one token; where some are longer, lm-eval may mistake one question for another that
+    # begins with it
+    model.logits_cache = all(len(b) == 1 for one in tokens for _, b in one)
+    order = sorted(range(len(some)), key=lambda k: -max(len(a) + len(b) for a, b in tokens[k]))
+    found: dict[int, dict[str, float]] = {}
+    for at in range(0, len(order), TOGETHER):
+        part = order[at : at + TOGETHER]
+        asked = [(r, *t) for k in part for r, t in zip(some[k].requests, tokens[k], strict=True)]
+        heard = iter(model._loglikelihood_tokens(asked, disable_tqdm=True))
+        for k in part:
+            own = [next(heard) for _ in tokens[k]]
+            if not all(isfinite(likelihood) for likelihood, _ in own):
+                raise RunError("the model's log-likelihoods are no numbers: its training diverged")
+            scored = some[k].score(own)
+            found[k] = {name: float(scored[name]) for name in METRICS if name in scored}
+        seen(len(found))
+    return [found[k] for k in range(len(some))]
+
+
+def _record(
+    every: Sequence[Question], some: Sequence[Question], base: Sequence[Mapping[str, float]],
+    tuned: Sequence[Mapping[str, float]],
+) -> dict[str, Any]:  # fmt: skip
+    """What the answers came to.
+
+    Raises:
+      RunError: the questions have no share of right answers in common.
+    """
+    names = [name for name in METRICS if all(name in one for one in base)]
+    if not names:
+        raise RunError("these questions have neither acc nor acc_norm, the shares of right answers")
+    metrics = {}
+    for name in names:
+        before, after = ([one[name] for one in heard] for heard in (base, tuned))
+        apart = [b - a for a, b in zip(before, after, strict=True)]
+        metrics[name] = {"base": share(before), "tuned": share(after), "difference": difference(apart)}
+    asked, kept = (Counter(one.task for one in which) for which in (every, some))
+    tasks = {}
+    for task in asked:
+        right = {
+            kind: {n: fmean(one[n] for q, one in zip(some, heard, strict=True) if q.task == task) for n in names}
+            for kind, heard in (("base", base), ("tuned", tuned))
+            if kept[task]
+        }
+        tasks[task] = {"questions": asked[task], "left_out": asked[task] - kept[task], **right}
+    counts = {"questions": len(every), "left_out": len(every) - len(some)}
+    return {**counts, "chance": fmean(1 / one.choices for one in some), "metrics": metrics, "tasks": tasks}
+
+
+def share(right: Sequence[float]) -> dict[str, float]:
+    """The share of right answers, with its standard error and Wilson's 95 % interval."""
+    n, p = len(right), fmean(right)
+    middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z * sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
+    return {"value": p, "stderr": _error(right), "low": middle - half, "high": middle + half}
+
+
+def difference(apart: Sequence[float]) -> dict[str, float]:
+    """The mean of the differences, question by question: what both models know or do not know says nothing of it."""
+    mean, error = fmean(apart), _error(apart)
+    return {"value": mean, "stderr": error, "low": mean - Z * error, "high": mean + Z * error}
+
+
+def _error(values: Sequence[float]) -> float:
+    """The standard error of a mean."""
+    return stdev(values) / sqrt(len(values))
+
+
+def _keep(folder: RunFolder, record: Mapping[str, Any]) -> None:
+    same = ("benchmark", "shots", "limit")
+    before = (read_json(folder.benchmarks) or {}).get("benchmarks", [])
+    others = [one for one in before if any(one.get(key) != record[key] for key in same)]
+    write_json(folder.benchmarks, {"benchmarks": [*others, record]})
