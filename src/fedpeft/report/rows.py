@@ -33,9 +33,11 @@ def with_interval(found: Estimate | None, measure: Measure) -> str:
 
 
 def between(found: Estimate, measure: Measure) -> str:
+    """The interval in words, as far as it is drawn."""
     if found.low is None:
         return found.kind
-    return f"{shown(found.low, measure)} to {shown(found.high, measure)} ({found.kind})"
+    ends = drawn(found, measure)
+    return f"{shown(ends['low'], measure)} to {shown(ends['high'], measure)} ({found.kind})"
 
 
 def drawn(found: Estimate, measure: Measure) -> Row:
