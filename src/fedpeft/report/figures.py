@@ -222,7 +222,7 @@ def _division(section: Section) -> Figure:
         fillOpacity=alt.FillOpacity("share:Q", scale=alt.Scale(type="sqrt", range=[0.08, 1]), legend=None),
         tooltip=tip("client", label="class", told="examples"),
     )
-    told = "Darker: a larger share of the client's examples."
+    told = "Stronger colour: a larger share of the client's examples."
     told += "" if count <= rows.DIVISIONS else f" The first {rows.DIVISIONS} of {count} divisions."
     return Figure("partition", title, told, made(drawn, len(clients) * max(7, min(18, 420 // len(clients)))))
 
@@ -245,7 +245,7 @@ def _bytes(values: Sequence[Row], title: str) -> Any:
     first = floor(log2(min(row["bytes"] for row in values)))
     last = max(first + 1, ceil(log2(max(row["bytes"] for row in values))))
     step = -(-(last - first) // 6)
-    axis = alt.Axis(values=[2**k for k in range(first, last + 1, step)], labelExpr=BYTES, labelFlush=False)
+    axis = alt.Axis(values=[2**k for k in range(first, last + 1, step)], labelExpr=BYTES, labelFlush=False, grid=False)
     scale = alt.Scale(type="log", base=2, domain=[2**first, 2**last], nice=False, padding=24)
     return alt.X("bytes:Q", title=title, scale=scale, axis=axis)
 
