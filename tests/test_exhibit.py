@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from fedpeft import PlanError
-from fedpeft.runs.exhibit import CAPTIONS, MOST, _webp
+from fedpeft.runs.exhibit import CAPTIONS, MOST, _webp, exhibit_at_end
+from fedpeft.runs.folder import reopen
 from fedpeft.runs.pictures import grid
 from fedpeft.tasks.clip import TOGETHER, Clip, clip
 from fedpeft.tasks.drawing import Drawing
@@ -84,10 +85,21 @@ def test_the_score_is_the_cosine_and_never_below_zero(tiny: Path) -> None:
     assert ((scores > 0) != (opposite > 0)).all()
 
 
-def test_what_is_no_clip_is_one_clear_line(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(PlanError, match="is no CLIP that can be read: a folder"):
-        clip(str(tmp_path))
+def test_what_is_no_clip_is_one_clear_line(tmp_path: Path, tiny: Path) -> None:
+    """A folder without weights, and one without what makes inputs of pictures and captions."""
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny / name).read_bytes())
+        with pytest.raises(PlanError, match="is no CLIP that can be read: a folder"):
+            clip(str(tmp_path))
+
+
+def test_a_run_ends_well_where_nothing_can_be_drawn(run: Path) -> None:
+    before, table = kept(run), run.parent / "squares" / "table.jsonl"
+    table.rename(run.parent / "aside")
+    said = exhibit_at_end(*reopen(run))
+    (run.parent / "aside").rename(table)
+    assert said.startswith("no pictures were drawn for the report: DataError: ")
+    assert kept(run) == before
 
 
 def test_a_run_keeps_what_its_model_draws(run: Path) -> None:

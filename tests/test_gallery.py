@@ -94,8 +94,14 @@ def test_a_picture_that_is_none_is_refused(tmp_path: Path, wrong: str) -> None:
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("gallery")
+    close: dict[str, Any] = {"each": {"a": 0.998, "b": 1.0}}
     for k, method in enumerate(("bias", "lora")):
-        draw(write_cell(root / "study" / method, [0.999], method=method, each={"a": 0.998, "b": 1.0}), 30 * k)
+        for alpha in (0.1, 1.0):
+            part = {"partition": {"name": "dirichlet", "alpha": alpha}}
+            name = root / "study" / f"{method}-{alpha}"
+            run = write_cell(name, [0.9985, 0.999, 0.9995], method=method, plan=part, **close)
+            if alpha < 1:
+                draw(run, 30 * k)
     assert fedpeft("report", root / "study", "-o", root / "page.html").exit_code == 0
     return root / "page.html"
 
@@ -112,6 +118,7 @@ def test_pictures_are_seen_and_hidden(browser: Any, page_file: Path, scheme: str
     with opened_at(browser, page_file, scheme) as opened:
         check_pictures(opened)
         check_labels(opened)
+        check_bars(opened)
         assert opened.said == [] and opened.page.evaluate("window.evil") is None
 
 
@@ -119,14 +126,18 @@ def check_pictures(opened: Opened) -> None:
     images = opened.page.locator(".drawn img")
     natural = "[...document.querySelectorAll('.drawn img')].map(i => i.complete && i.naturalWidth)"
     assert images.count() == 8 and opened.page.evaluate(natural) == [8] * 8
-    opened.page.locator(".chip", has_text="lora").click()
+    chip = opened.page.locator(".chip", has_text="lora, alpha 0.1")
+    chip.click()
     assert [images.nth(k).is_visible() for k in range(4)] == [True, True, True, False]
-    opened.page.locator(".chip", has_text="lora").click()
+    chip.click()
     assert images.nth(3).is_visible()
+    opened.page.set_viewport_size({"width": 360, "height": 900})
+    assert opened.page.evaluate("document.documentElement.scrollWidth") == 360
+    opened.page.set_viewport_size({"width": 1280, "height": 900})
 
 
 def check_labels(opened: Opened) -> None:
-    """No axis of accuracies goes beyond 100 %, and no two ticks of one have the same label, close as values may be."""
+    """No axis of accuracies goes beyond 100 %, and no two ticks of any have the same label, close as values may be."""
     axes = opened.page.evaluate(
         """[...document.querySelectorAll('.plot')].flatMap(plot => [...plot.querySelectorAll('.role-axis-label')]
         .map(axis => [plot.dataset.figure, [...axis.querySelectorAll('text')].filter(t => +getComputedStyle(t).opacity)
@@ -134,5 +145,19 @@ def check_labels(opened: Opened) -> None:
     )
     percents = [(name, labels) for name, labels in axes if labels and all(label.endswith("%") for label in labels)]
     assert {name for name, _ in percents} >= {"rounds", "bytes-up", "bytes-down", "clients", "axis-method"}
+    assert ["rounds", ["1", "2", "3"]] in axes
+    for name, labels in axes:
+        assert len(set(labels)) == len(labels), (name, labels)
     for _, labels in percents:
-        assert len(set(labels)) == len(labels) and all(0 <= float(label[:-1]) <= 100 for label in labels), labels
+        assert all(0 <= float(label[:-1]) <= 100 for label in labels), labels
+
+
+def check_bars(opened: Opened) -> None:
+    """Each bar's value stands beside it, where several share a level too."""
+    middles = opened.page.evaluate(
+        """['.mark-rect.role-mark path', '.mark-text.role-mark text'].map(mark =>
+        [...document.querySelectorAll(`[data-figure="axis-method"] ${mark}`)]
+        .map(one => one.getBoundingClientRect()).map(box => (box.top + box.bottom) / 2).sort((a, b) => a - b))"""
+    )
+    bars, values = middles
+    assert len(bars) == 4 and values == pytest.approx(bars, abs=3)

@@ -139,7 +139,7 @@ def _finish(console: "Console", folder: "RunFolder", site: "Site", workers: int,
         summary = summarize(folder, site, choice)
         if draws(site.plan):
             with console.status("drawing pictures for `fedpeft report`"):
-                failed = exhibit_at_end(folder, site)
+                failed = exhibit_at_end(folder, site.plan, site.device)
             if failed:
                 typer.echo(f"warning: {failed}", err=True)
     _report(console, folder, summary, as_json)

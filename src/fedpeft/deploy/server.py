@@ -68,7 +68,7 @@ def _run(folder: RunFolder, site: Site, grid: "Grid") -> None:
     for record in execute(folder, site, engine):
         say(f"round {record.round}/{plan.rounds}: {len(record.failed)} of {len(record.clients)} not counted")
     summarize(folder, site)
-    if draws(plan) and (failed := exhibit_at_end(folder, site)):
+    if draws(plan) and (failed := exhibit_at_end(folder, plan)):
         say(failed)
 
 

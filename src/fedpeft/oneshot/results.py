@@ -99,7 +99,7 @@ def write_run(folder: Path, study: Invitation, every: Sequence[Contribution], ev
         write_json(folder / ARRIVALS, {"arrivals": list(_arrivals(site, study, every))})
     summary = summarize(run, site)
     if evaluate and draws(plan):
-        exhibit_at_end(run, site)
+        exhibit_at_end(run, plan)
     return summary
 
 

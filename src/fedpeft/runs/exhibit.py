@@ -17,7 +17,7 @@ from fedpeft.plan import Plan
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import RunFolder, write_json
 from fedpeft.runs.pictures import chosen, tuned
-from fedpeft.site import Site, threads
+from fedpeft.site import threads
 from fedpeft.tasks.clip import clip
 from fedpeft.tasks.drawing import Drawing, drawing
 from fedpeft.tasks.text_to_image import TextToImage
@@ -69,14 +69,14 @@ def exhibit(
     return kept
 
 
-def exhibit_at_end(folder: RunFolder, site: Site) -> str:
+def exhibit_at_end(folder: RunFolder, plan: Plan, device: str = "cpu") -> str:
     """What a finished run draws, kept; why there is nothing, if it fails: that must not cost a run its end."""
     try:
-        saved = load_checkpoint(folder.checkpoint, site.plan)
+        saved = load_checkpoint(folder.checkpoint, plan)
         if saved is not None:
-            exhibit(folder, site.plan, saved.state, device=site.device)
+            exhibit(folder, plan, saved.state, device=device)
     except (FedpeftError, ValueError, RuntimeError, OSError, MemoryError) as error:
-        return f"no pictures were drawn for the report: {type(error).__name__}: {error}"
+        return f"no pictures were drawn for the report: {type(error).__name__}: {' '.join(str(error).split())}"
     return ""
 
 

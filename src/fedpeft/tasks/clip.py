@@ -58,7 +58,7 @@ def clip(name: str) -> Clip:
         with quiet():
             model: Any = CLIPModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True)
             return Clip(name, model.eval(), CLIPProcessor.from_pretrained(place))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise PlanError(
             f"{name!r} is no CLIP that can be read: a folder (looked for here, in $FEDPEFT_DATA and in the package) or "
