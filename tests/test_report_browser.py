@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,14 @@ class Opened:
 
 @pytest.fixture(scope="module", params=["light", "dark"])
 def opened(browser: Any, page_file: Path, request: pytest.FixtureRequest) -> Iterator[Opened]:
+    with opened_at(browser, page_file, request.param) as found:
+        yield found
+
+
+@contextmanager
+def opened_at(browser: Any, page_file: Path, scheme: str) -> Iterator[Opened]:
     """It has no network: whatever the page asks for fails and is said."""
-    context, said = browser.new_context(color_scheme=request.param, offline=True, accept_downloads=True), []
+    context, said = browser.new_context(color_scheme=scheme, offline=True, accept_downloads=True), list[str]()
     page = context.new_page()
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ EXAMPLES = """\
   fedpeft evaluate runs/dolly-stories260k-1-001 --sample 3
   fedpeft evaluate runs/dolly-stories260k-1-001 --benchmark mmlu --shots 0
   fedpeft evaluate runs/mine --benchmark arc_challenge --shots 25 --device cuda
+  fedpeft evaluate runs/emoji-diffusion-1-001 --sample 50 --clip openai/clip-vit-large-patch14
 """
 
 
@@ -24,7 +26,8 @@ def evaluate(
         bool, typer.Option("--per-client", help="Also on what each client trained on: mean and worst tenth.")
     ] = False,
     sample: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Also how a language model goes on from N held-out prompts.")
+        int,
+        typer.Option(metavar="N", min=0, help="Also what a model makes of N held-out prompts or captions."),
     ] = 0,
     benchmark: Annotated[
         str | None,
@@ -45,6 +48,9 @@ def evaluate(
             help="Tables dev and test; else mmlu here or in $FEDPEFT_DATA, else from the hub.",
         ),
     ] = None,
+    clip: Annotated[
+        str, typer.Option(metavar="NAME", help="A CLIP, folder or hub name, that scores what --sample N draws.")
+    ] = "",
     device: Device = "cpu",
     as_json: AsJson = False,
     debug: Debug = False,
@@ -57,9 +63,10 @@ def evaluate(
     from dataclasses import asdict
 
     from fedpeft.core.stores import Folder
-    from fedpeft.errors import RunError
+    from fedpeft.errors import PlanError, RunError
     from fedpeft.runs.checkpoint import load_checkpoint
     from fedpeft.runs.execute import open_run_site
+    from fedpeft.runs.exhibit import draws, exhibit
     from fedpeft.runs.folder import reopen, write_json
     from fedpeft.runs.measure import held_out, over_clients
     from fedpeft.runs.record import finite_or_none
@@ -70,6 +77,8 @@ def evaluate(
     saved = load_checkpoint(folder.checkpoint, plan)
     if saved is None:
         raise RunError(f"{run} has no checkpoint yet: no round of it is done")
+    if clip and not (sample and draws(plan)):
+        raise PlanError("--clip scores what --sample N draws with a text-to-image model that all clients share")
     site = open_run_site(plan, device)
     store = Folder(folder.clients)
     measured = finite_or_none(held_out(site, saved.state, store))
@@ -77,7 +86,11 @@ def evaluate(
     if per_client:
         spread = over_clients(site, saved.state, store)
         found["clients"] = {name: finite_or_none(values) for name, values in spread.items()}
-    if sample:
+    if sample and draws(plan):
+        drawn = exhibit(folder, plan, saved.state, sample, device, clip)
+        found["captions"] = [one["caption"] for one in drawn["pictures"]]
+        found["clip"] = drawn["clip"]
+    elif sample:
         found["samples"] = [asdict(one) for one in samples(site, saved.state, sample)]
         write_json(folder.samples, {"round": saved.state.round, "samples": found["samples"]})
     if asked:
@@ -91,6 +104,12 @@ def _table(found: dict[str, Any]) -> str:
         lines.append("on each client's own training examples")
         for name, spread in found["clients"].items():
             lines.append(f"  {name:<12}mean {_shown(spread['mean'])}   worst tenth {_shown(spread['worst_tenth'])}")
+    if "captions" in found:
+        lines.append(f"pictures of {len(found['captions'])} captions are kept for `fedpeft report`")
+    if scored := found.get("clip"):
+        lines.append(f"CLIP score by {scored['model']}, mean over these captions")
+        columns = {"held out": "truth", "before": "before", "after": "after"}
+        lines += [f"  {name:<12}{_shown(fmean(scored[key]))}" for name, key in columns.items()]
     for one in found.get("samples", ()):
         lines += ["", *(f"{name:<8}{text!r}" for name, text in one.items())]
     if "benchmark" in found:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.errors import FedpeftError
-from fedpeft.report.reading import Cell, Round
+from fedpeft.report.kept import Round
+from fedpeft.report.reading import Cell
 
 
 class MissingLibrary(FedpeftError):

@@ -123,6 +123,7 @@ def _finished(console: "Console", path: Path, as_json: bool) -> bool:
 
 def _finish(console: "Console", folder: "RunFolder", site: "Site", workers: int, quiet: bool, as_json: bool) -> None:
     from fedpeft.runs.execute import open_engine
+    from fedpeft.runs.exhibit import draws, exhibit_at_end
     from fedpeft.runs.folder import locked
     from fedpeft.runs.summary import summarize
 
@@ -136,6 +137,11 @@ def _finish(console: "Console", folder: "RunFolder", site: "Site", workers: int,
             else:
                 _show(console, folder, site, engine)
         summary = summarize(folder, site, choice)
+        if draws(site.plan):
+            with console.status("drawing pictures for `fedpeft report`"):
+                failed = exhibit_at_end(folder, site.plan, site.device)
+            if failed:
+                typer.echo(f"warning: {failed}", err=True)
     _report(console, folder, summary, as_json)
 
 

@@ -18,6 +18,7 @@ from fedpeft.errors import RunError
 from fedpeft.plan import read_plan
 from fedpeft.runs.environment import environment
 from fedpeft.runs.execute import execute
+from fedpeft.runs.exhibit import draws, exhibit_at_end
 from fedpeft.runs.folder import RunFolder, create, locked, reopen
 from fedpeft.runs.summary import summarize
 from fedpeft.site import Site
@@ -67,6 +68,8 @@ def _run(folder: RunFolder, site: Site, grid: "Grid") -> None:
     for record in execute(folder, site, engine):
         say(f"round {record.round}/{plan.rounds}: {len(record.failed)} of {len(record.clients)} not counted")
     summarize(folder, site)
+    if draws(plan) and (failed := exhibit_at_end(folder, plan)):
+        say(failed)
 
 
 def say(words: str) -> None:

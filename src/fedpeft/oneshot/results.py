@@ -19,6 +19,7 @@ from fedpeft.plan import Plan
 from fedpeft.runs.checkpoint import save_checkpoint
 from fedpeft.runs.environment import environment
 from fedpeft.runs.execute import execute
+from fedpeft.runs.exhibit import draws, exhibit_at_end
 from fedpeft.runs.folder import create, write_json
 from fedpeft.runs.measure import measure
 from fedpeft.runs.record import finite_or_none
@@ -96,7 +97,10 @@ def write_run(folder: Path, study: Invitation, every: Sequence[Contribution], ev
     run.secrets[0].unlink(missing_ok=True)  # the noise of a private plan is in the files: here none was drawn
     if evaluate:
         write_json(folder / ARRIVALS, {"arrivals": list(_arrivals(site, study, every))})
-    return summarize(run, site)
+    summary = summarize(run, site)
+    if evaluate and draws(plan):
+        exhibit_at_end(run, plan)
+    return summary
 
 
 def _plan(study: Invitation, clients: int) -> Plan:

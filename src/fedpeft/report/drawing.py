@@ -97,7 +97,8 @@ def style(section: Section, *channels: str, legend: bool = True, symbol: str = "
 
 
 def metric_axis(measure: Measure, **more: Any) -> Any:
-    return altair().Axis(format=".0%" if measure.percent else "~g", **more)
+    """Vega gives a label as many digits as tell it from its neighbours, where the format says nothing of them."""
+    return altair().Axis(format="%" if measure.percent else "f", **more)
 
 
 def metric(section: Section) -> str:

@@ -4,6 +4,8 @@ Colours are names here and values in the page's style sheet, so that one figure 
 """
 
 from collections.abc import Sequence
+from itertools import count
+from math import ceil, floor, log2
 from typing import Any
 
 from fedpeft.report import rows
@@ -21,6 +23,9 @@ NAMED = "named"
 """Of a view whose points on the front the page writes the names of, where there is room."""
 CROWD = 30
 """With more classes than this their names are left to the hover."""
+ENDS = ("low", "mean", "high")
+TICKS = 12
+"""How many an axis of rounds has at most."""
 
 
 def figures(section: Section) -> list[Figure]:
@@ -57,12 +62,11 @@ def _curves(section: Section) -> Figure:
     if not values:
         return Figure("rounds", title, "No run has a measured round yet.")
     alt, measure = altair(), section.measure
-    scale = alt.Scale(domain=_ends(values), nice=True)
-    y = alt.Y("mean:Q", title=measure.name, scale=scale, axis=metric_axis(measure))
+    y = alt.Y("mean:Q", title=measure.name, scale=_scale(values, measure), axis=metric_axis(measure))
     near = alt.selection_point(
         name="near", on="pointerover", nearest=True, fields=["group", "round"], empty=False, clear="pointerout"
     )
-    base = of_groups(values).encode(x=_round(), detail="group:N", **style(section, symbol="stroke"))
+    base = of_groups(values).encode(x=_round(values), detail="group:N", **style(section, symbol="stroke"))
     band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.1).encode(y="low:Q", y2="high:Q")
     line = base.mark_line(strokeWidth=2, point=few_dots(values)).encode(
         y=y, **style(section, "strokeDash", symbol="stroke")
@@ -82,18 +86,11 @@ def _cost(section: Section, way: str, verb: str) -> Figure:
     title, values = f"{metric(section)} against bytes {verb}", rows.costs(section, way)
     if not values:
         told = "Left out: it needs a finished run that tells its number of clients."
-        return Figure(f"bytes-{way}", title, told, wide=False)
+        return Figure(f"bytes-{way}", title, told)
     alt, measure = altair(), section.measure
-    low, high = _ends(values)
-    margin = 0.06 * (high - low or 1)
-    scale = alt.Scale(domain=[low - margin, high + margin], nice=False)
+    scale = _scale(values, measure, range=[alt.ExprRef("height"), 18])  # room for a name above what is at 100 %
     base = of_groups(values).encode(
-        x=alt.X(
-            "bytes:Q",
-            title=f"bytes {verb} per client, all rounds",
-            scale=alt.Scale(type="log", base=2, nice=False, padding=24),
-            axis=alt.Axis(labelExpr=BYTES, tickCount=6, labelOverlap="greedy", labelFlush=False),
-        ),
+        x=_bytes(values, f"bytes {verb} per client, all rounds"),
         y=alt.Y("mean:Q", title=measure.name, scale=scale, axis=metric_axis(measure)),
     )
     steps = base.transform_filter("datum.front").mark_line(
@@ -108,23 +105,26 @@ def _cost(section: Section, way: str, verb: str) -> Figure:
         points.properties(name=NAMED),  # before the whiskers: the legend of a saved figure is of the first with colours
         whiskers.encode(y=alt.Y("low:Q", scale=scale), y2="high:Q", **style(section)),
     )
-    names = "; ".join(group.label for group in section.front(way))
-    told = f"On the Pareto front, by the means: {names}. For every other group there is one that costs no more and is "
-    told += "better, or is as good and costs less. Bytes: all that was sent, over all clients; logarithmic axis."
+    names, told = "; ".join(group.label for group in section.front(way)), ""
+    if len(section.groups) > 1:
+        told = f"On the Pareto front, by the means: {names}. For every other group there is one that costs no more and "
+        told += "is better, or is as good and costs less. "
+    told += "Bytes: all that was sent, over all clients; logarithmic axis."
     return Figure(f"bytes-{way}", title, told, made(layers, 320), wide=False)
 
 
 def _bars(section: Section, axis: Axis, values: Sequence[Row]) -> Figure:
     alt, measure = altair(), section.measure
     levels, others = _levels(axis, values, measure), sorted({row["other"] for row in values})
-    offset = {"yOffset": alt.YOffset("other:N", scale=alt.Scale(domain=others))} if len(others) > 1 else {}
+    # the room between bars is the scale's: a bar's own height would be put in the middle of all bars of its level
+    offset = alt.YOffset("other:N", scale=alt.Scale(domain=others, paddingInner=0.22, paddingOuter=0.11))
     room = alt.ExprRef(f"max(60, width - {8 * max(len(row['value']) for row in values)})")
     scale = alt.Scale(domain=[0, max(row["end"] for row in values)], nice=False, range=[0, room])
-    grid = {"values": [k / 10 for k in range(11)]} if measure.percent else {}
     bare = alt.Axis(domain=False, ticks=False, labelPadding=8)
-    base = of_groups(values).encode(y=alt.Y("level:N", title=None, scale=alt.Scale(domain=levels), axis=bare), **offset)
-    bar = base.mark_bar(cornerRadiusEnd=2, opacity=0.88, height={"band": 0.78}).encode(
-        x=alt.X("mean:Q", title=measure.name, scale=scale, axis=metric_axis(measure, **grid), stack=None),
+    y = alt.Y("level:N", title=None, scale=alt.Scale(domain=levels), axis=bare)
+    base = of_groups(values).encode(y=y, yOffset=offset)
+    bar = base.mark_bar(cornerRadiusEnd=2, opacity=0.88).encode(
+        x=alt.X("mean:Q", title=measure.name, scale=scale, axis=metric_axis(measure, tickCount=10), stack=None),
         tooltip=tip("group", value=measure.name, interval="interval"),
         **style(section, legend=False),
     )
@@ -132,7 +132,7 @@ def _bars(section: Section, axis: Axis, values: Sequence[Row]) -> Figure:
     text = base.mark_text(align="left", dx=8, color="var(--ink)", fontSize=11.5).encode(x="end:Q", text="value:N")
     spec = made(alt.layer(bar, whisker.encode(x="low:Q", x2="high:Q"), text), len(levels) * (20 * len(others) + 8))
     told = f"After the last round, by {axis.path}"
-    told += "; beside each value what else the group is." if offset else "."
+    told += "; beside each value what else the group is." if len(others) > 1 else "."
     return Figure(f"axis-{axis.path}", f"{metric(section)} by {axis.path}", f"{told} {intervals(section)}", spec)
 
 
@@ -148,12 +148,17 @@ def _spread(section: Section) -> Figure:
     title, values = "How the result serves each client", rows.spreads(section)
     if not values:
         told = "Left out: no finished run here tells the accuracy of each client."
-        return Figure("clients", title, told, wide=False)
+        return Figure("clients", title, told)
     alt = altair()
     order = list(dict.fromkeys(row["group"] for row in values))
     bare = alt.Axis(domain=False, ticks=False)
     base = of_groups(values).encode(y=alt.Y("group:N", title=None, scale=alt.Scale(domain=order), axis=bare))
-    x = {"title": "accuracy on one client", "scale": alt.Scale(zero=False), "axis": metric_axis(Measure("accuracy"))}
+    own = Measure("accuracy")
+    x = {
+        "title": "accuracy on one client",
+        "scale": _scale(values, own, ("accuracy",)),
+        "axis": metric_axis(own, tickCount=10),
+    }
     each = base.mark_tick(thickness=2, bandSize=18, opacity=0.5).encode(
         x=alt.X("accuracy:Q", **x),
         tooltip=tip("group", "client", "seed", value="accuracy"),
@@ -169,11 +174,11 @@ def _spread(section: Section) -> Figure:
 def _budget(section: Section) -> Figure:
     title, values = "Privacy spent", rows.budgets(section)
     if not values:
-        return Figure("epsilon", title, "Left out: no round here was private.", wide=False)
+        return Figure("epsilon", title, "Left out: no round here was private.")
     alt = altair()
     line = of_groups(values).mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=40))
     chart = line.encode(
-        x=_round(),
+        x=_round(values),
         y=alt.Y("epsilon:Q", title="epsilon so far"),
         tooltip=tip("group", "round", value="epsilon", told="at"),
         **style(section, "strokeDash", symbol="stroke"),
@@ -187,7 +192,9 @@ def _division(section: Section) -> Figure:
     title = "Who holds what"
     values, count = rows.divisions(section)
     if not values:
-        return Figure("partition", title, "Left out: no run here keeps its partition.json.", wide=False)
+        return Figure(
+            "partition", title, "Left out: no run here keeps its partition.json with the classes that its clients hold."
+        )
     alt = altair()
     names, clients = (list(dict.fromkeys(row[field] for row in values)) for field in ("division", "client"))
     labels = sorted({row["label"]: row["place"] for row in values}.items(), key=lambda pair: pair[1])
@@ -215,17 +222,42 @@ def _division(section: Section) -> Figure:
         fillOpacity=alt.FillOpacity("share:Q", scale=alt.Scale(type="sqrt", range=[0.08, 1]), legend=None),
         tooltip=tip("client", label="class", told="examples"),
     )
-    told = "Darker: a larger share of the client's examples."
+    told = "Stronger colour: a larger share of the client's examples."
     told += "" if count <= rows.DIVISIONS else f" The first {rows.DIVISIONS} of {count} divisions."
     return Figure("partition", title, told, made(drawn, len(clients) * max(7, min(18, 420 // len(clients)))))
 
 
-def _round() -> Any:
+def _round(values: Sequence[Row]) -> Any:
+    """Ticks at the rounds that are drawn, or at round numbers between them where they are many."""
     alt = altair()
-    axis = alt.Axis(tickMinStep=1, grid=False, format="d")
-    return alt.X("round:Q", title="round", scale=alt.Scale(zero=False), axis=axis)
+    at = sorted({row["round"] for row in values})
+    if len(at) > TICKS:
+        steps = (digit * 10**power for power in count() for digit in (1, 2, 5))
+        step = next(step for step in steps if (at[-1] - at[0]) / step < TICKS)
+        ticks = list(range(-(-at[0] // step) * step, at[-1] + 1, step))
+    axis = alt.Axis(values=ticks if len(at) > TICKS else at, grid=False, format="d")
+    return alt.X("round:Q", title="round", scale=alt.Scale(domain=[at[0], at[-1]], nice=False), axis=axis)
 
 
-def _ends(values: Sequence[Row]) -> list[float]:
-    known = [row[end] for row in values for end in ("low", "mean", "high") if row[end] is not None]
-    return [min(known), max(known)]
+def _bytes(values: Sequence[Row], title: str) -> Any:
+    """From one power of two to another, which are the ticks."""
+    alt = altair()
+    first = floor(log2(min(row["bytes"] for row in values)))
+    last = max(first + 1, ceil(log2(max(row["bytes"] for row in values))))
+    step = -(-(last - first) // 6)
+    axis = alt.Axis(values=[2**k for k in range(first, last + 1, step)], labelExpr=BYTES, labelFlush=False, grid=False)
+    scale = alt.Scale(type="log", base=2, domain=[2**first, 2**last], nice=False, padding=24)
+    return alt.X("bytes:Q", title=title, scale=scale, axis=axis)
+
+
+def _scale(values: Sequence[Row], measure: Measure, fields: Sequence[str] = ENDS, **more: Any) -> Any:
+    """From a little below what is drawn to a little above, but not to where no value can be: below 0, above 100 %."""
+    known = [row[end] for row in values for end in fields if row[end] is not None]
+    low, high = min(known), max(known)
+    margin = 0.06 * (high - low or abs(high) or 1)
+    bottom, top = low - margin, high + margin
+    if low >= 0:
+        bottom = max(0.0, bottom)
+    if measure.percent:
+        top = min(1.0, top)
+    return altair().Scale(domain=[bottom, top], nice=False, **more)

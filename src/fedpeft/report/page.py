@@ -16,10 +16,14 @@ from fedpeft.errors import RunError
 from fedpeft.report import tables
 from fedpeft.report.drawing import DASHES, scripts
 from fedpeft.report.figures import figures, intervals
+from fedpeft.report.gallery import galleries
 from fedpeft.report.rows import with_interval
 from fedpeft.report.statistics import Estimate
 from fedpeft.report.study import Group, Section
 from fedpeft.report.tables import Table
+
+NEAR = 4
+"""How many groups are named that seeds alone may tell from the best."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ def _part(k: int, section: Section) -> dict[str, Any]:
         "section": section,
         "told": _told(section),
         "intervals": intervals(section),
+        "galleries": galleries(section),
         "figures": drawn,
         "specs": _safe_json({figure.name: figure.spec for figure in drawn if figure.spec}),
         "groups": tables.groups(section),
@@ -113,12 +118,15 @@ def _worths(section: Section) -> list[tuple[float, Group]]:
 
 def _ranking(section: Section, ranked: Sequence[Group]) -> str:
     name, best, worst = section.measure.name, ranked[0], ranked[-1]
+    if len(section.groups) == 1:
+        return f"After the last round {best.label} has {name} {with_interval(best.last, section.measure)}."
     text = f"Best is {best.label} with {name} {with_interval(best.last, section.measure)} after the last round"
     if worst is not best:
         text += f"; worst is {worst.label} with {with_interval(worst.last, section.measure)}"
     near = [group.label for group in ranked[1:] if _overlap(best.last, group.last)]
     if near:
-        text += f". Seeds alone may account for the lead over {'; '.join(near)}: the intervals overlap"
+        more = f" and {len(near) - NEAR} more" if len(near) > NEAR else ""
+        text += f". Seeds alone may account for the lead over {'; '.join(near[:NEAR])}{more}: the intervals overlap"
     return f"{text}."
 
 

@@ -8,149 +8,19 @@ import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AllowInfNan, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from fedpeft.errors import RunError
+from fedpeft.report.kept import Benchmarks, Division, Pictures, Round, Samples, Summary
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds
 
-Finite = Annotated[float, AllowInfNan(False)]
 RESULT_IS_THE_SAME = ("seed", "name", "engine", "evaluate_every")
 """Keys in which plans of one experiment may differ: the seed is what a mean is over, the others change no result."""
-
-
-@dataclass(frozen=True)
-class Client:
-    """What rounds.jsonl says of a client in a round."""
-
-    down: int = 0
-    up: int = 0
-    failed: str | None = None
-
-
-@dataclass(frozen=True)
-class Privacy:
-    """What a round and those before it have spent."""
-
-    epsilon: Finite | None = None
-    delta: Finite | None = None
-    unit: str = ""
-
-
-@dataclass(frozen=True)
-class Round:
-    """A line of rounds.jsonl."""
-
-    round: int
-    clients: Mapping[str, Client]
-    bytes_down: int
-    bytes_up: int
-    held_out: Mapping[str, Finite | None] | None
-    seconds: Finite
-    note: str = ""
-    metrics: Mapping[str, Finite | None] = field(default_factory=dict)
-    privacy: Privacy | None = None
-
-
-@dataclass(frozen=True)
-class ClientAccuracy:
-    """How a result serves each client."""
-
-    mean: Finite | None = None
-    worst_decile: Finite | None = None
-    best_decile: Finite | None = None
-    std: Finite | None = None
-    each: Mapping[str, Finite | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a report takes from summary.json; what an older version did not write is None."""
-
-    clients: int | None = None
-    trainable_params: int | None = None
-    full_params: int | None = None
-    bytes_up_per_client_round: Finite | None = None
-    bytes_down_per_client_round: Finite | None = None
-    seconds: Finite | None = None
-    partition: str | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
-    device: str = ""
-    cpu: str = ""
-    client_accuracy: ClientAccuracy | None = None
-
-
-@dataclass(frozen=True)
-class Division:
-    """What a report takes from partition.json: the examples of each class that each client holds."""
-
-    fingerprint: str | None = None
-    classes: Sequence[str | int] = ()
-    histograms: Mapping[str, Sequence[int]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if any(len(counts) != len(self.classes) for counts in self.histograms.values()):
-            raise ValueError("a client has not one count for each class")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """How a language model goes on from a held-out prompt; see `fedpeft evaluate --sample`."""
-
-    given: str
-    before: str
-    after: str
-    truth: str
-
-
-@dataclass(frozen=True)
-class Samples:
-    """samples.json, of the checkpoint after so many rounds."""
-
-    round: int
-    samples: Sequence[Sample]
-
-
-@dataclass(frozen=True)
-class Range:
-    """A value and its 95 % interval."""
-
-    value: Finite
-    low: Finite
-    high: Finite
-
-
-@dataclass(frozen=True)
-class Compared:
-    """The share of right answers of a base model and of the tuned one, and their difference question by question."""
-
-    base: Range
-    tuned: Range
-    difference: Range
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """Multiple-choice questions; see `fedpeft evaluate --benchmark`."""
-
-    benchmark: str
-    shots: int
-    round: int
-    questions: int
-    left_out: int
-    chance: Finite
-    metrics: Mapping[str, Compared]
-
-
-@dataclass(frozen=True)
-class Benchmarks:
-    """benchmarks.json."""
-
-    benchmarks: Sequence[Benchmark] = ()
 
 
 @dataclass(frozen=True)
@@ -172,6 +42,7 @@ class Cell:
     division: Division | None
     samples: Samples | None
     benchmarks: Benchmarks
+    pictures: Pictures | None
 
     @property
     def finished(self) -> bool:
@@ -251,7 +122,8 @@ def read_cell(path: Path) -> Cell:
         plan = tomllib.loads(folder.plan.read_bytes().decode())
         about = _checked(_Plan, plan, folder.plan)
         rounds = [_checked(Round, line, folder.rounds, f"line {k}: ") for k, line in enumerate(read_rounds(folder), 1)]
-        summary, division, samples = map(read_json, (folder.summary, folder.partition, folder.samples))
+        files = (folder.summary, folder.partition, folder.samples, folder.pictures)
+        summary, division, samples, pictures = map(read_json, files)
         return Cell(
             path,
             plan,
@@ -262,6 +134,7 @@ def read_cell(path: Path) -> Cell:
             None if division is None else _checked(Division, division, folder.partition),
             None if samples is None else _checked(Samples, samples, folder.samples),
             _checked(Benchmarks, read_json(folder.benchmarks) or {}, folder.benchmarks),
+            None if pictures is None else _checked(Pictures, pictures, folder.pictures),
         )
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.filename}: {error.strerror}") from None

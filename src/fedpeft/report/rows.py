@@ -20,7 +20,7 @@ def shown(value: float | None, measure: Measure, digits: int = 1) -> str:
     """A value of the metric as people read it: percent for an accuracy."""
     if value is None:
         return "–"
-    return f"{100 * value:.{digits}f} %" if measure.percent else f"{value:.4g}"
+    return f"{100 * value:.{digits}f} %" if measure.percent else f"{value:#.4g}".rstrip(".")
 
 
 def with_interval(found: Estimate | None, measure: Measure) -> str:
@@ -29,13 +29,15 @@ def with_interval(found: Estimate | None, measure: Measure) -> str:
         return shown(found.mean if found else None, measure)
     if measure.percent:
         return f"{100 * found.mean:.1f} ± {100 * found.half:.1f} %"
-    return f"{found.mean:.4g} ± {found.half:.2g}"
+    return f"{shown(found.mean, measure)} ± {found.half:.2g}"
 
 
 def between(found: Estimate, measure: Measure) -> str:
+    """The interval in words, as far as it is drawn."""
     if found.low is None:
         return found.kind
-    return f"{shown(found.low, measure)} to {shown(found.high, measure)} ({found.kind})"
+    ends = drawn(found, measure)
+    return f"{shown(ends['low'], measure)} to {shown(ends['high'], measure)} ({found.kind})"
 
 
 def drawn(found: Estimate, measure: Measure) -> Row:

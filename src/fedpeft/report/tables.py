@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedpeft.core.amounts import duration, size
-from fedpeft.report.reading import Cell, Range
+from fedpeft.report.kept import Range
+from fedpeft.report.reading import Cell
 from fedpeft.report.rows import shown, with_interval
 from fedpeft.report.statistics import Estimate
 from fedpeft.report.study import WAYS, Group, Measure, Section

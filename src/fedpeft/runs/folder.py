@@ -7,6 +7,7 @@
     clients/       the clients' own memory, where the plan's parts keep one
     secret, clients/secret   in private plans what noise is drawn from: for their owners only, never to be passed on
     summary.json   written at the end; a run that has it is finished
+    pictures.json  what a text-to-image model draws, before its tuning and after
 
 A round's line is written before its checkpoint: a kill between the two leaves one line too many, never one too few,
 and a resume takes it away.
@@ -70,6 +71,10 @@ class RunFolder:
     @property
     def benchmarks(self) -> Path:
         return self.path / "benchmarks.json"
+
+    @property
+    def pictures(self) -> Path:
+        return self.path / "pictures.json"
 
 
 def vacant(path: Path) -> None:

@@ -20,7 +20,7 @@ from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import reopen
 from fedpeft.site import threads
 from fedpeft.tasks.diffusion import squares
-from fedpeft.tasks.drawing import Drawing, drawing
+from fedpeft.tasks.drawing import Drawing, Drawn, drawing
 from fedpeft.tasks.text_to_image import TextToImage
 
 LEAST = 96
@@ -74,19 +74,27 @@ def grid(runs: Sequence[Path], how: Drawing, number: int = 6, captions: Sequence
     with threads(plan.threads):
         drawn = drawing(task, how)
         if not captions:
-            test = plan.data.load().test
-            chosen = torch.linspace(0, len(test) - 1, min(number, len(test))).long().tolist()
-            captions = [test.columns["text"][k] for k in chosen]
-            truth = squares([test.columns["image"][k] for k in chosen], drawn.size)
-            columns["held out"] = torch.cat(list(truth))
+            captions, columns["held out"] = chosen(plan, drawn, number)
         model: Any = plan.model(()).eval()
         columns["before"] = drawn(model, captions)
         for run, (each, _, state) in zip(runs, opened, strict=True):
-            tuned: Any = each.model(()).eval()
-            own = {name: state.params[name] for name in each.method.names(tuned)}
-            write(tuned, {**own, **merged(tuned, under(EXACT, state.params))})
-            columns[run.name] = drawn(tuned, captions)
+            columns[run.name] = drawn(tuned(each, each.model(()).eval(), state), captions)
     return Grid(captions, columns)
+
+
+def chosen(plan: Plan, drawn: Drawn, number: int) -> tuple[list[str], Tensor]:
+    """So many held-out captions and their pictures, evenly spread over the examples."""
+    test = plan.data.load().test
+    rows = torch.linspace(0, len(test) - 1, min(number, len(test))).long().tolist()
+    pictures = squares([test.columns["image"][k] for k in rows], drawn.size)
+    return [test.columns["text"][k] for k in rows], torch.cat(list(pictures))
+
+
+def tuned(plan: Plan, model: Any, state: State) -> Any:
+    """The model, which is the plan's before its first round, as the state has it; in place."""
+    own = {name: state.params[name] for name in plan.method.names(model)}
+    write(model, {**own, **merged(model, under(EXACT, state.params))})
+    return model
 
 
 def _opened(run: Path) -> tuple[Plan, TextToImage, State]:

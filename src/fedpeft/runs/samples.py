@@ -40,7 +40,7 @@ def samples(site: Site, state: State, number: int, length: int = 60) -> list[Sam
     """
     plan = site.plan
     if not isinstance(plan.task, CausalLM) or plan.personal:
-        raise PlanError("samples are of a language model (task causal-lm) that all clients share; leave out --sample")
+        raise PlanError("samples are of a language or text-to-image model that all clients share; leave out --sample")
     pairs = plan.task.openings(plan.data.load().test, number)
     model: Any = plan.model(site.classes).eval()
     with threads(plan.threads):

@@ -39,8 +39,8 @@ class Drawn:
 
     @torch.no_grad()
     def __call__(self, model: Any, captions: Sequence[str]) -> Tensor:
-        """Pictures, uint8 (captions, 3, size, size)."""
-        told = read_captions(self.task.model, [*captions, *[""] * len(captions)])
+        """Pictures, uint8 (captions, 3, size, size), drawn where the model is."""
+        told = read_captions(self.task.model, [*captions, *[""] * len(captions)]).to(model.device)
         scheduler: Any = library().DDIMScheduler.from_config(scheduler_config(self.task.model))
         scheduler.set_timesteps(self.how.steps)
         side = self.size // self.autoencoder.factor
@@ -48,11 +48,11 @@ class Drawn:
             torch.randn(self.autoencoder.channels, side, side, generator=generator(self.how.seed, "picture", k))
             for k in range(len(captions))
         ]
-        x = torch.stack(noise) * scheduler.init_noise_sigma
+        x = torch.stack(noise).to(model.device) * scheduler.init_noise_sigma
         for time in scheduler.timesteps:
             with_caption, without = model(torch.cat([x, x]), time, told).sample.chunk(2)
             x = scheduler.step(without + self.how.guidance * (with_caption - without), time, x).prev_sample
-        return (self.autoencoder.decode(x) * 255).round().to(torch.uint8)
+        return (self.autoencoder.decode(x.cpu()) * 255).round().to(torch.uint8)
 
 
 def drawing(task: TextToImage, how: Drawing) -> Drawn:

@@ -10,7 +10,7 @@
       labelColor: "var(--soft)", titleColor: "var(--soft)", titleFontWeight: 500, labelFontSize: 11.5, titleFontSize: 12,
       gridColor: "var(--line)", domainColor: "var(--faint)", tickColor: "var(--faint)", titlePadding: 10, labelPadding: 5,
     },
-    axisY: { labelLimit: 190, domain: false, ticks: false },
+    axisY: { labelLimit: 260, domain: false, ticks: false },
     legend: { labelColor: "var(--ink)", titleColor: "var(--soft)", labelLimit: 0, symbolStrokeWidth: 2.5, symbolSize: 110, labelFontSize: 12 },
     text: { font },
   };
@@ -48,6 +48,7 @@
 
   const hidden = (section) => [...section.querySelectorAll('.chip[aria-pressed="false"]')].map((chip) => chip.dataset.group);
   const hide = (section) => {
+    for (const cell of section.querySelectorAll(".drawn [data-group]")) cell.hidden = hidden(section).includes(cell.dataset.group);
     for (const { view } of views.get(section) || [])
       if (view.getState().signals && "hidden" in view.getState().signals) view.signal("hidden", hidden(section)).runAsync();
   };

@@ -1,0 +1,173 @@
+"""What a run's folder keeps, as plain values; what an older version did not write has a default."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import AllowInfNan, StringConstraints
+
+Finite = Annotated[float, AllowInfNan(False)]
+WebP = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]+=*$", max_length=2**19)]
+"""A picture as base64."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """What rounds.jsonl says of a client in a round."""
+
+    down: int = 0
+    up: int = 0
+    failed: str | None = None
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """What a round and those before it have spent."""
+
+    epsilon: Finite | None = None
+    delta: Finite | None = None
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Round:
+    """A line of rounds.jsonl."""
+
+    round: int
+    clients: Mapping[str, Client]
+    bytes_down: int
+    bytes_up: int
+    held_out: Mapping[str, Finite | None] | None
+    seconds: Finite
+    note: str = ""
+    metrics: Mapping[str, Finite | None] = field(default_factory=dict)
+    privacy: Privacy | None = None
+
+
+@dataclass(frozen=True)
+class ClientAccuracy:
+    """How a result serves each client."""
+
+    mean: Finite | None = None
+    worst_decile: Finite | None = None
+    best_decile: Finite | None = None
+    std: Finite | None = None
+    each: Mapping[str, Finite | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a report takes from summary.json; what an older version did not write is None."""
+
+    clients: int | None = None
+    trainable_params: int | None = None
+    full_params: int | None = None
+    bytes_up_per_client_round: Finite | None = None
+    bytes_down_per_client_round: Finite | None = None
+    seconds: Finite | None = None
+    partition: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
+    cpu: str = ""
+    client_accuracy: ClientAccuracy | None = None
+
+
+@dataclass(frozen=True)
+class Division:
+    """What a report takes from partition.json: the examples of each class that each client holds."""
+
+    fingerprint: str | None = None
+    classes: Sequence[str | int] = ()
+    histograms: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if any(len(counts) != len(self.classes) for counts in self.histograms.values()):
+            raise ValueError("a client has not one count for each class")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How a language model goes on from a held-out prompt; see `fedpeft evaluate --sample`."""
+
+    given: str
+    before: str
+    after: str
+    truth: str
+
+
+@dataclass(frozen=True)
+class Samples:
+    """samples.json, of the checkpoint after so many rounds."""
+
+    round: int
+    samples: Sequence[Sample]
+
+
+@dataclass(frozen=True)
+class Range:
+    """A value and its 95 % interval."""
+
+    value: Finite
+    low: Finite
+    high: Finite
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The share of right answers of a base model and of the tuned one, and their difference question by question."""
+
+    base: Range
+    tuned: Range
+    difference: Range
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Multiple-choice questions; see `fedpeft evaluate --benchmark`."""
+
+    benchmark: str
+    shots: int
+    round: int
+    questions: int
+    left_out: int
+    chance: Finite
+    metrics: Mapping[str, Compared]
+
+
+@dataclass(frozen=True)
+class Benchmarks:
+    """benchmarks.json."""
+
+    benchmarks: Sequence[Benchmark] = ()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is held out with a caption, and what the base model and the run's draw of it from the same noise."""
+
+    caption: str
+    truth: WebP
+    before: WebP
+    after: WebP
+
+
+@dataclass(frozen=True)
+class ClipScores:
+    """Of each picture, by a CLIP."""
+
+    model: str
+    truth: Sequence[Finite]
+    before: Sequence[Finite]
+    after: Sequence[Finite]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """pictures.json, of the checkpoint after so many rounds; how they were drawn stands beside them."""
+
+    round: int
+    steps: int
+    guidance: Finite
+    seed: int
+    pictures: Sequence[Picture]
+    clip: ClipScores | None = None
