@@ -118,5 +118,5 @@ def test_without_ray_it_says_what_to_install(points: Site) -> None:
 @there
 def test_a_cluster_decides_how_many_workers_there_are(points: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    with pytest.raises(RunError, match="leave their number out"):
+    with pytest.raises(RunError, match="has its own number of workers: leave it out"):
         FlowerSimulation(points, Nowhere(), 3)

@@ -4,33 +4,31 @@ Each actor stays, with the base model and the data. What crosses is what crosses
 """
 
 import os
+import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from importlib.util import find_spec
 from logging import CRITICAL, ERROR, getLogger
 from pickle import PicklingError
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Event, Thread, current_thread, main_thread
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from fedpeft.core.interfaces import Store
 from fedpeft.core.letters import Letter
-from fedpeft.core.stores import Nowhere, StoreError
+from fedpeft.core.stores import Nowhere
 from fedpeft.core.types import ClientId, Failure, Job, Reply
+from fedpeft.engines.actor import client_app, result
 from fedpeft.engines.flower import head_of, server_app, words
-from fedpeft.engines.processes import ATTEMPTS, answered, answering, processors
+from fedpeft.engines.processes import ATTEMPTS, processors
 from fedpeft.errors import PlanError, RunError
 from fedpeft.site import Site
 
 if TYPE_CHECKING:
-    from flwr.app import Context, Message
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid
 
@@ -153,7 +151,7 @@ class Simulation:
             if message.has_error():
                 done[client] = Failure(client, f"its actor did not do the work: {words(message.error.reason)}")
             else:
-                done[client] = _result(client, opened(message))
+                done[client] = result(client, opened(message))
         if not done:
             sleep(POLL)
         return done
@@ -176,49 +174,56 @@ def begin(site: Site, store: Store, workers: int) -> Simulation:
       PlanError: a part of the plan cannot be sent to another process.
       RunError: Ray or Flower does not begin.
     """
-    threads, leave, ended = site.plan.threads, Event(), SimpleQueue[Exception]()
-    grids: SimpleQueue[Grid | None] = SimpleQueue()
+    threads = site.plan.threads
     wanted = min(workers or max(1, processors() // threads), site.plan.cohort, len(site.data.clients))
+    with _switched():
+        import ray
+
+        _begin_ray(wanted * threads)
+        try:
+            app = client_app(_held(site, store))
+            nodes = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 0) // threads))
+            return _simulation(app, nodes, {"num_cpus": threads, "num_gpus": float(site.device.startswith("cuda"))})
+        except BaseException:
+            ray.shutdown()
+            raise
+
+
+def _simulation(app: "ClientApp", nodes: int, each: dict[str, float]) -> Simulation:
+    """Flower's simulation of so many nodes, whose actors have so much `each`."""
+    from flwr.simulation import run_simulation
+
+    leave, ended, grids = Event(), SimpleQueue[Exception](), SimpleQueue["Grid | None"]()
+    settings = {"client_resources": {**each, "max_restarts": -1, "max_task_retries": ATTEMPTS - 1}}
+    getLogger("flwr").setLevel(CRITICAL)  # what goes wrong is a failure of a client, or raised
 
     def serve(grid: "Grid", settings: object) -> None:
         grids.put(grid)
         leave.wait()
 
-    with _switched():
-        import ray
-        from flwr.simulation import run_simulation
-
-        getLogger("flwr").setLevel(CRITICAL)  # what goes wrong is a failure of a client, or raised
-        _begin_ray(wanted * threads)
-        app = client_app(_held(site, store))
-        nodes = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 0) // threads))
-        each = {"num_cpus": threads, "num_gpus": float(torch.device(site.device).type == "cuda")}
-        settings = {"client_resources": {**each, "max_restarts": -1, "max_task_retries": ATTEMPTS - 1}}
-
-        def simulate() -> None:
-            try:
-                run_simulation(server_app(serve), app, nodes, "ray", settings)
-            except Exception as error:
-                ended.put(error)
-            finally:
-                grids.put(None)
-
-        thread = Thread(target=simulate, daemon=True)
-        thread.start()
+    def simulate() -> None:
         try:
-            grid = grids.get()
-            if grid is None:
-                raise RunError(f"Flower's simulation does not begin: {ended.get()}")
-            made = Simulation(grid, thread, leave, ended)
-            while thread.is_alive() and len(made.idle) < nodes:
-                sleep(POLL)
-                made.idle = list(grid.get_node_ids())
-            return made
-        except BaseException:  # Ctrl-C: Flower's threads would keep this process from ending
-            leave.set()
-            thread.join(PARTING)
-            ray.shutdown()
-            raise
+            run_simulation(server_app(serve), app, nodes, "ray", settings)
+        except Exception as error:
+            ended.put(error)
+        finally:
+            grids.put(None)
+
+    thread = Thread(target=simulate, daemon=True)
+    thread.start()
+    try:
+        grid = grids.get()
+        if grid is None:
+            raise RunError(f"Flower's simulation does not begin: {ended.get()}")
+        made = Simulation(grid, thread, leave, ended)
+        while thread.is_alive() and len(made.idle) < nodes:
+            sleep(POLL)
+            made.idle = list(grid.get_node_ids())
+        return made
+    except BaseException:  # Ctrl-C: Flower's threads would keep this process from ending
+        leave.set()
+        thread.join(PARTING)
+        raise
 
 
 def _end_actors() -> None:
@@ -242,10 +247,14 @@ def _begin_ray(count: int) -> None:
     here = {} if CLUSTER in os.environ else {"address": "local", "num_cpus": count, "include_dashboard": False}
     if ray.is_initialized():
         return
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**here, log_to_driver=False, logging_level=ERROR)
     except Exception as error:  # it raises plain ones too
         raise RunError(f"Ray does not begin: {words(error)}") from None
+    finally:
+        if current_thread() is main_thread():  # where Ray takes it over
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _held(site: Site, store: Store) -> Any:
@@ -274,46 +283,3 @@ def _switched() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def client_app(held: Any) -> "ClientApp":
-    """What an actor does with a message; `held` is where Ray keeps what it needs once."""
-    from flwr.app import Message
-    from flwr.clientapp import ClientApp
-
-    from fedpeft.engines.courier import content, opened
-
-    def carry(message: "Message", context: "Context") -> "Message":
-        asked = opened(message)
-        done = answered(_worker(held), Job(**asked.head, payload=asked.body))
-        return Message(content(_letter(done)), reply_to=message)
-
-    app = ClientApp()
-    app.query()(carry)
-    return app
-
-
-@lru_cache(maxsize=1)
-def _worker(held: Any) -> Callable[[Job], Reply | Failure]:
-    """An actor's worker, made for its first message: it keeps the base model and the data."""
-    import ray
-
-    plan, device, store = ray.get(held)
-    torch.set_num_threads(plan.threads)
-    return answering(plan, device, store)
-
-
-def _letter(done: Reply | Failure | StoreError) -> Letter:
-    if isinstance(done, Reply):
-        return Letter({"kind": "reply"}, done.payload)
-    if isinstance(done, Failure):
-        return Letter({"kind": "failed", "reason": done.reason})
-    return Letter({"kind": "disk", "error": [done.errno, done.strerror, done.filename and str(done.filename)]})
-
-
-def _result(client: ClientId, answer: Letter) -> Reply | Failure:
-    if answer.head["kind"] == "disk":
-        raise StoreError(*answer.head["error"])
-    if answer.head["kind"] == "failed":
-        return Failure(client, answer.head["reason"])
-    return Reply(client, answer.body)
