@@ -62,6 +62,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "auto": "fedpeft.engines.auto:Auto",
         "cohort": "fedpeft.engines.cohort:Cohort",
         "flower": "fedpeft.engines.flower:Flower",
+        "flower-simulation": "fedpeft.engines.simulation:FlowerSimulation",
         "inprocess": "fedpeft.engines.inprocess:InProcess",
         "processes": "fedpeft.engines.processes:Processes",
     },

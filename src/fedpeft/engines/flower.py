@@ -191,7 +191,7 @@ class Flower:
     ) -> dict[ClientId, Failure]:
         """Send what can be sent; a job whose client is not here waits for nodes that have not said who they are."""
         ready = [job for client, job in unsent.items() if client in self.homes]
-        letters = [Letter({"kind": "job", **_head(job)}, job.payload) for job in ready]
+        letters = [Letter({"kind": "job", **head_of(job)}, job.payload) for job in ready]
         names = self._push([self.homes[job.client] for job in ready], letters, seconds)
         failed = {}
         for job, name in zip(ready, names, strict=False):
@@ -224,7 +224,8 @@ def words(value: object) -> str:
     return "".join(x if x.isprintable() else " " for x in str(value)[:500])
 
 
-def _head(job: Job) -> dict[str, Any]:
+def head_of(job: Job) -> dict[str, Any]:
+    """All of a job but its payload, as a letter's head has it."""
     return {key: getattr(job, key) for key in ("run", "round", "client", "phase", "seed", "accepted")}
 
 

@@ -35,23 +35,23 @@ def _serve(connection: Connection, plan: Plan, device: str, store: Store) -> Non
     """A worker process: answer jobs until the other end is gone."""
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(plan.threads)
-    answer = _answering(plan, device, store)
+    worker = answering(plan, device, store)
     while True:
         try:
-            connection.send(_answer(answer, connection.recv()))
+            connection.send(answered(worker, connection.recv()))
         except (EOFError, OSError, KeyboardInterrupt):
             return
 
 
-def _answer(answer: Callable[[Job], Reply | Failure], job: Job) -> Reply | Failure | StoreError:
+def answered(worker: Callable[[Job], Reply | Failure], job: Job) -> Reply | Failure | StoreError:
     """A disk that fails is for the parent to raise: here it would be one more end of a worker process."""
     try:
-        return answer(job)
+        return worker(job)
     except StoreError as error:
         return error
 
 
-def _answering(plan: Plan, device: str, store: Store) -> Callable[[Job], Reply | Failure]:
+def answering(plan: Plan, device: str, store: Store) -> Callable[[Job], Reply | Failure]:
     """A worker; where it cannot be made, what says why to each job, since a death would only tell a number."""
     try:
         return Worker(open_site(plan, device), store)

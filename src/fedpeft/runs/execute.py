@@ -1,6 +1,6 @@
 """A run: the body of the `for` over `federate`, and what must be in place before it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from shutil import rmtree
 from time import perf_counter
@@ -59,11 +59,15 @@ def check_workers(plan: Plan, workers: int) -> None:
 
     Raises:
       PlanError: it does not.
+      RunError: the engine lacks something here.
     """
     if workers < 0:
         raise PlanError(f"there cannot be {workers} worker processes")
-    if workers and all(f.name != "workers" for f in fields(find("engine", plan.engine))):
+    engine = find("engine", plan.engine)
+    if workers and all(f.name != "workers" for f in fields(engine)):
         raise PlanError(f'the engine {plan.engine!r} has no workers: leave them out, or take the engine "processes"')
+    check: Callable[[int], None] = getattr(engine, "check", lambda workers: None)
+    check(workers)
 
 
 def open_engine(folder: RunFolder, site: Site, workers: int = 0) -> OpenEngine:
