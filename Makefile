@@ -14,7 +14,7 @@ test: check
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Real processes of a federation, killed in every way that docs/results/faults.md tells of.
 chaos: $(VENV)/ready
