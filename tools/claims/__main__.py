@@ -11,12 +11,12 @@ mean over the seeds and half of the 95 % interval (Student's t).
 import sys
 from collections.abc import Callable, Mapping
 
-import emoji_claims
+import generation_claims
 import one_shot_claims
 import peft_claims
 from keeping import RESULTS
 
-PAGES = {"fedpeft": peft_claims.TABLES, "one-shot": one_shot_claims.TABLES | emoji_claims.TABLES}
+PAGES = {"fedpeft": peft_claims.TABLES, "one-shot": one_shot_claims.TABLES | generation_claims.TABLES}
 
 
 def redrawn(page: str, tables: Mapping[str, Callable[[], str]]) -> str:
