@@ -135,6 +135,16 @@ def test_bars_compare_only_what_is_equal_in_all_else(tmp_path: Path) -> None:
     }
 
 
+def test_a_key_that_a_plan_is_too_old_to_have_is_off_in_it(tmp_path: Path) -> None:
+    local = {"lr": 0.0, "correction": "none"}
+    write_cell(tmp_path / "old", [0.5], seed=1, plan={"local": local})
+    write_cell(tmp_path / "new", [0.6], seed=2, plan={"local": {**local, "sorted": False, "init": ""}, "parts": []})
+    write_cell(tmp_path / "on", [0.7], seed=1, plan={"local": {**local, "sorted": True}})
+    section = only(tmp_path)
+    assert sorted(len(group.cells) for group in section.groups) == [1, 2]
+    assert [(axis.path, sorted(axis.values)) for axis in section.axes] == [("local.sorted", ["no", "yes"])]
+
+
 def test_each_division_is_drawn_once(tmp_path: Path) -> None:
     section = only(write_study(tmp_path))
     rows, count = divisions(section)

@@ -53,7 +53,7 @@ class Secure:
     max_norm: float = float("inf")
     max_weight: int = 1
     bits: int = 32
-    keys: Sequence[str] = ()
+    keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.threshold < 2 or self.max_weight < 1 or not (self.limit > 0 and self.max_norm > 0):

@@ -101,6 +101,8 @@ def _table(value: Any) -> Any:
 
 
 def _plain(path: str, values: Sequence[Any]) -> Axis:
+    if any(isinstance(value, bool) for value in values):
+        values = [value or False for value in values]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     texts = tuple(_text(value) for value in values)
     return Axis(path, texts, tuple(values) if numeric else (), all(isinstance(v, str) and v for v in values))

@@ -50,8 +50,11 @@ class Cell:
 
     @property
     def experiment(self) -> Mapping[str, Any]:
-        """The plan without what does not matter to the result, and without the seed."""
-        return {key: value for key, value in self.plan.items() if key not in RESULT_IS_THE_SAME}
+        """The plan without what does not matter to the result, and without the seed.
+
+        What is switched off is left out: a key that a plan is too old to have is off in it.
+        """
+        return _on({key: value for key, value in self.plan.items() if key not in RESULT_IS_THE_SAME})
 
     @property
     def identity(self) -> str:
@@ -62,6 +65,12 @@ class Cell:
         """A held-out metric by round, where it was measured and is finite."""
         found = {r.round: (r.held_out or {}).get(name) for r in self.rounds}
         return {at: value for at, value in found.items() if value is not None}
+
+
+def _on(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is false, empty text or an empty list, in inner tables too."""
+    kept = {key: value for key, value in table.items() if value is not False and value not in (None, "", [])}
+    return {key: _on(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
 
 
 def find(paths: Sequence[Path]) -> Iterator[Path]:
