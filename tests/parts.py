@@ -219,6 +219,9 @@ class DiesAfterSaving:
     def secret(self, client: str) -> Secret:
         return self.folder.secret(client)
 
+    def signer(self, client: str) -> bytes | None:
+        return self.folder.signer(client)
+
     def note(self, client: str) -> bytes:
         return self.folder.note(client)
 
@@ -248,6 +251,9 @@ class FailingDisk:
 
     def secret(self, client: str) -> Secret:
         return self.folder.secret(client)
+
+    def signer(self, client: str) -> bytes | None:
+        return self.folder.signer(client)
 
     def note(self, client: str) -> bytes:
         return self.folder.note(client)
