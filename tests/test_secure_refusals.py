@@ -118,7 +118,7 @@ def first_asked(points: Site, folder: Path, phase: str, content: object) -> str:
 
 def test_a_client_hides_only_in_a_crowd_and_answers_in_order(points: Site, tmp_path: Path) -> None:
     few = {"roster": {f"x{k}": ["", ""] for k in range(6)}}
-    assert "of whom 4 must take part" in first_asked(points, tmp_path / "a", "shares", few)
+    assert "4 to 7 clients must take part" in first_asked(points, tmp_path / "a", "shares", few)
     assert "asked for 'masked' before 'shares'" in first_asked(points, tmp_path / "b", "masked", {"peers": []})
     assert "asked for 'unmask' before 'masked'" in first_asked(points, tmp_path / "c", "unmask", {"alive": []})
     assert "no message of a secure sum" in first_asked(points, tmp_path / "d", "tell me all", {})

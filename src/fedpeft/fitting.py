@@ -263,15 +263,15 @@ def check_sum(plan: Any) -> None:
 
 
 def _check_crowd(plan: Any) -> None:
-    """Raises PlanError for a threshold below which two crowds could be told different things, or weights too large."""
+    """Raises PlanError for a threshold that two crowds could have, keys that are not the nodes', or weights too large."""
     exchange = plan.exchange
     if not plan.cohort < 2 * exchange.threshold <= 2 * plan.cohort:
         raise PlanError(
             f"exchange.threshold = {exchange.threshold} must be more than half of cohort = {plan.cohort}, so that no "
-            "two groups of clients can be told different things, and at most all; two thirds are usual"
+            "two groups of clients can tell both secrets of another, and at most all; two thirds are usual"
         )
-    if lacking := set(plan.nodes or ()) - set(exchange.signers) if exchange.signers else ():
-        raise PlanError(f"exchange.keys lacks {', '.join(sorted(lacking))}: all nodes sign, or none")
+    if plan.nodes and exchange.signers and (odd := set(plan.nodes) ^ set(exchange.signers)):
+        raise PlanError(f"nodes and exchange.keys must name the same clients; only one of them has {sorted(odd)}")
     if plan.weighting != "uniform" and exchange.max_weight == 1:
         raise PlanError(
             f'weighting = "{plan.weighting}": set exchange.max_weight to the most examples that a client has, from '

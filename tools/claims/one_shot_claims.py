@@ -50,6 +50,32 @@ def digits() -> str:
     )
 
 
+def photographs() -> str:
+    methods = {"lora": "ViT-Tiny, LoRA", "full": "ViT-Tiny, full"}
+    return _against(
+        [
+            (f"{label}, {skew}", _pair("one-shot-vit-tiny", f"{start}-", "10-1", name))
+            for name, label in methods.items()
+            for start, skew in SKEWS.items()
+            if any((CELLS / "one-shot-vit-tiny").glob(f"{start}-rounds-epochs-1-10-{name}-seed*"))
+        ],
+        "ten rounds",
+    )
+
+
+def photographs_beside() -> str:
+    start = "lora-dirichlet-0.1"
+    names = {
+        f"{start}-one-round-class-count-rows": "LoRA, one round, head rows by class counts, Dirichlet 0.1",
+        f"{start}-one-round-class-means-and-class-count-rows": "LoRA, one round, class means and rows, Dirichlet 0.1",
+        f"{start}-ten-rounds-class-means": "LoRA, ten rounds, class means, Dirichlet 0.1",
+        "head-dirichlet-0.1-one-round": "frozen ViT-Tiny, new head, one round, Dirichlet 0.1",
+        "local-only": "local only, LoRA, Dirichlet 0.1",
+        "centralised-lora": "centralised, LoRA",
+    }
+    return _accuracies("one-shot-vit-tiny", names)
+
+
 def beside() -> str:
     """What there is without a federation, or without tuning more than a head."""
     names = {
@@ -155,6 +181,8 @@ def arrivals() -> str:
 TABLES = {
     "digits": digits,
     "beside": beside,
+    "photographs": photographs,
+    "photographs-beside": photographs_beside,
     "skew-head": skew_head,
     "skew-lora": skew_lora,
     "skew-full": skew_full,

@@ -1,5 +1,7 @@
 """Signatures by which a client is known (Ed25519, RFC 8032), and public keys as people hand them on."""
 
+from contextlib import suppress
+
 KIND = "ed25519:"
 PUBLIC = 32  # bytes of a public key
 
@@ -12,11 +14,9 @@ def public_line(text: str) -> tuple[str, str]:
     """
     key, _, name = text.strip().partition(" ")
     digits = key.removeprefix(KIND)
-    try:
+    with suppress(ValueError):
         if key.startswith(KIND) and len(bytes.fromhex(digits)) == PUBLIC:
-            return digits.lower(), name.strip()
-    except ValueError:
-        pass
+            return bytes.fromhex(digits).hex(), name.strip()  # written in one way, so that equal keys are equal texts
     raise ValueError(f"{key[:80]!r} is no public key: a line is `{KIND}<hex> <client>`")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from fedpeft.core.interfaces import Engine, Reception
+from fedpeft.core.signing import verified
 from fedpeft.core.types import ClientId, Job
 from fedpeft.core.wire import unframe
 from fedpeft.errors import WireError
@@ -68,6 +69,19 @@ def public_keys(
             agreed(os.urandom(KEY), key, "trial", [client])  # of a key of small order all others would choke
         check_signed(jobs[client], client, body, header.get("signature"), signers)
         return header["own"], [body[:KEY].hex(), body[KEY:].hex(), *([header["signature"]] if signers else [])]
+
+    return check
+
+
+def story_signature(story: bytes, signers: Mapping[ClientId, str]) -> Callable[[ClientId, bytes], str]:
+    """A check for a client's signature of the story."""
+
+    def check(client: ClientId, payload: bytes) -> str:
+        header = unframe(payload)[0]
+        told = header.get("signature") if isinstance(header, dict) else None
+        if not verified(signers[client], told, story):
+            raise ValueError("it did not sign what it was told")
+        return str(told)
 
     return check
 

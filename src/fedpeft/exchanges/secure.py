@@ -4,19 +4,20 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from fedpeft.core.interfaces import Codec, Engine, Reception, Store
 from fedpeft.core.secrets import Secret
-from fedpeft.core.signing import public_line
+from fedpeft.core.signing import public_line, signature, verified
 from fedpeft.core.tensors import Layout, norm
 from fedpeft.core.types import ClientId, Job, Update
 from fedpeft.core.wire import frame, layout_of, pack, unframe, unpack
-from fedpeft.exchanges.asking import Asking, Unrecovered, pieces, public_keys, readable, secrets_of
+from fedpeft.exchanges.asking import Asking, Unrecovered, pieces, public_keys, readable, secrets_of, story_signature
 from fedpeft.exchanges.masking import Integers, carried, integers, mask, mean, read, shift
 from fedpeft.exchanges.session import Session
-from fedpeft.exchanges.sharing import SEALED, agreed, check_signed, public, require
+from fedpeft.exchanges.sharing import SEALED, agreed, check_signed, one_story, public, require
 from fedpeft.registry import build
 
 MASKED = "masked"
@@ -24,17 +25,19 @@ MASKED = "masked"
 
 @dataclass(frozen=True)
 class Secure:
-    """Four messages to each client and four back:
+    """Four messages to each client and four back, or five:
 
         fit      trains; gives two public keys
         shares   gets all keys; gives of two secrets a share for each client, sealed for it
         masked   gets who shared; gives q(w·Δ), w + PRG(own) ± PRG(agreed with each other client), modulo 2^bits
-        unmask   gets who is alive; gives of those the shares of `own`, of those who are not the shares of their masks
+        story    only with `keys`: gets who is alive; signs that and all that it was told before
+        unmask   gets who is alive, and with `keys` `threshold` signatures of the same story; gives of those who are
+                 alive the shares of `own`, of those who are not the shares of their masks
 
     What is added up is exact: the mean is that of the rounded updates. A client that drops out costs its own update;
     while `threshold` clients answer, the sum of the others is recovered. The server is trusted to follow the protocol,
-    not to close its eyes; up to `threshold` − 1 clients may tell it all they know. That it passes on keys unchanged is
-    trusted too, unless `keys` says who signs: then clients take part with no others.
+    not to close its eyes; up to `threshold` − 1 clients may tell it all they know. With `keys` it may also tell clients
+    different things; of a crowd of n fewer than 2·threshold − n may then tell it what they know.
 
     Attributes:
       threshold: of clients that must answer each message; fewer learn nothing, and the round changes nothing.
@@ -94,25 +97,60 @@ class Secure:
     def answer(self, job: Job, store: Store) -> bytes:
         session, (header, body) = Session.at(job, store), unframe(job.payload)
         if job.phase == "shares":
-            session = replace(session.once(job), roster=dict(header["roster"]))
-            self._check_crowd(job, session.roster)
-            for client, (cipher, masks, *told) in session.roster.items():
+            session = session.once(job)
+            self._crowd(job, header["roster"])
+            for client, (cipher, masks, *told) in header["roster"].items():
                 check_signed(job, client, bytes.fromhex(cipher + masks), "".join(told), self.signers)
-            return session.kept(store).shares(store, self.threshold)
+            return session.enrolled(header["roster"], store).kept(store).shares(store, self.threshold)
         if job.phase == "masked":
-            session = replace(session.once(job, after="shares"), peers=header["peers"])
-            self._check_crowd(job, session.peers, session.roster)
-            return pack(Update(job.client, {MASKED: carried(self._masked(session.kept(store), store))}), _dense())
+            session = session.once(job, after="shares")
+            session = replace(session, peers=self._crowd(job, header["peers"], session.roster)).kept(store)
+            return pack(Update(job.client, {MASKED: carried(self._masked(session, store))}), _dense())
+        if job.phase == "story" and self.signers:
+            session = session.once(job, after="masked")
+            story = session.story(self._crowd(job, header["alive"], session.peers))
+            session.kept(store)
+            return frame({"signature": signature(store.signer(job.client) or b"", story)}, b"")
         if job.phase == "unmask":
-            session = replace(session.once(job, after="masked"), packed=b"")
-            self._check_crowd(job, header["alive"], session.peers)
-            return session.kept(store).opened(store, header["alive"], body)
+            session = replace(session.once(job, after="story" if self.signers else "masked"), packed=b"")
+            alive = self._crowd(job, header["alive"], session.peers)
+            self._check_story(session.story(alive), header.get("signatures"), alive)
+            return session.kept(store).opened(store, alive, body)
         raise ValueError(f"asked for {job.phase!r}, which is no message of a secure sum")
 
-    def _check_crowd(self, job: Job, crowd: Collection[ClientId], of: Collection[ClientId] = ()) -> None:
-        """Among too few, or others than before, nobody is hidden."""
-        if len(set(crowd)) < self.threshold or job.client not in crowd or (of and not set(crowd) <= set(of)):
-            raise ValueError(f"asked for {job.phase!r} among {sorted(crowd)}, of whom {self.threshold} must take part")
+    def _crowd(self, job: Job, crowd: object, of: Collection[ClientId] = ()) -> list[ClientId]:
+        """The names in it.
+
+        Raises:
+          ValueError: too few or others than before, among whom nobody is hidden; as many as make two crowds; or a name
+            more than once, which would take a mask off again.
+        """
+        names = [name for name in crowd if isinstance(name, str)] if isinstance(crowd, list | dict) else []
+        most = 2 * self.threshold - 1
+        if not self.threshold <= len(names) <= most or len(set(names)) < len(names) or job.client not in names:
+            raise ValueError(
+                f"asked for {job.phase!r} among {names[:most]}: {self.threshold} to {most} clients must take part, "
+                "this one too, each once"
+            )
+        if of and not set(names) <= set(of):
+            raise ValueError(
+                f"asked for {job.phase!r} among {sorted(set(names) - set(of))}, who did not take part before"
+            )
+        return names
+
+    def _check_story(self, story: bytes, signatures: object, alive: Collection[ClientId]) -> None:
+        """Raises ValueError where clients sign and fewer than `threshold` signed what this one was told.
+
+        A crowd has less than twice as many, so that no other story about the same keys has as many signatures.
+        """
+        if not self.signers:
+            return
+        told = signatures if isinstance(signatures, dict) else {}
+        good = [c for c in alive if c in self.signers and verified(self.signers[c], told.get(c), story)]
+        if len(good) < self.threshold:
+            raise ValueError(
+                f"{len(good)} clients signed the story of this round that came here, {self.threshold} must"
+            )
 
     def _masked(self, session: Session, store: Store) -> Integers:
         keys, me = session.keys(store), session.client
@@ -121,7 +159,7 @@ class Secure:
         for other in session.peers:
             if other != me:
                 key = agreed(keys.mask, bytes.fromhex(session.roster[other][1]), "mask", [me, other])
-                values = _signed(values, mask(key, len(values), self.bits), me < other)
+                values = _added(values, mask(key, len(values), self.bits), me < other)
         return values
 
     def collect(self, engine: Engine, jobs: Sequence[Job], receive: Reception) -> Iterator[Update]:
@@ -142,8 +180,9 @@ class Secure:
             "masked", dict.fromkeys(peers, frame({"peers": peers}, b"")), self._vector(size), size * self.bits // 8
         )
         alive = list(masked)
+        head = self._agreed(asking, {c: keys for c, (_, keys) in roster.items()}, peers, alive)
         places = {client: place for place, client in enumerate(roster)}
-        letters = {c: frame({"alive": alive}, b"".join(sealed[p][places[c]] for p in peers)) for c in alive}
+        letters = {c: frame(head, b"".join(sealed[p][places[c]] for p in peers)) for c in head.get("signatures", alive)}
         told = secrets_of(asking, peers, places, asking.ask("unmask", letters, readable(peers)))
         total = reduce(np.add, masked.values())
         for peer, secret in told.items():
@@ -155,6 +194,21 @@ class Secure:
         for client in alive:
             asking.receive.counted(client, update.weight / len(alive))
         return update
+
+    def _agreed(
+        self,
+        asking: Asking,
+        roster: Mapping[ClientId, Sequence[str]],
+        peers: Sequence[ClientId],
+        alive: Sequence[ClientId],
+    ) -> dict[str, Any]:
+        """What clients must be told before they unmask; where they sign, with who signed it."""
+        head: dict[str, Any] = {"alive": alive}
+        if not self.signers:
+            return head
+        job = asking.jobs[alive[0]]
+        check = story_signature(one_story(job.run, job.round, roster, peers, alive), self.signers)
+        return {**head, "signatures": asking.ask("story", dict.fromkeys(alive, frame(head, b"")), check)}
 
     def _vector(self, size: int) -> Callable[[ClientId, bytes], Integers]:
         expected: Layout = [(MASKED, [size], f"int{self.bits}")]
@@ -176,7 +230,7 @@ class Secure:
             return total - mask(secret, len(total), self.bits)
         for client in alive:
             common = agreed(secret, bytes.fromhex(roster[client][1][1]), "mask", [peer, client])
-            total = _signed(total, mask(common, len(total), self.bits), client > peer)
+            total = _added(total, mask(common, len(total), self.bits), client > peer)
         return total
 
 
@@ -190,5 +244,5 @@ def _dense() -> Codec:
     return codec
 
 
-def _signed(total: Integers, masked: Integers, plus: bool) -> Integers:
+def _added(total: Integers, masked: Integers, plus: bool) -> Integers:
     return total + masked if plus else total - masked

@@ -16,7 +16,7 @@ from fedpeft.core.secrets import Secret
 from fedpeft.core.signing import signature
 from fedpeft.core.types import ClientId, Job
 from fedpeft.core.wire import frame, unframe
-from fedpeft.exchanges.sharing import KEY, SEALED, Keys, agreed, public, seal, signed, split, unseal
+from fedpeft.exchanges.sharing import KEY, SEALED, Keys, agreed, one_story, own_keys, public, seal, split, unseal
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,22 @@ class Session:
         opened = public(keys.cipher) + public(keys.mask)
         head = {"own": Secret(keys.own).commitment}
         if signer:
-            head["signature"] = signature(signer, signed(self.run, self.round, self.client, opened))
+            head["signature"] = signature(signer, own_keys(self.run, self.round, self.client, opened))
         return frame(head, opened)
+
+    def enrolled(self, roster: Mapping[ClientId, Sequence[str]], store: Store) -> "Session":
+        """This session with its roster.
+
+        Raises:
+          ValueError: the roster has other keys for this client than those that it gave.
+        """
+        keys = self.keys(store)
+        if list(roster[self.client][:2]) != [public(keys.cipher).hex(), public(keys.mask).hex()]:
+            raise ValueError("the keys that came as this client's own are not those that it gave")
+        return replace(self, roster=roster)
+
+    def story(self, alive: Sequence[ClientId]) -> bytes:
+        return one_story(self.run, self.round, self.roster, self.peers, alive)
 
     def shares(self, store: Store, threshold: int) -> bytes:
         """Of the two secrets a share for each client, sealed for it."""

@@ -50,14 +50,22 @@ def public(private: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
-def signed(run: str, round: int, client: ClientId, keys: bytes) -> bytes:
-    """What a client signs: that these two public keys are its own, in this round of this run."""
-    return json.dumps(["fedpeft secure sum", run, round, client]).encode() + keys
+def own_keys(run: str, round: int, client: ClientId, keys: bytes) -> bytes:
+    """What a client signs first: that these two public keys are its own, in this round of this run."""
+    return json.dumps(["fedpeft secure sum: keys", run, round, client]).encode() + keys
+
+
+def one_story(
+    run: str, round: int, roster: Mapping[ClientId, Sequence[str]], peers: Sequence[ClientId], alive: Sequence[ClientId]
+) -> bytes:
+    """What a client signs before it helps to unmask: who began with which keys, who shared, and who is alive."""
+    story = ["fedpeft secure sum: story", run, round, dict(roster), list(peers), list(alive)]
+    return json.dumps(story, sort_keys=True).encode()
 
 
 def check_signed(job: Job, client: ClientId, keys: bytes, told: object, signers: Mapping[ClientId, str]) -> None:
     """Raises ValueError where clients sign and these two public keys are not signed by the client's own."""
-    if signers and not verified(signers.get(client, ""), told, signed(job.run, job.round, client, keys)):
+    if signers and not verified(signers.get(client, ""), told, own_keys(job.run, job.round, client, keys)):
         raise ValueError(
             f"the keys that came as those of {client!r} are not signed by the one that the plan has for it"
         )

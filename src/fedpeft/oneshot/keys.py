@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedpeft.core import signing
-from fedpeft.core.signing import KIND, public_line
+from fedpeft.core.signing import KIND, PUBLIC, public_line
 from fedpeft.core.stores import write_atomically
 from fedpeft.errors import RunError
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 CONTEXT = b"fedpeft-contribution-1"
 NONCE = bytes(12)
-PUBLIC = 32  # bytes of a public key of either kind
 
 
 class SealError(Exception):
