@@ -158,7 +158,7 @@ def test_a_full_disk_at_the_server_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_a_secure_sum_over_a_federation_has_the_bits_of_one_process(tmp_path: Path) -> None:
-    """Four messages to each node in a round, with keys that the nodes sign; in the end the server has the sums, and
+    """Five messages to each node in a round, with keys that the nodes sign; in the end the server has the sums, and
     the parameters of a simulation in which nobody signs."""
     lines = [make_signing_key(f"c{k:03}", tmp_path)[1].read_text().strip() for k in range(3)]
     secure = f'weighting = "uniform"\nexchange = {{name = "secure", threshold = 2, keys = {json.dumps(lines)}}}\n'

@@ -263,7 +263,7 @@ def check_sum(plan: Any) -> None:
 
 
 def _check_crowd(plan: Any) -> None:
-    """Raises PlanError for a threshold that two crowds could have, keys that are not the nodes', or weights too large."""
+    """Raises PlanError for a threshold that two crowds have, keys that are not the nodes', or weights too large."""
     exchange = plan.exchange
     if not plan.cohort < 2 * exchange.threshold <= 2 * plan.cohort:
         raise PlanError(

@@ -79,22 +79,20 @@ def evaluate(
         raise RunError(f"{run} has no checkpoint yet: no round of it is done")
     if clip and not (sample and draws(plan)):
         raise PlanError("--clip scores what --sample N draws with a text-to-image model that all clients share")
-    site = open_run_site(plan, device)
-    store = Folder(folder.clients)
-    measured = finite_or_none(held_out(site, saved.state, store))
-    found: dict[str, Any] = {"round": saved.state.round, "held_out": measured}
+    found: dict[str, Any] = {"round": saved.state.round}
+    if asked:  # first, as these may be refused, and what was measured would be lost
+        found["benchmark"] = benchmarks.measured(run, asked, device)
+    if sample and draws(plan):
+        drawn = exhibit(folder, plan, saved.state, sample, device, clip)
+        found |= {"captions": [one["caption"] for one in drawn["pictures"]], "clip": drawn["clip"]}
+    site, store = open_run_site(plan, device), Folder(folder.clients)
+    if sample and not draws(plan):
+        found["samples"] = [asdict(one) for one in samples(site, saved.state, sample)]
+        write_json(folder.samples, {"round": saved.state.round, "samples": found["samples"]})
+    found["held_out"] = finite_or_none(held_out(site, saved.state, store))
     if per_client:
         spread = over_clients(site, saved.state, store)
         found["clients"] = {name: finite_or_none(values) for name, values in spread.items()}
-    if sample and draws(plan):
-        drawn = exhibit(folder, plan, saved.state, sample, device, clip)
-        found["captions"] = [one["caption"] for one in drawn["pictures"]]
-        found["clip"] = drawn["clip"]
-    elif sample:
-        found["samples"] = [asdict(one) for one in samples(site, saved.state, sample)]
-        write_json(folder.samples, {"round": saved.state.round, "samples": found["samples"]})
-    if asked:
-        found["benchmark"] = benchmarks.measured(run, asked, device)
     typer.echo(json.dumps(found, indent=2) if as_json else _table(found))
 
 

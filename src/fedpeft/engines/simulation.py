@@ -103,7 +103,7 @@ class FlowerSimulation:
                 self.close()
 
     def close(self) -> None:
-        """End the actors, and Ray where it was begun here."""
+        """End the actors, and this process's part in Ray, also where somebody else had begun it here."""
         simulation, self._simulation = self._simulation, None
         if simulation is not None:
             simulation.close()
@@ -114,7 +114,7 @@ class Simulation:
     """Flower's simulation, in a thread of its own.
 
     Attributes:
-      ended: what it ended with, if it ended.
+      ended: what it ended with, once it has ended.
       idle: the nodes that have no job; which of them carries one is no matter.
       asked: by message, whose job it holds, and at which node.
     """
@@ -122,7 +122,7 @@ class Simulation:
     grid: "Grid"
     thread: Thread
     leave: Event
-    ended: "SimpleQueue[Exception]"
+    ended: "SimpleQueue[BaseException]"
     idle: list[int] = field(default_factory=list)
     asked: dict[str, tuple[ClientId, int]] = field(default_factory=dict)
 
@@ -161,7 +161,7 @@ class Simulation:
         import ray
 
         self.leave.set()
-        if self.asked:
+        if self.asked and self.thread.is_alive():  # where Flower broke down, it has shut Ray down itself
             _end_actors()
         self.thread.join(PARTING)
         ray.shutdown()
@@ -193,7 +193,7 @@ def _simulation(app: "ClientApp", nodes: int, each: dict[str, float]) -> Simulat
     """Flower's simulation of so many nodes, whose actors have so much `each`."""
     from flwr.simulation import run_simulation
 
-    leave, ended, grids = Event(), SimpleQueue[Exception](), SimpleQueue["Grid | None"]()
+    leave, ended, grids = Event(), SimpleQueue[BaseException](), SimpleQueue["Grid | None"]()
     settings = {"client_resources": {**each, "max_restarts": -1, "max_task_retries": ATTEMPTS - 1}}
     getLogger("flwr").setLevel(CRITICAL)  # what goes wrong is a failure of a client, or raised
 
@@ -204,8 +204,10 @@ def _simulation(app: "ClientApp", nodes: int, each: dict[str, float]) -> Simulat
     def simulate() -> None:
         try:
             run_simulation(server_app(serve), app, nodes, "ray", settings)
-        except Exception as error:
+        except BaseException as error:
             ended.put(error)
+        else:
+            ended.put(RunError("it ended by itself"))
         finally:
             grids.put(None)
 

@@ -48,9 +48,11 @@ def galleries(section: Section) -> list[Gallery]:
 
 
 def _conditions(cell: Cell, drawn: Pictures) -> str:
-    """Equal where the base model, the captions and the noise are the same."""
+    """Equal where the base model, the captions and the noise are the same; each seed has a random base of its own."""
     how = [drawn.steps, drawn.guidance, drawn.seed, *(one.caption for one in drawn.pictures)]
-    return json.dumps([cell.plan.get("task"), *how], sort_keys=True, default=str)
+    method = cell.plan.get("method")
+    base = cell.seed if isinstance(method, dict) and method.get("name") == "scratch" else None
+    return json.dumps([cell.plan.get("task"), base, *how], sort_keys=True, default=str)
 
 
 def _gallery(members: Sequence[tuple[Group, Cell, Pictures]]) -> Gallery:

@@ -68,9 +68,15 @@ class Cell:
 
 
 def _on(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is false, empty text or an empty list, in inner tables too."""
-    kept = {key: value for key, value in table.items() if value is not False and value not in (None, "", [])}
-    return {key: _on(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
+    """Without what is false, empty text, an empty list or a table of nothing else, in inner tables too."""
+    inner = {key: _inside(value) for key, value in table.items()}
+    return {key: value for key, value in inner.items() if value is not False and value not in (None, "", [], {})}
+
+
+def _inside(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_inside(one) for one in value]
+    return _on(value) if isinstance(value, Mapping) else value
 
 
 def find(paths: Sequence[Path]) -> Iterator[Path]:

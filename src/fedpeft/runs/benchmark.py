@@ -13,15 +13,12 @@ from typing import Any
 
 from torch import nn
 
-from fedpeft.core.lowrank import EXACT, merged
-from fedpeft.core.tensors import under
-from fedpeft.core.trainable import write
 from fedpeft.core.types import Tensors
 from fedpeft.errors import RunError
 from fedpeft.plan import Plan
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import RunFolder, read_json, reopen, write_json
-from fedpeft.runs.measure import untuned
+from fedpeft.runs.measure import tuned, untuned
 from fedpeft.runs.questions import Asked, Question, questions, quiet, require
 from fedpeft.site import threads
 from fedpeft.tasks.causal_lm import CausalLM
@@ -70,10 +67,10 @@ def benchmark(
         some, their = [every[k] for k in kept], [tokens[k] for k in kept]
         base = answers(model, some, their, lambda n: seen(n, 2 * len(kept)))
         del model
-        model = asking(_tuned(plan, params), plan, device)
-        tuned = answers(model, some, their, lambda n: seen(len(kept) + n, 2 * len(kept)))
+        model = asking(tuned(plan, plan.model(()), params), plan, device)
+        after = answers(model, some, their, lambda n: seen(len(kept) + n, 2 * len(kept)))
     about = {"benchmark": asked.name, "shots": shots, "limit": asked.limit, "round": done, "context": room}
-    record = {**about, "lm_eval": version("lm_eval"), **_record(every, some, base, tuned)}
+    record = {**about, "lm_eval": version("lm_eval"), **_record(every, some, base, after)}
     _keep(folder, record)
     return record
 
@@ -89,13 +86,6 @@ def _opened(run: Path) -> tuple[RunFolder, Plan, Tensors, int]:
         )
     require()
     return folder, plan, saved.state.params, saved.state.round
-
-
-def _tuned(plan: Plan, params: Tensors) -> nn.Module:
-    model = plan.model(())
-    own = {name: params[name] for name in plan.method.names(model)}
-    write(model, {**own, **merged(model, under(EXACT, params))})
-    return model
 
 
 def asking(model: nn.Module, plan: Plan, device: str) -> Any:

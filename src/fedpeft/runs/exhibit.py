@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from fedpeft.core.types import State
-from fedpeft.errors import FedpeftError, RunError
+from fedpeft.errors import RunError
 from fedpeft.plan import Plan
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import RunFolder, write_json
-from fedpeft.runs.pictures import chosen, tuned
+from fedpeft.runs.measure import tuned
+from fedpeft.runs.pictures import chosen
 from fedpeft.site import threads
 from fedpeft.tasks.clip import clip
 from fedpeft.tasks.drawing import Drawing, drawing
@@ -54,7 +55,7 @@ def exhibit(
         captions, truth = chosen(plan, drawn, number)
         model: Any = plan.model(()).eval()
         columns = {"truth": truth, "before": drawn(model.to(device), captions)}
-        columns["after"] = drawn(tuned(plan, model.cpu(), state).to(device), captions)
+        columns["after"] = drawn(tuned(plan, model.cpu(), state.params).to(device), captions)
         scores = {name: judge(x, captions).tolist() for name, x in columns.items()} if judge else {}
     kept = {
         "round": state.round,
@@ -75,7 +76,7 @@ def exhibit_at_end(folder: RunFolder, plan: Plan, device: str = "cpu") -> str:
         saved = load_checkpoint(folder.checkpoint, plan)
         if saved is not None:
             exhibit(folder, plan, saved.state, device=device)
-    except (FedpeftError, ValueError, RuntimeError, OSError, MemoryError) as error:
+    except Exception as error:  # libraries and parts that users write may raise anything
         return f"no pictures were drawn for the report: {type(error).__name__}: {' '.join(str(error).split())}"
     return ""
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from fedpeft.core.amounts import LESS_IS_BETTER
 from fedpeft.core.features import FEATURES, Kept
 from fedpeft.core.interfaces import Store
-from fedpeft.core.lowrank import EXACT
+from fedpeft.core.lowrank import EXACT, merged
 from fedpeft.core.objective import evaluate, scored
 from fedpeft.core.tensors import prefixed, under
-from fedpeft.core.trainable import read
+from fedpeft.core.trainable import read, write
 from fedpeft.core.types import ClientId, State, Tensors, Update, Weighted
 from fedpeft.core.wire import pack
 from fedpeft.data.partitioned import Partitioned
@@ -154,6 +154,13 @@ def _whole(plan: Plan, classes: tuple[str, ...]) -> Tensors:
 def untuned(plan: Plan) -> Plan:
     """The plan whose model is the base as it is, with nothing put into it."""
     return replace(plan, method=build("method", "full" if plan.method.pretrained else "scratch"), ranks=None)
+
+
+def tuned(plan: Plan, model: Any, params: Tensors) -> Any:
+    """The model, which is the plan's before its first round, with these parameters; in place."""
+    own = {name: params[name] for name in plan.method.names(model)}
+    write(model, {**own, **merged(model, under(EXACT, params))})
+    return model
 
 
 def over_clients(site: Site, state: State, store: Store) -> dict[str, dict[str, float]]:

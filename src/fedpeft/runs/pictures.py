@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpeft.core.lowrank import EXACT, merged
-from fedpeft.core.tensors import under
-from fedpeft.core.trainable import write
 from fedpeft.core.types import State
 from fedpeft.errors import RunError
 from fedpeft.plan import Plan
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import reopen
+from fedpeft.runs.measure import tuned
 from fedpeft.site import threads
 from fedpeft.tasks.diffusion import squares
 from fedpeft.tasks.drawing import Drawing, Drawn, drawing
@@ -78,7 +76,7 @@ def grid(runs: Sequence[Path], how: Drawing, number: int = 6, captions: Sequence
         model: Any = plan.model(()).eval()
         columns["before"] = drawn(model, captions)
         for run, (each, _, state) in zip(runs, opened, strict=True):
-            columns[run.name] = drawn(tuned(each, each.model(()).eval(), state), captions)
+            columns[run.name] = drawn(tuned(each, each.model(()).eval(), state.params), captions)
     return Grid(captions, columns)
 
 
@@ -88,13 +86,6 @@ def chosen(plan: Plan, drawn: Drawn, number: int) -> tuple[list[str], Tensor]:
     rows = torch.linspace(0, len(test) - 1, min(number, len(test))).long().tolist()
     pictures = squares([test.columns["image"][k] for k in rows], drawn.size)
     return [test.columns["text"][k] for k in rows], torch.cat(list(pictures))
-
-
-def tuned(plan: Plan, model: Any, state: State) -> Any:
-    """The model, which is the plan's before its first round, as the state has it; in place."""
-    own = {name: state.params[name] for name in plan.method.names(model)}
-    write(model, {**own, **merged(model, under(EXACT, state.params))})
-    return model
 
 
 def _opened(run: Path) -> tuple[Plan, TextToImage, State]:

@@ -6,11 +6,9 @@ from typing import Any
 
 import torch
 
-from fedpeft.core.lowrank import EXACT, merged
-from fedpeft.core.tensors import under
-from fedpeft.core.trainable import write
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError
+from fedpeft.runs.measure import tuned
 from fedpeft.site import Site, threads
 from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.text_classification import padding, tokenizer
@@ -45,13 +43,12 @@ def samples(site: Site, state: State, number: int, length: int = 60) -> list[Sam
     model: Any = plan.model(site.classes).eval()
     with threads(plan.threads):
         before = [_continued(model, plan.task, ids, length) for ids, _ in pairs]
-        own = {name: state.params[name] for name in plan.method.names(model)}
-        write(model, {**own, **merged(model, under(EXACT, state.params))})
+        tuned(plan, model, state.params)
         after = [_continued(model, plan.task, ids, length) for ids, _ in pairs]
     read = tokenizer(plan.task.base)
     return [
-        Sample(str(read.decode(ids, skip_special_tokens=True)), untuned, tuned, truth)
-        for (ids, truth), untuned, tuned in zip(pairs, before, after, strict=True)
+        Sample(str(read.decode(ids, skip_special_tokens=True)), first, then, truth)
+        for (ids, truth), first, then in zip(pairs, before, after, strict=True)
     ]
 
 
