@@ -75,8 +75,9 @@ def test_a_worker_that_is_not_there_and_a_courier_that_is_killed_cost_a_round_th
         [courier] = here.couriers(2)
         os.kill(courier, signal.SIGKILL)
         until((tmp_path / "run" / "rounds.jsonl").exists, 400, lambda: here.log("run"), process)
-        (tmp_path / "closed").unlink()
         here.worker(tmp_path / "plan.toml", 0)
+        until(lambda: here.log("worker0").count("start the SuperNode beside it") == 2, 400)  # before rounds are short
+        (tmp_path / "closed").unlink()
         assert process.wait(600) == 0, here.log("run")
         first, *_, last = of(here, "c000")
         assert first["failed"] == "its node is not connected" and "weight" in last
