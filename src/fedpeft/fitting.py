@@ -55,6 +55,11 @@ def leaking(plan: Any) -> bool:
     return bool(getattr(plan.local, "as_published", False))
 
 
+def quantizes(task: Any) -> bool:
+    """Whether the base's weights are codes."""
+    return getattr(task, "quantize", None) is not None
+
+
 def shares(local: Local) -> tuple[str, ...]:
     """Prefixes of what a client's correction shares beside the method's tensors."""
     correction = getattr(local, "correction", None)
@@ -168,6 +173,8 @@ def check_low_rank(plan: Any) -> None:
     if not isinstance(aggregator, LowRank):
         return
     name = type(aggregator).__name__
+    if quantizes(plan.task) and isinstance(aggregator, tuple(find("aggregator", one) for one in ("flora", "fedex"))):
+        raise PlanError(f"{name} adds to frozen weights, and task.quantize makes codes of them: leave out one of both")
     if shares(plan.local):
         raise PlanError(f"{name} has no rule for SCAFFOLD's control variates: leave SCAFFOLD out, or take another")
     if aggregator.plain and plan.server != build("server", "average"):

@@ -4,7 +4,7 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from fnmatch import fnmatchcase
 from hashlib import blake2b
 from pathlib import Path
@@ -31,7 +31,7 @@ from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.types import Tensors
 from fedpeft.data.short import source
 from fedpeft.errors import PlanError
-from fedpeft.fitting import check_batchnorm, check_parts, check_values, shares
+from fedpeft.fitting import check_batchnorm, check_parts, check_values, quantizes, shares
 from fedpeft.guarantees import check_budget, check_calibration, private_part
 from fedpeft.registry import construct, find, names, part, parts, settings_of
 
@@ -162,9 +162,23 @@ class Plan:
         with seeded(fold(self.seed, "model")):
             model = self.task.build(classes, self.method.pretrained)
             model.requires_grad_(False)
-            model = self.method.inject(model)
+            try:
+                model = self.method.inject(model)
+            except RuntimeError as error:  # torch's word for codes that are asked for a gradient
+                if not quantizes(self.task):
+                    raise
+                raise PlanError(
+                    f"{type(self.method).__name__} cannot train what is quantized: leave out task.quantize, or the "
+                    f'method, e.g. for "lora" ({error})'
+                ) from None
         check_batchnorm(model, self.method.names(model), private=self.local.event is not None)
         return model
+
+    @property
+    def unquantized(self) -> "Plan":
+        """The same with the base's weights as they are saved."""
+        task: Any = self.task
+        return replace(self, task=replace(task, quantize=None)) if quantizes(task) else self
 
     @property
     def fingerprint(self) -> str:

@@ -1,8 +1,12 @@
-"""Products with frozen weights, which never change and so are laid out once for the processor's matrix kernels.
+"""Products with frozen weights, which never change: laid out once for the processor's matrix kernels, or in four bits.
 
 oneDNN multiplies by a weight that it has laid out itself about twice as fast in float32 as PyTorch's default does, and
 in bfloat16 about four times as fast on processors that have it. PyTorch keeps these calls to itself, so they are made
 here alone, and where they are missing everything runs as it would without this file.
+
+Weights in four bits (QLoRA: Dettmers et al., 2023, arXiv:2305.14314) are quantized by `bitsandbytes` and written out
+for the time of a product. Its own layer is not called: on processors with bfloat16 it lays the codes out anew, in
+place, when a model is evaluated, and passes no gradient from then on; and it cannot be mapped over clients.
 """
 
 from collections.abc import Collection
@@ -67,15 +71,50 @@ class Packed:
             return torch.ops.mkldnn._reorder_linear_weight(weight) if self.kernels else weight, bias
 
 
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """x ↦ x·Wᵀ for a constant W (out, in) in four bits, computed in `dtype`, and as `back` its derivative g ↦ g·W.
+
+    W is written out at each call and let go.
+    """
+
+    weight: Any
+    dtype: torch.dtype
+    turned: bool = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight = plain(self.weight).to(self.dtype)
+        return linear(x.to(self.dtype), weight.t() if self.turned else weight).to(x.dtype)
+
+    @property
+    def back(self) -> "Quantized":
+        return Quantized(self.weight, self.dtype, not self.turned)
+
+
+def plain(weight: Any) -> Tensor:
+    """A parameter of `bitsandbytes` in four bits as a matrix (out, in) of numbers.
+
+    It is asked for one long row: of rows that are no whole number of blocks, e.g. of 96, its kernel for the processor
+    takes wrong scales.
+    """
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    held = weight.quant_state
+    shape = torch.Size([held.shape.numel()])
+    row = QuantState(held.absmax, shape, held.code, held.blocksize, held.quant_type, held.dtype)
+    numbers: Tensor = dequantize_4bit(weight.data, row)
+    return numbers.view(held.shape)
+
+
 class _Product(torch.autograd.Function):
-    """A `Packed` with its derivative, and over clients or examples at once: to it these are rows like others."""
+    """One of both with its derivative, and over clients or examples at once: to it these are rows like others."""
 
     @staticmethod
-    def forward(x: Tensor, by: Packed) -> Tensor:
+    def forward(x: Tensor, by: Packed | Quantized) -> Tensor:
         return by(x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Packed], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Packed | Quantized], output: Tensor) -> None:
         ctx.by = inputs[1]
 
     @staticmethod
@@ -83,7 +122,7 @@ class _Product(torch.autograd.Function):
         return _Product.apply(gradient, ctx.by.back), None  # type: ignore[no-untyped-call]
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int, None], x: Tensor, by: Packed) -> Any:
+    def vmap(info: Any, in_dims: tuple[int, None], x: Tensor, by: Packed | Quantized) -> Any:
         return _Product.apply(x.movedim(in_dims[0], 0), by), 0  # type: ignore[no-untyped-call]
 
 
@@ -125,11 +164,42 @@ class Forward:
         return self._packed
 
 
+@dataclass(eq=False)
+class QuantizedForward:
+    """What a linear layer with a weight in four bits does when it is called; a bias is as it always is.
+
+    Attributes:
+      dtype: of the product; under autocast it is that of autocast.
+    """
+
+    layer: nn.Linear
+    dtype: torch.dtype = torch.float32
+
+    def __call__(self, x: Tensor) -> Tensor:
+        dtype, device = self.dtype, x.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            x = x.to(dtype)
+        y: Tensor = _Product.apply(x, Quantized(self.layer.weight, dtype))  # type: ignore[no-untyped-call]
+        return y if self.layer.bias is None else y + self.layer.bias.to(y.dtype)
+
+
+def prepare_quantized(model: nn.Module) -> nn.Module:
+    """Let the layers that `bitsandbytes` holds in four bits multiply as frozen weights do here; in place."""
+    from bitsandbytes.nn import Linear4bit
+
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            layer.forward = QuantizedForward(layer)
+    return model
+
+
 def prepare_frozen(model: nn.Module, trained: Collection[str], base_dtype: str = "float32", pack: bool = True) -> bool:
     """Let the linear layers whose weights are not among `trained` use copies in `base_dtype`, laid out for the kernels.
 
     In place; tensors, their names and what is saved stay as they are. The copies take once or twice (forward; backward
-    too, where a gradient passes) the memory of the weights, half of that in bfloat16.
+    too, where a gradient passes) the memory of the weights, half of that in bfloat16. Weights in four bits are not
+    copied, but multiplied in `base_dtype`.
 
     Returns:
       Whether the kernels are used.
@@ -140,6 +210,8 @@ def prepare_frozen(model: nn.Module, trained: Collection[str], base_dtype: str =
         return False
     learned = {id(x) for name, x in model.named_parameters(remove_duplicate=False) if name in trained}
     for layer in model.modules():
+        if isinstance(layer.forward, QuantizedForward):
+            layer.forward.dtype = dtype
         if type(layer) is not nn.Linear or id(layer.weight) in learned or layer.weight.dtype != torch.float32:
             continue
         if layer.weight.numel() >= LEAST_WEIGHT:

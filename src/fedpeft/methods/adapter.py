@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
@@ -16,9 +17,10 @@ class Bottleneck(nn.Module):
 
     def __init__(self, like: nn.Linear, width: int, zero_down: bool) -> None:
         super().__init__()
-        size, weight = like.out_features, like.weight
-        self.down = nn.Linear(size, width, device=weight.device, dtype=weight.dtype)
-        self.up = nn.Linear(width, size, device=weight.device, dtype=weight.dtype)
+        size, device = like.out_features, like.weight.device
+        dtype = like.weight.dtype if like.weight.is_floating_point() else torch.float32
+        self.down = nn.Linear(size, width, device=device, dtype=dtype)
+        self.up = nn.Linear(width, size, device=device, dtype=dtype)
         for parameter in (*self.up.parameters(), *(self.down.parameters() if zero_down else ())):
             nn.init.zeros_(parameter)
 

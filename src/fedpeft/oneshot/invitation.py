@@ -21,7 +21,7 @@ from torch import nn
 from fedpeft.core.trainable import read, tensors_of
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError, RunError
-from fedpeft.fitting import leaking
+from fedpeft.fitting import leaking, quantizes
 from fedpeft.loop import encoded, hides_clients, start
 from fedpeft.oneshot.keys import PUBLIC, make_sealing_key, require
 from fedpeft.plan import Plan
@@ -190,7 +190,10 @@ def base_fingerprint(plan: Plan, model: nn.Module | None = None) -> str:
     """A name for the frozen weights, and for nothing else: what is trained is not looked at."""
     model = plan.model(plan.classes) if model is None else model
     trained, found = set(plan.method.names(model)), blake2b(digest_size=16)
-    for name, x in sorted(tensors_of(model).items()):
+    every = tensors_of(model)
+    if quantizes(plan.task):  # what the codes stand for is in the state alone
+        every |= model.state_dict()
+    for name, x in sorted(every.items()):
         if name not in trained:
             plain = x.detach().cpu().contiguous()
             found.update(json.dumps([name, list(plain.shape), str(plain.dtype)]).encode())

@@ -13,12 +13,13 @@ from typing import Any
 
 from torch import nn
 
+from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.types import Tensors
 from fedpeft.errors import RunError
 from fedpeft.plan import Plan
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import RunFolder, read_json, reopen, write_json
-from fedpeft.runs.measure import tuned, untuned
+from fedpeft.runs.measure import tuned
 from fedpeft.runs.questions import Asked, Question, questions, quiet, require
 from fedpeft.site import threads
 from fedpeft.tasks.causal_lm import CausalLM
@@ -54,7 +55,7 @@ def benchmark(
     folder, plan, params, done = _opened(run)
     every, shots = questions(asked)
     with threads(plan.threads):
-        model = asking(untuned(plan).model(()), plan, device)
+        model = asking(_base(plan), plan, device)
         with quiet():
             tokens = [[encoded(model, *request) for request in one.requests] for one in every]
         room = model.max_length - getattr(plan.method, "tokens", 0)  # a prefix stands in the context too
@@ -86,6 +87,12 @@ def _opened(run: Path) -> tuple[RunFolder, Plan, Tensors, int]:
         )
     require()
     return folder, plan, saved.state.params, saved.state.round
+
+
+def _base(plan: Plan) -> nn.Module:
+    """As training has it, quantized or not, with nothing put into it."""
+    with seeded(fold(plan.seed, "model")):
+        return plan.task.build((), plan.method.pretrained)
 
 
 def asking(model: nn.Module, plan: Plan, device: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedpeft import __version__
 from fedpeft.core.packed import can_pack
+from fedpeft.fitting import quantizes
 from fedpeft.plan import Plan
 
 LIBRARIES = ("torch", "transformers", "peft")
@@ -16,7 +17,7 @@ LIBRARIES = ("torch", "transformers", "peft")
 def environment(plan: Plan, device: str) -> dict[str, Any]:
     """Versions, `threads` of a worker, device, processor and how frozen weights are multiplied, as plain values."""
     versions = {"python": platform.python_version(), "fedpeft": __version__}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *(["bitsandbytes"] if quantizes(plan.task) else [])):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

@@ -63,7 +63,7 @@ def _write(result: Result, folder: Path, out: Path, merge: bool) -> str:
             return model_card(result, out, "adapter", base)
         model = merged(wrapped, result)
     else:
-        model = result.plan.model(result.classes)
+        model = result.plan.unquantized.model(result.classes)
         fill(model, result.tensors, result)
     if own_layers(model):
         if merge:

@@ -153,7 +153,8 @@ def _whole(plan: Plan, classes: tuple[str, ...]) -> Tensors:
 
 def untuned(plan: Plan) -> Plan:
     """The plan whose model is the base as it is, with nothing put into it."""
-    return replace(plan, method=build("method", "full" if plan.method.pretrained else "scratch"), ranks=None)
+    method = build("method", "full" if plan.method.pretrained else "scratch")
+    return replace(plan.unquantized, method=method, ranks=None)
 
 
 def tuned(plan: Plan, model: Any, params: Tensors) -> Any:

@@ -88,6 +88,11 @@ def _facts(result: Result) -> list[tuple[str, str]]:
     trained = sum(x.numel() for x in result.tensors.values())
     return [
         ("base model", f"`{_named(result)}`" + ("" if plan.method.pretrained else ", its weights not used")),
+        *(
+            [("in training", f"the base's linear layers in four bits, `{bits}`")]
+            if (bits := _quantized(result))
+            else []
+        ),
         ("method", f"`{result.method}`, {trained:,} trained parameters"),
         ("clients", str(division.get("clients", "unknown"))),
         ("rounds", f"{state.round}" + (f" of {plan.rounds}" if state.round < plan.rounds else "")),
@@ -176,8 +181,20 @@ def _denoiser(task: TextToImage, out: Path, form: Form) -> list[str]:
     return lines if task.vae else [*lines, "pipeline = StableDiffusionPipeline.from_pretrained(base, unet=unet)"]
 
 
+def _quantized(result: Result) -> str | None:
+    """What the base's weights were held in while the run trained, if not as they are saved."""
+    return getattr(result.plan.task, "quantize", None)
+
+
 def _exact(result: Result, form: Form, merged: bool) -> str:
     made = "outputs" if result.loader == DENOISER else "logits"
+    if bits := _quantized(result):
+        asked = f'`quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{bits}")`'
+        return (
+            f"It was tuned on a base whose linear layers were in four bits ({bits}, bitsandbytes). Here the base is as "
+            f"it is saved, so that its {made} are the run's but for what quantization rounds."
+            + (f" With {asked} among the base's arguments it is the one tuned on." if form == "adapter" else "")
+        )
     if merged:
         return f"Its {made} are the run's but for the rounding of the merged weights, about 1e-6 of their size."
     hint = "; that the base's head is new is reported, as the trained one comes with the adapter"

@@ -16,6 +16,7 @@ from fedpeft.tasks.pretrained import language_model
 from fedpeft.tasks.text_classification import check_length, padding, resolved, tokenizer
 
 LOSS_ON = ("all", "answer")
+QUANTIZE = ("nf4",)
 SHORTEST = 4
 """Tokens of the shortest example that has room for a beginning, an answer of one token, and an end."""
 UNCOUNTED = -100
@@ -41,6 +42,8 @@ class CausalLM:
       loss_on: "all" tokens but the first, or those of the "answer".
       max_length: tokens an example is cut to. A text loses its end. Of an instruction, the answer keeps at least half
         of the room and loses its end; what stands before it loses its beginning.
+      quantize: "nf4" holds the frozen linear layers in four bits (QLoRA, arXiv:2305.14314), through `bitsandbytes`;
+        left out: in float32.
 
     Raises:
       ValueError: a value out of range.
@@ -54,12 +57,15 @@ class CausalLM:
     response: str = "response"
     loss_on: str = "all"
     max_length: int = 256
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         if self.template not in TEMPLATES:
             raise ValueError(unknown("template", self.template, TEMPLATES))
         if self.loss_on not in LOSS_ON:
             raise ValueError(unknown("loss_on", self.loss_on, LOSS_ON))
+        if self.quantize not in (None, *QUANTIZE):
+            raise ValueError(unknown("quantize", str(self.quantize), QUANTIZE))
         if self.loss_on == "answer" and self.template == "none":
             raise ValueError('loss_on = "answer" needs a template: a plain text has no answer')
         if self.max_length < SHORTEST:
@@ -72,7 +78,7 @@ class CausalLM:
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
         """The classes of the data, if they have some, are no matter of the model's."""
-        return language_model(self.base, pretrained)
+        return language_model(self.base, pretrained, self.quantize)
 
     def prepare(self, table: Table) -> Tensors:
         """`input_ids` and `labels` (int32), `attention_mask` (bool), all (n, tokens of the longest); `label` if any.

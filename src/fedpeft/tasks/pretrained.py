@@ -4,12 +4,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
+from logging import ERROR, getLogger
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
+from fedpeft.core.packed import prepare_quantized
 from fedpeft.core.places import locate
 from fedpeft.errors import PlanError
 
@@ -54,20 +57,42 @@ def classifier(auto: Any, name: str, classes: Sequence[str], pretrained: bool) -
     return _renewed(model, config) if pretrained else model
 
 
-def language_model(name: str, pretrained: bool) -> nn.Module:
-    """A decoder with its own output layer, in float32; with `pretrained = false` from torch's default generator."""
-    from transformers import AutoModelForCausalLM
+def language_model(name: str, pretrained: bool, quantize: str | None = None) -> nn.Module:
+    """A decoder with its own output layer, in float32; with `pretrained = false` from torch's default generator.
 
-    return _loaded(AutoModelForCausalLM, name, config_of(name), pretrained)
+    With `quantize = "nf4"` the linear layers but the output have four bits a weight, and a float32 for every 64. They
+    are quantized on the processor, whatever computes later, and without a second quantization of these scales, which
+    would take a mean: so the codes do not depend on the device or on the number of threads.
+
+    Raises:
+      PlanError: no such model, or nothing to quantize it from or with.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    config = config_of(name)
+    if quantize is None:
+        return _loaded(AutoModelForCausalLM, name, config, pretrained)
+    if not pretrained:
+        raise PlanError(f'quantize = "{quantize}": a model that is trained whole stays in float32; leave out one')
+    if getattr(config, "quantization_config", None):
+        raise PlanError(f'quantize = "{quantize}": {name!r} is saved quantized; name the model that it was made of')
+    if find_spec("bitsandbytes") is None:
+        raise PlanError(f"quantize = \"{quantize}\" needs bitsandbytes: pip install 'fedpeft[4bit]'")
+    # it tells of a kernel to download, for a product that is not used
+    getLogger("bitsandbytes.backends.cpu").setLevel(ERROR)
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=quantize, bnb_4bit_compute_dtype=torch.float32)
+    settings = {"quantization_config": how, "device_map": {"": "cpu"}}
+    return prepare_quantized(_loaded(AutoModelForCausalLM, name, config, pretrained, **settings))
 
 
-def _loaded(auto: Any, name: str, config: Any, pretrained: bool) -> nn.Module:
+def _loaded(auto: Any, name: str, config: Any, pretrained: bool, **settings: Any) -> nn.Module:
     if not pretrained:
         return _checked(auto.from_config(config, dtype=torch.float32), name)
     try:
         with quiet():
             path = str(locate(name) or name)
-            model = auto.from_pretrained(path, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+            settings |= {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
+            model = auto.from_pretrained(path, **settings)
     except (OSError, ValueError) as error:
         raise PlanError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
     return _checked(model, name)
