@@ -52,7 +52,7 @@ def codes(model: nn.Module) -> dict[str, Tensor]:
 def resident(model: nn.Module) -> int:
     """Bytes of a model's tensors, with what its codes stand for."""
     states = [x.quant_state for x in model.parameters() if hasattr(x, "quant_state")]
-    return sum(x.nbytes for x in model.parameters()) + sum(s.absmax.nbytes + s.code.nbytes for s in states)
+    return sum([*(x.nbytes for x in model.parameters()), *(int(s.absmax.nbytes + s.code.nbytes) for s in states)])
 
 
 @pytest.fixture(scope="module")

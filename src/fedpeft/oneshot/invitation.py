@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedpeft.core.signing import PUBLIC
 from fedpeft.core.trainable import read, tensors_of
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError, RunError
 from fedpeft.fitting import leaking, quantizes
 from fedpeft.loop import encoded, hides_clients, start
-from fedpeft.oneshot.keys import PUBLIC, make_sealing_key, require
+from fedpeft.oneshot.keys import make_sealing_key, require
 from fedpeft.plan import Plan
 from fedpeft.privacy import settled
 from fedpeft.registry import describe
