@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 
-from keeping import CELLS, RESULTS, Row, difference, kept, lines, signed, spread
+from keeping import CELLS, RESULTS, Row, difference, found, kept, lines, signed, spread
 
 SKEWS = {"dirichlet-0.1": "Dirichlet 0.1", "dirichlet-100": "Dirichlet 100"}
 
@@ -64,16 +64,17 @@ def photographs() -> str:
 
 
 def photographs_beside() -> str:
-    start = "lora-dirichlet-0.1"
+    start = "lora-at-rate-0.003-dirichlet-0.1-one-round"
     names = {
-        f"{start}-one-round-class-count-rows": "LoRA, one round, head rows by class counts, Dirichlet 0.1",
-        f"{start}-one-round-class-means-and-class-count-rows": "LoRA, one round, class means and rows, Dirichlet 0.1",
-        f"{start}-ten-rounds-class-means": "LoRA, ten rounds, class means, Dirichlet 0.1",
+        start: "LoRA at rate 0.003, one round, Dirichlet 0.1",
+        f"{start}-class-count-rows": "the same, head rows by class counts",
+        f"{start}-class-means-and-class-count-rows": "the same, class means and rows by counts",
         "head-dirichlet-0.1-one-round": "frozen ViT-Tiny, new head, one round, Dirichlet 0.1",
         "local-only": "local only, LoRA, Dirichlet 0.1",
         "centralised-lora": "centralised, LoRA",
     }
-    return _accuracies("one-shot-vit-tiny", names)
+    there = [(label, row) for name, label in names.items() if (row := found("one-shot-vit-tiny", name))]
+    return lines(["", "seeds", "accuracy"], [[label, str(len(row.values)), spread(row.values)] for label, row in there])
 
 
 def beside() -> str:
