@@ -1,7 +1,7 @@
 """Many rounds of a federation of real processes that are killed at random, and what became of their memory.
 
     python -m benchmarks.endurance                                         # 200 rounds of 8 nodes
-    python -m benchmarks.endurance --rounds 10 --folder /tmp/endurance --out benchmarks/results
+    python -m benchmarks.endurance --rounds 10 --folder endurance --out benchmarks/results
 
 Toy clients with SCAFFOLD's memories. In a share of the rounds, drawn beforehand by a seed like the moment and the
 victim, a worker, a SuperNode, Flower's process at a node, or the server's part is ended by kill -9, and begun again
