@@ -62,7 +62,6 @@ def test_who_does_not_sign_as_the_plan_says_is_named_and_the_others_go_on(
     assert len(ledger.weights) == 5 and victim not in ledger.weights
 
 
-Header = dict[str, Any]
 Roster = dict[str, list[str]]
 
 

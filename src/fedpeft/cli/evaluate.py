@@ -3,12 +3,17 @@
 import json
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedpeft.cli import benchmarks
 from fedpeft.cli.options import AsJson, Debug, Device, RunPath
+
+if TYPE_CHECKING:
+    from fedpeft.core.interfaces import Store
+    from fedpeft.core.types import State
+    from fedpeft.site import Site
 
 EXAMPLES = """\
   fedpeft evaluate runs/digits-lora-1-001
@@ -68,8 +73,6 @@ def evaluate(
     from fedpeft.runs.execute import open_run_site
     from fedpeft.runs.exhibit import draws, exhibit
     from fedpeft.runs.folder import reopen, write_json
-    from fedpeft.runs.measure import held_out, over_clients
-    from fedpeft.runs.record import finite_or_none
     from fedpeft.runs.samples import samples
 
     asked = benchmarks.asked(benchmark, shots, limit, mmlu)
@@ -89,11 +92,19 @@ def evaluate(
     if sample and not draws(plan):
         found["samples"] = [asdict(one) for one in samples(site, saved.state, sample)]
         write_json(folder.samples, {"round": saved.state.round, "samples": found["samples"]})
-    found["held_out"] = finite_or_none(held_out(site, saved.state, store))
-    if per_client:
-        spread = over_clients(site, saved.state, store)
-        found["clients"] = {name: finite_or_none(values) for name, values in spread.items()}
+    found |= _on_examples(site, saved.state, store, per_client)
     typer.echo(json.dumps(found, indent=2) if as_json else _table(found))
+
+
+def _on_examples(site: "Site", state: "State", store: "Store", per_client: bool) -> dict[str, Any]:
+    from fedpeft.runs.measure import held_out, over_clients
+    from fedpeft.runs.record import finite_or_none
+
+    found: dict[str, Any] = {"held_out": finite_or_none(held_out(site, state, store))}
+    if per_client:
+        spread = over_clients(site, state, store)
+        found["clients"] = {name: finite_or_none(values) for name, values in spread.items()}
+    return found
 
 
 def _table(found: dict[str, Any]) -> str:
