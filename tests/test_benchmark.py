@@ -270,7 +270,8 @@ def test_an_interval_is_wilsons_and_a_difference_is_of_pairs() -> None:
     )
     none = share([0] * 100)
     assert none["stderr"] == 0 and none["low"] == pytest.approx(0) and none["high"] == pytest.approx(0.037, abs=1e-4)
-    assert difference([0.0] * 9) == {"value": 0, "stderr": 0, "low": 0, "high": 0}
     one = difference([1, 0, -1, 1])
     assert one["value"] == 0.25 and one["stderr"] == pytest.approx(0.478714)
-    assert one["high"] - one["value"] == pytest.approx(1.96 * 0.478714)
+    assert (one["low"], one["high"]) == pytest.approx((1 / 6 - 0.64, 1 / 6 + 0.64), abs=1e-3)  # 1.96 √(4 - 1/6) / 6
+    never = difference([0.0] * 9)
+    assert never["value"] == 0 and never["high"] == -never["low"] == pytest.approx(1.96 / 11, abs=1e-4)

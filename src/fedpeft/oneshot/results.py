@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from logging import getLogger
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -98,8 +99,8 @@ def write_run(folder: Path, study: Invitation, every: Sequence[Contribution], ev
     if evaluate:
         write_json(folder / ARRIVALS, {"arrivals": list(_arrivals(site, study, every))})
     summary = summarize(run, site)
-    if evaluate and draws(plan):
-        exhibit_at_end(run, plan)
+    if evaluate and draws(plan) and (failed := exhibit_at_end(run, plan)):
+        getLogger("fedpeft").warning(failed)
     return summary
 
 

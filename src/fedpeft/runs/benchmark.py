@@ -177,9 +177,14 @@ def share(right: Sequence[float]) -> dict[str, float]:
 
 
 def difference(apart: Sequence[float]) -> dict[str, float]:
-    """The mean of the differences, question by question: what both models know or do not know says nothing of it."""
-    mean, error = fmean(apart), _error(apart)
-    return {"value": mean, "stderr": error, "low": mean - Z * error, "high": mean + Z * error}
+    """The mean of the differences, question by question: what both models know or do not know says nothing of it.
+
+    The 95 % interval is that of Agresti and Min (2005, doi:10.1002/sim.1781) for pairs, which adds half a question to
+    each of the four outcomes, so that models that never differed in a few questions are not called equal for certain.
+    """
+    n, total = len(apart) + 2, sum(apart)
+    middle, half = total / n, Z * sqrt(sum(one**2 for one in apart) + 1 - total**2 / n) / n
+    return {"value": fmean(apart), "stderr": _error(apart), "low": middle - half, "high": middle + half}
 
 
 def _error(values: Sequence[float]) -> float:
