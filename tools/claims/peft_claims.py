@@ -53,9 +53,56 @@ PHOTOGRAPHS = {
 }
 
 
+BESIDE = {
+    "full-m-4": "full, M = 4",
+    "full-m-2": "full, M = 2",
+    "full-m-1": "full, M = 1",
+    "small-resnet-m-8": "small ResNet",
+    "head-m-16": "head, M = 16",
+    "centralised-full": "centralised, full",
+    "centralised-bias": "centralised, bias",
+    "local-only": "local only, bias",
+}
+
+
 def cifar() -> str:
     rows = [photographs(name, label) for name, label in PHOTOGRAPHS.items()]
-    return against(rows, rows[0])
+    beside = [found("communication-vit-tiny", name, label) for name, label in BESIDE.items()]
+    return against(rows + [row for row in beside if row], rows[0])
+
+
+HEADLINE = {
+    "full": "full fine-tuning",
+    "head": "head",
+    "bias": "bias",
+    "lora": "LoRA",
+    "prompt-shallow": "prompt, shallow",
+    "local-only": "",
+}
+
+
+def headline() -> str:
+    """Photographs of clients that are alike and not; in brackets what a method is ahead of full fine-tuning there."""
+    study = "headline-vit-tiny"
+    rows = []
+    for name, earlier in HEADLINE.items():
+        label = PHOTOGRAPHS.get(earlier, "local only, bias")
+        own, full = (
+            {
+                "alike": found(study, f"homogeneous-{cell}"),
+                "0.3": photographs(known, label) if known else found("communication-vit-tiny", cell),
+                "0.1": found(study, f"dirichlet-0.1-{cell}"),
+            }
+            for cell, known in ((name, earlier), ("full", "full fine-tuning"))
+        )
+        rows.append([label, *(_beside(own[one], full[one] if name != "full" else None) for one in own)])
+    return lines(["", "alike", "Dirichlet 0.3", "Dirichlet 0.1"], rows)
+
+
+def _beside(row: Row | None, full: Row | None) -> str:
+    if row is None:
+        return ""
+    return spread(row.values) + (f" ({signed(difference(row, full))})" if full else "")
 
 
 def domain() -> str:
@@ -120,9 +167,8 @@ def along(study: str, columns: Mapping[str, str], names: Mapping[str, str]) -> s
     for name, label in names.items():
         row = [label]
         for cell in columns.values():
-            own, full = found(study, cell.format(name), label), found(study, cell.format("full"), "full")
-            ahead = f" ({signed(difference(own, full))})" if own and full and name != "full" else ""
-            row.append(spread(own.values) + ahead if own else "")
+            full = found(study, cell.format("full")) if name != "full" else None
+            row.append(_beside(found(study, cell.format(name)), full))
         rows.append(row)
     return lines(["", *columns], rows)
 
@@ -151,6 +197,7 @@ def capability(clients: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "cifar": cifar,
+    "headline": headline,
     "digits": digits,
     "domain": domain,
     "privacy": privacy,
