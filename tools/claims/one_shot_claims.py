@@ -69,6 +69,8 @@ def photographs_beside() -> str:
         start: "LoRA at rate 0.003, one round, Dirichlet 0.1",
         f"{start}-class-count-rows": "the same, head rows by class counts",
         f"{start}-class-means-and-class-count-rows": "the same, class means and rows by counts",
+        "zero-shot-new-head": "zero-shot, a new head",
+        "zero-shot-class-means": "zero-shot, head from class means",
         "head-dirichlet-0.1-one-round": "frozen ViT-Tiny, new head, one round, Dirichlet 0.1",
         "local-only": "local only, LoRA, Dirichlet 0.1",
         "centralised-lora": "centralised, LoRA",

@@ -158,11 +158,18 @@ def _ahead(rows: list[Row], others: list[Row]) -> dict[int, float]:
 
 
 EVERY = METHODS | {"adapter": "adapter", "local-only": "local only"}
+CENTRAL = {"centralised-lora": "centralised, LoRA", "centralised-full": "centralised, full"}
 
 
-def along(study: str, columns: Mapping[str, str], names: Mapping[str, str]) -> str:
+def along(study: str, columns: Mapping[str, str], names: Mapping[str, str], common: Mapping[str, str] = CENTRAL) -> str:
     """One column for each setting, whose cells are named with a place for the method; in brackets what a method is
-    ahead of full fine-tuning there. A cell that was not run is left empty."""
+    ahead of full fine-tuning there; below, rows that are the same in all settings. A cell that was not run is left
+    empty."""
+    rows = [[label, *[spread(kept(study, name).values)] * len(columns)] for name, label in common.items()]
+    return lines(["", *columns], _settings(study, columns, names) + rows)
+
+
+def _settings(study: str, columns: Mapping[str, str], names: Mapping[str, str]) -> list[list[str]]:
     rows = []
     for name, label in names.items():
         row = [label]
@@ -170,12 +177,14 @@ def along(study: str, columns: Mapping[str, str], names: Mapping[str, str]) -> s
             full = found(study, cell.format("full")) if name != "full" else None
             row.append(_beside(found(study, cell.format(name)), full))
         rows.append(row)
-    return lines(["", *columns], rows)
+    return rows
 
 
 def pretraining() -> str:
     columns = {"with labels": "supervised-{}", "masked autoencoder": "masked-autoencoder-{}", "none": "{}"}
-    return along("pretraining-small", columns, EVERY | {"scratch": "all, from scratch"})
+    rows = _settings("pretraining-small", columns, EVERY | {"scratch": "all, from scratch"})
+    central = spread(kept("pretraining-small", "centralised-lora-supervised").values)
+    return lines(["", *columns], [*rows, ["centralised, LoRA", central, "", ""]])
 
 
 def heterogeneity() -> str:
@@ -186,13 +195,20 @@ def heterogeneity() -> str:
 def epochs() -> str:
     schedules = ((20, 1), (10, 2), (4, 5), (2, 10), (1, 20))
     columns = {f"{rounds} × {each}": f"rounds-epochs-{rounds}-{each}-{{}}" for rounds, each in schedules}
-    return along("local-epochs-small", columns, EVERY)
+    methods = METHODS | {"adapter": "adapter"}
+    return along("local-epochs-small", columns, methods, {"local-only": "local only"} | CENTRAL)
 
 
 def capability(clients: str) -> str:
     sizes = ((16, 16), (16, 2), (64, 64), (64, 8))
     columns = {f"N = {n}, M = {m}": f"{clients}-n{n}-m{m}-{{}}" for n, m in sizes}
-    return along("capability-small", columns, {"scratch": "scratch"} | EVERY)
+    study, methods = "capability-small", {"scratch": "scratch"} | METHODS | {"adapter": "adapter"}
+    alone = [spread(kept(study, f"local-only-{clients}-n{n}").values) for n, _ in sizes]
+    rows = [
+        ["local only", *alone],
+        *([label, *[spread(kept(study, name).values)] * 4] for name, label in CENTRAL.items()),
+    ]
+    return lines(["", *columns], _settings(study, columns, methods) + rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {
