@@ -181,6 +181,73 @@ def arrivals() -> str:
     return lines(["", *columns], [list(row) for row in zip(labels, *columns.values(), strict=True)])
 
 
+AGGREGATORS = "lora-aggregators-small"
+RULES = {
+    "fedit": "fedit, the plain mean of A and of B",
+    "fedex": "fedex",
+    "flora": "flora",
+    "flexlora": "flexlora",
+    "ffa": "ffa, A frozen",
+    "hetlora": "hetlora",
+    "hetlora-mixed-ranks": "hetlora, ranks 2, 4 and 8",
+}
+
+
+def aggregators() -> str:
+    """Ten rounds and one of each rule for LoRA's factors, with its error in the last round; empty where not kept."""
+    cells = {rule: [found(AGGREGATORS, f"{rule}-rounds-epochs-{way}") for way in ("10-1", "1-10")] for rule in RULES}
+    cells["rolora"] = [found(AGGREGATORS, "rolora-ten-rounds"), None]
+    plain = cells["fedit"][0]
+    rows = []
+    for rule, (many, one) in cells.items():
+        own = [many and spread(many.values), one and spread(one.values)]
+        own += [_lead(one, many), "" if rule == "fedit" else _lead(many, plain)]
+        errors = [_error(f"{rule}-rounds-epochs-{way}") for way in ("10-1", "1-10")]
+        if rule == "rolora":
+            errors = [_error("rolora-ten-rounds"), ""]
+        rows.append([RULES.get(rule, rule), *(x or "" for x in own), *errors, *map(_megabytes, (many, one))])
+    head = ["", "ten rounds", "one round", "one against ten", "ten against fedit's ten", "error, ten", "error, one"]
+    return lines([*head, "MiB of ten", "MiB of one"], rows)
+
+
+def aggregators_beside() -> str:
+    """Other schedules of the same epochs, with the plain mean; empty where not kept."""
+    names = {
+        "fedit-rounds-epochs-10-1": "ten rounds: one schedule, optimizer fresh in each",
+        "one-schedule-optimizer-kept": "the same, optimizer kept (`restart_schedule = false`)",
+        "schedule-restarted-each-round": "the same, schedule restarted too (`restart_schedule = true`)",
+        "chain-ten-passes": "a chain of all clients, ten passes of one epoch",
+        "chain-one-pass": "a chain of all clients, one pass of ten epochs",
+        "centralised": "centralised",
+        "head-one-round": "frozen micro ViT, new head, one round",
+        "local-only": "local only",
+    }
+    cells = {label: found(AGGREGATORS, name) for name, label in names.items()}
+    plain = next(iter(cells.values()))
+    rows = [
+        [label, row and spread(row.values), "" if row is plain else _lead(row, plain), _megabytes(row)]
+        for label, row in cells.items()
+    ]
+    return lines(["", "accuracy", "against the first", "MiB"], [[x or "" for x in row] for row in rows])
+
+
+def _lead(row: Row | None, other: Row | None) -> str:
+    shared = difference(row, other) if row and other else {}
+    return signed(shared) if shared else ""
+
+
+def _megabytes(row: Row | None) -> str:
+    return f"{row.megabytes:,.2f}" if row else ""
+
+
+def _error(name: str) -> str:
+    """‖mean(B·A) − merged‖ / ‖mean(B·A)‖ of the last round, the mean over the seeds; empty where none was told."""
+    rounds = [one / "rounds.jsonl" for one in (CELLS / AGGREGATORS).glob(f"{name}-seed*")]
+    told = [json.loads(one.read_text().splitlines()[-1]).get("aggregation_error") for one in rounds]
+    every = [x for x in told if x is not None]
+    return f"{sum(every) / len(every):.2g}" if every else ""
+
+
 TABLES = {
     "digits": digits,
     "beside": beside,
@@ -192,4 +259,6 @@ TABLES = {
     "chosen": chosen,
     "skew-beside": skew_beside,
     "arrivals": arrivals,
+    "aggregators": aggregators,
+    "aggregators-beside": aggregators_beside,
 }
