@@ -77,26 +77,23 @@ HEADLINE = {
     "bias": "bias",
     "lora": "LoRA",
     "prompt-shallow": "prompt, shallow",
-    "local-only": "",
 }
 
 
 def headline() -> str:
     """Photographs of clients that are alike and not; in brackets what a method is ahead of full fine-tuning there."""
-    study = "headline-vit-tiny"
-    rows = []
-    for name, earlier in HEADLINE.items():
-        label = PHOTOGRAPHS.get(earlier, "local only, bias")
-        own, full = (
-            {
-                "alike": found(study, f"homogeneous-{cell}"),
-                "0.3": photographs(known, label) if known else found("communication-vit-tiny", cell),
-                "0.1": found(study, f"dirichlet-0.1-{cell}"),
-            }
-            for cell, known in ((name, earlier), ("full", "full fine-tuning"))
-        )
-        rows.append([label, *(_beside(own[one], full[one] if name != "full" else None) for one in own)])
-    return lines(["", "alike", "Dirichlet 0.3", "Dirichlet 0.1"], rows)
+    cells = {
+        PHOTOGRAPHS[earlier]: [found("headline-vit-tiny", f"homogeneous-{name}"), photographs(earlier, name)]
+        for name, earlier in HEADLINE.items()
+    }
+    rows = [
+        [
+            label,
+            *(_beside(row, full if label != "full" else None) for row, full in zip(own, cells["full"], strict=True)),
+        ]
+        for label, own in cells.items()
+    ]
+    return lines(["", "alike", "Dirichlet 0.3"], rows)
 
 
 def _beside(row: Row | None, full: Row | None) -> str:
