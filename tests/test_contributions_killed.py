@@ -43,6 +43,8 @@ def test_what_a_kill_left_is_cleared_and_what_is_at_work_is_not(four: Study, tmp
     others = [tmp_path / name for name in (".merged.mine", ".merged.abcdefgh", ".other.abcdefgh")]
     for other in others:
         (other / "something").mkdir(parents=True)
+    others.append(tmp_path / ".merged.00000000")
+    others[-1].write_text("a file")
     left = tmp_path / ".merged.a_b0c1d2" / "merged"
     left.mkdir(parents=True)
     (left / "server.key").write_text("secret")

@@ -28,7 +28,7 @@ def merge(
     trust: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="KEYS", help="Take only files signed with these keys, of a merge: with these too. Repeatable."
+            metavar="KEYS", help="Take only files signed with these keys; for a merge, with these too. Repeatable."
         ),
     ] = None,
     norm_factor: Annotated[

@@ -39,9 +39,12 @@ def clear(path: Path) -> None:
     path = path.resolve()
     for around in path.parent.glob(f".{glob.escape(path.name)}.*"):
         drawn = re.fullmatch(r"[a-z0-9_]{8}", around.name.removeprefix(f".{path.name}."))
-        if drawn and {inside.name for inside in around.iterdir()} <= {path.name, ".lock"}:
-            with suppress(RunError), locked(RunFolder(around)):
-                rmtree(around)
+        if not drawn or not around.is_dir():
+            continue
+        with suppress(RunError, FileNotFoundError):  # it is locked, or its owner has just taken it away
+            if {inside.name for inside in around.iterdir()} <= {path.name, ".lock"}:
+                with locked(RunFolder(around)):
+                    rmtree(around)
 
 
 def put_back(path: Path) -> None:
