@@ -51,8 +51,24 @@ def test_no_order_of_arrival_shows(four: Study, tmp_path: Path) -> None:
         out = tmp_path / f"merged{number}"
         merge(four.path, files[:1], out, Rules())
         change(out, add=files[1:])
-        wanted = wanted or tree(out)
-        assert tree(out) == wanted
+        found = tree(out)
+        told = json.loads(found.pop("study/order.json"))["clients"]
+        assert told == [file.stem for file in files]
+        wanted = wanted or found
+        assert found == wanted
+
+
+def test_the_curve_is_in_the_order_of_arrival(four: Study, tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    merge(four.path, [four.files[2], four.files[0]], out, Rules())
+    change(out, add=[four.files[1]], remove=["c002"])
+    change(out, add=[four.files[2]], evaluate=True)
+    arrivals = json.loads((out / "arrivals.json").read_text())["arrivals"]
+    assert [one["client"] for one in arrivals] == [None, "c000", "c001", "c002"]
+    (out / "study" / "order.json").unlink()  # as of merges that did not keep it
+    change(out, remove=["c000"], evaluate=True)
+    arrivals = json.loads((out / "arrivals.json").read_text())["arrivals"]
+    assert [one["client"] for one in arrivals] == [None, "c001", "c002"]
 
 
 def test_what_is_taken_out_was_never_there(four: Study, tmp_path: Path) -> None:
@@ -131,7 +147,9 @@ def test_other_plans_in_any_order(settings: tuple[str, ...], tmp_path: Path) -> 
     made = study(tmp_path, *settings)
     merge(made.path, made.files[:3], tmp_path / "a", Rules())
     merge(made.path, made.files[2::-1], tmp_path / "b", Rules())
-    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    a, b = (tree(tmp_path / name) for name in "ab")
+    assert a.pop("study/order.json") != b.pop("study/order.json")
+    assert a == b
     header = made.read(made.files[0]).header
     assert (header.privacy is not None) == (header.examples is None) == ("delta=1e-3" in settings)
 

@@ -3,12 +3,14 @@
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from contributions import Study, killed_before, tree
 
 import fedpeft.oneshot.swap as swap
+from fedpeft.errors import RunError
 from fedpeft.oneshot.merge import Rules, change, merge
 
 RENAMES = ("os.rename",)
@@ -29,8 +31,27 @@ def test_a_kill_leaves_the_old_merge_or_the_new_one(
     assert done.returncode == 0, done.stderr
     ends = [tree(Path(line)) for line in done.stdout.splitlines()]
     assert len(ends) > 5
+    assert sorted(path.name for path in out.parent.iterdir()) == sorted(
+        [out.name, *(f"copy{moment}" for moment in range(len(ends)))]
+    )
     assert all(end in (old, new) for end in ends)
     assert ends[0] == old and ends[-1] == new
+
+
+def test_what_a_kill_left_is_cleared_and_what_is_at_work_is_not(four: Study, tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    others = [tmp_path / name for name in (".merged.mine", ".merged.abcdefgh", ".other.abcdefgh")]
+    for other in others:
+        (other / "something").mkdir(parents=True)
+    others.append(tmp_path / ".merged.00000000")
+    others[-1].write_text("a file")
+    left = tmp_path / ".merged.a_b0c1d2" / "merged"
+    left.mkdir(parents=True)
+    (left / "server.key").write_text("secret")
+    with swap.building(out) as folder:
+        swap.clear(out)
+        assert not left.parent.exists() and folder.is_dir()
+    assert sorted(tmp_path.iterdir()) == sorted([*others, out])
 
 
 def kill_everywhere(out: Path, file: Path, exchange: bool, events: tuple[str, ...]) -> None:
@@ -43,8 +64,8 @@ def kill_everywhere(out: Path, file: Path, exchange: bool, events: tuple[str, ..
         shutil.copytree(out, copy)
         status = killed_before(moment, copy.name, events, lambda: change(copy, add=[file]))  # noqa: B023
         assert status in (0, 9), status
-        if not exchange:
-            swap.put_back(copy)
+        with suppress(RunError):  # the next command, which changes nothing
+            change(copy, remove=["nobody"])
         sys.stdout.write(f"{copy}\n")
         moment += 1
 

@@ -1,22 +1,23 @@
 """Contribution files that are not what they should be: each is named, and changes nothing."""
 
+import json
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 import torch
-from contributions import Study, tree
+from contributions import Study, study, tree
 from running import fedpeft
 
 from fedpeft.core.stores import load_tensors
 from fedpeft.core.tensors import equal, map_tensors, scale
 from fedpeft.core.types import Update
 from fedpeft.errors import RunError
-from fedpeft.oneshot.contribution import opened, write_contribution
+from fedpeft.oneshot.contribution import Header, opened, write_contribution
 from fedpeft.oneshot.flaws import ContributionError, Flaw
 from fedpeft.oneshot.invitation import server_key
 from fedpeft.oneshot.keys import (
@@ -82,7 +83,7 @@ def test_files_that_are_cut_or_changed_or_no_files(four: Study, tmp_path: Path) 
     flipped[-20] ^= 1
     for content, flaw in (
         (whole[:-1], Flaw.DAMAGED),
-        (whole + b"\0", Flaw.TAMPERED),
+        (whole + b"\0", Flaw.DAMAGED),
         (bytes(flipped), Flaw.TAMPERED),
         (b"", Flaw.DAMAGED),
         (b"\xff" * 100, Flaw.DAMAGED),
@@ -91,7 +92,7 @@ def test_files_that_are_cut_or_changed_or_no_files(four: Study, tmp_path: Path) 
         bad.write_bytes(content)
         with pytest.raises(ContributionError) as caught:
             four.read(bad)
-        assert caught.value.flaw in (flaw, Flaw.DAMAGED)
+        assert caught.value.flaw is flaw
     assert four.read(four.files[0]).header.client == "c000"
     assert list(load_tensors(four.files[0])[0]) == ["sealed"]
 
@@ -112,6 +113,39 @@ def test_a_key_signs_for_its_owner_only(four: Study, tmp_path: Path) -> None:
         four.read(bad, Trust.read([four.trusted]))
 
 
+def test_a_key_that_is_in_no_list(four: Study) -> None:
+    listed = Trust.read([key.with_suffix(".pub") for key in four.keys[1:]])
+    with pytest.raises(ContributionError, match="is none of the 3 keys that --trust names") as caught:
+        four.read(four.files[0], listed)
+    assert caught.value.flaw is Flaw.UNKNOWN_KEY
+
+
+@pytest.mark.parametrize(
+    "header",
+    [{"examples": 10**400}, {"examples": 2**53 + 1}, {"examples": 0}, {"examples": -1}, {"bytes": 10**400}],
+    ids=["huge", "above", "none", "fewer", "bytes"],
+)
+def test_counts_that_no_client_has(header: Mapping[str, int], four: Study, tmp_path: Path) -> None:
+    bad, out = four.forged(tmp_path / "bad.safetensors", lambda u: u, **header), tmp_path / "merged"
+    said = fedpeft("merge", four.path, bad, "-o", out)
+    assert said.exit_code == 2 and f"{bad}: damaged or no contribution: its header" in said.output and not out.exists()
+
+
+def test_who_does_not_tell_its_examples_counts_as_the_plan_says(four: Study, tmp_path: Path) -> None:
+    heavy: Spoil = lambda u: replace(u, weight=1e9)
+    bad = four.forged(tmp_path / "bad.safetensors", heavy, examples=None)
+    with pytest.raises(ContributionError, match="does not tell how many examples") as caught:
+        four.read(bad)
+    assert caught.value.flaw is Flaw.WEIGHT
+    stage = "stages=[{name='local_dp',noise_multiplier=1.0}]"
+    private = study(tmp_path, stage, "weighting=uniform", "delta=1e-3", "accountant=rdp")
+    assert private.read(private.files[0]).weight == 1
+    for spoil, header, words in ((heavy, {}, "should 1"), (lambda u: u, {"examples": 7}, "it tells how many")):
+        with pytest.raises(ContributionError, match=words) as caught:
+            private.read(private.forged(bad, spoil, **header))
+        assert caught.value.flaw is Flaw.WEIGHT
+
+
 def test_the_rules_stay_with_the_merge(four: Study, tmp_path: Path) -> None:
     merge(four.path, four.files[:1], tmp_path / "a", Rules(max_norm=1e3, trust=Trust.read([four.trusted]).keys))
     long = four.forged(tmp_path / "long", lambda u: replace(u, delta=scale(u.delta, 1e4)), number=1)
@@ -119,6 +153,51 @@ def test_the_rules_stay_with_the_merge(four: Study, tmp_path: Path) -> None:
         change(tmp_path / "a", add=[long])
     with pytest.raises(RunError, match="at least 1"):
         Rules(norm_factor=0.5)
+
+
+def test_rules_may_be_changed_with_what_they_are_for(four: Study, tmp_path: Path) -> None:
+    out, rules = tmp_path / "merged", tmp_path / "merged" / "study" / "rules.json"
+    merge(four.path, four.files[:2], out, Rules())
+    long = four.forged(tmp_path / "long", lambda u: replace(u, delta=scale(u.delta, 1e4)), number=2)
+    before = tree(out)
+    for given in ("--norm-factor=9", "--max-norm=1e-9"):  # the latter by those that were there before
+        said = fedpeft("merge", out, "--add", long, given)
+        assert said.exit_code == 2 and "absurd norm" in said.output and tree(out) == before
+    assert fedpeft("merge", out, "--add", long, "--norm-factor=1e9", "--max-norm=1e8").exit_code == 0
+    assert json.loads(rules.read_text()) == {"trust": {}, "norm_factor": 1e9, "max_norm": "100000000.0"}
+    said = fedpeft("merge", out, "--norm-factor=10")
+    assert said.exit_code == 2 and "--remove c002" in said.output
+    assert json.loads(rules.read_text())["norm_factor"] == 1e9
+
+
+def test_a_late_comer_brings_its_key(four: Study, tmp_path: Path) -> None:
+    out, (first, second, third, _) = tmp_path / "merged", (key.with_suffix(".pub") for key in four.keys)
+    assert fedpeft("merge", four.path, four.files[0], "-o", out, "--trust", first).exit_code == 0
+    before = tree(out)
+    for file, key in ((four.files[1], third), (tmp_path / "none", second)):
+        assert fedpeft("merge", out, "--add", file, "--trust", key).exit_code != 0
+        assert tree(out) == before
+    assert fedpeft("merge", out, "--add", four.files[1], "--trust", second).exit_code == 0
+    trusted = json.loads((out / "study" / "rules.json").read_text())["trust"]
+    assert trusted == Trust.read([first, second]).keys
+    refused = fedpeft("merge", out, "--add", four.files[2])
+    assert refused.exit_code == 2 and "unknown key" in refused.output
+
+
+def test_an_outlier_that_came_first_is_found_by_those_that_follow(four: Study, tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    long = four.forged(tmp_path / "long", lambda u: replace(u, delta=scale(u.delta, 1e4)))
+    merge(four.path, [long], out, Rules())  # alone it cannot be told, nor of two which is the wrong one
+    change(out, add=[four.files[1]])
+    before = tree(out)
+    with pytest.raises(ContributionError, match=r"'c000' was merged before: take it out \(--remove c000\)") as caught:
+        change(out, add=[four.files[2]])
+    assert caught.value.flaw is Flaw.NORM and tree(out) == before
+    with pytest.raises(ContributionError, match="ask the client"):
+        merge(four.path, [long, *four.files[1:3]], tmp_path / "at-once", Rules())
+    change(out, add=[four.files[2]], remove=["c000"])
+    merge(four.path, four.files[1:3], tmp_path / "without", Rules())
+    assert tree(out) == tree(tmp_path / "without")
 
 
 def fuzzed(four: Study, count: int) -> None:
@@ -167,16 +246,27 @@ def test_a_hundred_thousand_mutated_files(four: Study) -> None:
     fuzzed(four, 100_000)
 
 
+ABSURD: Sequence[Any] = (
+    *(10**400, -(10**400), 2**53, 2**53 + 1, 2**64, 0, -1, 1.5, 1e308, True, None, [], {}, [[]], {"a": 10**400}),
+    *("", "x", "\ud800", "\0", "9" * 5000, "0" * 64, "-0" * 32, "é" * 32, "fedpeft-contribution-0"),
+)
+
+
 @pytest.mark.parametrize("count", [300, pytest.param(30_000, marks=pytest.mark.slow)])
 def test_mutated_frames_that_are_sealed_and_signed(count: int, four: Study, tmp_path: Path) -> None:
     """A client with a good key may still send anything."""
     one, study, draw = four.read(four.files[0]), four.invitation, Random(8)
     key, signer = sealing_key(server_key(four.path)), signing_key(four.keys[0])
-    for _ in range(count):
-        frame = mutated(one.frame, one.frame[::-1], draw)
-        if frame == one.frame:
-            continue
-        said = replace(one.header, bytes=len(frame))
+    for number in range(count):
+        frame, said = one.frame, one.header
+        if number % 2:
+            said = replace(said, **{draw.choice(fields(Header)).name: draw.choice(ABSURD)})
+        else:
+            frame = mutated(one.frame, one.frame[::-1], draw)
+            said = replace(said, bytes=len(frame))
         content = write_contribution(said, frame, study.terms.server, signer)
-        with pytest.raises(ContributionError):
+        try:
             opened(content, "mutant", study, key, Trust())
+        except ContributionError:
+            continue
+        assert (frame, replace(said, client="c000", privacy=None)) == (one.frame, one.header)

@@ -13,6 +13,7 @@ from fedpeft.cli.options import AsJson, Debug
 EXAMPLES = """\
   fedpeft merge study *.safetensors -o merged --trust trusted    signed by those in the list only
   fedpeft merge merged --add hospital-c.safetensors              a late comer
+  fedpeft merge merged --add hospital-d.safetensors --trust hospital-d.pub    with a key that is new
   fedpeft merge merged --remove hospital-a                       as if it had never sent a file
 """
 WIDTH = 40  # characters of an accuracy of 1
@@ -25,14 +26,18 @@ def merge(
     add: Annotated[list[Path] | None, typer.Option("--add", metavar="FILE...", help="Merge these too.")] = None,
     remove: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Take this client out. Repeatable.")] = None,
     trust: Annotated[
-        list[Path] | None, typer.Option(metavar="KEYS", help="Take only files signed with these keys. Repeatable.")
+        list[Path] | None,
+        typer.Option(
+            metavar="KEYS", help="Take only files signed with these keys; for a merge, with these too. Repeatable."
+        ),
     ] = None,
     norm_factor: Annotated[
-        float, typer.Option(metavar="X", help="Refuse an update X times as long as the median of the others.")
-    ] = 10.0,
+        float | None,
+        typer.Option(metavar="X", help="Refuse an update X times as long as the median of the others; 10 at first."),
+    ] = None,
     max_norm: Annotated[
-        float, typer.Option(metavar="X", show_default=False, help="Refuse an update longer than X.")
-    ] = float("inf"),
+        float | None, typer.Option(metavar="X", help="Refuse an update longer than X; any length at first.")
+    ] = None,
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Measure after each arrival, on what the plan's data hold out.")
     ] = False,
@@ -42,24 +47,27 @@ def merge(
     """Merge contribution files into a run's folder.
 
     DIR is the folder of an invitation, or with --add and --remove that of what was merged.
-    A file that is not as it must be is named, and nothing is merged then.
+    A file that is not as it must be is named, and nothing is merged then. --trust, --norm-factor and --max-norm stay
+    with the merge, and hold for the files that it has already too.
     """
     from fedpeft.oneshot.keys import Trust
     from fedpeft.oneshot.merge import Rules, change, is_merged
     from fedpeft.oneshot.merge import merge as begin
 
     came = [*(files or ()), *(add or ())]
+    keys = Trust.read(trust or ()).keys
+
+    def asked(rules: Rules) -> Rules:
+        return rules.but(keys, norm_factor, max_norm)
+
     if is_merged(folder):
-        if out or trust or not (came or remove or evaluate):
-            raise click.UsageError(
-                "a merge is changed in its place, under its own rules: give --add FILE or --remove NAME"
-            )
-        summary, out = change(folder, came, remove or (), evaluate), folder
+        if out or not (came or remove or evaluate or keys or (norm_factor, max_norm) != (None, None)):
+            raise click.UsageError("a merge is changed in its place: give --add FILE or --remove NAME")
+        summary, out = change(folder, came, remove or (), evaluate, asked), folder
     else:
         if out is None or remove or not came:
             raise click.UsageError("to merge an invitation's files give FILE... and -o MERGED")
-        rules = Rules(Trust.read(trust or ()).keys, norm_factor, max_norm)
-        summary = begin(folder, came, out, rules, evaluate)
+        summary = begin(folder, came, out, asked(Rules()), evaluate)
     _show(summary, out, evaluate, as_json)
 
 

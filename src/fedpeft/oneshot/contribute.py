@@ -15,7 +15,7 @@ from fedpeft.core.types import Batch, ClientId, Division, Examples, Failure, Job
 from fedpeft.data.short import source
 from fedpeft.errors import DataError, RunError, unknown
 from fedpeft.loop import federate
-from fedpeft.oneshot.contribution import Header, write_contribution
+from fedpeft.oneshot.contribution import Header, untold, write_contribution
 from fedpeft.oneshot.invitation import Invitation, base_fingerprint, transforms_digest
 from fedpeft.oneshot.keys import check_name
 from fedpeft.plan import Plan
@@ -154,7 +154,7 @@ def contribute(
     header = Header(
         study=terms.study,
         client=who.client,
-        examples=None if site.plan.private_part else site.data.size(who.client),
+        examples=None if untold(site.plan) else site.data.size(who.client),
         plan=terms.plan,
         base=terms.base,
         start=terms.start,

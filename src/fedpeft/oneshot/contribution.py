@@ -27,6 +27,7 @@ from fedpeft.head_rows import check_counts, rows_told
 from fedpeft.oneshot.flaws import ContributionError, Flaw
 from fedpeft.oneshot.invitation import Invitation
 from fedpeft.oneshot.keys import SealError, Trust, check_name, seal, signed, unseal, verified
+from fedpeft.plan import Plan
 from fedpeft.ranks import trained
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ FORMAT = "fedpeft-contribution-1"
 HEADER_LIMIT = 1 << 16
 ENTRY_LIMIT, SLACK = 16, 1 << 20
 """A file may have so many bytes for each trained number, and so many beside: above what any codec makes of them."""
+MOST = 2**53
+"""No count is above it: up to here a float holds each."""
 Statement: TypeAlias = Mapping[str, float | str | None]
 
 
@@ -45,7 +48,7 @@ class Header:
     """What a file says of itself; see `Terms` for the digests.
 
     Attributes:
-      examples: how many the client trained on; None in private plans, which do not tell.
+      examples: how many the client trained on; None where the plan does not tell, see `untold`.
       bytes: of the frame.
       signer: the public key of who signed, in hex; None for nobody.
       privacy: what the noise in the frame guarantees: epsilon, delta, the unit hidden, the accountant.
@@ -65,7 +68,7 @@ class Header:
     format: str = FORMAT
 
     def text(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,11 @@ class Contribution:
 
 
 _HEADER = TypeAdapter(Header)
+
+
+def untold(plan: Plan) -> bool:
+    """Whether a file does not say how many examples its client has: in private plans all count the same."""
+    return plan.private_part is not None and plan.weighting == "uniform"
 
 
 def write_contribution(header: Header, frame: bytes, server: str, key: "Ed25519PrivateKey | None") -> bytes:
@@ -170,7 +178,8 @@ def _header(text: str, file: Path | str) -> Header:
             raise ContributionError(Flaw.FORMAT, file, words)
         header = _HEADER.validate_json(text, strict=True)
         check_name(header.client)
-        if header.text() != text or header.bytes < 0 or (header.examples or 1) < 1:
+        counts = (1 if header.examples is None else header.examples, header.bytes)
+        if header.text() != text or not all(1 <= count <= MOST for count in counts):
             raise ValueError("a value is out of range, or written in another way")
     except (ValidationError, ValueError, KeyError, TypeError, RecursionError, RunError) as error:
         words = f"its header is malformed ({_short(error)}); ask the client for it again"
@@ -240,13 +249,15 @@ def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitati
         words = "it holds NaN or infinities: training diverged; let the client train with a lower local.lr"
         raise ContributionError(Flaw.NOT_FINITE, file, words)
     try:
+        if (header.examples is None) != untold(plan):
+            raise ValueError(f"it {'tells' if untold(plan) else 'does not tell'} how many examples its client has")
         check_counts(plan, update, rows_told(plan, own))
         if update.counts and sum(update.counts) != header.examples:
             raise ValueError(f"it says {header.examples} examples, and its class counts {sum(update.counts)}")
     except ValueError as error:
         raise ContributionError(Flaw.WEIGHT, file, f"{error}; make it with this version") from None
-    if header.examples is not None and update.weight != weight(plan, header.examples):
-        words = f"it says {header.examples} examples and wants to count {update.weight:g}; make it with this version"
+    if update.weight != (due := weight(plan, header.examples or 0)):
+        words = f"it wants to count {update.weight:g}, and should {due:g}; make it with this version"
         raise ContributionError(Flaw.WEIGHT, file, words)
     return update
 

@@ -1,16 +1,18 @@
 """Contributions as one model, in a run's folder like any other, from which one can be taken again.
 
-Beside what a run has, `contributions/` holds each file as it came, and `study/` the invitation, the server's key and
-what is asked of a file. Whenever a file comes or goes the model is computed anew from those that are there, in the
-order of the clients' names: it cannot depend on when each came, and nothing is left of one that is gone.
+Beside what a run has, `contributions/` holds each file as it came, and `study/` the invitation, the server's key, what
+is asked of a file, and in which order they came. Whenever a file comes or goes the model is computed anew from those
+that are there, in the order of the clients' names: it cannot depend on when each came, and nothing is left of one that
+is gone.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from shutil import copytree
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fedpeft.core.stores import Folder, write_atomically
 from fedpeft.core.types import ClientId
@@ -20,13 +22,16 @@ from fedpeft.oneshot.flaws import ContributionError, Flaw
 from fedpeft.oneshot.invitation import FILE, Invitation, read_invitation, server_key
 from fedpeft.oneshot.keys import Trust, sealing_key, write_private
 from fedpeft.oneshot.results import write_run
-from fedpeft.oneshot.swap import building, put_back
+from fedpeft.oneshot.swap import building, clear, put_back
 from fedpeft.runs.folder import RunFolder, locked, read_json, vacant, write_json
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-STUDY, CONTRIBUTIONS, RULES, KEY = "study", "contributions", "rules.json", "server.key"
+STUDY, CONTRIBUTIONS, RULES, ORDER, KEY = "study", "contributions", "rules.json", "order.json", "server.key"
+
+Came: TypeAlias = Mapping[ClientId, tuple[Path, Contribution]]
+"""Files and what they hold by client, in the order in which they came."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,11 @@ class Rules:
                 f"the norm factor must be at least 1 and the largest norm positive, got {self.norm_factor} and "
                 f"{self.max_norm}"
             )
+
+    def but(self, trust: Mapping[str, str], norm_factor: float | None, max_norm: float | None) -> "Rules":
+        """The same with more keys, and with other bounds where they are given."""
+        given = {key: x for key, x in (("norm_factor", norm_factor), ("max_norm", max_norm)) if x is not None}
+        return replace(self, trust={**self.trust, **trust}, **given)
 
 
 @dataclass(frozen=True)
@@ -92,47 +102,57 @@ def merge(invitation: Path, files: Sequence[Path], out: Path, rules: Rules, eval
     if is_merged(out):
         raise RunError(f"{out} holds a merge already: `fedpeft merge {out} --add FILE` adds to it")
     vacant(out)
+    clear(out)
     study, private = read_invitation(invitation), server_key(invitation)
     if not private.is_file():
         raise RunError(f"{private} is gone, the key that opens this study's files: put it back beside the invitation")
-    every = _admitted(study, sealing_key(private), rules, [], files)
+    every = _admitted(study, sealing_key(private), rules, {}, files)
     with building(out) as folder:
-        summary = _write(Merged(folder), study, every, evaluate)
-        copytree(invitation, folder / STUDY)
+        summary = _write(Merged(folder), study, every, rules, evaluate)
         write_private(folder / STUDY / KEY, private.read_bytes())
-        write_json(folder / STUDY / RULES, {**asdict(rules), "max_norm": str(rules.max_norm)})
     return summary
 
 
 def change(
-    path: Path, add: Sequence[Path] = (), remove: Sequence[ClientId] = (), evaluate: bool = False
+    path: Path,
+    add: Sequence[Path] = (),
+    remove: Sequence[ClientId] = (),
+    evaluate: bool = False,
+    asked: Callable[[Rules], Rules] = lambda rules: rules,
 ) -> dict[str, Any]:
     """Take clients out of a merge, then add files to it, all or none of it; returns the new summary.
 
+    Args:
+      asked: of the rules so far those that hold from now on, for what is merged already too.
+
     Raises:
-      ContributionError: a file is not as it must be.
+      ContributionError: a file is not as it must be, be it one that was merged before.
       RunError: `path` is no merge, somebody else works on it, or there is no such client.
     """
     if not is_merged(path):
         raise RunError(f"{path} is no merge: it has no {STUDY}/{FILE}")
     before = Merged(path)
     with locked(RunFolder(path)):
-        study, rules = read_invitation(before.study), _rules(before.study / RULES)
+        clear(path)
+        study, rules = read_invitation(before.study), asked(_rules(before.study / RULES))
         kept = _without(_kept(before, study, rules), remove)
-        every = [*kept, *_admitted(study, before.key, rules, kept, add)]
+        every = _admitted(study, before.key, rules, kept, add)
         with building(path) as folder:
-            summary = _write(Merged(folder), study, every, evaluate)
-            copytree(before.study, folder / STUDY)
+            summary = _write(Merged(folder), study, every, rules, evaluate)
     return summary
 
 
-def _write(merged: Merged, study: Invitation, every: Sequence[Contribution], evaluate: bool) -> dict[str, Any]:
+def _write(merged: Merged, study: Invitation, came: Came, rules: Rules, evaluate: bool) -> dict[str, Any]:
+    every = [one for _, one in came.values()]
     if not every:
         raise RunError("no contribution is there to make a model of")
     summary = write_run(merged.path, study, every, evaluate)
     merged.contributions.mkdir()
     for one in every:
         write_atomically(merged.file(one.header.client), one.content)
+    copytree(study.path, merged.study)
+    write_json(merged.study / RULES, {**asdict(rules), "max_norm": str(rules.max_norm)})
+    write_json(merged.study / ORDER, {"clients": list(came)})
     return summary
 
 
@@ -144,54 +164,54 @@ def _rules(path: Path) -> Rules:
         raise RunError(f"{path} is damaged or gone: what is asked of a file is not known") from None
 
 
-def _kept(merged: Merged, study: Invitation, rules: Rules) -> list[Contribution]:
-    """What was merged before, as strictly read as when it came."""
+def _kept(merged: Merged, study: Invitation, rules: Rules) -> Came:
+    """What was merged before, as strictly read as when it came, in the order of arrival as far as it is known."""
     key, trust = merged.key, Trust(rules.trust)
-    return [read_contribution(file, study, key, trust) for file in sorted(merged.contributions.glob("*.safetensors"))]
+    found = {}
+    for file in merged.contributions.glob("*.safetensors"):
+        one = read_contribution(file, study, key, trust)
+        found[one.header.client] = file, one
+    order = (read_json(merged.study / ORDER) or {}).get("clients", [])
+    return {client: found[client] for client in (*filter(found.__contains__, order), *sorted(found))}
 
 
-def _without(kept: list[Contribution], remove: Sequence[ClientId]) -> list[Contribution]:
-    names = sorted(one.header.client for one in kept)
+def _without(kept: Came, remove: Sequence[ClientId]) -> Came:
     for name in remove:
-        if name not in names:
-            raise RunError(f"{name!r} is not among those merged: {', '.join(names)}")
-    return [one for one in kept if one.header.client not in remove]
+        if name not in kept:
+            raise RunError(f"{name!r} is not among those merged: {', '.join(sorted(kept))}")
+    return {client: one for client, one in kept.items() if client not in remove}
 
 
-def _admitted(
-    study: Invitation,
-    key: "X25519PrivateKey",
-    rules: Rules,
-    before: Sequence[Contribution],
-    files: Sequence[Path],
-) -> list[Contribution]:
-    """New contributions, each good for itself and beside all others."""
-    trust = Trust(rules.trust)
-    came: list[tuple[Path, Contribution]] = []
-    seen = {one.header.client: "merged already" for one in before}
+def _admitted(study: Invitation, key: "X25519PrivateKey", rules: Rules, before: Came, files: Sequence[Path]) -> Came:
+    """Those before and new ones, each good for itself and beside all others."""
+    trust, every = Trust(rules.trust), dict(before)
     for file in files:
         one = read_contribution(file, study, key, trust)
         client = one.header.client
-        if client in seen:
-            words = f"{client!r} is {seen[client]}; a client counts once. To take a newer file, --remove it first"
+        if client in every:
+            where = "merged already" if client in before else f"in {every[client][0]} too"
+            words = f"{client!r} is {where}; a client counts once. To take a newer file, --remove it first"
             raise ContributionError(Flaw.TWICE, file, words)
-        seen[client] = f"in {file} too"
-        came.append((file, one))
-    norms = {one.header.client: one.length for one in [*before, *(one for _, one in came)]}
-    for file, one in came:
-        _check_norm(file, one.header.client, norms, rules)
-    return [one for _, one in came]
+        every[client] = file, one
+    _check_norms(every, before, rules)
+    return every
 
 
-def _check_norm(file: Path, client: ClientId, norms: Mapping[ClientId, float], rules: Rules) -> None:
-    others = [x for name, x in norms.items() if name != client]
-    usual = median(others) if len(others) > 1 else float("inf")
-    if norms[client] > rules.max_norm:
-        words = f"its update is {norms[client]:.4g} long, at most {rules.max_norm:g} is allowed (--max-norm)"
-        raise ContributionError(Flaw.NORM, file, words)
-    if norms[client] > rules.norm_factor * usual:
-        words = (
-            f"its update is {norms[client]:.4g} long, the median of the other {len(others)} is {usual:.4g}, and at "
-            f"most {rules.norm_factor:g} times that is allowed; ask the client, or raise --norm-factor"
-        )
-        raise ContributionError(Flaw.NORM, file, words)
+def _check_norms(every: Came, before: Came, rules: Rules) -> None:
+    """Hold each to the others, whoever came first, so that what is admitted does not depend on the order either."""
+    norms = {client: one.length for client, (_, one) in every.items()}
+    for client in sorted(norms, key=lambda name: (-norms[name], name)):
+        others = [x for name, x in norms.items() if name != client]
+        usual, length = median(others) if len(others) > 1 else float("inf"), f"{norms[client]:.4g}"
+        mend = "ask the client"
+        if client in before:
+            mend = f"{client!r} was merged before: take it out (--remove {quote(client)}), or leave out what is new"
+        if norms[client] > rules.max_norm:
+            words = f"its update is {length} long, at most {rules.max_norm:g} is allowed; {mend}, or raise --max-norm"
+            raise ContributionError(Flaw.NORM, every[client][0], words)
+        if norms[client] > rules.norm_factor * usual:
+            words = (
+                f"its update is {length} long, the median of the other {len(others)} is {usual:.4g}, and at most "
+                f"{rules.norm_factor:g} times that is allowed; {mend}, or raise --norm-factor"
+            )
+            raise ContributionError(Flaw.NORM, every[client][0], words)

@@ -81,6 +81,8 @@ class Contributors:
 def write_run(folder: Path, study: Invitation, every: Sequence[Contribution], evaluate: bool) -> dict[str, Any]:
     """Everything that a run has, into an empty folder; returns the summary.
 
+    The order of `every` is that of arrival, and shows in the curve alone.
+
     Raises:
       RunError: too few contributions for the plan, or the base model here is not the study's.
       DataError: the held-out examples cannot be read.
@@ -123,12 +125,11 @@ def _site(plan: Plan, study: Invitation, every: Sequence[Contribution], evaluate
 
 
 def _arrivals(site: Site, study: Invitation, every: Sequence[Contribution]) -> Iterator[dict[str, Any]]:
-    """What is measured before the first arrival and after each, as if they came in the order of their names."""
+    """What is measured before the first arrival and after each, in the order of `every`."""
     yield {"client": None, "held_out": finite_or_none(measure(site, study.state.params))}
-    came = sorted(every, key=lambda one: one.header.client)
-    for number, one in enumerate(came, 1):
+    for number, one in enumerate(every, 1):
         plan = _plan(study, number)
-        [(state, _)] = federate(plan, Answered.of(came[:number]), study.state)
+        [(state, _)] = federate(plan, Answered.of(every[:number]), study.state)
         yield {
             "client": one.header.client,
             "examples": one.header.examples,

@@ -1,12 +1,17 @@
 """A folder that takes the place of another in one step, so that a kill leaves the old one or the new one."""
 
 import ctypes
+import glob
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
+
+from fedpeft.errors import RunError
+from fedpeft.runs.folder import RunFolder, locked
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
@@ -16,7 +21,7 @@ def building(path: Path) -> Iterator[Path]:
     """An empty folder beside `path` that takes its place at the end; after an error `path` is as it was."""
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as around:
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as around, locked(RunFolder(Path(around))):
         folder = Path(around) / path.name
         folder.mkdir()
         yield folder
@@ -27,6 +32,19 @@ def building(path: Path) -> Iterator[Path]:
             if path.is_dir():
                 path.rmdir()
             folder.rename(path)
+
+
+def clear(path: Path) -> None:
+    """Take away what kills left beside `path`: what was being built, or the old folder; not what a process is at."""
+    path = path.resolve()
+    for around in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        drawn = re.fullmatch(r"[a-z0-9_]{8}", around.name.removeprefix(f".{path.name}."))
+        if not drawn or not around.is_dir():
+            continue
+        with suppress(RunError, FileNotFoundError):  # it is locked, or its owner has just taken it away
+            if {inside.name for inside in around.iterdir()} <= {path.name, ".lock"}:
+                with locked(RunFolder(around)):
+                    rmtree(around)
 
 
 def put_back(path: Path) -> None:
