@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from rounds import last, plan_of, points_plan, run
+from rounds import last, plan_of, points_plan, run, staged
 from running import PLAN, fedpeft
+from secure_rounds import secure_plan
 
 from fedpeft.attacks.attack import Attacker, Effort, attack, favourite
 from fedpeft.attacks.inversion import labels_of, psnr, solved, sought, ssim
 from fedpeft.attacks.membership import auc, membership
 from fedpeft.attacks.messages import alone, overheard, partitioned
+from fedpeft.cli.attack import _lines
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Batch, Division, Examples, Table
 from fedpeft.errors import PlanError, RunError
@@ -115,6 +117,15 @@ def test_noise_hides_who_was_there(fitted: Site) -> None:
     assert all(score.value < 0.75 for score in found.values())
 
 
+@pytest.mark.parametrize(("stage", "own"), [("client_dp", False), ("local_dp", True), ("", None)])
+def test_whose_noise_is_in_a_message_is_told(stage: str, own: bool | None, points: Site) -> None:
+    site = replace(points, plan=points_plan(**{**POINT, **staged(stage)}))
+    found = attack(site, favourite(site), Effort(pictures=2, steps=1, messages=1))
+    assert found["privacy"] == (stage or None) and found["noise_in_messages"] is own
+    text = "\n".join(_lines(found))
+    assert (f"noise of {stage}" in text) == bool(stage) and ("none of its own" in text) == (own is False)
+
+
 def test_what_is_heard_is_what_the_run_sends(points: Site) -> None:
     plan = points_plan(cohort=1, rounds=6)
     site = replace(points, plan=plan)
@@ -148,6 +159,8 @@ def test_pictures_are_compared_as_usual() -> None:
 def test_what_cannot_be_attacked_is_refused(points: Site) -> None:
     with pytest.raises(PlanError, match="personal"):
         overheard(replace(points, plan=points_plan(personal=["*.bias"])), points.data.clients[0])
+    with pytest.raises(PlanError, match="single messages cannot be read"):
+        overheard(replace(points, plan=secure_plan()), points.data.clients[0])
     with pytest.raises(RunError, match="takes part in no round"):
         overheard(replace(points, plan=points_plan(rounds=1, cohort=1)), "nobody")
     with pytest.raises(PlanError, match="2 or more"):

@@ -1,5 +1,6 @@
 """What a client sends of a large language model: counted on networks from their configurations, on no device."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from method_models import method
 from torch import nn
 
 from fedpeft.codecs.float16 import Float16
+from fedpeft.codecs.narrowing import narrowed
 from fedpeft.core.trainable import tensors_of
 from fedpeft.core.types import Update
 from fedpeft.core.wire import headers, pack
@@ -49,6 +51,32 @@ def _network(kind: str, config: dict[str, Any]) -> nn.Module:
     with torch.device("meta"):
         model: nn.Module = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**config))
     return model.requires_grad_(False)
+
+
+ROUNDS = 3
+RESULTS = Path(__file__).parents[1] / "docs" / "results" / "one-shot.md"
+
+
+def _row(name: str) -> list[str]:
+    """What the page says of a model."""
+    [line] = [one for one in RESULTS.read_text(encoding="utf-8").splitlines() if one.startswith(f"| {name} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_page_has_the_bytes_of_both_ways(name: str) -> None:
+    """One message is two bytes for each parameter, or each number of the factors; a round has one down and one up."""
+    kind, config, every, ranks = MODELS[name]
+    model = _network(kind, config)
+    whole = method("full")
+    shapes = tensors_of(whole.inject(model))
+    sent = [shapes[one] for one in whole.names(model)]
+    full, low = sum(x.numel() * narrowed(x.dtype, torch.float16).itemsize for x in sent), 2 * ranks[16]
+    assert full == 2 * every
+    both = [f"{full * 2 * rounds / 1e9:.1f} GB" for rounds in (ROUNDS, 1)]
+    both += [f"{low * 2 * rounds / 1e6:.1f} MB" for rounds in (ROUNDS, 1)]
+    one = [f"{every:,}", f"{full / 1e9:.2f} GB", *(f"{2 * ranks[rank] / 1e6:.2f} MB" for rank in (8, 16))]
+    assert _row(name) == one + both
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -200,6 +200,20 @@ def test_an_outlier_that_came_first_is_found_by_those_that_follow(four: Study, t
     assert tree(out) == tree(tmp_path / "without")
 
 
+def test_what_needs_the_contributors_examples_is_refused(four: Study, tmp_path: Path) -> None:
+    """The plan has a partition of its own, whose clients are others."""
+    out = tmp_path / "merged"
+    merge(four.path, four.files, out, Rules())
+    assert fedpeft("evaluate", out).exit_code == 0
+    for command, words in (
+        (("evaluate", out, "--per-client"), "leave out --per-client"),
+        (("attack", out, "--pictures", 2, "--steps", 1), "Attack a simulation of the plan"),
+    ):
+        told = fedpeft(*command)
+        assert told.exit_code == 2 and told.stdout == ""
+        assert f"{out} was merged from files" in told.stderr and words in told.stderr
+
+
 def fuzzed(four: Study, count: int) -> None:
     """Mutated files: each is refused with its name, whatever was changed, and no module is loaded by reading it."""
     invitation, key, draw = four.invitation, sealing_key(server_key(four.path)), Random(7)

@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fedpeft import PlanError
+from fedpeft.codecs.dense import Dense
 from fedpeft.core.stores import Folder, load_tensors
 from fedpeft.core.tensors import equal
-from fedpeft.core.types import Failure, Reply
+from fedpeft.core.types import Failure, Reply, Update
+from fedpeft.core.wire import pack
 from fedpeft.engines.cohort import Cohort
 from fedpeft.head_start import PHASE
 from fedpeft.loop import federate, start
@@ -93,6 +95,53 @@ def test_a_message_that_fails_is_named_and_left_out(points: Site) -> None:
     }
     [(_, ledger)] = federate(plan, Tampering(on(points, plan), cut), start(plan, points.params()))
     assert set(ledger.failed) == {first, second} and ledger.failed[second] == "away" and not ledger.note
+
+
+def telling(sums: float, counts: float) -> Any:
+    """A client whose message has these everywhere."""
+    told = {"sums": torch.full((3, 8), sums), "counts": torch.full((3,), counts)}
+    return lambda reply: Reply(reply.client, pack(Update(reply.client, told), Dense()))
+
+
+def head_with(site: Site, harm: dict[str, Any], **changes: Any) -> tuple[Tensor, dict[str, str]]:
+    """The head's weight in the first round, and who failed."""
+    plan = points_plan(**START, **changes)
+    engine = Recording(Tampering(on(site, plan), harm))
+    [(_, ledger)] = federate(plan, engine, start(plan, site.params()))
+    return plan.downlink.decode(engine.jobs[-1].payload)["head.weight"], ledger.failed
+
+
+@pytest.mark.parametrize("sums", [1e30, 3e38])
+def test_means_far_longer_than_the_others_are_refused_by_name(points: Site, sums: float) -> None:
+    """Such a message makes every row zero in float32, and two of 3e38 make them NaN."""
+    bad = [points.data.clients[0], points.data.clients[20]]  # among the first few, and later
+    weight, failed = head_with(points, dict.fromkeys(bad, telling(sums, 1.0)))
+    without, _ = head_with(points, dict.fromkeys(bad, lambda reply: Failure(reply.client, "away")))
+    assert torch.equal(weight, without) and weight.norm(dim=1).tolist() == pytest.approx([1, 1, 1])
+    assert list(failed) == bad and all("class means is" in why and "norm_factor" in why for why in failed.values())
+
+
+def test_without_a_bound_the_head_is_finite_still(points: Site) -> None:
+    bad = dict.fromkeys(points.data.clients[:2], telling(3e38, 1.0))
+    weight, failed = head_with(points, bad, norm_factor=float("inf"))
+    assert not any("means" in why for why in failed.values())
+    assert weight.norm(dim=1).tolist() == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("sums", "counts", "words"),
+    [
+        (float("nan"), 1.0, "not finite"),
+        (1.0, float("inf"), "not finite"),
+        (1.0, -1.0, "no numbers of examples"),
+        (1.0, 0.5, "no numbers of examples"),
+        (1.0, 0.0, "of which it has no example"),
+    ],
+)
+def test_sums_of_no_examples_are_refused_by_name(points: Site, sums: float, counts: float, words: str) -> None:
+    client = points.data.clients[5]
+    _, failed = head_with(points, {client: telling(sums, counts)})
+    assert list(failed) == [client] and words in failed[client]
 
 
 def test_a_resumed_run_does_it_once(points: Site, tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ the median of those let in before. What came and is not so is refused: it costs 
 in the ledger, and after `max_refusals` of them the client is asked no more.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from fedpeft.core.tensors import Layout, finite, norm
 from fedpeft.core.types import ClientId, Failure, Job, Reply, State, Tensors, Update, Weighted
@@ -18,6 +18,7 @@ from fedpeft.errors import WireError
 from fedpeft.head_rows import check_counts, rows_told
 from fedpeft.plan import Plan
 
+Thing = TypeVar("Thing")
 FEW = 8
 """Updates of the first round that wait for each other, as there are none before them to be held against."""
 WINDOW = 100
@@ -151,30 +152,41 @@ class Door:
         self.refusals[client] = self.ledger.refusals[client] = self.refusals.get(client, 0) + 1
 
     def bounded(self, updates: Iterable[Update]) -> Iterator[Update]:
-        """Those that are not far longer than usual.
+        """Those that are not far longer than usual; see `usual`."""
 
-        The first few of a run are held against each other; without them, nothing is known of what is usual.
-        """
-        factor = self.plan.norm_bound
-        if factor == float("inf"):
+        def refuse(update: Update, why: str) -> None:
+            self.refuse(update.client, f"its update is {why}")
+
+        if self.plan.norm_bound == float("inf"):
             yield from updates
             return
-        updates = iter(updates)
-        first = [] if self.norms else list(islice(updates, FEW))
-        together = [_length(update.delta) for update in first]
-        for place, update in enumerate(chain(first, updates)):
-            length = together[place] if place < len(first) else _length(update.delta)
-            known = together if place < len(first) else self.norms
-            usual = median(known) if known else length
-            if usual and length > factor * usual:
-                self.refuse(
-                    update.client,
-                    f"its update is {length:.4g} long, the median of {len(known)} is {usual:.4g}, and at most "
-                    f"{factor:g} times that is let in (norm_factor)",
-                )
-                continue
-            self.norms = [*self.norms, length][-WINDOW:]
-            yield update
+        lengths = ((update, _length(update.delta)) for update in updates)
+        yield from usual(lengths, self.plan.norm_bound, self.norms, refuse)
+
+
+def usual(
+    things: Iterable[tuple[Thing, float]], factor: float, norms: list[float], refuse: Callable[[Thing, str], None]
+) -> Iterator[Thing]:
+    """Of things and their lengths, those that are not far longer than the ones before; `norms` learns of them.
+
+    The first few of all are held against each other; without them, nothing is known of what is usual.
+    """
+    things = iter(things)
+    first = [] if norms else list(islice(things, FEW))
+    together = [length for _, length in first]
+    for place, (thing, length) in enumerate(chain(first, things)):
+        known = together if place < len(first) else norms
+        middle = median(known) if known else length
+        if middle and length > factor * middle:
+            refuse(
+                thing,
+                f"{length:.4g} long, the median of {len(known)} is {middle:.4g}, and at most {factor:g} times that is "
+                "let in (norm_factor)",
+            )
+            continue
+        norms.append(length)
+        del norms[:-WINDOW]
+        yield thing
 
 
 def _length(delta: Tensors) -> float:

@@ -5,16 +5,18 @@ zero: exact however labels are divided, for one message of (classes, features) n
 nobody has keeps its row.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedpeft.admission import usual
 from fedpeft.codecs.dense import Dense
 from fedpeft.core.features import FEATURES
 from fedpeft.core.objective import scored
-from fedpeft.core.tensors import Layout
+from fedpeft.core.tensors import Layout, finite
 from fedpeft.core.types import ClientId, Failure, Reply, Tensors, Update
 from fedpeft.core.wire import pack, unpack
 from fedpeft.errors import PlanError, WireError
@@ -57,27 +59,69 @@ def class_sums(site: Site, params: Tensors, client: ClientId) -> bytes:
 def with_class_means(
     plan: Plan, params: Tensors, replies: Iterable[Reply | Failure], fail: Callable[[ClientId, str], Any]
 ) -> Tensors:
-    """The parameters with the head that the clients' messages make; `fail` is told whose cannot be read, and why."""
+    """The parameters with the head that the clients' messages make; `fail` is told whose is not counted, and why.
+
+    Means far longer than the others' are refused as updates are, and sums are in float64, in which no number of
+    messages overflows: the head is finite whatever comes.
+    """
     weight = head_weight(plan, params, "head_start")
     bias = f"{weight.removesuffix('.weight')}.bias"
-    sums, counts = torch.zeros_like(params[weight]), params[weight].new_zeros(len(params[weight]))
-    wanted: Layout = [("sums", list(sums.shape), "float32"), ("counts", [len(counts)], "float32")]
+    sums = torch.zeros(params[weight].shape, dtype=torch.float64)
+    counts = sums.new_zeros(len(sums))
+
+    def refuse(told: Told, why: str) -> None:
+        fail(told.client, f"the longest of its class means is {why}")
+
+    every = ((told, told.length) for told in _told(replies, sums.shape, fail))
+    for told in usual(every, plan.norm_bound, [], refuse):
+        sums, counts = sums + told.sums, counts + told.counts
+    held = counts > 0
+    means = torch.nn.functional.normalize(sums / counts.clamp_min(1)[:, None]).to(params[weight])
+    started = {weight: torch.where(held[:, None], means, params[weight])}
+    if bias in params:
+        started[bias] = torch.where(held, 0.0, params[bias])
+    return {**params, **started}
+
+
+@dataclass(frozen=True)
+class Told:
+    """One client's message, in float64: `sums` (classes, features) and `counts` (classes,).
+
+    Raises:
+      ValueError: they are of no examples that anyone could have.
+    """
+
+    client: ClientId
+    sums: Tensor
+    counts: Tensor
+
+    def __post_init__(self) -> None:
+        if not finite({"sums": self.sums, "counts": self.counts}):
+            raise ValueError("its class means are not finite")
+        if (self.counts < 0).any() or (self.counts != self.counts.round()).any():
+            raise ValueError("its class counts are no numbers of examples")
+        if self.sums[self.counts == 0].any():
+            raise ValueError("it tells sums of classes of which it has no example")
+
+    @property
+    def length(self) -> float:
+        """Of the longest mean."""
+        return float((self.sums / self.counts.clamp_min(1)[:, None]).norm(dim=1).max())
+
+
+def _told(
+    replies: Iterable[Reply | Failure], shape: torch.Size, fail: Callable[[ClientId, str], Any]
+) -> Iterator[Told]:
+    """The messages that are good for themselves."""
+    wanted: Layout = [("sums", list(shape), "float32"), ("counts", [shape[0]], "float32")]
     for reply in replies:
         if isinstance(reply, Failure):
             fail(reply.client, reply.reason)
             continue
         try:
-            told = unpack(reply.client, reply.payload, Dense(), wanted).delta
-        except WireError as error:
+            sent = unpack(reply.client, reply.payload, Dense(), wanted).delta
+            told = Told(reply.client, sent["sums"].double(), sent["counts"].double())
+        except (WireError, ValueError) as error:
             fail(reply.client, str(error))
             continue
-        if not (told["sums"].isfinite().all() and (told["counts"] >= 0).all() and told["counts"].isfinite().all()):
-            fail(reply.client, "its class means are not finite")
-            continue
-        sums, counts = sums + told["sums"], counts + told["counts"]
-    held = counts > 0
-    means = torch.nn.functional.normalize(sums / counts.clamp_min(1)[:, None])
-    started = {weight: torch.where(held[:, None], means, params[weight])}
-    if bias in params:
-        started[bias] = torch.where(held, 0.0, params[bias])
-    return {**params, **started}
+        yield told

@@ -15,6 +15,7 @@ from fedpeft.core.seeds import generator
 from fedpeft.core.trainable import head_of
 from fedpeft.core.types import Batch, ClientId, Tensors
 from fedpeft.errors import PlanError
+from fedpeft.plan import Plan
 from fedpeft.privacy import chosen
 from fedpeft.registry import describe
 from fedpeft.site import Site, threads
@@ -142,10 +143,19 @@ def attack(site: Site, client: ClientId, effort: Effort, tick: Callable[[], None
         "client": client,
         "examples": site.data.size(client),
         "messages": len(messages),
-        "privacy": None if site.plan.private_part is None else describe("local", site.plan.local)["name"],
+        **_noise(site.plan),
         "membership": {name: asdict(found) for name, found in membership(site, client, messages).items()},
         "inversion": _inversion(site, client, messages, effort, tick),
     }
+
+
+def _noise(plan: Plan) -> dict[str, Any]:
+    """Which part of the plan adds noise, and whether it is in what one client sends; None without such a part."""
+    part = plan.private_part
+    if part is None:
+        return {"privacy": None, "noise_in_messages": None}
+    kind = "local" if part is plan.local else "stage"
+    return {"privacy": describe(kind, part)["name"], "noise_in_messages": not part.event.central}
 
 
 def favourite(site: Site) -> ClientId:

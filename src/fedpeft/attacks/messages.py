@@ -78,11 +78,17 @@ def overheard(site: Site, target: ClientId, most: int = 0, tick: Callable[[], No
 
     Raises:
       RunError: the client never takes part, or fails.
-      PlanError: personal tensors: what is trained beside them is not the server's to see.
+      PlanError: personal tensors, beside which what is trained is not the server's to see; secure sums, of which it
+        sees no part; or asynchronous steps.
     """
     if site.plan.personal:
         raise PlanError(
             f"personal = {list(site.plan.personal)}: the server does not know those tensors; leave them out"
+        )
+    if site.plan.exchange.sums:
+        raise PlanError(
+            'exchange = "secure": single messages cannot be read, which is what secure sums are for. To measure what '
+            'they would tell, attack a run of the same plan with exchange = "fit"'
         )
     if site.plan.buffer:
         raise PlanError("messages are heard in rounds: leave out `buffer`")

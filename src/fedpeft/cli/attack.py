@@ -42,10 +42,16 @@ def attack(
     from fedpeft.attacks.attack import Effort, favourite
     from fedpeft.attacks.attack import attack as measured
     from fedpeft.errors import RunError, unknown
+    from fedpeft.oneshot.merge import is_merged
     from fedpeft.runs.execute import open_run_site
     from fedpeft.runs.folder import reopen
 
     effort = Effort(pictures, steps, messages)
+    if is_merged(run):
+        raise RunError(
+            f"{run} was merged from files: its clients' examples lie with them, and there is nothing here to compare a "
+            "find with. Attack a simulation of the plan: `fedpeft run` it, and name that run"
+        )
     # a search needs second derivatives, down to the pictures
     site = open_run_site(replace(reopen(run)[1], pack=False, features=False, base_dtype="float32"), device)
     if client and client not in site.data.clients:
@@ -60,6 +66,9 @@ def attack(
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     messages = f"{found['messages']} message{'s' if found['messages'] > 1 else ''}"
     yield f"{found['plan']}: {found['method']}, {found['client']} with {found['examples']} examples, {messages}"
+    if found["privacy"] is not None:
+        own = "is in each" if found["noise_in_messages"] else "comes after: what one client sends has none of its own"
+        yield f"the noise of {found['privacy']} {own}"
     yield ""
     yield "was this example among the client's? AUC against held-out ones of its class; 0.5 is guessing"
     for name, score in found["membership"].items():

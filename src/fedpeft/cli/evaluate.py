@@ -69,6 +69,7 @@ def evaluate(
 
     from fedpeft.core.stores import Folder
     from fedpeft.errors import PlanError, RunError
+    from fedpeft.oneshot.merge import is_merged
     from fedpeft.runs.checkpoint import load_checkpoint
     from fedpeft.runs.execute import open_run_site
     from fedpeft.runs.exhibit import draws, exhibit
@@ -80,6 +81,8 @@ def evaluate(
     saved = load_checkpoint(folder.checkpoint, plan)
     if saved is None:
         raise RunError(f"{run} has no checkpoint yet: no round of it is done")
+    if per_client and is_merged(run):
+        raise RunError(f"{run} was merged from files: its clients' examples lie with them; leave out --per-client")
     if clip and not (sample and draws(plan)):
         raise PlanError("--clip scores what --sample N draws with a text-to-image model that all clients share")
     found: dict[str, Any] = {"round": saved.state.round}

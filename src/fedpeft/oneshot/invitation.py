@@ -34,7 +34,8 @@ from fedpeft.runs.folder import RunFolder, read_json, reopen, write_json
 from fedpeft.runs.inputs import processor
 from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.image_classification import ImageClassification
-from fedpeft.tasks.text_classification import TextClassification, tokenizer
+from fedpeft.tasks.text_classification import TextClassification, tokenizer, tokenizer_settings
+from fedpeft.tasks.text_to_image import TextToImage
 
 FORMAT = "fedpeft-invitation-1"
 FILE = "invitation.json"
@@ -188,12 +189,17 @@ def labels_digest(classes: tuple[str, ...]) -> str:
 
 
 def base_fingerprint(plan: Plan, model: nn.Module | None = None) -> str:
-    """A name for the frozen weights, and for nothing else: what is trained is not looked at."""
+    """A name for the frozen weights, and for nothing else: what is trained is not looked at.
+
+    Of text to image also those of the text encoder and the autoencoder, which make its examples.
+    """
     model = plan.model(plan.classes) if model is None else model
     trained, found = set(plan.method.names(model)), blake2b(digest_size=16)
     every = tensors_of(model)
     if quantizes(plan.task):  # what the codes stand for is in the state alone
         every |= model.state_dict()
+    if isinstance(plan.task, TextToImage):
+        every |= plan.task.beside()
     for name, x in sorted(every.items()):
         if name not in trained:
             plain = x.detach().cpu().contiguous()
@@ -208,5 +214,7 @@ def transforms_digest(task: object) -> str:
     if isinstance(task, ImageClassification):
         own = processor(task.input)
     if isinstance(task, TextClassification | CausalLM):
-        own = tokenizer(task.base).get_vocab()
+        own = tokenizer_settings(tokenizer(task.base))
+    if isinstance(task, TextToImage):
+        own = task.settings()
     return digest(json.dumps([describe("task", task), own], sort_keys=True, default=str).encode())

@@ -110,15 +110,16 @@ class Pictures(nn.Module):
         self.module = module
         self.channels = int(module.config.latent_channels)
         self.factor = int(2 ** (len(module.config.block_out_channels) - 1))
+        self.scale = float(module.config.scaling_factor)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """The middle of what the encoder gives, which is drawn from nowhere."""
         out = self.module.encode(2 * pictures - 1)
         latents: Tensor = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
-        return latents * float(self.module.config.scaling_factor)
+        return latents * self.scale
 
     def decode(self, latents: Tensor) -> Tensor:
-        pictures: Tensor = self.module.decode(latents / self.module.config.scaling_factor).sample
+        pictures: Tensor = self.module.decode(latents / self.scale).sample
         return (pictures / 2 + 0.5).clamp(0, 1)
 
 
@@ -140,21 +141,36 @@ def autoencoder(model: str, vae: str) -> Pictures | Taef2:
     return Pictures(made.requires_grad_(False).eval())
 
 
+def caption_tokenizer(model: str) -> Any:
+    """What makes tokens of captions.
+
+    Raises:
+      PlanError: there is none.
+    """
+    from transformers import CLIPTokenizer
+
+    return _part(model, "tokenizer", lambda place: CLIPTokenizer.from_pretrained(place, subfolder="tokenizer"))
+
+
+def text_encoder(model: str) -> Any:
+    """The encoder of captions, in float32.
+
+    Raises:
+      PlanError: there is none.
+    """
+    from transformers import CLIPTextModel
+
+    settings = {"subfolder": "text_encoder", "dtype": torch.float32, "use_safetensors": True}
+    made: Any = _part(model, "text_encoder", lambda place: CLIPTextModel.from_pretrained(place, **settings))
+    return made.eval()
+
+
 def read_captions(model: str, texts: Sequence[str]) -> Tensor:
     """What the text encoder makes of captions, (n, tokens, width); what does not fit is cut off."""
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    words: Any = _part(model, "tokenizer", lambda place: CLIPTokenizer.from_pretrained(place, subfolder="tokenizer"))
-    encoder: Any = _part(
-        model,
-        "text_encoder",
-        lambda place: CLIPTextModel.from_pretrained(
-            place, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True
-        ),
-    )
+    words, encoder = caption_tokenizer(model), text_encoder(model)
     ids = words(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
     with torch.no_grad():
-        return torch.cat([encoder.eval()(part)[0] for part in ids.split(READ_TOGETHER)])
+        return torch.cat([encoder(part)[0] for part in ids.split(READ_TOGETHER)])
 
 
 def latents_of(pictures: Sequence[Any], size: int, module: Pictures | Taef2) -> Tensor:

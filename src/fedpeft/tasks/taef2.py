@@ -17,7 +17,7 @@ GROUPS = 4
 class Taef2(nn.Module):
     """Pictures (n, 3, h, w) in [0, 1], sides divisible by 8, to latents (n, 32, h/8, w/8), and back."""
 
-    channels, factor = LATENT, 8
+    channels, factor, scale = LATENT, 8, 1.0
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,6 @@
 """Text classification with any `transformers` backbone. Texts become tokens once, before training."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -131,6 +132,21 @@ def tokenizer(base: str) -> Any:
         return AutoTokenizer.from_pretrained(base)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise PlanError(f"the tokenizer of {base!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
+def tokenizer_settings(read: Any) -> dict[str, Any]:
+    """What a tokenizer does to a text, as plain values. How it cut and filled up last is left out: it keeps that."""
+    backend = getattr(read, "backend_tokenizer", None)
+    if backend is None:
+        does = {"class": type(read).__name__, "vocabulary": read.get_vocab()}
+    else:
+        does = {key: x for key, x in json.loads(backend.to_str()).items() if key not in ("truncation", "padding")}
+    return {
+        "does": does,
+        "special": read.special_tokens_map,
+        "most": read.model_max_length,
+        "cut": read.truncation_side,
+    }
 
 
 def padding(base: str) -> int:

@@ -2,24 +2,31 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedpeft.core.seeds import generator as stream
+from fedpeft.core.tensors import prefixed
+from fedpeft.core.trainable import tensors_of
 from fedpeft.core.types import Batch, Table, Tensors
 from fedpeft.errors import DataError, PlanError
 from fedpeft.tasks import scoring
 from fedpeft.tasks.diffusion import (
     Pictures,
     autoencoder,
+    caption_tokenizer,
     denoiser,
     denoiser_config,
     latents_of,
     noising,
     read_captions,
+    scheduler_config,
+    text_encoder,
 )
 from fedpeft.tasks.taef2 import Taef2
+from fedpeft.tasks.text_classification import tokenizer_settings
 
 MEASURED = 16
 """Examples that are measured together."""
@@ -97,6 +104,22 @@ class TextToImage:
         if size % module.factor:
             raise PlanError(f"size = {size} is no multiple of {module.factor}, by which the autoencoder makes smaller")
         return size, module
+
+    def beside(self) -> dict[str, Tensor]:
+        """The weights of the parts that make examples of captions and pictures, which no method trains."""
+        parts = {"text_encoder": text_encoder(self.model), "vae": autoencoder(self.model, self.vae)}
+        return {n: x for name, part in parts.items() for n, x in prefixed(name, tensors_of(part)).items()}
+
+    def settings(self) -> dict[str, Any]:
+        """What becomes of captions and pictures before the denoiser sees them, but for `beside`, as plain values."""
+        size, module = self.encoding()
+        schedule = {key: x for key, x in scheduler_config(self.model).items() if not key.startswith("_")}
+        return {
+            "size": size,
+            "scale": module.scale,
+            "scheduler": schedule,
+            "tokenizer": tokenizer_settings(caption_tokenizer(self.model)),
+        }
 
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
         """`noisy` and `told` (n, k, c, h, w), `time` (n, k), `caption`; k is 1 in training."""
