@@ -8,9 +8,10 @@ from cells import write_cell, write_study
 
 from fedpeft.report.axes import axes, label
 from fedpeft.report.reading import read_cells
-from fedpeft.report.rows import bars, costs, divisions
+from fedpeft.report.rows import bars, costs, divisions, spreads
 from fedpeft.report.statistics import estimate, pareto
 from fedpeft.report.study import Section, sections
+from fedpeft.report.tables import groups
 
 
 def only(root: Path) -> Section:
@@ -159,3 +160,30 @@ def test_other_data_or_another_task_is_a_section_of_its_own(tmp_path: Path) -> N
     write_cell(tmp_path / "three", [0.5], plan={"data": {"name": "table", "path": "some/cifar100"}})
     titles = [section.title for section in sections(read_cells([tmp_path])[0])]
     assert titles == ["digits, image-classification", "cifar100, image-classification", "digits, text-classification"]
+
+
+def test_what_only_some_runs_of_a_group_tell_is_not_told_of_the_group(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        write_cell(tmp_path / f"some-{seed}", [0.5], seed=seed, each={"a": 0.9, "b": 0.5} if seed == 1 else None)
+        write_cell(tmp_path / f"all-{seed}", [0.5], method="bias", seed=seed, each={"a": 0.9, "b": 0.5})
+    section = only(tmp_path)
+    table = groups(section)
+    told = {row[0].text: dict(zip(table.head, row, strict=True)) for row in table.rows}
+    heads = [f"accuracy, {words}" for words in ("mean of clients", "worst tenth of clients")]
+    assert [told["bias"][head].value for head in heads] == pytest.approx([0.7, 0.5])
+    assert told["bias"]["accuracy, standard deviation over clients"].text == "10.0 ± 0.0 %"
+    assert [told["lora"][head].value for head in heads] == [None, None]
+    assert {row["group"] for row in spreads(section)} == {"bias"}
+
+
+def test_noise_that_was_calibrated_splits_no_group(tmp_path: Path) -> None:
+    """It follows from the target and from how often the seed draws each client; what was asked for does split."""
+    for seed, noise in ((1, 2.378), (42, 2.473)):
+        stages = [{"name": "client_dp", "clip_norm": 1.0, "noise_multiplier": noise}]
+        write_cell(tmp_path / f"target-{seed}", [0.5], seed=seed, plan={"target_epsilon": 8.0, "stages": stages})
+        write_cell(tmp_path / f"noise-{seed}", [0.5], seed=seed, plan={"stages": stages})
+    section = only(tmp_path)
+    assert sorted(len(group.cells) for group in section.groups) == [1, 1, 2]
+    (target,) = (group.cells[0] for group in section.groups if len(group.cells) == 2)
+    assert target.asked["stages"] == [{"name": "client_dp", "clip_norm": 1.0}]
+    assert target.plan["stages"][0]["noise_multiplier"] == 2.378

@@ -162,7 +162,7 @@ def _intersection(one: Any, other: Any) -> dict[str, Any]:
 
 
 def _toml(group: Group) -> str:
-    return tomli_w.dumps(dict(group.cells[0].plan))
+    return tomli_w.dumps(dict(group.cells[0].asked))
 
 
 def _versions(section: Section) -> list[str]:

@@ -107,7 +107,7 @@ def bars(section: Section, axis: Axis) -> list[Row]:
 
 
 def spreads(section: Section) -> list[Row]:
-    """The accuracy on each client, in all finished runs."""
+    """The accuracy on each client, in all finished runs of the groups of which all tell it."""
     return [
         {
             "group": group.label,
@@ -117,6 +117,7 @@ def spreads(section: Section) -> list[Row]:
             "value": shown(value, section.measure),
         }
         for group in section.groups
+        if all(cell.summary and cell.summary.client_accuracy for cell in group.finished)
         for cell in group.finished
         if cell.summary and cell.summary.client_accuracy
         for client, value in cell.summary.client_accuracy.each.items()

@@ -59,16 +59,12 @@ class Group:
         return self.over(lambda cell: list(cell.measured(self.measure.name).values())[-1])
 
     def over(self, value: Callable[[Cell], float | None]) -> Estimate | None:
-        """A value of the finished runs that have it."""
-        found = []
-        for cell in self.finished:
-            try:
-                one = value(cell)
-            except (IndexError, ZeroDivisionError):
-                continue
-            if one is not None:
-                found.append(one)
-        return estimate(found)
+        """A value over the finished runs; None unless all have it, so that no mean is over fewer seeds than told."""
+        try:
+            found = [one for cell in self.finished if (one := value(cell)) is not None]
+        except (IndexError, ZeroDivisionError):
+            return None
+        return estimate(found) if len(found) == len(self.finished) else None
 
     def curve(self) -> list[tuple[int, Estimate]]:
         """The metric by round, where all runs have it; unfinished ones count only if none is finished."""

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedpeft.core.amounts import duration, size
@@ -13,6 +13,12 @@ from fedpeft.report.statistics import Estimate
 from fedpeft.report.study import WAYS, Group, Measure, Section
 
 REASONS = 200
+OVER_CLIENTS = {
+    "mean": "mean of clients",
+    "worst_decile": "worst tenth of clients",
+    "std": "standard deviation over clients",
+}
+"""How a result serves each client: the words of a heading by what a summary calls it."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +65,9 @@ def amount(value: float | None) -> Entry:
 def groups(section: Section) -> Table:
     """A line for each group."""
     name = section.measure.name
-    head = ("group", "seeds", f"{name}, last", "interval", f"{name}, worst tenth of clients", "parameters trained",
-            "of full", "up, client and round", "down, client and round", "up, client and run", "down, client and run",
-            "Pareto front", "time")  # fmt: skip
+    head = ("group", "seeds", f"{name}, last", "interval", *(f"{name}, {words}" for words in OVER_CLIENTS.values()),
+            "parameters trained", "of full", "up, client and round", "down, client and round", "up, client and run",
+            "down, client and run", "Pareto front", "time")  # fmt: skip
     front = {way: section.front(way) for way in WAYS}
     rows = []
     for group in section.groups:
@@ -74,7 +80,7 @@ def groups(section: Section) -> Table:
                 count(len(group.finished)),
                 _metric(group.last, section.measure),
                 word(group.last.kind if group.last else "not finished"),
-                _worst(group, section.measure),
+                *(_metric(group.over(_clients(key)), section.measure) for key in OVER_CLIENTS),
                 count(trained),
                 number(share, f"{share or 0:.2%}"),
                 *(amount(group.mean(f"bytes_{way}_per_client_round")) for way in WAYS),
@@ -90,13 +96,9 @@ def _metric(found: Estimate | None, measure: Measure) -> Entry:
     return number(found.mean if found else None, with_interval(found, measure))
 
 
-def _worst(group: Group, measure: Measure) -> Entry:
-    return _metric(group.over(_worst_decile), measure)
-
-
-def _worst_decile(cell: Cell) -> float | None:
-    told = cell.summary.client_accuracy if cell.summary else None
-    return told.worst_decile if told else None
+def _clients(key: str) -> Callable[[Cell], float | None]:
+    """What a run tells of the accuracies of its clients."""
+    return lambda cell: getattr(cell.summary and cell.summary.client_accuracy, key, None)
 
 
 def runs(section: Section) -> Table:
