@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from fedpeft.report.page import Report, write
 from fedpeft.report.reading import read_cells
@@ -30,7 +31,7 @@ def take(page: Path, out: Path) -> None:
     if found is None:
         raise SystemExit(f"no picture is taken: none of {', '.join(NAMES)} is installed")
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser: Any = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
         for scheme, path in (("light", out), ("dark", out.with_stem(f"{out.stem}-dark"))):
             tab = browser.new_page(color_scheme=scheme, viewport=SIZE)
             tab.goto(page.as_uri())
