@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-all chaos check clean
+.PHONY: run test test-all chaos picture check clean
 
 run: $(VENV)/ready
 	$(BIN)/fedpeft run
@@ -19,6 +19,10 @@ test-all: check
 # Real processes of a federation, killed in every way that docs/results/faults.md tells of.
 chaos: $(VENV)/ready
 	$(BIN)/python -m pytest tests/test_flower.py tests/test_flower_faults.py tests/test_kill.py
+
+# What the README shows of a report; needs an installed Chromium.
+picture: $(VENV)/ready
+	$(BIN)/python tools/report_picture.py docs/results/cells/communication-small docs/report.png
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
 """The page of `fedpeft report` in a browser: it draws, sorts, switches and saves without a word on the console."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +17,19 @@ from running import fedpeft
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDTHS = (360, 768, 1280, 1920)
+TOOLS = Path(__file__).parents[1] / "tools"
 FIGURES = 7
+HOVERED = [
+    ("rounds", "symbol", "group, round, accuracy, interval"),
+    ("rounds", "rule", "group, accuracy, interval"),  # what is no federation
+    ("bytes-up", "symbol", "group, bytes sent, accuracy, interval"),
+    ("bytes-up", "rule", "group, accuracy, interval"),
+    ("bytes-down", "symbol", "group, bytes received, accuracy, interval"),
+    ("axis-method", "rect", "group, accuracy, interval"),
+    ("clients", "rect", "group, client, seed, accuracy"),
+    ("epsilon", "symbol", "group, round, epsilon, at"),
+    ("partition", "rect", "client, class, examples"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +47,8 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("report")
     write_study(root / "study")
     evil = '<img src=x onerror="window.evil=1">'
+    plan = {"personal": ["*"]}
+    write_cell(root / "study" / "alone", [None, None, 0.35], method="head", up=40, plan=plan)
     write_cell(root / "study" / "evil", [0.4, 0.5, 0.6], method=evil, classes=(evil, "y"), failed=evil)
     out = root / "page.html"
     assert fedpeft("report", root / "study", "-o", out).exit_code == 0
@@ -117,12 +133,12 @@ def test_tables_sort_by_number_and_by_name(page: Any) -> None:
     column = heading.evaluate("th => th.cellIndex") + 1
     cells = table.locator(f"tbody tr > :nth-child({column})")
     heading.locator("button").click()
-    assert cells.all_inner_texts() == ["25", "125", "250", "500"]
+    assert cells.all_inner_texts() == ["10", "25", "125", "250", "500"]
     assert heading.get_attribute("aria-sort") == "ascending"
     heading.locator("button").click()
-    assert cells.all_inner_texts() == ["500", "250", "125", "25"]
+    assert cells.all_inner_texts() == ["500", "250", "125", "25", "10"]
     table.locator("thead th button").first.click()
-    assert table.locator("tbody th").all_inner_texts()[1:] == ["bias", "head", "lora"]
+    assert table.locator("tbody th").all_inner_texts()[1:] == ["bias", "head", "local only, head", "lora"]
     assert heading.get_attribute("aria-sort") == "none"
 
 
@@ -160,11 +176,33 @@ def test_a_line_goes_through_the_means(page: Any) -> None:
     assert points == pytest.approx([0.4, 0.6, 0.72], abs=1e-3)
 
 
-def test_hovering_tells_the_values(page: Any) -> None:
-    page.locator('[data-figure="axis-method"] .mark-rect.role-mark path').first.hover()
+@pytest.mark.parametrize(("figure", "mark", "words"), HOVERED)
+def test_hovering_tells_the_values(page: Any, figure: str, mark: str, words: str) -> None:
+    page.mouse.move(0, 0)
     tip = page.locator("#vg-tooltip-element")
+    tip.wait_for(state="hidden")
+    marks = page.locator(f'[data-figure="{figure}"] .mark-{mark}.role-mark').locator("path, line")
+    marks.last.evaluate("mark => mark.scrollIntoView({ block: 'center' })")
+    box = marks.last.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     tip.wait_for(state="visible")
-    assert "accuracy" in tip.inner_text() and "%" in tip.inner_text()
+    assert set(words.split(", ")) <= set(tip.locator("td.key").all_inner_texts())
+    assert all(tip.locator("td.value").all_inner_texts())
+
+
+@pytest.mark.slow
+def test_the_picture_of_a_report_is_taken_in_light_and_in_dark(browser: Any, tmp_path: Path) -> None:
+    from PIL import Image
+
+    write_study(tmp_path / "study")
+    out = tmp_path / "report.png"
+    subprocess.run([sys.executable, TOOLS / "report_picture.py", tmp_path / "study", out], check=True)
+    shades = []
+    for path in (out, tmp_path / "report-dark.png"):
+        picture: Any = Image.open(path).convert("RGB")
+        assert picture.size == (1280, 1480) and len(picture.getcolors(2**24)) > 50
+        shades.append(picture.getpixel((5, 5))[0])
+    assert shades[0] > 200 and shades[1] < 60
 
 
 def test_figures_can_be_saved(page: Any, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a report computes: intervals, fronts, in what plans differ, and what runs come to."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ from cells import write_cell, write_study
 
 from fedpeft.report.axes import axes, label
 from fedpeft.report.reading import read_cells
-from fedpeft.report.rows import bars, costs, divisions
+from fedpeft.report.rows import across, bars, costs, curves, divisions, spreads
 from fedpeft.report.statistics import estimate, pareto
 from fedpeft.report.study import Section, sections
+from fedpeft.report.tables import differences, groups
 
 
 def only(root: Path) -> Section:
@@ -159,3 +161,85 @@ def test_other_data_or_another_task_is_a_section_of_its_own(tmp_path: Path) -> N
     write_cell(tmp_path / "three", [0.5], plan={"data": {"name": "table", "path": "some/cifar100"}})
     titles = [section.title for section in sections(read_cells([tmp_path])[0])]
     assert titles == ["digits, image-classification", "cifar100, image-classification", "digits, text-classification"]
+
+
+def test_what_only_some_runs_of_a_group_tell_is_not_told_of_the_group(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        write_cell(tmp_path / f"some-{seed}", [0.5], seed=seed, each={"a": 0.9, "b": 0.5} if seed == 1 else None)
+        write_cell(tmp_path / f"all-{seed}", [0.5], method="bias", seed=seed, each={"a": 0.9, "b": 0.5})
+    section = only(tmp_path)
+    table = groups(section)
+    told = {row[0].text: dict(zip(table.head, row, strict=True)) for row in table.rows}
+    heads = [f"accuracy, {words}" for words in ("mean of clients", "worst tenth of clients")]
+    assert [told["bias"][head].value for head in heads] == pytest.approx([0.7, 0.5])
+    assert told["bias"]["accuracy, standard deviation over clients"].text == "10.0 ± 0.0 %"
+    assert [told["lora"][head].value for head in heads] == [None, None]
+    assert {row["group"] for row in spreads(section)} == {"bias"}
+
+
+def test_noise_that_was_calibrated_splits_no_group(tmp_path: Path) -> None:
+    """It follows from the target and from how often the seed draws each client; what was asked for does split."""
+    for seed, noise in ((1, 2.378), (42, 2.473)):
+        stages = [{"name": "client_dp", "clip_norm": 1.0, "noise_multiplier": noise}]
+        write_cell(tmp_path / f"target-{seed}", [0.5], seed=seed, plan={"target_epsilon": 8.0, "stages": stages})
+        write_cell(tmp_path / f"noise-{seed}", [0.5], seed=seed, plan={"stages": stages})
+    section = only(tmp_path)
+    assert sorted(len(group.cells) for group in section.groups) == [1, 1, 2]
+    (target,) = (group.cells[0] for group in section.groups if len(group.cells) == 2)
+    assert target.asked["stages"] == [{"name": "client_dp", "clip_norm": 1.0}]
+    assert target.plan["stages"][0]["noise_multiplier"] == 2.378
+
+
+def with_references(root: Path) -> Section:
+    """Two federations, all data in one client, and clients that keep to themselves."""
+    alone, one = {"personal": ["*"], "cohort": 2}, {"partition": {"name": "iid", "clients": 1}, "cohort": 1}
+    for seed in (1, 2, 3):
+        for method, up in (("lora", 2000), ("head", 500)):
+            plan, value = {"cohort": 2}, up / 4000 + 0.1
+            write_cell(root / f"{method}-{seed}", [0.1, value], method=method, seed=seed, up=up, plan=plan)
+        write_cell(root / f"alone-{seed}", [None, 0.2], seed=seed, up=1, plan=alone, each={"a": 0.1, "b": 0.3})
+        for method, value in (("lora", 0.97), ("full", 0.98)):
+            folder = write_cell(root / f"{method}-one-{seed}", [value], method=method, seed=seed, up=9000, plan=one)
+            summary = json.loads((folder / "summary.json").read_text())
+            everywhere = {"mean": value, "worst_decile": value, "std": 0.0, "each": {"a": value}}
+            (folder / "summary.json").write_text(json.dumps(summary | {"clients": 1, "client_accuracy": everywhere}))
+    return only(root)
+
+
+def test_what_is_no_federation_is_called_so_and_only_its_result_compares(tmp_path: Path) -> None:
+    section = with_references(tmp_path)
+    names = ["head", "lora", "centralised, full", "centralised, lora", "local only, lora"]
+    assert [group.label for group in section.groups] == names
+    assert [group.sent(way) is None for group in section.groups for way in ("up", "down")] == [False] * 4 + [True] * 6
+    for way in ("up", "down"):
+        assert [group.label for group in section.front(way)] == (["head", "lora"] if way == "up" else ["lora"])
+        assert {row["group"] for row in costs(section, way)} == {"head", "lora"}
+    assert {row["group"] for row in curves(section)} == {"head", "lora"}
+    assert {row["group"]: row["mean"] for row in across(section)} == pytest.approx(
+        {"centralised, full": 0.98, "centralised, lora": 0.97, "local only, lora": 0.2}
+    )
+    assert len({(look.colour, look.form) for look in section.looks}) == len(names)
+    assert section.looks[1].colour == section.looks[3].colour == section.looks[4].colour  # all three are lora
+    assert {row["group"] for row in spreads(section)} == {"local only, lora"}
+
+
+def test_the_table_of_groups_tells_no_bytes_of_what_is_no_federation(tmp_path: Path) -> None:
+    table = groups(with_references(tmp_path))
+    for row in table.rows:
+        told = dict(zip(table.head, row, strict=True))
+        federation = told["group"].text in ("head", "lora")
+        assert [told[head].value is not None for head in table.head if head.startswith(("up", "down"))] == [
+            federation
+        ] * 4
+        assert told["accuracy, last"].value is not None and told["seeds"].text == "3"
+        assert (told["accuracy, mean of clients"].value is not None) == (told["group"].text == "local only, lora")
+    differ = differences(with_references(tmp_path / "again"))
+    assert {"partition", "personal"} <= set(differ.head) and len(differ.rows) == 5
+
+
+def test_runs_that_are_no_federation_are_compared_where_there_is_none(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write_cell(tmp_path / f"alone-{seed}", [0.2, 0.3], seed=seed, plan={"personal": ["*"]})
+    section = only(tmp_path)
+    assert [group.label for group in section.groups] == ["local only, lora"] and section.across == ()
+    assert [row["round"] for row in curves(section)] == [1, 2] and costs(section, "up") == []

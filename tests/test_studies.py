@@ -138,7 +138,17 @@ def test_a_task_without_accuracy_has_its_loss_in_the_table(tmp_path: Path) -> No
     assert "| row | seeds | loss | trained | up | in all |" in markdown(study, rows, "fedpeft sweep")
     assert "| a | 1 | 1.500 | 9 | 1.0 KiB | 0.0 KiB |" in markdown(study, rows, "fedpeft sweep")
     scored = rows_of(study, [Outcome(study.cells[0], tmp_path, made | {"accuracy_last": 0.5})])
-    assert "| a | 1 | 50.0 | - | - | - | 9 |" in markdown(study, scored, "fedpeft sweep")
+    assert "| a | 1 | 50.0 | - | - | - | - | 9 |" in markdown(study, scored, "fedpeft sweep")
+
+
+def test_the_table_tells_how_a_result_serves_each_client(tmp_path: Path) -> None:
+    study = read_study(write(tmp_path / "study.toml", BASE + '[[row]]\nlabel = "a"\n'))
+    clients = {"mean": 0.9, "worst_decile": 0.7, "std": 0.05}
+    made = {"client_accuracy": clients, "bytes_up": 1, "bytes_down": 1, "seconds": 1.0, "trainable_params": 9}
+    made |= {"accuracy_last": 0.5, "bytes_up_per_client_round": 1024}
+    told = markdown(study, rows_of(study, [Outcome(study.cells[0], tmp_path, made)]), "fedpeft sweep")
+    assert "| seeds | last | best | clients | worst tenth | spread | trained |" in told
+    assert "| 1 | 50.0 | - | 90.0 | 70.0 | 5.0 | 9 |" in told
 
 
 @given(

@@ -8,8 +8,9 @@ from fedpeft.errors import FedpeftError
 from fedpeft.report.rows import Row
 from fedpeft.report.study import Measure, Section
 
-DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [4, 2, 4, 6], [1, 4])
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [4, 2, 4, 6], [1, 4], [14, 4], [3, 8])
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "stroke", "stroke")
+"""Of federations, then of each kind of what they are compared with, which is a line across."""
 SEEN = "indexof(hidden, datum.group) < 0"
 
 
@@ -94,6 +95,17 @@ def style(section: Section, *channels: str, legend: bool = True, symbol: str = "
         )
         for channel in ("color", *channels)
     }
+
+
+def lines_across(section: Section, values: Sequence[Row]) -> list[Any]:
+    """Layers of what is no federation, as lines over the whole width; over all others, where the pointer finds them."""
+    if not values:
+        return []
+    hover = tip("group", value=section.measure.name, interval="interval")
+    base = of_groups(values).encode(y="mean:Q")
+    lines = base.mark_rule(strokeWidth=2).encode(**style(section, "strokeDash"))
+    # named, as the page's script keeps names off it; between dashes there is nothing that a pointer could meet
+    return [lines.properties(name="across"), base.mark_rule(strokeWidth=6, opacity=0).encode(tooltip=hover)]
 
 
 def metric_axis(measure: Measure, **more: Any) -> Any:

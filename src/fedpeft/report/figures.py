@@ -10,7 +10,18 @@ from typing import Any
 
 from fedpeft.report import rows
 from fedpeft.report.axes import Axis
-from fedpeft.report.drawing import Figure, altair, few_dots, made, metric, metric_axis, of_groups, style, tip
+from fedpeft.report.drawing import (
+    Figure,
+    altair,
+    few_dots,
+    lines_across,
+    made,
+    metric,
+    metric_axis,
+    of_groups,
+    style,
+    tip,
+)
 from fedpeft.report.rows import Row
 from fedpeft.report.study import Measure, Section
 
@@ -61,8 +72,9 @@ def _curves(section: Section) -> Figure:
     title, values = f"{metric(section)} per round", rows.curves(section)
     if not values:
         return Figure("rounds", title, "No run has a measured round yet.")
-    alt, measure = altair(), section.measure
-    y = alt.Y("mean:Q", title=measure.name, scale=_scale(values, measure), axis=metric_axis(measure))
+    alt, measure, across = altair(), section.measure, rows.across(section)
+    scale = _scale([*values, *across], measure)
+    y = alt.Y("mean:Q", title=measure.name, scale=scale, axis=metric_axis(measure))
     near = alt.selection_point(
         name="near", on="pointerover", nearest=True, fields=["group", "round"], empty=False, clear="pointerout"
     )
@@ -77,18 +89,25 @@ def _curves(section: Section) -> Figure:
         tooltip=tip("group", "round", value=measure.name, interval="interval"),
     )
     told = "The mean over a group's seeds, on the common held-out examples, wherever all its runs were measured."
-    return Figure(
-        "rounds", title, f"{told} {intervals(section)}", made(alt.layer(line, band, dots.add_params(near)), 340)
-    )
+    told = " ".join(filter(None, (told, _across(section), intervals(section))))
+    layers = [line, band, dots.add_params(near), *lines_across(section, across)]
+    return Figure("rounds", title, told, made(alt.layer(*layers), 340))
+
+
+def _across(section: Section) -> str:
+    """What the lines over the whole width are, if there are any."""
+    names = "; ".join(group.label for group in section.across)
+    return f"Lines across are no federations, after their last round: {names}." if names else ""
 
 
 def _cost(section: Section, way: str, verb: str) -> Figure:
     title, values = f"{metric(section)} against bytes {verb}", rows.costs(section, way)
     if not values:
-        told = "Left out: it needs a finished run that tells its number of clients."
+        told = "Left out: it needs a finished federation that tells its number of clients."
         return Figure(f"bytes-{way}", title, told)
-    alt, measure = altair(), section.measure
-    scale = _scale(values, measure, range=[alt.ExprRef("height"), 18])  # room for a name above what is at 100 %
+    alt, measure, across = altair(), section.measure, rows.across(section)
+    # room for a name above what is at 100 %
+    scale = _scale([*values, *across], measure, range=[alt.ExprRef("height"), 18])
     base = of_groups(values).encode(
         x=_bytes(values, f"bytes {verb} per client, all rounds"),
         y=alt.Y("mean:Q", title=measure.name, scale=scale, axis=metric_axis(measure)),
@@ -96,21 +115,21 @@ def _cost(section: Section, way: str, verb: str) -> Figure:
     steps = base.transform_filter("datum.front").mark_line(
         interpolate="step-after", strokeDash=[2, 3], strokeWidth=1.5, color="var(--faint)"
     )
+    hover = tip("group", sent=f"bytes {verb}", value=measure.name, interval="interval")
+    points = base.mark_point(filled=True, size=90, opacity=1).encode(tooltip=hover, **style(section, "shape"))
     whiskers = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, opacity=0.55)
-    points = base.mark_point(filled=True, size=90, opacity=1).encode(
-        tooltip=tip("group", sent=f"bytes {verb}", value=measure.name, interval="interval"), **style(section, "shape")
-    )
-    layers = alt.layer(
+    layers = [
         steps.encode(order="bytes:Q"),
         points.properties(name=NAMED),  # before the whiskers: the legend of a saved figure is of the first with colours
-        whiskers.encode(y=alt.Y("low:Q", scale=scale), y2="high:Q", **style(section)),
-    )
+        whiskers.encode(y=alt.Y("low:Q", scale=scale), y2="high:Q", tooltip=hover, **style(section)),  # over the points
+        *lines_across(section, across),
+    ]
     names, told = "; ".join(group.label for group in section.front(way)), ""
-    if len(section.groups) > 1:
+    if len(section.compared) > 1:
         told = f"On the Pareto front, by the means: {names}. For every other group there is one that costs no more and "
         told += "is better, or is as good and costs less. "
-    told += "Bytes: all that was sent, over all clients; logarithmic axis."
-    return Figure(f"bytes-{way}", title, told, made(layers, 320), wide=False)
+    told += f"Bytes: all that was sent, over all clients; logarithmic axis. {_across(section)}".rstrip()
+    return Figure(f"bytes-{way}", title, told, made(alt.layer(*layers), 320), wide=False)
 
 
 def _bars(section: Section, axis: Axis, values: Sequence[Row]) -> Figure:
@@ -122,10 +141,9 @@ def _bars(section: Section, axis: Axis, values: Sequence[Row]) -> Figure:
     scale = alt.Scale(domain=[0, max(row["end"] for row in values)], nice=False, range=[0, room])
     bare = alt.Axis(domain=False, ticks=False, labelPadding=8)
     y = alt.Y("level:N", title=None, scale=alt.Scale(domain=levels), axis=bare)
-    base = of_groups(values).encode(y=y, yOffset=offset)
+    base = of_groups(values).encode(y=y, yOffset=offset, tooltip=tip("group", value=measure.name, interval="interval"))
     bar = base.mark_bar(cornerRadiusEnd=2, opacity=0.88).encode(
         x=alt.X("mean:Q", title=measure.name, scale=scale, axis=metric_axis(measure, tickCount=10), stack=None),
-        tooltip=tip("group", value=measure.name, interval="interval"),
         **style(section, legend=False),
     )
     whisker = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, color="var(--ink)")

@@ -17,9 +17,9 @@ from fedpeft.report import tables
 from fedpeft.report.drawing import DASHES, scripts
 from fedpeft.report.figures import figures, intervals
 from fedpeft.report.gallery import galleries
-from fedpeft.report.rows import with_interval
+from fedpeft.report.rows import shown, with_interval
 from fedpeft.report.statistics import Estimate
-from fedpeft.report.study import Group, Section
+from fedpeft.report.study import REFERENCES, Group, Section
 from fedpeft.report.tables import Table
 
 NEAR = 4
@@ -100,7 +100,9 @@ def _told(section: Section) -> list[str]:
     said = [f"{_plural(len(cells), 'run')} in {_plural(len(section.groups), 'group')}; seeds: {seeds}."]
     if ranked := [group for _, group in sorted(_worths(section), key=lambda pair: -pair[0])]:
         said.append(_ranking(section, ranked))
-    if len(section.groups) > 1 and (front := "; ".join(group.label for group in section.front("up"))):
+    if across := "; ".join(_together(section, kind) for kind in REFERENCES if _of(section, kind)):
+        said.append(f"To compare with, no federations: {across}.")
+    if len(section.compared) > 1 and (front := "; ".join(group.label for group in section.front("up"))):
         said.append(f"On the Pareto front of {section.measure.name} and bytes sent: {front}.")
     if failed := sum(c.failed is not None for cell in cells for r in cell.rounds for c in r.clients.values()):
         said.append(f"{_plural(failed, 'reply', 'replies')} failed and counted for nothing; a table below names them.")
@@ -113,12 +115,25 @@ def _told(section: Section) -> list[str]:
 
 
 def _worths(section: Section) -> list[tuple[float, Group]]:
-    return [(section.measure.worth(group.last.mean), group) for group in section.groups if group.last]
+    return [(section.measure.worth(group.last.mean), group) for group in section.compared if group.last]
+
+
+def _of(section: Section, kind: str) -> list[Group]:
+    return [group for group in section.across if group.reference == kind]
+
+
+def _together(section: Section, kind: str) -> str:
+    """A kind of what federations are compared with: the only group, or from where to where several are."""
+    found = _of(section, kind)
+    if len(found) == 1:
+        return f"{found[0].label} {with_interval(found[0].last, section.measure)}"
+    means = sorted(group.last.mean for group in found if group.last)
+    return f"{kind} {shown(means[0], section.measure)} to {shown(means[-1], section.measure)}"
 
 
 def _ranking(section: Section, ranked: Sequence[Group]) -> str:
     name, best, worst = section.measure.name, ranked[0], ranked[-1]
-    if len(section.groups) == 1:
+    if len(section.compared) == 1:
         return f"After the last round {best.label} has {name} {with_interval(best.last, section.measure)}."
     text = f"Best is {best.label} with {name} {with_interval(best.last, section.measure)} after the last round"
     if worst is not best:
@@ -162,7 +177,7 @@ def _intersection(one: Any, other: Any) -> dict[str, Any]:
 
 
 def _toml(group: Group) -> str:
-    return tomli_w.dumps(dict(group.cells[0].plan))
+    return tomli_w.dumps(dict(group.cells[0].asked))
 
 
 def _versions(section: Section) -> list[str]:

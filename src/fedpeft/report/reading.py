@@ -21,6 +21,8 @@ from fedpeft.runs.folder import RunFolder, read_json, read_rounds
 
 RESULT_IS_THE_SAME = ("seed", "name", "engine", "evaluate_every")
 """Keys in which plans of one experiment may differ: the seed is what a mean is over, the others change no result."""
+CALIBRATED = ("noise_multiplier",)
+"""Keys that a run sets itself where its plan has a target_epsilon; they follow from it and from the seed."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,12 @@ class Cell:
 
         What is switched off is left out: a key that a plan is too old to have is off in it.
         """
-        return _on({key: value for key, value in self.plan.items() if key not in RESULT_IS_THE_SAME})
+        return _on({key: value for key, value in self.asked.items() if key not in RESULT_IS_THE_SAME})
+
+    @property
+    def asked(self) -> Mapping[str, Any]:
+        """The plan without the noise that was calibrated to its target: a run of any seed finds its own."""
+        return _without(CALIBRATED, self.plan) if self.plan.get("target_epsilon") else self.plan
 
     @property
     def identity(self) -> str:
@@ -71,6 +78,15 @@ def _on(table: Mapping[str, Any]) -> dict[str, Any]:
     """Without what is false, empty text, an empty list or a table of nothing else, in inner tables too."""
     inner = {key: _inside(value) for key, value in table.items()}
     return {key: value for key, value in inner.items() if value is not False and value not in (None, "", [], {})}
+
+
+def _without(keys: Sequence[str], value: Any) -> Any:
+    """Without these keys, in inner tables too."""
+    if isinstance(value, list):
+        return [_without(keys, one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _without(keys, inner) for key, inner in value.items() if key not in keys}
 
 
 def _inside(value: Any) -> Any:

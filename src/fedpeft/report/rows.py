@@ -9,7 +9,7 @@ from typing import Any
 from fedpeft.core.amounts import size
 from fedpeft.report.axes import Axis, label
 from fedpeft.report.statistics import Estimate
-from fedpeft.report.study import Group, Measure, Section
+from fedpeft.report.study import CENTRALISED, Group, Measure, Section
 
 Row = dict[str, Any]
 DIVISIONS = 8
@@ -49,7 +49,7 @@ def drawn(found: Estimate, measure: Measure) -> Row:
 
 
 def curves(section: Section) -> list[Row]:
-    """The metric by round and group."""
+    """The metric by round and federation."""
     return [
         {
             "group": group.label,
@@ -58,8 +58,22 @@ def curves(section: Section) -> list[Row]:
             "value": shown(found.mean, section.measure, 2),
             "interval": between(found, section.measure),
         }
-        for group in section.groups
+        for group in section.compared
         for at, found in group.curve()
+    ]
+
+
+def across(section: Section) -> list[Row]:
+    """The metric after the last round of what is no federation, and so has no rounds and bytes that compare."""
+    return [
+        {
+            "group": group.label,
+            **drawn(group.last, section.measure),
+            "value": with_interval(group.last, section.measure),
+            "interval": between(group.last, section.measure),
+        }
+        for group in section.across
+        if group.last
     ]
 
 
@@ -87,8 +101,8 @@ def bars(section: Section, axis: Axis) -> list[Row]:
     Groups that have no other to be compared with along this axis are left out.
     """
     others = [other for other in section.axes if other.told and other is not axis]
-    rest = [label(others, k) for k in range(len(section.groups))]
-    known = [rest[k] for k, group in enumerate(section.groups) if group.last]
+    rest = [label(others, k) for k in range(len(section.compared))]
+    known = [rest[k] for k, group in enumerate(section.compared) if group.last]
     place = {value: number for number, value in enumerate(axis.order())}
     return [
         {
@@ -101,13 +115,13 @@ def bars(section: Section, axis: Axis) -> list[Row]:
             "value": with_interval(group.last, section.measure) + (f" · {rest[k]}" if rest[k] else ""),
             "interval": between(group.last, section.measure),
         }
-        for k, group in enumerate(section.groups)
+        for k, group in enumerate(section.compared)
         if group.last and known.count(rest[k]) > 1
     ]
 
 
 def spreads(section: Section) -> list[Row]:
-    """The accuracy on each client, in all finished runs."""
+    """The accuracy on each client, in all finished runs of the groups of which all tell it; not of one client."""
     return [
         {
             "group": group.label,
@@ -117,6 +131,8 @@ def spreads(section: Section) -> list[Row]:
             "value": shown(value, section.measure),
         }
         for group in section.groups
+        if group.reference != CENTRALISED
+        if all(cell.summary and cell.summary.client_accuracy for cell in group.finished)
         for cell in group.finished
         if cell.summary and cell.summary.client_accuracy
         for client, value in cell.summary.client_accuracy.each.items()
@@ -145,7 +161,7 @@ def _budgets(groups: Sequence[Group]) -> Iterator[Row]:
 def divisions(section: Section) -> tuple[list[Row], int]:
     """Who holds what, of the first divisions that differ; and how many there are."""
     every: dict[str, Row] = {}
-    for group in section.groups:
+    for group in section.compared:
         for cell in group.cells:
             if cell.division and cell.division.histograms:
                 key = cell.division.fingerprint or f"{cell.path}"
@@ -159,7 +175,7 @@ def divisions(section: Section) -> tuple[list[Row], int]:
 
 
 def _division_name(section: Section, group: Group, seed: int) -> str:
-    k = section.groups.index(group)
+    k = section.compared.index(group)
     words = [axis.words(k) for axis in section.axes if axis.path.split(".")[0] in ("partition", "data")]
     return ", ".join([*words, f"seed {seed}"])
 

@@ -13,7 +13,10 @@ from fedpeft.report.statistics import Estimate, estimate, pareto
 
 WAYS = ("up", "down")
 COLOURS, FORMS = 8, 6
-"""How many colours, and how many dashes and shapes, a page has."""
+"""How many colours, and how many dashes and shapes, a page has for federations."""
+CENTRALISED, LOCAL_ONLY = "centralised", "local only"
+REFERENCES = (CENTRALISED, LOCAL_ONLY)
+"""Runs that are no federation: all data in one client; nothing travels, so that each client learns alone."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Group:
     Attributes:
       label: its name in tables and figures.
       colour: what of the name has a colour of its own; the rest has a shape.
+      reference: which of `REFERENCES` it is; empty of a federation.
     """
 
     label: str
@@ -48,6 +52,7 @@ class Group:
     rest: str
     cells: tuple[Cell, ...]
     measure: Measure
+    reference: str = ""
 
     @cached_property
     def finished(self) -> tuple[Cell, ...]:
@@ -59,16 +64,12 @@ class Group:
         return self.over(lambda cell: list(cell.measured(self.measure.name).values())[-1])
 
     def over(self, value: Callable[[Cell], float | None]) -> Estimate | None:
-        """A value of the finished runs that have it."""
-        found = []
-        for cell in self.finished:
-            try:
-                one = value(cell)
-            except (IndexError, ZeroDivisionError):
-                continue
-            if one is not None:
-                found.append(one)
-        return estimate(found)
+        """A value over the finished runs; None unless all have it, so that no mean is over fewer seeds than told."""
+        try:
+            found = [one for cell in self.finished if (one := value(cell)) is not None]
+        except (IndexError, ZeroDivisionError):
+            return None
+        return estimate(found) if len(found) == len(self.finished) else None
 
     def curve(self) -> list[tuple[int, Estimate]]:
         """The metric by round, where all runs have it; unfinished ones count only if none is finished."""
@@ -77,7 +78,9 @@ class Group:
         return [(at, e) for at in shared if (e := estimate([line[at] for line in lines]))]
 
     def sent(self, way: str) -> float | None:
-        """Bytes that a client of the federation sends ("up") or receives in the whole run, on average."""
+        """Bytes that a client of a federation sends ("up") or receives in the whole run, on average."""
+        if self.reference:
+            return None
         found = self.over(lambda cell: sum(getattr(r, f"bytes_{way}") for r in cell.rounds) / clients(cell))
         return found.mean if found else None
 
@@ -97,7 +100,12 @@ class Look:
 
 @dataclass(frozen=True)
 class Section:
-    """Runs that learn the same from the same data, and so may be compared."""
+    """Runs that learn the same from the same data, and so may be compared.
+
+    Attributes:
+      axes: in what the federations differ.
+      groups: the federations, in the order of `axes`, then what they are compared with.
+    """
 
     title: str
     measure: Measure
@@ -109,24 +117,50 @@ class Section:
         return tuple(cell for group in self.groups for cell in group.cells)
 
     @cached_property
+    def compared(self) -> tuple[Group, ...]:
+        """The federations; all groups where none is one."""
+        return tuple(group for group in self.groups if not group.reference) or self.groups
+
+    @cached_property
+    def across(self) -> tuple[Group, ...]:
+        """What is no federation and has a result, to compare federations with."""
+        return tuple(group for group in self.groups[len(self.compared) :] if group.last)
+
+    @cached_property
     def looks(self) -> tuple[Look, ...]:
         """Of each group; what is left when the colours are used up comes again in another form."""
         colours = list(dict.fromkeys(group.colour for group in self.groups))
         rests = list(dict.fromkeys(group.rest for group in self.groups))
-        numbers = [(colours.index(group.colour), rests.index(group.rest)) for group in self.groups]
-        return tuple(Look(colour % COLOURS, (colour // COLOURS + rest) % FORMS) for colour, rest in numbers)
+        return tuple(_look(group, colours.index(group.colour), rests.index(group.rest)) for group in self.groups)
 
     def front(self, way: str) -> list[Group]:
-        """The groups that no other beats both in bytes and in the metric, cheapest first; by the means alone."""
+        """The federations that no other beats both in bytes and in the metric, cheapest first; by the means alone."""
         known = [(sent, g.last.mean, g) for g in self.groups if g.last and (sent := g.sent(way))]
         return [known[k][2] for k in pareto([(sent, self.measure.worth(mean)) for sent, mean, _ in known])]
+
+
+def _look(group: Group, colour: int, rest: int) -> Look:
+    if group.reference:
+        return Look(colour % COLOURS, FORMS + REFERENCES.index(group.reference))
+    return Look(colour % COLOURS, (colour // COLOURS + rest) % FORMS)
 
 
 def clients(cell: Cell) -> int:
     """How many clients the federation of a run has; 0 if nothing tells."""
     if cell.summary and cell.summary.clients:
         return cell.summary.clients
-    return len(cell.division.histograms) if cell.division else 0
+    if cell.division:
+        return len(cell.division.histograms)
+    planned = _table(cell.plan.get("partition")).get("clients")
+    return planned if isinstance(planned, int) else 0
+
+
+def reference(cell: Cell) -> str:
+    """Which of `REFERENCES` a run is; empty of a federation."""
+    if clients(cell) == 1:
+        return CENTRALISED
+    personal = cell.plan.get("personal")
+    return LOCAL_ONLY if isinstance(personal, list) and "*" in personal else ""
 
 
 def sections(cells: Sequence[Cell]) -> list[Section]:
@@ -146,16 +180,33 @@ def _table(value: Any) -> Mapping[str, Any]:
 
 def _section(title: str, cells: Sequence[Cell]) -> Section:
     measure = _measure(cells)
+    kinds = _by(reference, cells)
+    federations, found = _groups("", kinds.get("", ()), measure)
+    others = [group for kind in REFERENCES for group in _groups(kind, kinds.get(kind, ()), measure)[0]]
+    return Section(title, measure, tuple(found), (*federations, *others))
+
+
+def _groups(kind: str, cells: Sequence[Cell], measure: Measure) -> tuple[list[Group], list[Axis]]:
+    """The groups of cells that are of one kind, and in what they differ."""
     every = list(_by(lambda cell: cell.identity, cells).values())
-    found = axes([group[0].experiment for group in every])
+    found = axes([members[0].experiment for members in every])
     told = [axis for axis in found if axis.told]
     groups = []
     for k, members in enumerate(every):
-        named = label(told, k) or str(_table(members[0].plan.get("method")).get("name", "run"))
-        first = told[0].words(k) if told else named
+        method = str(_table(members[0].plan.get("method")).get("name", "run"))
         ordered = tuple(sorted(members, key=lambda cell: cell.seed))
-        groups.append(Group(named, first, label(told[1:], k), ordered, measure))
-    return Section(title, measure, tuple(found), tuple(groups))
+        groups.append(Group(*_named(kind, method, told, k), ordered, measure, kind))
+    return groups, found
+
+
+def _named(kind: str, method: str, told: Sequence[Axis], k: int) -> tuple[str, str, str]:
+    """The name of a group, what of it has a colour, and what a shape: of what is no federation, its method and kind."""
+    if kind and (not told or told[0].path != "method"):
+        return ", ".join(filter(None, (kind, method, label(told, k)))), method, kind
+    first, rest = (told[0].words(k), label(told[1:], k)) if told else (method, "")
+    return (
+        (", ".join(filter(None, (kind, first, rest))), first, kind) if kind else (label(told, k) or first, first, rest)
+    )
 
 
 def _measure(cells: Sequence[Cell]) -> Measure:

@@ -6,13 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedpeft.core.amounts import duration, size
+from fedpeft.report.axes import axes
 from fedpeft.report.kept import Range
 from fedpeft.report.reading import Cell
 from fedpeft.report.rows import shown, with_interval
 from fedpeft.report.statistics import Estimate
-from fedpeft.report.study import WAYS, Group, Measure, Section
+from fedpeft.report.study import CENTRALISED, WAYS, Group, Measure, Section
 
 REASONS = 200
+OVER_CLIENTS = {
+    "mean": "mean of clients",
+    "worst_decile": "worst tenth of clients",
+    "std": "standard deviation over clients",
+}
+"""How a result serves each client: the words of a heading by what a summary calls it."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +64,11 @@ def amount(value: float | None) -> Entry:
 
 
 def groups(section: Section) -> Table:
-    """A line for each group."""
+    """A line for each group; of what is no federation no bytes, and of one client no spread."""
     name = section.measure.name
-    head = ("group", "seeds", f"{name}, last", "interval", f"{name}, worst tenth of clients", "parameters trained",
-            "of full", "up, client and round", "down, client and round", "up, client and run", "down, client and run",
-            "Pareto front", "time")  # fmt: skip
+    head = ("group", "seeds", f"{name}, last", "interval", *(f"{name}, {words}" for words in OVER_CLIENTS.values()),
+            "parameters trained", "of full", "up, client and round", "down, client and round", "up, client and run",
+            "down, client and run", "Pareto front", "time")  # fmt: skip
     front = {way: section.front(way) for way in WAYS}
     rows = []
     for group in section.groups:
@@ -74,10 +81,10 @@ def groups(section: Section) -> Table:
                 count(len(group.finished)),
                 _metric(group.last, section.measure),
                 word(group.last.kind if group.last else "not finished"),
-                _worst(group, section.measure),
+                *(_metric(_over_clients(group, key), section.measure) for key in OVER_CLIENTS),
                 count(trained),
                 number(share, f"{share or 0:.2%}"),
-                *(amount(group.mean(f"bytes_{way}_per_client_round")) for way in WAYS),
+                *(amount(None if group.reference else group.mean(f"bytes_{way}_per_client_round")) for way in WAYS),
                 *(amount(group.sent(way)) for way in WAYS),
                 word(" and ".join(ways)),
                 number(spent, duration(spent or 0)),
@@ -90,13 +97,11 @@ def _metric(found: Estimate | None, measure: Measure) -> Entry:
     return number(found.mean if found else None, with_interval(found, measure))
 
 
-def _worst(group: Group, measure: Measure) -> Entry:
-    return _metric(group.over(_worst_decile), measure)
-
-
-def _worst_decile(cell: Cell) -> float | None:
-    told = cell.summary.client_accuracy if cell.summary else None
-    return told.worst_decile if told else None
+def _over_clients(group: Group, key: str) -> Estimate | None:
+    """What the runs tell of the accuracies of their clients."""
+    if group.reference == CENTRALISED:
+        return None
+    return group.over(lambda cell: getattr(cell.summary and cell.summary.client_accuracy, key, None))
 
 
 def runs(section: Section) -> Table:
@@ -178,10 +183,11 @@ def _between(one: Range, sign: str = "") -> Entry:
 
 def differences(section: Section) -> Table:
     """In which plan keys the groups differ."""
-    head = ("group", *(axis.path for axis in section.axes))
+    found = axes([group.cells[0].experiment for group in section.groups])
+    head = ("group", *(axis.path for axis in found))
     rows = [
         [word(group.label), *(number(axis.numbers[k], axis.values[k]) if axis.numbers else word(axis.values[k])
-                              for axis in section.axes)]
+                              for axis in found)]
         for k, group in enumerate(section.groups)
     ]  # fmt: skip
     return Table("differences", "What differs", head, rows)

@@ -77,6 +77,7 @@ ACCURACIES = {
     "best": "accuracy_best",
     "clients": "client_accuracy_mean",
     "worst tenth": "client_accuracy_worst_decile",
+    "spread": "client_accuracy_std",
 }
 """What was measured, by its heading."""
 LOSS = {"loss": "loss_last"}
@@ -84,7 +85,8 @@ LOSS = {"loss": "loss_last"}
 
 SCORED = """Accuracy in percent on the common held-out set, mean ± half of the 95 % interval over the seeds (Student's
 t); best is the best of the evaluated rounds, chosen on that same set. A client's accuracy counts each class as often as
-the client trains on it; clients is the mean over all of them, worst tenth over those that do worst."""
+the client trains on it; clients is the mean over all of them, worst tenth over those that do worst, spread the standard
+deviation over all."""
 UNSCORED = """Mean loss on the common held-out set after the last round, less is better, ± half of the 95 % interval
 over the seeds (Student's t)."""
 SENT = """Bytes are measured on what was sent, headers included: up from one client in one round, and in all, up and

@@ -18,14 +18,15 @@
   // The names of the points on the front, each where it covers nothing, or not at all.
   const withNames = (spec) => {
     const find = (marks) => marks.flatMap((mark) => [mark, ...find(mark.marks || [])]);
-    if (!find(spec.marks).some((mark) => mark.name === "named_marks")) return spec;
+    const there = ["named_marks", "across_marks"].filter((name) => find(spec.marks).some((mark) => mark.name === name));
+    if (!there.includes("named_marks")) return spec;
     spec.marks.push({
       type: "text", from: { data: "named_marks" }, interactive: false,
       encode: { enter: {
         text: { signal: "datum.datum.front ? datum.datum.group : ''" }, fill: { value: "var(--ink)" },
         fontSize: { value: 12 }, font: { value: font },
       } },
-      transform: [{ type: "label", size: { signal: "[max(1, width), max(1, height)]" }, offset: [7], padding: 0, avoidMarks: ["named_marks"],
+      transform: [{ type: "label", size: { signal: "[max(1, width), max(1, height)]" }, offset: [7], padding: 0, avoidMarks: there,
         anchor: ["top-right", "bottom-right", "top-left", "bottom-left", "top", "bottom", "right", "left"] }],
     });
     return spec;

@@ -1,0 +1,50 @@
+"""Pictures of a report's page, light and dark, as a Chromium that is installed shows its head.
+
+python tools/report_picture.py docs/results/cells/communication-small docs/report.png     # and docs/report-dark.png
+"""
+
+import shutil
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from fedpeft.report.page import Report, write
+from fedpeft.report.reading import read_cells
+from fedpeft.report.study import sections
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+SIZE = {"width": 1280, "height": 1480}
+
+
+def take(page: Path, out: Path) -> None:
+    """The head of the page in `out`, and in dark in the file beside it.
+
+    Raises:
+      SystemExit: there is no browser, or the page does not draw.
+    """
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        raise SystemExit("no picture is taken: playwright is not installed") from None
+    found = next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        raise SystemExit(f"no picture is taken: none of {', '.join(NAMES)} is installed")
+    with sync_playwright() as driver:
+        browser: Any = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        for scheme, path in (("light", out), ("dark", out.with_stem(f"{out.stem}-dark"))):
+            tab = browser.new_page(color_scheme=scheme, viewport=SIZE)
+            tab.goto(page.as_uri())
+            tab.wait_for_function("document.documentElement.dataset.drawn", timeout=60_000)
+            if tab.evaluate("document.documentElement.dataset.drawn") != "yes":
+                raise SystemExit("no picture is taken: the page does not draw")
+            tab.screenshot(path=path)
+        browser.close()
+
+
+if __name__ == "__main__":
+    cells, out = Path(sys.argv[1]), Path(sys.argv[2])
+    with TemporaryDirectory() as folder:
+        page = Path(folder) / "report.html"
+        write(Report(sections(read_cells([cells])[0]), (), f"fedpeft report {cells}"), page)
+        take(page, out)
