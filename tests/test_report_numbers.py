@@ -159,3 +159,15 @@ def test_other_data_or_another_task_is_a_section_of_its_own(tmp_path: Path) -> N
     write_cell(tmp_path / "three", [0.5], plan={"data": {"name": "table", "path": "some/cifar100"}})
     titles = [section.title for section in sections(read_cells([tmp_path])[0])]
     assert titles == ["digits, image-classification", "cifar100, image-classification", "digits, text-classification"]
+
+
+def test_noise_that_follows_from_a_target_tells_no_experiments_apart(tmp_path: Path) -> None:
+    """How often clients take part depends on the seed, and the noise on that."""
+    for seed, noise in ((1, 1.25), (2, 1.26), (3, None)):
+        part = {"name": "client_dp", "clip_norm": 0.5} | ({} if noise is None else {"noise_multiplier": noise})
+        write_cell(tmp_path / f"{seed}", [0.5], seed=seed, plan={"target_epsilon": 8.0, "stages": [part]})
+    assert [len(group.cells) for group in only(tmp_path).groups] == [3]
+    for seed, noise in ((4, 1.25), (5, 1.26)):
+        part = {"name": "client_dp", "noise_multiplier": noise}
+        write_cell(tmp_path / "given" / f"{seed}", [0.5], seed=seed, plan={"stages": [part]})
+    assert len(only(tmp_path / "given").groups) == 2

@@ -21,6 +21,8 @@ from fedpeft.runs.folder import RunFolder, read_json, read_rounds
 
 RESULT_IS_THE_SAME = ("seed", "name", "engine", "evaluate_every")
 """Keys in which plans of one experiment may differ: the seed is what a mean is over, the others change no result."""
+PRIVATE = ("local", "stages")
+"""Keys of what may add noise."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,13 @@ class Cell:
     def experiment(self) -> Mapping[str, Any]:
         """The plan without what does not matter to the result, and without the seed.
 
-        What is switched off is left out: a key that a plan is too old to have is off in it.
+        What is switched off is left out: a key that a plan is too old to have is off in it. So is noise that follows
+        from a target: how often a client takes part, and with it the noise, depends on the seed.
         """
-        return _on({key: value for key, value in self.plan.items() if key not in RESULT_IS_THE_SAME})
+        on = _on({key: value for key, value in self.plan.items() if key not in RESULT_IS_THE_SAME})
+        if "target_epsilon" in on:
+            on = {key: _without_noise(value) if key in PRIVATE else value for key, value in on.items()}
+        return on
 
     @property
     def identity(self) -> str:
@@ -71,6 +77,13 @@ def _on(table: Mapping[str, Any]) -> dict[str, Any]:
     """Without what is false, empty text, an empty list or a table of nothing else, in inner tables too."""
     inner = {key: _inside(value) for key, value in table.items()}
     return {key: value for key, value in inner.items() if value is not False and value not in (None, "", [], {})}
+
+
+def _without_noise(value: Any) -> Any:
+    """A part, or each of a list."""
+    if isinstance(value, list):
+        return [_without_noise(one) for one in value]
+    return {key: x for key, x in value.items() if key != "noise_multiplier"} if isinstance(value, Mapping) else value
 
 
 def _inside(value: Any) -> Any:
