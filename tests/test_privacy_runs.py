@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -211,11 +212,14 @@ PLANS = Path(__file__).parents[1] / "plans"
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("method", sorted(LEARNT))
-@pytest.mark.parametrize("plan", ["digits-dp", "digits-client-dp"])
+@pytest.mark.parametrize(
+    ("plan", "method"),
+    [*product(["digits-dp", "digits-client-dp"], sorted(LEARNT)), ("digits-dp", "full")],
+)
 def test_every_method_still_learns_at_epsilon_8(plan: str, method: str) -> None:
-    """Chance is a tenth. What is measured is in docs/results/privacy.md."""
+    """Chance is a tenth. What is measured is in docs/results/privacy.md, of full fine-tuning in the cells of
+    studies/privacy-small.toml."""
     site = open_run_site(read_plan(PLANS / f"{plan}.toml", [f"method={method}", "accountant=rdp", "engine=inprocess"]))
     *_, (state, ledger) = federate(site.plan, on(site, site.plan), start(site.plan, site.params()))
     assert ledger.privacy is not None and ledger.privacy["epsilon"] <= 8 and not ledger.failed
-    assert measure(site, state.params)["accuracy"] > LEARNT[method]
+    assert measure(site, state.params)["accuracy"] > LEARNT.get(method, 0.8)
