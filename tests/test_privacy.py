@@ -40,11 +40,22 @@ EXAMPLE = {
 KINDS = pytest.mark.parametrize("private", [EXAMPLE, CLIENT, LOCAL], ids=["example", "client", "local"])
 
 
-def test_golden_values_of_the_library() -> None:
-    """σ = 1, q = 0.01, 1,000 steps, δ = 1e-5, as dp-accounting 0.6.0 gives them; opacus 1.6.0 has 2.1014 too."""
-    event = Event("example", 1.0, 0.01, 100)
-    assert epsilon(event, 10, 1e-5, "rdp") == pytest.approx(2.1014, abs=5e-5)
-    assert epsilon(event, 10, 1e-5, "pld") == pytest.approx(1.8282, abs=5e-5)
+GOLDEN = [
+    (Event("example", 1.0, 0.01, 100), 10, 1e-5, 1.8282436455855, 2.1013665254203),  # opacus 1.6.0 has 2.1014 too
+    (Event("example", 1.3, 0.3, 4), 6, 1e-3, 4.7131753143842, 5.5070019821129),
+    (Event("client", 2.0), 13, 1e-3, 6.6189197744643, 7.3649297502272),
+]
+"""Event, participations n, δ, and ε by "pld" and "rdp" as dp-accounting 0.6.0 gives it: once, of its own
+
+    SelfComposedDpEvent(PoissonSampledDpEvent(rate, GaussianDpEvent(noise_multiplier)), times * n)
+
+(the bare GaussianDpEvent where the rate is 1), composed by PLDAccountant() and RdpAccountant() with their defaults."""
+
+
+@pytest.mark.parametrize(("event", "participations", "delta", "pld", "rdp"), GOLDEN)
+def test_golden_values_of_the_library(event: Event, participations: int, delta: float, pld: float, rdp: float) -> None:
+    assert epsilon(event, participations, delta, "pld") == pytest.approx(pld, abs=1e-6)
+    assert epsilon(event, participations, delta, "rdp") == pytest.approx(rdp, abs=1e-6)
 
 
 @pytest.mark.parametrize(("name", "accountant"), [("pld", PLDAccountant), ("rdp", RdpAccountant)])

@@ -11,6 +11,8 @@ from fedpeft import open_site, read_plan
 from fedpeft.core.stores import load_tensors
 from fedpeft.core.tensors import equal
 from fedpeft.core.trainable import read
+from fedpeft.privacy import uncalibrated
+from fedpeft.registry import settings_of
 from fedpeft.runs.division import division_of
 from fedpeft.runs.measure import full_payloads
 from fedpeft.studies.study import Study, read_study
@@ -72,7 +74,7 @@ def test_kept_cells_are_those_of_a_study(study: str) -> None:
     """Each is found by its plan, so that a change to a study, or to what plans are, does not orphan it."""
     wanted = {cell.plan.fingerprint for cell in read_study(ROOT / "studies" / f"{study}.toml").cells}
     for folder in (CELLS / study).iterdir():
-        assert read_plan(folder / "plan.toml").fingerprint in wanted, folder.name
+        assert uncalibrated(read_plan(folder / "plan.toml")).fingerprint in wanted, folder.name
 
 
 @pytest.mark.parametrize("name", ["communication", "local-epochs"])
@@ -84,6 +86,58 @@ def test_centralised_rows_see_the_data_as_often(name: str) -> None:
         central = {count for cell, count in passes.items() if cell.startswith("centralised")}
         federated = max(count for cell, count in passes.items() if "m-64" not in cell and "m-32" not in cell)
         assert len(central) == 1 and abs(central.pop() - federated) < 1
+
+
+RATES = {"full": 1e-3, "head": 5e-3, "bias": 1e-2, "adapter": 5e-3, "prompt": 1e-2, "scratch": 1e-2}
+"""The learning rates of the paper's scripts for CIFAR-100."""
+NOISY = {"full": 5e-4, "head": 1e-3, "bias": 5e-3, "adapter": 1e-3, "prompt": 5e-3}
+"""Those of its scripts for privacy."""
+VARIED = {  # what a study varies
+    "capability": ("clients", "cohort", "alpha"),
+    "communication": ("cohort",),
+    "heterogeneity": ("alpha",),
+    "local-epochs": ("rounds", "epochs"),
+}
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_the_paper_scale_has_the_papers_settings(axis: str) -> None:
+    """Of its code: N = 64, M = 8, 50 rounds of 10 epochs, batch 64, SGD, 224 pixels, Dirichlet 0.1."""
+    usual = {"clients": 64, "cohort": 8, "rounds": 50, "epochs": 10, "alpha": 0.1}
+    seen = set()
+    for cell in read_study(ROOT / "studies" / f"{axis}-paper.toml").cells:
+        plan, label = cell.plan, " ".join(cell.labels.values())
+        task: Any = plan.task
+        assert task.size == 224 and task.mean == (0.5071, 0.4865, 0.4409) and task.std == (0.2673, 0.2564, 0.2762)
+        local, partition = settings_of(plan)["local"], getattr(plan.partition, "of", plan.partition)
+        assert local["batch_size"] == 64
+        optimizer = {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
+        private = local["name"] == "dp_sgd"
+        if local["name"] == "descent":
+            assert {key: local["optimizer"][key] for key in optimizer} == optimizer
+        method = settings_of(plan)["method"]["name"]
+        rates = NOISY if local["name"] != "descent" else RATES
+        assert local["lr"] == (5e-2 if "MobileNetV2" in label else rates[method if method in rates else "bias"])
+        if private:
+            assert (plan.target_epsilon, plan.delta, local["clip_norm"]) == (5, 1e-3, 1)
+        if "centralised" in label:
+            continue
+        told = {"clients": partition.clients, "cohort": plan.cohort, "rounds": plan.rounds}
+        told |= {
+            key: x for key, x in (("epochs", local.get("epochs")), ("alpha", getattr(partition, "alpha", None))) if x
+        }
+        fixed = {key: x for key, x in told.items() if key not in VARIED.get(axis, ())}
+        assert fixed == {key: usual[key] for key in fixed}, cell.name
+        seen.add(tuple(told.get(key) for key in VARIED.get(axis, ())))
+    assert seen == VARIATIONS.get(axis, {()})
+
+
+VARIATIONS: dict[str, set[tuple[float | None, ...]]] = {
+    "capability": {(n, m, a) for n, m in ((16, 16), (16, 2), (64, 64), (64, 8)) for a in (None, 0.1)},
+    "communication": {(8,), (4,), (2,), (1,), (64,)},
+    "heterogeneity": {(0.05,), (0.1,), (0.3,), (1.0,), (10.0,)},
+    "local-epochs": {(500, 1), (100, 5), (50, 10), (25, 20), (10, 50), (1, 500)},
+}
 
 
 def passes_of(study: Study, name: str) -> float:

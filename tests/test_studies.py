@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 from running import fedpeft
 
 from fedpeft import PlanError, read_plan
-from fedpeft.studies.study import chosen, read_study
+from fedpeft.cli.sweep import _left
+from fedpeft.runs.folder import append_round
+from fedpeft.studies.estimate import estimate, seconds_of
+from fedpeft.studies.shelf import Shelf
+from fedpeft.studies.study import Cell, chosen, read_study
 from fedpeft.studies.sweep import Outcome
 from fedpeft.studies.table import interval, markdown, rows_of
 
@@ -114,6 +118,42 @@ def test_a_bad_study_is_one_clear_line_before_anything_is_made(tmp_path: Path, t
     assert said in result.stderr
     assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--out", "--keep"])
+@pytest.mark.parametrize("more", [[], ["--estimate"]], ids=["run", "estimate"])
+def test_a_file_is_no_folder_for_cells(tmp_path: Path, option: str, more: list[str]) -> None:
+    file = write(tmp_path / "file", "")
+    result = fedpeft("sweep", study(tmp_path, '[[row]]\nlabel = "a"'), option, file, *more)
+    assert (result.exit_code, result.stderr) == (2, f"error: {file} is a file: give {option} a folder\n")
+
+
+def ended(cell: Cell, wall: float, error: str = "") -> Outcome:
+    return Outcome(cell, None, wall=wall, error=error)
+
+
+def test_time_left_is_that_of_the_cells_that_are_most_alike(tmp_path: Path) -> None:
+    slow = '[[axis]]\nname = "pace"\n[[axis.point]]\nlabel = "slow"\nset = ["local.lr=0.2"]\n'
+    text = f'seeds = [1, 2]\n{slow}[[axis.point]]\nlabel = "fast"\nset = ["local.lr=0.1"]\n'
+    read = read_study(write(tmp_path / "mine.toml", text, BASE))
+    slow1, fast1, slow2, fast2 = read.cells
+    done = [ended(slow1, 300.0), ended(fast1, 20.0)]
+    assert (seconds_of(slow2, done), seconds_of(fast2, done), seconds_of(fast2, [])) == (300.0, 20.0, None)
+    assert seconds_of(slow2, [done[1]]) == 20.0  # nothing is more alike
+
+    shelf = Shelf(read, tmp_path / "out")
+    assert _left(shelf, read.cells, done, 1) == "5 min 20 s left"
+    assert _left(shelf, read.cells, done, 2) == "2 min 40 s left"
+    assert _left(shelf, read.cells, [*done, ended(slow2, 7.0, "it failed")], 1) == "20 s left"
+    append_round(shelf.place(slow2), {"round": 1})  # the first of two
+    assert _left(shelf, read.cells, done, 1) == "2 min 50 s left"
+    assert _left(shelf, read.cells, [], 1) == ""
+
+    found = estimate(shelf, read.cells, done, 2, [])
+    assert (found.cells, found.finished, found.source) == (4, 2, "from the seconds of 2 finished cells")
+    assert found.hours == pytest.approx((300 + 20) / 2 / 3600)
+    whole = estimate(shelf, read.cells[:2], done, 1, [])
+    assert (whole.finished, whole.hours) == (2, 0.0)
 
 
 def test_a_study_that_cannot_be_read(tmp_path: Path) -> None:

@@ -44,6 +44,17 @@ def settled(plan: Plan, clients: Sequence[ClientId]) -> Plan:
         plan.delta or 0,
         plan.accountant or PLD,
     )
+    return with_noise(plan, noise)
+
+
+def uncalibrated(plan: Plan) -> Plan:
+    """The plan that leaves its noise to its `target_epsilon`; as it is without a target."""
+    return plan if plan.target_epsilon is None else with_noise(plan, None)
+
+
+def with_noise(plan: Plan, noise: float | None) -> Plan:
+    """The same with another noise multiplier in its private part."""
+    part = plan.private_part
     noisy = replace(part, noise_multiplier=noise)
     stages = tuple(noisy if stage is part else stage for stage in plan.stages)
     return replace(plan, local=noisy if plan.local is part else plan.local, stages=stages)

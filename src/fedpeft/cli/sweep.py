@@ -65,6 +65,9 @@ def sweep(
     from fedpeft.studies.study import chosen, read_study
     from fedpeft.studies.sweep import reused
 
+    for option, folder in (("--out", out), ("--keep", keep)):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise RunError(f"{folder} is a file: give {option} a folder")
     read = read_study(study)
     cells = chosen(read, only or ())
     console = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)

@@ -87,8 +87,9 @@ class Objective:
     def gradients(self, params: Tensors, batch: Batch) -> Tensors:
         """The gradient of each example's loss, (batch, *shape).
 
-        One by one where the model decides by its input's values, as text models do, and so cannot be mapped over. That
-        is tried at every call: a result does not depend on the calls before.
+        One by one where the model decides by its input's values and so cannot be mapped over. Text models of
+        `transformers` do: their mask code asks whether any token is padding, BERT's with eager attention too. That is
+        tried at every call: a result does not depend on the calls before.
         """
 
         def alone(params: Tensors, row: Batch) -> Tensor:

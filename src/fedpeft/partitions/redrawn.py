@@ -16,7 +16,8 @@ class Redrawn:
     """The partition `of` is computed on one random subset, and its indices are taken into another.
 
     Clients keep their sizes, while their labels become those of the data: a Dirichlet skew is lost. The right thing is
-    `data.subset`, drawn once before the partition. Unlike the published code, no example is drawn twice.
+    `data.subset`, drawn once before the partition. The published code draws the second subset for each client anew, so
+    that clients share examples; here all take from one, and no example is held twice. The loss of the skew is the same.
 
     Attributes:
       of: the partition, one that looks at labels only.

@@ -54,7 +54,8 @@ class Cell:
     def experiment(self) -> Mapping[str, Any]:
         """The plan without what does not matter to the result, and without the seed.
 
-        What is switched off is left out: a key that a plan is too old to have is off in it.
+        What is switched off is left out: a key that a plan is too old to have is off in it. So is noise that follows
+        from a target: how often a client takes part, and with it the noise, depends on the seed.
         """
         return _on({key: value for key, value in self.asked.items() if key not in RESULT_IS_THE_SAME})
 

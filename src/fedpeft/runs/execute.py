@@ -18,7 +18,8 @@ from fedpeft.errors import PlanError, RunError
 from fedpeft.fitting import leaking
 from fedpeft.loop import federate, start
 from fedpeft.loop_async import federate_async
-from fedpeft.plan import Plan
+from fedpeft.plan import Plan, read_plan
+from fedpeft.privacy import with_noise
 from fedpeft.registry import find
 from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fedpeft.runs.division import division_at
@@ -125,8 +126,19 @@ def resumed(folder: RunFolder, site: Site) -> State:
     if sorted(layout(beside((EXACT,), state.params))) != sorted(layout(fresh.params)):
         raise RunError(f"{folder.checkpoint} holds other tensors than the plan's model has with these libraries")
     _same_secrets(folder, saved)
+    _write_noise(folder, site.plan)
     keep_rounds(folder, state.round)
     return state
+
+
+def _write_noise(folder: RunFolder, plan: Plan) -> None:
+    """Into the run's plan, where its target alone is there: another version of the library may calibrate otherwise."""
+    if plan.target_epsilon is None:
+        return
+    written = read_plan(folder.plan)
+    if written.private_part.noise_multiplier is None:
+        noisy = with_noise(written, plan.private_part.noise_multiplier)
+        write_atomically(folder.plan, noisy.toml().encode())
 
 
 def _secrets(folder: RunFolder, plan: Plan) -> tuple[Secret | None, Secret | None]:

@@ -8,6 +8,7 @@ from shutil import copyfile
 from fedpeft.core.stores import write_atomically
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.plan import read_plan
+from fedpeft.privacy import uncalibrated
 from fedpeft.runs.folder import RunFolder, create, read_json, read_rounds
 from fedpeft.studies.study import Cell, Study
 
@@ -29,7 +30,7 @@ class Shelf:
     keep: Path | None = None
 
     def finished(self) -> dict[str, Path]:
-        """By the fingerprint of its plan, the folder of every finished run here, whatever it is called.
+        """By the fingerprint of its cell's plan, the folder of every finished run here, whatever it is called.
 
         Raises:
           RunError: the summary of a run is damaged.
@@ -37,9 +38,11 @@ class Shelf:
         folders = sorted(self.out.glob("*/summary.json")) if self.out.is_dir() else []
         kept = sorted(self.keep.glob("*/*/summary.json")) if self.keep is not None else []
         found: dict[str, Path] = {}
+        wanted = {cell.plan.fingerprint for cell in self.study.cells}
         for folder in (file.parent for file in (*folders, *kept)):
-            if (name := _fingerprint(folder)) and read_json(folder / "summary.json"):
-                found.setdefault(name, folder)
+            names = [name for name in _fingerprints(folder) if name in wanted]
+            if names and read_json(folder / "summary.json"):
+                found.setdefault(names[0], folder)
         return found
 
     def begun(self, cells: Iterable[Cell]) -> bool:
@@ -54,7 +57,7 @@ class Shelf:
         path = self.out / cell.name
         if not (path / "plan.toml").exists():
             return create(cell.plan, path)
-        if _fingerprint(path) != cell.plan.fingerprint:
+        if cell.plan.fingerprint not in _fingerprints(path):
             raise RunError(f"{path} holds a run of another plan: the study was changed; move it away, or change --out")
         return RunFolder(path)
 
@@ -63,7 +66,7 @@ class Shelf:
         if self.keep is None:
             return
         place = self.keep / self.study.name / cell.name
-        if (place / "summary.json").exists() and _fingerprint(place) == cell.plan.fingerprint:
+        if (place / "summary.json").exists() and cell.plan.fingerprint in _fingerprints(place):
             return
         place.mkdir(parents=True, exist_ok=True)
         for name in KEPT[:-1]:
@@ -71,12 +74,13 @@ class Shelf:
         write_atomically(place / KEPT[-1], (folder / KEPT[-1]).read_bytes())
 
 
-def _fingerprint(folder: Path) -> str | None:
-    """Of the plan in a folder; None where it holds none that can be read today."""
+def _fingerprints(folder: Path) -> list[str]:
+    """Of the plan in a folder, then of what it was before its noise was calibrated; none if it cannot be read today."""
     try:
-        return read_plan(folder / "plan.toml").fingerprint
+        plan = read_plan(folder / "plan.toml")
     except FedpeftError:
-        return None
+        return []
+    return [plan.fingerprint, uncalibrated(plan).fingerprint]
 
 
 def rounds_done(folder: Path) -> int:
