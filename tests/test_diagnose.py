@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from math import hypot, sqrt
 from pathlib import Path
 
 import pytest
@@ -24,21 +25,27 @@ from fedpeft.site import Site, site_of
 PLAIN = {"name": "sgd", "momentum": 0.0, "nesterov": False}
 
 
-def bowls(curvatures: Sequence[float], points: Sequence[Sequence[float]], lr: float = 0.1, epochs: int = 1) -> Site:
-    """A client for each bowl; held out is the bowl around 0, twice."""
+def bowls(
+    curvatures: Sequence[float],
+    points: Sequence[Sequence[float]],
+    lr: float = 0.1,
+    epochs: int = 1,
+    sizes: Sequence[int] = (),
+) -> Site:
+    """A client for each bowl, which it holds `sizes` times, one a step; held out is the bowl around 0, twice."""
     features, count = len(points[0]), len(points)
     plan = read_plan(
         {
             "task": {"name": "parts:Bowls", "features": features},
             "method": "full",
-            "local": {"lr": lr, "epochs": epochs, "optimizer": PLAIN},
+            "local": {"lr": lr, "epochs": epochs, "optimizer": PLAIN, "batch_size": 1},
             "rounds": 2,
             "cohort": count,
         }
     )
     train = {"point": torch.tensor(points), "curvature": torch.tensor(curvatures)}
     test = {"point": torch.zeros(2, features), "curvature": torch.ones(2)}
-    division = Division({f"c{k}": torch.tensor([k]) for k in range(count)})
+    division = Division({f"c{k}": torch.tensor([k]).repeat(size) for k, size in enumerate(sizes or [1] * count)})
     return site_of(plan, Examples(Table(train), Table(test), ()), division)
 
 
@@ -70,6 +77,46 @@ def test_every_number_of_two_bowls() -> None:
     assert held["epochs_to_target"] == 2
     assert found["conflict"] == {"first_round": 0.0, "one_round": 0.0, "coins": 0.25}
     assert found["answer"] == "yes"
+
+
+def test_every_number_of_unequal_clients_over_three_rounds() -> None:
+    """Curvatures 1 and 3 from w = (1, 1), the first around (0, 2), with 1 and 3 examples of 1 step each: factors of 0.9
+    and 0.7³ toward each one's own point, the mean by ¼ and ¾, k = ¼·1 + ¾·3."""
+
+    def trained(w: tuple[float, float], times: int) -> list[tuple[float, float]]:
+        slow, fast = 0.9**times, 0.7 ** (3 * times)
+        return [(w[0] * slow, 2 + (w[1] - 2) * slow), (w[0] * fast, w[1] * fast)]
+
+    def mean(ends: list[tuple[float, float]]) -> tuple[float, float]:
+        (a, b), (c, d) = ends
+        return a / 4 + 3 * c / 4, b / 4 + 3 * d / 4
+
+    state, seen = (1.0, 1.0), trained((1.0, 1.0), 3)
+    one = mean(seen)
+    for _ in range(3):
+        seen += trained(state, 1)
+        state = mean(trained(state, 1))
+    far = max(hypot(x - 1, y - 1) for x, y in [*seen, state, one])
+    found = diagnose(bowls([1.0, 3.0], [[0.0, 2.0], [0.0, 0.0]], sizes=[1, 3]), Budget(rounds=3))
+    distance, tau = found["distance"], found["update"]
+    assert found["steps"] == 2.5 and found["smoothness"]["max"] == pytest.approx(3, rel=1e-5)
+    assert tau["rounds"]["whole"] == pytest.approx(hypot(state[0] - 1, state[1] - 1) / sqrt(2), rel=1e-5)
+    assert tau["one"]["whole"] == pytest.approx(hypot(one[0] - 1, one[1] - 1) / sqrt(2), rel=1e-5)
+    assert distance["trained"] == pytest.approx(hypot(one[0] - state[0], one[1] - state[1]), rel=1e-4)
+    assert distance["farthest"] == pytest.approx(far, rel=1e-5)
+    assert distance["paper_bound"] == pytest.approx(3 * far * 3 * 2.5 * 2, rel=1e-4)
+    assert distance["corrected_bound"] == pytest.approx(2 * 0.1 * 3 * far * 2 * 2.5, rel=1e-4)
+    # both go down in the first entry; in the second one goes up and one down
+    assert found["conflict"] == {"first_round": 0.25, "one_round": 0.25, "coins": 0.25}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_unequal_quadratic_breaks_the_corrected_bound(seed: int) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    points, curvatures = 3 * torch.randn(4, 3, generator=draws), 5 * torch.rand(4, generator=draws)
+    site = bowls(curvatures.tolist(), points.tolist(), sizes=[1, 2, 4, 3])
+    found = diagnose(site, Budget(rounds=4))["distance"]
+    assert 0.001 < found["trained"] <= found["corrected_bound"] < found["paper_bound"]
 
 
 def test_clients_of_one_curvature_need_no_more_than_one_round() -> None:

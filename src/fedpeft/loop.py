@@ -71,7 +71,7 @@ def federate(
     state = state or start(plan, beside.site.params() if beside else None)
     run, secret = _run(plan), secret or Secret.fresh()
     spending, ranks = opened(plan, engine.clients, state.round), dealt(plan, engine.clients)
-    state, ledger = _headed(plan, engine, state, run)
+    state, ledger = headed(plan, engine, state)
     while state.round < plan.rounds:
         seed = round_seed(plan, state.round)
         clients = chosen(plan, engine.clients, state.round)
@@ -97,13 +97,14 @@ def federate(
         yield state, ledger
 
 
-def _headed(plan: Plan, engine: Engine, state: State, run: str) -> tuple[State, Ledger]:
+def headed(plan: Plan, engine: Engine, state: State) -> tuple[State, Ledger]:
     """Before the first round, where the plan asks for it, the head from all clients' class means; what that cost."""
     ledger = Ledger(state.round)
     if plan.head_start is None or state.round:
         return state, ledger
     seed, ranks = round_seed(plan, 0), dealt(plan, engine.clients)
     payloads = {rank: encoded(plan, state, rank) for rank in set(ranks.values())}
+    run = _run(plan)
     jobs = [replace(_job(run, state, c, seed, payloads[ranks[c]]), phase=PHASE) for c in engine.clients]
     params = with_class_means(plan, state.params, _answers(engine, jobs, ledger), ledger.failed.setdefault)
     return replace(state, params=params), ledger

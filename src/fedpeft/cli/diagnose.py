@@ -71,7 +71,7 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         ("relative update τ", f"{many['whole']:.3g} in rounds, {one['whole']:.3g} in one; by layer, the largest:"),
         *((f"  {name}", f"{_share(x)}, {_share(one['layers'].get(name))}") for name, x in layers[:LAYERS]),
         ("smoothness L", f"median {smooth['median']:.3g}, quartiles {smooth['q25']:.3g} to {smooth['q75']:.3g}, "
-         f"largest {smooth['max']:.3g} of {smooth['secants']}"),
+         f"largest {smooth['max']:.3g} of {smooth['secants']}, in {smooth['of']}"),
         ("sign conflict", f"{conflict['first_round']:.3f} after one round, {conflict['one_round']:.3f} after all, "
          f"coins {conflict['coins']:.3f}"),
         ("apart, measured", f"{_number(distance['trained'])} (what is trained), {apart:.3g} of all"),

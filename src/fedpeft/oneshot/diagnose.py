@@ -13,16 +13,14 @@ from torch import Tensor
 
 from fedpeft.client import weight
 from fedpeft.core.amounts import LESS_IS_BETTER
-from fedpeft.core.lowrank import EXACT
+from fedpeft.core.lowrank import EXACT, B
 from fedpeft.core.objective import Objective, scored
 from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import norm, sub, under
 from fedpeft.core.types import ClientId, State, Summed, Tensors
 from fedpeft.errors import PlanError, RunError
-from fedpeft.loop import remembers
-from fedpeft.oneshot.invitation import check_plan
-from fedpeft.oneshot.merged import change, merged
-from fedpeft.oneshot.paths import Way, both_ways
+from fedpeft.oneshot.merged import change, merged, unfactored
+from fedpeft.oneshot.paths import Way, both_ways, check_comparable
 from fedpeft.oneshot.theory import beyond, coins, corrected_bound, paper_bound, secants
 from fedpeft.oneshot.words import answer
 from fedpeft.plan import Plan
@@ -75,11 +73,9 @@ def work(site: Site, budget: Budget) -> tuple[list[ClientId], int]:
     """Who trains, and in how many rounds.
 
     Raises:
-      PlanError: one round cannot carry the plan.
+      PlanError: one round of the plan is not the same local work as several.
     """
-    check_plan(replace(site.plan, rounds=1))
-    if remembers(site.plan):
-        raise PlanError("local.restart_schedule = false lets clients remember between rounds: leave it out")
+    check_comparable(site.plan)
     every = site.data.clients
     plan = replace(site.plan, cohort=budget.clients or site.plan.cohort)
     clients = chosen(plan, every, 0)
@@ -101,7 +97,7 @@ def diagnose(
       run: a folder whose last checkpoint is measured too.
 
     Raises:
-      PlanError: one round cannot carry the plan.
+      PlanError: one round of the plan is not the same local work as several.
       RunError: a client fails, or the run has no checkpoint.
     """
     clients, rounds = work(site, budget)
@@ -145,11 +141,16 @@ def _steps(site: Site, clients: Sequence[ClientId]) -> float:
     return sum(w * k for w, k in zip(weights, each, strict=True)) / sum(weights)
 
 
-def _smoothness(site: Site, clients: Sequence[ClientId], many: Way, one: Way) -> dict[str, float]:
+def _smoothness(site: Site, clients: Sequence[ClientId], many: Way, one: Way) -> dict[str, Any]:
+    """Of the loss in what is trained; in merged weights where an aggregator moves frozen ones, since factors then
+    stand for other weights in each round."""
     places = sorted({0, 1, len(many.states) // 2, len(many.states) - 1})
     states = [*(many.states[place] for place in places), one.states[-1]]
-    points = [{name: state[name].to(site.device) for name in many.states[0]} for state in states]
-    objective = Objective(site.model, site.task)
+    points: list[Tensors] = [{name: x.to(site.device) for name, x in state.items()} for state in states]
+    objective, of = Objective(site.model, site.task), "what is trained"
+    if any(under(EXACT, state) for state in states):
+        of, held = "merged weights", {n: torch.zeros_like(x) for n, x in points[0].items() if B in n}
+        objective, points = replace(objective, held=held), [unfactored(site.model, point) for point in points]
     size = getattr(site.plan.local, "batch_size", 32)
     draws = generator(site.plan.seed, "diagnose")
     first = (next(iter(site.data.batches(client, size, 1, draws))) for client in clients)
@@ -160,7 +161,7 @@ def _smoothness(site: Site, clients: Sequence[ClientId], many: Way, one: Way) ->
     if not found:
         raise RunError("training does not move the model, so that there is nothing to diagnose")
     low, _, high = quantiles(found, n=4) if len(found) > 1 else found * 3
-    return {"median": median(found), "q25": low, "q75": high, "max": max(found), "secants": len(found)}
+    return {"of": of, "median": median(found), "q25": low, "q75": high, "max": max(found), "secants": len(found)}
 
 
 def _distance(

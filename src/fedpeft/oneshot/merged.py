@@ -8,7 +8,7 @@ from math import sqrt
 from torch import Tensor, nn
 
 from fedpeft.core import lowrank
-from fedpeft.core.tensors import norm, sub, under
+from fedpeft.core.tensors import beside, norm, sub, under
 from fedpeft.core.trainable import write
 from fedpeft.core.types import Tensors
 
@@ -44,6 +44,16 @@ def merged(model: nn.Module, params: Tensors) -> dict[str, Tensor]:
         elif name.startswith(f"{tuner}.base_layer."):
             found[name.replace(".base_layer.", ".", 1)] = x.detach()
     return found
+
+
+def unfactored(model: nn.Module, state: Tensors) -> dict[str, Tensor]:
+    """What is trained as weights alone: W + (α/r)·(E + B·A) by their names in the model, in place of A, B and E, for E
+    what an aggregator merged into the base; they stand for the state where the model's B is zero."""
+    sides = {layer: {"left": b, "right": a} for layer, (a, b) in lowrank.pairs(state).items()}
+    products = {f"{layer}.{side}": state[name] for layer, two in sides.items() for side, name in two.items()}
+    every = lowrank.accumulated(under(lowrank.EXACT, state), products)
+    rest = {n: x for n, x in beside((lowrank.EXACT,), state).items() if not lowrank.is_factor(n)}
+    return {**rest, **lowrank.merged(model, every)}
 
 
 def change(start: Tensors, end: Tensors, other: Tensors | None = None) -> Change:

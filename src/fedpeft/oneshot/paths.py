@@ -9,11 +9,15 @@ from torch import Tensor
 from fedpeft.client import Opened, Trained, Worker
 from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.stores import Nowhere
-from fedpeft.core.tensors import norm, sub
+from fedpeft.core.tensors import norm
 from fedpeft.core.types import ClientId, Context, Failure, Job, Reply, Tensors
-from fedpeft.errors import RunError
-from fedpeft.loop import federate, start
+from fedpeft.errors import PlanError, RunError
+from fedpeft.fitting import leaking
+from fedpeft.loop import Ledger, federate, headed, remembers, start
+from fedpeft.plan import Plan
 from fedpeft.privacy import round_seed
+from fedpeft.ranks import dealt
+from fedpeft.registry import describe
 from fedpeft.site import Site, threads
 
 
@@ -47,8 +51,9 @@ class Way:
     """What was seen on one of the two ways.
 
     Attributes:
-      states: the shared parameters before the first round and after each.
-      farthest: how far any iterate of any client, or any state, is from the start; Euclidean, of what is trained.
+      states: the shared parameters before the first round, the head that `head_start` makes included, and after each.
+      farthest: how far any iterate of any client, or any state, is from the start; Euclidean, of what is trained. Of a
+        client of lower rank, from what it has of the start.
       signs: of the first round's updates.
     """
 
@@ -57,8 +62,22 @@ class Way:
     signs: Signs = field(default_factory=Signs)
 
     def see(self, params: Tensors) -> None:
-        origin = self.states[0]
-        self.farthest = max(self.farthest, float(norm(sub({n: params[n].cpu() for n in origin}, origin))))
+        """A state, or what a client trains, which may be less: the rest of the last state stands beside it."""
+        at = {name: params.get(name, self.states[-1][name]).cpu() for name in self.states[0]}
+        moved = {name: at[name] - x[corner(at[name])] for name, x in self.states[0].items()}
+        self.farthest = max(self.farthest, float(norm(moved)))
+
+    def count(self, delta: Tensors) -> None:
+        """An update's signs; entries that a client of lower rank has not do not move."""
+        whole = {name: torch.zeros_like(self.states[0][name], device=x.device) for name, x in delta.items()}
+        for name, x in delta.items():
+            whole[name][corner(x)] = x
+        self.signs.count(whole)
+
+
+def corner(x: Tensor) -> tuple[slice, ...]:
+    """Where a tensor cut to a rank lies in the whole one."""
+    return tuple(slice(side) for side in x.shape)
 
 
 @dataclass(frozen=True)
@@ -96,7 +115,7 @@ class Blocks:
                     self.tick()
         delta, memory, totals = local.finish(carry, on, {})
         if opened.job.round == 0:
-            self.way.signs.count(delta)
+            self.way.count(delta)
         return delta, memory, totals
 
     def _context(self, opened: Opened, number: int) -> Context:
@@ -110,6 +129,31 @@ class Blocks:
         return replace(own, round=at, rounds=self.rounds, seed=seed, secret=secret)
 
 
+def check_comparable(plan: Plan) -> None:
+    """Raises PlanError for a plan of which one round is not the same local work as several."""
+    kept = remembers(replace(plan, rounds=max(plan.rounds, 2)))
+    refused = [
+        (plan.buffer is not None, "asynchronous steps have no rounds to compare with one: leave out `buffer`"),
+        (
+            describe("sampler", plan.sampler)["name"] == "sequential_chain",
+            "a chain's clients start from each other's results, so that no round of all is the same: leave it out",
+        ),
+        (leaking(plan), "local.as_published hands momentum over once more in each round: leave it out"),
+        (
+            describe("exchange", plan.exchange)["name"] != "fit",
+            'secure aggregation hides the updates, whose signs are counted: set exchange = "fit"',
+        ),
+        (
+            kept,
+            "personal tensors, SCAFFOLD, error feedback and local.restart_schedule = false are what clients keep for "
+            "the next round, and one round has none: leave them out",
+        ),
+    ]
+    for holds, words in refused:
+        if holds:
+            raise PlanError(words)
+
+
 def both_ways(
     site: Site, clients: Sequence[ClientId], rounds: int, tick: Callable[[], None] = lambda: None
 ) -> Mapping[str, Way]:
@@ -118,20 +162,33 @@ def both_ways(
     Raises:
       RunError: a client fails; what is left would not be the same work.
     """
-    found = {}
+    found, clients = {}, sorted(clients)
     for name, exchanges in (("rounds", rounds), ("one", 1)):
-        # what a private plan may spend in all is a matter of its own rounds, not of these
-        plan = replace(site.plan, rounds=exchanges, cohort=len(clients), target_epsilon=None)
+        plan = _alone(site.plan, site.data.clients, clients, exchanges)
         here = replace(site, plan=plan)
-        first = start(plan, here.params())
-        way = Way([first.params])
-        engine = Blocks(Worker(here, Nowhere()), sorted(clients), rounds, rounds // exchanges, way, tick)
-        for state, ledger in federate(plan, engine, first):
-            if ledger.failed or ledger.note:
-                raise RunError(
-                    f"round {state.round}: {'; '.join(filter(None, [ledger.note, *ledger.failed.values()]))}"
-                )
+        begun = start(plan, here.params())
+        way = Way([begun.params])
+        engine = Blocks(Worker(here, Nowhere()), clients, rounds, rounds // exchanges, way, tick)
+        first, ledger = headed(plan, engine, begun)
+        _complete(first.round, ledger)
+        way.states[0] = first.params
+        for state, ledger in federate(replace(plan, head_start=None), engine, first):
+            _complete(state.round, ledger)
             way.states.append(state.params)
             way.see(state.params)
         found[name] = way
     return found
+
+
+def _alone(plan: Plan, every: Sequence[ClientId], clients: Sequence[ClientId], rounds: int) -> Plan:
+    """The plan of these clients without the others, each with the rank that it has among all."""
+    of = dealt(plan, every)
+    ranks = tuple(rank for client in clients if (rank := of[client]) is not None)
+    # what a private plan may spend in all is a matter of its own rounds, not of these
+    return replace(plan, rounds=rounds, cohort=len(clients), ranks=ranks or None, target_epsilon=None)
+
+
+def _complete(round: int, ledger: Ledger) -> None:
+    """Raises RunError where a client failed or nothing changed."""
+    if ledger.failed or ledger.note:
+        raise RunError(f"round {round}: {'; '.join(filter(None, [ledger.note, *ledger.failed.values()]))}")

@@ -68,6 +68,9 @@ def beyond(plan: Plan) -> list[str]:
         "gradients are clipped": getattr(local, "clip_norm", float("inf")) < float("inf"),
         "gradients are corrected": correction is not None and describe("correction", correction)["name"] != "none",
         "noise is added": plan.private_part is not None,
+        "rows of the head have weights of their own": plan.head_rows is not None,
+        "clients vote on the merge": plan.vote is not None,
+        "some clients attack": bool(plan.attacks),
         "the aggregator is no mean": describe("aggregator", plan.aggregator)["name"] != "mean",
         "the server does not take the mean as it is": describe("server", plan.server) != {"name": "average", "lr": 1.0},
         "codecs round what travels": {describe("codec", one)["name"] for one in (plan.uplink, plan.downlink)}
