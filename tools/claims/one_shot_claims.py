@@ -210,27 +210,6 @@ def aggregators() -> str:
     return lines([*head, "MiB of ten", "MiB of one"], rows)
 
 
-def aggregators_beside() -> str:
-    """Other schedules of the same epochs, with the plain mean; empty where not kept."""
-    names = {
-        "fedit-rounds-epochs-10-1": "ten rounds: one schedule, optimizer fresh in each",
-        "one-schedule-optimizer-kept": "the same, optimizer kept (`restart_schedule = false`)",
-        "schedule-restarted-each-round": "the same, schedule restarted too (`restart_schedule = true`)",
-        "chain-ten-passes": "a chain of all clients, ten passes of one epoch",
-        "chain-one-pass": "a chain of all clients, one pass of ten epochs",
-        "centralised": "centralised",
-        "head-one-round": "frozen micro ViT, new head, one round",
-        "local-only": "local only",
-    }
-    cells = {label: found(AGGREGATORS, name) for name, label in names.items()}
-    plain = next(iter(cells.values()))
-    rows = [
-        [label, row and spread(row.values), "" if row is plain else _lead(row, plain), _megabytes(row)]
-        for label, row in cells.items()
-    ]
-    return lines(["", "accuracy", "against the first", "MiB"], [[x or "" for x in row] for row in rows])
-
-
 def _lead(row: Row | None, other: Row | None) -> str:
     shared = difference(row, other) if row and other else {}
     return signed(shared) if shared else ""
@@ -260,5 +239,4 @@ TABLES = {
     "skew-beside": skew_beside,
     "arrivals": arrivals,
     "aggregators": aggregators,
-    "aggregators-beside": aggregators_beside,
 }

@@ -71,13 +71,7 @@ def cifar() -> str:
     return against(rows + [row for row in beside if row], rows[0])
 
 
-HEADLINE = {
-    "full": "full fine-tuning",
-    "head": "head",
-    "bias": "bias",
-    "lora": "LoRA",
-    "prompt-shallow": "prompt, shallow",
-}
+HEADLINE = {"full": "full fine-tuning", "head": "head", "bias": "bias", "lora": "LoRA"}
 
 
 def headline() -> str:
