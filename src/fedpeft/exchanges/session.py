@@ -63,7 +63,7 @@ class Session:
         return self
 
     def once(self, job: Job, after: str = "") -> "Session":
-        """This session, having been asked that.
+        """The same, having been asked that.
 
         Raises:
           ValueError: it was asked something else before, or not yet what comes first.
@@ -88,7 +88,7 @@ class Session:
         return frame(head, opened)
 
     def enrolled(self, roster: Mapping[ClientId, Sequence[str]], store: Store) -> "Session":
-        """This session with its roster.
+        """The same with its roster.
 
         Raises:
           ValueError: the roster has other keys for this client than those that it gave.
