@@ -2,9 +2,11 @@
 
 import random
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from town import PLAN, Town, engine, node, run, silent, town
 from fedpeft.core.letters import Letter
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
+from fedpeft.engines.flower import AGAIN, SOON
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.errors import RunError
 from fedpeft.loop import federate, start
@@ -101,6 +104,24 @@ def test_strangers_and_doubles_are_not_taken_in(site: Site, tmp_path: Path) -> N
     assert "mallory cannot serve: this run knows no client 'mallory'; it has c000, c001, c002" in said
     assert "a node cannot serve:  [2J" + "!" * 496 in said
     assert "c000 cannot serve: another node is 'c000' already" in said
+
+
+def test_who_cannot_serve_is_asked_again_soon_and_said_to_once(site: Site, tmp_path: Path) -> None:
+    """Its worker comes a little later than it."""
+    grid, asked, said = town(site, tmp_path), list[float](), list[str]()
+    ready = grid.nodes[8]
+
+    def begins(letter: Letter) -> Iterable[Letter]:
+        asked.append(time.monotonic())
+        return ready(letter) if len(asked) > 3 else [Letter({"kind": "no", "client": "c001", "reason": "no worker"})]
+
+    grid.nodes[8] = begins
+    made = engine(site, grid, said, 30)
+    made.gather()
+    assert made.homes["c001"] == 8
+    assert said.count("c001 cannot serve: no worker") == 1 and said[-1] == "c001 is here"
+    pauses = [after - before for before, after in pairwise(asked)]
+    assert min(pauses) >= SOON and max(pauses) < AGAIN / 2 and pauses[-1] > pauses[0]
 
 
 def test_nobody_is_an_error_that_says_who_is_missing(site: Site) -> None:

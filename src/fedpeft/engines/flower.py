@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 POLL = 0.25  # seconds between two looks for answers
-SOON = 1.0  # seconds that new looks are waited for
+SOON = 1.0  # seconds that new looks are waited for, and until a node that could not serve is first asked again
 AT_ONCE = 8  # answers that one look is for, each a question to the SuperLink
 LATE = 5.0  # seconds that a letter outlives its deadline: who is late is said to be, and not to be unavailable
-AGAIN = 15.0  # seconds until a node that could not serve is asked again, which costs it a process with two of work
+AGAIN = 15.0  # seconds until a node that long cannot serve is asked again, which costs it a process with two of work
 
 
 @dataclass(eq=False)
@@ -47,6 +47,7 @@ class Flower:
     refused: dict[ClientId, str] = field(default_factory=dict)
     _greeted: dict[str, int] = field(default_factory=dict)  # by message, the node
     _later: dict[int, float] = field(default_factory=dict)  # by node, when it may be greeted again
+    _idle: dict[int, tuple[float, str]] = field(default_factory=dict)  # by node, since when it cannot serve, and why
     _looks: "dict[str, Future[list[Message]]]" = field(default_factory=dict)  # by message, for its answer
     _looked: dict[str, float] = field(default_factory=dict)  # by message, when last
 
@@ -174,12 +175,21 @@ class Flower:
             if not why:
                 self.homes[client] = node
                 self.refused.pop(client, None)
+                self._idle.pop(node, None)
                 self.say(f"{client} is here" + (f"; differs: {words(differs)}" if differs else ""))
                 continue
-            self._later[node] = monotonic() + AGAIN
             if client in self.clients and client not in self.homes:
                 self.refused[client] = why
-            self.say(f"{client or 'a node'} cannot serve: {why}")
+            self._put_off(node, f"{client or 'a node'} cannot serve: {why}")
+
+    def _put_off(self, node: int, why: str) -> None:
+        """Ask it again soon, and then ever less often; say why once."""
+        now = monotonic()
+        since, said = self._idle.get(node, (now, ""))
+        self._idle[node] = since, why
+        self._later[node] = now + min(AGAIN, max(SOON, now - since))
+        if why != said:
+            self.say(why)
 
     def _unwelcome(self, client: ClientId) -> str:
         if client not in self.clients:
