@@ -66,7 +66,8 @@ class Federation:
         (self.root / "user" / "config.toml").write_text(
             f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{self.port}"\n{safety}\n'
         )
-        kept = ["--database", str(self.root / "state.db")] if database else []
+        (self.root / "database").mkdir(exist_ok=True)
+        kept = ["--database", str(self.root / "database" / "state.db")] if database else []
         self.begin(
             "superlink", SCRIPTS / "flower-superlink", "--port", str(self.port), *kept,
             *(self._certified() if self.tls else ["--insecure"]),

@@ -168,6 +168,39 @@ def test_a_full_disk_at_the_server_loses_nothing(tmp_path: Path) -> None:
         subprocess.run(["umount", "--lazy", disk], check=True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small disk of its own needs root")
+def test_a_full_disk_under_the_superlinks_database_loses_nothing(tmp_path: Path) -> None:
+    """The SuperLink answers with errors: Flower's nodes break and begin again; the run must be resumed as a rule."""
+    disk = tmp_path / "database"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "small", disk], check=True)
+    (tmp_path / "closed").touch()
+    try:
+        settings = "deadline = 60\nnorm_factor = 1e6\n"  # one client's lone update is far from the others'
+        with three(tmp_path, settings + GATE.format(tmp_path) + LARGE) as here:
+            process = submit(here)
+            until((tmp_path / "reached").exists, 400, lambda: here.log("run"), process)
+            filler = disk / "filler"
+            with suppress(OSError), filler.open("wb", 0) as file:
+                while True:
+                    file.write(bytes(4096))
+            (tmp_path / "closed").unlink()
+
+            def broke() -> bool:
+                return any("begins again" in here.log(f"supernode{k}") for k in range(3))
+
+            until(lambda: broke() or process.poll() is not None, 200, lambda: here.log("run"))
+            filler.unlink()
+            code = process.wait(400)
+            if code:  # the server's part could not say that it lives, or not send a job
+                assert code == 2 and "go on with `fedpeft run --resume" in here.log("run"), here.log("run")
+                assert here.fedpeft("again", "run", "--resume", tmp_path / "run").wait(400) == 0, here.log("again")
+                assert all("weight" in of(here, f"c00{k}")[-1] for k in range(3))
+            assert as_simulated(here)
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
 def test_a_secure_sum_over_a_federation_has_the_bits_of_one_process(tmp_path: Path) -> None:
     """Five messages to each node in a round, with keys that the nodes sign; in the end the server has the sums, and
     the parameters of a simulation in which nobody signs."""

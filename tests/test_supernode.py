@@ -1,9 +1,15 @@
-"""Couriers that are forked from a process that has imported everything already."""
+"""Couriers that are forked from a process that has imported everything already, and a SuperNode that breaks."""
 
 import json
+import os
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
+
+import pytest
+
+from fedpeft.deploy.supernode import BROKEN, ENDS_WHOLE, again_while_broken
 
 PARENT = """
 import json, os, subprocess, sys
@@ -41,3 +47,39 @@ def test_a_courier_has_the_arguments_and_the_surroundings_of_the_command_and_fai
     assert seen == {"arguments": ["flwr-clientapp", "--token", "a b"], "mark": "here", "own": None, "parent": parent}
     assert status == 7 and "ArithmeticError: a courier that fails" in ended.stderr
     assert (tmp_path / "couriers").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_fails_at_first_is_told_and_what_broke_is_begun_again_ever_later() -> None:
+    def lived(*codes: int, seconds: float = 1.0) -> tuple[int, list[float]]:
+        left, ticks, pauses = list(codes), count(0.0, seconds), list[float]()
+        said = list[str]()
+        code = again_while_broken(lambda: left.pop(0), said.append, lambda: next(ticks), pauses.append)
+        assert not left and len(said) == len(pauses)
+        return code, pauses
+
+    assert lived(0) == (0, []) and lived(1) == (1, [])
+    assert lived(BROKEN, 1, 1, -9, 0) == (0, [1, 2, 4, 8])
+    assert lived(-9, *[1] * 9, 0)[1][-3:] == [30, 30, 30]
+    assert lived(-9, -9, -9, 0, seconds=100) == (0, [1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("main", "status"),
+    [
+        ("threading.Thread(target=fail, daemon=True).start()\n    time.sleep(60)", BROKEN),
+        ("threading.Thread(target=time.sleep, args=(60,)).start()", BROKEN),
+        ("sys.exit(3)", 3),
+    ],
+)
+def test_a_supernode_of_which_a_part_fails_ends_whole(main: str, status: int, tmp_path: Path) -> None:
+    """Flower's own goes on without it, and nobody hears of it any more."""
+    (tmp_path / "broken-1.dist-info").mkdir()
+    (tmp_path / "broken-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (tmp_path / "broken-1.dist-info" / "entry_points.txt").write_text("[console_scripts]\nbroken-node = broken:main\n")
+    (tmp_path / "broken.py").write_text(
+        f"import sys, threading, time\ndef fail():\n    raise OSError('500')\ndef main():\n    {main}\n"
+    )
+    code = ENDS_WHOLE.format(broken=BROKEN, name="broken-node")
+    path = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=path, timeout=30)
+    assert ended.returncode == status and ("OSError: 500" in ended.stderr) == ("fail" in main)

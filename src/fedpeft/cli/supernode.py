@@ -1,5 +1,6 @@
 """`fedpeft supernode`: Flower's SuperNode beside a worker, with couriers that begin at once."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,9 +21,9 @@ def supernode(
 ) -> None:
     """Run Flower's SuperNode with its imports kept ready.
 
-    The same as `flower-supernode ... --node-config 'node="DIR"'`, and some seconds a round faster, as nothing is loaded
-    anew for a message.
+    The same as `flower-supernode ... --node-config 'node="DIR"'`, but some seconds a round faster, as nothing is loaded
+    anew for a message, and begun again where it breaks or is killed.
     """
     from fedpeft.deploy.supernode import supernode as until_ended
 
-    raise typer.Exit(until_ended(node.resolve(), arguments or ()))
+    raise typer.Exit(until_ended(node.resolve(), arguments or (), partial(typer.echo, err=True)))

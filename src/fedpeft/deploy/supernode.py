@@ -1,8 +1,12 @@
-"""A SuperNode whose couriers begin at once.
+"""A SuperNode whose couriers begin at once, and that begins again where it breaks.
 
 Flower starts `flwr-clientapp` for each message, and that works two seconds until it has imported what it needs; on a
 machine where they become thirty, Flower gives up. Here it is imported once. What Flower finds under that name hands its
 arguments over to the process that has it, and ends; a fork of that process does the work.
+
+Flower's SuperNode tells that it lives from one thread and asks for messages from another. Each ends for good when the
+SuperLink once answers with an error, as it does while its disk is full: the process stays, and nobody hears of it any
+more. Here it ends with either, and is begun again.
 """
 
 import os
@@ -16,13 +20,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
-from shutil import which
+from time import monotonic, sleep
 from typing import Any, NoReturn
 
 from fedpeft.core.letters import listening, receive
 from fedpeft.errors import RunError, WireError
 
-COURIER = "flwr-clientapp"
+COURIER, SUPERNODE = "flwr-clientapp", "flower-supernode"
+BROKEN = 70  # the exit status of a SuperNode of which a part failed
+PAUSE, LONGEST = 1.0, 30.0  # seconds until it is begun again, twice as long each time; that long lived, from the start
 PATIENCE = 10.0  # seconds for the arguments to come
 LOOK = 0.5  # seconds between two looks at who has ended
 HAND_OVER = """\
@@ -33,15 +39,32 @@ with socket.socket(socket.AF_UNIX) as there:
     there.sendall(struct.pack(">IQ", len(told), 0) + told)
 """
 """Nothing of fedpeft is imported: it is to take no time."""
+ENDS_WHOLE = """\
+import os, sys, threading
+from importlib.metadata import entry_points
+def broken(what=None):
+    if what:
+        threading.__excepthook__(what)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit({broken})
+threading.excepthook = broken
+[command] = entry_points(group="console_scripts", name={name!r})
+command.load()()
+broken()
+"""
+"""Where Flower's command ends as it should, it exits; it returns where its loop failed, as other threads go on."""
 
 
-def supernode(folder: Path, arguments: Sequence[str]) -> int:
-    """Run `flower-supernode` for the worker in `folder` until it ends; its exit status.
+def supernode(folder: Path, arguments: Sequence[str], say: Callable[[str], None]) -> int:
+    """Run `flower-supernode` for the worker in `folder` until it ends as it should; its exit status.
+
+    `say` is told when it begins again.
 
     Raises:
       RunError: Flower is not installed, or the socket cannot be made.
     """
-    work, command = _courier(), _beside("flower-supernode")
+    work = _courier()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "couriers"
     try:
@@ -49,16 +72,43 @@ def supernode(folder: Path, arguments: Sequence[str]) -> int:
     except OSError as error:
         raise RunError(f"{path} cannot be made: {error}; a shorter --out may help") from None
     with server:
-        found = f"{_named(folder, path)}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-        process = subprocess.Popen(
-            [command, *arguments, "--node-config", f'node="{folder}"'], env={**os.environ, "PATH": found}
-        )
+        commands = _named(folder, path)
+        environment = {**os.environ, "PATH": f"{commands}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+        command = [sys.executable, str(commands / SUPERNODE), *arguments, "--node-config", f'node="{folder}"']
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        try:
-            return _until_ended(process, server, work)
-        finally:
-            process.terminate()
-            process.wait()
+
+        def once() -> int:
+            process = subprocess.Popen(command, env=environment)
+            try:
+                return _until_ended(process, server, work)
+            finally:
+                process.terminate()
+                process.wait()
+
+        return again_while_broken(once, say)
+
+
+def again_while_broken(
+    once: Callable[[], int],
+    say: Callable[[str], None],
+    clock: Callable[[], float] = monotonic,
+    wait: Callable[[float], object] = sleep,
+) -> int:
+    """Begin again what broke or was killed, and from then on what fails in any way; else its exit status.
+
+    What fails at first is told to who began it: an address or a key may be wrong. Later ones wait for the SuperLink.
+    """
+    pause, broke = PAUSE, False
+    while True:
+        began = clock()
+        code = once()
+        broke = broke or code == BROKEN or code < 0
+        if not (broke and code):
+            return code
+        pause = PAUSE if clock() - began > LONGEST else pause
+        say(f"the SuperNode ended with status {code}; it begins again in {pause:g} s")
+        wait(pause)
+        pause = min(2 * pause, LONGEST)
 
 
 def _courier() -> Callable[[], object]:
@@ -72,16 +122,8 @@ def _courier() -> Callable[[], object]:
     return work
 
 
-def _beside(name: str) -> str:
-    beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else which(name)
-    if found is None:
-        raise RunError(f"Flower's command `{name}` is not there: pip install 'fedpeft[flower]'")
-    return found
-
-
 def _named(folder: Path, path: Path) -> Path:
-    """A folder with a command of the courier's name, which hands over to the socket at `path`."""
+    """A folder with what a SuperNode runs, and a command of the courier's name that hands over to the socket `path`."""
     commands = folder / "bin"
     commands.mkdir(mode=0o700, exist_ok=True)
     script = commands / "hand_over.py"
@@ -89,6 +131,7 @@ def _named(folder: Path, path: Path) -> Path:
     command = commands / COURIER
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{script}" "$@"\n', encoding="utf-8")
     command.chmod(0o700)
+    (commands / SUPERNODE).write_text(ENDS_WHOLE.format(broken=BROKEN, name=SUPERNODE), encoding="utf-8")
     return commands
 
 
