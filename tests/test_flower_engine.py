@@ -65,6 +65,27 @@ def test_an_upload_that_is_broken_off_keeps_nobody_waiting_beyond_the_deadline(s
     assert not ledger.failed
 
 
+def test_who_goes_in_the_middle_of_an_upload_fails_before_the_deadline(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedpeft.engines.flower.STUCK", 0.3)
+    grid, began, never = town(site, tmp_path), time.monotonic(), threading.Event()
+    made = engine(site, grid, [], deadline=60)
+    made.gather()
+    honest = grid.nodes[8]
+
+    def goes(letter: Letter) -> Iterable[Letter]:
+        yield from honest(letter)
+        grid.nodes.pop(8)
+        never.wait()
+
+    grid.nodes[8] = goes
+    [(_, ledger)] = run(site, made, rounds=1)
+    never.set()
+    assert ledger.failed == {"c001": "its node went in the middle of its answer"}
+    assert sorted(ledger.weights) == ["c000", "c002"] and time.monotonic() - began < 30 and "c001" not in made.homes
+
+
 def test_who_is_gone_fails_at_once_and_may_come_back_as_another_node(site: Site, tmp_path: Path) -> None:
     grid = town(site, tmp_path)
     made = engine(site, grid, [], deadline=30)

@@ -125,7 +125,7 @@ def test_a_link_cut_in_the_middle_of_an_upload_costs_a_round_its_update(tmp_path
         folder.mkdir()
     (own / "closed").touch()
     gates = [f'{{name = "crashes:Gate", folder = "{one}", client = "{one.name}"}}' for one in (other, own)]
-    plan = f"deadline = 90\nstages = [{', '.join(gates)}]\n" + LARGE.replace("rounds = 3", "rounds = 5")
+    plan = f"deadline = 300\nstages = [{', '.join(gates)}]\n" + LARGE.replace("rounds = 3", "rounds = 5")
     flags = ("--rate", "125000", "--cut", str(cut), "--cut-after", "60000")
     with three(tmp_path, plan, links={2: flags}) as here:
         process = submit(here)
@@ -140,7 +140,7 @@ def test_a_link_cut_in_the_middle_of_an_upload_costs_a_round_its_update(tmp_path
         (other / "closed").unlink()
         assert process.wait(900) == 0, here.log("run")
         first, *_, last = of(here, "c002")
-        assert first["failed"] == "no answer within 90 s" and "weight" in last
+        assert first["failed"] == "its node went in the middle of its answer" and "weight" in last
         assert read_rounds(RunFolder(tmp_path / "run"))[0]["seconds"] < 120
         assert as_simulated(here)
 

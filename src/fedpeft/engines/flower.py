@@ -20,6 +20,7 @@ POLL = 0.25  # seconds between two looks for answers
 SOON = 1.0  # seconds that new looks are waited for, and until a node that could not serve is first asked again
 AT_ONCE = 8  # answers that one look is for, each a question to the SuperLink
 LATE = 5.0  # seconds that a letter outlives its deadline: who is late is said to be, and not to be unavailable
+STUCK = 10.0  # seconds that an answer may take from the SuperLink until it is asked whether its node is still there
 AGAIN = 15.0  # seconds until a node that long cannot serve is asked again, which costs it a process with two of work
 
 
@@ -50,6 +51,7 @@ class Flower:
     _idle: dict[int, tuple[float, str]] = field(default_factory=dict)  # by node, since when it cannot serve, and why
     _looks: "dict[str, Future[list[Message]]]" = field(default_factory=dict)  # by message, for its answer
     _looked: dict[str, float] = field(default_factory=dict)  # by message, when last
+    _sent: dict[str, int] = field(default_factory=dict)  # by message, the node of a job
 
     def gather(self) -> None:
         """Wait until all clients are here, or the deadline.
@@ -77,6 +79,7 @@ class Flower:
         self._greeted.clear()  # who has not said by now who it is, is asked again
         self._looks = {name: look for name, look in self._looks.items() if not look.done()}
         self._looked.clear()
+        self._sent.clear()
         for job in every:
             while job.client not in done and monotonic() < ends:
                 if unsent:
@@ -84,6 +87,7 @@ class Flower:
                     self._welcome()
                     done |= self._dispatch(unsent, asked, ends - monotonic())
                 done |= self._answers(asked)
+                done |= self._broken_off(asked)
                 if job.client not in done:
                     sleep(POLL)
             yield done.pop(job.client, Failure(job.client, f"no answer within {self.deadline:g} s"))
@@ -207,7 +211,7 @@ class Flower:
         for job, name in zip(ready, names, strict=False):
             del unsent[job.client]
             if name:
-                asked[name] = job.client
+                asked[name], self._sent[name] = job.client, self.homes[job.client]
             else:
                 failed[job.client] = Failure(job.client, "its job could not be sent")
         if not self._greeted:
@@ -227,6 +231,15 @@ class Flower:
             else:
                 done[client] = Failure(client, words(answer.head.get("reason", "its node's answer has no sense")))
         return done
+
+    def _broken_off(self, asked: dict[str, ClientId]) -> dict[ClientId, Failure]:
+        """Whose answer has begun to come and whose node is gone: the SuperLink would wait long for the rest of it."""
+        late = monotonic() - STUCK
+        looking = [name for name in asked if name in self._looks and not self._looks[name].done()]
+        stuck = [name for name in looking if self._looked[name] < late]
+        here = self._here() if stuck else set()
+        gone = [name for name in stuck if self._sent[name] not in here]
+        return {client: Failure(client, "its node went in the middle of its answer") for client in map(asked.pop, gone)}
 
 
 def words(value: object) -> str:
