@@ -35,38 +35,26 @@ def test_a_client_killed_in_training_costs_a_round_its_update_and_nothing_else(t
         assert here.log("run").count("answered") == 3
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_server_killed_in_a_round_goes_on_from_the_last(tmp_path: Path) -> None:
-    """kill -9 of the ServerApp: the follower says so at once, and what is resumed ends as if nothing had been."""
-    with three(tmp_path, SCAFFOLD) as here:
+def test_the_server_and_then_the_superlink_killed_in_a_round_cost_nothing(tmp_path: Path) -> None:
+    """kill -9 of the ServerApp, and of the SuperLink, which takes the server's part with it: the follower says so, the
+    nodes come back by themselves, and what is resumed ends as if nothing had been."""
+    with three(tmp_path, SCAFFOLD.replace("rounds = 3", "rounds = 5")) as here:
+        folder, again = RunFolder(tmp_path / "run"), ("run", "--resume", tmp_path / "run")
         process = submit(here)
-        until((tmp_path / "run" / "rounds.jsonl").exists, 200, lambda: here.log("run"))
+        until(lambda: len(read_rounds(folder)) >= 1, 200, lambda: here.log("run"), process)
         [server] = here.inside("superlink", "flwr-serverapp")
         os.kill(server, signal.SIGKILL)
         assert process.wait(30) == 2
         assert f"go on with `fedpeft run --resume {tmp_path}/run`" in here.log("run")
-        assert here.fedpeft("again", "run", "--resume", tmp_path / "run").wait(400) == 0, here.log("again")
-        plan = read_plan(tmp_path / "plan.toml")
-        assert simulated(plan, RunFolder(tmp_path / "run"), Folder(tmp_path / "here"))
-        assert not any(
-            "failed" in c for line in read_rounds(RunFolder(tmp_path / "run")) for c in line["clients"].values()
-        )
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_superlink_killed_and_started_again_goes_on_from_the_last(tmp_path: Path) -> None:
-    """kill -9 of the SuperLink, which takes the server's part with it; the nodes come back by themselves."""
-    with three(tmp_path, SCAFFOLD) as here:
-        process = submit(here)
-        until((tmp_path / "run" / "rounds.jsonl").exists, 200, lambda: here.log("run"))
+        process, done = here.fedpeft("again", *again), len(read_rounds(folder))
+        until(lambda: len(read_rounds(folder)) > done, 200, lambda: here.log("again"), process)
         here.kill("superlink")
-        assert process.wait(100) == 2, here.log("run")
+        assert process.wait(100) == 2, here.log("again")
         here.superlink()
-        assert here.fedpeft("again", "run", "--resume", tmp_path / "run").wait(400) == 0, here.log("again")
-        plan = read_plan(tmp_path / "plan.toml")
-        assert simulated(plan, RunFolder(tmp_path / "run"), Folder(tmp_path / "here"))
+        assert here.fedpeft("once more", *again).wait(400) == 0, here.log("once more")
+        assert simulated(read_plan(tmp_path / "plan.toml"), folder, Folder(tmp_path / "here"))
+        assert not any("failed" in each for line in read_rounds(folder) for each in line["clients"].values())
 
 
 @pytest.mark.slow

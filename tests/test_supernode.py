@@ -49,6 +49,39 @@ def test_a_courier_has_the_arguments_and_the_surroundings_of_the_command_and_fai
     assert (tmp_path / "couriers").stat().st_mode & 0o777 == 0o600
 
 
+LOST = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from fedpeft.core.letters import listening
+from fedpeft.deploy import supernode
+
+def work():
+    if "--kill" in sys.argv:
+        os.kill(os.getpid(), signal.SIGKILL)
+    sys.exit(0)
+
+supernode.LOST, supernode.LOOK = 1.5, 0.1
+folder = Path(sys.argv[1])
+courier = supernode._named(folder, folder / "couriers") / "flwr-clientapp"
+with listening(folder / "couriers") as server:
+    command = f"{courier} --kill; {sys.argv[2].replace('courier', str(courier))}; exit 7"
+    flower = subprocess.Popen(command, shell=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    print(supernode._until_ended(flower, server, work), flush=True)
+    flower.kill()
+"""
+
+
+@pytest.mark.parametrize(("then", "status"), [("sleep 30", BROKEN), ("sleep 0.5; courier; sleep 2", 7)])
+def test_a_courier_that_is_killed_breaks_a_supernode_that_sends_no_other(
+    then: str, status: int, tmp_path: Path
+) -> None:
+    """Flower may wait for its answer for ever."""
+    ended = subprocess.run(
+        [sys.executable, "-c", LOST, tmp_path, then], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert int(ended.stdout) == status
+
+
 def test_what_fails_at_first_is_told_and_what_broke_is_begun_again_ever_later() -> None:
     def lived(*codes: int, seconds: float = 1.0) -> tuple[int, list[float]]:
         left, ticks, pauses = list(codes), count(0.0, seconds), list[float]()

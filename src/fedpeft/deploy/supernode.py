@@ -6,7 +6,8 @@ arguments over to the process that has it, and ends; a fork of that process does
 
 Flower's SuperNode tells that it lives from one thread and asks for messages from another. Each ends for good when the
 SuperLink once answers with an error, as it does while its disk is full: the process stays, and nobody hears of it any
-more. Here it ends with either, and is begun again.
+more. For the answer of a courier that was killed before it had taken its message it waits for ever. Here it ends in each
+of these cases, and is begun again.
 """
 
 import os
@@ -19,6 +20,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import entry_points
+from math import inf
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, NoReturn
@@ -30,6 +32,7 @@ COURIER, SUPERNODE = "flwr-clientapp", "flower-supernode"
 BROKEN = 70  # the exit status of a SuperNode of which a part failed
 PAUSE, LONGEST = 1.0, 30.0  # seconds until it is begun again, twice as long each time; that long lived, from the start
 PATIENCE = 10.0  # seconds for the arguments to come
+LOST = 90.0  # seconds after a courier failed in which another must come; Flower needs up to 60 to notice by itself
 LOOK = 0.5  # seconds between two looks at who has ended
 HAND_OVER = """\
 import json, os, socket, struct, sys
@@ -106,7 +109,7 @@ def again_while_broken(
         if not (broke and code):
             return code
         pause = PAUSE if clock() - began > LONGEST else pause
-        say(f"the SuperNode ended with status {code}; it begins again in {pause:g} s")
+        say(f"the SuperNode broke (status {code}); it begins again in {pause:g} s")
         wait(pause)
         pause = min(2 * pause, LONGEST)
 
@@ -136,7 +139,7 @@ def _named(folder: Path, path: Path) -> Path:
 
 
 def _until_ended(process: "subprocess.Popen[bytes]", server: socket.socket, work: Callable[[], object]) -> int:
-    couriers: set[int] = set()
+    couriers, lost = set[int](), inf
     while process.poll() is None:
         if select.select([server], [], [], LOOK)[0]:
             connection, _ = server.accept()
@@ -144,7 +147,12 @@ def _until_ended(process: "subprocess.Popen[bytes]", server: socket.socket, work
                 connection.settimeout(PATIENCE)
                 told = receive(connection).head
                 couriers.add(os.fork() or _run(told, server, work))
-        couriers = {pid for pid in couriers if os.waitpid(pid, os.WNOHANG)[0] == 0}
+                lost = inf
+        ended = dict(pid_and_status for pid in couriers if (pid_and_status := os.waitpid(pid, os.WNOHANG))[0])
+        couriers -= ended.keys()
+        lost = monotonic() if any(ended.values()) else lost
+        if monotonic() - lost > LOST:
+            return BROKEN
     return process.returncode
 
 
