@@ -6,8 +6,8 @@ arguments over to the process that has it, and ends; a fork of that process does
 
 Flower's SuperNode tells that it lives from one thread and asks for messages from another. Each ends for good when the
 SuperLink once answers with an error, as it does while its disk is full: the process stays, and nobody hears of it any
-more. For the answer of a courier that was killed before it had taken its message it waits for ever. Here it ends in each
-of these cases, and is begun again.
+more. For the answer of a courier that was killed before it had taken its message it waits for ever. In each of these
+cases it is ended here, and begun again.
 """
 
 import os
