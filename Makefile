@@ -18,7 +18,8 @@ test-all: check
 
 # Real processes of a federation, killed in every way that docs/results/faults.md tells of.
 chaos: $(VENV)/ready
-	$(BIN)/python -m pytest tests/test_flower.py tests/test_flower_faults.py tests/test_kill.py
+	$(BIN)/python -m pytest -rs tests/test_flower*.py tests/test_supernode.py tests/test_kill.py tests/test_admission.py \
+		tests/test_loop_failures.py tests/test_letters.py
 
 # What the README shows of a report; needs an installed Chromium.
 picture: $(VENV)/ready

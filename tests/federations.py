@@ -16,14 +16,18 @@ SCAFFOLD = 'server = "scaffold"\n' + NODES.replace("lr = 0.1", 'lr = 0.1, correc
 
 @contextmanager
 def three(
-    root: Path, text: str, tls: bool = False, links: Mapping[int, Sequence[str]] = MappingProxyType({})
+    root: Path,
+    text: str,
+    tls: bool = False,
+    links: Mapping[int, Sequence[str]] = MappingProxyType({}),
+    nodes: int = 3,
 ) -> Iterator[Federation]:
-    """A SuperLink and three nodes with their workers, some behind links with these flags."""
+    """A SuperLink and three nodes, or so many, with their workers, some behind links with these flags."""
     with federation(root, tls) as here:
         plan = root / "plan.toml"
         plan.write_text(text)
         here.superlink()
-        here.nodes(plan, 3, links=links)
+        here.nodes(plan, nodes, links=links)
         yield here
 
 

@@ -89,6 +89,34 @@ def test_a_worker_that_is_not_there_and_a_courier_that_is_killed_cost_a_round_th
         assert as_simulated(here)
 
 
+def test_nodes_with_keys_that_are_killed_or_lose_a_part_come_back(tmp_path: Path) -> None:
+    """kill -9 of the process of Flower's that begins couriers, of Flower's SuperNode, and of all at a node, which is
+    begun again at once: the SuperLink refuses a key whose node it does not yet take for gone."""
+    (tmp_path / "closed").touch()
+    gate = GATE.format(tmp_path).replace("c002", "c000")
+    plan = (
+        "deadline = 300\n" + gate + SCAFFOLD.replace("clients = 3", "clients = 4").replace("cohort = 3", "cohort = 4")
+    )
+    with three(tmp_path, plan, tls=True, nodes=4) as here:
+        process = submit(here)
+        until((tmp_path / "reached").exists, 400, lambda: here.log("run"), process)
+        until(lambda: not any(here.couriers(k) for k in (1, 2, 3)), 100)
+        [couriers], [flower] = (
+            here.inside("supernode1", "flower-superexec"),
+            here.inside("supernode2", "flower_supernode"),
+        )
+        for pid in (couriers, flower, *here.inside("supernode3")):
+            os.kill(pid, signal.SIGKILL)
+        here.processes["supernode3"].wait()
+        here.supernode(3)
+        again = "SuperNode ID"
+        until(lambda: all(here.log(f"supernode{k}").count(again) == 2 for k in (1, 2, 3)), 200)
+        (tmp_path / "closed").unlink()
+        assert process.wait(900) == 0, here.log("run")
+        assert all("weight" in of(here, f"c00{k}")[-1] for k in range(4))
+        assert as_simulated(here)
+
+
 def test_a_node_with_another_version_of_a_library_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     other = tmp_path / "other" / "peft-99.0.dist-info"
     other.mkdir(parents=True)

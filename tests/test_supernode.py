@@ -1,21 +1,25 @@
 """Couriers that are forked from a process that has imported everything already, and a SuperNode that breaks."""
 
 import json
-import os
+import shlex
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
 import pytest
 
-from fedpeft.deploy.supernode import BROKEN, ENDS_WHOLE, again_while_broken
+from fedpeft.deploy import flower_supernode
+from fedpeft.deploy.flower_supernode import BROKEN
+from fedpeft.deploy.supernode import again_while_broken
 
 PARENT = """
 import json, os, subprocess, sys
 from pathlib import Path
 from fedpeft.core.letters import listening
-from fedpeft.deploy.supernode import _named, _until_ended
+from fedpeft.deploy.supernode import ALIVE, _named, _until_ended
 
 def work():
     if "--bad" in sys.argv:
@@ -32,7 +36,7 @@ flower += "until test -e done; do sleep 0.02; done; exit 7"
 os.environ["OWN"] = "not told"
 with listening(path) as server:
     environment = {key: value for key, value in os.environ.items() if key != "OWN"}
-    status = _until_ended(subprocess.Popen(flower, shell=True, env=environment), server, work)
+    status = _until_ended(subprocess.Popen(flower, shell=True, env=environment), server, work, set(), folder / ALIVE)
 print(json.dumps([os.getpid(), status]))
 """
 
@@ -50,50 +54,71 @@ def test_a_courier_has_the_arguments_and_the_surroundings_of_the_command_and_fai
 
 
 LOST = """
-import os, signal, subprocess, sys
+import os, signal, subprocess, sys, time
 from pathlib import Path
 from fedpeft.core.letters import listening
 from fedpeft.deploy import supernode
 
 def work():
+    if "--term" in sys.argv:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        os.kill(os.getpid(), signal.SIGTERM)
     if "--kill" in sys.argv:
         os.kill(os.getpid(), signal.SIGKILL)
+    if "--long" in sys.argv:
+        time.sleep(3)
     sys.exit(0)
 
 supernode.LOST, supernode.LOOK = 1.5, 0.1
 folder = Path(sys.argv[1])
 courier = supernode._named(folder, folder / "couriers") / "flwr-clientapp"
 with listening(folder / "couriers") as server:
-    command = f"{courier} --kill; {sys.argv[2].replace('courier', str(courier))}; exit 7"
+    command = f"{sys.argv[2].replace('courier', str(courier))}; exit 7"
     flower = subprocess.Popen(command, shell=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    print(supernode._until_ended(flower, server, work), flush=True)
+    print(supernode._until_ended(flower, server, work, set(), folder / supernode.ALIVE), flush=True)
     flower.kill()
 """
 
 
-@pytest.mark.parametrize(("then", "status"), [("sleep 30", BROKEN), ("sleep 0.5; courier; sleep 2", 7)])
+@pytest.mark.parametrize(
+    ("flower", "status"),
+    [
+        ("courier --kill; sleep 30", BROKEN),
+        ("courier --term; sleep 30", BROKEN),
+        ("courier --kill; sleep 0.5; courier; sleep 2", 7),
+        ("courier --long; courier --kill; sleep 2.5", 7),
+    ],
+)
 def test_a_courier_that_is_killed_breaks_a_supernode_that_sends_no_other(
-    then: str, status: int, tmp_path: Path
+    flower: str, status: int, tmp_path: Path
 ) -> None:
-    """Flower may wait for its answer for ever."""
+    """Flower may wait for its answer for ever; not while another is at work."""
     ended = subprocess.run(
-        [sys.executable, "-c", LOST, tmp_path, then], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", LOST, tmp_path, flower], capture_output=True, text=True, check=True, timeout=60
     )
     assert int(ended.stdout) == status
 
 
-def test_what_fails_at_first_is_told_and_what_broke_is_begun_again_ever_later() -> None:
-    def lived(*codes: int, seconds: float = 1.0) -> tuple[int, list[float]]:
-        left, ticks, pauses = list(codes), count(0.0, seconds), list[float]()
-        said = list[str]()
-        code = again_while_broken(lambda: left.pop(0), said.append, lambda: next(ticks), pauses.append)
+def test_what_ends_soon_at_first_is_told_and_what_broke_is_begun_again_ever_later() -> None:
+    def lived(*codes: int, seconds: float = 1.0, before: bool = False) -> tuple[int, list[float]]:
+        left, ticks, pauses, said = list(codes), count(0.0, seconds), list[float](), list[str]()
+
+        def once() -> int:
+            if not left:
+                raise KeyboardInterrupt  # as Ctrl-C does, and SIGTERM in its way
+            return left.pop(0)
+
+        code = -1
+        with suppress(KeyboardInterrupt):
+            code = again_while_broken(once, said.append, before, lambda: next(ticks), pauses.append)
         assert not left and len(said) == len(pauses)
         return code, pauses
 
     assert lived(0) == (0, []) and lived(1) == (1, [])
-    assert lived(BROKEN, 1, 1, -9, 0) == (0, [1, 2, 4, 8])
-    assert lived(-9, *[1] * 9, 0)[1][-3:] == [30, 30, 30]
-    assert lived(-9, -9, -9, 0, seconds=100) == (0, [1, 1, 1])
+    assert lived(1, 1, before=True) == (-1, [1, 2])
+    assert lived(BROKEN, 1, 0, -9) == (-1, [1, 2, 4, 8])
+    assert lived(-9, *[1] * 9)[1][-3:] == [30, 30, 30]
+    assert lived(0, 1, 0, seconds=100) == (-1, [1, 1, 1])
 
 
 @pytest.mark.parametrize(
@@ -101,18 +126,46 @@ def test_what_fails_at_first_is_told_and_what_broke_is_begun_again_ever_later() 
     [
         ("threading.Thread(target=fail, daemon=True).start()\n    time.sleep(60)", BROKEN),
         ("threading.Thread(target=time.sleep, args=(60,)).start()", BROKEN),
+        (
+            "below = subprocess.Popen(['sleep', '60'])\n    time.sleep(1.5)\n    below.kill()\n    time.sleep(60)",
+            BROKEN,
+        ),
         ("sys.exit(3)", 3),
     ],
 )
 def test_a_supernode_of_which_a_part_fails_ends_whole(main: str, status: int, tmp_path: Path) -> None:
     """Flower's own goes on without it, and nobody hears of it any more."""
-    (tmp_path / "broken-1.dist-info").mkdir()
-    (tmp_path / "broken-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
-    (tmp_path / "broken-1.dist-info" / "entry_points.txt").write_text("[console_scripts]\nbroken-node = broken:main\n")
-    (tmp_path / "broken.py").write_text(
-        f"import sys, threading, time\ndef fail():\n    raise OSError('500')\ndef main():\n    {main}\n"
-    )
-    code = ENDS_WHOLE.format(broken=BROKEN, name="broken-node")
-    path = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=path, timeout=30)
+    ended = subprocess.run(fake(tmp_path, main), capture_output=True, text=True, timeout=30)
     assert ended.returncode == status and ("OSError: 500" in ended.stderr) == ("fail" in main)
+
+
+def test_a_supernode_ends_with_who_looks_after_it(tmp_path: Path) -> None:
+    command = " ".join(map(shlex.quote, fake(tmp_path, "print(os.getpid(), flush=True)\n    time.sleep(60)")))
+    above = subprocess.Popen(["sh", "-c", f"{command} & wait"], stdout=subprocess.PIPE, text=True)
+    assert above.stdout is not None
+    with above:
+        below = int(above.stdout.readline())
+        above.kill()
+    ends = time.monotonic() + 20
+    while lives(below) and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert not lives(below)
+
+
+def lives(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    return False
+
+
+def fake(folder: Path, main: str) -> list[str]:
+    """The command of a SuperNode whose Flower does this."""
+    told = folder / "broken-1.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (told / "entry_points.txt").write_text("[console_scripts]\nbroken-node = broken:main\n")
+    (folder / "broken.py").write_text(
+        f"import os, subprocess, sys, threading, time\ndef fail():\n    raise OSError('500')\ndef main():\n    {main}\n"
+    )
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); import runpy; "
+    return [sys.executable, "-c", code + f"runpy.run_path({flower_supernode.__file__!r})['main']('broken-node')"]

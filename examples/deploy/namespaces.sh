@@ -55,6 +55,9 @@ printf '[superlink]\ndefault = "there"\n[superlink.there]\naddress = "%s:8443"\n
     "$net.1" "$root/keys/ca.crt" > "$root/c/config.toml"
 ssh-keygen -q -t ecdsa -b 384 -N "" -f "$root/c/stranger"
 if in_ns c flwr supernode register "$root/c/stranger.pub" there; then echo "a stranger was registered" >&2; exit 1; fi
+in_ns c fedpeft app "$plan" -o "$root/c/app" > /dev/null
+if told=$(in_ns c flwr run "$root/c/app" there 2>&1); then echo "a stranger has submitted a run" >&2; exit 1; fi
+case $told in *403*) ;; *) echo "a stranger's run was turned away by something else: $told" >&2; exit 1 ;; esac
 if in_ns c flwr list there; then echo "a stranger sees the runs" >&2; exit 1; fi
 if in_ns c curl -s -m 5 --cacert "$root/keys/ca.crt" "https://$net.1:9443/" ; then echo "the inner port is open" >&2; exit 1; fi
 

@@ -25,7 +25,7 @@ SWITCHES = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": ("1", "Flower installs what an app asks for"),
 }
 """By variable what it should be, and what is the case otherwise."""
-SKEW = 10.0  # seconds between two clocks; Flower refuses signatures that are off by more than a few of them
+SKEW = 4.0  # seconds between two clocks; Flower refuses what was signed 5 s in its future
 SOON = 30  # days
 PATIENCE = 10.0  # seconds for a connection
 

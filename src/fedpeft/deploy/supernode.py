@@ -4,10 +4,8 @@ Flower starts `flwr-clientapp` for each message, and that works two seconds unti
 machine where they become thirty, Flower gives up. Here it is imported once. What Flower finds under that name hands its
 arguments over to the process that has it, and ends; a fork of that process does the work.
 
-Flower's SuperNode tells that it lives from one thread and asks for messages from another. Each ends for good when the
-SuperLink once answers with an error, as it does while its disk is full: the process stays, and nobody hears of it any
-more. For the answer of a courier that was killed before it had taken its message it waits for ever. In each of these
-cases it is ended here, and begun again.
+What breaks in Flower's SuperNode ends it whole (`flower_supernode.py`). For the answer of a courier that was killed
+before it had taken its message it waits for ever, which is seen here. In each of these cases it is begun again.
 """
 
 import os
@@ -22,17 +20,21 @@ from contextlib import suppress
 from importlib.metadata import entry_points
 from math import inf
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 from typing import Any, NoReturn
 
 from fedpeft.core.letters import listening, receive
+from fedpeft.deploy import flower_supernode
 from fedpeft.errors import RunError, WireError
 
-COURIER, SUPERNODE = "flwr-clientapp", "flower-supernode"
-BROKEN = 70  # the exit status of a SuperNode of which a part failed
+COURIER = "flwr-clientapp"
 PAUSE, LONGEST = 1.0, 30.0  # seconds until it is begun again, twice as long each time; that long lived, from the start
+ALIVE = "alive"
+"""In the worker's folder, a file that is touched as long as the SuperNode is looked after."""
+FORGET = 75.0  # seconds after which the SuperLink takes a node for gone that has not said so
 PATIENCE = 10.0  # seconds for the arguments to come
 LOST = 90.0  # seconds after a courier failed in which another must come; Flower needs up to 60 to notice by itself
+ENDS = (signal.SIGTERM, signal.SIGINT)
 LOOK = 0.5  # seconds between two looks at who has ended
 HAND_OVER = """\
 import json, os, socket, struct, sys
@@ -42,21 +44,6 @@ with socket.socket(socket.AF_UNIX) as there:
     there.sendall(struct.pack(">IQ", len(told), 0) + told)
 """
 """Nothing of fedpeft is imported: it is to take no time."""
-ENDS_WHOLE = """\
-import os, sys, threading
-from importlib.metadata import entry_points
-def broken(what=None):
-    if what:
-        threading.__excepthook__(what)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit({broken})
-threading.excepthook = broken
-[command] = entry_points(group="console_scripts", name={name!r})
-command.load()()
-broken()
-"""
-"""Where Flower's command ends as it should, it exits; it returns where its loop failed, as other threads go on."""
 
 
 def supernode(folder: Path, arguments: Sequence[str], say: Callable[[str], None]) -> int:
@@ -74,41 +61,50 @@ def supernode(folder: Path, arguments: Sequence[str], say: Callable[[str], None]
         server = listening(path)
     except OSError as error:
         raise RunError(f"{path} cannot be made: {error}; a shorter --out may help") from None
+    alive, couriers = folder / ALIVE, set[int]()
+    before = alive.exists() and time() - alive.stat().st_mtime < FORGET
     with server:
-        commands = _named(folder, path)
-        environment = {**os.environ, "PATH": f"{commands}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
-        command = [sys.executable, str(commands / SUPERNODE), *arguments, "--node-config", f'node="{folder}"']
+        environment = {**os.environ, "PATH": f"{_named(folder, path)}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+        command = [sys.executable, "-P", flower_supernode.__file__, *arguments, "--node-config", f'node="{folder}"']
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
         def once() -> int:
             process = subprocess.Popen(command, env=environment)
             try:
-                return _until_ended(process, server, work)
+                return _until_ended(process, server, work, couriers, alive)
             finally:
                 process.terminate()
                 process.wait()
 
-        return again_while_broken(once, say)
+        code = again_while_broken(once, say, before)
+    alive.unlink(missing_ok=True)
+    return code
 
 
 def again_while_broken(
     once: Callable[[], int],
     say: Callable[[str], None],
+    before: bool = False,
     clock: Callable[[], float] = monotonic,
     wait: Callable[[float], object] = sleep,
 ) -> int:
-    """Begin again what broke or was killed, and from then on what fails in any way; else its exit status.
+    """Begin again what broke, was killed or ended after it had lived, and from then on whatever ends.
 
-    What fails at first is told to who began it: an address or a key may be wrong. Later ones wait for the SuperLink.
+    What ends soon at first is told to who began it: an address or a key may be wrong. Not where another life ended just
+    `before`, which the SuperLink may not know yet. Who wants it to end ends this process.
+
+    Returns:
+      The exit status of what ended soon.
     """
-    pause, broke = PAUSE, False
+    pause, broke = PAUSE, before
     while True:
         began = clock()
         code = once()
-        broke = broke or code == BROKEN or code < 0
-        if not (broke and code):
+        lived = clock() - began > LONGEST
+        broke = broke or lived or code == flower_supernode.BROKEN or code < 0
+        if not broke:
             return code
-        pause = PAUSE if clock() - began > LONGEST else pause
+        pause = PAUSE if lived else pause
         say(f"the SuperNode broke (status {code}); it begins again in {pause:g} s")
         wait(pause)
         pause = min(2 * pause, LONGEST)
@@ -126,7 +122,7 @@ def _courier() -> Callable[[], object]:
 
 
 def _named(folder: Path, path: Path) -> Path:
-    """A folder with what a SuperNode runs, and a command of the courier's name that hands over to the socket `path`."""
+    """A folder with a command of the courier's name, which hands over to the socket at `path`."""
     commands = folder / "bin"
     commands.mkdir(mode=0o700, exist_ok=True)
     script = commands / "hand_over.py"
@@ -134,34 +130,57 @@ def _named(folder: Path, path: Path) -> Path:
     command = commands / COURIER
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{script}" "$@"\n', encoding="utf-8")
     command.chmod(0o700)
-    (commands / SUPERNODE).write_text(ENDS_WHOLE.format(broken=BROKEN, name=SUPERNODE), encoding="utf-8")
     return commands
 
 
-def _until_ended(process: "subprocess.Popen[bytes]", server: socket.socket, work: Callable[[], object]) -> int:
-    couriers, lost = set[int](), inf
+def _until_ended(
+    process: "subprocess.Popen[bytes]",
+    server: socket.socket,
+    work: Callable[[], object],
+    couriers: set[int],
+    alive: Path,
+) -> int:
+    """Fork couriers until the SuperNode ends, or waits for ever for one that failed; its exit status.
+
+    `couriers` are those that run; some may outlive a SuperNode.
+    """
+    lost = inf
     while process.poll() is None:
+        alive.touch()
         if select.select([server], [], [], LOOK)[0]:
             connection, _ = server.accept()
             with connection, suppress(OSError, WireError):  # who is gone gets no courier
                 connection.settimeout(PATIENCE)
-                told = receive(connection).head
-                couriers.add(os.fork() or _run(told, server, work))
+                couriers.add(_forked(receive(connection).head, server, work))
                 lost = inf
         ended = dict(pid_and_status for pid in couriers if (pid_and_status := os.waitpid(pid, os.WNOHANG))[0])
-        couriers -= ended.keys()
+        couriers.difference_update(ended)
         lost = monotonic() if any(ended.values()) else lost
-        if monotonic() - lost > LOST:
-            return BROKEN
+        if not couriers and monotonic() - lost > LOST:
+            return flower_supernode.BROKEN
     return process.returncode
 
 
+def _forked(told: Mapping[str, Any], server: socket.socket, work: Callable[[], object]) -> int:
+    """The process that is now a courier."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)  # what this process does when it is to end is nothing for its fork
+    try:
+        return os.fork() or _run(told, server, work)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
+
+
 def _run(told: Mapping[str, Any], server: socket.socket, work: Callable[[], object]) -> NoReturn:
-    """Be the courier, in a process of its own, and end with it."""
+    """Be the courier, in a process of its own, and end with it; with 1 where a signal ended it: it has not answered."""
     code = 1
+    hear, tell = os.pipe()
     try:
         server.close()
+        os.set_blocking(hear, False)
+        os.set_blocking(tell, False)
+        signal.set_wakeup_fd(tell)  # Flower has handlers of its own, and ends with 0 then
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
         os.environ.clear()
         os.environ.update(told["environment"])
         os.chdir(told["folder"])
@@ -173,6 +192,8 @@ def _run(told: Mapping[str, Any], server: socket.socket, work: Callable[[], obje
     except BaseException:
         traceback.print_exc()
     finally:
+        with suppress(BlockingIOError):
+            code = code or len(os.read(hear, 1))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

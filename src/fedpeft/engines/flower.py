@@ -20,7 +20,7 @@ POLL = 0.25  # seconds between two looks for answers
 SOON = 1.0  # seconds that new looks are waited for, and until a node that could not serve is first asked again
 AT_ONCE = 8  # answers that one look is for, each a question to the SuperLink
 LATE = 5.0  # seconds that a letter outlives its deadline: who is late is said to be, and not to be unavailable
-STUCK = 10.0  # seconds that an answer may take from the SuperLink until it is asked whether its node is still there
+STUCK = 10.0  # seconds that an answer may take until its node is looked for, and that it then must be missed for
 AGAIN = 15.0  # seconds until a node that long cannot serve is asked again, which costs it a process with two of work
 
 
@@ -52,6 +52,7 @@ class Flower:
     _looks: "dict[str, Future[list[Message]]]" = field(default_factory=dict)  # by message, for its answer
     _looked: dict[str, float] = field(default_factory=dict)  # by message, when last
     _sent: dict[str, int] = field(default_factory=dict)  # by message, the node of a job
+    _missed: dict[str, float] = field(default_factory=dict)  # by message, since when its node is not there
 
     def gather(self) -> None:
         """Wait until all clients are here, or the deadline.
@@ -80,6 +81,7 @@ class Flower:
         self._looks = {name: look for name, look in self._looks.items() if not look.done()}
         self._looked.clear()
         self._sent.clear()
+        self._missed.clear()
         for job in every:
             while job.client not in done and monotonic() < ends:
                 if unsent:
@@ -234,11 +236,13 @@ class Flower:
 
     def _broken_off(self, asked: dict[str, ClientId]) -> dict[ClientId, Failure]:
         """Whose answer has begun to come and whose node is gone: the SuperLink would wait long for the rest of it."""
-        late = monotonic() - STUCK
-        looking = [name for name in asked if name in self._looks and not self._looks[name].done()]
-        stuck = [name for name in looking if self._looked[name] < late]
+        now = monotonic()
+        looking = {name for name in asked if name in self._looks and not self._looks[name].done()}
+        stuck = [name for name in looking if now - self._looked[name] > STUCK]
         here = self._here() if stuck else set()
-        gone = [name for name in stuck if self._sent[name] not in here]
+        missed = {name: self._missed.get(name, now) for name in stuck if self._sent[name] not in here}
+        self._missed = missed
+        gone = [name for name, since in missed.items() if now - since >= STUCK and not self._looks[name].done()]
         return {client: Failure(client, "its node went in the middle of its answer") for client in map(asked.pop, gone)}
 
 
