@@ -50,6 +50,12 @@ def as_simulated(here: Federation) -> bool:
     return simulated(read_plan(here.root / "plan.toml"), RunFolder(here.root / "run"), Folder(here.root / "here"))
 
 
+def at_work(here: Federation, name: str) -> float:
+    """Seconds of processor time that a process has had."""
+    ticks = Path(f"/proc/{here.processes[name].pid}/stat").read_text().rpartition(") ")[2].split()[11:13]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
 def test_a_node_slower_than_the_deadline_costs_its_updates_and_catches_up(tmp_path: Path) -> None:
     """It trains until after the first deadline; its late answer is not counted, and it takes part again later."""
     (tmp_path / "closed").touch()
@@ -170,6 +176,44 @@ def test_a_link_cut_in_the_middle_of_an_upload_costs_a_round_its_update(tmp_path
         first, *_, last = of(here, "c002")
         assert first["failed"] == "its node went in the middle of its answer" and "weight" in last
         assert read_rounds(RunFolder(tmp_path / "run"))[0]["seconds"] < 120
+        assert as_simulated(here)
+
+
+@links
+def test_a_node_killed_in_the_middle_of_an_upload_costs_a_round_its_update(tmp_path: Path) -> None:
+    """kill -9 of all at a node but its worker after 60 kB of 480, and begun again: it is another node to Flower."""
+    cut, own = tmp_path / "cut", tmp_path / "c002"
+    own.mkdir()
+    (own / "closed").touch()
+    plan = "deadline = 300\n" + GATE.format(own) + LARGE.replace("rounds = 3", "rounds = 4")
+    flags = ("--rate", "125000", "--cut", str(cut), "--cut-after", "60000")
+    with three(tmp_path, plan, links={2: flags}) as here:
+        process = submit(here)
+        until((own / "reached").exists, 400, lambda: here.log("run"), process)
+        cut.with_suffix(".armed").touch()
+        (own / "closed").unlink()
+        until(cut.exists, 100, lambda: here.log("run"), process)
+        for pid in here.inside("supernode2"):
+            os.kill(pid, signal.SIGKILL)
+        here.supernode(2, "comes back")
+        assert process.wait(900) == 0, here.log("run")
+        first, *_, last = of(here, "c002")
+        assert first["failed"] == "its node went in the middle of its answer" and "weight" in last
+        assert as_simulated(here)
+
+
+def test_a_worker_killed_while_it_trains_costs_a_round_its_update(tmp_path: Path) -> None:
+    """kill -9 some steps into the first training of many; it is started again."""
+    with three(tmp_path, SCAFFOLD.replace("lr = 0.1", "lr = 0.1, epochs = 3000")) as here:
+        idle = at_work(here, "worker1")
+        process = submit(here)
+        until(lambda: at_work(here, "worker1") > idle + 1, 400, lambda: here.log("run"), process)
+        here.kill("worker1")
+        assert "bytes after" not in here.log("worker1")
+        here.worker(tmp_path / "plan.toml", 1)
+        assert process.wait(900) == 0, here.log("run")
+        first, *_, last = of(here, "c001")
+        assert first["failed"] == "its worker ended in the middle of the work" and "weight" in last
         assert as_simulated(here)
 
 
