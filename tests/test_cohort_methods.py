@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from method_models import Classify, model_of
-from test_cohort import TOLERANCE, both, distance, read
+from rounds import distance
+from test_cohort import TOLERANCE, both, read
 from torch import nn
 
 from fedpeft.core.types import Batch, Table, Tensors
