@@ -11,6 +11,7 @@ operations are those of a client's step as torch counts them. Wanted: 0.45.
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -161,7 +162,7 @@ def race(
                     found[key] = measured(plan_of(name, count, batch, tiny), batch, device, peak, repeats)
                 except torch.OutOfMemoryError as error:  # the loop's; the cohort splits itself
                     found[key] = {"skipped": str(error).partition(". ")[0]}
-                print(f"{key}: {found[key]}", flush=True)
+                print(f"{key}: {found[key]}", flush=True, file=sys.stderr)
     return found
 
 

@@ -55,10 +55,10 @@ def race(name: str, work: Work, engines: Sequence[str], repeats: int) -> dict[st
         running: dict[str, Racer] = {}
         try:
             for told, arguments in wanted.items():
-                print(f"{name}: {told} ...", end=" ", flush=True)
+                print(f"{name}: {told} ...", end=" ", flush=True, file=sys.stderr)
                 with giving_up(told, running, out):
                     running[told] = Racer(Path(folder), told, arguments)
-                    print(f"first round after {running[told].first:.1f} s", flush=True)
+                    print(f"first round after {running[told].first:.1f} s", flush=True, file=sys.stderr)
             for turn in range(repeats + 1):
                 for told, racer in list(running.items()):
                     with giving_up(told, running, out):
@@ -104,22 +104,27 @@ def summary(running: dict[str, Racer], folder: Path) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[*WORKS, *OTHERS], default=[*WORKS, *OTHERS])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--repeats", type=int, default=3, help="turns of each racer, after its first round")
     parser.add_argument("--json", action="store_true", help="print the results as JSON, not as a table")
     parser.add_argument("--out", type=Path, help="a folder for race.json, race.md and race.svg")
-    args = parser.parse_args()
+    parser.add_argument("--list", action="store_true", help="say what the works are, and run none")
+    args = parser.parse_args(arguments)
+    if args.list:
+        told = {name: work.told for name, work in WORKS.items()} | {name: other.told for name, other in OTHERS.items()}
+        print("\n".join(f"{name}  {told[name]}" for name in args.only))
+        return
     signal(SIGTERM, lambda *_: sys.exit(1))  # so that the racers are ended too
     results: dict[str, Any] = {"machine": {**machine(processors()), "engines": args.engines}}
     for name in args.only:
         if name in WORKS:
             results[name] = race(name, WORKS[name], args.engines, args.repeats)
         else:
-            print(f"{name}: {OTHERS[name].__doc__}", flush=True)
-            results[name] = OTHERS[name]()
+            print(f"{name}: {OTHERS[name].told} ...", flush=True, file=sys.stderr)
+            results[name] = OTHERS[name].run()
     print(json.dumps(results, indent=2) if args.json else telling.table(results))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """What grows with the number of clients, on a ViT-B/16 with LoRA r=8 and 100 classes: 371,812 numbers a client.
 
-    python -m benchmarks.scale
-    python -m benchmarks.scale --only server --out benchmarks/results
+    python -m benchmarks.scale                                           # some minutes, memory about five of them
+    python -m benchmarks.scale --only server --out benchmarks/results    # the other part stays as it is in scale.json
 
 memory  A round of 10,000 clients: resident are the base, and of the clients one. What they remember lies on the disk.
         They train in name only, as the memory of a step does not depend on the number of clients.
@@ -210,7 +210,14 @@ def main() -> None:
         results[name] = PARTS[name]()
         print(json.dumps(results[name], indent=2), flush=True)
     if chosen.out:
-        (chosen.out / "scale.json").write_text(json.dumps(results, indent=2) + "\n")
+        keep(results, chosen.out / "scale.json")
+
+
+def keep(results: dict[str, Any], file: Path) -> None:
+    """Write them over those that the file has of the same parts, and leave its others."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    before = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**before, **results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

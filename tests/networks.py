@@ -1,6 +1,6 @@
 """Small networks with what models have: shared weights, BatchNorm, dropout, features on their way."""
 
-from torch import Tensor, nn
+from torch import Tensor, nn, rand_like
 
 
 class Linear(nn.Module):
@@ -84,6 +84,18 @@ class Dropping(nn.Module):
         return logits
 
 
+class Shaken(nn.Module):
+    """A head on points to which torch's own stream adds something, so that no stack can hold it."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(x + rand_like(x))
+        return logits
+
+
 NETWORKS = {
     "dropping": Dropping,
     "linear": Linear,
@@ -91,4 +103,5 @@ NETWORKS = {
     "tied": Tied,
     "deep": Deep,
     "hidden": Hidden,
+    "shaken": Shaken,
 }

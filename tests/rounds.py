@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
+from torch import Tensor
 
 from fedpeft.core.interfaces import Engine, LowRank, Store
 from fedpeft.core.stores import Nowhere
@@ -77,6 +78,19 @@ def run(site: Site, plan: Plan, store: Store | None = None, state: State | None 
 def last(rounds: list[tuple[State, Ledger]]) -> Tensors:
     assert not any(ledger.failed for _, ledger in rounds)
     return rounds[-1][0].params
+
+
+def distance(got: Tensors, want: Tensors) -> float:
+    """The difference of what two engines make, all tensors as one vector, over its length."""
+    assert got.keys() == want.keys()
+    apart = sum(float((got[n].double() - x.double()).square().sum()) for n, x in want.items())
+    return float((apart / sum(float(x.double().square().sum()) for x in want.values())) ** 0.5)
+
+
+def changed(params: Tensors, begun: Tensors) -> dict[str, Tensor]:
+    """What became of parameters; those that were not there, or had other shapes, count as a whole."""
+    old = {name: x for name, x in begun.items() if name in params and x.shape == params[name].shape}
+    return {name: x - old[name] if name in old else x for name, x in params.items()}
 
 
 @dataclass(frozen=True)

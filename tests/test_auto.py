@@ -11,12 +11,14 @@ from running import SMALL, fedpeft
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
 from fedpeft.engines.auto import Auto, trial
+from fedpeft.engines.cohort import Cohort
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.loop import federate, start
 from fedpeft.plan import read_plan
 from fedpeft.site import Site, open_site
 
 BATCHNORM = {"name": "parts:Points", "network": "convolution"}
+SHAKEN = {"name": "parts:Points", "network": "shaken"}
 
 
 def site_of(**changes: Any) -> Site:
@@ -67,3 +69,28 @@ def test_a_run_says_and_keeps_what_was_chosen(tmp_path: Path, task: Any) -> None
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["engine"] in ("cohort", "inprocess") and summary["engine_reason"]
     assert f"engine: {summary['engine']} ({summary['engine_reason']})" in done.output
+
+
+@pytest.mark.parametrize(
+    ("task", "why"),
+    [(BATCHNORM, "takes statistics over a batch"), (SHAKEN, "random"), ("parts:Points", "")],
+    ids=["before", "on the way", "not"],
+)
+def test_a_run_says_and_keeps_why_a_stack_was_given_up(tmp_path: Path, task: Any, why: str) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text(read_plan({**SMALL, "task": task, "rounds": 1}).toml())
+    done = fedpeft("run", plan, "--engine", "cohort", "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["engine"], summary["engine_reason"]) == ("cohort", "named in the plan")
+    assert why in summary["one_after_another"] if why else summary["one_after_another"] is None
+    assert ("the engine cohort trained clients one after another" in done.output) == bool(why)
+
+
+def test_what_was_chosen_says_why_it_gave_a_stack_up(tmp_path: Path) -> None:
+    site = site_of(task=SHAKEN)
+    engine = Auto(site, Folder(tmp_path))
+    assert engine.choice.engine == "inprocess" and not engine.alone
+    engine.engine = Cohort(site, Folder(tmp_path))
+    assert all(not ledger.failed for _, ledger in federate(site.plan, engine, start(site.plan, site.params())))
+    assert "random" in engine.alone

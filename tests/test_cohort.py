@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from parts import Blobs, FailingDisk, Odd, Points, Raising
-from rounds import PRIVATE, Recording, staged
+from rounds import PRIVATE, Recording, distance, staged
 
 from fedpeft.core.interfaces import Store
 from fedpeft.core.stores import SECRET, Folder, Nowhere, StoreError
-from fedpeft.core.types import Failure, Job, Reply, Tensors, Update
+from fedpeft.core.types import Failure, Job, Reply, Update
 from fedpeft.core.wire import headers, layout_of, unframe, unpack
 from fedpeft.engines.cohort import Cohort
 from fedpeft.engines.inprocess import InProcess
@@ -44,24 +44,23 @@ def read(plan: Plan, reply: Reply | Failure) -> Update:
     return unpack(reply.client, reply.payload, plan.uplink, layout_of(unframe(reply.payload, nested=True)[1]))
 
 
-def distance(got: Tensors, want: Tensors) -> float:
-    """The difference of what two engines send, all tensors as one vector, over its length."""
-    assert got.keys() == want.keys()
-    apart = sum(float((got[n].double() - x.double()).square().sum()) for n, x in want.items())
-    return float((apart / sum(float(x.double().square().sum()) for x in want.values())) ** 0.5)
+def stores(where: Path) -> tuple[Folder, Folder]:
+    """For each engine one, both with the same noise where a plan asks for some."""
+    for folder in ("alone", "together"):
+        (where / folder).mkdir()
+        (where / folder / SECRET).write_bytes(bytes(range(32)))
+    return Folder(where / "alone"), Folder(where / "together")
 
 
 def both(site: Site, plan: Plan, where: Path) -> tuple[Cohort, list[tuple[Reply | Failure, Reply | Failure]]]:
     """Rounds one after another, and what the cohort answers to the same jobs."""
     site = replace(site, plan=plan)
-    for folder in ("alone", "together"):
-        (where / folder).mkdir()
-        (where / folder / SECRET).write_bytes(bytes(range(32)))  # the same noise, where a plan asks for some
-    reference = Recording(InProcess(site, Folder(where / "alone")))
+    alone, together = stores(where)
+    reference = Recording(InProcess(site, alone))
     state = start(plan, site.params())
     for _ in federate(plan, reference, state):
         pass
-    engine = Cohort(site, Folder(where / "together"))
+    engine = Cohort(site, together)
     rounds = range(plan.rounds)
     replies = [reply for r in rounds for reply in engine.run(job for job in reference.jobs if job.round == r)]
     assert [reply.client for reply in replies] == [reply.client for reply in reference.replies]
@@ -230,19 +229,37 @@ def test_nobody_trains_before_a_reply_is_asked_for(points: Site, tmp_path: Path)
     assert len(list(tmp_path.iterdir())) == 1
 
 
+EXAMPLES_ALONE: dict[str, Any] = {
+    "local": {"name": "dp_sgd", "lr": 0.05, "noise_multiplier": 0.0, "clip_norm": 1.0},
+    "weighting": "uniform",
+    "delta": 1e-3,
+    "accountant": "rdp",
+}
 UNFIT = {
     "statistics": (plan_of(task={"name": "parts:Points", "network": "convolution"}), "'norm' takes statistics"),
     "random": (plan_of(task={"name": "parts:Odd", "what": "random"}), "random"),
+    "examples": (
+        read_plan({**RAGGED, **EXAMPLES_ALONE}),
+        "takes gradients example by example",
+    ),
+    "heavy": (
+        plan_of(
+            task={"name": "parts:Points", "network": "hidden", "features": 600},
+            data={"name": "parts:Blobs", "features": 600, "examples": 600},
+        ),
+        "so that little is shared",
+    ),
 }
 
 
 @pytest.mark.parametrize(("plan", "why"), UNFIT.values(), ids=UNFIT)
 def test_what_cannot_be_stacked_goes_one_after_another_and_says_so_once(
-    plan: Plan, why: str, caplog: pytest.LogCaptureFixture
+    plan: Plan, why: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    site = open_site(plan)
-    engine = Cohort(site)
-    for _ in range(2):
-        assert list(engine.run(jobs_of(site))) == list(InProcess(site).run(jobs_of(site)))
+    site, (alone, together) = open_site(plan), stores(tmp_path)
+    engine = Cohort(site, together)
+    for turn in range(2):
+        jobs = [replace(job, round=turn) for job in jobs_of(site)]
+        assert list(engine.run(jobs)) == list(InProcess(site, alone).run(jobs))
     [line] = [record.message for record in caplog.records if record.name == "fedpeft"]
     assert why in line and "one after another" in line and engine.alone in line

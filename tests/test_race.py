@@ -1,9 +1,14 @@
 """The benchmarks that compare and scale: that they measure the same work, and run."""
 
+import json
+from pathlib import Path
+from signal import SIGTERM, getsignal, signal
+
 import pytest
 import torch
 
 from benchmarks import gpu, scale
+from benchmarks.race import main as race_main
 from benchmarks.race import race
 from benchmarks.racing import telling
 from benchmarks.racing.works import SMALL
@@ -32,6 +37,28 @@ def test_a_table_has_a_row_for_each_racer_and_says_who_is_missing() -> None:
     }
     assert "| pfl | 2 | 1.5 to 3 | 0.50 | 4.0 s | 300 | 3e-07 |" in telling.table(found)
     assert "Without flower: no." in telling.table(found)
+
+
+def test_the_list_says_what_each_work_is(capsys: pytest.CaptureFixture[str]) -> None:
+    race_main(["--list"])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["W1", "W2", "W3", "W4", "W5", "W6"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which this would measure")
+def test_json_is_all_that_is_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    before = getsignal(SIGTERM)
+    race_main(["--json", "--only", "W5"])
+    signal(SIGTERM, before)
+    seen = capsys.readouterr()
+    assert json.loads(seen.out)["W5"]["skipped"] and "W5: ViT-B/16" in seen.err
+
+
+def test_a_part_measured_anew_leaves_the_other(tmp_path: Path) -> None:
+    file = tmp_path / "results" / "scale.json"
+    scale.keep({"machine": {"cores": 2}, "memory": {"seconds": 1}, "server": {"seconds": 2}}, file)
+    scale.keep({"machine": {"cores": 2}, "server": {"seconds": 3}}, file)
+    kept = json.loads(file.read_text())
+    assert kept == {"machine": {"cores": 2}, "memory": {"seconds": 1}, "server": {"seconds": 3}}
 
 
 @pytest.mark.parametrize("model", [pytest.param("vit-b", marks=pytest.mark.slow), "llama"])

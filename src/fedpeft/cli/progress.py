@@ -99,6 +99,8 @@ def warnings(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"{summary['failed']} of {summary['asked']} replies were not counted; {where}"
     if still := summary["rounds_without_change"]:
         yield f"{still} of {summary['rounds']} rounds changed nothing; rounds.jsonl says why"
+    if why := summary.get("one_after_another"):
+        yield f"the engine {summary['engine']} trained clients one after another: {why}"
     if (privacy := summary.get("privacy")) and privacy["epsilon"] is None:
         yield f"this run's noise gives no {privacy['unit']} a guarantee: there is no epsilon"
 

@@ -136,7 +136,7 @@ def _finish(console: "Console", folder: "RunFolder", site: "Site", workers: int,
                 _work(folder, site, engine)
             else:
                 _show(console, folder, site, engine)
-        summary = summarize(folder, site, choice)
+        summary = summarize(folder, site, choice, getattr(engine, "alone", ""))
         if draws(site.plan):
             with console.status("drawing pictures for `fedpeft report`"):
                 failed = exhibit_at_end(folder, site.plan, site.device)

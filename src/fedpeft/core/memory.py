@@ -10,9 +10,11 @@ from fedpeft.core.interfaces import LossFn
 from fedpeft.core.seeds import seeded
 from fedpeft.core.types import Batch, Tensors
 
-GROUP = Path("/sys/fs/cgroup")  # the limits of a container
-
-
+GROUPS = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+"""Of both versions of control groups: a container's limit, what it uses, and what of that is cache to be given up."""
 REUSED = 2**25 - 2**16  # bytes; glibc learns up to 32 MiB
 
 
@@ -26,20 +28,34 @@ def reuse_freed() -> None:
     torch.empty(REUSED, dtype=torch.uint8)
 
 
-def available(device: str) -> int:
-    """Bytes that can be had now."""
+def available(device: str, root: Path = Path("/")) -> int:
+    """Bytes that can be had now; cached files count as free. `root` is where the system's own files begin."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(torch.device(device))[0] + _reserved(device)
     try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):  # no Linux: half of what the machine has
+        free = int(_table(root / "proc/meminfo")["MemAvailable:"]) * 1024
+    except (OSError, KeyError, ValueError):  # no Linux: half of what the machine has
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if hasattr(os, "sysconf") else 2**31
+    return int(min(free, *(_left(root / "sys/fs/cgroup", *names) for names in GROUPS)))
+
+
+def _left(group: Path, limit: str, used: str, stat: str, cache: str) -> float:
+    """Of a container's limit; infinity without a container, or a limit."""
     try:
-        limit, used = ((GROUP / f"memory.{name}").read_text() for name in ("max", "current"))
-        return min(free, max(0, int(limit) - int(used)))
-    except (OSError, ValueError):  # no container, or one without a limit
-        return free
+        most, now = (int((group / name).read_text()) for name in (limit, used))
+    except (OSError, ValueError):
+        return float("inf")
+    try:
+        cached = int(_table(group / stat)[cache])
+    except (OSError, KeyError, ValueError):
+        cached = 0
+    return max(0, most - max(0, now - cached))
+
+
+def _table(path: Path) -> dict[str, str]:
+    """The first two words of each line."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {words[0]: words[1] for words in lines if len(words) > 1}
 
 
 def _reserved(device: str) -> int:

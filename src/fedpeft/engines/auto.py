@@ -61,6 +61,11 @@ class Auto:
     def clients(self) -> Sequence[ClientId]:
         return self.engine.clients
 
+    @property
+    def alone(self) -> str:
+        """Why a stack was given up, if one was chosen."""
+        return self.engine.alone if isinstance(self.engine, Cohort) else ""
+
     def run(self, jobs: Iterable[Job]) -> Iterator[Reply | Failure]:
         return self.engine.run(jobs)
 

@@ -1,7 +1,8 @@
 """The clients of a round trained together, in one pass through the base that they share.
 
-Equal to one after another but for rounding: 1e-4 of a round's change in float32. What cannot be stacked is trained one
-after another, with one line in the log that says why.
+Equal to one after another but for rounding: 1e-4 of a client's change in float32. AdamW makes whole steps of rounding
+where a true gradient is zero, as that of attention's key biases is; those differ more, and the model's outputs do not.
+What cannot be stacked is trained one after another, with one line in the log that says why.
 """
 
 from collections import deque
@@ -15,7 +16,7 @@ from fedpeft.client import Opened, Trained, Worker
 from fedpeft.core.interfaces import Store
 from fedpeft.core.memory import available
 from fedpeft.core.stores import Nowhere
-from fedpeft.core.types import ClientId, Failure, Job, Reply
+from fedpeft.core.types import ClientId, Failure, Job, Reply, Tensors
 from fedpeft.engines.stacks import Stacks, Trainee
 from fedpeft.plan import Plan
 from fedpeft.site import Site, open_site, threads
@@ -85,8 +86,7 @@ class Cohort:
         while waiting and len(opened) < most:
             one = self.worker.open(waiting.popleft())
             if isinstance(one, Opened) and not opened:
-                each = HELD * sum(x.nbytes for x in one.start.values())
-                most = max(1, min(MOST, int(SHARE * available(self.site.device)) // max(1, each)))
+                most = room(one.start, available(self.site.device))
             opened.append(one)
         return opened
 
@@ -135,6 +135,12 @@ class Outcome:
             raise self.error
         assert self.trained is not None
         return self.trained
+
+
+def room(start: Tensors, free: int) -> int:
+    """How many clients that begin with such tensors may be open at once, with so many bytes free."""
+    each = HELD * sum(x.nbytes for x in start.values())
+    return max(1, min(MOST, int(SHARE * free) // max(1, each)))
 
 
 def unfit(site: Site) -> str:

@@ -15,8 +15,10 @@ from fedpeft.runs.measure import FullPayloads, client_accuracy, full_payloads
 from fedpeft.site import Site
 
 
-def summarize(folder: RunFolder, site: Site, choice: Choice | None = None) -> dict[str, Any]:
-    """Add up the rounds, compare with full fine-tuning, and write summary.json; `choice` is what "auto" came to.
+def summarize(folder: RunFolder, site: Site, choice: Choice | None = None, alone: str = "") -> dict[str, Any]:
+    """Add up the rounds, compare with full fine-tuning, and write summary.json.
+
+    `choice` is what "auto" came to, `alone` why "cohort" trained clients one after another, if it did.
 
     It is written without the comparison first: a model too large for this machine must not cost the rest.
     """
@@ -44,6 +46,7 @@ def summarize(folder: RunFolder, site: Site, choice: Choice | None = None) -> di
         "features": site.kept.note,
         "engine": choice.engine if choice else plan.engine,
         "engine_reason": choice.reason if choice else "named in the plan",
+        "one_after_another": alone or None,
         **environment(plan, site.device),
     }
     write_json(folder.summary, summary)
