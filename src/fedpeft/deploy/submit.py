@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from logging import getLogger
 from pathlib import Path
 from shutil import disk_usage, which
 from socket import gethostname
@@ -22,6 +23,11 @@ from fedpeft.runs.record import RoundRecord
 ROOM = 1 << 16  # bytes without which nothing can be written
 POLL = 0.3  # seconds between two looks at the folder
 ASK = 30.0  # seconds between two questions to the SuperLink, each a process with two seconds of work
+WAITS = 3  # answers that the run is pending until that is told
+PENDING = (
+    "the SuperLink has not begun the run for %g s: others may come first, or its process that begins runs "
+    "(flower-superexec) has ended; then start the SuperLink again. `%s` takes the run back"
+)
 
 
 def require() -> None:
@@ -84,12 +90,15 @@ def follow(folder: RunFolder) -> Iterator[RoundRecord]:
     Raises:
       RunError: the server's part has ended before.
     """
-    done, asked = len(read_rounds(folder)), monotonic()
+    done, asked, waits = len(read_rounds(folder)), monotonic(), 0
     while True:
         # before the rounds are read, so that none is missed
         over = killed(folder) or folder.summary.exists() or ended(folder).exists()
         if not over and monotonic() - asked > ASK:
-            over, asked = status(folder).startswith("finished"), monotonic()
+            state, asked = status(folder), monotonic()
+            over, waits = state.startswith("finished"), waits + (state == "pending")
+            if state == "pending" and waits == WAITS:
+                getLogger("fedpeft").warning(PENDING, WAITS * ASK, how_to_stop(folder))
         for values in read_rounds(folder)[done:]:
             done += 1
             yield RoundRecord(**values)
