@@ -1,12 +1,14 @@
 """What preparing the frozen part gives: packed weights to LoRA r=8 on query and value, kept features to a new head.
 
-    python -m benchmarks.base                          # all three, some minutes
+    python -m benchmarks.base                          # all, some minutes
     python -m benchmarks.base --only vision --batch 8 --repeats 9
     python -m benchmarks.base --out benchmarks/results
 
 vision  ViT of 5.4 M parameters, 32x32 pixels, patch 4
 text    a BERT of MiniLM's size (hidden 384, 6 layers), 64 tokens
 head    the ViT again, head only: rounds of 10 of 100 clients with 20 pictures each
+accuracy  whole runs of the plans that are given, or of the package's own digits, with a frozen base in float32 and in
+        bfloat16: the held-out accuracy at the end, in percent, for each seed
 
 Every time of the first two is a client's step, forward, backward and SGD, in one process. The ways are measured one
 after another in each repeat, each ratio is to the plain step of the same repeat, and what counts is the median. `error`
@@ -19,8 +21,9 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,7 +36,7 @@ from benchmarks.work import CLASSES, Noise, TinyViT, Tokens
 from fedpeft import InProcess, Plan, federate, open_site, start
 from fedpeft.core.interfaces import Method, Task
 from fedpeft.core.objective import Objective
-from fedpeft.core.packed import prepare_frozen
+from fedpeft.core.packed import BASE_DTYPES, prepare_frozen
 from fedpeft.core.seeds import seeded
 from fedpeft.core.trainable import read
 from fedpeft.core.types import Batch, State, Tensors
@@ -43,9 +46,12 @@ from fedpeft.methods.head import Head
 from fedpeft.methods.lora import LoRA
 from fedpeft.optimizers.sgd import SGD
 from fedpeft.partitions.iid import IID
+from fedpeft.plan import read_plan
+from fedpeft.runs.measure import measure
 
 WAYS = {"plain": ("float32", False), "packed float32": ("float32", True), "packed bfloat16": ("bfloat16", True)}
 MODELS: dict[str, Task] = {"vision": TinyViT(), "text": Tokens()}
+PARTS = (*MODELS, "head", "accuracy")
 
 
 def inputs(name: str, size: int) -> Batch:
@@ -128,6 +134,21 @@ def head(repeats: int, threads: int) -> dict[str, Any]:
     return {**timed, "prepare": round(prepare, 2)}
 
 
+def accuracy(plans: Sequence[Path], seeds: Sequence[int]) -> dict[str, Any]:
+    own = files("fedpeft") / "assets" / "plans" / "digits.toml"
+    found: dict[str, Any] = {}
+    texts: list[Path | str] = [*plans] or [own.read_text(encoding="utf-8")]
+    for text in texts:
+        for seed in seeds:
+            for dtype in BASE_DTYPES:
+                plan = read_plan(text, [f"seed={seed}", f'base_dtype="{dtype}"', "engine=inprocess"])
+                site = open_site(plan)
+                *_, (state, _) = federate(plan, InProcess(site), start(plan, site.params()))
+                reached = 100 * measure(site, state.params)["accuracy"]
+                found.setdefault(plan.name, {}).setdefault(dtype, []).append(round(reached, 2))
+    return found
+
+
 def done(rounds: Iterator[tuple[State, Ledger]]) -> None:
     _, ledger = next(rounds)
     assert not ledger.failed, ledger.failed
@@ -135,10 +156,12 @@ def done(rounds: Iterator[tuple[State, Ledger]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=[*MODELS, "head"], default=[*MODELS, "head"])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--batch", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--repeats", type=int, default=21)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--plans", type=Path, nargs="+", default=[], metavar="PLAN.toml", help="for `accuracy`")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 42, 3407], help="for `accuracy`")
     parser.add_argument("--out", type=Path, help="a folder for base.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -147,6 +170,9 @@ def main() -> None:
     if "head" in args.only:
         results["head"] = head(args.repeats, args.threads)
         print(f"head: {results['head']}")
+    if "accuracy" in args.only:
+        results["accuracy"] = accuracy(args.plans, args.seeds)
+        print(f"accuracy: {results['accuracy']}")
     for name in args.only:
         for size in args.batch if name in MODELS else ():
             results[f"{name}, batch {size}"] = race(name, size, args.repeats)
