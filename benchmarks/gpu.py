@@ -4,7 +4,8 @@
     python -m benchmarks.gpu --only vit-b --clients 8 --batch 4
     python -m benchmarks.gpu --device cpu --tiny         # whether the script works
 
-Both engines of `benchmarks.cohort` run whole rounds of two steps a client, LoRA r=8, passes in bfloat16.
+Both engines of `benchmarks.cohort` run whole rounds of two steps a client, LoRA r=8, passes in bfloat16
+with frozen weights cast once.
 `of_peak` is the share of the chip's matrix peak, measured here on squares of 8192, that the cohort's rounds reach; the
 operations are those of a client's step as torch counts them. Wanted: 0.45.
 """
@@ -90,6 +91,7 @@ def plan_of(name: str, clients: int, batch: int, tiny: bool) -> Plan:
         partition=IID(clients=clients),
         method=method,
         local=Descent(lr=0.01, batch_size=batch, precision="bfloat16"),
+        base_dtype="bfloat16",
         cohort=clients,
         features=False,
     )

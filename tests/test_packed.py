@@ -122,13 +122,30 @@ def test_what_is_trained_tied_to_it_or_small_stays_as_it_was() -> None:
 
 
 def test_autocast_and_other_types_take_the_plain_product() -> None:
-    plain, prepared = layer((), "bfloat16")
+    plain, prepared = layer((), "float32")
     x = rows(8, 50)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(prepared(x), plain(x))
+    assert isinstance(prepared.forward, Forward) and prepared.forward._packed is None
     half = x.half()
     with pytest.raises(RuntimeError, match="dtype"):
         prepared(half)
+
+
+@pytest.mark.parametrize("trained", [(), ("bias",)])
+def test_autocast_to_the_type_of_the_base_does_not_cast_the_weight_anew(trained: tuple[str, ...]) -> None:
+    plain, prepared = layer(trained, "bfloat16")
+    for x in (rows(8, 50), rows(8, 50).bfloat16()):
+        given = [x.detach().clone().requires_grad_() for _ in range(2)]
+        with torch.autocast("cpu", torch.bfloat16):
+            want, got = plain(given[0]), prepared(given[1])
+        assert got.dtype == want.dtype == torch.bfloat16
+        torch.testing.assert_close(got.float(), want.float(), rtol=2e-2, atol=2e-2)
+        for y in (want, got):
+            y.float().sum().backward()
+        assert given[0].grad is not None and given[1].grad is not None
+        torch.testing.assert_close(given[1].grad.float(), given[0].grad.float(), rtol=2e-2, atol=2e-2)
+    assert isinstance(prepared.forward, Forward) and prepared.forward._packed is not None
 
 
 @kernels_only

@@ -147,11 +147,16 @@ class Forward:
 
     def __call__(self, x: Tensor) -> Tensor:
         weight, bias = self.layer.weight, self.layer.bias
-        if weight is not self.weight or x.dtype != weight.dtype or torch.is_autocast_enabled(x.device.type):
+        device = x.device.type
+        if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == self.dtype:
+            x = x.to(self.dtype)  # as autocast does, which would cast the weight anew at each call
+        elif x.dtype != weight.dtype or torch.is_autocast_enabled(device):
+            return linear(x, weight, bias)
+        if weight is not self.weight:
             return linear(x, weight, bias)
         inside = self.bias is not None and bias is self.bias
         y: Tensor = _Product.apply(x, self._current(self.bias if inside else None))  # type: ignore[no-untyped-call]
-        return y if bias is None or inside else y + bias
+        return y if bias is None or inside else y + bias.to(y.dtype)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Forward":
         layer, weight, bias = deepcopy((self.layer, self.weight, self.bias), memo)
