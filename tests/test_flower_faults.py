@@ -150,6 +150,16 @@ def test_a_slow_and_lossy_link_costs_time_only(tmp_path: Path) -> None:
         assert all("weight" in each for each in of(here, "c002"))
 
 
+def half_sent(here: Federation, own: Path, cut: Path) -> "subprocess.Popen[bytes]":
+    """The run, when a part of the first update of a client has passed its link, which is then cut."""
+    process = submit(here)
+    until((own / "reached").exists, 400, lambda: here.log("run"), process)
+    cut.with_suffix(".armed").touch()
+    (own / "closed").unlink()
+    until(cut.exists, 100, lambda: here.log("run"), process)
+    return process
+
+
 @links
 def test_a_link_cut_in_the_middle_of_an_upload_costs_a_round_its_update(tmp_path: Path) -> None:
     """It is cut after 60 kB of 480, and mended when the round is over; then another client holds a round up, in which
@@ -162,11 +172,7 @@ def test_a_link_cut_in_the_middle_of_an_upload_costs_a_round_its_update(tmp_path
     plan = f"deadline = 300\nstages = [{', '.join(gates)}]\n" + LARGE.replace("rounds = 3", "rounds = 5")
     flags = ("--rate", "125000", "--cut", str(cut), "--cut-after", "60000")
     with three(tmp_path, plan, links={2: flags}) as here:
-        process = submit(here)
-        until((own / "reached").exists, 400, lambda: here.log("run"), process)
-        cut.with_suffix(".armed").touch()
-        (own / "closed").unlink()
-        until(cut.exists, 100, lambda: here.log("run"), process)
+        process = half_sent(here, own, cut)
         until((tmp_path / "run" / "rounds.jsonl").exists, 400, lambda: here.log("run"), process)
         (other / "closed").touch()
         cut.unlink()
@@ -188,11 +194,7 @@ def test_a_node_killed_in_the_middle_of_an_upload_costs_a_round_its_update(tmp_p
     plan = "deadline = 300\n" + GATE.format(own) + LARGE.replace("rounds = 3", "rounds = 4")
     flags = ("--rate", "125000", "--cut", str(cut), "--cut-after", "60000")
     with three(tmp_path, plan, links={2: flags}) as here:
-        process = submit(here)
-        until((own / "reached").exists, 400, lambda: here.log("run"), process)
-        cut.with_suffix(".armed").touch()
-        (own / "closed").unlink()
-        until(cut.exists, 100, lambda: here.log("run"), process)
+        process = half_sent(here, own, cut)
         for pid in here.inside("supernode2"):
             os.kill(pid, signal.SIGKILL)
         here.supernode(2, "comes back")

@@ -76,9 +76,10 @@ def supernode(folder: Path, arguments: Sequence[str], say: Callable[[str], None]
                 process.terminate()
                 process.wait()
 
-        code = again_while_broken(once, say, before)
-    alive.unlink(missing_ok=True)
-    return code
+        try:
+            return again_while_broken(once, say, before)
+        finally:
+            alive.unlink(missing_ok=True)  # Flower has told the SuperLink that it goes
 
 
 def again_while_broken(
