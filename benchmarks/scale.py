@@ -30,7 +30,7 @@ from fedpeft import InProcess, Plan, federate, open_site, start
 from fedpeft.admission import Door, Ledger
 from fedpeft.codecs.float16 import Float16
 from fedpeft.core.interfaces import Data, LossFn
-from fedpeft.core.stores import Folder
+from fedpeft.core.stores import Folder, ahead
 from fedpeft.core.tensors import layout, map_tensors
 from fedpeft.core.types import Batch, Carry, Context, Reply, State, Tensors, Update
 from fedpeft.core.wire import pack
@@ -191,7 +191,7 @@ def averaged(plan: Plan, state: State, files: list[Path]) -> None:
     """The server's side of a round."""
     ledger, wanted = Ledger(0), dict.fromkeys((file.name for file in files), layout(state.params))
     door = Door.of(plan, state, wanted, ledger)
-    came = (door(Reply(file.name, file.read_bytes())) for file in files)
+    came = (door(Reply(file.name, file.read_bytes())) for file in ahead(files))
     let_in = door.bounded(update for update in came if update is not None)
     mean = aggregate(plan, let_in, state, lambda _: state.params)
     assert mean is not None and len(ledger.weights) == len(files), ledger.failed

@@ -1,5 +1,6 @@
 """Clients' memory in files: whole or not there, and nobody else's."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedpeft.core.stores import Folder, StoreError, storing, write_atomically
+from fedpeft.core.stores import AHEAD, Folder, StoreError, ahead, storing, write_atomically
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Job
 from fedpeft.errors import RunError
@@ -82,3 +83,29 @@ def test_a_full_disk_leaves_the_old_file_and_no_part_of_the_new(tmp_path: Path) 
     assert ended.stderr.splitlines()[-1] == "OSError: [Errno 27] File too large"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_files_are_asked_for_ahead_and_a_pipe_is_left_to_its_reader(tmp_path: Path) -> None:
+    files = [tmp_path / str(k) for k in range(12)]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    files[5].unlink()
+    files[7].unlink()
+    os.mkfifo(files[7])  # opening it would wait for a writer
+    assert list(ahead(files)) == files and list(ahead([])) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system cannot be asked")
+def test_each_file_is_asked_for_once_and_before_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, asked = [tmp_path / str(k) for k in range(12)], list[str]()
+    for file in files:
+        file.write_bytes(b"content")
+
+    def advise(number: int, *_: int) -> None:
+        asked.append(os.path.basename(os.readlink(f"/proc/self/fd/{number}")))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    for number, file in enumerate(ahead(files)):
+        assert not number or file.name in asked
+        assert len(asked) == min(number + AHEAD, 11)
+    assert asked == [str(k) for k in range(1, 12)]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from fedpeft.aggregators.gathering import back, plus, wide
-from fedpeft.core.tensors import map_tensors
+from fedpeft.core.tensors import map_tensors, together, vector
 from fedpeft.core.types import ClientId, State, Tensors, Update, Weighted
 
 
@@ -31,10 +31,20 @@ class Mean:
             weight += update.weight
             share = update.weight / weight
             if first is None:
-                first, mean = update, map_tensors(lambda d: wide(d).clone(), update.delta)
+                first, mean = update, together(map_tensors(wide, update.delta))
             else:
-                mean = map_tensors(lambda m, d, by=share: m.lerp_(wide(d), by), mean, update.delta)
+                _move(mean, update.delta, share)
             metrics = plus(metrics, update.metrics)
         if first is None:
             raise ValueError("no update arrived")
         return Update("", map_tensors(lambda m, d: back(m, d.dtype), mean, first.delta), weight, metrics)
+
+
+def _move(mean: Tensors, delta: Tensors, by: float) -> None:
+    """That much of the way to the update, in place; at once, where both lie alike in vectors."""
+    one, other = vector(mean), vector(delta)
+    alike = list(mean) == list(delta) and all(m.shape == d.shape for m, d in zip(mean.values(), delta.values(), strict=True))
+    if one is None or other is None or one.dtype is not other.dtype or not alike:
+        map_tensors(lambda m, d: m.lerp_(wide(d), by), mean, delta)
+    else:
+        one.lerp_(other, by)

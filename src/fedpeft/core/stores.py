@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -19,6 +19,8 @@ from fedpeft.errors import RunError
 
 SECRET = "secret"
 """The file of the root that all keys of a folder come from."""
+AHEAD = 4
+"""Files that the system is asked for before they are read."""
 
 
 class StoreError(OSError):
@@ -51,6 +53,23 @@ def write_atomically(path: Path, content: bytes) -> None:
         with suppress(OSError):  # a full disk needs the room; what went wrong first is what is told
             part.unlink(missing_ok=True)
         raise
+
+
+def ahead(files: Sequence[Path]) -> Iterator[Path]:
+    """The files in order; the disk fetches the next ones while the caller reads and works on this one."""
+    for number, file in enumerate(files):
+        for later in files[number + AHEAD if number else 1 : number + AHEAD + 1]:
+            _announce(later)
+        yield file
+
+
+def _announce(file: Path) -> None:
+    """What is wrong with it is told when it is read."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            if file.is_file():  # a pipe would be opened for its one reader
+                with file.open("rb") as opened:
+                    os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def dump_tensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:

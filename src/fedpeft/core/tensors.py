@@ -42,7 +42,7 @@ def finite(a: Tensors) -> bool:
 
     A sum is finite only if its entries are. One in the tensor's own type may overflow; then one in float64 decides.
     """
-    return all(isfinite(float(x.sum())) or isfinite(float(x.sum(dtype=torch.float64))) for x in a.values())
+    return all(isfinite(float(x.sum())) or isfinite(float(x.sum(dtype=torch.float64))) for x in pieces(a))
 
 
 def count(rows: Tensors) -> int:
@@ -82,9 +82,39 @@ def prefixed(prefix: str, a: Tensors) -> dict[str, Tensor]:
 
 def norm(a: Tensors) -> Tensor:
     """The Euclidean norm of all entries as one vector, in float64."""
-    return (
-        torch.stack([torch.linalg.vector_norm(x, dtype=torch.float64).cpu() for x in a.values()]).square().sum().sqrt()
-    )
+    return torch.stack([torch.linalg.vector_norm(x, dtype=torch.float64).cpu() for x in pieces(a)]).square().sum().sqrt()
+
+
+def vector(a: Tensors) -> Tensor | None:
+    """All entries as one vector, where the tensors lie one after another in one, as those do that came by a wire.
+
+    A view: one operation on it is one on each tensor, without a call for each.
+    """
+    first = next(iter(a.values()), None)
+    whole = None if first is None else first._base
+    if first is None or whole is None or whole.ndim != 1 or not whole.is_contiguous():
+        return None
+    begin = at = whole.storage_offset()
+    for x in a.values():
+        if x._base is not whole or x.dtype is not whole.dtype or x.storage_offset() != at or not x.is_contiguous():
+            return None
+        at += x.numel()
+    return whole if at == begin + whole.numel() else None
+
+
+def pieces(a: Tensors) -> list[Tensor]:
+    """All entries in as few tensors as hold them, where their names do not matter."""
+    whole = vector(a)
+    return list(a.values()) if whole is None else [whole]
+
+
+def together(a: Tensors) -> dict[str, Tensor]:
+    """A copy, in one vector where the tensors lie in one."""
+    whole = vector(a)
+    if whole is None:
+        return map_tensors(Tensor.clone, a)
+    parts = torch.split(whole.clone(), [x.numel() for x in a.values()])
+    return {name: part.view(x.shape) for (name, x), part in zip(a.items(), parts, strict=True)}
 
 
 def shrinking(norms: Tensor, limit: float) -> Tensor:

@@ -14,7 +14,7 @@ from shutil import copytree
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from fedpeft.core.stores import Folder, write_atomically
+from fedpeft.core.stores import Folder, ahead, write_atomically
 from fedpeft.core.types import ClientId
 from fedpeft.errors import RunError
 from fedpeft.oneshot.contribution import Contribution, read_contribution
@@ -168,7 +168,7 @@ def _kept(merged: Merged, study: Invitation, rules: Rules) -> Came:
     """What was merged before, as strictly read as when it came, in the order of arrival as far as it is known."""
     key, trust = merged.key, Trust(rules.trust)
     found = {}
-    for file in merged.contributions.glob("*.safetensors"):
+    for file in ahead(list(merged.contributions.glob("*.safetensors"))):
         one = read_contribution(file, study, key, trust)
         found[one.header.client] = file, one
     order = (read_json(merged.study / ORDER) or {}).get("clients", [])
@@ -185,7 +185,7 @@ def _without(kept: Came, remove: Sequence[ClientId]) -> Came:
 def _admitted(study: Invitation, key: "X25519PrivateKey", rules: Rules, before: Came, files: Sequence[Path]) -> Came:
     """Those before and new ones, each good for itself and beside all others."""
     trust, every = Trust(rules.trust), dict(before)
-    for file in files:
+    for file in ahead(files):
         one = read_contribution(file, study, key, trust)
         client = one.header.client
         if client in every:
