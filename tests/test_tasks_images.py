@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 
 from fedpeft import DataError
+from fedpeft.core.seeds import generator
 from fedpeft.core.types import Table
+from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.table import HubTable
 from fedpeft.tasks.image_classification import ImageClassification
 
@@ -37,6 +39,23 @@ def test_channels_are_fitted_to_the_model() -> None:
         got = task.prepare(Table({"image": image, "label": label}))["image"]
         assert got.shape == (1, wanted, 8, 8)
         assert torch.unique(got).tolist() == [7]
+
+
+def test_pictures_are_changed_where_the_model_is_with_the_same_draws() -> None:
+    """The device "meta" computes shapes only, and refuses as a GPU does to mix its tensors with those of the CPU."""
+    task = ImageClassification(model="micro-vit", size=12, crop=2, flip=True)
+    rows = {"image": torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8), "label": torch.arange(6)}
+    parts, here, there = {"a": torch.arange(6)}, generator(0), generator(0)
+    for device, draws in (("cpu", here), ("meta", there)):
+        data = Partitioned(task, rows, rows, parts, device=device)
+        for batch in (*data.batches("a", 4, 2, draws), *data.held_out("a"), data.chosen("a", torch.tensor([1]), draws)):
+            assert batch["pixel_values"].shape[1:] == (1, 12, 12)
+            assert {name: x.device.type for name, x in batch.items()} == {
+                "pixel_values": device,
+                "label": "cpu",
+                "mask": "cpu",
+            }
+    assert torch.equal(here.get_state(), there.get_state())
 
 
 def test_data_without_pictures_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Tensors that lie one after another in one vector, as what came by a wire does: the same results in fewer operations."""
+"""Tensors that lie one after another in one vector, as what came by a wire does: the same results, fewer operations."""
 
 import torch
 from hypothesis import given
@@ -69,8 +69,8 @@ def test_the_length_is_that_of_all_entries() -> None:
 
 def test_the_mean_is_the_same_to_the_bit_however_its_updates_lie() -> None:
     a, b, c = (tensors(seed) for seed in range(3))
-    turned = dict(reversed(wired(c).items()))  # in a vector no more
-    other_order = wired(dict(reversed(c.items())))  # in a vector, in another order
+    turned = dict(reversed(list(wired(c).items())))  # in a vector no more
+    other_order = wired(dict(reversed(list(c.items()))))  # in a vector, in another order
 
     def mean(*deltas: Tensors) -> Tensors:
         updates = [Update(str(k), delta, 1.0 + k) for k, delta in enumerate(deltas)]

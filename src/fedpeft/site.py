@@ -16,6 +16,7 @@ from fedpeft.core.lowrank import is_factor
 from fedpeft.core.memory import reuse_freed
 from fedpeft.core.packed import prepare_frozen
 from fedpeft.core.seeds import generator
+from fedpeft.core.tensors import moved
 from fedpeft.core.trainable import read
 from fedpeft.core.types import Batch, Division, Examples, Tensors, Update
 from fedpeft.data.partitioned import Partitioned, lengths, set_apart
@@ -65,7 +66,7 @@ class Site:
         return update
 
     def on_device(self, batch: Batch) -> Batch:
-        return batch if self.device == "cpu" else {n: x.to(self.device) for n, x in batch.items()}
+        return moved(batch, self.device)
 
 
 def open_site(plan: Plan, device: str = "cpu") -> Site:
@@ -106,7 +107,8 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
     if plan.vote is not None:
         parts, voting = set_apart(parts, VOTE_SHARE if plan.vote_share is None else plan.vote_share, plan.seed)
         apart, notes = Partitioned(task, train, {}, voting), {**notes, "set_apart": sum(map(len, voting.values()))}
-    return Site(plan, model, Partitioned(task, train, test, parts, notes), examples.classes, device, kept, apart)
+    data = Partitioned(task, train, test, parts, notes, device)
+    return Site(plan, model, data, examples.classes, device, kept, apart)
 
 
 def _check_personal(plan: Plan, names: Sequence[str]) -> None:

@@ -43,7 +43,9 @@ class Mean:
 def _move(mean: Tensors, delta: Tensors, by: float) -> None:
     """That much of the way to the update, in place; at once, where both lie alike in vectors."""
     one, other = vector(mean), vector(delta)
-    alike = list(mean) == list(delta) and all(m.shape == d.shape for m, d in zip(mean.values(), delta.values(), strict=True))
+    alike = list(mean) == list(delta) and all(
+        m.shape == d.shape for m, d in zip(mean.values(), delta.values(), strict=True)
+    )
     if one is None or other is None or one.dtype is not other.dtype or not alike:
         map_tensors(lambda m, d: m.lerp_(wide(d), by), mean, delta)
     else:

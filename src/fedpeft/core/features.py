@@ -21,7 +21,7 @@ from fedpeft.core.cut import Cut, blank, find_cut
 from fedpeft.core.interfaces import Task
 from fedpeft.core.objective import Objective
 from fedpeft.core.seeds import seeded
-from fedpeft.core.tensors import count
+from fedpeft.core.tensors import bytes_moved, count, moved
 from fedpeft.core.types import Batch, Summed, Table, Tensors
 
 FEATURES = "fedpeft.features"
@@ -139,8 +139,8 @@ def _keep(task: Task, model: nn.Module, trained: Collection[str], train: Tensors
 
 
 def _batch(task: Task, rows: Tensors, device: torch.device) -> Batch:
-    batch = {**task.batch(rows, None), "mask": torch.ones(count(rows))}
-    return {n: x.to(device) for n, x in batch.items()}
+    batch = task.batch(bytes_moved(rows, str(device)), None)
+    return moved({**batch, "mask": torch.ones(count(rows))}, str(device))
 
 
 def _obstacle(task: Task, model: nn.Module, cut: Cut, train: Tensors, test: Tensors, batch: Batch) -> str:

@@ -48,7 +48,8 @@ class Task(Protocol):
     """What is learned. `losses` and `metrics` give one value per example, shape (batch,), or `Summed` values.
 
     `prepare` runs once on a table as its source reads it; `batch` on the rows drawn for a step, with a generator in
-    training only: augmentation is drawn from it.
+    training only: augmentation is drawn from it. Of these rows, columns of uint8 are where the model is, a GPU maybe,
+    and all others on the CPU.
     """
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module: ...

@@ -63,6 +63,20 @@ def layout(a: Tensors) -> Layout:
     return [(name, list(x.shape), str(x.dtype).removeprefix("torch.")) for name, x in a.items()]
 
 
+def moved(a: Tensors, device: str) -> Tensors:
+    """On a device. Where that is a GPU the host does not wait: it makes the next batch while this one is under way."""
+    if device == "cpu":
+        return a
+    pinned = {n: x.pin_memory() if device.startswith("cuda") and not x.is_cuda else x for n, x in a.items()}
+    return {n: x.to(device, non_blocking=True) for n, x in pinned.items()}
+
+
+def bytes_moved(rows: Tensors, device: str) -> Tensors:
+    """Rows whose columns of bytes (uint8), such as pictures, are on a device: they travel at a quarter of the size that
+    they have as numbers, and are cropped and resized there."""
+    return {**rows, **moved({name: x for name, x in rows.items() if x.dtype is torch.uint8}, device)}
+
+
 def under(prefix: str, a: Tensors) -> dict[str, Tensor]:
     """The tensors named `prefix/...`, without the prefix."""
     start = f"{prefix}/"
@@ -82,7 +96,9 @@ def prefixed(prefix: str, a: Tensors) -> dict[str, Tensor]:
 
 def norm(a: Tensors) -> Tensor:
     """The Euclidean norm of all entries as one vector, in float64."""
-    return torch.stack([torch.linalg.vector_norm(x, dtype=torch.float64).cpu() for x in pieces(a)]).square().sum().sqrt()
+    return (
+        torch.stack([torch.linalg.vector_norm(x, dtype=torch.float64).cpu() for x in pieces(a)]).square().sum().sqrt()
+    )
 
 
 def vector(a: Tensors) -> Tensor | None:

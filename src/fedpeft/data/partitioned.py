@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedpeft.core.interfaces import Task
 from fedpeft.core.seeds import generator
-from fedpeft.core.tensors import count
+from fedpeft.core.tensors import bytes_moved, count
 from fedpeft.core.types import Batch, ClientId, Tensors
 from fedpeft.errors import DataError
 
@@ -28,6 +28,7 @@ class Partitioned:
       test: the held-out rows, common to all.
       parts: by client the indices (k,) into `train`.
       notes: what the partition did beside cutting, counted.
+      device: where rows of bytes, such as pictures, become batches; all else of a batch lies on the CPU.
     """
 
     task: Task
@@ -35,6 +36,7 @@ class Partitioned:
     test: Tensors
     parts: Parts
     notes: Mapping[str, int] = field(default_factory=dict)
+    device: str = "cpu"
 
     @property
     def clients(self) -> Sequence[ClientId]:
@@ -71,7 +73,8 @@ class Partitioned:
             yield self._batch(rows, chunk, None)
 
     def _batch(self, rows: Tensors, index: Tensor, generator: torch.Generator | None) -> Batch:
-        batch = self.task.batch({name: x[index] for name, x in rows.items()}, generator)
+        chosen = {name: x[index] for name, x in rows.items()}
+        batch = self.task.batch(bytes_moved(chosen, self.device), generator)
         return {**batch, "mask": torch.ones(len(index))}
 
 

@@ -62,7 +62,7 @@ def attacked(site: Site, params: Tensors) -> dict[str, float]:
     for attack in plan.attacks:
         rows = attack.probe(test, len(site.classes))
         if rows is not None:
-            aim = replace(site, data=Partitioned(plan.task, {}, rows, {}), kept=Kept())
+            aim = replace(site, data=Partitioned(plan.task, {}, rows, {}, device=site.device), kept=Kept())
             rates[f"{describe('attack', attack)['name']} success"] = measure(aim, params)["accuracy"]
     return rates
 

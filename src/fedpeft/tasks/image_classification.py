@@ -98,7 +98,8 @@ class ImageClassification:
         x = rows["image"].float() / 255
         if x.shape[-2:] != (see.size, see.size):
             x = interpolate(x, (see.size, see.size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
-        x = (x - torch.tensor(see.mean).view(-1, 1, 1)) / torch.tensor(see.std).view(-1, 1, 1)
+        mean, std = (torch.tensor(values, device=x.device).view(-1, 1, 1) for values in (see.mean, see.std))
+        x = (x - mean) / std
         if generator is not None:
             x = _cropped(x, self.crop, generator) if self.crop else x
             x = _mirrored(x, generator) if self.flip else x
@@ -131,14 +132,14 @@ def _with_channels(image: Tensor, channels: int) -> Tensor:
 
 def _cropped(x: Tensor, by: int, generator: torch.Generator) -> Tensor:
     """Pad with zeros (the mean colour) and cut out the old size at a place of its own for each picture."""
-    n, _, height, width = x.shape
+    (n, _, height, width), device = x.shape, x.device
     x = pad(x, [by] * 4)
-    top, left = torch.randint(0, 2 * by + 1, (2, n, 1), generator=generator)
-    rows, columns = top + torch.arange(height), left + torch.arange(width)  # (n, height), (n, width)
-    picture = torch.arange(n)[:, None, None]
+    top, left = torch.randint(0, 2 * by + 1, (2, n, 1), generator=generator).to(device)
+    rows, columns = top + torch.arange(height, device=device), left + torch.arange(width, device=device)  # (n, side)
+    picture = torch.arange(n, device=device)[:, None, None]
     return x.permute(0, 2, 3, 1)[picture, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
-    chosen = torch.rand(len(x), generator=generator) < 0.5
+    chosen = (torch.rand(len(x), generator=generator) < 0.5).to(x.device)
     return torch.where(chosen[:, None, None, None], x.flip(-1), x)
