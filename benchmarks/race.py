@@ -87,7 +87,7 @@ def summary(running: dict[str, Racer], folder: Path) -> dict[str, Any]:
     found = {}
     for name, racer in running.items():
         seconds = [second for turn in racer.turns for second in turn]
-        row = {
+        row: dict[str, Any] = {
             "seconds": round(statistics.median(seconds), 5),
             "least": round(min(seconds), 5),
             "most": round(max(seconds), 5),
@@ -100,7 +100,7 @@ def summary(running: dict[str, Racer], folder: Path) -> dict[str, Any]:
             row["of_loop"] = round(statistics.median(statistics.median(a) / statistics.median(b) for a, b in pairs), 3)
         if plain:
             row["difference"] = float(f"{difference(plain.result, racer.result, folder):.2g}")
-        found[name] = row
+        found[name] = {**row, "chose": racer.chose} if racer.chose else row
     return found
 
 

@@ -1,9 +1,11 @@
 """fedpeft itself: all of a round, with its bytes, checks, mean and the server's step."""
 
 from benchmarks.racing.course import Course, Track
+from benchmarks.racing.running import CHOSE
 from benchmarks.racing.venvs import processors
 from benchmarks.racing.works import SMALL, WORKS, ours
 from fedpeft import federate, open_site, start
+from fedpeft.engines.auto import Auto
 from fedpeft.registry import find
 
 
@@ -11,6 +13,8 @@ def run(course: Course, track: Track, name: str, variant: str) -> None:
     plan, kind = ours(WORKS.get(name, SMALL), len(course.rounds), variant, processors())
     site = open_site(plan)
     engine = find("engine", kind)(site)
+    if isinstance(engine, Auto):
+        print(f"{CHOSE}{engine.choice.engine}: {engine.choice.reason}", flush=True)
     state = start(plan, site.params())
     rounds = federate(plan, engine, state)
     while track.go():

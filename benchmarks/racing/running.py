@@ -15,8 +15,10 @@ from benchmarks.racing.venvs import ROOT, processors, python_of
 
 LONG = 240.0
 """Seconds after which a racer is given up."""
-ONE_THREAD = ("flower", "processes", "processes-bf16")
-"""Racers that have a process for each processor."""
+ONE_THREAD = ("flower", "processes", "processes-bf16", "auto")
+"""Racers that may have a process for each processor."""
+CHOSE = "chose "
+"""What a line of the log begins with that tells what a racer chose."""
 
 
 class Racer:
@@ -57,6 +59,12 @@ class Racer:
         self.go(1)
         self.first = time.perf_counter() - began
         self.turns.clear()
+
+    @property
+    def chose(self) -> str:
+        """What it chose, and why; empty where it had nothing to choose."""
+        lines = self.log.read_text().splitlines()
+        return next((line.removeprefix(CHOSE) for line in lines if line.startswith(CHOSE)), "")
 
     def go(self, rounds: int) -> None:
         self.turns.append(self._asked(f"go {rounds}"))

@@ -22,7 +22,9 @@ def table(results: Mapping[str, Any]) -> str:
             rows = [_row(racer, row) for racer, row in found["racers"].items()]
         head = HEAD.format(name=name) if "racers" in found else f"| {name} | |\n|---|---|\n"
         absent = "".join(f"\nWithout {racer}: {why}.\n" for racer, why in found.get("out", {}).items())
-        parts.append(f"{name}: {found['what']}\n\n{head}" + "\n".join(rows) + f"\n{absent}")
+        racing = found.get("racers", {}).items()
+        chose = "".join(f"\n{racer} chose {row['chose']}.\n" for racer, row in racing if "chose" in row)
+        parts.append(f"{name}: {found['what']}\n\n{head}" + "\n".join(rows) + f"\n{chose}{absent}")
     return "\n".join(parts)
 
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.racing.course import ORDERS, ROWS, START
+from benchmarks.racing.running import ONE_THREAD
 from benchmarks.work import CLASSES, LinearHead, Noise, TinyViT, Tokens
 from fedpeft import Plan, open_site
 from fedpeft.core.interfaces import Task
@@ -46,7 +47,7 @@ class Work:
     batch: int = 16
     tokens: int = 0
     at_once: int = 1
-    ways: tuple[str, ...] = ("plain", "packed", "bf16", "processes", "processes-bf16")
+    ways: tuple[str, ...] = ("plain", "packed", "bf16", "processes", "processes-bf16", "cohort", "auto")
     out: Mapping[str, str] = field(default_factory=dict)
 
     def plan(self, rounds: int) -> Plan:
@@ -86,7 +87,7 @@ WORKS: Mapping[str, Work] = {
         each=20,
         batch=20,
         at_once=10,
-        ways=("plain", "cohort"),
+        ways=("plain", "cohort", "auto"),
         out={"trainer": "each `train()` collects garbage, half a second a client here"},
     ),
 }
@@ -140,6 +141,7 @@ VARIANTS: Mapping[str, tuple[dict[str, Any], str]] = {
     "processes": ({"pack": True}, "processes"),
     "processes-bf16": ({"pack": True, "base_dtype": "bfloat16"}, "processes"),
     "cohort": ({"pack": True}, "cohort"),
+    "auto": ({"pack": True}, "auto"),
 }
 """Settings and engine of each way to do it with fedpeft."""
 
@@ -147,4 +149,4 @@ VARIANTS: Mapping[str, tuple[dict[str, Any], str]] = {
 def ours(work: Work, rounds: int, variant: str, processors: int) -> tuple[Plan, str]:
     """The plan of a variant and its engine; all of them have all processors."""
     settings, engine = VARIANTS[variant]
-    return replace(work.plan(rounds), threads=1 if engine == "processes" else processors, **settings), engine
+    return replace(work.plan(rounds), threads=1 if engine in ONE_THREAD else processors, **settings), engine

@@ -18,8 +18,8 @@ from fedpeft.engines.processes import Processes, processors
 from fedpeft.engines.stacks import Stacks, Trainee
 from fedpeft.site import Site, threads
 
-TRIED = 8
-"""Clients that take a step together in the trial."""
+FEW, MANY = 8, 100
+"""Clients that take a step together in the trial: of many, as many as take a second one after another."""
 STARTING = 10.0
 """Seconds until worker processes have loaded their libraries, models and data; more than most need."""
 LONG = 2.0
@@ -97,7 +97,7 @@ def choose(site: Site, workers: int = 0) -> Choice:
 def trial(site: Site, why: str = "") -> tuple[float, float, str]:
     """Seconds of a client's step, alone and with others, and why there are no others; where `why` says so already,
     that is not tried."""
-    clients = site.data.clients[: min(TRIED, site.plan.cohort)]
+    cohort = site.data.clients[: min(MANY, site.plan.cohort)]
     worker = Worker(site, Nowhere())
     stacks = Stacks(site)
     payload = site.plan.downlink.encode(site.plan.server.init(site.params())[0])
@@ -110,11 +110,11 @@ def trial(site: Site, why: str = "") -> tuple[float, float, str]:
         return stacks.begin(opened)
 
     def one() -> None:
-        trainee = begun(clients[0])
+        trainee = begun(cohort[0])
         if stacks.fetch(trainee):
             site.plan.local.step(trainee.carry, trainee.batch, trainee.opened.objective)
 
-    def all_of_them() -> None:
+    def together(clients: Sequence[ClientId]) -> None:
         if stacks.turn([begun(client) for client in clients])[1]:
             raise RuntimeError(stacks.why)
 
@@ -123,8 +123,11 @@ def trial(site: Site, why: str = "") -> tuple[float, float, str]:
         alone = _seconds(one)
         if not why and alone > LONG:
             why = f"a step of one client takes {alone:.1f} s, which is work enough for the processor"
+        if why:
+            return alone, alone, why
+        some = cohort[: max(FEW, int(1 / alone))]  # small steps gain by numbers
         try:
-            return alone, alone if why else _seconds(all_of_them) / len(clients), why
+            return alone, _seconds(lambda: together(some)) / len(some), ""
         except RuntimeError as error:
             return alone, alone, str(error)
 
