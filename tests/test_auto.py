@@ -1,6 +1,7 @@
 """The engine that chooses an engine: what it says, and that its choice gives what it should."""
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from fedpeft.core.tensors import equal
 from fedpeft.engines.auto import Auto, trial
 from fedpeft.engines.cohort import Cohort
 from fedpeft.engines.inprocess import InProcess
+from fedpeft.engines.stacks import Stacks, Trainee
 from fedpeft.loop import federate, start
 from fedpeft.plan import read_plan
 from fedpeft.site import Site, open_site
@@ -31,6 +33,32 @@ def test_a_trial_leaves_no_trace(tmp_path: Path) -> None:
     alone, together, why = trial(site)
     assert alone > 0 and together > 0 and not why
     assert equal(site.model.state_dict(), before)
+
+
+@pytest.mark.parametrize(("alone", "together"), [(0.001, 12), (0.1, 10), (0.15, 8)])
+def test_the_shorter_a_step_the_more_clients_are_tried(
+    alone: float, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients, turn = list[int](), Stacks.turn
+
+    def seconds(work: Callable[[], object]) -> float:
+        work()
+        return alone
+
+    def counted(stacks: Stacks, trainees: Sequence[Trainee]) -> Any:
+        clients.append(len(trainees))
+        return turn(stacks, trainees)
+
+    monkeypatch.setattr("fedpeft.engines.auto._seconds", seconds)
+    monkeypatch.setattr(Stacks, "turn", counted)
+    site = site_of(partition={"name": "iid", "clients": 12}, cohort=12)
+    assert trial(site) == (alone, alone / together, "") and clients == [together]
+
+
+def test_a_long_step_is_not_tried_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedpeft.engines.auto._seconds", lambda work: 0.3)
+    monkeypatch.setattr(Stacks, "turn", None)
+    assert trial(site_of()) == (0.3, 0.3, "a step of one client takes 0.3 s, which is work enough for the processor")
 
 
 def test_what_cannot_be_stacked_is_not_chosen(tmp_path: Path) -> None:
