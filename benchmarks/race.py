@@ -100,7 +100,7 @@ def summary(running: dict[str, Racer], folder: Path) -> dict[str, Any]:
             row["of_loop"] = round(statistics.median(statistics.median(a) / statistics.median(b) for a, b in pairs), 3)
         if plain:
             row["difference"] = float(f"{difference(plain.result, racer.result, folder):.2g}")
-        found[name] = {**row, "chose": racer.chose} if racer.chose else row
+        found[name] = row | ({"chose": chose} if (chose := racer.chose) else {})
     return found
 
 

@@ -3,15 +3,19 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
 from running import SMALL, fedpeft
 
+from fedpeft.client import Worker
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
+from fedpeft.core.types import Job
 from fedpeft.engines.auto import Auto, trial
+from fedpeft.engines.auto import _seconds as seconds
 from fedpeft.engines.cohort import Cohort
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.stacks import Stacks, Trainee
@@ -53,6 +57,29 @@ def test_the_shorter_a_step_the_more_clients_are_tried(
     monkeypatch.setattr(Stacks, "turn", counted)
     site = site_of(partition={"name": "iid", "clients": 12}, cohort=12)
     assert trial(site) == (alone, alone / together, "") and clients == [together]
+
+
+def test_the_first_step_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(*each: float) -> tuple[float, int]:
+        """What comes of steps of so many seconds, and how many were asked for."""
+        clock, asked = iter([at for end in accumulate(each) for at in (end, end)]), list[int]()
+        monkeypatch.setattr("fedpeft.engines.auto.perf_counter", lambda: next(clock) if asked else 0.0)
+        return round(seconds(lambda: asked.append(1)), 9), len(asked)
+
+    assert timed(0.9, 0.1, 0.3, 0.2, 0.4) == (0.2, 4)
+    assert timed(5.0, 3.0, 4.0) == (3.0, 2)
+
+
+def test_a_client_of_usual_size_is_tried_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    site, opened, before = site_of(cohort=5), list[str](), Worker.open
+
+    def noted(worker: Worker, job: Job) -> Any:
+        opened.append(job.client)
+        return before(worker, job)
+
+    monkeypatch.setattr(Worker, "open", noted)
+    trial(site)
+    assert opened[0] == sorted(site.data.clients[:5], key=site.data.size)[2]
 
 
 def test_a_long_step_is_not_tried_with_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Files instead of a connection: what they come to, in any order, and that it is exact."""
 
 import json
+import os
 from itertools import permutations
 from pathlib import Path
 
@@ -43,6 +44,17 @@ def test_all_files_together_are_the_run_of_one_round(four: Study, tmp_path: Path
     ours, theirs = (json.loads((tmp_path / name / "rounds.jsonl").read_text()) for name in ("merged", "run"))
     same = ("clients", "bytes_up", "bytes_down", "up_headers", "metrics")
     assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system cannot be asked")
+def test_the_disk_is_asked_for_the_next_files(four: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+    monkeypatch.setattr(os, "posix_fadvise", lambda number, *_: asked.append(os.readlink(f"/proc/self/fd/{number}")))
+    merge(four.path, four.files, tmp_path / "merged", Rules())
+    assert asked == [str(file.resolve()) for file in four.files[1:]]
+    asked.clear()
+    change(tmp_path / "merged", remove=["c001"])
+    assert len(asked) == len(four.files) - 1
 
 
 def test_no_order_of_arrival_shows(four: Study, tmp_path: Path) -> None:

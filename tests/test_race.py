@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from signal import SIGTERM, getsignal, signal
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +18,14 @@ from benchmarks.racing.works import SMALL
 @pytest.mark.slow
 def test_racers_end_at_the_same_parameters() -> None:
     found = race("small", SMALL, ("loop", "fedpeft", "trainer"), repeats=2)["racers"]
-    assert [row["rounds"] for row in found.values()] == [2] * 4
+    assert [row["rounds"] for row in found.values()] == [2] * 5
+    assert [name for name, row in found.items() if "chose" in row] == ["fedpeft auto"]
+    assert found["fedpeft auto"]["chose"].startswith(("cohort: ", "inprocess: "))
     assert all(row["difference"] < 1e-4 for row in found.values())
 
 
 def test_a_table_has_a_row_for_each_racer_and_says_who_is_missing() -> None:
-    row = {
+    row: dict[str, Any] = {
         "seconds": 2.0,
         "least": 1.5,
         "most": 3.0,
@@ -36,7 +39,9 @@ def test_a_table_has_a_row_for_each_racer_and_says_who_is_missing() -> None:
         "W1": {"what": "a work", "racers": {"pfl": row}, "out": {"flower": "no"}},
     }
     assert "| pfl | 2 | 1.5 to 3 | 0.50 | 4.0 s | 300 | 3e-07 |" in telling.table(found)
-    assert "Without flower: no." in telling.table(found)
+    assert "Without flower: no." in telling.table(found) and "chose" not in telling.table(found)
+    row["chose"] = "cohort: it is faster"
+    assert "pfl chose cohort: it is faster." in telling.table(found)
 
 
 def test_the_list_says_what_each_work_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,12 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from running import SMALL
 
 from fedpeft import DataError
+from fedpeft.core.features import FEATURES
 from fedpeft.core.seeds import generator
 from fedpeft.core.types import Table
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.table import HubTable
+from fedpeft.plan import read_plan
+from fedpeft.site import open_site
 from fedpeft.tasks.image_classification import ImageClassification
 
 LABEL = torch.tensor([0, 1, 2])
@@ -56,6 +60,18 @@ def test_pictures_are_changed_where_the_model_is_with_the_same_draws() -> None:
                 "mask": "cpu",
             }
     assert torch.equal(here.get_state(), there.get_state())
+
+
+def test_pictures_that_have_features_stay_where_they_are() -> None:
+    rows = {"image": torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "label": torch.arange(2), FEATURES: torch.ones(2, 3)}
+    data = Partitioned(ImageClassification(model="micro-vit"), rows, rows, {"a": torch.arange(2)}, device="meta")
+    assert next(iter(data.held_out("a")))["pixel_values"].device.type == "cpu"
+
+
+def test_the_data_of_a_site_know_its_device() -> None:
+    site = open_site(read_plan({**SMALL, "server": "average", "local": {}, "vote": [1.0]}), "meta")
+    assert isinstance(site.data, Partitioned) and isinstance(site.apart, Partitioned)
+    assert (site.data.device, site.apart.device) == ("meta", "meta")
 
 
 def test_data_without_pictures_are_refused() -> None:

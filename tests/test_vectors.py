@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedpeft.aggregators.mean import Mean
 from fedpeft.codecs.dense import Dense
-from fedpeft.core.tensors import equal, finite, norm, pieces, together, vector
+from fedpeft.core.tensors import equal, finite, moved, norm, pieces, together, vector
 from fedpeft.core.types import State, Tensors, Update
 
 SHAPES = {"a": (3, 2), "b": (), "c": (5,), "d": (0, 4)}
@@ -65,6 +65,10 @@ def test_the_length_is_that_of_all_entries() -> None:
         torch.testing.assert_close(norm(a), torch.cat([x.flatten() for x in tensors().values()]).double().norm())
     huge = {"a": torch.full((3,), 3e38), "b": torch.full((2,), 3e38)}
     assert finite(wired(huge)) and float(norm(wired(huge))) == float(norm(huge))
+    largest = {name: torch.full((1,), 1.7e308, dtype=torch.float64) for name in "ab"}
+    assert finite(wired(largest)) and not finite(
+        wired({**largest, "c": torch.full((1,), float("nan"), dtype=torch.float64)})
+    )
 
 
 def test_the_mean_is_the_same_to_the_bit_however_its_updates_lie() -> None:
@@ -78,13 +82,29 @@ def test_the_mean_is_the_same_to_the_bit_however_its_updates_lie() -> None:
 
     expected = mean(a, b, c)
     for deltas in [(wired(a), wired(b), wired(c)), (a, wired(b), c), (wired(a), b, turned), (wired(a), b, other_order)]:
-        kept = [dict(delta) for delta in deltas]
+        before = [{name: x.clone() for name, x in delta.items()} for delta in deltas]
         assert equal(mean(*deltas), expected)
-        assert all(equal(delta, before) for delta, before in zip(deltas, kept, strict=True))
-    assert equal(wired(a), a), "an update is never written to"
+        assert all(equal(delta, kept) for delta, kept in zip(deltas, before, strict=True)), "an update is written to"
 
 
 def test_the_mean_is_of_names_and_not_of_places() -> None:
     one, other = {"a": torch.zeros(2), "b": torch.ones(2)}, {"b": torch.ones(2), "a": torch.zeros(2)}
     updates = [Update("x", wired(one), 1.0), Update("y", wired(other), 1.0)]
     assert equal(Mean()(updates, State(0, {}, {}), lambda _: {}).delta, one)
+
+
+def test_what_is_repeated_is_sent_once() -> None:
+    """To "cpu:0", which is the CPU under a name that is taken for another device."""
+    grey = torch.arange(12.0).view(2, 1, 2, 3)
+    rows = {
+        "grey": grey.expand(2, 3, 2, 3),
+        "blank": torch.zeros(()).expand(4, 5),
+        "turned": grey.transpose(-1, -2),
+        "one": torch.tensor(3),
+        "none": torch.zeros(0, 4).expand(0, 4),
+        "plain": grey,
+    }
+    found = moved(rows, "cpu:0")
+    assert equal(found, rows)
+    assert found["grey"].stride()[1] == 0 and found["blank"].stride() == (0, 0)
+    assert moved(rows, "cpu") is rows

@@ -106,7 +106,8 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
     task, parts, notes, apart = featured(task, kept), division.parts, division.notes, None
     if plan.vote is not None:
         parts, voting = set_apart(parts, VOTE_SHARE if plan.vote_share is None else plan.vote_share, plan.seed)
-        apart, notes = Partitioned(task, train, {}, voting), {**notes, "set_apart": sum(map(len, voting.values()))}
+        apart = Partitioned(task, train, {}, voting, device=device)
+        notes = {**notes, "set_apart": sum(map(len, voting.values()))}
     data = Partitioned(task, train, test, parts, notes, device)
     return Site(plan, model, data, examples.classes, device, kept, apart)
 

@@ -49,4 +49,4 @@ def _move(mean: Tensors, delta: Tensors, by: float) -> None:
     if one is None or other is None or one.dtype is not other.dtype or not alike:
         map_tensors(lambda m, d: m.lerp_(wide(d), by), mean, delta)
     else:
-        one.lerp_(other, by)
+        one.detach().lerp_(other.detach(), by)

@@ -40,9 +40,9 @@ def zeros_like(a: Tensors) -> dict[str, Tensor]:
 def finite(a: Tensors) -> bool:
     """Whether no entry is NaN or infinite.
 
-    A sum is finite only if its entries are. One in the tensor's own type may overflow; then one in float64 decides.
+    A sum is finite only if its entries are. It may overflow; then each of them is looked at.
     """
-    return all(isfinite(float(x.sum())) or isfinite(float(x.sum(dtype=torch.float64))) for x in pieces(a))
+    return all(isfinite(float(x.sum())) or bool(x.isfinite().all()) for x in pieces(a))
 
 
 def count(rows: Tensors) -> int:
@@ -65,10 +65,14 @@ def layout(a: Tensors) -> Layout:
 
 def moved(a: Tensors, device: str) -> Tensors:
     """On a device. Where that is a GPU the host does not wait: it makes the next batch while this one is under way."""
-    if device == "cpu":
-        return a
-    pinned = {n: x.pin_memory() if device.startswith("cuda") and not x.is_cuda else x for n, x in a.items()}
-    return {n: x.to(device, non_blocking=True) for n, x in pinned.items()}
+    return a if device == "cpu" else {name: _moved(x, device) for name, x in a.items()}
+
+
+def _moved(x: Tensor, device: str) -> Tensor:
+    """What is repeated, as the channels of a grey picture may be, is sent once."""
+    once = x[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in x.stride())].contiguous()
+    pinned = device.startswith("cuda") and not x.is_cuda
+    return (once.pin_memory().to(device, non_blocking=True) if pinned else once.to(device)).expand(x.shape)
 
 
 def bytes_moved(rows: Tensors, device: str) -> Tensors:
@@ -102,7 +106,7 @@ def norm(a: Tensors) -> Tensor:
 
 
 def vector(a: Tensors) -> Tensor | None:
-    """All entries as one vector, where the tensors lie one after another in one, as those do that came by a wire.
+    """All entries as one vector, where the tensors lie one after another in one, as those do that `Dense` decodes.
 
     A view: one operation on it is one on each tensor, without a call for each.
     """

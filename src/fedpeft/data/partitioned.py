@@ -7,6 +7,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from fedpeft.core.features import FEATURES
 from fedpeft.core.interfaces import Task
 from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import bytes_moved, count
@@ -74,7 +75,9 @@ class Partitioned:
 
     def _batch(self, rows: Tensors, index: Tensor, generator: torch.Generator | None) -> Batch:
         chosen = {name: x[index] for name, x in rows.items()}
-        batch = self.task.batch(bytes_moved(chosen, self.device), generator)
+        # of what has features, pictures are left unread
+        rows = chosen if FEATURES in chosen else bytes_moved(chosen, self.device)
+        batch = self.task.batch(rows, generator)
         return {**batch, "mask": torch.ones(len(index))}
 
 

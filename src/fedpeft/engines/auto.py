@@ -23,7 +23,7 @@ FEW, MANY = 8, 100
 STARTING = 10.0
 """Seconds until worker processes have loaded their libraries, models and data; more than most need."""
 LONG = 0.2
-"""Seconds of a step from which it is not tried with others: on a processor what a stack saves is gone far below."""
+"""Seconds of a step from which it is not tried with others: on a core what a stack saves is gone far below."""
 ENOUGH = 2.0
 """Seconds of trying the same after which it is not repeated."""
 GAIN = 0.85
@@ -111,8 +111,10 @@ def trial(site: Site, why: str = "") -> tuple[float, float, str]:
         assert isinstance(opened, Opened)
         return stacks.begin(opened)
 
+    typical = sorted(cohort, key=site.data.size)[len(cohort) // 2]
+
     def one() -> None:
-        trainee = begun(cohort[0])
+        trainee = begun(typical)
         if stacks.fetch(trainee):
             site.plan.local.step(trainee.carry, trainee.batch, trainee.opened.objective)
 
