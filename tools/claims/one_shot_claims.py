@@ -191,21 +191,28 @@ RULES = {
     "hetlora": "hetlora",
     "hetlora-mixed-ranks": "hetlora, ranks 2, 4 and 8",
 }
+MERGES = {label: (f"{rule}-rounds-epochs-10-1", f"{rule}-rounds-epochs-1-10") for rule, label in RULES.items()} | {
+    "rolora, B and A in turn": ("rolora-ten-rounds", ""),
+    "fedit, one schedule, optimizer kept": ("one-schedule-optimizer-kept", ""),
+    "fedit, schedule restarted each round": ("schedule-restarted-each-round", ""),
+    "a chain from client to client, ten passes and one": ("chain-ten-passes", "chain-one-pass"),
+    "the head alone": ("", "head-one-round"),
+    "centralised": ("centralised", ""),
+    "local only": ("local-only", ""),
+}
+"""The cells of ten rounds and of one, "" for none."""
 
 
 def aggregators() -> str:
     """Ten rounds and one of each rule for LoRA's factors, with its error in the last round; empty where not kept."""
-    cells = {rule: [found(AGGREGATORS, f"{rule}-rounds-epochs-{way}") for way in ("10-1", "1-10")] for rule in RULES}
-    cells["rolora"] = [found(AGGREGATORS, "rolora-ten-rounds"), None]
-    plain = cells["fedit"][0]
+    plain = found(AGGREGATORS, MERGES[RULES["fedit"]][0])
     rows = []
-    for rule, (many, one) in cells.items():
+    for label, names in MERGES.items():
+        many, one = (found(AGGREGATORS, name) if name else None for name in names)
         own = [many and spread(many.values), one and spread(one.values)]
-        own += [_lead(one, many), "" if rule == "fedit" else _lead(many, plain)]
-        errors = [_error(f"{rule}-rounds-epochs-{way}") for way in ("10-1", "1-10")]
-        if rule == "rolora":
-            errors = [_error("rolora-ten-rounds"), ""]
-        rows.append([RULES.get(rule, rule), *(x or "" for x in own), *errors, *map(_megabytes, (many, one))])
+        own += [_lead(one, many), "" if many == plain else _lead(many, plain)]
+        errors = [_error(name) if name else "" for name in names]
+        rows.append([label, *(x or "" for x in own), *errors, *map(_megabytes, (many, one))])
     head = ["", "ten rounds", "one round", "one against ten", "ten against fedit's ten", "error, ten", "error, one"]
     return lines([*head, "MiB of ten", "MiB of one"], rows)
 
