@@ -1,5 +1,7 @@
 """Small networks with what models have: shared weights, BatchNorm, dropout, features on their way."""
 
+from time import sleep
+
 from torch import Tensor, nn, rand_like
 
 
@@ -96,6 +98,19 @@ class Shaken(nn.Module):
         return logits
 
 
+class Slow(nn.Module):
+    """A head that takes its time."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sleep(0.25)
+        logits: Tensor = self.head(x)
+        return logits
+
+
 NETWORKS = {
     "dropping": Dropping,
     "linear": Linear,
@@ -104,4 +119,5 @@ NETWORKS = {
     "deep": Deep,
     "hidden": Hidden,
     "shaken": Shaken,
+    "slow": Slow,
 }

@@ -1,24 +1,18 @@
 """The engine that chooses an engine: what it says, and that its choice gives what it should."""
 
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
 from running import SMALL, fedpeft
 
-from fedpeft.client import Worker
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
-from fedpeft.core.types import Job
-from fedpeft.engines.auto import Auto, trial
-from fedpeft.engines.auto import _seconds as seconds
+from fedpeft.engines.auto import Auto, company, seconds, trial, typical
 from fedpeft.engines.cohort import Cohort
 from fedpeft.engines.inprocess import InProcess
-from fedpeft.engines.stacks import Stacks, Trainee
 from fedpeft.loop import federate, start
 from fedpeft.plan import read_plan
 from fedpeft.site import Site, open_site
@@ -39,53 +33,36 @@ def test_a_trial_leaves_no_trace(tmp_path: Path) -> None:
     assert equal(site.model.state_dict(), before)
 
 
-@pytest.mark.parametrize(("alone", "together"), [(0.001, 12), (0.1, 10), (0.15, 8)])
-def test_the_shorter_a_step_the_more_clients_are_tried(
-    alone: float, together: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clients, turn = list[int](), Stacks.turn
-
-    def seconds(work: Callable[[], object]) -> float:
-        work()
-        return alone
-
-    def counted(stacks: Stacks, trainees: Sequence[Trainee]) -> Any:
-        clients.append(len(trainees))
-        return turn(stacks, trainees)
-
-    monkeypatch.setattr("fedpeft.engines.auto._seconds", seconds)
-    monkeypatch.setattr(Stacks, "turn", counted)
-    site = site_of(partition={"name": "iid", "clients": 12}, cohort=12)
-    assert trial(site) == (alone, alone / together, "") and clients == [together]
+@pytest.mark.parametrize(("alone", "tried"), [(0.001, 100), (0.05, 20), (0.15, 8)])
+def test_the_shorter_a_step_the_more_clients_are_tried(alone: float, tried: int) -> None:
+    clients = [f"c{k}" for k in range(100)]
+    assert company(clients, alone) == clients[:tried] and company(clients[:3], alone) == clients[:3]
 
 
-def test_the_first_step_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_step_counts_for_nothing() -> None:
     def timed(*each: float) -> tuple[float, int]:
         """What comes of steps of so many seconds, and how many were asked for."""
-        clock, asked = iter([at for end in accumulate(each) for at in (end, end)]), list[int]()
-        monkeypatch.setattr("fedpeft.engines.auto.perf_counter", lambda: next(clock) if asked else 0.0)
-        return round(seconds(lambda: asked.append(1)), 9), len(asked)
+        now, left = [0.0], list(each)
+
+        def step() -> None:
+            now[0] += left.pop(0)
+
+        return round(seconds(step, lambda: now[0]), 9), len(each) - len(left)
 
     assert timed(0.9, 0.1, 0.3, 0.2, 0.4) == (0.2, 4)
     assert timed(5.0, 3.0, 4.0) == (3.0, 2)
 
 
-def test_a_client_of_usual_size_is_tried_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    site, opened, before = site_of(cohort=5), list[str](), Worker.open
-
-    def noted(worker: Worker, job: Job) -> Any:
-        opened.append(job.client)
-        return before(worker, job)
-
-    monkeypatch.setattr(Worker, "open", noted)
-    trial(site)
-    assert opened[0] == sorted(site.data.clients[:5], key=site.data.size)[2]
+def test_a_client_of_usual_size_is_tried_alone() -> None:
+    data = site_of().data
+    assert len({data.size(client) for client in data.clients}) > 1
+    sizes = sorted(data.size(client) for client in data.clients[:5])
+    assert data.size(typical(data, data.clients[:5])) == sizes[2]
 
 
-def test_a_long_step_is_not_tried_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedpeft.engines.auto._seconds", lambda work: 0.3)
-    monkeypatch.setattr(Stacks, "turn", None)
-    assert trial(site_of()) == (0.3, 0.3, "a step of one client takes 0.3 s, which is work enough for the processor")
+def test_a_long_step_is_not_tried_with_others() -> None:
+    alone, together, why = trial(site_of(task={"name": "parts:Points", "network": "slow"}))
+    assert alone == together >= 0.25 and why.endswith("which is work enough for the processor")
 
 
 def test_what_cannot_be_stacked_is_not_chosen(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from fedpeft.aggregators.gathering import back, plus, wide
-from fedpeft.core.tensors import map_tensors, together, vector
+from fedpeft.core.tensors import layout, map_tensors, together, vector
 from fedpeft.core.types import ClientId, State, Tensors, Update, Weighted
 
 
@@ -43,10 +43,7 @@ class Mean:
 def _move(mean: Tensors, delta: Tensors, by: float) -> None:
     """That much of the way to the update, in place; at once, where both lie alike in vectors."""
     one, other = vector(mean), vector(delta)
-    alike = list(mean) == list(delta) and all(
-        m.shape == d.shape for m, d in zip(mean.values(), delta.values(), strict=True)
-    )
-    if one is None or other is None or one.dtype is not other.dtype or not alike:
+    if one is None or other is None or layout(mean) != layout(delta):
         map_tensors(lambda m, d: m.lerp_(wide(d), by), mean, delta)
     else:
         one.detach().lerp_(other.detach(), by)

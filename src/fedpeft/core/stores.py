@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -57,8 +58,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def ahead(files: Sequence[Path]) -> Iterator[Path]:
     """The files in order; the disk fetches the next ones while the caller reads and works on this one."""
-    for number, file in enumerate(files):
-        for later in files[number + AHEAD if number else 1 : number + AHEAD + 1]:
+    for file in files[1:AHEAD]:
+        _announce(file)
+    for file, later in zip_longest(files, files[AHEAD:]):
+        if later is not None:
             _announce(later)
         yield file
 

@@ -70,9 +70,11 @@ def moved(a: Tensors, device: str) -> Tensors:
 
 def _moved(x: Tensor, device: str) -> Tensor:
     """What is repeated, as the channels of a grey picture may be, is sent once."""
+    if x.device.type != "cpu":  # there already, as pictures are
+        return x.to(device)
     once = x[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in x.stride())].contiguous()
-    pinned = device.startswith("cuda") and not x.is_cuda
-    return (once.pin_memory().to(device, non_blocking=True) if pinned else once.to(device)).expand(x.shape)
+    there = once.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else once.to(device)
+    return there.expand(x.shape)
 
 
 def bytes_moved(rows: Tensors, device: str) -> Tensors:

@@ -8,7 +8,7 @@ from time import perf_counter
 import torch
 
 from fedpeft.client import Opened, Worker
-from fedpeft.core.interfaces import Store
+from fedpeft.core.interfaces import Data, Store
 from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.stores import Nowhere
 from fedpeft.core.types import ClientId, Failure, Job, Reply
@@ -111,10 +111,8 @@ def trial(site: Site, why: str = "") -> tuple[float, float, str]:
         assert isinstance(opened, Opened)
         return stacks.begin(opened)
 
-    typical = sorted(cohort, key=site.data.size)[len(cohort) // 2]
-
     def one() -> None:
-        trainee = begun(typical)
+        trainee = begun(typical(site.data, cohort))
         if stacks.fetch(trainee):
             site.plan.local.step(trainee.carry, trainee.batch, trainee.opened.objective)
 
@@ -124,23 +122,33 @@ def trial(site: Site, why: str = "") -> tuple[float, float, str]:
 
     site.model.train()
     with threads(site.plan.threads), seeded(0):
-        alone = _seconds(one)
+        alone = seconds(one)
         if not why and alone > LONG:
             why = f"a step of one client takes {alone:.1f} s, which is work enough for the processor"
         if why:
             return alone, alone, why
-        some = cohort[: max(FEW, int(1 / alone))]  # small steps gain by numbers
+        some = company(cohort, alone)
         try:
-            return alone, _seconds(lambda: together(some)) / len(some), ""
+            return alone, seconds(lambda: together(some)) / len(some), ""
         except RuntimeError as error:
             return alone, alone, str(error)
 
 
-def _seconds(work: Callable[[], None]) -> float:
+def typical(data: Data, clients: Sequence[ClientId]) -> ClientId:
+    """The one of middle size."""
+    return sorted(clients, key=data.size)[len(clients) // 2]
+
+
+def company(clients: Sequence[ClientId], alone: float) -> Sequence[ClientId]:
+    """Who is tried together: the shorter a step is alone, the more, as small steps gain by numbers."""
+    return clients[: max(FEW, int(1 / alone))]
+
+
+def seconds(work: Callable[[], object], clock: Callable[[], float] = perf_counter) -> float:
     """The median of three times after one that counts for nothing, as libraries load in it; of what takes long one."""
     times: list[float] = []
     while len(times) < 2 or (len(times) < 4 and sum(times) < ENOUGH):
-        began = perf_counter()
+        began = clock()
         work()
-        times.append(perf_counter() - began)
+        times.append(clock() - began)
     return median(times[1:])
