@@ -1,4 +1,5 @@
-"""What preparing the frozen part gives: packed weights to LoRA r=8 on query and value, kept features to a new head.
+"""What preparing the frozen part gives: packed weights to LoRA r=8 on query and value, kept
+features to a new head.
 
     python -m benchmarks.base                          # all, some minutes
     python -m benchmarks.base --only vision --batch 8 --repeats 9
@@ -7,13 +8,15 @@
 vision  ViT of 5.4 M parameters, 32x32 pixels, patch 4
 text    a BERT of MiniLM's size (hidden 384, 6 layers), 64 tokens
 head    the ViT again, head only: rounds of 10 of 100 clients with 20 pictures each
-accuracy  whole runs of the plans that are given, or of the package's own digits, with a frozen base in float32 and in
+accuracy  whole runs of the plans that are given, or of the package's own digits, with a frozen base
+in float32 and in
         bfloat16: the held-out accuracy at the end, in percent, for each seed
 
-Every time of the first two is a client's step, forward, backward and SGD, in one process. The ways are measured one
-after another in each repeat, each ratio is to the plain step of the same repeat, and what counts is the median. `error`
-is the largest difference of a gradient's entries from the plain one's, over the largest entry. Of `head` it is a
-round's time with features over that with the whole model, weights packed in both; `prepare` is what making them took.
+Every time of the first two is a client's step, forward, backward and SGD, in one process. The ways
+are measured one after another in each repeat, each ratio is to the plain step of the same repeat,
+and what counts is the median. `error` is the largest difference of a gradient's entries from the
+plain one's, over the largest entry. Of `head` it is a round's time with features over that with the
+whole model, weights packed in both; `prepare` is what making them took.
 """
 
 import argparse
@@ -49,7 +52,11 @@ from fedpeft.partitions.iid import IID
 from fedpeft.plan import read_plan
 from fedpeft.runs.measure import measure
 
-WAYS = {"plain": ("float32", False), "packed float32": ("float32", True), "packed bfloat16": ("bfloat16", True)}
+WAYS = {
+    "plain": ("float32", False),
+    "packed float32": ("float32", True),
+    "packed bfloat16": ("bfloat16", True),
+}
 MODELS: dict[str, Task] = {"vision": TinyViT(), "text": Tokens()}
 PARTS = (*MODELS, "head", "accuracy")
 
@@ -69,7 +76,12 @@ def stepping(task: Task, way: str, batch: Batch) -> tuple[Callable[[], object], 
         model = method.inject(task.build(CLASSES).requires_grad_(False)).train()
     names = method.names(model)
     prepare_frozen(model, names, *WAYS[way])
-    objective, optimizer, params, lr = Objective(model, task), SGD(), read(model, names), torch.tensor(0.01)
+    objective, optimizer, params, lr = (
+        Objective(model, task),
+        SGD(),
+        read(model, names),
+        torch.tensor(0.01),
+    )
     memory = optimizer.init(params)
 
     def step() -> object:
@@ -89,7 +101,10 @@ def race(name: str, size: int, repeats: int) -> dict[str, Any]:
             step()
             times[way].append(time.perf_counter() - began)
     plain = times["plain"]
-    return {way: _against(plain, times[way]) | {"error": _error(made["plain"][1], made[way][1])} for way in WAYS}
+    return {
+        way: _against(plain, times[way]) | {"error": _error(made["plain"][1], made[way][1])}
+        for way in WAYS
+    }
 
 
 def _against(plain: list[float], own: list[float]) -> dict[str, float]:
@@ -107,7 +122,9 @@ def _error(plain: Tensors, own: Tensors) -> float:
     def largest(xs: list[Tensor]) -> float:
         return max(float(x.abs().max()) for x in xs)
 
-    return float(f"{largest([own[n] - plain[n] for n in plain]) / largest(list(plain.values())):.2g}")
+    return float(
+        f"{largest([own[n] - plain[n] for n in plain]) / largest(list(plain.values())):.2g}"
+    )
 
 
 def head(repeats: int, threads: int) -> dict[str, Any]:
@@ -128,7 +145,10 @@ def head(repeats: int, threads: int) -> dict[str, Any]:
         kept = open_site(plan)
         prepare = time.perf_counter() - began
         whole = open_site(replace(plan, features=False))
-        ways = [federate(site.plan, InProcess(site), start(plan, site.params())) for site in (kept, whole)]
+        ways = [
+            federate(site.plan, InProcess(site), start(plan, site.params()))
+            for site in (kept, whole)
+        ]
         assert kept.kept.cut is not None, kept.kept.note
         timed = pairs(lambda: done(ways[0]), lambda: done(ways[1]), repeats)
     return {**timed, "prepare": round(prepare, 2)}
@@ -141,7 +161,9 @@ def accuracy(plans: Sequence[Path], seeds: Sequence[int]) -> dict[str, Any]:
     for text in texts:
         for seed in seeds:
             for dtype in BASE_DTYPES:
-                plan = read_plan(text, [f"seed={seed}", f'base_dtype="{dtype}"', "engine=inprocess"])
+                plan = read_plan(
+                    text, [f"seed={seed}", f'base_dtype="{dtype}"', "engine=inprocess"]
+                )
                 site = open_site(plan)
                 *_, (state, _) = federate(plan, InProcess(site), start(plan, site.params()))
                 reached = 100 * measure(site, state.params)["accuracy"]
@@ -155,13 +177,19 @@ def done(rounds: Iterator[tuple[State, Ledger]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--batch", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--repeats", type=int, default=21)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--plans", type=Path, nargs="+", default=[], metavar="PLAN.toml", help="for `accuracy`")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 42, 3407], help="for `accuracy`")
+    parser.add_argument(
+        "--plans", type=Path, nargs="+", default=[], metavar="PLAN.toml", help="for `accuracy`"
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[1, 42, 3407], help="for `accuracy`"
+    )
     parser.add_argument("--out", type=Path, help="a folder for base.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -1,16 +1,19 @@
-"""Many rounds of a federation of real processes that are killed at random, and what became of their memory.
+"""Many rounds of a federation of real processes that are killed at random, and what became of their
+memory.
 
     python -m benchmarks.endurance                                         # 200 rounds of 8 nodes
     python -m benchmarks.endurance --rounds 10 --folder endurance --out benchmarks/results
 
-Toy clients with SCAFFOLD's memories. In a share of the rounds, drawn beforehand by a seed like the moment and the
-victim, a worker, a SuperNode, Flower's process at a node, or the server's part is ended by kill -9, and begun again
-where it does not begin by itself. At the end of each round the resident memory of every process is read. Told are the
-kills, the failures by their words, whether the run ended in the bits of a simulation with the same survivors, and for
-each kind of process the slope of its memory by least squares, each process with a level of its own, in KiB a round with
-its standard error.
+Toy clients with SCAFFOLD's memories. In a share of the rounds, drawn beforehand by a seed like the
+moment and the victim, a worker, a SuperNode, Flower's process at a node, or the server's part is
+ended by kill -9, and begun again where it does not begin by itself. At the end of each round the
+resident memory of every process is read. Told are the kills, the failures by their words, whether
+the run ended in the bits of a simulation with the same survivors, and for each kind of process the
+slope of its memory by least squares, each process with a level of its own, in KiB a round with its
+standard error.
 
-What was seen is in FOLDER/log.jsonl; begun again with the same folder, the run goes on from its last round.
+What was seen is in FOLDER/log.jsonl; begun again with the same folder, the run goes on from its
+last round.
 """
 
 import argparse
@@ -51,7 +54,9 @@ local = {batch_size = 8, lr = 0.05, correction = "scaffold"}
 """
 VICTIMS = {"worker": 4, "supernode": 2, "courier": 2, "server": 1}
 """What is killed, and how often against the others."""
-WITHIN = 6.0  # seconds of a round in which the moment lies; without a kill a round takes about so long
+WITHIN = (
+    6.0  # seconds of a round in which the moment lies; without a kill a round takes about so long
+)
 AWAY = 3.0  # seconds until what was killed is begun again
 ROLES = {
     "flower-superlink": "superlink",
@@ -64,7 +69,8 @@ ROLES = {
 }
 """By what is in its command, what a process is."""
 SETTLING = 20
-"""Of the rounds a part of so many: what a process takes until then is what it loads, and is not in the slope."""
+"""Of the rounds a part of so many: what a process takes until then is what it loads, and is not in
+the slope."""
 Line = Mapping[str, Any]
 
 
@@ -92,7 +98,15 @@ class Endured:
         """Begin the run, or go on with it, each time that the server's part was killed."""
         path = self.run.path
         while not self.run.summary.exists():
-            words: list[str | Path] = [plan, "--engine", "flower", "--federation", "here", "--out", path]
+            words: list[str | Path] = [
+                plan,
+                "--engine",
+                "flower",
+                "--federation",
+                "here",
+                "--out",
+                path,
+            ]
             if self.run.plan.exists():
                 words = ["--resume", path]
             follower = self.here.fedpeft("run", "run", *words, "--quiet")
@@ -109,7 +123,8 @@ class Endured:
                 raise RuntimeError(self.here.log("run"))
 
     def look(self) -> None:
-        """At the end of each round read what every process holds, and draw what the next one suffers."""
+        """At the end of each round read what every process holds, and draw what the next one
+        suffers."""
         done = len(read_rounds(self.run))
         if done == self.seen:
             return
@@ -124,7 +139,11 @@ class Endured:
         draws = random.Random(f"{self.seed}/{done}")
         if self.planned is None and draws.random() < self.share:
             [kind] = draws.choices(list(VICTIMS), list(VICTIMS.values()))
-            self.planned = (time.monotonic() + draws.uniform(0, WITHIN), kind, draws.randrange(self.nodes))
+            self.planned = (
+                time.monotonic() + draws.uniform(0, WITHIN),
+                kind,
+                draws.randrange(self.nodes),
+            )
 
     def mend(self, plan: Path) -> None:
         """Begin again what ended by itself, and tell of it."""
@@ -183,7 +202,9 @@ def told(root: Path, rounds: int) -> dict[str, Any]:
     """What the log and the run's folder say, as far as they go."""
     log = [json.loads(line) for line in (root / "log.jsonl").read_text().splitlines()]
     lines = read_rounds(RunFolder(root / "run"))
-    words = Counter(what["failed"] for line in lines for what in line["clients"].values() if "failed" in what)
+    words = Counter(
+        what["failed"] for line in lines for what in line["clients"].values() if "failed" in what
+    )
     memory: dict[str, dict[str, list[Line]]] = {}
     for line in log:
         if line["what"] == "memory":
@@ -195,14 +216,23 @@ def told(root: Path, rounds: int) -> dict[str, Any]:
         "ended_by_themselves": [line["kind"] for line in log if line["what"] == "ended"],
         "updates": sum(len(line["clients"]) for line in lines),
         "failures": dict(words.most_common()),
-        "processes": {role: held(list(of.values()), rounds // SETTLING) for role, of in sorted(memory.items())},
+        "processes": {
+            role: held(list(of.values()), rounds // SETTLING) for role, of in sorted(memory.items())
+        },
     }
 
 
 def held(processes: Sequence[Sequence[Line]], settling: int) -> dict[str, float | None]:
-    """What became of the memory of a kind of process: of the one that lived longest, and the slope of all."""
-    settled = [[line for line in of if line["round"] >= of[0]["round"] + settling] for of in processes]
-    longest = max((of for of in settled if of), key=lambda of: of[-1]["round"] - of[0]["round"], default=processes[0])
+    """What became of the memory of a kind of process: of the one that lived longest, and the slope
+    of all."""
+    settled = [
+        [line for line in of if line["round"] >= of[0]["round"] + settling] for of in processes
+    ]
+    longest = max(
+        (of for of in settled if of),
+        key=lambda of: of[-1]["round"] - of[0]["round"],
+        default=processes[0],
+    )
     slope, error = rising([[(line["round"], line["kib"]) for line in of] for of in settled])
     return {
         "processes": len(processes),
@@ -217,8 +247,11 @@ def held(processes: Sequence[Sequence[Line]], settling: int) -> dict[str, float 
     }
 
 
-def rising(series: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float] | tuple[None, None]:
-    """The slope that all series share, each with a level of its own, and its standard error, by least squares."""
+def rising(
+    series: Sequence[Sequence[tuple[float, float]]],
+) -> tuple[float, float] | tuple[None, None]:
+    """The slope that all series share, each with a level of its own, and its standard error, by
+    least squares."""
     lives = [of for of in series if len(of) > 1]
     points = []
     for of in lives:
@@ -228,7 +261,9 @@ def rising(series: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, floa
     if free < 1 or not spread:
         return None, None
     slope = sum(x * y for x, y in points) / spread
-    return round(slope, 2), round(sqrt(sum((y - slope * x) ** 2 for x, y in points) / free / spread), 2)
+    return round(slope, 2), round(
+        sqrt(sum((y - slope * x) ** 2 for x, y in points) / free / spread), 2
+    )
 
 
 def endured(root: Path, rounds: int, nodes: int, share: float, seed: int) -> dict[str, Any]:
@@ -248,7 +283,9 @@ def endured(root: Path, rounds: int, nodes: int, share: float, seed: int) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--share", type=float, default=0.3, help="of the rounds that have a kill")

@@ -34,7 +34,9 @@ class Federation:
 
     def environment(self, home: str) -> dict[str, str]:
         """What Flower needs to keep to itself: no telemetry, no installing, a home of its own."""
-        path = os.pathsep.join([str(ROOT / "tests"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = os.pathsep.join(
+            [str(ROOT / "tests"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
         own = {
             "PYTHONPATH": path,
             "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
@@ -60,11 +62,13 @@ class Federation:
         return self.processes[name]
 
     def superlink(self, database: bool = True) -> None:
-        """With TLS and keys of nodes, or with neither; what it knows in a file, or in its memory alone."""
+        """With TLS and keys of nodes, or with neither; what it knows in a file, or in its memory
+        alone."""
         (self.root / "user").mkdir(exist_ok=True)
         safety = f'root-certificates = "{self.root}/keys/ca.crt"' if self.tls else "insecure = true"
         (self.root / "user" / "config.toml").write_text(
-            f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{self.port}"\n{safety}\n'
+            '[superlink]\ndefault = "here"\n[superlink.here]\naddress = '
+            f'"127.0.0.1:{self.port}"\n{safety}\n'
         )
         (self.root / "database").mkdir(exist_ok=True)
         kept = ["--database", str(self.root / "database" / "state.db")] if database else []
@@ -72,7 +76,9 @@ class Federation:
             "superlink", SCRIPTS / "flower-superlink", "--port", str(self.port), *kept,
             *(self._certified() if self.tls else ["--insecure"]),
         )  # fmt: skip
-        until(lambda: "startup complete" in self.log("superlink"), 60, lambda: self.log("superlink"))
+        until(
+            lambda: "startup complete" in self.log("superlink"), 60, lambda: self.log("superlink")
+        )
 
     def _certified(self) -> list[str]:
         keys = self.root / "keys"
@@ -87,11 +93,19 @@ class Federation:
 
     def flwr(self, *words: str | Path) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [SCRIPTS / "flwr", *words], env=self.environment("user"), capture_output=True, text=True, check=False
+            [SCRIPTS / "flwr", *words],
+            env=self.environment("user"),
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     def nodes(
-        self, plan: Path, count: int, seconds: float = 200, links: Mapping[int, Sequence[str]] = MappingProxyType({})
+        self,
+        plan: Path,
+        count: int,
+        seconds: float = 200,
+        links: Mapping[int, Sequence[str]] = MappingProxyType({}),
     ) -> None:
         """Workers that are ready, and their SuperNodes, some behind links with these flags."""
         for number in range(count):
@@ -100,7 +114,10 @@ class Federation:
         for number in range(count):
             name = f"worker{number}"
             until(
-                (self.root / f"node{number}" / "socket").exists, seconds, partial(self.log, name), self.processes[name]
+                (self.root / f"node{number}" / "socket").exists,
+                seconds,
+                partial(self.log, name),
+                self.processes[name],
             )
 
     def worker(self, plan: Path, number: int) -> None:
@@ -108,28 +125,55 @@ class Federation:
         own = self.root / f"c{number:03}.key"
         key = ("--key", own) if own.exists() else ()
         folder = self.root / f"node{number}"
-        self.fedpeft(f"worker{number}", "node", plan, "--client", str(number), "--out", folder, *key)
+        self.fedpeft(
+            f"worker{number}", "node", plan, "--client", str(number), "--out", folder, *key
+        )
 
     def fedpeft(self, name: str, *arguments: str | Path) -> "subprocess.Popen[bytes]":
         return self.begin(name, sys.executable, "-m", "fedpeft", *arguments, home="user")
 
     def supernode(self, number: int, name: str = "", link: Sequence[str] = ()) -> None:
-        """Begun with the worker's folder and, with TLS, a key that is registered; or behind a link with these flags."""
+        """Begun with the worker's folder and, with TLS, a key that is registered; or behind a link
+        with these flags."""
         keys = self.root / "keys"
         safety: list[str | Path] = ["--insecure"]
         if self.tls:
             key = keys / f"node{number}"
             if not key.exists():
-                subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", key], check=True)
-                told = self.flwr("supernode", "register", key.with_suffix(".pub"), "here", "--name", f"site{number}")
+                subprocess.run(
+                    ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", key],
+                    check=True,
+                )
+                told = self.flwr(
+                    "supernode",
+                    "register",
+                    key.with_suffix(".pub"),
+                    "here",
+                    "--name",
+                    f"site{number}",
+                )
                 assert told.returncode == 0, told.stdout + told.stderr
             safety = ["--root-certificates", keys / "ca.crt", "--auth-supernode-private-key", key]
         net, behind = "127.0.0", list[str]()
         if link:
             net = f"10.79.{number}"
-            behind = [sys.executable, "-m", "benchmarks.link", "--net", net, "--port", str(self.port), *link, "--"]
+            behind = [
+                sys.executable,
+                "-m",
+                "benchmarks.link",
+                "--net",
+                net,
+                "--port",
+                str(self.port),
+                *link,
+                "--",
+            ]
         folder = self.root / f"node{number}"
-        command: list[str | Path] = [SCRIPTS / "flower-supernode", "--node-config", f'node="{folder}"']
+        command: list[str | Path] = [
+            SCRIPTS / "flower-supernode",
+            "--node-config",
+            f'node="{folder}"',
+        ]
         if self.quick:
             command = [sys.executable, "-m", "fedpeft", "supernode", "--node", folder, "--"]
         self.begin(
@@ -143,12 +187,16 @@ class Federation:
         self.processes[name].wait()
 
     def inside(self, name: str, word: str = "") -> list[int]:
-        """The numbers of the processes that `name` started and that have `word` in their command."""
+        """The numbers of the processes that `name` started and that have `word` in their
+        command."""
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 home = f"FLWR_HOME={self.root / name}\0".encode()
-                if home in (path / "environ").read_bytes() and word in (path / "cmdline").read_text():
+                if (
+                    home in (path / "environ").read_bytes()
+                    and word in (path / "cmdline").read_text()
+                ):
                     found.append(int(path.name))
         return found
 
@@ -168,7 +216,9 @@ class Federation:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        for pid in [pid for name in (*self.processes, "user") for pid in self.inside(name)]:  # of sessions of their own
+        for pid in [
+            pid for name in (*self.processes, "user") for pid in self.inside(name)
+        ]:  # of sessions of their own
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

@@ -5,10 +5,12 @@
     python -m benchmarks.flower --only payload --bytes 1000000000
     python -m benchmarks.flower --out benchmarks/results
 
-rounds   4 nodes, LoRA r=8 on a ViT-Tiny ($FEDPEFT_DATA: vit-tiny, cifar100; else the package's micro ViT and digits):
+rounds   4 nodes, LoRA r=8 on a ViT-Tiny ($FEDPEFT_DATA: vit-tiny, cifar100; else the package's
+micro ViT and digits):
          seconds of a round over those of the client that trained longest in it. Wanted: at most 8.
 plain    the same with Flower's own SuperNodes in place of `fedpeft supernode`.
-payload  one message of so many random bytes to a node and back, through SuperLink, SuperNode, courier and worker.
+payload  one message of so many random bytes to a node and back, through SuperLink, SuperNode,
+courier and worker.
 """
 
 import argparse
@@ -48,7 +50,9 @@ task = {name = "image-classification", model = "vit-tiny", size = 64}
 data = {name = "table", path = "cifar100/train.parquet", test_fraction = 0.01SUBSET}
 local = {batch_size = 32, lr = 0.01}
 """
-CLIENTS = 'evaluate_every = 1000\ncohort = %d\nrounds = %d\npartition = {name = "iid", clients = %d}\n'
+CLIENTS = (
+    'evaluate_every = 1000\ncohort = %d\nrounds = %d\npartition = {name = "iid", clients = %d}\n'
+)
 PATIENCE = 1800.0
 
 
@@ -62,14 +66,18 @@ def rounds(root: Path, count: int, each: int, quick: bool) -> dict[str, Any]:
     with federation(root, quick=quick) as here:
         plan = root / "plan.toml"
         plan.write_text(
-            CLIENTS % (NODES, count, NODES) + (VIT.replace("SUBSET", f", subset = {NODES * each}") if real else DIGITS)
+            CLIENTS % (NODES, count, NODES)
+            + (VIT.replace("SUBSET", f", subset = {NODES * each}") if real else DIGITS)
         )
         here.superlink()
         here.nodes(plan, NODES, PATIENCE)
         flags = ("--engine", "flower", "--federation", "here", "--out", root / "run")
         if here.fedpeft("run", "run", plan, *flags).wait(PATIENCE):
             raise RuntimeError(here.log("run"))
-        trained = [[float(x) for x in re.findall(r"after ([\d.]+) s", here.log(f"worker{k}"))] for k in range(NODES)]
+        trained = [
+            [float(x) for x in re.findall(r"after ([\d.]+) s", here.log(f"worker{k}"))]
+            for k in range(NODES)
+        ]
     whole = [line["seconds"] for line in read_rounds(RunFolder(root / "run"))]
     longest = [max(of_round) for of_round in zip(*trained, strict=True)]
     over = [a - b for a, b in zip(whole, longest, strict=True)][1:-1]
@@ -87,9 +95,12 @@ def rounds(root: Path, count: int, each: int, quick: bool) -> dict[str, Any]:
 
 
 def payload(root: Path, size: int) -> dict[str, Any]:
-    """Seconds of one message there and back, and the most memory that a process of each kind had."""
+    """Seconds of one message there and back, and the most memory that a process of each kind
+    had."""
     with federation(root, quick=False) as here:
-        here.superlink(database=False)  # in a file, 1 GB locks it for so long that Flower's own calls fail
+        here.superlink(
+            database=False
+        )  # in a file, 1 GB locks it for so long that Flower's own calls fail
         here.begin("worker0", sys.executable, "-m", "benchmarks.flower", "--echo", root / "node0")
         here.supernode(0)
         settings = {"bytes": size, "out": str(root / "result.json")}
@@ -110,7 +121,10 @@ def payload(root: Path, size: int) -> dict[str, Any]:
 
 def _watch(here: Federation, peak: dict[str, int]) -> None:
     """By kind of process the most KiB that one had resident."""
-    kinds = {"superlink": ("flower-superlink", "flwr-serverapp"), "supernode0": ("flower-supernode", "flwr-clientapp")}
+    kinds = {
+        "superlink": ("flower-superlink", "flwr-serverapp"),
+        "supernode0": ("flower-supernode", "flwr-clientapp"),
+    }
     for name, words in (*kinds.items(), ("worker0", ("--echo",))):
         for word in words:
             for pid in here.inside(name, word):
@@ -139,7 +153,11 @@ def ask(grid: "Grid", settings: Mapping[str, Any]) -> None:
     data, began = os.urandom(int(settings["bytes"])), time.perf_counter()
     [answer] = engine.run([Job("payload", 0, "echo", "fit", 0, None, data)])
     same = isinstance(answer, Reply) and answer.payload == data
-    values: dict[str, Any] = {"bytes": len(data), "same": same, "seconds": round(time.perf_counter() - began, 1)}
+    values: dict[str, Any] = {
+        "bytes": len(data),
+        "same": same,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
     if not isinstance(answer, Reply):
         values["reason"] = answer.reason
     part = Path(str(settings["out"])).with_suffix(".part")
@@ -152,10 +170,14 @@ if __name__ != "__main__":
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--examples", type=int, default=256, help="of each client; in all, some of every class")
+    parser.add_argument(
+        "--examples", type=int, default=256, help="of each client; in all, some of every class"
+    )
     parser.add_argument("--bytes", type=int, default=10**9)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--echo", type=Path, help=argparse.SUPPRESS)
@@ -167,7 +189,9 @@ def main() -> None:
     with TemporaryDirectory() as inside:
         for name in ("rounds", "plain"):
             if name in chosen.only:
-                results[name] = rounds(Path(inside) / name, chosen.rounds, chosen.examples, name == "rounds")
+                results[name] = rounds(
+                    Path(inside) / name, chosen.rounds, chosen.examples, name == "rounds"
+                )
                 print(json.dumps(results[name]), flush=True)
         if "payload" in chosen.only:
             results["payload"] = payload(Path(inside) / "payload", chosen.bytes)

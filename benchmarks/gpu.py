@@ -1,13 +1,15 @@
-"""The cohort engine on a GPU, which one client's small batch leaves idle: wanted is 3 times the loop at batch 4.
+"""The cohort engine on a GPU, which one client's small batch leaves idle: wanted is 3 times the
+loop at batch 4.
 
     python -m benchmarks.gpu                             # ViT-B/16 and a Llama of 1 B parameters
     python -m benchmarks.gpu --only vit-b --clients 8 --batch 4
     python -m benchmarks.gpu --device cpu --tiny         # whether the script works
 
-Both engines of `benchmarks.cohort` run whole rounds of two steps a client, LoRA r=8, passes in bfloat16
-with frozen weights cast once.
-`of_peak` is the share of the chip's matrix peak, measured here on squares of 8192, that the cohort's rounds reach; the
-operations are those of a client's step as torch counts them. Wanted: 0.45.
+Both engines of `benchmarks.cohort` run whole rounds of two steps a client, LoRA r=8, passes in
+bfloat16 with frozen weights cast once.
+`of_peak` is the share of the chip's matrix peak, measured here on squares of 8192, that the
+cohort's rounds reach; the operations are those of a client's step as torch counts them. Wanted:
+0.45.
 """
 
 import argparse
@@ -37,9 +39,25 @@ from fedpeft.partitions.iid import IID
 
 STEPS = 2
 SQUARE = 8192
-B16 = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "image_size": 224, "patch_size": 16}
-LLAMA = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
-MICRO = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+B16 = {
+    "hidden_size": 768,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "image_size": 224,
+    "patch_size": 16,
+}
+LLAMA = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+}
+MICRO = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +67,9 @@ class Pictures(TinyViT):
     tiny: bool = False
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
-        return vit(len(classes), **({**MICRO, "image_size": 32, "patch_size": 16} if self.tiny else B16))
+        return vit(
+            len(classes), **({**MICRO, "image_size": 32, "patch_size": 16} if self.tiny else B16)
+        )
 
 
 @dataclass(frozen=True)
@@ -62,7 +82,9 @@ class Texts(Tokens):
         from transformers import LlamaConfig, LlamaForCausalLM
 
         shape = MICRO if self.tiny else {**LLAMA, "num_key_value_heads": 8}
-        model: nn.Module = LlamaForCausalLM(LlamaConfig(vocab_size=self.words, tie_word_embeddings=True, **shape))
+        model: nn.Module = LlamaForCausalLM(
+            LlamaConfig(vocab_size=self.words, tie_word_embeddings=True, **shape)
+        )
         return model
 
     @property
@@ -81,10 +103,17 @@ def plan_of(name: str, clients: int, batch: int, tiny: bool) -> Plan:
     task: Pictures | Texts
     if name == "vit-b":
         side = 32 if tiny else 224
-        task, data, method = Pictures(tiny), Noise(clients, STEPS * batch, (3, side, side)), LoRA(rank=8)
+        task, data, method = (
+            Pictures(tiny),
+            Noise(clients, STEPS * batch, (3, side, side)),
+            LoRA(rank=8),
+        )
     else:
         task = Texts(tiny)
-        data, method = Noise(clients, STEPS * batch, (16 if tiny else 128,), task.words), LoRA(rank=8, head="")
+        data, method = (
+            Noise(clients, STEPS * batch, (16 if tiny else 128,), task.words),
+            LoRA(rank=8, head=""),
+        )
     return Plan(
         task=task,
         data=data,
@@ -114,7 +143,9 @@ def measured(plan: Plan, batch: int, device: str, peak: float, repeats: int) -> 
 def of_a_step(plan: Plan, batch: int, device: str) -> int:
     """Floating-point operations of one client's forward and backward pass."""
     site = open_site(plan, device)
-    rows = site.on_device(next(iter(site.data.batches(site.data.clients[0], batch, 1, torch.Generator()))))
+    rows = site.on_device(
+        next(iter(site.data.batches(site.data.clients[0], batch, 1, torch.Generator())))
+    )
     params = {name: x.to(device) for name, x in site.params().items()}
     with FlopCounterMode(display=False) as counter:
         Objective(site.model, site.task, "bfloat16").gradient(params, rows)
@@ -161,7 +192,9 @@ def race(
             for batch in batches:
                 key = f"{name}, {count} clients, batch {batch}"
                 try:
-                    found[key] = measured(plan_of(name, count, batch, tiny), batch, device, peak, repeats)
+                    found[key] = measured(
+                        plan_of(name, count, batch, tiny), batch, device, peak, repeats
+                    )
                 except torch.OutOfMemoryError as error:  # the loop's; the cohort splits itself
                     found[key] = {"skipped": str(error).partition(". ")[0]}
                 print(f"{key}: {found[key]}", flush=True, file=sys.stderr)
@@ -169,7 +202,9 @@ def race(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=["vit-b", "llama"], default=["vit-b", "llama"])
     parser.add_argument("--clients", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--batch", type=int, nargs="+", default=[4, 8, 16])

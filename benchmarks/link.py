@@ -1,11 +1,13 @@
-"""A slow and lossy link in user space: a command in a network of its own, whose packets wait, queue and get lost.
+"""A slow and lossy link in user space: a command in a network of its own, whose packets wait, queue
+and get lost.
 
-    python -m benchmarks.link --net 10.79.1 --port 9092 --delay 0.2 --loss 0.02 --rate 125000 -- COMMAND ...
+    python -m benchmarks.link --net 10.79.1 --port 9092 --delay 0.2 --loss 0.02 --rate 125000 --
+    COMMAND ...
 
-COMMAND is at NET.2 and reaches, of this machine's loopback, PORT alone, as NET.1:PORT. Each way has the delay in
-seconds, the loss as a share of the packets (seeded), and the rate in bytes a second. While the file --cut is there
-nothing passes; with --cut-after BYTES it is made once the command has sent so many since there is a file NAME.armed
-beside it. Linux, root and /dev/net/tun; no netem.
+COMMAND is at NET.2 and reaches, of this machine's loopback, PORT alone, as NET.1:PORT. Each way has
+the delay in seconds, the loss as a share of the packets (seeded), and the rate in bytes a second.
+While the file --cut is there nothing passes; with --cut-after BYTES it is made once the command has
+sent so many since there is a file NAME.armed beside it. Linux, root and /dev/net/tun; no netem.
 """
 
 import argparse
@@ -68,7 +70,8 @@ class Way:
 
 
 def tunnel(name: str, own: str, other: str) -> int:
-    """A point-to-point device of the network that this thread is in; it is gone when it is closed."""
+    """A point-to-point device of the network that this thread is in; it is gone when it is
+    closed."""
     device = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     fcntl.ioctl(device, TUNSETIFF, struct.pack("16sH", name.encode(), TUN | NO_HEADER))
     for words in (f"address add {own} peer {other} dev {name}", f"link set {name} up"):
@@ -77,7 +80,8 @@ def tunnel(name: str, own: str, other: str) -> int:
 
 
 def forward(listening: socket.socket, port: int) -> None:
-    """Hand connections on to a port of the loopback. Threads stay in the network in which they are begun."""
+    """Hand connections on to a port of the loopback. Threads stay in the network in which they are
+    begun."""
     while True:
         outer, _ = listening.accept()
         try:
@@ -96,7 +100,8 @@ def copy(source: socket.socket, sink: socket.socket) -> None:
 
 
 def relay(command: "subprocess.Popen[bytes]", ways: list[Way], cut: Path | None, after: int) -> int:
-    """Pass packets on until the command ends; its exit status. The first of the ways is the command's own."""
+    """Pass packets on until the command ends; its exit status. The first of the ways is the
+    command's own."""
     armed, sent = cut.with_suffix(".armed") if cut else None, 0
     while command.poll() is None:
         ready, _, _ = select.select([way.source for way in ways], [], [], 0.005)
@@ -113,7 +118,9 @@ def relay(command: "subprocess.Popen[bytes]", ways: list[Way], cut: Path | None,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--net", required=True, help="the first three numbers of both addresses")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--delay", type=float, default=0.0)
@@ -127,12 +134,17 @@ def main() -> None:
     outside = tunnel(f"link{chosen.net.rpartition('.')[2]}", here, there)
     listening = socket.create_server((here, chosen.port))
     threading.Thread(target=forward, args=(listening, chosen.port), daemon=True).start()
-    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):  # this thread alone, and what it begins from now on
+    if ctypes.CDLL(None, use_errno=True).unshare(
+        CLONE_NEWNET
+    ):  # this thread alone, and what it begins from now on
         raise OSError(ctypes.get_errno(), "no network of its own")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     inside = tunnel("eth0", there, here)
     shape = (chosen.delay, chosen.loss, chosen.rate)
-    ways = [Way(inside, outside, *shape, random.Random(1)), Way(outside, inside, *shape, random.Random(2))]
+    ways = [
+        Way(inside, outside, *shape, random.Random(1)),
+        Way(outside, inside, *shape, random.Random(2)),
+    ]
     sys.exit(relay(subprocess.Popen(chosen.command), ways, chosen.cut, chosen.cut_after))
 
 

@@ -4,11 +4,15 @@
     python -m benchmarks.overhead --only few many
     python -m benchmarks.overhead --out benchmarks/results
 
-few     ViT of 5.4 M parameters, LoRA r=8 + head, 32x32 pixels, 64 clients, 8 per round, 64 images each, batch 16:
-        seconds per round over those of the bare PyTorch loop that does the same steps. Wanted: at most 1.10.
-many    1,000 clients, 100 per round, 20 examples each, head only on 192 features: the same ratio. Wanted: at most 3.
-memory  10,000 clients in one round, head only, in a process of its own: how far the peak rises above what is resident
-        once data and model are loaded, over the sum of the clients' small tensors. Wanted: at most 1.10.
+few     ViT of 5.4 M parameters, LoRA r=8 + head, 32x32 pixels, 64 clients, 8 per round, 64 images
+each, batch 16:
+        seconds per round over those of the bare PyTorch loop that does the same steps. Wanted: at
+          most 1.10.
+many    1,000 clients, 100 per round, 20 examples each, head only on 192 features: the same ratio.
+Wanted: at most 3. memory  10,000 clients in one round, head only, in a process of its own: how far
+the peak rises above what is resident
+        once data and model are loaded, over the sum of the clients' small tensors. Wanted: at most
+        1.10.
 
 Both sides run in this process, in turn, and the median of the pairs' ratios is what counts.
 """
@@ -63,7 +67,10 @@ def race(plan: Plan, forward: Any, repeats: int) -> dict[str, float]:
     bare_model = plan.model(site.classes)
     examples = plan.data.load().train.columns
     each = len(examples["label"]) // len(site.data.clients)
-    own = [(examples["x"][k * each :][:each], examples["label"][k * each :][:each]) for k in range(plan.cohort)]
+    own = [
+        (examples["x"][k * each :][:each], examples["label"][k * each :][:each])
+        for k in range(plan.cohort)
+    ]
     local = plan.local
     assert isinstance(local, Descent)
     torch.set_num_threads(plan.threads)
@@ -72,7 +79,9 @@ def race(plan: Plan, forward: Any, repeats: int) -> dict[str, float]:
         _, ledger = next(rounds)
         assert len(ledger.up) == plan.cohort, ledger.failed
 
-    return pairs(ours, lambda: bare_round(bare_model, forward, own, local.batch_size, local.lr), repeats)
+    return pairs(
+        ours, lambda: bare_round(bare_model, forward, own, local.batch_size, local.lr), repeats
+    )
 
 
 def few(repeats: int, threads: int) -> dict[str, float]:
@@ -143,9 +152,14 @@ def resident() -> int:
 
 
 def peak() -> int:
-    """The most bytes so far; by the kernel's mark where there is one: a child inherits its parent's `ru_maxrss`."""
+    """The most bytes so far; by the kernel's mark where there is one: a child inherits its parent's
+    `ru_maxrss`."""
     status = Path("/proc/self/status")
-    marks = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")] if status.exists() else []
+    marks = (
+        [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        if status.exists()
+        else []
+    )
     if marks:
         return int(marks[0].split()[1]) * 1024
     scale = 1 if platform.system() == "Darwin" else 1024
@@ -175,7 +189,9 @@ WANTED = {"few": 1.10, "many": 3.0, "memory": 1.10}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -186,7 +202,10 @@ def main() -> None:
     for name in args.only:
         results[name] = BENCHMARKS[name](args.repeats, args.threads)
         verdict = "holds" if results[name]["ratio"] <= WANTED[name] else "does not hold"
-        print(f"{name}: ratio {results[name]['ratio']} (wanted at most {WANTED[name]}: {verdict})  {results[name]}")
+        print(
+            f"{name}: ratio {results[name]['ratio']} (wanted at most {WANTED[name]}: {verdict})  "
+            f"{results[name]}"
+        )
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "overhead.json").write_text(json.dumps(results, indent=2) + "\n")

@@ -5,15 +5,18 @@
     python -m benchmarks.race --out benchmarks/results       # race.json, race.md and race.svg
     python -m benchmarks.race --list                         # what W1 to W6 are
 
-Racers of W1 to W3 (`--engines`): `loop`, the PyTorch loop without any federation; `fedpeft` in its ways; `flower`, its
-simulation on Ray; `pfl`, Apple's; `trainer`, a script with a Hugging Face `Trainer` for each client. Each is a process
-of its own and has all processors: threads of one process, or processes of one thread (Flower's actors, `processes`).
-All start from the same weights and train the same clients on the same batches in the same order, so their parameters
-must agree at the end; `difference` is the largest one to fedpeft's plain engine, over the largest change of an entry.
+Racers of W1 to W3 (`--engines`): `loop`, the PyTorch loop without any federation; `fedpeft` in its
+ways; `flower`, its simulation on Ray; `pfl`, Apple's; `trainer`, a script with a Hugging Face
+`Trainer` for each client. Each is a process of its own and has all processors: threads of one
+process, or processes of one thread (Flower's actors, `processes`). All start from the same weights
+and train the same clients on the same batches in the same order, so their parameters must agree at
+the end; `difference` is the largest one to fedpeft's plain engine, over the largest change of an
+entry.
 
-A round is measured by the racer itself, from the order to the new parameters. All are started one after another, then
-take turns; what counts is the median of the seconds, and of the ratios to the loop's seconds of the same turn. `first`
-is the time from the start of the process to the end of its first round, libraries, data and model included.
+A round is measured by the racer itself, from the order to the new parameters. All are started one
+after another, then take turns; what counts is the median of the seconds, and of the ratios to the
+loop's seconds of the same turn. `first` is the time from the start of the process to the end of its
+first round, libraries, data and model included.
 """
 
 import argparse
@@ -58,7 +61,11 @@ def race(name: str, work: Work, engines: Sequence[str], repeats: int) -> dict[st
                 print(f"{name}: {told} ...", end=" ", flush=True, file=sys.stderr)
                 with giving_up(told, running, out):
                     running[told] = Racer(Path(folder), told, arguments)
-                    print(f"first round after {running[told].first:.1f} s", flush=True, file=sys.stderr)
+                    print(
+                        f"first round after {running[told].first:.1f} s",
+                        flush=True,
+                        file=sys.stderr,
+                    )
             for turn in range(repeats + 1):
                 for told, racer in list(running.items()):
                     with giving_up(told, running, out):
@@ -97,7 +104,9 @@ def summary(running: dict[str, Racer], folder: Path) -> dict[str, Any]:
         }
         if loop:
             pairs = zip(racer.turns, loop.turns, strict=True)
-            row["of_loop"] = round(statistics.median(statistics.median(a) / statistics.median(b) for a, b in pairs), 3)
+            row["of_loop"] = round(
+                statistics.median(statistics.median(a) / statistics.median(b) for a, b in pairs), 3
+            )
         if plain:
             row["difference"] = float(f"{difference(plain.result, racer.result, folder):.2g}")
         found[name] = row | ({"chose": chose} if (chose := racer.chose) else {})
@@ -105,16 +114,24 @@ def summary(running: dict[str, Racer], folder: Path) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=[*WORKS, *OTHERS], default=[*WORKS, *OTHERS])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
-    parser.add_argument("--repeats", type=int, default=3, help="turns of each racer, after its first round")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON, not as a table")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="turns of each racer, after its first round"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the results as JSON, not as a table"
+    )
     parser.add_argument("--out", type=Path, help="a folder for race.json, race.md and race.svg")
     parser.add_argument("--list", action="store_true", help="say what the works are, and run none")
     args = parser.parse_args(arguments)
     if args.list:
-        told = {name: work.told for name, work in WORKS.items()} | {name: other.told for name, other in OTHERS.items()}
+        told = {name: work.told for name, work in WORKS.items()} | {
+            name: other.told for name, other in OTHERS.items()
+        }
         print("\n".join(f"{name}  {told[name]}" for name in args.only))
         return
     signal(SIGTERM, lambda *_: sys.exit(1))  # so that the racers are ended too

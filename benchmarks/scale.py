@@ -1,12 +1,17 @@
-"""What grows with the number of clients, on a ViT-B/16 with LoRA r=8 and 100 classes: 371,812 numbers a client.
+"""What grows with the number of clients, on a ViT-B/16 with LoRA r=8 and 100 classes: 371,812
+numbers a client.
 
-    python -m benchmarks.scale                                           # some minutes, memory about five of them
-    python -m benchmarks.scale --only server --out benchmarks/results    # the other part stays as it is in scale.json
+    python -m benchmarks.scale                                           # some minutes, memory
+    about five of them python -m benchmarks.scale --only server --out benchmarks/results    # the
+    other part stays as it is in scale.json
 
-memory  A round of 10,000 clients: resident are the base, and of the clients one. What they remember lies on the disk.
+memory  A round of 10,000 clients: resident are the base, and of the clients one. What they remember
+lies on the disk.
         They train in name only, as the memory of a step does not depend on the number of clients.
-server  1,000 updates are read from files, checked and averaged: seconds over those of reading the bytes once, from the
-        disk and from the page cache. Wanted: at most 1.5, and memory that does not depend on the number of updates.
+server  1,000 updates are read from files, checked and averaged: seconds over those of reading the
+bytes once, from the
+        disk and from the page cache. Wanted: at most 1.5, and memory that does not depend on the
+          number of updates.
 """
 
 import argparse
@@ -61,7 +66,9 @@ class InName:
     def step(self, carry: Carry, batch: Batch, losses: LossFn) -> Carry:
         return carry
 
-    def finish(self, carry: Carry, received: Tensors, memory: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+    def finish(
+        self, carry: Carry, received: Tensors, memory: Tensors
+    ) -> tuple[Tensors, Tensors, Tensors]:
         return map_tensors(lambda x: x * 0.01, received), {}, {}
 
 
@@ -99,8 +106,11 @@ def memory(clients: int = 10_000, remembering: int = 64) -> dict[str, Any]:
 
 
 def _round(clients: int, cohort: int, remember: bool) -> dict[str, Any]:
-    """One round; what the resident bytes rise by beyond data and model, and what the clients leave on the disk."""
-    settings = {"stages": (ErrorFeedback(codec=Float16()),), "uplink": Float16()} if remember else {}
+    """One round; what the resident bytes rise by beyond data and model, and what the clients leave
+    on the disk."""
+    settings = (
+        {"stages": (ErrorFeedback(codec=Float16()),), "uplink": Float16()} if remember else {}
+    )
     plan = plan_of(clients, cohort, **settings)
     site = open_site(plan)
     state, before = start(plan, site.params()), resident()
@@ -125,7 +135,10 @@ def server(updates: int = 1000, repeats: int = 3) -> dict[str, Any]:
     """In a fresh process too."""
     with get_context("spawn").Pool(1) as pool:
         found = pool.apply(_server, (updates, repeats))
-    return {"what": f"{updates} updates of LoRA r=8 on a ViT-B/16 from the disk to their mean", **found}
+    return {
+        "what": f"{updates} updates of LoRA r=8 on a ViT-B/16 from the disk to their mean",
+        **found,
+    }
 
 
 def _server(updates: int, repeats: int) -> dict[str, Any]:
@@ -147,8 +160,11 @@ def _server(updates: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def against_reading(plan: Plan, state: State, files: list[Path], forget: bool = False) -> tuple[float, float]:
-    """Seconds of reading the files, and of averaging them; each after the page cache has forgotten them, if asked."""
+def against_reading(
+    plan: Plan, state: State, files: list[Path], forget: bool = False
+) -> tuple[float, float]:
+    """Seconds of reading the files, and of averaging them; each after the page cache has forgotten
+    them, if asked."""
     if forget:
         forgotten(files)
     began = time.perf_counter()
@@ -201,7 +217,9 @@ PARTS = {"memory": memory, "server": server}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--out", type=Path, help="a folder for scale.json")
     chosen = parser.parse_args()

@@ -1,11 +1,12 @@
-"""What a local step is made of, by PyTorch's profiler: the race's W1 and W2, batch 16, on one thread.
+"""What a local step is made of, by PyTorch's profiler: the race's W1 and W2, batch 16, on one
+thread.
 
     python -m benchmarks.steps
     python -m benchmarks.steps --only W1 --out benchmarks/results
 
-Milliseconds of processor time of a step, without the profiler and then by kind of operation with it, whose own time
-makes all of them a little longer. Products with frozen weights are named only where they are laid out for the kernels;
-as plain products they are together with LoRA's.
+Milliseconds of processor time of a step, without the profiler and then by kind of operation with
+it, whose own time makes all of them a little longer. Products with frozen weights are named only
+where they are laid out for the kernels; as plain products they are together with LoRA's.
 """
 
 import argparse
@@ -58,13 +59,20 @@ def step(plan: Plan, steps: int) -> dict[str, float]:
             timed()
     spent = Counter[str]()
     for event in seen.key_averages():
-        kind = next((kind for kind, begins in KINDS.items() if event.key.startswith(begins)), "the rest")
+        kind = next(
+            (kind for kind, begins in KINDS.items() if event.key.startswith(begins)), "the rest"
+        )
         spent[kind] += event.self_cpu_time_total / 1000 / steps
-    return {"the step": round(whole * 1000, 1), **{kind: round(spent[kind], 1) for kind in (*KINDS, "the rest")}}
+    return {
+        "the step": round(whole * 1000, 1),
+        **{kind: round(spent[kind], 1) for kind in (*KINDS, "the rest")},
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=("W1", "W2"), default=["W1", "W2"])
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--out", type=Path, help="a folder for steps.json")
@@ -73,7 +81,9 @@ def main() -> None:
     results: dict[str, Any] = {"machine": machine(1)}
     for name in chosen.only:
         for way in WAYS:
-            results[f"{name} {way}"] = step(replace(WORKS[name].plan(1), threads=1, **VARIANTS[way][0]), chosen.steps)
+            results[f"{name} {way}"] = step(
+                replace(WORKS[name].plan(1), threads=1, **VARIANTS[way][0]), chosen.steps
+            )
             print(f"{name} {way}: {json.dumps(results[f'{name} {way}'])}", flush=True)
     if chosen.out:
         (chosen.out / "steps.json").write_text(json.dumps(results, indent=2) + "\n")

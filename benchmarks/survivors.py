@@ -1,4 +1,5 @@
-"""A simulation in which the clients fail that failed elsewhere: what a disturbed run must have ended in."""
+"""A simulation in which the clients fail that failed elsewhere: what a disturbed run must have
+ended in."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,15 +33,25 @@ class Survivors:
 
 
 def simulated(plan: Plan, run: RunFolder, store: Store) -> bool:
-    """Whether a run ended in the bits, and told of the bytes, of a simulation with the same survivors."""
+    """Whether a run ended in the bits, and told of the bytes, of a simulation with the same
+    survivors."""
     lines = read_rounds(run)
     failed = {
-        line["round"] - 1: {client: what["failed"] for client, what in line["clients"].items() if "failed" in what}
+        line["round"] - 1: {
+            client: what["failed"] for client, what in line["clients"].items() if "failed" in what
+        }
         for line in lines
     }
     site = open_site(plan)
-    rounds = list(federate(plan, Survivors(InProcess(site, store), failed), start(plan, site.params())))
+    rounds = list(
+        federate(plan, Survivors(InProcess(site, store), failed), start(plan, site.params()))
+    )
     saved = load_checkpoint(run.checkpoint, plan)
     assert saved is not None and len(lines) == len(rounds) == plan.rounds
-    assert [(line["bytes_up"], line["bytes_down"]) for line in lines] == [(x.bytes_up, x.bytes_down) for _, x in rounds]
-    return equal(saved.state.params, rounds[-1][0].params) and saved.state.accepted == rounds[-1][0].accepted
+    assert [(line["bytes_up"], line["bytes_down"]) for line in lines] == [
+        (x.bytes_up, x.bytes_down) for _, x in rounds
+    ]
+    return (
+        equal(saved.state.params, rounds[-1][0].params)
+        and saved.state.accepted == rounds[-1][0].accepted
+    )

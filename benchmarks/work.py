@@ -27,7 +27,9 @@ class TinyViT:
         return rows
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        return cross_entropy(model(pixel_values=batch["x"]).logits, batch["label"], reduction="none")
+        return cross_entropy(
+            model(pixel_values=batch["x"]).logits, batch["label"], reduction="none"
+        )
 
     def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         return {"loss": self.losses(model, batch)}
@@ -77,7 +79,8 @@ class LinearHead:
 
 @dataclass(frozen=True)
 class Noise:
-    """Random examples of a shape, `each` for every one of `clients` clients; tokens where `tokens` says of how many."""
+    """Random examples of a shape, `each` for every one of `clients` clients; tokens where `tokens`
+    says of how many."""
 
     clients: int
     each: int
@@ -88,7 +91,11 @@ class Noise:
         rng = torch.Generator().manual_seed(0)
         n = max(self.clients * self.each, len(CLASSES))
         shape = (n, *self.shape)
-        x = torch.randint(1, self.tokens, shape, generator=rng) if self.tokens else torch.randn(shape, generator=rng)
+        x = (
+            torch.randint(1, self.tokens, shape, generator=rng)
+            if self.tokens
+            else torch.randn(shape, generator=rng)
+        )
         label = torch.arange(n) % len(CLASSES)
         few = Table({"x": x[: len(CLASSES)], "label": label[: len(CLASSES)]})
         return Examples(Table({"x": x, "label": label}), few, CLASSES)
@@ -101,7 +108,8 @@ def bare_round(
     batch: int,
     lr: float,
 ) -> None:
-    """One round by hand: each client from the same start, SGD with Nesterov's momentum, the mean written back."""
+    """One round by hand: each client from the same start, SGD with Nesterov's momentum, the mean
+    written back."""
     trained = [p for p in model.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in trained]
     total = [torch.zeros_like(p) for p in trained]

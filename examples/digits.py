@@ -1,4 +1,5 @@
-"""LoRA on the embedded vision transformer and handwritten digits: the loop is yours, so stop when you like."""
+"""LoRA on the embedded vision transformer and handwritten digits: the loop is yours, so stop when
+you like."""
 
 from fedpeft import InProcess, evaluate, federate, open_site, read_plan, start
 
@@ -23,8 +24,13 @@ def main() -> None:
     plan = read_plan(PLAN)
     site = open_site(plan)
     for state, ledger in federate(plan, InProcess(site), start(plan, site.params())):
-        accuracy = evaluate(plan.task, site.model, state.params, site.data.held_out())["accuracy"].value
-        print(f"round {state.round}: accuracy {accuracy:.3f}, {ledger.bytes_up:,} bytes up, failed {ledger.failed}")
+        accuracy = evaluate(plan.task, site.model, state.params, site.data.held_out())[
+            "accuracy"
+        ].value
+        print(
+            f"round {state.round}: accuracy {accuracy:.3f}, {ledger.bytes_up:,} bytes up, failed "
+            f"{ledger.failed}"
+        )
         if accuracy > 0.95:
             break
 

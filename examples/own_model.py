@@ -45,7 +45,10 @@ def main() -> None:
     site = open_site(plan)
     for state, ledger in federate(plan, InProcess(site)):
         held_out = evaluate(plan.task, site.model, state.params, site.data.held_out())
-        print(f"round {state.round}: accuracy {held_out['accuracy'].value:.3f}, {ledger.bytes_up:,} bytes up")
+        print(
+            f"round {state.round}: accuracy {held_out['accuracy'].value:.3f}, {ledger.bytes_up:,} "
+            "bytes up"
+        )
 
 
 if __name__ == "__main__":

@@ -9,16 +9,27 @@ from PIL import Image
 
 from fedpeft.tasks.pretrained import quiet
 
-COLOURS = {"red": (220, 30, 30), "green": (20, 200, 40), "blue": (30, 40, 230), "white": (255, 255, 255)}
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (20, 200, 40),
+    "blue": (30, 40, 230),
+    "white": (255, 255, 255),
+}
 SIDE = 8
 
 
 def save_diffusion(folder: Path) -> Path:
-    """A Stable Diffusion of the smallest size with random weights, with the parts that its pipeline saves."""
+    """A Stable Diffusion of the smallest size with random weights, with the parts that its pipeline
+    saves."""
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    vocabulary = {word: k for k, word in enumerate(("<|startoftext|>", "<|endoftext|>", *(f"{c}</w>" for c in "abcd")))}
+    vocabulary = {
+        word: k
+        for k, word in enumerate(
+            ("<|startoftext|>", "<|endoftext|>", *(f"{c}</w>" for c in "abcd"))
+        )
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet2DConditionModel(
@@ -60,9 +71,21 @@ def save_diffusion(folder: Path) -> Path:
     with quiet():
         for name, part in parts.items():
             part.save_pretrained(folder / name)
-    index = {name: [type(part).__module__.partition(".")[0], type(part).__name__] for name, part in parts.items()}
-    none = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
-    whole = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1", **index, **none}
+    index = {
+        name: [type(part).__module__.partition(".")[0], type(part).__name__]
+        for name, part in parts.items()
+    }
+    none = {
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+    }
+    whole = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.42.1",
+        **index,
+        **none,
+    }
     (folder / "model_index.json").write_text(json.dumps(whole))
     return folder
 

@@ -10,7 +10,9 @@ import tomli_w
 CLIENTS = ("a", "b")
 
 
-def line(at: int, accuracy: float | None, up: int, failed: str | None, epsilon: float | None) -> dict[str, Any]:
+def line(
+    at: int, accuracy: float | None, up: int, failed: str | None, epsilon: float | None
+) -> dict[str, Any]:
     """A line of rounds.jsonl: client a sends `up` bytes, client b the same or fails."""
     b = {"down": 10, "up": 0, "failed": failed} if failed else {"down": 10, "up": up, "weight": 1.0}
     told = {
@@ -24,7 +26,9 @@ def line(at: int, accuracy: float | None, up: int, failed: str | None, epsilon: 
         "held_out": None if accuracy is None else {"accuracy": accuracy, "loss": 0.5},
         "seconds": 0.5,
     }
-    return told | ({"privacy": {"epsilon": epsilon * at, "delta": 1e-5, "unit": "client"}} if epsilon else {})
+    return told | (
+        {"privacy": {"epsilon": epsilon * at, "delta": 1e-5, "unit": "client"}} if epsilon else {}
+    )
 
 
 def write_cell(
@@ -41,7 +45,8 @@ def write_cell(
     classes: Sequence[str] = ("x", "y"),
     plan: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A cell in `folder`; it is unfinished, and so without a summary, if fewer rounds are there than planned."""
+    """A cell in `folder`; it is unfinished, and so without a summary, if fewer rounds are there
+    than planned."""
     folder.mkdir(parents=True)
     planned = planned or len(accuracies)
     values = {
@@ -54,9 +59,16 @@ def write_cell(
         **(plan or {}),
     }
     (folder / "plan.toml").write_text(tomli_w.dumps(values))
-    lines = [line(at, value, up, failed if at == 1 else None, epsilon) for at, value in enumerate(accuracies, 1)]
+    lines = [
+        line(at, value, up, failed if at == 1 else None, epsilon)
+        for at, value in enumerate(accuracies, 1)
+    ]
     (folder / "rounds.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-    division = {"fingerprint": f"f{seed}", "classes": list(classes), "histograms": {"a": [3, 1], "b": [0, 4]}}
+    division = {
+        "fingerprint": f"f{seed}",
+        "classes": list(classes),
+        "histograms": {"a": [3, 1], "b": [0, 4]},
+    }
     (folder / "partition.json").write_text(json.dumps(division))
     if planned == len(accuracies):
         (folder / "summary.json").write_text(json.dumps(summary(up, each)))
@@ -77,7 +89,12 @@ def summary(up: int, each: Mapping[str, float] | None) -> dict[str, Any]:
     }
     if each:
         values = sorted(each.values())
-        spread = {"mean": sum(values) / len(values), "worst_decile": values[0], "best_decile": values[-1], "std": 0.1}
+        spread = {
+            "mean": sum(values) / len(values),
+            "worst_decile": values[0],
+            "best_decile": values[-1],
+            "std": 0.1,
+        }
         told["client_accuracy"] = {**spread, "each": dict(each)}
     return told
 
@@ -88,5 +105,13 @@ def write_study(root: Path) -> Path:
         for seed in (1, 2, 3):
             accuracies = [0.3 + gain, 0.5 + gain, 0.6 + gain + 0.01 * seed]
             each = {"a": 0.6 + gain, "b": 0.7 + gain}
-            write_cell(root / f"{method}-{seed}", accuracies, method=method, seed=seed, up=up, each=each, epsilon=0.5)
+            write_cell(
+                root / f"{method}-{seed}",
+                accuracies,
+                method=method,
+                seed=seed,
+                up=up,
+                each=each,
+                epsilon=0.5,
+            )
     return root

@@ -1,4 +1,5 @@
-"""What all tests share: no network, one thread, the same examples each time, and the folder of real data."""
+"""What all tests share: no network, one thread, the same examples each time, and the folder of real
+data."""
 
 import os
 import re
@@ -22,13 +23,16 @@ from fedpeft.site import Site, open_site
 torch.set_num_threads(1)
 CACHE = TemporaryDirectory()
 os.environ["FEDPEFT_CACHE"] = CACHE.name
-settings.register_profile("fedpeft", deadline=None, derandomize=True, database=None, max_examples=50)
+settings.register_profile(
+    "fedpeft", deadline=None, derandomize=True, database=None, max_examples=50
+)
 settings.load_profile("fedpeft")
 
 
 @pytest.fixture(scope="session")
 def real_data_if_any() -> Path | None:
-    """Real data sets and weights, which the repository does not hold: what FEDPEFT_DATA names, or lies beside it."""
+    """Real data sets and weights, which the repository does not hold: what FEDPEFT_DATA names, or
+    lies beside it."""
     beside = Path(__file__).parents[2] / "shared" / "data"
     folder = Path(os.environ.get("FEDPEFT_DATA") or beside).expanduser()
     return folder if folder.is_dir() else None
@@ -44,7 +48,8 @@ def real_data(real_data_if_any: Path | None) -> Path:
 
 @pytest.fixture(scope="session")
 def digits() -> Site:
-    """Real digits and the real model, opened once: all plans here differ only in what comes after that."""
+    """Real digits and the real model, opened once: all plans here differ only in what comes after
+    that."""
     return open_site(plan_of())
 
 
@@ -61,16 +66,21 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory, real_data_if_any: Path | None) -> dict[str, Done]:
+def runs(
+    tmp_path_factory: pytest.TempPathFactory, real_data_if_any: Path | None
+) -> dict[str, Done]:
     """Runs of every method, which the tests of exporting share."""
     root = tmp_path_factory.mktemp("runs")
     cases = {**CASES, **text_cases(root, real_data_if_any)}
-    return {name: done(root / f"run-{k}", **changes) for k, (name, changes) in enumerate(cases.items())}
+    return {
+        name: done(root / f"run-{k}", **changes) for k, (name, changes) in enumerate(cases.items())
+    }
 
 
 @pytest.fixture(scope="session")
 def folders(runs: Mapping[str, Done], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """What is exported of these runs, with the logits that were computed elsewhere beside each folder."""
+    """What is exported of these runs, with the logits that were computed elsewhere beside each
+    folder."""
     root = tmp_path_factory.mktemp("exported")
     made = {name: root / re.sub(r"\W+", "-", name) for name in runs}
     made |= {f"{name}, merged": root / re.sub(r"\W+", "-", f"{name}, merged") for name in MERGED}

@@ -1,4 +1,5 @@
-"""A study of four clients, their files, and ways to spoil one; what the tests of contributions share."""
+"""A study of four clients, their files, and ways to spoil one; what the tests of contributions
+share."""
 
 import json
 import os
@@ -43,19 +44,25 @@ class Study:
         return read_invitation(self.path)
 
     def read(self, file: Path, trust: Trust | None = None) -> Contribution:
-        return read_contribution(file, self.invitation, sealing_key(server_key(self.path)), trust or Trust())
+        return read_contribution(
+            file, self.invitation, sealing_key(server_key(self.path)), trust or Trust()
+        )
 
     def update(self, file: Path) -> Update:
         """What is in a file."""
         one, study = self.read(file), self.invitation
         return unpack(one.header.client, one.frame, study.plan.uplink, layout(study.state.params))
 
-    def forged(self, out: Path, change: Callable[[Update], Update], number: int = 0, **header: Any) -> Path:
+    def forged(
+        self, out: Path, change: Callable[[Update], Update], number: int = 0, **header: Any
+    ) -> Path:
         """The file of a client that sends something else, properly signed and sealed."""
         one, study = self.read(self.files[number]), self.invitation
         frame = pack(change(self.update(self.files[number])), study.plan.uplink)
         said = replace(one.header, **{"bytes": len(frame), **header})
-        out.write_bytes(write_contribution(said, frame, study.terms.server, signing_key(self.keys[number])))
+        out.write_bytes(
+            write_contribution(said, frame, study.terms.server, signing_key(self.keys[number]))
+        )
         return out
 
 
@@ -94,8 +101,11 @@ def _content(file: Path) -> bytes:
     ).encode()
 
 
-def killed_before(moment: int, watched: str, events: tuple[str, ...], work: Callable[[], object]) -> int:
-    """Do the work in a copy of this process that dies before its event number `moment` on a file named `watched`."""
+def killed_before(
+    moment: int, watched: str, events: tuple[str, ...], work: Callable[[], object]
+) -> int:
+    """Do the work in a copy of this process that dies before its event number `moment` on a file
+    named `watched`."""
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1]
@@ -105,7 +115,9 @@ def killed_before(moment: int, watched: str, events: tuple[str, ...], work: Call
         nonlocal seen
         if event not in events or watched not in str(arguments[0]):
             return
-        if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+        if event == "open" and not (
+            isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        ):
             return
         if seen == moment:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -124,6 +136,9 @@ def own_data(path: Path, labels: str) -> Path:
     """Points around a corner of a triangle for each label."""
     corner = {"a": (5.0, 0.0), "b": (-5.0, 0.0), "c": (0.0, 5.0), "z": (0.0, -5.0)}
     y = np.array([labels[k % len(labels)] for k in range(60)])
-    x = np.array([corner[name] for name in y], dtype=np.float32) + np.arange(60, dtype=np.float32)[:, None] / 100
+    x = (
+        np.array([corner[name] for name in y], dtype=np.float32)
+        + np.arange(60, dtype=np.float32)[:, None] / 100
+    )
     np.savez(path, x_train=x, y_train=y)
     return path

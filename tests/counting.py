@@ -11,7 +11,8 @@ BEGIN, END = 1, 2
 
 
 def save_llama(folder: Path) -> Path:
-    """A Llama of 16 dimensions with random weights, and a tokenizer of one token a word: <s> 1, </s> 2, one 3, ..."""
+    """A Llama of 16 dimensions with random weights, and a tokenizer of one token a word: <s> 1,
+    </s> 2, one 3, ..."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

@@ -1,4 +1,5 @@
-"""What the tests of killed runs need: a plan, the processes of this machine, and a run that dies at a chosen moment."""
+"""What the tests of killed runs need: a plan, the processes of this machine, and a run that dies at
+a chosen moment."""
 
 import os
 import random
@@ -32,7 +33,8 @@ local = {batch_size = 8, lr = 0.1, correction = "scaffold"}
 
 @dataclass(frozen=True)
 class Gate:
-    """A stage at which clients wait while the file `closed` is in the folder; `reached` says that one is there.
+    """A stage at which clients wait while the file `closed` is in the folder; `reached` says that
+    one is there.
 
     With a name, only this client waits.
     """
@@ -48,7 +50,9 @@ class Gate:
     def event(self) -> Event | None:
         return None
 
-    def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]:
+    def on_client(
+        self, update: Update, memory: Tensors, context: Context
+    ) -> tuple[Update, Tensors]:
         while self.client in ("", context.client) and (Path(self.folder) / "closed").exists():
             (Path(self.folder) / "reached").touch()
             time.sleep(0.02)
@@ -63,9 +67,11 @@ class Gate:
 
 @dataclass(frozen=True)
 class FullDisk:
-    """A stage with which `client` finds the disk full in round `round`, while the file `full` is in the folder.
+    """A stage with which `client` finds the disk full in round `round`, while the file `full` is in
+    the folder.
 
-    The system's limit on the size of a file stands for the disk, in the process that writes the client's memory.
+    The system's limit on the size of a file stands for the disk, in the process that writes the
+    client's memory.
     """
 
     folder: str
@@ -80,10 +86,14 @@ class FullDisk:
     def event(self) -> Event | None:
         return None
 
-    def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]:
+    def on_client(
+        self, update: Update, memory: Tensors, context: Context
+    ) -> tuple[Update, Tensors]:
         full = (Path(self.folder) / "full").exists()
         if full and (context.client, context.round) == (self.client, self.round):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+            )
         return update, {}
 
     def on_arrival(self, update: Update) -> Update:
@@ -95,7 +105,8 @@ class FullDisk:
 
 @dataclass(frozen=True)
 class Killed:
-    """A stage in which the process of `client` is killed in round `round`, once: the file `killed` says so."""
+    """A stage in which the process of `client` is killed in round `round`, once: the file `killed`
+    says so."""
 
     folder: str
     client: str
@@ -109,7 +120,9 @@ class Killed:
     def event(self) -> Event | None:
         return None
 
-    def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]:
+    def on_client(
+        self, update: Update, memory: Tensors, context: Context
+    ) -> tuple[Update, Tensors]:
         killed = Path(self.folder) / "killed"
         if (context.client, context.round) == (self.client, self.round) and not killed.exists():
             killed.touch()
@@ -129,9 +142,13 @@ def write(path: Path, *texts: str) -> Path:
 
 
 def outcome(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str]]:
-    """The tensors of the last checkpoint, the rounds without their seconds, and who was counted when."""
+    """The tensors of the last checkpoint, the rounds without their seconds, and who was counted
+    when."""
     tensors, metadata = load_tensors(RunFolder(folder).checkpoint)
-    lines = [{key: x for key, x in line.items() if key != "seconds"} for line in read_rounds(RunFolder(folder))]
+    lines = [
+        {key: x for key, x in line.items() if key != "seconds"}
+        for line in read_rounds(RunFolder(folder))
+    ]
     return tensors, lines, {key: metadata[key] for key in ("round", "accepted", "order")}
 
 
@@ -163,10 +180,11 @@ def alive(pids: list[int]) -> list[int]:
 
 
 def kill_at_file_events(folder: str, chosen: str) -> None:
-    """Kill a run just before it opens for writing, renames or removes a file; then resume it, and compare.
+    """Kill a run just before it opens for writing, renames or removes a file; then resume it, and
+    compare.
 
-    This is run in a process of its own, which loads everything once and then forks for each kill. `chosen` is "all",
-    or how many of the moments are drawn.
+    This is run in a process of its own, which loads everything once and then forks for each kill.
+    `chosen` is "all", or how many of the moments are drawn.
     """
     import fedpeft.engines.inprocess
     import fedpeft.runs.summary  # noqa: F401  # before the forks, so that each need not do it
@@ -177,11 +195,19 @@ def kill_at_file_events(folder: str, chosen: str) -> None:
     events = Path(folder) / "events"
     in_fork(lambda: killed_before(None, Path(folder) / "counted", plan, events))
     total = int(events.read_text())
-    moments = list(range(total)) if chosen == "all" else sorted(random.Random(5).sample(range(total), int(chosen)))
+    moments = (
+        list(range(total))
+        if chosen == "all"
+        else sorted(random.Random(5).sample(range(total), int(chosen)))
+    )
     for moment in moments:
         out = Path(folder) / f"killed{moment}"
-        assert os.WTERMSIG(in_fork(lambda: killed_before(moment, out, plan, events))) == signal.SIGKILL  # noqa: B023
-        again: list[str | Path] = ["--resume", out] if (out / "plan.toml").exists() else [plan, "--out", out]
+        assert (
+            os.WTERMSIG(in_fork(lambda: killed_before(moment, out, plan, events))) == signal.SIGKILL
+        )
+        again: list[str | Path] = (
+            ["--resume", out] if (out / "plan.toml").exists() else [plan, "--out", out]
+        )
         assert in_fork(lambda: command("run", *again, "--quiet")) == 0, moment  # noqa: B023
         assert_same_end(out, wanted)
         shutil.rmtree(out)
@@ -210,13 +236,20 @@ def in_fork(work: Callable[[], None]) -> int:
 
 
 def killed_before(moment: int | None, out: Path, plan: Path, events: Path) -> None:
-    """Run a plan and die before its file event number `moment`; without one, write how many there are."""
+    """Run a plan and die before its file event number `moment`; without one, write how many there
+    are."""
     seen = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
-        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if not (writes or event in ("os.rename", "os.remove", "os.mkdir")) or str(out) not in str(arguments[0]):
+        writes = (
+            event == "open"
+            and isinstance(arguments[2], int)
+            and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        )
+        if not (writes or event in ("os.rename", "os.remove", "os.mkdir")) or str(out) not in str(
+            arguments[0]
+        ):
             return
         if seen == moment:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -48,6 +48,8 @@ WRITERS: dict[str, Callable[[Path, list[dict[str, Any]]], None]] = {
 }
 
 
-def save_picture(file: Path, colour: tuple[int, ...] = (200, 10, 30), size: tuple[int, int] = (6, 4)) -> None:
+def save_picture(
+    file: Path, colour: tuple[int, ...] = (200, 10, 30), size: tuple[int, int] = (6, 4)
+) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).save(file)

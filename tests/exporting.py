@@ -1,4 +1,5 @@
-"""Runs of every method, their exported folders, and what these compute where there is no fedpeft."""
+"""Runs of every method, their exported folders, and what these compute where there is no
+fedpeft."""
 
 import json
 import os
@@ -35,7 +36,9 @@ SMALL: dict[str, Any] = {
 }
 RESIZED = {"name": "image-classification", "size": 16}
 CASES: dict[str, Mapping[str, Any]] = {
-    **{name: {"method": name} for name in CATALOGUE["method"] if name != "prefix"},  # which no vision model takes
+    **{
+        name: {"method": name} for name in CATALOGUE["method"] if name != "prefix"
+    },  # which no vision model takes
     "adapter, shared": {"method": {"name": "adapter", "shared": True}},
     "prompt, shallow": {"method": {"name": "prompt", "deep": False}},
     "lora, head not trained": {"method": {"name": "lora", "head": "", "target": ["fc1", "o_proj"]}},
@@ -53,8 +56,33 @@ CASES: dict[str, Mapping[str, Any]] = {
 }
 BERT = ("bert, lora", "bert, adapter", "bert, full")
 LLAMA = ("llama, prefix", "llama, lora", "llama, adapter")
-MERGED = ("lora", "rslora", "dora", "ia3", "vera", "layernorm", "lora, resized", "lora, FedEx", "ffa", "bert, lora")
-WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen")
+MERGED = (
+    "lora",
+    "rslora",
+    "dora",
+    "ia3",
+    "vera",
+    "layernorm",
+    "lora, resized",
+    "lora, FedEx",
+    "ffa",
+    "bert, lora",
+)
+WORDS = (
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+)
 ELSEWHERE = """
 import json, re, sys
 sys.modules["fedpeft"] = None  # whoever imports it fails
@@ -94,7 +122,9 @@ def done(path: Path, **changes: Any) -> Done:
     batch = next(iter(site.data.held_out()))
     inputs = {name: x[:16] for name, x in batch.items() if name not in ("label", "mask", FEATURES)}
     own = {name: saved.state.params[name] for name in plan.method.names(site.model)}
-    model = plan.model(site.classes).eval()  # the site's multiplies by packed weights, which rounds otherwise
+    model = plan.model(
+        site.classes
+    ).eval()  # the site's multiplies by packed weights, which rounds otherwise
     own |= merged(model, under(EXACT, saved.state.params))
     with torch.inference_mode():
         logits = functional_call(model, own, (), inputs).logits
@@ -107,23 +137,35 @@ def loaded_elsewhere(folders: Mapping[Path, Done], cache: Path) -> None:
         save_file({name: x.contiguous() for name, x in run.inputs.items()}, f"{folder}.in")
     env = {**os.environ, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     names = json.dumps([str(folder) for folder in folders])
-    ended = subprocess.run([sys.executable, "-c", ELSEWHERE, names], env=env, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, names], env=env, capture_output=True, text=True
+    )
     assert ended.returncode == 0, ended.stderr
 
 
 def text_cases(root: Path, real_data: Path | None) -> dict[str, Mapping[str, Any]]:
     """Runs on texts, with a small BERT, and with the Llama of the real data where these are."""
     rows = (
-        {"text": " ".join(WORDS[(k * j) % 13] for j in range(1, 4 + k % 5)), "label": WORDS[k % 3]} for k in range(80)
+        {"text": " ".join(WORDS[(k * j) % 13] for j in range(1, 4 + k % 5)), "label": WORDS[k % 3]}
+        for k in range(80)
     )
     (root / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     save_bert(root / "bert")
-    data = {"data": {"name": "table", "path": str(root / "texts.jsonl")}, "partition": {"name": "iid", "clients": 4}}
+    data = {
+        "data": {"name": "table", "path": str(root / "texts.jsonl")},
+        "partition": {"name": "iid", "clients": 4},
+    }
 
     def on(model: Path, method: Any) -> dict[str, Any]:
-        return {**data, "method": method, "task": {"name": "text-classification", "model": str(model), "max_length": 6}}
+        return {
+            **data,
+            "method": method,
+            "task": {"name": "text-classification", "model": str(model), "max_length": 6},
+        }
 
-    cases: dict[str, Mapping[str, Any]] = {name: on(root / "bert", name.split(", ")[1]) for name in BERT}
+    cases: dict[str, Mapping[str, Any]] = {
+        name: on(root / "bert", name.split(", ")[1]) for name in BERT
+    }
     if real_data is not None and (llama := real_data / "stories260k").is_dir():
         cases |= {name: on(llama, name.split(", ")[1]) for name in LLAMA}
     return cases
@@ -136,10 +178,19 @@ def save_bert(folder: Path) -> None:
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
 
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    size = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
     vocabulary = {word: k for k, word in enumerate(("[PAD]", "[UNK]", *WORDS))}
     with seeded(3):
-        hf.BertModel(hf.BertConfig(vocab_size=len(vocabulary), **size), add_pooling_layer=False).save_pretrained(folder)
+        hf.BertModel(
+            hf.BertConfig(vocab_size=len(vocabulary), **size), add_pooling_layer=False
+        ).save_pretrained(folder)
     words = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     words.pre_tokenizer = Whitespace()
-    hf.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
+    hf.PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]"
+    ).save_pretrained(folder)

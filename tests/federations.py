@@ -22,7 +22,8 @@ def three(
     links: Mapping[int, Sequence[str]] = MappingProxyType({}),
     nodes: int = 3,
 ) -> Iterator[Federation]:
-    """A SuperLink and three nodes, or so many, with their workers, some behind links with these flags."""
+    """A SuperLink and three nodes, or so many, with their workers, some behind links with these
+    flags."""
     with federation(root, tls) as here:
         plan = root / "plan.toml"
         plan.write_text(text)

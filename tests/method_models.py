@@ -1,4 +1,5 @@
-"""Models of four kinds, small enough to build in milliseconds, and what the tests of methods do with them."""
+"""Models of four kinds, small enough to build in milliseconds, and what the tests of methods do
+with them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,13 +30,20 @@ def model_of(kind: str, **settings: Any) -> nn.Module:
 def _built(kind: str, settings: dict[str, Any]) -> nn.Module:
     import transformers as hf
 
-    size = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    size = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
     size |= {"num_labels": 3, **settings}
     if kind == "vit":
         config = hf.ViTConfig(image_size=8, patch_size=4, num_channels=1, **size)
         model: nn.Module = hf.ViTForImageClassification(config)
     elif kind == "bert":
-        config = hf.BertConfig(vocab_size=64, max_position_embeddings=16, hidden_dropout_prob=0.0, **size)
+        config = hf.BertConfig(
+            vocab_size=64, max_position_embeddings=16, hidden_dropout_prob=0.0, **size
+        )
         model = hf.BertForSequenceClassification(config)
     else:
         config = hf.LlamaConfig(vocab_size=64, num_key_value_heads=2, pad_token_id=0, **size)
@@ -56,18 +64,24 @@ def batch_of(kind: str, size: int = 4) -> dict[str, Tensor]:
 
 
 def logits_of(model: nn.Module, batch: Batch) -> Tensor:
-    """The logits of a classifier, (batch, classes), or of a language model, (batch, length, vocabulary)."""
-    out: Tensor = model(**{name: x for name, x in batch.items() if name not in ("label", "mask")}).logits
+    """The logits of a classifier, (batch, classes), or of a language model, (batch, length,
+    vocabulary)."""
+    out: Tensor = model(
+        **{name: x for name, x in batch.items() if name not in ("label", "mask")}
+    ).logits
     return out
 
 
 @dataclass(frozen=True)
 class Classify:
-    """As much of a task as an objective needs; a language model's classes are the first of its vocabulary."""
+    """As much of a task as an objective needs; a language model's classes are the first of its
+    vocabulary."""
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         logits = logits_of(model, batch)
-        return cross_entropy(logits if logits.ndim == 2 else logits.mean(1), batch["label"], reduction="none")
+        return cross_entropy(
+            logits if logits.ndim == 2 else logits.mean(1), batch["label"], reduction="none"
+        )
 
     def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         return {"loss": self.losses(model, batch)}
@@ -78,7 +92,9 @@ def method(spec: Mapping[str, Any] | str) -> Method:
     return built
 
 
-def injected(spec: Mapping[str, Any] | str, kind: str, **settings: Any) -> tuple[nn.Module, list[str]]:
+def injected(
+    spec: Mapping[str, Any] | str, kind: str, **settings: Any
+) -> tuple[nn.Module, list[str]]:
     """A model of the kind with the method in it, and the names of what is trained."""
     made = method(spec)
     with seeded(11):

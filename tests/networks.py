@@ -1,4 +1,5 @@
-"""Small networks with what models have: shared weights, BatchNorm, dropout, features on their way."""
+"""Small networks with what models have: shared weights, BatchNorm, dropout, features on their
+way."""
 
 from time import sleep
 

@@ -75,7 +75,8 @@ class Bowl(nn.Module):
 
 @dataclass(frozen=True)
 class Bowls:
-    """The loss of the example (point x, curvature a) is a/2·‖w − x‖²: what descent makes of it is known by hand."""
+    """The loss of the example (point x, curvature a) is a/2·‖w − x‖²: what descent makes of it is
+    known by hand."""
 
     features: int = 1
 
@@ -128,7 +129,8 @@ class Fatal:
 
 @dataclass(frozen=True)
 class Raising:
-    """Points, but who trains the example whose first feature is `trigger` gets the built-in exception `error`."""
+    """Points, but who trains the example whose first feature is `trigger` gets the built-in
+    exception `error`."""
 
     trigger: float
     error: str
@@ -157,8 +159,9 @@ class Odd:
     """Points that are not like others.
 
     Attributes:
-      what: "infinite", the loss of the example whose first feature is `trigger`; "cut", batches to widths of their own;
-        "random", the loss from torch's own stream; "large", what a step asks for: `trigger` bytes a client.
+      what: "infinite", the loss of the example whose first feature is `trigger`; "cut", batches to
+        widths of their own; "random", the loss from torch's own stream; "large", what a step asks
+        for: `trigger` bytes a client.
     """
 
     what: str
@@ -183,7 +186,11 @@ class Odd:
         losses = self.points.losses(model, {**batch, "point": wide})
         if self.what == "random":
             losses = losses * torch.rand_like(losses)
-        return torch.where(x[:, 0] == self.trigger, torch.inf, 1.0) * losses if self.what == "infinite" else losses
+        return (
+            torch.where(x[:, 0] == self.trigger, torch.inf, 1.0) * losses
+            if self.what == "infinite"
+            else losses
+        )
 
     def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         return self.points.metrics(model, batch)
@@ -199,7 +206,8 @@ def die(once: str) -> None:
 
 @dataclass(frozen=True)
 class DiesAfterSaving:
-    """A folder of clients' memory whose process is killed between the memory's file and the reply, once."""
+    """A folder of clients' memory whose process is killed between the memory's file and the reply,
+    once."""
 
     folder: Folder
     client: str

@@ -51,12 +51,17 @@ def staged(stage: str) -> dict[str, object]:
 
 
 def factors_fit(aggregator: str, server: str, correction: str, stage: str) -> bool:
-    """Whether an aggregator that knows low-rank factors goes with the other parts; the rest go with all."""
+    """Whether an aggregator that knows low-rank factors goes with the other parts; the rest go with
+    all."""
     knowing = build("aggregator", aggregator)
     if not isinstance(knowing, LowRank):
         return True
     fits = server == "average" or not knowing.plain
-    return fits and "scaffold" not in (server, correction) and (stage != "error_feedback" or not knowing.still)
+    return (
+        fits
+        and "scaffold" not in (server, correction)
+        and (stage != "error_feedback" or not knowing.still)
+    )
 
 
 def plan_of(**changes: object) -> Plan:
@@ -71,7 +76,9 @@ def on(site: Site, plan: Plan, store: Store | None = None) -> InProcess:
     return InProcess(replace(site, plan=plan), store or Nowhere())
 
 
-def run(site: Site, plan: Plan, store: Store | None = None, state: State | None = None) -> list[tuple[State, Ledger]]:
+def run(
+    site: Site, plan: Plan, store: Store | None = None, state: State | None = None
+) -> list[tuple[State, Ledger]]:
     return list(federate(plan, on(site, plan, store), state or start(plan, site.params())))
 
 
@@ -88,7 +95,8 @@ def distance(got: Tensors, want: Tensors) -> float:
 
 
 def changed(params: Tensors, begun: Tensors) -> dict[str, Tensor]:
-    """What became of parameters; those that were not there, or had other shapes, count as a whole."""
+    """What became of parameters; those that were not there, or had other shapes, count as a
+    whole."""
     old = {name: x for name, x in begun.items() if name in params and x.shape == params[name].shape}
     return {name: x - old[name] if name in old else x for name, x in params.items()}
 
@@ -131,4 +139,6 @@ class Tampering:
 
 def good(recording: Recording, jobs: list[Job]) -> list[Reply]:
     wanted = {job.client for job in jobs}
-    return [reply for reply in recording.replies if isinstance(reply, Reply) and reply.client in wanted]
+    return [
+        reply for reply in recording.replies if isinstance(reply, Reply) and reply.client in wanted
+    ]

@@ -15,8 +15,17 @@ from fedpeft.loop import Ledger, federate, start
 from fedpeft.plan import Plan
 from fedpeft.site import Site
 
-SECURE = {"exchange": {"name": "secure", "threshold": 4}, "weighting": "uniform", "cohort": 6, "rounds": 2}
-BY_SIZE = {**SECURE, "exchange": {"name": "secure", "threshold": 4, "max_weight": 100}, "weighting": "examples"}
+SECURE = {
+    "exchange": {"name": "secure", "threshold": 4},
+    "weighting": "uniform",
+    "cohort": 6,
+    "rounds": 2,
+}
+BY_SIZE = {
+    **SECURE,
+    "exchange": {"name": "secure", "threshold": 4, "max_weight": 100},
+    "weighting": "examples",
+}
 
 
 def secure_plan(**changes: object) -> Plan:
@@ -73,7 +82,9 @@ def stepped(state: State, updates: Iterable[Update], plan: Plan, clients: int) -
     return new
 
 
-def one_round(site: Site, plan: Plan, folder: Path, **losing: object) -> tuple[State, State, Ledger, Losing]:
+def one_round(
+    site: Site, plan: Plan, folder: Path, **losing: object
+) -> tuple[State, State, Ledger, Losing]:
     engine = Losing(on(site, plan, Folder(folder)), **losing)  # type: ignore[arg-type]
     before = start(plan, site.params())
     after, ledger = next(federate(plan, engine, before))

@@ -1,5 +1,5 @@
-"""Laws of admission: what is far too long is refused by name, who is refused too often is asked no more, a resume
-remembers both, and honest runs notice nothing."""
+"""Laws of admission: what is far too long is refused by name, who is refused too often is asked no
+more, a resume remembers both, and honest runs notice nothing."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +27,9 @@ def longer(plan: Plan, site: Site, by: float) -> Harm:
     def harm(reply: Reply | Failure) -> Reply:
         assert isinstance(reply, Reply)
         update = unpack(reply.client, reply.payload, plan.uplink, layout(site.params()))
-        return Reply(reply.client, pack(replace(update, delta=scale(update.delta, by)), plan.uplink))
+        return Reply(
+            reply.client, pack(replace(update, delta=scale(update.delta, by)), plan.uplink)
+        )
 
     return harm
 
@@ -58,8 +60,10 @@ def test_the_first_few_are_held_against_each_other_and_the_rest_against_them() -
     assert let_in(first, 1e9, 1, 2, 3, 4, 5, 29, 31, 41, 39) == [1, 2, 3, 4, 5, 29, 31, 39]
     assert first.norms == [1, 2, 3, 4, 5, 29, 31, 39]
     assert first.ledger.failed == {
-        "c0": "its update is 1e+09 long, the median of 8 is 4.5, and at most 10 times that is let in (norm_factor)",
-        "c8": "its update is 41 long, the median of 7 is 4, and at most 10 times that is let in (norm_factor)",
+        "c0": "its update is 1e+09 long, the median of 8 is 4.5, and at most 10 times that is let "
+        "in (norm_factor)",
+        "c8": "its update is 41 long, the median of 7 is 4, and at most 10 times that is let in "
+        "(norm_factor)",
     }
     assert first.refusals == first.ledger.refusals == {"c0": 1, "c8": 1} and FEW == 8
 
@@ -67,7 +71,10 @@ def test_the_first_few_are_held_against_each_other_and_the_rest_against_them() -
 def test_later_ones_are_held_against_what_was_let_in_before() -> None:
     second = door(norm_factor=10)
     second.norms = [1.0] * WINDOW
-    assert let_in(second, 11, 10, 10) == [10, 10] and second.norms == [1.0] * (WINDOW - 2) + [10, 10]
+    assert let_in(second, 11, 10, 10) == [10, 10] and second.norms == [1.0] * (WINDOW - 2) + [
+        10,
+        10,
+    ]
 
 
 def test_where_the_usual_length_is_nothing_nothing_is_refused() -> None:
@@ -77,7 +84,9 @@ def test_where_the_usual_length_is_nothing_nothing_is_refused() -> None:
 def test_no_bound_and_nothing_waits() -> None:
     updates = iter(of_lengths(1, 1, 1e30))
     every = door(norm_factor=float("inf")).bounded(updates)
-    assert next(every).client == "c0" and len(list(updates)) == 2, "what is not asked for does not train"
+    assert next(every).client == "c0" and len(list(updates)) == 2, (
+        "what is not asked for does not train"
+    )
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.0, float("nan")])
@@ -87,8 +96,15 @@ def test_a_factor_below_one(factor: float) -> None:
 
 
 def test_a_guarantee_for_clients_bounds_the_length_itself() -> None:
-    private = {"stages": [{"name": "client_dp", "noise_multiplier": 1.0}], "weighting": "uniform", "delta": 1e-3}
-    assert points_plan(**private).norm_bound == float("inf") and points_plan().norm_bound == NORM_FACTOR
+    private = {
+        "stages": [{"name": "client_dp", "noise_multiplier": 1.0}],
+        "weighting": "uniform",
+        "delta": 1e-3,
+    }
+    assert (
+        points_plan(**private).norm_bound == float("inf")
+        and points_plan().norm_bound == NORM_FACTOR
+    )
     with pytest.raises(PlanError, match="whether a client is let in would depend on the others"):
         points_plan(**private, norm_factor=10)
 
@@ -102,16 +118,24 @@ def test_a_giant_update_costs_what_a_lost_one_costs(points: Site, place: int, ro
         before, _ = next(federate(plan, on(points, plan), before))
     _, ledger = next(federate(plan, on(points, plan), before))
     victim = sorted(ledger.weights)[place]
-    giant, told = next(federate(plan, Tampering(on(points, plan), {victim: longer(plan, points, 1e6)}), before))
+    giant, told = next(
+        federate(plan, Tampering(on(points, plan), {victim: longer(plan, points, 1e6)}), before)
+    )
     without, _ = next(federate(plan, Tampering(on(points, plan), {victim: lost}), before))
     assert equal(giant.params, without.params) and giant.accepted == without.accepted
-    assert "times that is let in" in told.failed[victim] and told.up[victim] > 0 and victim not in told.weights
+    assert (
+        "times that is let in" in told.failed[victim]
+        and told.up[victim] > 0
+        and victim not in told.weights
+    )
     assert giant.refusals == {victim: 1} and without.refusals == {} and giant.norms == without.norms
     client = record_of(told, None, 0.0).clients[victim]
     assert client["refusals"] == 1 and client["failed"] == told.failed[victim]
 
 
-def test_who_is_refused_too_often_is_asked_no_more_and_a_resume_remembers_it(points: Site, tmp_path: Path) -> None:
+def test_who_is_refused_too_often_is_asked_no_more_and_a_resume_remembers_it(
+    points: Site, tmp_path: Path
+) -> None:
     plan = points_plan(cohort=24, rounds=5, max_refusals=2)
     bad, gone = points.data.clients[3], points.data.clients[7]
     engine = Tampering(on(points, plan), {bad: garbage, gone: lost})
@@ -120,25 +144,37 @@ def test_who_is_refused_too_often_is_asked_no_more_and_a_resume_remembers_it(poi
     assert [ledger.down[bad] > 0 for _, ledger in whole] == [True, True, False, False, False]
     assert whole[2][1].failed[bad] == "left out: 2 of its updates were refused"
     assert record_of(whole[4][1], None, 0.0).clients[bad]["down"] == 0
-    assert all(ledger.failed[gone] == "lost" for _, ledger in whole), "who only does not answer may come back"
+    assert all(ledger.failed[gone] == "lost" for _, ledger in whole), (
+        "who only does not answer may come back"
+    )
     state = whole[1][0]
     save_checkpoint(tmp_path / "checkpoint" / "state", plan, state, {})
     saved = load_checkpoint(tmp_path / "checkpoint" / "state", plan)
     assert saved is not None
-    assert (saved.state.norms, saved.state.refusals) == (state.norms, {bad: 2}) and len(state.norms) == 44
-    again = list(federate(plan, Tampering(on(points, plan), {bad: garbage, gone: lost}), saved.state))
+    assert (saved.state.norms, saved.state.refusals) == (state.norms, {bad: 2}) and len(
+        state.norms
+    ) == 44
+    again = list(
+        federate(plan, Tampering(on(points, plan), {bad: garbage, gone: lost}), saved.state)
+    )
     assert equal(again[-1][0].params, whole[-1][0].params)
-    assert [replace(a, params={}) for a, _ in again] == [replace(b, params={}) for b, _ in whole[2:]]
+    assert [replace(a, params={}) for a, _ in again] == [
+        replace(b, params={}) for b, _ in whole[2:]
+    ]
 
 
 @pytest.mark.parametrize("alpha", [0.05, 10.0])
 def test_honest_runs_notice_nothing(points: Site, alpha: float) -> None:
     """Clients with 1 to 150 examples; the longest update stays well below the bound."""
     plan = points_plan(
-        partition={"name": "dirichlet", "clients": 24, "alpha": alpha, "min_per_client": 1}, cohort=12, rounds=6
+        partition={"name": "dirichlet", "clients": 24, "alpha": alpha, "min_per_client": 1},
+        cohort=12,
+        rounds=6,
     )
     site = open_site(plan)
-    bounded, free = (run(site, replace(plan, norm_factor=factor)) for factor in (None, float("inf")))
+    bounded, free = (
+        run(site, replace(plan, norm_factor=factor)) for factor in (None, float("inf"))
+    )
     assert equal(bounded[-1][0].params, free[-1][0].params) and bounded[-1][0].refusals == {}
     norms = sorted(bounded[-1][0].norms)
     assert norms[-1] < NORM_FACTOR / 3 * norms[len(norms) // 2]

@@ -1,4 +1,5 @@
-"""The mistakes of FedPEFT's published code, each beside the right thing. (Its adapter: test_methods.py.)"""
+"""The mistakes of FedPEFT's published code, each beside the right thing. (Its adapter:
+test_methods.py.)"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -32,18 +33,25 @@ def test_weights_are_rounded_up_to_batches(points: Site) -> None:
 
 
 def leaking(rounds: int = 2, **changes: object) -> Plan:
-    return points_plan(rounds=rounds, local={"lr": 0.05, "batch_size": 16, "as_published": True, **changes})
+    return points_plan(
+        rounds=rounds, local={"lr": 0.05, "batch_size": 16, "as_published": True, **changes}
+    )
 
 
 def test_momentum_goes_over_to_the_next_client_and_round(points: Site) -> None:
-    right, wrong = (run(points, plan) for plan in (points_plan(rounds=2, cohort=1), replace(leaking(), cohort=1)))
+    right, wrong = (
+        run(points, plan)
+        for plan in (points_plan(rounds=2, cohort=1), replace(leaking(), cohort=1))
+    )
     assert equal(right[0][0].params, wrong[0][0].params), "the first client of all finds nothing"
     assert not equal(right[1][0].params, wrong[1][0].params)
 
 
 def test_without_momentum_nothing_leaks(points: Site) -> None:
     plain = {"name": "sgd", "momentum": 0.0, "nesterov": False}
-    right = run(points, points_plan(rounds=2, local={"lr": 0.05, "batch_size": 16, "optimizer": plain}))
+    right = run(
+        points, points_plan(rounds=2, local={"lr": 0.05, "batch_size": 16, "optimizer": plain})
+    )
     assert equal(right[-1][0].params, run(points, leaking(optimizer=plain))[-1][0].params)
 
 
@@ -62,7 +70,9 @@ def test_a_run_that_leaks_begins_anew_and_ends_in_the_same_bits(tmp_path: Path) 
     records = run_folder(whole, site)
     run_folder(cut, site, rounds=2)
     again = run_folder(cut, site)
-    assert [record.round for record in again] == [record.round for record in records] == [1, 2, 3, 4]
+    assert (
+        [record.round for record in again] == [record.round for record in records] == [1, 2, 3, 4]
+    )
     assert [record.held_out for record in again] == [record.held_out for record in records]
     assert_same_end(cut.path, whole.path)
 
@@ -89,12 +99,17 @@ def test_a_subset_drawn_twice_loses_the_skew_and_keeps_the_sizes() -> None:
     taken = torch.cat(list(wrong.parts.values()))
     assert len(set(taken.tolist())) == 4000
     assert torch.equal(
-        taken, torch.cat(list(Redrawn(4000, of).split(Table({"label": LABELS}), generator(1)).parts.values()))
+        taken,
+        torch.cat(
+            list(Redrawn(4000, of).split(Table({"label": LABELS}), generator(1)).parts.values())
+        ),
     )
 
 
 def test_a_redrawn_partition_reads_back_and_checks_its_subset() -> None:
-    plan = read_plan({"partition": {"name": "redrawn", "subset": 800, "of": {"name": "dirichlet", "clients": 8}}})
+    plan = read_plan(
+        {"partition": {"name": "redrawn", "subset": 800, "of": {"name": "dirichlet", "clients": 8}}}
+    )
     assert read_plan(plan.toml()) == plan
     site = open_site(replace(plan, method=read_plan("method='head'").method))
     assert sum(site.data.size(client) for client in site.data.clients) == 800

@@ -1,4 +1,5 @@
-"""What a server can tell of a client: where it provably can, where it cannot, and that baselines are in place."""
+"""What a server can tell of a client: where it provably can, where it cannot, and that baselines
+are in place."""
 
 import json
 from dataclasses import replace
@@ -33,9 +34,15 @@ def fitted() -> Site:
     """Labels of chance, and as many features as it takes to learn them by heart."""
     draws = torch.Generator().manual_seed(0)
     point, label = torch.randn(300, 64, generator=draws), torch.randint(3, (300,), generator=draws)
-    train, test = (Table({"point": point[some], "label": label[some]}) for some in (slice(60), slice(60, None)))
+    train, test = (
+        Table({"point": point[some], "label": label[some]}) for some in (slice(60), slice(60, None))
+    )
     plan = points_plan(
-        task={"name": "parts:Points", "features": 64}, method="full", local={"epochs": 60}, rounds=1, cohort=2
+        task={"name": "parts:Points", "features": 64},
+        method="full",
+        local={"epochs": 60},
+        rounds=1,
+        cohort=2,
     )
     division = Division({"a": torch.arange(30), "b": torch.arange(30, 60)})
     return site_of(plan, Examples(train, test, ("0", "1", "2")), division)
@@ -60,13 +67,19 @@ def test_the_attack_finds_that_out_by_itself(points: Site) -> None:
     site = on_points(points)
     found = attack(site, favourite(site), Effort())
     one = found["inversion"]["one_example"]
-    assert one["labels_right"] == 1 and one["psnr_found"] > 60 > 30 > one["psnr_class_mean"] > one["psnr_mean"]
+    assert (
+        one["labels_right"] == 1
+        and one["psnr_found"] > 60 > 30 > one["psnr_class_mean"] > one["psnr_mean"]
+    )
     assert one["ahead_low"] > 30 and one["tries"] == 4
     assert found["inversion"]["as_sent"]["psnr_found"] < 30
 
 
 def test_a_search_comes_to_the_same(points: Site) -> None:
-    site, client = on_points(points, local={"lr": 0.1, "batch_size": 1, "optimizer": PLAIN}), points.data.clients[0]
+    site, client = (
+        on_points(points, local={"lr": 0.1, "batch_size": 1, "optimizer": PLAIN}),
+        points.data.clients[0],
+    )
     here = alone(site, client, 0)
     messages = overheard(here, client, 1)
     truth = next(iter(here.data.held_out(client)))
@@ -81,7 +94,8 @@ def test_a_search_comes_to_the_same(points: Site) -> None:
 
 
 def test_labels_from_a_bias() -> None:
-    """Three examples of class 0 and one of class 2, from even odds, raise their biases by 2 and lower the others'."""
+    """Three examples of class 0 and one of class 2, from even odds, raise their biases by 2 and
+    lower the others'."""
     assert labels_of({"b": torch.tensor([3.0, -1.0, 1.0, -3.0])}, "b", 4).tolist() == [0, 0, 0, 2]
 
 
@@ -89,9 +103,15 @@ def test_auc_counts_pairs_of_one_class() -> None:
     members, others = torch.tensor([1.0, 3.0]), torch.tensor([2.0, 3.0])
     every = torch.ones(2, 2, dtype=torch.bool)
     assert auc(members, others, every).value == pytest.approx((0 + 0 + 1 + 0.5) / 4)
-    assert auc(members, others, torch.eye(2, dtype=torch.bool)).value == pytest.approx((0 + 0.5) / 2)
+    assert auc(members, others, torch.eye(2, dtype=torch.bool)).value == pytest.approx(
+        (0 + 0.5) / 2
+    )
     draws = torch.Generator().manual_seed(0)
-    much = auc(torch.randn(200, generator=draws) + 1, torch.randn(300, generator=draws), torch.ones(200, 300).bool())
+    much = auc(
+        torch.randn(200, generator=draws) + 1,
+        torch.randn(300, generator=draws),
+        torch.ones(200, 300).bool(),
+    )
     assert much.low < 0.760 < much.high  # Φ(1 / √2)
     assert 0.05 < much.high - much.low < 0.12
 
@@ -104,7 +124,14 @@ def test_who_was_learned_by_heart_is_told_apart(fitted: Site) -> None:
 
 
 def test_noise_hides_who_was_there(fitted: Site) -> None:
-    local = {"name": "dp_sgd", "steps": 4, "rate": 0.25, "batch_size": 8, "noise_multiplier": 20.0, "lr": 0.1}
+    local = {
+        "name": "dp_sgd",
+        "steps": 4,
+        "rate": 0.25,
+        "batch_size": 8,
+        "noise_multiplier": 20.0,
+        "lr": 0.1,
+    }
     plan = replace(
         fitted.plan,
         local=points_plan(local=local, weighting="uniform", delta=1e-3).local,
@@ -123,7 +150,9 @@ def test_whose_noise_is_in_a_message_is_told(stage: str, own: bool | None, point
     found = attack(site, favourite(site), Effort(pictures=2, steps=1, messages=1))
     assert found["privacy"] == (stage or None) and found["noise_in_messages"] is own
     text = "\n".join(_lines(found))
-    assert (f"noise of {stage}" in text) == bool(stage) and ("none of its own" in text) == (own is False)
+    assert (f"noise of {stage}" in text) == bool(stage) and ("none of its own" in text) == (
+        own is False
+    )
 
 
 def test_what_is_heard_is_what_the_run_sends(points: Site) -> None:
@@ -132,7 +161,9 @@ def test_what_is_heard_is_what_the_run_sends(points: Site) -> None:
     client = favourite(site)
     heard = overheard(site, client)
     rounds = run(points, plan)
-    assert [m.round for m in heard] == [ledger.round for _, ledger in rounds if client in ledger.weights]
+    assert [m.round for m in heard] == [
+        ledger.round for _, ledger in rounds if client in ledger.weights
+    ]
     for message in heard:
         assert equal(message.sent, rounds[message.round][0].params)
     assert len(overheard(site, client, 1)) == 1
@@ -165,8 +196,14 @@ def test_what_cannot_be_attacked_is_refused(points: Site) -> None:
         overheard(replace(points, plan=points_plan(rounds=1, cohort=1)), "nobody")
     with pytest.raises(PlanError, match="2 or more"):
         Effort(pictures=1)
-    site = open_site(points_plan(method={"name": "bias", "head": ""}, task={"name": "parts:Points", "network": "tied"}))
-    assert "bias of a trained head" in attack(site, favourite(site), Effort())["inversion"]["skipped"]
+    site = open_site(
+        points_plan(
+            method={"name": "bias", "head": ""}, task={"name": "parts:Points", "network": "tied"}
+        )
+    )
+    assert (
+        "bias of a trained head" in attack(site, favourite(site), Effort())["inversion"]["skipped"]
+    )
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -176,16 +213,28 @@ def test_the_command(tmp_path: Path) -> None:
     told = fedpeft("attack", run_, "--pictures", 2, "--json")
     assert told.exit_code == 0, told.stderr
     found = json.loads(told.stdout)
-    assert found["messages"] >= 1 and set(found["membership"]) == {"loss", "gain", "cosine", "before"}
+    assert found["messages"] >= 1 and set(found["membership"]) == {
+        "loss",
+        "gain",
+        "cosine",
+        "before",
+    }
     shown = fedpeft("attack", run_, "--client", found["client"], "--messages", 1)
-    assert "1 message\n" in shown.stdout and "0.5 is guessing" in shown.stdout and "as sent" in shown.stdout
+    assert (
+        "1 message\n" in shown.stdout
+        and "0.5 is guessing" in shown.stdout
+        and "as sent" in shown.stdout
+    )
     assert "no client called 'nobody'" in fedpeft("attack", run_, "--client", "nobody").stderr
 
 
 @pytest.mark.slow
 def test_a_picture_comes_back_through_a_transformer() -> None:
-    """One digit, one step of plain descent on all weights: the search gets nearer than the mean of its class."""
-    site = open_site(plan_of(method="full", pack=False, features=False, local={"lr": 0.01, "optimizer": PLAIN}))
+    """One digit, one step of plain descent on all weights: the search gets nearer than the mean of
+    its class."""
+    site = open_site(
+        plan_of(method="full", pack=False, features=False, local={"lr": 0.01, "optimizer": PLAIN})
+    )
     client, data = site.data.clients[0], partitioned(site)
     heard = overheard(alone(site, client, 0), client, 1)
     attacker, draws = Attacker.of(site), torch.Generator().manual_seed(0)

@@ -25,7 +25,10 @@ def made(name: object) -> Attack:
 
 
 def pictures(count: int) -> Tensors:
-    return {"image": torch.zeros(count, 1, 8, 8, dtype=torch.uint8), "label": torch.arange(count) % 4}
+    return {
+        "image": torch.zeros(count, 1, 8, 8, dtype=torch.uint8),
+        "label": torch.arange(count) % 4,
+    }
 
 
 @every
@@ -55,14 +58,20 @@ def test_attackers_are_exactly_their_share_and_those_of_a_smaller_one_are_among_
 
 def test_labels_flipped_and_pictures_stamped_by_hand() -> None:
     parts = {"a": torch.tensor([0, 2, 4]), "b": torch.tensor([1, 3, 5])}
-    rows, flip, stamp = pictures(6), made({"name": "label_flip", "share": 0.5}), made({"name": "backdoor", "target": 1})
+    rows, flip, stamp = (
+        pictures(6),
+        made({"name": "label_flip", "share": 0.5}),
+        made({"name": "backdoor", "target": 1}),
+    )
     [bad] = attackers(flip, 1, list(parts))
     flipped = poisoned([flip], 1, rows, parts, 4)["label"]
     want = [3 - k % 4 if k in parts[bad].tolist() else k % 4 for k in range(6)]
     assert flipped.tolist() == want and equal(poisoned([], 1, rows, parts, 4), rows)
     taught = stamp.poison(rows, 4)
     assert taught["label"].tolist() == [1, 1, 1, 3, 1, 1]
-    assert taught["image"].flatten(1).float().sum(1).tolist() == [4 * 255, 0] * 3, "a square of two by two"
+    assert taught["image"].flatten(1).float().sum(1).tolist() == [4 * 255, 0] * 3, (
+        "a square of two by two"
+    )
     assert bool((taught["image"][0, 0, -2:, -2:] == 255).all())
     probe = stamp.probe(rows, 4)
     assert probe is not None and len(probe["label"]) == 4 and probe["label"].tolist() == [1] * 4
@@ -71,18 +80,26 @@ def test_labels_flipped_and_pictures_stamped_by_hand() -> None:
 
 @pytest.mark.parametrize("attack", ["backdoor", {"name": "backdoor", "target": 9}])
 def test_an_attack_that_the_data_do_not_admit(attack: object) -> None:
-    with pytest.raises(PlanError, match="cannot be made here: a backdoor needs pictures with labels"):
+    with pytest.raises(
+        PlanError, match="cannot be made here: a backdoor needs pictures with labels"
+    ):
         open_site(points_plan(attacks=[attack]))
 
 
 def test_what_attackers_send_is_what_they_trained_changed(points: Site) -> None:
-    honest, plan = points_plan(rounds=1), points_plan(rounds=1, attacks=[{"name": "sign_flip", "share": 0.5}, "scaled"])
+    honest, plan = (
+        points_plan(rounds=1),
+        points_plan(rounds=1, attacks=[{"name": "sign_flip", "share": 0.5}, "scaled"]),
+    )
     bad, worse = (attackers(attack, plan.seed, points.data.clients) for attack in plan.attacks)
     seen = []
     for one in (honest, plan):
         recording = Recording(on(points, one))
         next(federate(one, recording, start(one, points.params())))
-        replies = (unpack(r.client, r.payload, one.uplink, layout(points.params())) for r in recording.replies)  # type: ignore[union-attr]
+        replies = (
+            unpack(r.client, r.payload, one.uplink, layout(points.params()))
+            for r in recording.replies
+        )  # type: ignore[union-attr]
         seen.append({update.client: update for update in replies})
     factors = {c: (-4.0 if c in bad else 1.0) * (10.0 if c in worse else 1.0) for c in seen[0]}
     assert len(set(factors.values())) > 1
@@ -98,11 +115,20 @@ ATTACKS = {
 
 @pytest.mark.parametrize("attack", sorted(ATTACKS))
 def test_the_mean_falls_and_the_robust_ones_stand(attack: str) -> None:
-    changes = {"partition": {"name": "iid", "clients": 10}, "cohort": 10, "rounds": 5, "attacks": ATTACKS[attack]}
+    changes = {
+        "partition": {"name": "iid", "clients": 10},
+        "cohort": 10,
+        "rounds": 5,
+        "attacks": ATTACKS[attack],
+    }
     site = open_site(points_plan(**changes))
     reached = {}
     for name in ("geometric_median", "krum", "mean", "median", "multi_krum", "trimmed_mean"):
-        settings = {"trimmed_mean": {"trim": 0.3}, "krum": {"attackers": 0.3}, "multi_krum": {"attackers": 0.3}}
+        settings = {
+            "trimmed_mean": {"trim": 0.3},
+            "krum": {"attackers": 0.3},
+            "multi_krum": {"attackers": 0.3},
+        }
         plan = points_plan(**changes, aggregator={"name": name, **settings.get(name, {})})
         *_, (state, ledger) = federate(plan, on(site, plan), start(plan, site.params()))
         assert not ledger.failed
@@ -112,9 +138,18 @@ def test_the_mean_falls_and_the_robust_ones_stand(attack: str) -> None:
 
 @pytest.mark.slow
 def test_a_backdoor_is_learned_and_its_success_is_told_apart_from_accuracy() -> None:
-    changes = {**DIGITS, "partition": {"name": "iid", "clients": 4}, "cohort": 2, "rounds": 1, "method": "bias"}
+    changes = {
+        **DIGITS,
+        "partition": {"name": "iid", "clients": 4},
+        "cohort": 2,
+        "rounds": 1,
+        "method": "bias",
+    }
     plan = plan_of(**changes, attacks=[{"name": "backdoor", "share": 1.0, "target": 3}])
     site = open_site(plan)
     assert attacked(site, site.params())["backdoor success"] < 0.3
     *_, (state, _) = federate(plan, InProcess(site), start(plan, site.params()))
-    assert attacked(site, state.params)["backdoor success"] > 0.8 and measure(site, state.params)["accuracy"] > 0.5
+    assert (
+        attacked(site, state.params)["backdoor success"] > 0.8
+        and measure(site, state.params)["accuracy"] > 0.5
+    )

@@ -124,5 +124,8 @@ def test_what_was_chosen_says_why_it_gave_a_stack_up(tmp_path: Path) -> None:
     engine = Auto(site, Folder(tmp_path))
     assert engine.choice.engine == "inprocess" and not engine.alone
     engine.engine = Cohort(site, Folder(tmp_path))
-    assert all(not ledger.failed for _, ledger in federate(site.plan, engine, start(site.plan, site.params())))
+    assert all(
+        not ledger.failed
+        for _, ledger in federate(site.plan, engine, start(site.plan, site.params()))
+    )
     assert "random" in engine.alone

@@ -1,4 +1,5 @@
-"""Language models by multiple choice: likelihoods are those that one computes by hand, and what is left out is told."""
+"""Language models by multiple choice: likelihoods are those that one computes by hand, and what is
+left out is told."""
 
 import json
 import sys
@@ -21,7 +22,9 @@ from fedpeft.runs.export import export_run
 from fedpeft.runs.folder import create
 from fedpeft.runs.questions import Asked, Question
 
-needs_lm_eval = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed: fedpeft[lm-eval]")
+needs_lm_eval = pytest.mark.skipif(
+    find_spec("lm_eval") is None, reason="lm-eval is not installed: fedpeft[lm-eval]"
+)
 ROOM = 128
 """Tokens that the model takes; the last token of a text is not given to it."""
 
@@ -29,7 +32,9 @@ ROOM = 128
 @pytest.fixture(scope="module")
 def run(llama: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
     lora = {"name": "lora", "target": ["q_proj", "k_proj", "v_proj", "o_proj"]}
-    return done(tmp_path_factory.mktemp("lora") / "run", **changes(llama, texts, method=lora, rounds=3))
+    return done(
+        tmp_path_factory.mktemp("lora") / "run", **changes(llama, texts, method=lora, rounds=3)
+    )
 
 
 def own_task(folder: Path, rows: Sequence[Mapping[str, Any]], **settings: Any) -> Path:
@@ -39,7 +44,10 @@ def own_task(folder: Path, rows: Sequence[Mapping[str, Any]], **settings: Any) -
     task = {
         "task": "counting",
         "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(file), "dev": str(file)}, "cache_dir": str(folder / "cache")},
+        "dataset_kwargs": {
+            "data_files": {"test": str(file), "dev": str(file)},
+            "cache_dir": str(folder / "cache"),
+        },
         "test_split": "test",
         "fewshot_split": "dev",
         "fewshot_config": {"sampler": "first_n"},
@@ -48,7 +56,8 @@ def own_task(folder: Path, rows: Sequence[Mapping[str, Any]], **settings: Any) -
         "doc_to_choice": "choices",
         "doc_to_target": "answer",
         "metric_list": [
-            {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")
+            {"metric": name, "aggregation": "mean", "higher_is_better": True}
+            for name in ("acc", "acc_norm")
         ],
     }
     (folder / "task.yaml").write_text(json.dumps(task | settings))  # which YAML is, too
@@ -60,7 +69,11 @@ def counting() -> list[dict[str, Any]]:
     return [
         {
             "question": " ".join(WORDS[(k + j) % 6] for j in range(length)),
-            "choices": [WORDS[(k + length) % 6], WORDS[(k + 2) % 6], f"{WORDS[(k + length) % 6]} {WORDS[k]}"],
+            "choices": [
+                WORDS[(k + length) % 6],
+                WORDS[(k + 2) % 6],
+                f"{WORDS[(k + length) % 6]} {WORDS[k]}",
+            ],
             "answer": 0,
         }
         for k, length in product(range(6), (3, 4, 6))
@@ -76,7 +89,9 @@ def by_hand(model: Any, read: Any, question: str, choice: str) -> float:
 
 
 @needs_lm_eval
-def test_log_likelihoods_and_scores_are_those_by_hand(run: Done, llama: Path, tmp_path: Path) -> None:
+def test_log_likelihoods_and_scores_are_those_by_hand(
+    run: Done, llama: Path, tmp_path: Path
+) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     read, rows = AutoTokenizer.from_pretrained(llama), counting()
@@ -85,16 +100,25 @@ def test_log_likelihoods_and_scores_are_those_by_hand(run: Done, llama: Path, tm
     models["tuned"] = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
     found = benchmark(run.folder.path, Asked(str(own_task(tmp_path, rows))))
     for kind, model in models.items():
-        each = [[by_hand(model, read, row["question"], one) for one in row["choices"]] for row in rows]
+        each = [
+            [by_hand(model, read, row["question"], one) for one in row["choices"]] for row in rows
+        ]
         heard: list[list[float]] = []
         asked = [
-            Question("", [(row["question"], f" {one}") for one in row["choices"]], 3, _kept(heard)) for row in rows
+            Question("", [(row["question"], f" {one}") for one in row["choices"]], 3, _kept(heard))
+            for row in rows
         ]
         scorer = asking(model, run.site.plan, "cpu")
-        answers(scorer, asked, [[encoded(scorer, *r) for r in one.requests] for one in asked], lambda n: None)
+        answers(
+            scorer,
+            asked,
+            [[encoded(scorer, *r) for r in one.requests] for one in asked],
+            lambda n: None,
+        )
         assert sorted(heard) == [pytest.approx(one, abs=1e-4) for one in sorted(each)]
         by_letter = [
-            [x / len(c) for x, c in zip(one, row["choices"], strict=True)] for one, row in zip(each, rows, strict=True)
+            [x / len(c) for x, c in zip(one, row["choices"], strict=True)]
+            for one, row in zip(each, rows, strict=True)
         ]
         for name, scores in (("acc", each), ("acc_norm", by_letter)):
             right = [float(max(one) == one[0]) for one in scores]
@@ -119,7 +143,9 @@ def test_scores_are_those_of_lm_evals_own_command_with_shots_drawn_alike(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    task = str(own_task(tmp_path, counting(), fewshot_config=None))  # shots at random, as of a task that says nothing
+    task = str(
+        own_task(tmp_path, counting(), fewshot_config=None)
+    )  # shots at random, as of a task that says nothing
     theirs = simple_evaluate(
         HFLM(str(llama), device="cpu", dtype="float32", logits_cache=False),
         tasks=[task],
@@ -135,11 +161,19 @@ def test_scores_are_those_of_lm_evals_own_command_with_shots_drawn_alike(
 
 
 @needs_lm_eval
-def test_questions_that_do_not_fit_are_asked_of_neither_and_counted(run: Done, tmp_path: Path) -> None:
-    """A question of 128 words and an answer of one fill the model; one more of either does not fit."""
+def test_questions_that_do_not_fit_are_asked_of_neither_and_counted(
+    run: Done, tmp_path: Path
+) -> None:
+    """A question of 128 words and an answer of one fill the model; one more of either does not
+    fit."""
     rows = [
         {"question": " ".join(["one"] * words), "choices": ["two", other], "answer": 0}
-        for words, other in ((ROOM, "three"), (ROOM + 1, "three"), (ROOM, "three four"), (2, "three"))
+        for words, other in (
+            (ROOM, "three"),
+            (ROOM + 1, "three"),
+            (ROOM, "three four"),
+            (2, "three"),
+        )
     ]
     found = benchmark(run.folder.path, Asked(str(own_task(tmp_path, rows))))
     assert (found["questions"], found["left_out"], found["context"]) == (4, 2, ROOM)
@@ -154,20 +188,33 @@ def test_questions_that_do_not_fit_are_asked_of_neither_and_counted(run: Done, t
 
 
 @needs_lm_eval
-def test_a_prefix_stands_in_the_context_too_and_its_base_has_none(llama: Path, texts: Path, tmp_path: Path) -> None:
+def test_a_prefix_stands_in_the_context_too_and_its_base_has_none(
+    llama: Path, texts: Path, tmp_path: Path
+) -> None:
     run = done(tmp_path / "run", **changes(llama, texts, method={"name": "prefix", "tokens": 5}))
-    rows = [*counting(), {"question": " ".join(["one"] * (ROOM - 4)), "choices": ["two", "three"], "answer": 0}]
+    rows = [
+        *counting(),
+        {"question": " ".join(["one"] * (ROOM - 4)), "choices": ["two", "three"], "answer": 0},
+    ]
     found = benchmark(run.folder.path, Asked(str(own_task(tmp_path, rows))))
     assert (found["context"], found["left_out"]) == (ROOM - 5, 1)
     other = done(tmp_path / "other", **changes(llama, texts, method="full"))
-    assert benchmark(other.folder.path, Asked(str(tmp_path / "task.yaml")))["tasks"]["counting"]["left_out"] == 0
+    assert (
+        benchmark(other.folder.path, Asked(str(tmp_path / "task.yaml")))["tasks"]["counting"][
+            "left_out"
+        ]
+        == 0
+    )
     short = benchmark(other.folder.path, Asked(str(own_task(tmp_path, counting()))))
     assert short["metrics"]["acc"]["base"] == found["metrics"]["acc"]["base"]
 
 
 @needs_lm_eval
 def test_the_command_shows_and_keeps_what_it_found(run: Done, tmp_path: Path) -> None:
-    rows = [*counting(), {"question": " ".join(["one"] * (ROOM + 1)), "choices": ["two", "three"], "answer": 0}]
+    rows = [
+        *counting(),
+        {"question": " ".join(["one"] * (ROOM + 1)), "choices": ["two", "three"], "answer": 0},
+    ]
     task, path = own_task(tmp_path, rows), run.folder.path
     shown = fedpeft("evaluate", path, "--benchmark", task, "--shots", 2)
     assert shown.exit_code == 0, shown.output
@@ -179,8 +226,13 @@ def test_the_command_shows_and_keeps_what_it_found(run: Done, tmp_path: Path) ->
     assert (made["questions"], made["shots"], made["round"]) == (4, 2, 3)
     kept = json.loads((path / "benchmarks.json").read_text())["benchmarks"]
     assert [one["limit"] for one in kept if one["benchmark"] == str(task)] == [None, 4]
-    again = json.loads(fedpeft("evaluate", path, "--benchmark", task, "--shots", 2, "--limit", 4, "--json").stdout)
-    assert json.loads((path / "benchmarks.json").read_text())["benchmarks"] == [*kept[:-1], again["benchmark"]]
+    again = json.loads(
+        fedpeft("evaluate", path, "--benchmark", task, "--shots", 2, "--limit", 4, "--json").stdout
+    )
+    assert json.loads((path / "benchmarks.json").read_text())["benchmarks"] == [
+        *kept[:-1],
+        again["benchmark"],
+    ]
 
 
 @needs_lm_eval
@@ -189,20 +241,30 @@ def test_mmlu_from_a_folder(run: Done, tmp_path: Path) -> None:
 
     for split, count in (("dev", 2), ("test", 3)):
         rows = [
-            {"subject": subject, "question": f" {k} {split} ", "choices": list("wxyz"), "answer": k % 4}
+            {
+                "subject": subject,
+                "question": f" {k} {split} ",
+                "choices": list("wxyz"),
+                "answer": k % 4,
+            }
             for subject in ("anatomy", "virology")
             for k in range(count)
         ]
         Dataset.from_list(rows).to_parquet(tmp_path / f"{split}.parquet")
     found = benchmark(run.folder.path, Asked("mmlu_anatomy", shots=1, mmlu=tmp_path))
     assert (found["questions"], found["chance"], set(found["tasks"])) == (3, 0.25, {"mmlu_anatomy"})
-    with pytest.raises(DataError, match="has no questions of 'abstract_algebra', which belong to 'mmlu_stem'"):
+    with pytest.raises(
+        DataError, match="has no questions of 'abstract_algebra', which belong to 'mmlu_stem'"
+    ):
         benchmark(run.folder.path, Asked("mmlu_stem", mmlu=tmp_path))
     (tmp_path / "other").mkdir()
     Dataset.from_list([{"text": "one"}]).to_parquet(tmp_path / "other" / "test.parquet")
     with pytest.raises(RunError, match="'mmlu_pro' is none of MMLU's tasks: leave out --mmlu"):
         benchmark(run.folder.path, Asked("mmlu_pro", mmlu=tmp_path))
-    with pytest.raises(DataError, match="is no MMLU: it needs tables dev and test with the columns subject, question"):
+    with pytest.raises(
+        DataError,
+        match="is no MMLU: it needs tables dev and test with the columns subject, question",
+    ):
         benchmark(run.folder.path, Asked("mmlu", mmlu=tmp_path / "other"))
 
 
@@ -211,13 +273,23 @@ def test_what_cannot_be_asked_is_one_line(run: Done, tmp_path: Path) -> None:
     path = run.folder.path
     rows = counting()
     for settings, shots, line in (
-        ({"output_type": "generate_until", "doc_to_choice": None}, (), "is no multiple choice but generate_until"),
+        (
+            {"output_type": "generate_until", "doc_to_choice": None},
+            (),
+            "is no multiple choice but generate_until",
+        ),
         ({"num_fewshot": 0}, ("--shots", 1), "without shots by its own rules: leave out --shots"),
         ({"dataset_kwargs": {"data_files": {"test": "nothing.jsonl"}}}, (), "cannot be had"),
     ):
-        told = fedpeft("evaluate", path, "--benchmark", own_task(tmp_path, rows, **settings), *shots)
+        told = fedpeft(
+            "evaluate", path, "--benchmark", own_task(tmp_path, rows, **settings), *shots
+        )
         assert told.exit_code == 2
-        assert told.stderr.startswith("error: ") and line in told.stderr and told.stderr.count("\n") == 1
+        assert (
+            told.stderr.startswith("error: ")
+            and line in told.stderr
+            and told.stderr.count("\n") == 1
+        )
 
 
 def done_without_logits(path: Path, **settings: Any) -> Path:
@@ -230,7 +302,9 @@ def done_without_logits(path: Path, **settings: Any) -> Path:
 
 def test_options_that_say_nothing_and_runs_that_have_no_answers(tmp_path: Path) -> None:
     alone = fedpeft("evaluate", tmp_path, "--shots", 5)
-    assert alone.exit_code == 2 and "--shots, --limit and --mmlu belong to --benchmark" in alone.stderr
+    assert (
+        alone.exit_code == 2 and "--shots, --limit and --mmlu belong to --benchmark" in alone.stderr
+    )
     points = {
         "task": "parts:Points",
         "data": "parts:Blobs",
@@ -242,7 +316,9 @@ def test_options_that_say_nothing_and_runs_that_have_no_answers(tmp_path: Path) 
         benchmark(run, Asked("mmlu"))
 
 
-def test_without_the_extra_it_says_what_to_install(run: Done, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_it_says_what_to_install(
+    run: Done, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(RunError, match=r"pip install 'fedpeft\[lm-eval\]'"):
         benchmark(run.folder.path, Asked("mmlu"))
@@ -252,7 +328,9 @@ def test_without_the_extra_it_says_what_to_install(run: Done, monkeypatch: pytes
 @needs_lm_eval
 def test_an_unknown_task_is_answered_with_the_nearest(run: Done) -> None:
     """Slow, as lm-eval reads all of its files for it."""
-    with pytest.raises(RunError, match=r"no task called 'arc_chalenge'.* Did you mean .*'arc_challenge'"):
+    with pytest.raises(
+        RunError, match=r"no task called 'arc_chalenge'.* Did you mean .*'arc_challenge'"
+    ):
         benchmark(run.folder.path, Asked("arc_chalenge"))
 
 
@@ -269,9 +347,17 @@ def test_an_interval_is_wilsons_and_a_difference_is_of_pairs() -> None:
         {"value": 0.25, "stderr": 0.25, "low": 0.04559, "high": 0.69937}, abs=1e-5
     )
     none = share([0] * 100)
-    assert none["stderr"] == 0 and none["low"] == pytest.approx(0) and none["high"] == pytest.approx(0.037, abs=1e-4)
+    assert (
+        none["stderr"] == 0
+        and none["low"] == pytest.approx(0)
+        and none["high"] == pytest.approx(0.037, abs=1e-4)
+    )
     one = difference([1, 0, -1, 1])
     assert one["value"] == 0.25 and one["stderr"] == pytest.approx(0.478714)
-    assert (one["low"], one["high"]) == pytest.approx((1 / 6 - 0.64, 1 / 6 + 0.64), abs=1e-3)  # 1.96 √(4 - 1/6) / 6
+    assert (one["low"], one["high"]) == pytest.approx(
+        (1 / 6 - 0.64, 1 / 6 + 0.64), abs=1e-3
+    )  # 1.96 √(4 - 1/6) / 6
     never = difference([0.0] * 9)
-    assert never["value"] == 0 and never["high"] == -never["low"] == pytest.approx(1.96 / 11, abs=1e-4)
+    assert never["value"] == 0 and never["high"] == -never["low"] == pytest.approx(
+        1.96 / 11, abs=1e-4
+    )

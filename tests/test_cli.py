@@ -38,7 +38,9 @@ def test_a_run_shows_its_rounds_and_ends_with_a_table(plan: Path, tmp_path: Path
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert lines[0] == f"blobs: 3 rounds, 2 of 4 clients in each, in {tmp_path / 'run'}"
     assert [line.split()[:2] for line in lines[1:4]] == [["round", f"{n}/3"] for n in (1, 2, 3)]
-    assert all("2/2 answered" in line and "accuracy" in line and "up" in line for line in lines[1:4])
+    assert all(
+        "2/2 answered" in line and "accuracy" in line and "up" in line for line in lines[1:4]
+    )
     assert f"accuracy, last  {summary['accuracy_last']:>10.4f}".split() == lines[7].split()
     assert f"{summary['trainable_params']}" in result.stdout
     assert lines[-1] == f"results: {tmp_path / 'run'}"
@@ -78,7 +80,10 @@ def test_runs_without_a_name_get_folders_of_their_own(
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         assert fedpeft("run", plan, "--set", "rounds=1", "--quiet").exit_code == 0
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["blobs-full-1-001", "blobs-full-1-002"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        "blobs-full-1-001",
+        "blobs-full-1-002",
+    ]
 
 
 def test_resuming_a_finished_run_shows_its_summary(done: Path) -> None:
@@ -142,7 +147,10 @@ def test_evaluate_finds_what_the_run_found(done: Path) -> None:
     assert 0 <= spread["worst_tenth"] <= spread["mean"] <= 1
     shown = fedpeft("evaluate", done, "--per-client").stdout.splitlines()
     assert shown[:2] == ["after round 3", f"  accuracy    {summary['accuracy_last']:.4f}"]
-    assert shown[3] == f"  accuracy    mean {spread['mean']:.4f}   worst tenth {spread['worst_tenth']:.4f}"
+    assert (
+        shown[3]
+        == f"  accuracy    mean {spread['mean']:.4f}   worst tenth {spread['worst_tenth']:.4f}"
+    )
 
 
 def test_list_knows_every_part() -> None:
@@ -175,30 +183,49 @@ def test_help_and_list_do_not_wait_for_torch() -> None:
         "    except SystemExit as ended: assert not ended.code\n"
         "assert 'torch' not in sys.modules\n"
     )
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr
 
 
 def test_the_module_is_the_command() -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "fedpeft", "list", "codc"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "fedpeft", "list", "codc"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: no kind of part called 'codc'. Did you mean 'codec'?")
 
 
 def test_names_are_completed_in_a_shell() -> None:
-    asked = {"_FEDPEFT_COMPLETE": "complete_bash", "COMP_WORDS": "fedpeft run --engine pro", "COMP_CWORD": "3"}
+    asked = {
+        "_FEDPEFT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "fedpeft run --engine pro",
+        "COMP_CWORD": "3",
+    }
     script = "from fedpeft.cli.app import app; app(prog_name='fedpeft')"
     ended = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env={**os.environ, **asked}
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **asked},
     )
     assert ended.stdout.split() == ["processes"]
 
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (343498752, "327.6 MiB"), (5 * 2**50, "5120.0 TiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (343498752, "327.6 MiB"),
+        (5 * 2**50, "5120.0 TiB"),
+    ],
 )
 def test_bytes_are_read_in_units_of_1024(count: int, text: str) -> None:
     assert size(count) == text
@@ -206,7 +233,14 @@ def test_bytes_are_read_in_units_of_1024(count: int, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.04, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (119.4, "119 s"), (125, "2 min 05 s"), (7620, "2 h 07 min")],
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (119.4, "119 s"),
+        (125, "2 min 05 s"),
+        (7620, "2 h 07 min"),
+    ],
 )
 def test_seconds_are_read_in_fitting_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text

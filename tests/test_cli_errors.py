@@ -53,19 +53,40 @@ def bad_folders(root: Path, done: Path) -> dict[str, Path]:
 
 
 BAD = {
-    "unknown key": (["run", "PLAN", "--set", "round=3"], "no key called 'round'. Did you mean 'rounds'?"),
-    "unknown key of a part": (["run", "PLAN", "--set", "local.lrr=3"], "no key called 'lrr'. Did you mean 'lr'?"),
-    "unknown method": (["run", "--set", "method=lorra"], "no method called 'lorra'. Did you mean 'lora'?"),
+    "unknown key": (
+        ["run", "PLAN", "--set", "round=3"],
+        "no key called 'round'. Did you mean 'rounds'?",
+    ),
+    "unknown key of a part": (
+        ["run", "PLAN", "--set", "local.lrr=3"],
+        "no key called 'lrr'. Did you mean 'lr'?",
+    ),
+    "unknown method": (
+        ["run", "--set", "method=lorra"],
+        "no method called 'lorra'. Did you mean 'lora'?",
+    ),
     "unknown engine": (["run", "PLAN", "--engine", "process"], "Did you mean 'processes'?"),
     "wrong type": (["run", "PLAN", "--set", "rounds=many"], "plan.rounds = 'many'"),
     "a number as part": (
         ["run", "PLAN", "--set", "server=1"],
         "plan.server = 1: must be a name, a table with a `name`",
     ),
-    "a number as stages": (["run", "PLAN", "--set", "stages=5"], "plan.stages = 5: must be a name, a table"),
-    "a key of a number": (["run", "PLAN", "--set", "local.lr.x=3"], "local.lr is 0.1, which has no keys"),
-    "a key of a list": (["run", "PLAN", "--set", "stages.0.codec=dense"], "stages is [], which has no keys"),
-    "a downlink that drops": (["run", "PLAN", "--set", "downlink=topk"], "receive most of them as zero"),
+    "a number as stages": (
+        ["run", "PLAN", "--set", "stages=5"],
+        "plan.stages = 5: must be a name, a table",
+    ),
+    "a key of a number": (
+        ["run", "PLAN", "--set", "local.lr.x=3"],
+        "local.lr is 0.1, which has no keys",
+    ),
+    "a key of a list": (
+        ["run", "PLAN", "--set", "stages.0.codec=dense"],
+        "stages is [], which has no keys",
+    ),
+    "a downlink that drops": (
+        ["run", "PLAN", "--set", "downlink=topk"],
+        "receive most of them as zero",
+    ),
     "no such array": (["run", "PLAN", "--set", "data=none.npz"], "there is no file 'none.npz'"),
     "out of range": (["run", "PLAN", "--set", "rounds=0"], "rounds must be at least 1, got 0"),
     "no pair": (["run", "PLAN", "--set", "rounds"], "'rounds' is not of the form key=value"),
@@ -73,25 +94,51 @@ BAD = {
     "a folder as plan": (["run", "ROOT/empty"], "empty cannot be read: Is a directory"),
     "a plan that is no TOML": (["show", "ROOT/broken.toml"], "the plan is no TOML"),
     "a plan that is no text": (["run", "ROOT/binary.toml"], "the plan is no TOML"),
-    "too many clients": (["run", "PLAN", "--set", "partition.clients=500"], "too few for 500 clients"),
+    "too many clients": (
+        ["run", "PLAN", "--set", "partition.clients=500"],
+        "too few for 500 clients",
+    ),
     "a run in the way": (["run", "PLAN", "--out", "DONE"], "already holds a run"),
     "a file in the way": (["run", "PLAN", "--out", "PLAN"], "is a file"),
-    "no such device": (["run", "PLAN", "--device", "abacus"], "the device 'abacus' cannot be used here"),
-    "workers of no engine": (["run", "PLAN", "--workers", "2"], "the engine 'inprocess' has no workers"),
-    "resume nothing": (["run", "--resume", "ROOT/none"], "is not a run's folder: there is no such folder"),
-    "resume no run": (["run", "--resume", "ROOT/empty"], "is not a run's folder: it has no plan.toml"),
-    "resume from a broken checkpoint": (["run", "--resume", "ROOT/broken"], "state.safetensors cannot be read"),
-    "evaluate a broken checkpoint": (["evaluate", "ROOT/broken"], "state.safetensors cannot be read"),
+    "no such device": (
+        ["run", "PLAN", "--device", "abacus"],
+        "the device 'abacus' cannot be used here",
+    ),
+    "workers of no engine": (
+        ["run", "PLAN", "--workers", "2"],
+        "the engine 'inprocess' has no workers",
+    ),
+    "resume nothing": (
+        ["run", "--resume", "ROOT/none"],
+        "is not a run's folder: there is no such folder",
+    ),
+    "resume no run": (
+        ["run", "--resume", "ROOT/empty"],
+        "is not a run's folder: it has no plan.toml",
+    ),
+    "resume from a broken checkpoint": (
+        ["run", "--resume", "ROOT/broken"],
+        "state.safetensors cannot be read",
+    ),
+    "evaluate a broken checkpoint": (
+        ["evaluate", "ROOT/broken"],
+        "state.safetensors cannot be read",
+    ),
     "evaluate no run": (["evaluate", "ROOT/empty"], "it has no plan.toml"),
     "export no run": (["export", "ROOT/empty", "OUT"], "it has no plan.toml"),
     "list an unknown kind": (["list", "methods"], "Did you mean 'method'?"),
     "show an unknown part": (["show", "--set", "uplink=zip"], "no codec called 'zip'"),
-    "partition of too many": (["partition", "PLAN", "-s", "partition.clients=500"], "too few for 500 clients"),
+    "partition of too many": (
+        ["partition", "PLAN", "-s", "partition.clients=500"],
+        "too few for 500 clients",
+    ),
 }
 
 
 @pytest.mark.parametrize(("arguments", "words"), BAD.values(), ids=BAD.keys())
-def test_bad_input_is_one_clear_line(plan: Path, done: Path, arguments: list[str], words: str) -> None:
+def test_bad_input_is_one_clear_line(
+    plan: Path, done: Path, arguments: list[str], words: str
+) -> None:
     places = bad_folders(plan.parent, done)
     for name, path in places.items():
         arguments = [argument.replace(name, str(path)) for argument in arguments]
@@ -109,20 +156,35 @@ def test_bad_input_is_one_clear_line(plan: Path, done: Path, arguments: list[str
 def test_a_broken_checkpoint_and_its_run_are_left_alone(plan: Path, done: Path) -> None:
     bad_folders(plan.parent, done)
     broken = plan.parent / "broken"
-    before = {path: path.read_bytes() for path in broken.rglob("*") if path.is_file() and path.name != ".lock"}
+    before = {
+        path: path.read_bytes()
+        for path in broken.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
     fedpeft("run", "--resume", broken)
-    assert before == {path: path.read_bytes() for path in broken.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert before == {
+        path: path.read_bytes()
+        for path in broken.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
 
 
-@pytest.mark.parametrize("beside", [["PLAN"], ["--set", "rounds=9"], ["--seed", "2"], ["--out", "x"]])
+@pytest.mark.parametrize(
+    "beside", [["PLAN"], ["--set", "rounds=9"], ["--seed", "2"], ["--out", "x"]]
+)
 def test_a_resume_takes_no_other_plan(plan: Path, done: Path, beside: list[str]) -> None:
-    result = fedpeft("run", "--resume", done, *(plan if word == "PLAN" else word for word in beside))
+    result = fedpeft(
+        "run", "--resume", done, *(plan if word == "PLAN" else word for word in beside)
+    )
     assert result.exit_code == 2
     assert "--resume goes on with the run's own plan" in result.stderr
 
 
 def test_debug_shows_where_an_error_comes_from(plan: Path) -> None:
-    for arguments in (["show", "--set", "round=1", "--debug"], ["--debug", "show", "--set", "round=1"]):
+    for arguments in (
+        ["show", "--set", "round=1", "--debug"],
+        ["--debug", "show", "--set", "round=1"],
+    ):
         assert isinstance(fedpeft(*arguments).exception, PlanError)
     assert isinstance(fedpeft("show", plan, "--set", "round=1").exception, SystemExit)
 

@@ -1,4 +1,5 @@
-"""Laws of the cohort engine: to 1e-4 of a client's change what one after another gives, whatever is in the plan."""
+"""Laws of the cohort engine: to 1e-4 of a client's change what one after another gives, whatever is
+in the plan."""
 
 import os
 from collections.abc import Mapping
@@ -41,7 +42,9 @@ def plan_of(local: Mapping[str, Any] = {}, **changes: Any) -> Plan:
 
 def read(plan: Plan, reply: Reply | Failure) -> Update:
     assert isinstance(reply, Reply), reply
-    return unpack(reply.client, reply.payload, plan.uplink, layout_of(unframe(reply.payload, nested=True)[1]))
+    return unpack(
+        reply.client, reply.payload, plan.uplink, layout_of(unframe(reply.payload, nested=True)[1])
+    )
 
 
 def stores(where: Path) -> tuple[Folder, Folder]:
@@ -52,7 +55,9 @@ def stores(where: Path) -> tuple[Folder, Folder]:
     return Folder(where / "alone"), Folder(where / "together")
 
 
-def both(site: Site, plan: Plan, where: Path) -> tuple[Cohort, list[tuple[Reply | Failure, Reply | Failure]]]:
+def both(
+    site: Site, plan: Plan, where: Path
+) -> tuple[Cohort, list[tuple[Reply | Failure, Reply | Failure]]]:
     """Rounds one after another, and what the cohort answers to the same jobs."""
     site = replace(site, plan=plan)
     alone, together = stores(where)
@@ -62,7 +67,11 @@ def both(site: Site, plan: Plan, where: Path) -> tuple[Cohort, list[tuple[Reply 
         pass
     engine = Cohort(site, together)
     rounds = range(plan.rounds)
-    replies = [reply for r in rounds for reply in engine.run(job for job in reference.jobs if job.round == r)]
+    replies = [
+        reply
+        for r in rounds
+        for reply in engine.run(job for job in reference.jobs if job.round == r)
+    ]
     assert [reply.client for reply in replies] == [reply.client for reply in reference.replies]
     return engine, list(zip(replies, reference.replies, strict=True))
 
@@ -101,14 +110,23 @@ LOCALS: dict[str, dict[str, Any]] = {
     "clip": {"local": {"clip_norm": 0.1}},
     **{f"uplink {name}": {"uplink": name} for name in names("codec")},
     **{f"downlink {name}": {"downlink": name} for name in names("codec") if name != "topk"},
-    **{name: {**staged(name), "uplink": "dense" if name in PRIVATE else "topk"} for name in names("stage")},
-    "scaffold and stages": {**SCAFFOLD, "stages": [n for n in names("stage") if n not in PRIVATE], "uplink": "topk"},
+    **{
+        name: {**staged(name), "uplink": "dense" if name in PRIVATE else "topk"}
+        for name in names("stage")
+    },
+    "scaffold and stages": {
+        **SCAFFOLD,
+        "stages": [n for n in names("stage") if n not in PRIVATE],
+        "uplink": "topk",
+    },
     "head": {"method": "head"},
 }
 
 
 @pytest.mark.parametrize("changes", LOCALS.values(), ids=LOCALS)
-def test_together_is_one_after_another(points: Site, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_together_is_one_after_another(
+    points: Site, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     plan = plan_of(**changes)
     site = open_site(plan) if "method" in changes else points
     assert not check(site, plan, tmp_path).alone
@@ -138,14 +156,24 @@ def test_batches_of_other_shapes_go_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["lora", "prompt", "bias", {"name": "lora", "dropout": 0.2}])
 def test_a_transformer_with_its_clients_dropout(tmp_path: Path, method: Any) -> None:
     partition = {"name": "dirichlet", "clients": 90, "alpha": 1.0}
-    plan = read_plan({"method": method, "partition": partition, "local": {"lr": 0.05, "batch_size": 8}, "rounds": 1})
+    plan = read_plan(
+        {
+            "method": method,
+            "partition": partition,
+            "local": {"lr": 0.05, "batch_size": 8},
+            "rounds": 1,
+        }
+    )
     assert not check(open_site(plan), plan, tmp_path).alone
 
 
 def test_a_stack_is_split_where_there_is_no_room(points: Site, tmp_path: Path) -> None:
     site = replace(points, plan=plan_of(rounds=1, **SCAFFOLD))
     jobs = jobs_of(site)
-    whole, parts = Cohort(site, Folder(tmp_path / "whole")), Cohort(site, Folder(tmp_path / "parts"))
+    whole, parts = (
+        Cohort(site, Folder(tmp_path / "whole")),
+        Cohort(site, Folder(tmp_path / "parts")),
+    )
     want = list(whole.run(jobs))
     parts.stacks.limits |= dict.fromkeys(whole.stacks.limits, 2)
     for mine, theirs in zip(parts.run(jobs), want, strict=True):
@@ -153,7 +181,8 @@ def test_a_stack_is_split_where_there_is_no_room(points: Site, tmp_path: Path) -
 
 
 def test_out_of_memory_halves_the_stack(tmp_path: Path) -> None:
-    """A client's step asks for so many bytes that two cannot have them; none of them is ever written to."""
+    """A client's step asks for so many bytes that two cannot have them; none of them is ever
+    written to."""
     each = int(0.6 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     try:
         torch.empty(each, dtype=torch.uint8)
@@ -168,7 +197,10 @@ def test_out_of_memory_halves_the_stack(tmp_path: Path) -> None:
 
 def jobs_of(site: Site) -> list[Job]:
     payload = site.plan.downlink.encode(start(site.plan, site.params()).params)
-    return [Job("run", 0, client, "fit", 7 + k, None, payload) for k, client in enumerate(site.data.clients)]
+    return [
+        Job("run", 0, client, "fit", 7 + k, None, payload)
+        for k, client in enumerate(site.data.clients)
+    ]
 
 
 def trigger() -> float:
@@ -177,7 +209,9 @@ def trigger() -> float:
     return float(point[100, 0])
 
 
-def answers(plan: Plan, points: Site, store: Store | None = None) -> tuple[Cohort, list[Any], list[Any]]:
+def answers(
+    plan: Plan, points: Site, store: Store | None = None
+) -> tuple[Cohort, list[Any], list[Any]]:
     """What a cohort of all clients answers, and what they answer one after another."""
     site = replace(points, plan=plan)
     engine = Cohort(site, store or Nowhere())
@@ -188,11 +222,15 @@ def answers(plan: Plan, points: Site, store: Store | None = None) -> tuple[Cohor
 def test_what_one_client_raises_is_its_failure_alone(points: Site, error: str) -> None:
     task = Raising(trigger(), error, Points("tied"))
     engine, got, want = answers(replace(plan_of(), task=task), points)
-    assert [one for one in got if isinstance(one, Failure)] == [one for one in want if isinstance(one, Failure)]
+    assert [one for one in got if isinstance(one, Failure)] == [
+        one for one in want if isinstance(one, Failure)
+    ]
     assert sum(isinstance(one, Failure) for one in got) == 1 and not engine.alone
     for mine, theirs in zip(got, want, strict=True):
         assert (
-            mine == theirs or distance(read(engine.site.plan, mine).delta, read(engine.site.plan, theirs).delta) < 1e-4
+            mine == theirs
+            or distance(read(engine.site.plan, mine).delta, read(engine.site.plan, theirs).delta)
+            < 1e-4
         )
 
 
@@ -203,7 +241,10 @@ def test_a_client_that_diverges_does_not_poison_its_neighbours(points: Site) -> 
     [expected] = [one for one in want if isinstance(one, Failure)]
     assert failure == expected and "diverged" in failure.reason and not engine.alone
     for mine, theirs in zip(got, want, strict=True):
-        assert mine == theirs or distance(read(plan, mine).delta, read(plan, theirs).delta) <= TOLERANCE
+        assert (
+            mine == theirs
+            or distance(read(plan, mine).delta, read(plan, theirs).delta) <= TOLERANCE
+        )
 
 
 @pytest.mark.parametrize("method", ["reply", "load", "save"])
@@ -236,7 +277,10 @@ EXAMPLES_ALONE: dict[str, Any] = {
     "accountant": "rdp",
 }
 UNFIT = {
-    "statistics": (plan_of(task={"name": "parts:Points", "network": "convolution"}), "'norm' takes statistics"),
+    "statistics": (
+        plan_of(task={"name": "parts:Points", "network": "convolution"}),
+        "'norm' takes statistics",
+    ),
     "random": (plan_of(task={"name": "parts:Odd", "what": "random"}), "random"),
     "examples": (
         read_plan({**RAGGED, **EXAMPLES_ALONE}),

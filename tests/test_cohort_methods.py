@@ -1,4 +1,5 @@
-"""Every method in a stack, with SGD and AdamW: each client's change is the one that it makes alone."""
+"""Every method in a stack, with SGD and AdamW: each client's change is the one that it makes
+alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from fedpeft.registry import names
 from fedpeft.site import open_site
 
 KEYS = "k_proj.bias"
-"""It adds the same to all scores of a query, which softmax takes away again: the true gradient is zero."""
+"""It adds the same to all scores of a query, which softmax takes away again: the true gradient is
+zero."""
 
 
 @dataclass(frozen=True)
 class Tiny(Classify):
-    """Points with 64 features, seen by a small ViT as pictures of 8x8, or by a small Llama as texts of 64 tokens."""
+    """Points with 64 features, seen by a small ViT as pictures of 8x8, or by a small Llama as texts
+    of 64 tokens."""
 
     kind: str
 
@@ -43,10 +46,16 @@ class Tiny(Classify):
 
 @pytest.mark.parametrize("optimizer", names("optimizer"))
 @pytest.mark.parametrize("method", names("method"))
-def test_every_method_together_is_one_after_another(method: str, optimizer: str, tmp_path: Path) -> None:
-    """But for the key biases that AdamW moves: it makes whole steps of what rounding leaves of their zero gradient."""
+def test_every_method_together_is_one_after_another(
+    method: str, optimizer: str, tmp_path: Path
+) -> None:
+    """But for the key biases that AdamW moves: it makes whole steps of what rounding leaves of
+    their zero gradient."""
     settings: dict[str, Any] = {
-        "task": {"name": "test_cohort_methods:Tiny", "kind": "llama" if method == "prefix" else "vit"},
+        "task": {
+            "name": "test_cohort_methods:Tiny",
+            "kind": "llama" if method == "prefix" else "vit",
+        },
         "data": {"name": "parts:Blobs", "features": 64, "examples": 120},
         "partition": {"name": "dirichlet", "clients": 4, "alpha": 2.0},
         "local": {"lr": 0.01, "batch_size": 8, "optimizer": optimizer},
@@ -62,4 +71,6 @@ def test_every_method_together_is_one_after_another(method: str, optimizer: str,
         but = {name: theirs[name] if name.endswith(KEYS) else x for name, x in mine.items()}
         assert distance(but, theirs) <= TOLERANCE
         whole.append(distance(mine, theirs))
-    assert (max(whole) > TOLERANCE) == (optimizer == "adamw" and any(name.endswith(KEYS) for name in theirs))
+    assert (max(whole) > TOLERANCE) == (
+        optimizer == "adamw" and any(name.endswith(KEYS) for name in theirs)
+    )

@@ -38,18 +38,29 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 def test_all_files_together_are_the_run_of_one_round(four: Study, tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text(PLAN)
     settings = [flag for setting in ONE_ROUND for flag in ("--set", setting)]
-    assert fedpeft("run", tmp_path / "plan.toml", *settings, "--out", tmp_path / "run", "--quiet").exit_code == 0
+    assert (
+        fedpeft(
+            "run", tmp_path / "plan.toml", *settings, "--out", tmp_path / "run", "--quiet"
+        ).exit_code
+        == 0
+    )
     merge(four.path, four.files, tmp_path / "merged", Rules())
     assert equal(tensors(tmp_path / "merged"), tensors(tmp_path / "run"))
-    ours, theirs = (json.loads((tmp_path / name / "rounds.jsonl").read_text()) for name in ("merged", "run"))
+    ours, theirs = (
+        json.loads((tmp_path / name / "rounds.jsonl").read_text()) for name in ("merged", "run")
+    )
     same = ("clients", "bytes_up", "bytes_down", "up_headers", "metrics")
     assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system cannot be asked")
-def test_the_disk_is_asked_for_the_next_files(four: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_disk_is_asked_for_the_next_files(
+    four: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = list[str]()
-    monkeypatch.setattr(os, "posix_fadvise", lambda number, *_: asked.append(os.readlink(f"/proc/self/fd/{number}")))
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda number, *_: asked.append(os.readlink(f"/proc/self/fd/{number}"))
+    )
     merge(four.path, four.files, tmp_path / "merged", Rules())
     assert asked == [str(file.resolve()) for file in four.files[1:]]
     asked.clear()
@@ -93,13 +104,19 @@ def test_what_is_taken_out_was_never_there(four: Study, tmp_path: Path) -> None:
 
 def test_the_merge_is_a_run_like_any_other(four: Study, tmp_path: Path) -> None:
     out = tmp_path / "merged"
-    said = fedpeft("merge", four.path, *four.files[:3], "-o", out, "--trust", four.trusted, "--evaluate")
+    said = fedpeft(
+        "merge", four.path, *four.files[:3], "-o", out, "--trust", four.trusted, "--evaluate"
+    )
     assert said.exit_code == 0, said.output
     assert len(said.output.splitlines()) == 5 and "(nobody)" in said.output
     arrivals = json.loads((out / "arrivals.json").read_text())["arrivals"]
     assert [one["client"] for one in arrivals] == [None, "c000", "c001", "c002"]
     measured = json.loads(fedpeft("evaluate", out, "--json").stdout)["held_out"]
-    assert arrivals[-1]["held_out"] == measured == json.loads((out / "rounds.jsonl").read_text())["held_out"]
+    assert (
+        arrivals[-1]["held_out"]
+        == measured
+        == json.loads((out / "rounds.jsonl").read_text())["held_out"]
+    )
     assert arrivals[-1]["held_out"]["accuracy"] > arrivals[0]["held_out"]["accuracy"]
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["clients"], summary["cohort"], summary["rounds"]) == (3, 3, 1)
@@ -112,7 +129,9 @@ def test_the_merge_is_a_run_like_any_other(four: Study, tmp_path: Path) -> None:
 def test_of_one_file_the_result_is_that_client_s_own_model(four: Study, tmp_path: Path) -> None:
     merge(four.path, four.files[:1], tmp_path / "merged", Rules())
     start, delta = four.invitation.state.params, four.update(four.files[0]).delta
-    assert equal(tensors(tmp_path / "merged"), {f"params/{n}": start[n] + x for n, x in delta.items()})
+    assert equal(
+        tensors(tmp_path / "merged"), {f"params/{n}": start[n] + x for n, x in delta.items()}
+    )
 
 
 def test_what_cannot_be_changed(four: Study, tmp_path: Path) -> None:
@@ -137,10 +156,15 @@ def test_what_cannot_be_changed(four: Study, tmp_path: Path) -> None:
         (["personal=['*.bias']"], "personal tensors"),
         (["local.correction=scaffold", "server=scaffold"], "SCAFFOLD"),
         (["uplink=topk", "stages=['error_feedback']"], "error feedback"),
-        (["stages=[{name='client_dp',noise_multiplier=1.0}]", "weighting=uniform", "delta=1e-3"], "client_dp"),
+        (
+            ["stages=[{name='client_dp',noise_multiplier=1.0}]", "weighting=uniform", "delta=1e-3"],
+            "client_dp",
+        ),
     ],
 )
-def test_plans_that_one_file_cannot_carry_out(settings: list[str], reason: str, tmp_path: Path) -> None:
+def test_plans_that_one_file_cannot_carry_out(
+    settings: list[str], reason: str, tmp_path: Path
+) -> None:
     with pytest.raises(PlanError, match=reason):
         invite(read_plan(PLAN, [*ONE_ROUND, *settings]), tmp_path / "study")
     assert not list(tmp_path.iterdir())
@@ -151,7 +175,12 @@ def test_plans_that_one_file_cannot_carry_out(settings: list[str], reason: str, 
     [
         ("uplink=topk", "downlink=float16", "aggregator=median"),
         ("server=adam", "weighting=uniform", "uplink=int8"),
-        ("stages=[{name='local_dp',noise_multiplier=1.0}]", "weighting=uniform", "delta=1e-3", "accountant=rdp"),
+        (
+            "stages=[{name='local_dp',noise_multiplier=1.0}]",
+            "weighting=uniform",
+            "delta=1e-3",
+            "accountant=rdp",
+        ),
     ],
     ids=["lossy", "adam", "local_dp"],
 )
@@ -176,7 +205,10 @@ def test_an_invitation_that_was_changed(four: Study, tmp_path: Path) -> None:
         read_invitation(tmp_path)
     with pytest.raises(RunError, match="is there already"):
         invite(read_plan(PLAN, ONE_ROUND), tmp_path / "study")
-    assert read_invitation(four.path).terms.study != read_json(tmp_path / "study" / "invitation.json")["study"]  # type: ignore[index]
+    assert (
+        read_invitation(four.path).terms.study
+        != read_json(tmp_path / "study" / "invitation.json")["study"]
+    )  # type: ignore[index]
 
 
 def test_the_folder_to_send_does_not_hold_the_key(four: Study) -> None:
@@ -203,17 +235,30 @@ def test_own_data_with_some_of_the_labels_and_no_data_at_the_server(tmp_path: Pa
     for name, labels in (("north", "ab"), ("south", "cb"), ("west", "ca"), ("east", "az")):
         data, out = own_data(tmp_path / f"{name}.npz", labels), tmp_path / f"{name}.safetensors"
         said = fedpeft("contribute", tmp_path / "study", "--data", data, "--name", name, "-o", out)
-        assert (said.exit_code, out.exists()) == ((2, False) if name == "east" else (0, True)), said.output
+        assert (said.exit_code, out.exists()) == ((2, False) if name == "east" else (0, True)), (
+            said.output
+        )
     assert "no label called 'z'" in said.output
-    merged = fedpeft("merge", tmp_path / "study", *tmp_path.glob("*.safetensors"), "-o", tmp_path / "merged")
+    merged = fedpeft(
+        "merge", tmp_path / "study", *tmp_path.glob("*.safetensors"), "-o", tmp_path / "merged"
+    )
     assert merged.exit_code == 0, merged.output
     weight, bias = (tensors(tmp_path / "merged")[f"params/{name}"] for name in ("weight", "bias"))
     points = torch.tensor([[0.0, 5.0], [-5.0, 0.0], [5.0, 0.0]])  # c, b, a
     assert (points @ weight.T + bias).argmax(1).tolist() == [0, 1, 2]
-    assert fedpeft("merge", tmp_path / "merged", "--evaluate").exit_code == 2  # there is no server.npz
+    assert (
+        fedpeft("merge", tmp_path / "merged", "--evaluate").exit_code == 2
+    )  # there is no server.npz
     assert "--data" in fedpeft("contribute", tmp_path / "study", "-o", tmp_path / "x").output
     again = fedpeft(
-        "contribute", tmp_path / "study", "--data", data, "--name", "n", "-o", tmp_path / "north.safetensors"
+        "contribute",
+        tmp_path / "study",
+        "--data",
+        data,
+        "--name",
+        "n",
+        "-o",
+        tmp_path / "north.safetensors",
     )
     assert again.exit_code == 2 and "is not written over" in again.output
 
@@ -246,7 +291,9 @@ def test_sealed_for_one_and_signed_by_one(tmp_path: Path) -> None:
     known, signature = mine.public_key().public_bytes_raw().hex(), signed(mine, b"head", b"body")
     assert verified(known, signature, b"head", b"body")
     assert not verified(known, signature.upper(), b"head", b"body")
-    assert not verified(known, signature, b"hea", b"dbody") and not verified("00", signature, b"head", b"body")
+    assert not verified(known, signature, b"hea", b"dbody") and not verified(
+        "00", signature, b"head", b"body"
+    )
     with pytest.raises(RunError, match="is there already"):
         make_signing_key("me", tmp_path)
     for name in ("", "..", "a/b", "a\nb", " a"):

@@ -18,7 +18,9 @@ ALL = (*RENAMES, "open", "os.remove", "os.mkdir", "os.rmdir")
 
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "one-after-another"])
-@pytest.mark.parametrize("events", [RENAMES, pytest.param(ALL, marks=pytest.mark.slow)], ids=["renames", "all"])
+@pytest.mark.parametrize(
+    "events", [RENAMES, pytest.param(ALL, marks=pytest.mark.slow)], ids=["renames", "all"]
+)
 def test_a_kill_leaves_the_old_merge_or_the_new_one(
     events: tuple[str, ...], exchange: bool, four: Study, tmp_path: Path
 ) -> None:
@@ -38,7 +40,9 @@ def test_a_kill_leaves_the_old_merge_or_the_new_one(
     assert ends[0] == old and ends[-1] == new
 
 
-def test_what_a_kill_left_is_cleared_and_what_is_at_work_is_not(four: Study, tmp_path: Path) -> None:
+def test_what_a_kill_left_is_cleared_and_what_is_at_work_is_not(
+    four: Study, tmp_path: Path
+) -> None:
     out = tmp_path / "merged"
     others = [tmp_path / name for name in (".merged.mine", ".merged.abcdefgh", ".other.abcdefgh")]
     for other in others:
@@ -55,7 +59,8 @@ def test_what_a_kill_left_is_cleared_and_what_is_at_work_is_not(four: Study, tmp
 
 
 def kill_everywhere(out: Path, file: Path, exchange: bool, events: tuple[str, ...]) -> None:
-    """Copy the merge, kill a change of the copy before each of its file events in turn, and print where it lies."""
+    """Copy the merge, kill a change of the copy before each of its file events in turn, and print
+    where it lies."""
     if not exchange:
         swap._exchanged = lambda one, other: False  # as on a system that cannot
     moment, status = 0, 1
@@ -71,4 +76,6 @@ def kill_everywhere(out: Path, file: Path, exchange: bool, events: tuple[str, ..
 
 
 if __name__ == "__main__":
-    kill_everywhere(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "True", tuple(sys.argv[4:]))
+    kill_everywhere(
+        Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "True", tuple(sys.argv[4:])
+    )

@@ -49,7 +49,12 @@ SPOILT: Mapping[Flaw, tuple[Spoil, Mapping[str, Any]]] = {
 @pytest.mark.parametrize("flaw", SPOILT, ids=lambda flaw: flaw.name)
 def test_a_bad_file_is_named_and_changes_nothing(flaw: Flaw, four: Study, tmp_path: Path) -> None:
     out, (spoil, header) = tmp_path / "merged", SPOILT[flaw]
-    merge(four.path, four.files[1:], out, Rules({} if flaw is Flaw.TWICE else Trust.read([four.trusted]).keys))
+    merge(
+        four.path,
+        four.files[1:],
+        out,
+        Rules({} if flaw is Flaw.TWICE else Trust.read([four.trusted]).keys),
+    )
     before, bad = tree(tmp_path), four.forged(tmp_path / "bad.safetensors", spoil, **header)
     with pytest.raises(ContributionError) as caught:
         change(out, add=[bad])
@@ -115,23 +120,37 @@ def test_a_key_signs_for_its_owner_only(four: Study, tmp_path: Path) -> None:
 
 def test_a_key_that_is_in_no_list(four: Study) -> None:
     listed = Trust.read([key.with_suffix(".pub") for key in four.keys[1:]])
-    with pytest.raises(ContributionError, match="is none of the 3 keys that --trust names") as caught:
+    with pytest.raises(
+        ContributionError, match="is none of the 3 keys that --trust names"
+    ) as caught:
         four.read(four.files[0], listed)
     assert caught.value.flaw is Flaw.UNKNOWN_KEY
 
 
 @pytest.mark.parametrize(
     "header",
-    [{"examples": 10**400}, {"examples": 2**53 + 1}, {"examples": 0}, {"examples": -1}, {"bytes": 10**400}],
+    [
+        {"examples": 10**400},
+        {"examples": 2**53 + 1},
+        {"examples": 0},
+        {"examples": -1},
+        {"bytes": 10**400},
+    ],
     ids=["huge", "above", "none", "fewer", "bytes"],
 )
 def test_counts_that_no_client_has(header: Mapping[str, int], four: Study, tmp_path: Path) -> None:
     bad, out = four.forged(tmp_path / "bad.safetensors", lambda u: u, **header), tmp_path / "merged"
     said = fedpeft("merge", four.path, bad, "-o", out)
-    assert said.exit_code == 2 and f"{bad}: damaged or no contribution: its header" in said.output and not out.exists()
+    assert (
+        said.exit_code == 2
+        and f"{bad}: damaged or no contribution: its header" in said.output
+        and not out.exists()
+    )
 
 
-def test_who_does_not_tell_its_examples_counts_as_the_plan_says(four: Study, tmp_path: Path) -> None:
+def test_who_does_not_tell_its_examples_counts_as_the_plan_says(
+    four: Study, tmp_path: Path
+) -> None:
     heavy: Spoil = lambda u: replace(u, weight=1e9)
     bad = four.forged(tmp_path / "bad.safetensors", heavy, examples=None)
     with pytest.raises(ContributionError, match="does not tell how many examples") as caught:
@@ -140,14 +159,22 @@ def test_who_does_not_tell_its_examples_counts_as_the_plan_says(four: Study, tmp
     stage = "stages=[{name='local_dp',noise_multiplier=1.0}]"
     private = study(tmp_path, stage, "weighting=uniform", "delta=1e-3", "accountant=rdp")
     assert private.read(private.files[0]).weight == 1
-    for spoil, header, words in ((heavy, {}, "should 1"), (lambda u: u, {"examples": 7}, "it tells how many")):
+    for spoil, header, words in (
+        (heavy, {}, "should 1"),
+        (lambda u: u, {"examples": 7}, "it tells how many"),
+    ):
         with pytest.raises(ContributionError, match=words) as caught:
             private.read(private.forged(bad, spoil, **header))
         assert caught.value.flaw is Flaw.WEIGHT
 
 
 def test_the_rules_stay_with_the_merge(four: Study, tmp_path: Path) -> None:
-    merge(four.path, four.files[:1], tmp_path / "a", Rules(max_norm=1e3, trust=Trust.read([four.trusted]).keys))
+    merge(
+        four.path,
+        four.files[:1],
+        tmp_path / "a",
+        Rules(max_norm=1e3, trust=Trust.read([four.trusted]).keys),
+    )
     long = four.forged(tmp_path / "long", lambda u: replace(u, delta=scale(u.delta, 1e4)), number=1)
     with pytest.raises(ContributionError, match="at most 1000 is allowed"):
         change(tmp_path / "a", add=[long])
@@ -160,18 +187,30 @@ def test_rules_may_be_changed_with_what_they_are_for(four: Study, tmp_path: Path
     merge(four.path, four.files[:2], out, Rules())
     long = four.forged(tmp_path / "long", lambda u: replace(u, delta=scale(u.delta, 1e4)), number=2)
     before = tree(out)
-    for given in ("--norm-factor=9", "--max-norm=1e-9"):  # the latter by those that were there before
+    for given in (
+        "--norm-factor=9",
+        "--max-norm=1e-9",
+    ):  # the latter by those that were there before
         said = fedpeft("merge", out, "--add", long, given)
         assert said.exit_code == 2 and "absurd norm" in said.output and tree(out) == before
-    assert fedpeft("merge", out, "--add", long, "--norm-factor=1e9", "--max-norm=1e8").exit_code == 0
-    assert json.loads(rules.read_text()) == {"trust": {}, "norm_factor": 1e9, "max_norm": "100000000.0"}
+    assert (
+        fedpeft("merge", out, "--add", long, "--norm-factor=1e9", "--max-norm=1e8").exit_code == 0
+    )
+    assert json.loads(rules.read_text()) == {
+        "trust": {},
+        "norm_factor": 1e9,
+        "max_norm": "100000000.0",
+    }
     said = fedpeft("merge", out, "--norm-factor=10")
     assert said.exit_code == 2 and "--remove c002" in said.output
     assert json.loads(rules.read_text())["norm_factor"] == 1e9
 
 
 def test_a_late_comer_brings_its_key(four: Study, tmp_path: Path) -> None:
-    out, (first, second, third, _) = tmp_path / "merged", (key.with_suffix(".pub") for key in four.keys)
+    out, (first, second, third, _) = (
+        tmp_path / "merged",
+        (key.with_suffix(".pub") for key in four.keys),
+    )
     assert fedpeft("merge", four.path, four.files[0], "-o", out, "--trust", first).exit_code == 0
     before = tree(out)
     for file, key in ((four.files[1], third), (tmp_path / "none", second)):
@@ -184,13 +223,19 @@ def test_a_late_comer_brings_its_key(four: Study, tmp_path: Path) -> None:
     assert refused.exit_code == 2 and "unknown key" in refused.output
 
 
-def test_an_outlier_that_came_first_is_found_by_those_that_follow(four: Study, tmp_path: Path) -> None:
+def test_an_outlier_that_came_first_is_found_by_those_that_follow(
+    four: Study, tmp_path: Path
+) -> None:
     out = tmp_path / "merged"
     long = four.forged(tmp_path / "long", lambda u: replace(u, delta=scale(u.delta, 1e4)))
-    merge(four.path, [long], out, Rules())  # alone it cannot be told, nor of two which is the wrong one
+    merge(
+        four.path, [long], out, Rules()
+    )  # alone it cannot be told, nor of two which is the wrong one
     change(out, add=[four.files[1]])
     before = tree(out)
-    with pytest.raises(ContributionError, match=r"'c000' was merged before: take it out \(--remove c000\)") as caught:
+    with pytest.raises(
+        ContributionError, match=r"'c000' was merged before: take it out \(--remove c000\)"
+    ) as caught:
         change(out, add=[four.files[2]])
     assert caught.value.flaw is Flaw.NORM and tree(out) == before
     with pytest.raises(ContributionError, match="ask the client"):
@@ -215,7 +260,8 @@ def test_what_needs_the_contributors_examples_is_refused(four: Study, tmp_path: 
 
 
 def fuzzed(four: Study, count: int) -> None:
-    """Mutated files: each is refused with its name, whatever was changed, and no module is loaded by reading it."""
+    """Mutated files: each is refused with its name, whatever was changed, and no module is loaded
+    by reading it."""
     invitation, key, draw = four.invitation, sealing_key(server_key(four.path)), Random(7)
     whole, other = (file.read_bytes() for file in four.files[:2])
     opened(whole, "whole", invitation, key, Trust())
@@ -244,9 +290,13 @@ def mutated(whole: bytes, other: bytes, draw: Random) -> bytes:
             case 3:
                 content[at : at + 20] = other[at : at + 20]
             case 4:
-                content[at:at] = draw.choice((b'"', b"{", b"[" * 2000, b"null", b"1e999", b"\\ud800", b"9" * 5000))
+                content[at:at] = draw.choice(
+                    (b'"', b"{", b"[" * 2000, b"null", b"1e999", b"\\ud800", b"9" * 5000)
+                )
             case 5:
-                content[:8] = draw.choice((head - 7, 1 << 63, 0, len(content))).to_bytes(8, "little")
+                content[:8] = draw.choice((head - 7, 1 << 63, 0, len(content))).to_bytes(
+                    8, "little"
+                )
         content = content or bytearray(b"\0")
     return bytes(content)
 
@@ -261,7 +311,23 @@ def test_a_hundred_thousand_mutated_files(four: Study) -> None:
 
 
 ABSURD: Sequence[Any] = (
-    *(10**400, -(10**400), 2**53, 2**53 + 1, 2**64, 0, -1, 1.5, 1e308, True, None, [], {}, [[]], {"a": 10**400}),
+    *(
+        10**400,
+        -(10**400),
+        2**53,
+        2**53 + 1,
+        2**64,
+        0,
+        -1,
+        1.5,
+        1e308,
+        True,
+        None,
+        [],
+        {},
+        [[]],
+        {"a": 10**400},
+    ),
     *("", "x", "\ud800", "\0", "9" * 5000, "0" * 64, "-0" * 32, "é" * 32, "fedpeft-contribution-0"),
 )
 

@@ -27,14 +27,26 @@ def test_arrays_of_pictures_and_of_numbers(tmp_path: Path) -> None:
     assert got.train.columns["label"].tolist() == [0, 1]
     assert got.train.columns["image"].shape == (2, 3, 5, 4)
     assert got.train.columns["image"][1, 2, 4, 3] == picture[1, 4, 3, 2]
-    first = saved(tmp_path / "b.npz", x_train=picture.transpose(0, 3, 1, 2), y_train=y, x_test=picture, y_test=y)
+    first = saved(
+        tmp_path / "b.npz",
+        x_train=picture.transpose(0, 3, 1, 2),
+        y_train=y,
+        x_test=picture,
+        y_test=y,
+    )
     assert torch.equal(first.train.columns["image"], got.train.columns["image"])
-    grey = saved(tmp_path / "c.npz", x_train=picture[..., 0], y_train=y, x_test=picture[..., 0], y_test=y)
+    grey = saved(
+        tmp_path / "c.npz", x_train=picture[..., 0], y_train=y, x_test=picture[..., 0], y_test=y
+    )
     assert grey.train.columns["image"].shape == (2, 1, 5, 4)
-    plain = saved(tmp_path / "d.npz", x_train=np.ones((10, 7)), y_train=np.array(list("ababababab")))
+    plain = saved(
+        tmp_path / "d.npz", x_train=np.ones((10, 7)), y_train=np.array(list("ababababab"))
+    )
     assert (len(plain.train), len(plain.test), plain.classes) == (8, 2, ("a", "b"))
     assert plain.train.columns["x"].dtype == torch.float32
-    tokens = saved(tmp_path / "e.npz", x_train=np.ones((10, 7), np.int32), y_train=np.arange(10) % 2)
+    tokens = saved(
+        tmp_path / "e.npz", x_train=np.ones((10, 7), np.int32), y_train=np.arange(10) % 2
+    )
     assert tokens.train.columns["x"].dtype == torch.int64
 
 
@@ -42,7 +54,9 @@ def test_arrays_under_other_names(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", X=np.ones((10, 2)), y=np.arange(10) % 2)
     got = Arrays(str(tmp_path / "x.npz"), x_train="X", y_train="y", classes=("no", "yes")).load()
     assert got.classes == ("no", "yes")
-    with pytest.raises(DataError, match=r"no array called 'x_train'.*Known: X, y.*Set data\.x_train"):
+    with pytest.raises(
+        DataError, match=r"no array called 'x_train'.*Known: X, y.*Set data\.x_train"
+    ):
         Arrays(str(tmp_path / "x.npz")).load()
 
 
@@ -51,9 +65,15 @@ def test_arrays_under_other_names(tmp_path: Path) -> None:
     [
         ({"x_train": np.ones((4, 2)), "y_train": np.arange(3)}, "has 4 rows"),
         ({"x_train": np.ones((4, 2)), "y_train": np.ones(4)}, "labels must be integers or text"),
-        ({"x_train": np.ones((4, 2)), "y_train": np.eye(4, dtype=int)}, r"labels must be .* \(4, 4\)"),
+        (
+            {"x_train": np.ones((4, 2)), "y_train": np.eye(4, dtype=int)},
+            r"labels must be .* \(4, 4\)",
+        ),
         ({"x_train": np.full((4, 2), np.nan), "y_train": np.arange(4)}, "not finite"),
-        ({"x_train": np.ones((4, 5, 5, 2), np.uint8), "y_train": np.arange(4)}, r"has the shape \(4, 5, 5, 2\)"),
+        (
+            {"x_train": np.ones((4, 5, 5, 2), np.uint8), "y_train": np.arange(4)},
+            r"has the shape \(4, 5, 5, 2\)",
+        ),
         ({"x_train": np.array([{}] * 4), "y_train": np.arange(4)}, "without unpickling"),
     ],
 )

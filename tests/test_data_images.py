@@ -40,8 +40,14 @@ def test_folders_of_pictures(tmp_path: Path) -> None:
     got = Images(str(tmp_path)).load()
     assert got.classes == ("cat", "dog")
     assert got.train.columns["label"].tolist() == [0, 0, 0, 1, 1, 1]
-    assert [picture.getpixel((0, 0)) for picture in got.train.columns["image"]][2:4] == [(1, 2, 7), (0, 0, 7)]
-    assert got.test.columns["file"] == [os.path.join("test", "cat", "0.png"), os.path.join("test", "dog", "0.png")]
+    assert [picture.getpixel((0, 0)) for picture in got.train.columns["image"]][2:4] == [
+        (1, 2, 7),
+        (0, 0, 7),
+    ]
+    assert got.test.columns["file"] == [
+        os.path.join("test", "cat", "0.png"),
+        os.path.join("test", "dog", "0.png"),
+    ]
     whole = Images(str(tmp_path / "train"), test_fraction=0.34).load()
     assert (len(whole.train), len(whole.test), whole.classes) == (4, 2, ("cat", "dog"))
     assert sorted(whole.test.columns["label"].tolist()) == [0, 1]

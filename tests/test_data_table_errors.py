@@ -19,11 +19,23 @@ BAD: dict[str, tuple[str, bytes, str]] = {
         b"text,remark\na,b\n",
         r"has no labels: none of its columns \(text, remark\) is called label",
     ),
-    "no input": ("x.csv", b"words,label\na,b\n", r"set data\.image or data\.text to one of the columns words, label"),
-    "gap": ("x.csv", b"text,label\na,0\nb,\n", r"1 of 2 examples of .* have no label in column 'label'"),
+    "no input": (
+        "x.csv",
+        b"words,label\na,b\n",
+        r"set data\.image or data\.text to one of the columns words, label",
+    ),
+    "gap": (
+        "x.csv",
+        b"text,label\na,0\nb,\n",
+        r"1 of 2 examples of .* have no label in column 'label'",
+    ),
     "all gaps": ("x.csv", b"text,label\na,\nb,\n", r"all of 2 examples of .* have no label"),
     "measure": ("x.csv", b"text,label\na,0.5\nb,1.5\n", r"holds 0\.5, which is no class"),
-    "no text": ("x.csv", b"text,label\na,0\n,1\na,1\na,0\n", r"have no 'text': leave them out with data\.where"),
+    "no text": (
+        "x.csv",
+        b"text,label\na,0\n,1\na,1\na,0\n",
+        r"have no 'text': leave them out with data\.where",
+    ),
     "lists": ("x.jsonl", b'{"text": "a", "label": [1]}\n', r"has no labels"),
 }
 
@@ -40,7 +52,9 @@ def test_bad_folders_and_names(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no file"):
         HubTable(str(tmp_path)).load()
     write_csv(tmp_path / "train.csv", ROWS)
-    with pytest.raises(DataError, match=r"data\.label: no column called 'lable'\. Did you mean 'label'"):
+    with pytest.raises(
+        DataError, match=r"data\.label: no column called 'lable'\. Did you mean 'label'"
+    ):
         HubTable(str(tmp_path), label="lable").load()
     with pytest.raises(DataError, match="no split called 'holdout'"):
         HubTable(str(tmp_path), test_split="holdout").load()

@@ -24,7 +24,9 @@ def test_a_file_of_each_format_gives_the_same_examples(ending: str, tmp_path: Pa
     assert sorted(every) == sorted(row["text"] for row in ROWS)
     for table in (got.train, got.test):
         assert table.columns["label"].dtype == torch.int64
-        for text, label, site in zip(*(table.columns[n] for n in ("text", "label", "site")), strict=True):
+        for text, label, site in zip(
+            *(table.columns[n] for n in ("text", "label", "site")), strict=True
+        ):
             row = ROWS[int(text.split()[1])]
             assert (got.classes[label], site) == (row["label"], row["site"])
 
@@ -62,9 +64,17 @@ def test_files_of_this_machine_are_read_without_a_word_to_any_other(tmp_path: Pa
     files = [tmp_path / f"rows.{ending}" for ending in WRITERS]
     for file in files:
         WRITERS[file.suffix[1:]](file, ROWS)
-    online = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")}
+    online = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    }
     ended = subprocess.run(
-        [sys.executable, "-c", NOBODY_CALLED, *map(str, files)], env=online, capture_output=True, text=True, check=False
+        [sys.executable, "-c", NOBODY_CALLED, *map(str, files)],
+        env=online,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr
 
@@ -82,7 +92,13 @@ def test_the_order_of_the_rows_is_kept_and_nothing_is_left_in_a_cache(tmp_path: 
 
 def test_columns_are_found_by_their_usual_names_or_as_the_plan_says(tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl"
-    write_lines(file, [{"sentence": f"s{k}", "intent": k % 2, "remark": "yes" if k < 5 else "no"} for k in range(10)])
+    write_lines(
+        file,
+        [
+            {"sentence": f"s{k}", "intent": k % 2, "remark": "yes" if k < 5 else "no"}
+            for k in range(10)
+        ],
+    )
     found = HubTable(str(file)).load()
     assert found.classes == ("0", "1")
     told = HubTable(str(file), text="remark", label="sentence", test_fraction=0.5).load()
@@ -91,7 +107,10 @@ def test_columns_are_found_by_their_usual_names_or_as_the_plan_says(tmp_path: Pa
 
 
 def test_where_keeps_rows_and_drops_classes_that_vanished(tmp_path: Path) -> None:
-    rows = [{"text": str(k), "label": "abc"[k % 3], "domain": ["oos", "home", None][k % 3]} for k in range(30)]
+    rows = [
+        {"text": str(k), "label": "abc"[k % 3], "domain": ["oos", "home", None][k % 3]}
+        for k in range(30)
+    ]
     file = tmp_path / "x.parquet"
     write_parquet(file, rows)
     got = HubTable(str(file), where="domain != oos").load()
@@ -99,7 +118,9 @@ def test_where_keeps_rows_and_drops_classes_that_vanished(tmp_path: Path) -> Non
     assert len(got.train) + len(got.test) == 20
     assert set(got.train.columns["label"].tolist()) == {0, 1}
     assert HubTable(str(file), where="domain = 'home' and label != a").load().classes == ("b",)
-    assert HubTable(str(file), where="domain = ''").load().classes == ("c",)  # '' is a missing value
+    assert HubTable(str(file), where="domain = ''").load().classes == (
+        "c",
+    )  # '' is a missing value
     with pytest.raises(DataError, match=r"leaves nothing of .*domain is any of: , home, oos"):
         HubTable(str(file), where="domain = bank").load()
     with pytest.raises(DataError, match="Did you mean 'domain'"):
@@ -112,7 +133,8 @@ def test_a_subset_is_drawn_by_the_table_alone(tmp_path: Path) -> None:
     write_lines(tmp_path / "train.jsonl", [{"text": str(k), "label": k % 2} for k in range(100)])
     write_lines(tmp_path / "test.jsonl", ROWS[:0] + [{"text": "t", "label": k} for k in range(2)])
     first, again, other = (
-        HubTable(str(tmp_path), subset=20, seed=seed).load().train.columns["text"] for seed in (1, 1, 2)
+        HubTable(str(tmp_path), subset=20, seed=seed).load().train.columns["text"]
+        for seed in (1, 1, 2)
     )
     assert first == again != other
     assert len(set(first)) == 20 == len(set(other))
@@ -141,8 +163,14 @@ def test_declared_classes_keep_their_ids_whatever_is_seen(tmp_path: Path) -> Non
     )
     data = datasets.Dataset.from_dict({"text": list("abcd"), "label": [2, 0, 2, 0]}, features)
     data.to_parquet(tmp_path / "x.parquet")
-    assert HubTable(str(tmp_path / "x.parquet"), test_fraction=0.5).load().classes == ("z", "q", "a")
-    assert HubTable(str(tmp_path / "x.parquet"), test_fraction=0.5, where="text != x").load().classes == ("z", "a")
+    assert HubTable(str(tmp_path / "x.parquet"), test_fraction=0.5).load().classes == (
+        "z",
+        "q",
+        "a",
+    )
+    assert HubTable(
+        str(tmp_path / "x.parquet"), test_fraction=0.5, where="text != x"
+    ).load().classes == ("z", "a")
 
 
 def test_pictures_in_a_table_as_bytes_as_paths_and_as_datasets_keeps_them(tmp_path: Path) -> None:
@@ -151,9 +179,13 @@ def test_pictures_in_a_table_as_bytes_as_paths_and_as_datasets_keeps_them(tmp_pa
     save_picture(tmp_path / "pictures" / "p.png")
     content = (tmp_path / "pictures" / "p.png").read_bytes()
     write_parquet(tmp_path / "bytes.parquet", [{"img": content, "label": k % 2} for k in range(4)])
-    write_csv(tmp_path / "paths.csv", [{"image": "pictures/p.png", "label": k % 2} for k in range(4)])
+    write_csv(
+        tmp_path / "paths.csv", [{"image": "pictures/p.png", "label": k % 2} for k in range(4)]
+    )
     features = datasets.Features({"shot": datasets.Image(), "label": datasets.Value("int64")})
-    kept = datasets.Dataset.from_dict({"shot": [{"bytes": content, "path": None}] * 4, "label": [0, 1, 0, 1]}, features)
+    kept = datasets.Dataset.from_dict(
+        {"shot": [{"bytes": content, "path": None}] * 4, "label": [0, 1, 0, 1]}, features
+    )
     kept.to_parquet(tmp_path / "kept.parquet")
     for name in ("bytes.parquet", "paths.csv", "kept.parquet"):
         got = HubTable(str(tmp_path / name), test_fraction=0.5).load()
@@ -161,7 +193,8 @@ def test_pictures_in_a_table_as_bytes_as_paths_and_as_datasets_keeps_them(tmp_pa
         assert (picture.size, picture.getpixel((3, 2))) == ((6, 4), (200, 10, 30)), name
 
 
-# --- real sets ------------------------------------------------------------------------------------------------------
+# --- real sets
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_cifar100_as_it_lies(real_data: Path) -> None:

@@ -1,4 +1,5 @@
-"""What is asked before a federation is begun: apps, doctors, and plain words where something is missing."""
+"""What is asked before a federation is begun: apps, doctors, and plain words where something is
+missing."""
 
 import os
 import ssl
@@ -21,12 +22,17 @@ from fedpeft.deploy.doctor import Finding, certificate, private_key, superlink, 
 from fedpeft.plan import read_plan
 
 pytest.importorskip("cryptography")
-pytestmark = pytest.mark.skipif(not (which("openssl") and which("ssh-keygen")), reason="no openssl or ssh-keygen")
+pytestmark = pytest.mark.skipif(
+    not (which("openssl") and which("ssh-keygen")), reason="no openssl or ssh-keygen"
+)
 
 
 def test_an_app_holds_the_plan_and_names_what_is_installed(tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text(PLAN)
-    assert fedpeft("app", tmp_path / "plan.toml", "-o", tmp_path / "app", "--set", "seed=5").exit_code == 0
+    assert (
+        fedpeft("app", tmp_path / "plan.toml", "-o", tmp_path / "app", "--set", "seed=5").exit_code
+        == 0
+    )
     read = tomllib.loads((tmp_path / "app" / "pyproject.toml").read_text())
     assert read_plan(read["tool"]["flwr"]["app"]["config"]["plan"]) == read_plan(PLAN, ["seed=5"])
     assert read["project"]["dependencies"] == []
@@ -43,7 +49,10 @@ def test_an_app_holds_the_plan_and_names_what_is_installed(tmp_path: Path) -> No
     ("words", "said"),
     [
         (["run", "--engine", "flower"], "say which SuperLink: --federation NAME"),
-        (["run", "--engine", "flower", "--federation", "here", "--set", 'personal=["*"]'], "personal tensors stay"),
+        (
+            ["run", "--engine", "flower", "--federation", "here", "--set", 'personal=["*"]'],
+            "personal tensors stay",
+        ),
         (["app", "-o", "x", "--set", 'personal=["*"]'], "personal tensors stay"),
         (["node", "--client", "99"], "--client 99: the plan's partition has 4 clients"),
         (["node", "--client", "0", "--set", 'nodes=["a"]'], "give --data and --name"),
@@ -63,7 +72,9 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, words: list[str], said: str)
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("keys") / "keys"
     subprocess.run([CERTIFICATES, made, "IP:127.0.0.1"], check=True)
-    subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", made / "node"], check=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", made / "node"], check=True
+    )
     return made
 
 
@@ -96,7 +107,9 @@ def by_name(findings: Iterator[Finding]) -> dict[str, Finding]:
 def test_the_doctor_finds_a_good_superlink_good(keys: Path) -> None:
     for address in serving(keys, timedelta()):
         seen = by_name(superlink(address, keys / "ca.crt"))
-        assert list(seen) == ["reachable", "tls", "clock"] and all(one.good for one in seen.values())
+        assert list(seen) == ["reachable", "tls", "clock"] and all(
+            one.good for one in seen.values()
+        )
     assert all(one.good for one in (*certificate(keys / "ca.crt"), *private_key(keys / "node")))
 
 
@@ -104,7 +117,10 @@ def test_the_doctor_says_what_to_do(keys: Path, tmp_path: Path) -> None:
     subprocess.run([CERTIFICATES, tmp_path / "other", "DNS:elsewhere.example"], check=True)
     for address in serving(keys, timedelta(minutes=2)):
         assert "NTP" in by_name(superlink(address, keys / "ca.crt"))["clock"].remedy
-        assert "must be of this root" in by_name(superlink(address, tmp_path / "other" / "ca.crt"))["tls"].remedy
+        assert (
+            "must be of this root"
+            in by_name(superlink(address, tmp_path / "other" / "ca.crt"))["tls"].remedy
+        )
         assert not by_name(superlink(address, None))["tls"].good
     assert "start the SuperLink" in by_name(superlink(address, None))["reachable"].remedy
     [wrong] = superlink("nonsense", None)

@@ -14,7 +14,9 @@ def test_the_services_build_from_the_image_and_share_what_is_declared() -> None:
     assert set(services) == {"superlink", "worker0", "supernode0"}
     for service in services.values():
         root = (FOLDER / service["build"]["context"]).resolve()
-        assert (root / service["build"]["dockerfile"]).resolve() == (FOLDER / "Dockerfile").resolve()
+        assert (root / service["build"]["dockerfile"]).resolve() == (
+            FOLDER / "Dockerfile"
+        ).resolve()
         named = {volume.split(":")[0] for volume in service["volumes"]} - {"./keys"}
         assert named <= set(compose["volumes"])
         assert set(service.get("depends_on", ())) <= set(services)

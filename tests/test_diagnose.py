@@ -1,4 +1,5 @@
-"""One round against many: on quadratics, where every number is known by hand, and on the package's own digits."""
+"""One round against many: on quadratics, where every number is known by hand, and on the package's
+own digits."""
 
 import json
 from collections.abc import Sequence
@@ -32,7 +33,8 @@ def bowls(
     epochs: int = 1,
     sizes: Sequence[int] = (),
 ) -> Site:
-    """A client for each bowl, which it holds `sizes` times, one a step; held out is the bowl around 0, twice."""
+    """A client for each bowl, which it holds `sizes` times, one a step; held out is the bowl around
+    0, twice."""
     features, count = len(points[0]), len(points)
     plan = read_plan(
         {
@@ -45,12 +47,15 @@ def bowls(
     )
     train = {"point": torch.tensor(points), "curvature": torch.tensor(curvatures)}
     test = {"point": torch.zeros(2, features), "curvature": torch.ones(2)}
-    division = Division({f"c{k}": torch.tensor([k]).repeat(size) for k, size in enumerate(sizes or [1] * count)})
+    division = Division(
+        {f"c{k}": torch.tensor([k]).repeat(size) for k, size in enumerate(sizes or [1] * count)}
+    )
     return site_of(plan, Examples(Table(train), Table(test), ()), division)
 
 
 def test_every_number_of_two_bowls() -> None:
-    """Curvatures 1 and 3 around 0 from w = 1, with steps of 0.1: rounds go 1, 0.8, 0.64; one round (0.81 + 0.49) / 2.
+    """Curvatures 1 and 3 around 0 from w = 1, with steps of 0.1: rounds go 1, 0.8, 0.64; one round
+    (0.81 + 0.49) / 2.
 
     The farthest iterate is 0.49, and the clients' secants are their curvatures.
     """
@@ -80,8 +85,9 @@ def test_every_number_of_two_bowls() -> None:
 
 
 def test_every_number_of_unequal_clients_over_three_rounds() -> None:
-    """Curvatures 1 and 3 from w = (1, 1), the first around (0, 2), with 1 and 3 examples of 1 step each: factors of 0.9
-    and 0.7³ toward each one's own point, the mean by ¼ and ¾, k = ¼·1 + ¾·3."""
+    """Curvatures 1 and 3 from w = (1, 1), the first around (0, 2), with 1 and 3 examples of 1 step
+    each: factors of 0.9 and 0.7³ toward each one's own point, the mean by ¼ and ¾, k = ¼·1 +
+      ¾·3."""
 
     def trained(w: tuple[float, float], times: int) -> list[tuple[float, float]]:
         slow, fast = 0.9**times, 0.7 ** (3 * times)
@@ -100,9 +106,13 @@ def test_every_number_of_unequal_clients_over_three_rounds() -> None:
     found = diagnose(bowls([1.0, 3.0], [[0.0, 2.0], [0.0, 0.0]], sizes=[1, 3]), Budget(rounds=3))
     distance, tau = found["distance"], found["update"]
     assert found["steps"] == 2.5 and found["smoothness"]["max"] == pytest.approx(3, rel=1e-5)
-    assert tau["rounds"]["whole"] == pytest.approx(hypot(state[0] - 1, state[1] - 1) / sqrt(2), rel=1e-5)
+    assert tau["rounds"]["whole"] == pytest.approx(
+        hypot(state[0] - 1, state[1] - 1) / sqrt(2), rel=1e-5
+    )
     assert tau["one"]["whole"] == pytest.approx(hypot(one[0] - 1, one[1] - 1) / sqrt(2), rel=1e-5)
-    assert distance["trained"] == pytest.approx(hypot(one[0] - state[0], one[1] - state[1]), rel=1e-4)
+    assert distance["trained"] == pytest.approx(
+        hypot(one[0] - state[0], one[1] - state[1]), rel=1e-4
+    )
     assert distance["farthest"] == pytest.approx(far, rel=1e-5)
     assert distance["paper_bound"] == pytest.approx(3 * far * 3 * 2.5 * 2, rel=1e-4)
     assert distance["corrected_bound"] == pytest.approx(2 * 0.1 * 3 * far * 2 * 2.5, rel=1e-4)
@@ -131,7 +141,9 @@ def test_clients_of_one_curvature_need_no_more_than_one_round() -> None:
 def test_no_quadratic_breaks_the_corrected_bound(seed: int) -> None:
     draws = torch.Generator().manual_seed(seed)
     points, curvatures = 3 * torch.randn(4, 3, generator=draws), 5 * torch.rand(4, generator=draws)
-    found = diagnose(bowls(curvatures.tolist(), points.tolist(), epochs=3), Budget(rounds=3))["distance"]
+    found = diagnose(bowls(curvatures.tolist(), points.tolist(), epochs=3), Budget(rounds=3))[
+        "distance"
+    ]
     assert 0.001 < found["trained"] <= found["corrected_bound"] < found["paper_bound"]
 
 
@@ -171,11 +183,16 @@ def test_tuners_are_merged_before_they_are_measured() -> None:
     plan = plan_of(method={"name": "lora", "rank": 2, "alpha": 6.0})
     model = plan.model([str(k) for k in range(10)])
     names, draws = plan.method.names(model), torch.Generator().manual_seed(0)
-    params = {name: torch.randn(dict(model.named_parameters())[name].shape, generator=draws) for name in names}
+    params = {
+        name: torch.randn(dict(model.named_parameters())[name].shape, generator=draws)
+        for name in names
+    }
     start, end = merged(model, {}), merged(model, params)
     layer = "vit.layers.2.attention.q_proj"
     factors = [params[f"{layer}.lora_{side}.default.weight"] for side in "AB"]
-    torch.testing.assert_close(end[f"{layer}.weight"], start[f"{layer}.weight"] + 3 * factors[1] @ factors[0])
+    torch.testing.assert_close(
+        end[f"{layer}.weight"], start[f"{layer}.weight"] + 3 * factors[1] @ factors[0]
+    )
     layers = change(start, end).layers
     wanted = (
         3
@@ -183,7 +200,9 @@ def test_tuners_are_merged_before_they_are_measured() -> None:
         / torch.cat([start[f"{layer}.{x}"].flatten() for x in ("weight", "bias")]).norm()
     )
     assert layers[layer] == pytest.approx(wanted.item(), rel=1e-4)
-    assert set(layers) == {"classifier"} | {name.partition(".lora_")[0] for name in names if "lora" in name}
+    assert set(layers) == {"classifier"} | {
+        name.partition(".lora_")[0] for name in names if "lora" in name
+    }
 
 
 @pytest.mark.parametrize(
@@ -191,14 +210,19 @@ def test_tuners_are_merged_before_they_are_measured() -> None:
     [
         ({"local": {"optimizer": "adamw"}}, ["steps are those of AdamW"]),
         ({"local": {"optimizer": {**PLAIN, "momentum": 0.5}}}, ["SGD has momentum"]),
-        ({"local": {"optimizer": PLAIN, "correction": "prox", "clip_norm": 1.0}}, ["clipped", "corrected"]),
+        (
+            {"local": {"optimizer": PLAIN, "correction": "prox", "clip_norm": 1.0}},
+            ["clipped", "corrected"],
+        ),
         ({"local": {"optimizer": PLAIN}, "server": "adam", "uplink": "int8"}, ["server", "codecs"]),
         ({"local": {"optimizer": PLAIN}}, []),
     ],
 )
 def test_what_the_bound_is_not_for(changes: dict[str, object], words: list[str]) -> None:
     found = beyond(points_plan(**changes))
-    assert len(found) == len(words) and all(word in one for word, one in zip(words, found, strict=True))
+    assert len(found) == len(words) and all(
+        word in one for word, one in zip(words, found, strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -210,7 +234,14 @@ def test_the_answer(gap: tuple[float, float, float], gain: float, short: str) ->
     held = dict(zip(("gap", "gap_low", "gap_high"), gap, strict=True))
     found = {
         "rounds": 2,
-        "held_out": {**held, "metric": "accuracy", "gain": gain, "one": 0.8, "rounds": [0.3, 0.81], "examples": 9}
+        "held_out": {
+            **held,
+            "metric": "accuracy",
+            "gain": gain,
+            "one": 0.8,
+            "rounds": [0.3, 0.81],
+            "examples": 9,
+        }
         | {"epochs_to_target": 2},
         "conflict": {"first_round": 0.1, "coins": 0.3},
         "update": {"rounds": {"whole": 0.2}},
@@ -232,11 +263,21 @@ def test_the_budget_follows_the_plan(points: Site) -> None:
     with pytest.raises(PlanError, match="2 or more rounds"):
         Budget(rounds=1)
     with pytest.raises(PlanError, match="SCAFFOLD"):
-        work(replace(points, plan=points_plan(local={"correction": "scaffold"}, server="scaffold")), Budget())
+        work(
+            replace(points, plan=points_plan(local={"correction": "scaffold"}, server="scaffold")),
+            Budget(),
+        )
 
 
 def test_a_private_plan_can_be_diagnosed(points: Site) -> None:
-    local = {"name": "dp_sgd", "steps": 2, "rate": 0.5, "batch_size": 8, "noise_multiplier": 0.5, "lr": 0.1}
+    local = {
+        "name": "dp_sgd",
+        "steps": 2,
+        "rate": 0.5,
+        "batch_size": 8,
+        "noise_multiplier": 0.5,
+        "lr": 0.1,
+    }
     plan = points_plan(local=local, weighting="uniform", delta=1e-3, accountant="rdp")
     found = diagnose(replace(points, plan=plan), Budget(rounds=3))
     assert found["steps"] == 2 and "noise is added" in found["distance"]["beyond"]
@@ -258,7 +299,9 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 def test_the_plan_of_the_package() -> None:
-    told = fedpeft("diagnose", "--rounds", 2, "--clients", 2, "--set", "partition.clients=64", "--json")
+    told = fedpeft(
+        "diagnose", "--rounds", 2, "--clients", 2, "--set", "partition.clients=64", "--json"
+    )
     assert told.exit_code == 0, told.stderr
     found = json.loads(told.stdout)
     assert found["method"] == "lora" and found["held_out"]["examples"] == 359

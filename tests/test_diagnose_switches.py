@@ -1,4 +1,5 @@
-"""Diagnoses of plans that merge low-rank factors or do more than average, and what cannot be diagnosed."""
+"""Diagnoses of plans that merge low-rank factors or do more than average, and what cannot be
+diagnosed."""
 
 from itertools import islice
 from typing import Any
@@ -25,7 +26,8 @@ def low_rank(**changes: object) -> Site:
 
 
 def test_smoothness_is_that_of_the_model_which_holds_what_was_merged() -> None:
-    """After one round FLoRA and FedEx are the same weights, in other factors; both secants are those of the weights."""
+    """After one round FLoRA and FedEx are the same weights, in other factors; both secants are
+    those of the weights."""
     found = []
     for name in ("flora", "fedex"):
         site = low_rank(aggregator=name)
@@ -58,7 +60,12 @@ def test_smoothness_is_that_of_the_model_which_holds_what_was_merged() -> None:
         {"stages": [{"name": "client_dp", "noise_multiplier": 0.1}], "weighting": "uniform"}
         | {"delta": 1e-3, "accountant": "rdp"},
         {"aggregator": "fedit", "head_start": "class_means", "head_rows": "class_counts"},
-        {"aggregator": "mean", "head_start": "class_means", "head_rows": "class_counts", "vote": [1.0, 0.5]},
+        {
+            "aggregator": "mean",
+            "head_start": "class_means",
+            "head_rows": "class_counts",
+            "vote": [1.0, 0.5],
+        },
     ],
     ids=str,
 )

@@ -44,12 +44,14 @@ def test_sigma_is_the_published_one(epsilon: float, sigma: float) -> None:
 
 
 def test_one_example_moves_it_by_more_than_its_share() -> None:
-    """Ten examples of gradient (1, 0, ..) and one of (-1000, 0, ..) that takes the mean along: the published clipping
-    bounds the mean of each tensor, so this one example turns both tensors round. Clipped by itself it moves 1 / B."""
+    """Ten examples of gradient (1, 0, ..) and one of (-1000, 0, ..) that takes the mean along: the
+    published clipping bounds the mean of each tensor, so this one example turns both tensors round.
+    Clipped by itself it moves 1 / B."""
     usual = torch.tensor([1.0, 0.0]).expand(10, 2)
     loud = torch.tensor([[-1000.0, 0.0]])
     with_it, without = (
-        {"a": torch.cat([usual, extra]), "b": torch.cat([usual, extra])} for extra in (loud, torch.zeros(0, 2))
+        {"a": torch.cat([usual, extra]), "b": torch.cat([usual, extra])}
+        for extra in (loud, torch.zeros(0, 2))
     )
 
     def moved(published: bool) -> float:
@@ -75,7 +77,12 @@ def test_it_tells_the_loss_and_the_sizes_and_no_epsilon(points: Site) -> None:
     plan = points_plan(local={"name": "dp_as_published", "batch_size": 8})
     for _, ledger in run(points, plan):
         assert "loss" in ledger.metrics and len(set(ledger.weights.values())) > 1
-        assert ledger.privacy == {"epsilon": None, "delta": None, "unit": "example", "accountant": None}
+        assert ledger.privacy == {
+            "epsilon": None,
+            "delta": None,
+            "unit": "example",
+            "accountant": None,
+        }
 
 
 def test_with_almost_no_noise_and_a_wide_clip_it_is_plain_descent(points: Site) -> None:

@@ -1,4 +1,5 @@
-"""DP-SGD: each example's gradient by itself, bounded, drawn by chance, under noise of the size that is accounted."""
+"""DP-SGD: each example's gradient by itself, bounded, drawn by chance, under noise of the size that
+is accounted."""
 
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -30,7 +31,10 @@ DP = {"weighting": "uniform", "delta": 1e-3, "accountant": "rdp"}
 
 
 def private_plan(**local: Any) -> Plan:
-    return points_plan(**DP, local={"name": "dp_sgd", "lr": 0.1, "noise_multiplier": 0.0, "clip_norm": inf, **local})
+    return points_plan(
+        **DP,
+        local={"name": "dp_sgd", "lr": 0.1, "noise_multiplier": 0.0, "clip_norm": inf, **local},
+    )
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ def noisy_sum(each: Tensors, limit: float, **batch: Tensor) -> Tensors:
 
 
 def test_clipping_by_hand() -> None:
-    """(3, 4) and 12 are 13 long together, and shortened to 6.5; (0, 0), 1 stays; both are divided by B = 2."""
+    """(3, 4) and 12 are 13 long together, and shortened to 6.5; (0, 0), 1 stays; both are divided
+    by B = 2."""
     each = {"a": torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "b": torch.tensor([12.0, 1.0])}
     got = noisy_sum(each, 6.5)
     torch.testing.assert_close(got["a"], torch.tensor([0.75, 1.0]))
@@ -102,7 +107,9 @@ def test_every_example_is_drawn_as_often_as_the_rate_says(points: Site) -> None:
     assert len(drawn) == local.steps_for(size) == steps
     counts = torch.tensor([float(batch["mask"].sum()) for batch in drawn])
     assert float(counts.mean()) == pytest.approx(rate * size, rel=0.03)
-    assert float(counts.var()) == pytest.approx(rate * (1 - rate) * size, rel=0.1)  # a binomial's, not a fixed size's
+    assert float(counts.var()) == pytest.approx(
+        rate * (1 - rate) * size, rel=0.1
+    )  # a binomial's, not a fixed size's
     firsts = torch.stack([batch["point"][0] for batch in drawn if batch["mask"][0]])
     mine = points.data.train["point"][points.data.parts[client]]  # type: ignore[attr-defined]
     assert all(bool((firsts == row).all(1).any()) for row in mine[:2])
@@ -110,15 +117,17 @@ def test_every_example_is_drawn_as_often_as_the_rate_says(points: Site) -> None:
 
 def test_an_empty_draw_is_a_step_of_noise_alone(points: Site) -> None:
     local = DpSgd(noise_multiplier=1.0, steps=3, rate=1e-9)
-    for batch in local.batches(points.data, {"w": torch.zeros(4)}, context(points, points.data.clients[0])):
+    for batch in local.batches(
+        points.data, {"w": torch.zeros(4)}, context(points, points.data.clients[0])
+    ):
         assert batch["mask"].tolist() == [0.0] and batch["noise/w"].any()
 
 
 def test_without_noise_clipping_and_chance_it_is_plain_descent(points: Site) -> None:
     """The whole client in each step, divided by its size: gradient descent on the mean loss.
 
-    Not to the bit: a sum of the examples' gradients and the gradient of their mean loss, which also takes them in
-    another order, are rounded otherwise.
+    Not to the bit: a sum of the examples' gradients and the gradient of their mean loss, which also
+    takes them in another order, are rounded otherwise.
     """
     client = points.data.clients[0]
     size = points.data.size(client)
@@ -148,7 +157,9 @@ def test_a_noisy_run_learns_nothing_of_a_client_but_through_the_noise(points: Si
     assert ledger.metrics == {} and set(ledger.weights.values()) == {1.0}
 
 
-def test_a_reply_is_made_with_another_noise_for_another_question_and_the_same_for_the_same(points: Site) -> None:
+def test_a_reply_is_made_with_another_noise_for_another_question_and_the_same_for_the_same(
+    points: Site,
+) -> None:
     plan = private_plan(noise_multiplier=1.0, clip_norm=1.0)
     params = points.params()
     client = points.data.clients[0]
@@ -181,13 +192,20 @@ class Talking(Points):
 def test_the_words_of_an_error_stay_with_the_client(points: Site) -> None:
     plan = replace(private_plan(), task=Talking())
     worker = Worker(replace(points, plan=plan), Nowhere())
-    answer = worker(Job("run", 0, points.data.clients[0], "fit", 1, None, plan.downlink.encode(points.params())))
-    assert isinstance(answer, Failure) and "ValueError" in answer.reason and "example [" not in answer.reason
+    answer = worker(
+        Job("run", 0, points.data.clients[0], "fit", 1, None, plan.downlink.encode(points.params()))
+    )
+    assert (
+        isinstance(answer, Failure)
+        and "ValueError" in answer.reason
+        and "example [" not in answer.reason
+    )
 
 
 @dataclass(frozen=True)
 class Alone(Points):
-    """A task that, with one example alone, does not reach its tensors: what a broken hook does to example gradients."""
+    """A task that, with one example alone, does not reach its tensors: what a broken hook does to
+    example gradients."""
 
     also: bool = field(default=False)
 
@@ -205,8 +223,12 @@ class Coupled(Points):
         return losses * losses.mean()
 
 
-@pytest.mark.parametrize(("task", "reason"), [(Alone(), "no example has a gradient"), (Coupled(), "do not make up")])
-def test_a_model_that_could_not_learn_is_told_at_the_start(points: Site, task: Points, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("task", "reason"), [(Alone(), "no example has a gradient"), (Coupled(), "do not make up")]
+)
+def test_a_model_that_could_not_learn_is_told_at_the_start(
+    points: Site, task: Points, reason: str
+) -> None:
     plan = private_plan()
     check_gradients(replace(points, plan=plan))
     with pytest.raises(PlanError, match=reason):
@@ -216,7 +238,9 @@ def test_a_model_that_could_not_learn_is_told_at_the_start(points: Site, task: P
 
 
 def test_batchnorm_is_refused() -> None:
-    plan = replace(private_plan(), task=Points("convolution"), method=read_plan({"method": "full"}).method)
+    plan = replace(
+        private_plan(), task=Points("convolution"), method=read_plan({"method": "full"}).method
+    )
     with pytest.raises(PlanError, match="BatchNorm: it computes with all examples"):
         open_site(plan)
 

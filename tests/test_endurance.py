@@ -8,7 +8,8 @@ def test_a_slope_is_common_to_processes_of_different_levels() -> None:
 
 
 def test_the_standard_error_by_hand() -> None:
-    """Residuals -1/3, 2/3, -1/3 with one degree of freedom left, and a spread of 2: the root of 2/3 / 2."""
+    """Residuals -1/3, 2/3, -1/3 with one degree of freedom left, and a spread of 2: the root of 2/3
+    / 2."""
     assert rising([[(0, 0), (1, 1), (2, 0)]]) == (0.0, 0.58)
     assert rising([[(0, 0), (1, 1)]]) == (None, None)
 

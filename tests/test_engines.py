@@ -1,4 +1,5 @@
-"""Laws of engines: the same bits and bytes as one client after another in this process, whatever happens on the way."""
+"""Laws of engines: the same bits and bytes as one client after another in this process, whatever
+happens on the way."""
 
 import os
 from collections.abc import Iterator
@@ -69,19 +70,24 @@ def same(got: list[tuple[State, Ledger]], want: list[tuple[State, Ledger]]) -> b
     )
 
 
-def test_worker_processes_give_the_same_bits_with_memory_and_all(site: Site, tmp_path: Path) -> None:
+def test_worker_processes_give_the_same_bits_with_memory_and_all(
+    site: Site, tmp_path: Path
+) -> None:
     got = run(Processes(site, Folder(tmp_path / "workers"), 2), site.plan)
     assert same(got, reference(site, site.plan, tmp_path / "here"))
     assert not any(ledger.failed for _, ledger in got)
 
 
 def trigger() -> float:
-    """The first feature of one training example, by which a task knows that it is its turn to die."""
+    """The first feature of one training example, by which a task knows that it is its turn to
+    die."""
     point: torch.Tensor = Blobs(examples=600).load().train.columns["point"]
     return float(point[100, 0])
 
 
-def test_a_worker_that_is_killed_in_the_middle_of_a_job_costs_nothing(site: Site, tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_in_the_middle_of_a_job_costs_nothing(
+    site: Site, tmp_path: Path
+) -> None:
     once = tmp_path / "killed"
     plan = replace(site.plan, task=Fatal(trigger(), str(once)), cohort=12)
     got = run(Processes(replace(site, plan=plan), Folder(tmp_path / "workers"), 2), plan)
@@ -89,7 +95,9 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_job_costs_nothing(site: Site
     assert same(got, reference(site, replace(plan, task=Points()), tmp_path / "here"))
 
 
-def test_a_worker_that_is_killed_before_it_answers_does_not_train_twice(site: Site, tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_before_it_answers_does_not_train_twice(
+    site: Site, tmp_path: Path
+) -> None:
     """Its memory is written and its reply is not sent: the second attempt finds both."""
     once, plan = tmp_path / "killed", replace(site.plan, cohort=12)
     store = DiesAfterSaving(Folder(tmp_path / "workers"), site.data.clients[3], str(once))
@@ -102,7 +110,9 @@ def test_a_client_that_kills_every_worker_is_a_named_failure_and_the_rest_are_av
     site: Site, tmp_path: Path
 ) -> None:
     plan = replace(site.plan, task=Fatal(trigger()), cohort=12, rounds=1)
-    [(state, ledger)] = run(Processes(replace(site, plan=plan), Folder(tmp_path / "workers"), 2), plan)
+    [(state, ledger)] = run(
+        Processes(replace(site, plan=plan), Folder(tmp_path / "workers"), 2), plan
+    )
     [(client, reason)] = ledger.failed.items()
     assert reason == "its worker process ended with code -9, 2 times"
     assert client not in state.accepted and len(ledger.weights) == 11
@@ -124,7 +134,10 @@ def test_a_client_that_kills_every_worker_is_a_named_failure_and_the_rest_are_av
 
 def jobs_of(site: Site, plan: Plan, round: int) -> list[Job]:
     payload = plan.downlink.encode(start(plan, site.params()).params)
-    return [Job("run", round, client, "fit", 7 + k, None, payload) for k, client in enumerate(site.data.clients)]
+    return [
+        Job("run", round, client, "fit", 7 + k, None, payload)
+        for k, client in enumerate(site.data.clients)
+    ]
 
 
 def test_who_leaves_in_the_middle_of_a_round_finds_nothing_of_it_in_the_next(site: Site) -> None:
@@ -135,7 +148,9 @@ def test_who_leaves_in_the_middle_of_a_round_finds_nothing_of_it_in_the_next(sit
         assert next(replies) == next(here.run(jobs_of(site, plan, 0)))
         replies.close()  # type: ignore[attr-defined]
         assert list(engine.run([])) == []
-        assert list(engine.run(jobs_of(site, plan, 1)[::-1])) == list(here.run(jobs_of(site, plan, 1)[::-1]))
+        assert list(engine.run(jobs_of(site, plan, 1)[::-1])) == list(
+            here.run(jobs_of(site, plan, 1)[::-1])
+        )
 
 
 def test_what_goes_wrong_in_a_worker_is_the_clients_failure_with_the_same_words(site: Site) -> None:
@@ -155,9 +170,15 @@ def test_a_worker_that_cannot_start_says_why(site: Site) -> None:
         assert "could not start: DataError: the plan's classes are ['of', 'other'" in got.reason
 
 
-@pytest.mark.parametrize("error", ["IndexError", "TypeError", "AttributeError", "AssertionError", "OSError"])
-def test_whatever_a_task_raises_is_its_clients_failure_in_the_same_words(site: Site, error: str) -> None:
-    plan = replace(plan_of(local={"lr": 0.05}, server="average", stages=[]), task=Raising(trigger(), error))
+@pytest.mark.parametrize(
+    "error", ["IndexError", "TypeError", "AttributeError", "AssertionError", "OSError"]
+)
+def test_whatever_a_task_raises_is_its_clients_failure_in_the_same_words(
+    site: Site, error: str
+) -> None:
+    plan = replace(
+        plan_of(local={"lr": 0.05}, server="average", stages=[]), task=Raising(trigger(), error)
+    )
     here = InProcess(replace(site, plan=plan))
     jobs = jobs_of(site, plan, 0)
     got = list(here.run(jobs))
@@ -169,7 +190,9 @@ def test_whatever_a_task_raises_is_its_clients_failure_in_the_same_words(site: S
 
 
 @pytest.mark.parametrize("method", ["reply", "load", "save"])
-def test_a_failing_disk_ends_the_round_in_every_engine(site: Site, tmp_path: Path, method: str) -> None:
+def test_a_failing_disk_ends_the_round_in_every_engine(
+    site: Site, tmp_path: Path, method: str
+) -> None:
     """Were it a client's failure, a resumed run would end in other bits."""
     store = FailingDisk(Folder(tmp_path), site.data.clients[1], method)
     jobs = jobs_of(site, site.plan, 0)[:3]
@@ -178,10 +201,14 @@ def test_a_failing_disk_ends_the_round_in_every_engine(site: Site, tmp_path: Pat
     for engine in processes(site, store) if method == "save" else ():
         with pytest.raises(StoreError, match="No space left on device: 'memory'"):
             list(engine.run(jobs))
-        assert list(engine.run(jobs[:1])) == list(InProcess(site, Folder(tmp_path / "other")).run(jobs[:1]))
+        assert list(engine.run(jobs[:1])) == list(
+            InProcess(site, Folder(tmp_path / "other")).run(jobs[:1])
+        )
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot keep a process to processors")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="this system cannot keep a process to processors"
+)
 def test_as_many_workers_as_this_process_may_use_processors(site: Site) -> None:
     plan = plan_of(local={"lr": 0.05}, server="average", stages=[])
     before = os.sched_getaffinity(0)

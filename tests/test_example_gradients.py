@@ -1,4 +1,5 @@
-"""The gradient of each example by itself, for every method and kind of model, against plain `backward`."""
+"""The gradient of each example by itself, for every method and kind of model, against plain
+`backward`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -44,9 +45,13 @@ def by_backward(model: nn.Module, params: Tensors, batch: Batch) -> dict[str, Te
 
 
 @every_fit
-def test_every_methods_gradients_are_those_of_its_examples(kind: str, spec: Mapping[str, Any]) -> None:
-    """Mapped over for images, and with a prefix, which brings a mask of its own. The mask code of other text models
-    asks whether all tokens are seen, which cannot be mapped over: they are called for each example alone."""
+def test_every_methods_gradients_are_those_of_its_examples(
+    kind: str, spec: Mapping[str, Any]
+) -> None:
+    """Mapped over for images, and with a prefix, which brings a mask of its own. The mask code of
+    other text models
+    asks whether all tokens are seen, which cannot be mapped over: they are called for each example
+      alone."""
     model, names = injected(spec, kind)
     params, batch, task = random_like(read(model, names)), batch_of(kind), Counted()
     mapped = kind == "vit" or (spec["name"] == "prefix" and kind != "bert")
@@ -65,10 +70,15 @@ def test_bounded_pulls_whatever_the_kind_of_model(kind: str) -> None:
     params, batch = random_like(read(model, names)), batch_of(kind)
     objective = Objective(model, Classify())  # type: ignore[arg-type]
     still = prefixed("noise", {n: torch.zeros_like(x) for n, x in params.items()})
-    limit = 0.5 * min(float(norm({n: g[k] for n, g in objective.gradients(params, batch).items()})) for k in range(4))
+    limit = 0.5 * min(
+        float(norm({n: g[k] for n, g in objective.gradients(params, batch).items()}))
+        for k in range(4)
+    )
     for k in range(4):
         mask = torch.zeros(4)
         mask[k] = 1
-        g, losses, buffers = Private(objective, limit, 1, 3).gradient(params, {**batch, "mask": mask, **still})
+        g, losses, buffers = Private(objective, limit, 1, 3).gradient(
+            params, {**batch, "mask": mask, **still}
+        )
         assert limit * (1 - 1e-5) < float(norm(g)) <= limit
         assert not losses.any() and buffers == {}

@@ -57,7 +57,8 @@ def opened(text: str) -> Tensor:
 
 
 def cosines(name: Path, pictures: Tensor, letters: list[str]) -> Tensor:
-    """By hand: pixels to mean and spread as CLIP has them, letters to their numbers between start and end."""
+    """By hand: pixels to mean and spread as CLIP has them, letters to their numbers between start
+    and end."""
     from transformers import CLIPModel
 
     model: Any = CLIPModel.from_pretrained(name)
@@ -65,15 +66,20 @@ def cosines(name: Path, pictures: Tensor, letters: list[str]) -> Tensor:
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
     ids = torch.tensor([[0, "abcd".index(one) + 2, 1] for one in letters])
     with torch.no_grad():
-        seen = model.visual_projection(model.vision_model((pictures / 255 - mean) / std).pooler_output)
+        seen = model.visual_projection(
+            model.vision_model((pictures / 255 - mean) / std).pooler_output
+        )
         read = model.text_projection(model.text_model(ids).pooler_output)
     return cosine_similarity(seen, read)
 
 
 def test_the_score_is_the_cosine_and_never_below_zero(tiny: Path) -> None:
-    """A model that sees the opposite has the cosines with the other sign: of each pair one score is zero."""
+    """A model that sees the opposite has the cosines with the other sign: of each pair one score is
+    zero."""
     count = TOGETHER + 3
-    pictures = torch.randint(256, (count, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    pictures = torch.randint(
+        256, (count, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0)
+    ).to(torch.uint8)
     letters = ["abcd"[k % 4] for k in range(count)]
     wanted, judge = 2.5 * cosines(tiny, pictures, letters), clip(str(tiny))
     scores = judge(pictures, letters)
@@ -109,12 +115,17 @@ def test_a_run_keeps_what_its_model_draws(run: Path) -> None:
     drawn = grid([run], Drawing(values["steps"], values["guidance"], values["seed"]), CAPTIONS)
     assert [one["caption"] for one in values["pictures"]] == list(drawn.captions)
     for key, column in zip(("truth", "before", "after"), drawn.columns.values(), strict=True):
-        assert all(torch.equal(opened(one[key]), x) for one, x in zip(values["pictures"], column, strict=True))
+        assert all(
+            torch.equal(opened(one[key]), x)
+            for one, x in zip(values["pictures"], column, strict=True)
+        )
     assert any(one["before"] != one["after"] for one in values["pictures"])
 
 
 def test_large_pictures_are_made_smaller() -> None:
-    large = torch.randint(256, (3, 2 * MOST, 2 * MOST), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    large = torch.randint(
+        256, (3, 2 * MOST, 2 * MOST), generator=torch.Generator().manual_seed(0)
+    ).to(torch.uint8)
     text = _webp(large)
     assert opened(text).shape == (3, MOST, MOST) and len(text) < 2**19
 
@@ -134,7 +145,10 @@ def test_evaluate_draws_more_and_scores_it(run: Path, tiny: Path) -> None:
         torch.testing.assert_close(torch.tensor(values["clip"][key]), wanted, rtol=1e-4, atol=1e-5)
     (run / "pictures.json").unlink()
     again = fedpeft("evaluate", run, "--sample", CAPTIONS)
-    assert again.exit_code == 0 and f"pictures of {len(before['pictures'])} captions are kept" in again.stdout
+    assert (
+        again.exit_code == 0
+        and f"pictures of {len(before['pictures'])} captions are kept" in again.stdout
+    )
     assert kept(run) == before  # an old run gets the pictures that it would have had
     refused = fedpeft("evaluate", run, "--clip", tiny)
     assert refused.exit_code == 2 and "--clip scores what --sample N draws" in refused.stderr

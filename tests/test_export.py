@@ -1,4 +1,5 @@
-"""Exported folders: loaded by their cards' own lines, where there is no fedpeft, they compute what the run does."""
+"""Exported folders: loaded by their cards' own lines, where there is no fedpeft, they compute what
+the run does."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,9 @@ def test_what_is_loaded_computes_what_the_run_does(
     logits, what = output(folders[name])
     assert run.logits.abs().max() > 1e-3
     assert what["labels"] == list(run.site.classes)
-    if name.endswith(("merged", "FedEx", "FLoRA")):  # W + BA is rounded, where the adapter computes Wx + B(Ax)
+    if name.endswith(
+        ("merged", "FedEx", "FLoRA")
+    ):  # W + BA is rounded, where the adapter computes Wx + B(Ax)
         torch.testing.assert_close(logits, run.logits, rtol=0, atol=1e-5)
     else:
         assert torch.equal(logits, run.logits)
@@ -42,7 +45,12 @@ def test_what_is_loaded_computes_what_the_run_does(
 
 def test_an_adapter_is_small_and_a_merged_one_is_a_plain_model(folders: Mapping[str, Path]) -> None:
     files = {file.name for file in folders["lora"].iterdir()}
-    assert files == {"README.md", "adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json"}
+    assert files == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "preprocessor_config.json",
+    }
     saved = load_file(folders["lora"] / "adapter_model.safetensors")
     # 5 blocks, query and value, A and B of rank 8 for a width of 128; 10 classes
     assert sum(x.numel() for x in saved.values()) == 5 * 2 * 2 * 8 * 128 + 10 * 128 + 10
@@ -60,7 +68,9 @@ def test_files_say_the_same_in_every_process(folders: Mapping[str, Path]) -> Non
 def test_what_the_base_does_not_have_is_in_the_adapter(folders: Mapping[str, Path]) -> None:
     resized = load_file(folders["lora, resized"] / "adapter_model.safetensors")
     positions = [x for name, x in resized.items() if name.endswith("position_embeddings")]
-    assert [x.shape for x in positions] == [(1, 1 + 16, 128)]  # 16 pixels, patches of 4, and the class token
+    assert [x.shape for x in positions] == [
+        (1, 1 + 16, 128)
+    ]  # 16 pixels, patches of 4, and the class token
     pooler = load_file(folders["bert, lora"] / "adapter_model.safetensors")
     assert "base_model.model.bert.pooler.dense.weight" in pooler
 
@@ -68,7 +78,10 @@ def test_what_the_base_does_not_have_is_in_the_adapter(folders: Mapping[str, Pat
 def test_a_resized_model_says_its_size(folders: Mapping[str, Path]) -> None:
     for name in ("bias, resized", "lora, resized, merged", "prompt, resized"):
         assert json.loads((folders[name] / "config.json").read_text())["image_size"] == 16
-        assert json.loads((folders[name] / "preprocessor_config.json").read_text())["size"]["height"] == 16
+        assert (
+            json.loads((folders[name] / "preprocessor_config.json").read_text())["size"]["height"]
+            == 16
+        )
 
 
 def test_code_is_not_run_without_leave(folders: Mapping[str, Path]) -> None:
@@ -88,16 +101,24 @@ def test_the_processor_makes_the_inputs_of_the_run(
     assert isinstance(task, ImageClassification)
 
     def difference(pictures: Sequence[Image.Image]) -> Tensor:
-        rows = task.prepare(Table({"image": pictures, "label": torch.zeros(len(pictures), dtype=torch.long)}))
+        rows = task.prepare(
+            Table({"image": pictures, "label": torch.zeros(len(pictures), dtype=torch.long)})
+        )
         made: Tensor = read(images=pictures, return_tensors="pt")["pixel_values"]
         return (made - task.batch(rows, None)["pixel_values"]).abs()
 
     draws = torch.Generator().manual_seed(1)
     for shape in ((task.input.size,) * 2, (40, 50)):
-        noise = [torch.randint(0, 256, shape, generator=draws, dtype=torch.uint8).numpy() for _ in range(3)]
+        noise = [
+            torch.randint(0, 256, shape, generator=draws, dtype=torch.uint8).numpy()
+            for _ in range(3)
+        ]
         assert difference([Image.fromarray(x) for x in noise]).max() < 1e-6
-    # The task enlarges small pictures as float; Pillow rounds to 255ths and cuts off overshoots along each side.
-    digits = difference([Image.fromarray(x[0].numpy()) for x in Digits().load().test.columns["image"][:8]])
+    # The task enlarges small pictures as float; Pillow rounds to 255ths and cuts off overshoots
+    # along each side.
+    digits = difference(
+        [Image.fromarray(x[0].numpy()) for x in Digits().load().test.columns["image"][:8]]
+    )
     assert (digits <= 2 / 255 / 0.5).float().mean() > 0.9
 
 

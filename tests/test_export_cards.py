@@ -20,7 +20,9 @@ def front_matter(card: str) -> dict[str, Any]:
     return values
 
 
-def test_the_card_tells_what_the_run_was(runs: Mapping[str, Done], folders: Mapping[str, Path]) -> None:
+def test_the_card_tells_what_the_run_was(
+    runs: Mapping[str, Done], folders: Mapping[str, Path]
+) -> None:
     card, run = (folders["lora"] / "README.md").read_text(), runs["lora"]
     assert front_matter(card) == {
         "library_name": "peft",
@@ -35,9 +37,13 @@ def test_the_card_tells_what_the_run_was(runs: Mapping[str, Done], folders: Mapp
     assert rows["method"] == "`lora`, 21,770 trained parameters"
     assert (rows["clients"], rows["rounds"], rows["seed"]) == ("120", "1", "1")
     assert rows["cohort"] == "2 clients a round"
-    assert rows["bytes up, measured"].startswith(f"{line['bytes_up']:,} in all, {line['bytes_up'] / 2:,.0f} for")
+    assert rows["bytes up, measured"].startswith(
+        f"{line['bytes_up']:,} in all, {line['bytes_up'] / 2:,.0f} for"
+    )
     assert rows["bytes down, measured"].startswith(f"{line['bytes_down']:,} in all")
-    assert rows["accuracy on held-out examples"] == f"{line['held_out']['accuracy']:.4f} after round 1"
+    assert (
+        rows["accuracy on held-out examples"] == f"{line['held_out']['accuracy']:.4f} after round 1"
+    )
     assert rows["partition"] == f"`{(read_json(run.folder.partition) or {})['fingerprint']}`"
     assert rows["fedpeft"] == f"{__version__}, exported with {__version__}"
     plan = re.search("```toml\n(.*?)```", card, re.S)

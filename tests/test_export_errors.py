@@ -64,12 +64,22 @@ def test_a_method_that_nobody_knows_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_task_without_a_transformers_model_is_refused(tmp_path: Path) -> None:
-    task = {"task": "parts:Points", "data": "parts:Blobs", "partition": {"name": "iid", "clients": 6}}
-    refused(without_rounds(tmp_path / "run", method="full", **task), tmp_path / "out", "no model of transformers")
+    task = {
+        "task": "parts:Points",
+        "data": "parts:Blobs",
+        "partition": {"name": "iid", "clients": 6},
+    }
+    refused(
+        without_rounds(tmp_path / "run", method="full", **task),
+        tmp_path / "out",
+        "no model of transformers",
+    )
 
 
 @pytest.mark.parametrize("name", ["adapter", "prompt", "llama, prefix"])
-def test_what_cannot_be_merged_is_refused(name: str, runs: Mapping[str, Done], tmp_path: Path) -> None:
+def test_what_cannot_be_merged_is_refused(
+    name: str, runs: Mapping[str, Done], tmp_path: Path
+) -> None:
     if name not in runs:
         pytest.skip("no Llama: FEDPEFT_DATA names no folder with stories260k")
     refused(runs[name].folder.path, tmp_path / "out", "leave out --merge", merge=True)
@@ -81,7 +91,9 @@ def test_a_run_without_checkpoint_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "none", tmp_path / "out", "not a run's folder")
 
 
-def test_only_a_new_or_an_empty_folder_is_written_to(runs: Mapping[str, Done], tmp_path: Path) -> None:
+def test_only_a_new_or_an_empty_folder_is_written_to(
+    runs: Mapping[str, Done], tmp_path: Path
+) -> None:
     run = runs["bias"].folder.path
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("kept")
@@ -90,13 +102,19 @@ def test_only_a_new_or_an_empty_folder_is_written_to(runs: Mapping[str, Done], t
     (tmp_path / "empty").mkdir()
     written = export_run(run, tmp_path / "empty")
     assert written == sorted((tmp_path / "empty").iterdir())
-    assert {file.stat().st_mode for file in written} == {(tmp_path / "full" / "mine").stat().st_mode}
+    assert {file.stat().st_mode for file in written} == {
+        (tmp_path / "full" / "mine").stat().st_mode
+    }
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]
 
 
-def test_after_an_error_in_the_middle_nothing_is_left(runs: Mapping[str, Done], tmp_path: Path) -> None:
+def test_after_an_error_in_the_middle_nothing_is_left(
+    runs: Mapping[str, Done], tmp_path: Path
+) -> None:
     copied = shutil.copytree(runs["full"].folder.path, tmp_path / "run")
-    (copied / "rounds.jsonl").write_text("damaged\n")  # read for the card, when the model is written
+    (copied / "rounds.jsonl").write_text(
+        "damaged\n"
+    )  # read for the card, when the model is written
     refused(copied, tmp_path / "out", "damaged")
 
 

@@ -67,7 +67,9 @@ def test_what_is_trained_from_the_start_is_not_cut(method: str) -> None:
     model, _ = injected(method, "vit")
     before = {name: module.__dict__.get("forward") for name, module in model.named_modules()}
     assert cut_of(model, "vit") is None
-    assert {name: module.__dict__.get("forward") for name, module in model.named_modules()} == before
+    assert {
+        name: module.__dict__.get("forward") for name, module in model.named_modules()
+    } == before
 
 
 def test_the_gradient_after_the_cut_is_that_of_the_whole_and_nothing_before_it_is_called() -> None:
@@ -83,15 +85,20 @@ def test_the_gradient_after_the_cut_is_that_of_the_whole_and_nothing_before_it_i
         module.register_forward_hook(lambda *_, name=name: called.append(name))
     featured = Featured(task, cut)  # type: ignore[arg-type]
     short = Objective(model, featured).gradient(
-        read(model, trainable(model)), {**batch, FEATURES: features, "pixel_values": torch.zeros(4, 1, 8, 8)}
+        read(model, trainable(model)),
+        {**batch, FEATURES: features, "pixel_values": torch.zeros(4, 1, 8, 8)},
     )
-    assert not any(name.startswith(("vit.layers.0.", "vit.layers.1.", "vit.embeddings.")) for name in called)
+    assert not any(
+        name.startswith(("vit.layers.0.", "vit.layers.1.", "vit.embeddings.")) for name in called
+    )
     assert "vit.layers.2.mlp.fc2" in called
     assert torch.allclose(short[1], whole[1], atol=1e-6)
     assert all(torch.allclose(short[0][n], g, atol=1e-6) for n, g in whole[0].items())
 
 
-@pytest.mark.parametrize(("trained", "first"), [("classifier", 3), ("vit.layers.2", 2), ("vit.layers.1.attention", 1)])
+@pytest.mark.parametrize(
+    ("trained", "first"), [("classifier", 3), ("vit.layers.2", 2), ("vit.layers.1.attention", 1)]
+)
 def test_autograd_does_nothing_before_the_first_that_is_trained(trained: str, first: int) -> None:
     model = model_of("vit")
     train_only(model, [n for n, _ in model.named_parameters() if trained in n])
@@ -161,10 +168,14 @@ def test_rounds_and_metrics_are_those_of_the_whole_model(sites: tuple[Site, Site
     assert all(torch.allclose(ours[n], x, rtol=1e-5, atol=1e-5) for n, x in theirs.items())
     assert metrics == pytest.approx(measure(without, ours), rel=1e-5)
     assert metrics["loss"] == pytest.approx(plain["loss"].value, rel=1e-5)
-    assert spread["loss"] == pytest.approx(over_clients(without, State(0, ours), Nowhere())["loss"], rel=1e-5)
+    assert spread["loss"] == pytest.approx(
+        over_clients(without, State(0, ours), Nowhere())["loss"], rel=1e-5
+    )
 
 
-def test_worker_processes_have_the_same_bits(sites: tuple[Site, Site], plan: Plan, tmp_path: Path) -> None:
+def test_worker_processes_have_the_same_bits(
+    sites: tuple[Site, Site], plan: Plan, tmp_path: Path
+) -> None:
     site = sites[1]
     ours = last(run(site, plan))
     engine = Processes(site, Folder(tmp_path), 2)
@@ -197,7 +208,12 @@ def test_a_file_is_found_again_and_mended_where_it_is_another(plan: Plan, cache:
 
 @pytest.mark.parametrize(
     ("changes", "files"),
-    [({"seed": 4}, 0), ({"local": {"lr": 0.3}}, 0), ({"base_dtype": "bfloat16"}, 2), ({"task": {"mean": [0.1]}}, 2)],
+    [
+        ({"seed": 4}, 0),
+        ({"local": {"lr": 0.3}}, 0),
+        ({"base_dtype": "bfloat16"}, 2),
+        ({"task": {"mean": [0.1]}}, 2),
+    ],
 )
 def test_files_are_named_after_what_the_numbers_depend_on(
     plan: Plan, cache: Path, changes: dict[str, object], files: int
@@ -216,7 +232,9 @@ def test_files_are_named_after_what_the_numbers_depend_on(
         ({"local": {"precision": "bfloat16"}}, ""),
     ],
 )
-def test_what_keeps_features_from_being_used(cache: Path, changes: dict[str, object], why: str) -> None:
+def test_what_keeps_features_from_being_used(
+    cache: Path, changes: dict[str, object], why: str
+) -> None:
     site = open_site(plan_of(**FEW, **{"rounds": 4, **changes}))
     assert site.kept.cut is None and why in site.kept.note and bool(why) == bool(site.kept.note)
     assert not cache.exists()
@@ -232,9 +250,15 @@ class Rows(Classify):
 
 @pytest.mark.parametrize(
     ("kind", "trained", "why"),
-    [("bert", "classifier", "dropout"), ("llama", "layers.1", "a row a token"), ("lm", "lm_head", "a row a token")],
+    [
+        ("bert", "classifier", "dropout"),
+        ("llama", "layers.1", "a row a token"),
+        ("lm", "lm_head", "a row a token"),
+    ],
 )
-def test_what_keeps_a_texts_features_from_being_used(cache: Path, kind: str, trained: str, why: str) -> None:
+def test_what_keeps_a_texts_features_from_being_used(
+    cache: Path, kind: str, trained: str, why: str
+) -> None:
     model = model_of(kind)
     train_only(model, [n for n, _ in model.named_parameters() if trained in n])
     kept = keep(Rows(), model, trainable(model), batch_of(kind), batch_of(kind), "")  # type: ignore[arg-type]
@@ -259,7 +283,9 @@ def test_a_task_that_cannot_take_an_example_fails_where_it_is_trained(cache: Pat
     assert kept.cut is None and "ValueError: an example" in kept.note
 
 
-def test_where_no_file_can_be_written_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_file_can_be_written_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("FEDPEFT_CACHE", str(tmp_path / "file"))
     site = open_site(plan_of(**FEW, rounds=4))
@@ -272,7 +298,12 @@ def test_files_that_were_not_asked_for_the_longest_make_room(tmp_path: Path) -> 
         at = time() - age * 30_000
         os.utime(tmp_path / name, (at, at))
     make_room(tmp_path, 300)
-    assert {file.name for file in tmp_path.iterdir()} == {"new.npy", "used.npy", "old.npy", "other.txt"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "new.npy",
+        "used.npy",
+        "old.npy",
+        "other.txt",
+    }
     make_room(tmp_path, 250)
     assert {file.name for file in tmp_path.iterdir()} == {"new.npy", "used.npy", "other.txt"}
     make_room(tmp_path / "none", 0)

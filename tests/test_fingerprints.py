@@ -1,4 +1,5 @@
-"""Names of bases and transforms: whatever frozen thing makes an example another one makes the name another one."""
+"""Names of bases and transforms: whatever frozen thing makes an example another one makes the name
+another one."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -87,7 +88,9 @@ def test_transforms_know_the_merges_of_a_tokenizer(tmp_path: Path) -> None:
 
     words, seen = {word: k for k, word in enumerate(("a", "b", "c", "ab", "bc", "abc"))}, set()
     for merges in ([("a", "b"), ("ab", "c")], [("b", "c"), ("a", "bc")]):
-        made = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(words, merges)), unk_token="a")
+        made = PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(models.BPE(words, merges)), unk_token="a"
+        )
         assert made.get_vocab() == words
         seen.add(json.dumps(tokenizer_settings(made), sort_keys=True))
     assert len(seen) == 2
@@ -110,7 +113,9 @@ def test_a_tokenizer_without_a_backend_is_its_class_words_and_special_tokens() -
     assert told == tokenizer_settings(ByT5Tokenizer()) != tokenizer_settings(other)
 
 
-@pytest.mark.parametrize("part", ["text_encoder/model", "vae/diffusion_pytorch_model", "unet/diffusion_pytorch_model"])
+@pytest.mark.parametrize(
+    "part", ["text_encoder/model", "vae/diffusion_pytorch_model", "unet/diffusion_pytorch_model"]
+)
 def test_the_base_of_text_to_image_is_all_that_is_frozen(part: str, diffusion: Path) -> None:
     plan = pictures(diffusion)
     before, again = base_fingerprint(plan), base_fingerprint(plan, plan.model(()))
@@ -126,7 +131,10 @@ def test_the_base_of_text_to_image_knows_another_autoencoder(diffusion: Path) ->
         small = Taef2()
     for name in ("encoder", "decoder"):
         save_file(small.get_submodule(name).state_dict(), place / f"{name}.safetensors")
-    own, other = base_fingerprint(pictures(diffusion)), base_fingerprint(plan := pictures(diffusion, vae=str(place)))
+    own, other = (
+        base_fingerprint(pictures(diffusion)),
+        base_fingerprint(plan := pictures(diffusion, vae=str(place))),
+    )
     moved(place / "encoder.safetensors")
     assert len({own, other, base_fingerprint(plan)}) == 3
 
@@ -139,7 +147,10 @@ def test_the_base_of_text_to_image_knows_another_autoencoder(diffusion: Path) ->
         ("vae/config.json", lambda d: d.update(scaling_factor=0.5)),
         ("unet/config.json", lambda d: d.update(sample_size=8)),
         ("tokenizer/tokenizer_config.json", lambda d: d.update(model_max_length=5)),
-        ("tokenizer/tokenizer.json", lambda d: d["model"]["vocab"].update({"a</w>": 3, "b</w>": 2})),
+        (
+            "tokenizer/tokenizer.json",
+            lambda d: d["model"]["vocab"].update({"a</w>": 3, "b</w>": 2}),
+        ),
     ],
 )
 def test_transforms_of_text_to_image_know_its_settings(
@@ -159,7 +170,10 @@ def test_transforms_of_text_to_image_know_its_settings(
 def test_the_version_that_saved_a_scheduler_is_no_setting(diffusion: Path) -> None:
     task = pictures(diffusion).task
     before = transforms_digest(task)
-    edited(diffusion / "scheduler" / "scheduler_config.json", lambda d: d.update(_diffusers_version="0.1"))
+    edited(
+        diffusion / "scheduler" / "scheduler_config.json",
+        lambda d: d.update(_diffusers_version="0.1"),
+    )
     assert transforms_digest(task) == before
 
 
@@ -170,7 +184,8 @@ def test_a_part_that_is_gone_is_named(diffusion: Path) -> None:
 
 
 def test_names_of_pictures_are_what_they_were() -> None:
-    """Golden numbers of this package, before bases and transforms of other tasks had more in them."""
+    """Golden numbers of this package, before bases and transforms of other tasks had more in
+    them."""
     plan = read_plan({"task": "image-classification", "method": "bias", "classes": ["a", "b"]})
     assert base_fingerprint(plan) == "1a65e7ed254ed58113a08029a6a39377"
     assert transforms_digest(plan.task) == "cc4aa002134f07deee4c07d9e06fbdb7"

@@ -18,8 +18,11 @@ from fedpeft.runs.folder import RunFolder, read_rounds
 pytestmark = pytest.mark.skipif(find_spec("flwr") is None, reason="flwr is not installed")
 
 
-def test_a_client_killed_in_training_costs_a_round_its_update_and_nothing_else(tmp_path: Path) -> None:
-    """Three nodes, SCAFFOLD with its memories; a worker is killed by kill -9 in the first round and comes back."""
+def test_a_client_killed_in_training_costs_a_round_its_update_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    """Three nodes, SCAFFOLD with its memories; a worker is killed by kill -9 in the first round and
+    comes back."""
     killed = f'stages = [{{name = "crashes:Killed", folder = "{tmp_path}", client = "c001", round = 0}}]\n'
     with three(tmp_path, killed + SCAFFOLD) as here:
         process = submit(here)
@@ -37,8 +40,9 @@ def test_a_client_killed_in_training_costs_a_round_its_update_and_nothing_else(t
 
 @pytest.mark.timeout(900)
 def test_the_server_and_then_the_superlink_killed_in_a_round_cost_nothing(tmp_path: Path) -> None:
-    """kill -9 of the ServerApp, and of the SuperLink, which takes the server's part with it: the follower says so, the
-    nodes come back by themselves, and what is resumed ends as if nothing had been."""
+    """kill -9 of the ServerApp, and of the SuperLink, which takes the server's part with it: the
+    follower says so, the nodes come back by themselves, and what is resumed ends as if nothing had
+    been."""
     with three(tmp_path, SCAFFOLD.replace("rounds = 3", "rounds = 5")) as here:
         folder, again = RunFolder(tmp_path / "run"), ("run", "--resume", tmp_path / "run")
         process = submit(here)
@@ -54,13 +58,16 @@ def test_the_server_and_then_the_superlink_killed_in_a_round_cost_nothing(tmp_pa
         here.superlink()
         assert here.fedpeft("once more", *again).wait(400) == 0, here.log("once more")
         assert simulated(read_plan(tmp_path / "plan.toml"), folder, Folder(tmp_path / "here"))
-        assert not any("failed" in each for line in read_rounds(folder) for each in line["clients"].values())
+        assert not any(
+            "failed" in each for line in read_rounds(folder) for each in line["clients"].values()
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_supernode_killed_in_a_round_costs_that_round_and_may_come_back(tmp_path: Path) -> None:
-    """kill -9 of a SuperNode while its worker waits; Flower notices after a minute, and another takes its place."""
+    """kill -9 of a SuperNode while its worker waits; Flower notices after a minute, and another
+    takes its place."""
     gate = f'stages = [{{name = "crashes:Gate", folder = "{tmp_path}"}}]\n'
     with three(tmp_path, gate + SCAFFOLD.replace("rounds = 3", "rounds = 5")) as here:
         (tmp_path / "closed").touch()
@@ -82,23 +89,44 @@ def test_a_supernode_killed_in_a_round_costs_that_round_and_may_come_back(tmp_pa
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_tls_and_keys_keep_strangers_out(tmp_path: Path) -> None:
-    """As docs/deploy.md has it: who has no key that is registered, or trusts another root, is not a node."""
+    """As docs/deploy.md has it: who has no key that is registered, or trusts another root, is not a
+    node."""
     with three(tmp_path, NODES, tls=True) as here:
         keys = tmp_path / "keys"
         assert submit(here).wait(400) == 0, here.log("run")
         plan = read_plan(tmp_path / "plan.toml")
         assert simulated(plan, RunFolder(tmp_path / "run"), Folder(tmp_path / "here"))
         address = f"127.0.0.1:{here.port}"
-        flags = ("--superlink", address, "--root-certificates", keys / "ca.crt", "--key", keys / "node0")
-        assert here.fedpeft("doctor", "doctor", *flags, "--node", tmp_path / "node0").wait(60) == 0, here.log("doctor")
+        flags = (
+            "--superlink",
+            address,
+            "--root-certificates",
+            keys / "ca.crt",
+            "--key",
+            keys / "node0",
+        )
+        assert (
+            here.fedpeft("doctor", "doctor", *flags, "--node", tmp_path / "node0").wait(60) == 0
+        ), here.log("doctor")
         subprocess.run([CERTIFICATES, tmp_path / "other", "IP:127.0.0.1"], check=True)
-        subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", tmp_path / "own"], check=True)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", tmp_path / "own"],
+            check=True,
+        )
         for name, root, key in (
             ("no key", keys, None),
             ("own key", keys, tmp_path / "own"),
             ("other root", tmp_path / "other", keys / "node0"),
         ):
-            words: list[str | Path] = [SCRIPTS / "flower-supernode", "--superlink", address, "--port", str(free_port())]
+            words: list[str | Path] = [
+                SCRIPTS / "flower-supernode",
+                "--superlink",
+                address,
+                "--port",
+                str(free_port()),
+            ]
             words += ["--max-retries", "1", "--root-certificates", root / "ca.crt"]
-            stranger = here.begin(name, *words, *([f"--auth-supernode-private-key={key}"] if key else []))
+            stranger = here.begin(
+                name, *words, *([f"--auth-supernode-private-key={key}"] if key else [])
+            )
             assert stranger.wait(60) != 0, here.log(name)

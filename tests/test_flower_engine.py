@@ -1,4 +1,5 @@
-"""Flower's engine and the nodes' workers in this process, on a grid that does to letters what networks do."""
+"""Flower's engine and the nodes' workers in this process, on a grid that does to letters what
+networks do."""
 
 import random
 import threading
@@ -31,16 +32,22 @@ def site() -> Site:
     return open_site(PLAN)
 
 
-def test_the_bits_and_the_ledger_of_one_process_with_what_clients_remember(site: Site, tmp_path: Path) -> None:
+def test_the_bits_and_the_ledger_of_one_process_with_what_clients_remember(
+    site: Site, tmp_path: Path
+) -> None:
     said: list[str] = []
     made = engine(site, town(site, tmp_path), said, 30)
     made.gather()
     assert sorted(said) == [f"{client} is here" for client in site.data.clients]
     got, want = run(site, made), run(site, InProcess(site, Folder(tmp_path / "here")))
-    assert all(equal(a.params, b.params) and x == y for (a, x), (b, y) in zip(got, want, strict=True))
+    assert all(
+        equal(a.params, b.params) and x == y for (a, x), (b, y) in zip(got, want, strict=True)
+    )
 
 
-def test_who_does_not_answer_is_a_named_failure_and_the_others_are_counted(site: Site, tmp_path: Path) -> None:
+def test_who_does_not_answer_is_a_named_failure_and_the_others_are_counted(
+    site: Site, tmp_path: Path
+) -> None:
     grid = town(site, tmp_path)
     made = engine(site, grid, [])
     made.gather()
@@ -50,7 +57,9 @@ def test_who_does_not_answer_is_a_named_failure_and_the_others_are_counted(site:
     assert sorted(ledger.weights) == ["c000", "c002"]
 
 
-def test_an_upload_that_is_broken_off_keeps_nobody_waiting_beyond_the_deadline(site: Site, tmp_path: Path) -> None:
+def test_an_upload_that_is_broken_off_keeps_nobody_waiting_beyond_the_deadline(
+    site: Site, tmp_path: Path
+) -> None:
     """Flower waits for the rest of it as long as it may come."""
     grid, mended = town(site, tmp_path), threading.Event()
     made = engine(site, grid, [])
@@ -58,7 +67,10 @@ def test_an_upload_that_is_broken_off_keeps_nobody_waiting_beyond_the_deadline(s
     honest = grid.nodes[8]
     grid.nodes[8] = lambda letter: (answer for answer in honest(letter) if mended.wait())
     [(_, ledger)] = run(site, made, rounds=1)
-    assert ledger.failed == {"c001": "no answer within 0.7 s"} and sorted(ledger.weights) == ["c000", "c002"]
+    assert ledger.failed == {"c001": "no answer within 0.7 s"} and sorted(ledger.weights) == [
+        "c000",
+        "c002",
+    ]
     mended.set()
     made.deadline = 30
     [(_, ledger)] = run(site, made, rounds=1)
@@ -83,10 +95,16 @@ def test_who_goes_in_the_middle_of_an_upload_fails_before_the_deadline(
     [(_, ledger)] = run(site, made, rounds=1)
     never.set()
     assert ledger.failed == {"c001": "its node went in the middle of its answer"}
-    assert sorted(ledger.weights) == ["c000", "c002"] and time.monotonic() - began < 30 and "c001" not in made.homes
+    assert (
+        sorted(ledger.weights) == ["c000", "c002"]
+        and time.monotonic() - began < 30
+        and "c001" not in made.homes
+    )
 
 
-def test_who_is_gone_fails_at_once_and_may_come_back_as_another_node(site: Site, tmp_path: Path) -> None:
+def test_who_is_gone_fails_at_once_and_may_come_back_as_another_node(
+    site: Site, tmp_path: Path
+) -> None:
     grid = town(site, tmp_path)
     made = engine(site, grid, [], deadline=30)
     made.gather()
@@ -98,7 +116,9 @@ def test_who_is_gone_fails_at_once_and_may_come_back_as_another_node(site: Site,
     assert not ledger.failed and made.homes["c001"] == 99
 
 
-def test_what_makes_no_sense_is_a_failure_and_nothing_is_counted_twice(site: Site, tmp_path: Path) -> None:
+def test_what_makes_no_sense_is_a_failure_and_nothing_is_counted_twice(
+    site: Site, tmp_path: Path
+) -> None:
     grid = town(site, tmp_path)
     made = engine(site, grid, [])
     made.gather()
@@ -122,7 +142,9 @@ def test_strangers_and_doubles_are_not_taken_in(site: Site, tmp_path: Path) -> N
     made._greet(made._here())
     made._welcome()
     assert made.homes == {"c000": 7, "c001": 8, "c002": 9}
-    assert "mallory cannot serve: this run knows no client 'mallory'; it has c000, c001, c002" in said
+    assert (
+        "mallory cannot serve: this run knows no client 'mallory'; it has c000, c001, c002" in said
+    )
     assert "a node cannot serve:  [2J" + "!" * 496 in said
     assert "c000 cannot serve: another node is 'c000' already" in said
 
@@ -134,7 +156,11 @@ def test_who_cannot_serve_is_asked_again_soon_and_said_to_once(site: Site, tmp_p
 
     def begins(letter: Letter) -> Iterable[Letter]:
         asked.append(time.monotonic())
-        return ready(letter) if len(asked) > 3 else [Letter({"kind": "no", "client": "c001", "reason": "no worker"})]
+        return (
+            ready(letter)
+            if len(asked) > 3
+            else [Letter({"kind": "no", "client": "c001", "reason": "no worker"})]
+        )
 
     grid.nodes[8] = begins
     made = engine(site, grid, said, 30)
@@ -146,7 +172,9 @@ def test_who_cannot_serve_is_asked_again_soon_and_said_to_once(site: Site, tmp_p
 
 
 def test_nobody_is_an_error_that_says_who_is_missing(site: Site) -> None:
-    with pytest.raises(RunError, match=r"no client is here after 0.3 s; c000: no node of that name came; c001"):
+    with pytest.raises(
+        RunError, match=r"no client is here after 0.3 s; c000: no node of that name came; c001"
+    ):
         engine(site, Town({}), [], 0.3).gather()
 
 
@@ -156,7 +184,9 @@ def test_a_superlink_that_stumbles_costs_nothing(site: Site, tmp_path: Path) -> 
 
     def fails(code: int) -> httpx.HTTPStatusError:
         asked = httpx.Request("POST", "http://superlink")
-        return httpx.HTTPStatusError("busy", request=asked, response=httpx.Response(code, request=asked))
+        return httpx.HTTPStatusError(
+            "busy", request=asked, response=httpx.Response(code, request=asked)
+        )
 
     @dataclass
     class Stumbling:
@@ -192,10 +222,20 @@ def test_a_superlink_that_stumbles_costs_nothing(site: Site, tmp_path: Path) -> 
         run(site, made, rounds=1)
 
 
-def test_a_secure_sum_ends_in_the_bits_of_one_process_and_survives_who_drops_out(tmp_path: Path) -> None:
-    """Four messages to each node in a round; the second round loses one who has shared its secrets already."""
-    secure = {"exchange": {"name": "secure", "threshold": 2}, "weighting": "uniform", "cohort": 3, "rounds": 2}
-    site = open_site(points_plan(partition={"name": "dirichlet", "clients": 3, "alpha": 10.0}, **secure))
+def test_a_secure_sum_ends_in_the_bits_of_one_process_and_survives_who_drops_out(
+    tmp_path: Path,
+) -> None:
+    """Four messages to each node in a round; the second round loses one who has shared its secrets
+    already."""
+    secure = {
+        "exchange": {"name": "secure", "threshold": 2},
+        "weighting": "uniform",
+        "cohort": 3,
+        "rounds": 2,
+    }
+    site = open_site(
+        points_plan(partition={"name": "dirichlet", "clients": 3, "alpha": 10.0}, **secure)
+    )
     grid, said = town(site, tmp_path), []  # type: ignore[var-annotated]
     made = engine(site, grid, said, 2)
     made.gather()
@@ -204,7 +244,12 @@ def test_a_secure_sum_ends_in_the_bits_of_one_process_and_survives_who_drops_out
     [(wanted, _)] = run(site, InProcess(site, Folder(tmp_path / "here")), rounds=1)
     assert equal(state.params, wanted.params) and ledger.bytes_up > 0 and not ledger.failed
     honest = grid.nodes[8]
-    grid.nodes[8] = lambda letter: silent(letter) if letter.head.get("phase") == "masked" else honest(letter)
+    grid.nodes[8] = lambda letter: (
+        silent(letter) if letter.head.get("phase") == "masked" else honest(letter)
+    )
     after, ledger = next(rounds)
-    assert ledger.failed == {"c001": "no answer within 2 s"} and sorted(ledger.weights) == ["c000", "c002"]
+    assert ledger.failed == {"c001": "no answer within 2 s"} and sorted(ledger.weights) == [
+        "c000",
+        "c002",
+    ]
     assert not equal(after.params, state.params)

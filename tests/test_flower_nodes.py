@@ -28,7 +28,15 @@ from fedpeft.site import Site, open_site
 pytestmark = pytest.mark.skipif(find_spec("flwr") is None, reason="flwr is not installed")
 
 TORCH = torch.__version__.partition("+")[0]
-HEAD = {"kind": "job", "run": "", "round": 0, "client": "c000", "phase": "fit", "seed": 1, "accepted": None}
+HEAD = {
+    "kind": "job",
+    "run": "",
+    "round": 0,
+    "client": "c000",
+    "phase": "fit",
+    "seed": 1,
+    "accepted": None,
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +66,23 @@ def test_a_node_with_another_plan_does_not_serve(site: Site, tmp_path: Path) -> 
         ({"token": "../../etc"}, "a job without a run's token"),
         (
             {"torch": "1.0.0"},
-            f"another version of torch here than at the server: install the same ({TORCH} here, 1.0.0",
+            f"another version of torch here than at the server: install the same ({TORCH} here, "
+            "1.0.0",
         ),
         ({"base": "0"}, "the base model here is not the run's"),
         ({"labels": None}, "the labels here are not the run's"),
     ],
 )
-def test_a_worker_does_only_its_own_plan(site: Site, tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+def test_a_worker_does_only_its_own_plan(
+    site: Site, tmp_path: Path, changes: dict[str, Any], why: str
+) -> None:
     worker = Node(site, "c000", tmp_path / "node", lambda words: None)
-    own = {**HEAD, "run": f"{site.plan.name}-{site.plan.fingerprint}", "token": TOKEN, **worker.terms}
+    own = {
+        **HEAD,
+        "run": f"{site.plan.name}-{site.plan.fingerprint}",
+        "token": TOKEN,
+        **worker.terms,
+    }
     assert worker.answer(Letter({**own, **changes})).head["kind"] == "failed"
     assert why in worker.answer(Letter({**own, **changes})).head["reason"]
     assert not (tmp_path / "node").exists()
@@ -88,7 +104,9 @@ local = {epochs = 10, lr = 0.1, batch_size = 8}
 def test_nodes_with_data_of_their_own_and_none_at_the_server(tmp_path: Path) -> None:
     plan, said = read_plan(OWN), []  # type: ignore[var-annotated]
     server = server_site(plan, said.append)
-    assert said and said[0].startswith("the server has no held-out examples, so nothing is measured: there is no file")
+    assert said and said[0].startswith(
+        "the server has no held-out examples, so nothing is measured: there is no file"
+    )
     grid = Town({})
     for number, (name, labels) in enumerate((("north", "ab"), ("south", "cb"), ("west", "ca"))):
         mine = node_site(plan, str(own_data(tmp_path / f"{name}.npz", labels)), name)
@@ -138,10 +156,16 @@ def test_a_disk_that_fails_at_a_node_is_its_clients_failure(site: Site, tmp_path
 
 
 def test_a_worker_does_not_train_for_who_is_gone(site: Site, tmp_path: Path) -> None:
-    """A slow node would else do the work of rounds that are over, one after the other, and never catch up."""
+    """A slow node would else do the work of rounds that are over, one after the other, and never
+    catch up."""
     said: list[str] = []
     worker = Node(site, "c000", tmp_path / "node", said.append)
-    own = {**HEAD, "run": f"{site.plan.name}-{site.plan.fingerprint}", "token": TOKEN, **worker.terms}
+    own = {
+        **HEAD,
+        "run": f"{site.plan.name}-{site.plan.fingerprint}",
+        "token": TOKEN,
+        **worker.terms,
+    }
     asking, asked = socket.socketpair()
     with asked:
         send(asking, Letter(own, site.plan.downlink.encode(start(site.plan, site.params()).params)))

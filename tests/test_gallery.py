@@ -1,4 +1,5 @@
-"""The pictures in a report: which models stand side by side, and that a page of them needs nothing else."""
+"""The pictures in a report: which models stand side by side, and that a page of them needs nothing
+else."""
 
 import json
 from base64 import b64encode
@@ -28,12 +29,22 @@ def webp(shade: int) -> str:
     return b64encode(held.getvalue()).decode()
 
 
-def draw(run: Path, shade: int, captions: Sequence[str] = ("a cat", EVIL), clip: Any = None, **how: Any) -> Path:
+def draw(
+    run: Path, shade: int, captions: Sequence[str] = ("a cat", EVIL), clip: Any = None, **how: Any
+) -> Path:
     pictures = [
         {"caption": caption, "truth": webp(k), "before": webp(100 + k), "after": webp(shade + k)}
         for k, caption in enumerate(captions)
     ]
-    told = {"round": 1, "steps": 25, "guidance": 3.0, "seed": 0, "pictures": pictures, "clip": clip, **how}
+    told = {
+        "round": 1,
+        "steps": 25,
+        "guidance": 3.0,
+        "seed": 0,
+        "pictures": pictures,
+        "clip": clip,
+        **how,
+    }
     (run / "pictures.json").write_text(json.dumps(told))
     return run
 
@@ -53,7 +64,12 @@ def test_models_stand_side_by_side_that_drew_the_same(tmp_path: Path) -> None:
     write_cell(tmp_path / "full", [0.5], method="full")
     one, other = of(tmp_path)
     assert [column.name for column in one.columns] == ["held out", "before", "bias", "lora"]
-    assert [column.pictures[1] for column in one.columns] == [webp(1), webp(101), webp(31), webp(61)]
+    assert [column.pictures[1] for column in one.columns] == [
+        webp(1),
+        webp(101),
+        webp(31),
+        webp(61),
+    ]
     assert one.columns[2].about == ["seed 2, round 1"] and one.captions == ["a cat", EVIL]
     assert [column.name for column in other.columns] == ["held out", "before", "head"]
 
@@ -61,9 +77,16 @@ def test_models_stand_side_by_side_that_drew_the_same(tmp_path: Path) -> None:
 def test_a_gallery_is_bounded(tmp_path: Path) -> None:
     captions = [f"c{k}" for k in range(4 * ROWS)]
     for k in range(COLUMNS + 2):
-        draw(write_cell(tmp_path / f"{k}", [0.5], method={"name": "lora", "rank": k + 1}), 60, captions)
+        draw(
+            write_cell(tmp_path / f"{k}", [0.5], method={"name": "lora", "rank": k + 1}),
+            60,
+            captions,
+        )
     (gallery,) = of(tmp_path)
-    assert len(gallery.columns) == 2 + COLUMNS and gallery.captions == captions[:: len(captions) // ROWS]
+    assert (
+        len(gallery.columns) == 2 + COLUMNS
+        and gallery.captions == captions[:: len(captions) // ROWS]
+    )
     assert f"Shown are {ROWS} of {len(captions)} captions." in gallery.told
     assert f"Shown are the first {COLUMNS} of {COLUMNS + 2} groups." in gallery.told
 
@@ -75,7 +98,10 @@ def test_scores_are_of_one_clip(tmp_path: Path) -> None:
     draw(write_cell(tmp_path / "lora", [0.5]), 60, clip={"model": "other", **scored})
     (gallery,) = of(tmp_path)
     about = {column.name: list(column.about) for column in gallery.columns}
-    assert about["held out"] == ["CLIP 0.800 ± 0.100"] and about["before"] == ["base model", "CLIP 0.300 ± 0.100"]
+    assert about["held out"] == ["CLIP 0.800 ± 0.100"] and about["before"] == [
+        "base model",
+        "CLIP 0.300 ± 0.100",
+    ]
     assert about["head"] == ["seed 1, round 1", "CLIP 0.550 ± 0.050"]
     assert about["lora"] == about["bias"] == ["seed 1, round 1"]
     assert "by tiny, mean over all 2 captions" in gallery.told
@@ -109,7 +135,9 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_holds_its_pictures(page_file: Path) -> None:
     page = Page(page_file.read_text())
     images = [values for tag, values in page.elements if tag == "img"]
-    assert len(images) == 2 * 4 and all(str(values["src"]).startswith("data:image/webp;base64,") for values in images)
+    assert len(images) == 2 * 4 and all(
+        str(values["src"]).startswith("data:image/webp;base64,") for values in images
+    )
     assert images[0]["alt"] == "a cat: held out" and EVIL in page.words
 
 
@@ -137,14 +165,25 @@ def check_pictures(opened: Opened) -> None:
 
 
 def check_labels(opened: Opened) -> None:
-    """No axis of accuracies goes beyond 100 %, and no two ticks of any have the same label, close as values may be."""
+    """No axis of accuracies goes beyond 100 %, and no two ticks of any have the same label, close
+    as values may be."""
     axes = opened.page.evaluate(
         """[...document.querySelectorAll('.plot')].flatMap(plot => [...plot.querySelectorAll('.role-axis-label')]
         .map(axis => [plot.dataset.figure, [...axis.querySelectorAll('text')].filter(t => +getComputedStyle(t).opacity)
         .map(t => t.textContent)]))"""
     )
-    percents = [(name, labels) for name, labels in axes if labels and all(label.endswith("%") for label in labels)]
-    assert {name for name, _ in percents} >= {"rounds", "bytes-up", "bytes-down", "clients", "axis-method"}
+    percents = [
+        (name, labels)
+        for name, labels in axes
+        if labels and all(label.endswith("%") for label in labels)
+    ]
+    assert {name for name, _ in percents} >= {
+        "rounds",
+        "bytes-up",
+        "bytes-down",
+        "clients",
+        "axis-method",
+    }
     assert ["rounds", ["1", "2", "3"]] in axes
     for name, labels in axes:
         assert len(set(labels)) == len(labels), (name, labels)

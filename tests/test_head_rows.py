@@ -25,7 +25,9 @@ from fedpeft.registry import names
 from fedpeft.site import Site, open_site
 
 ROWS: dict[str, Any] = {"head_rows": "class_counts"}
-START = State(0, {"head.weight": torch.zeros(3, 2), "head.bias": torch.zeros(3), "body": torch.zeros(2)})
+START = State(
+    0, {"head.weight": torch.zeros(3, 2), "head.bias": torch.zeros(3), "body": torch.zeros(2)}
+)
 
 
 def of(client: str, value: float, *counts: int) -> Update:
@@ -34,7 +36,9 @@ def of(client: str, value: float, *counts: int) -> Update:
 
 
 def merged(*updates: Update, **changes: Any) -> Update:
-    found = aggregate(points_plan(**ROWS, **changes), iter(updates), START, lambda client: START.params)
+    found = aggregate(
+        points_plan(**ROWS, **changes), iter(updates), START, lambda client: START.params
+    )
     assert found is not None
     return found
 
@@ -44,14 +48,23 @@ def test_rows_by_hand() -> None:
     got = merged(of("a", 1.0, 3, 0, 0), of("b", 5.0, 1, 8, 0))
     assert got.delta["head.weight"].tolist() == [[2.0, 2.0], [5.0, 5.0], [0.0, 0.0]]
     assert got.delta["head.bias"].tolist() == [2.0, 5.0, 0.0]
-    assert got.delta["body"].tolist() == [4.0, 4.0] and got.weight == 12.0  # (3·1 + 9·5) / 12, as ever
+    assert (
+        got.delta["body"].tolist() == [4.0, 4.0] and got.weight == 12.0
+    )  # (3·1 + 9·5) / 12, as ever
 
 
-@pytest.mark.parametrize("name", sorted(set(names("aggregator")) & {"mean", "fedit", "flora", "fedex", "hetlora"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(names("aggregator")) & {"mean", "fedit", "flora", "fedex", "hetlora"})
+)
 def test_in_any_order_next_to_the_same_and_of_one_that_one(name: str) -> None:
     draws = torch.Generator().manual_seed(5)
     updates = [
-        Update(f"c{k}", {n: torch.randn(x.shape, generator=draws) for n, x in START.params.items()}, 9.0, counts=counts)
+        Update(
+            f"c{k}",
+            {n: torch.randn(x.shape, generator=draws) for n, x in START.params.items()},
+            9.0,
+            counts=counts,
+        )
         for k, counts in enumerate([(4, 5, 0), (0, 1, 8), (9, 0, 0), (2, 2, 5)])
     ]
     first = merged(*updates, aggregator=name).delta
@@ -85,7 +98,11 @@ def test_under_skew_the_rows_are_other_ones_and_a_client_tells_what_it_has(skewe
         assert isinstance(reply, Reply)
         told = unpack(job.client, reply.payload, plan.uplink, layout(state.params)).counts
         labels = train["label"][getattr(data, "parts")[job.client]]  # noqa: B009
-        assert told == tuple(int((labels == k).sum()) for k in range(3)) == class_counts(data, job.client, 3)
+        assert (
+            told
+            == tuple(int((labels == k).sum()) for k in range(3))
+            == class_counts(data, job.client, 3)
+        )
 
 
 def test_counts_that_are_not_of_its_examples_are_refused(skewed: Site) -> None:
@@ -99,7 +116,9 @@ def test_counts_that_are_not_of_its_examples_are_refused(skewed: Site) -> None:
         return harm
 
     harm = {clients[0]: lying((10**6, 0, 0)), clients[1]: lying((1, 2)), clients[2]: lying(())}
-    _, ledger = next(federate(plan, Tampering(on(skewed, plan), harm), start(plan, skewed.params())))
+    _, ledger = next(
+        federate(plan, Tampering(on(skewed, plan), harm), start(plan, skewed.params()))
+    )
     assert sorted(ledger.failed) == sorted(clients[:3])
     assert "class counts are of 1000000 examples" in ledger.failed[clients[0]]
     assert "tells 2 class counts, and the plan asks for 3" in ledger.failed[clients[1]]
@@ -121,9 +140,16 @@ def test_files_of_one_round_merge_to_its_rows_in_any_order(tmp_path: Path) -> No
     change(tmp_path / "late", add=[four.files[k] for k in (1, 0, 2)])
     site = open_site(four.invitation.plan)
     [(state, _)] = run(site, site.plan)
-    ends = [load_tensors(tmp_path / name / "checkpoint" / "state.safetensors")[0] for name in ("merged", "late")]
-    assert equal(ends[0], ends[1]) and all(torch.equal(ends[0][f"params/{n}"], x) for n, x in state.params.items())
-    liar = four.forged(tmp_path / "liar", lambda update: replace(update, counts=(1, *update.counts[1:])))
+    ends = [
+        load_tensors(tmp_path / name / "checkpoint" / "state.safetensors")[0]
+        for name in ("merged", "late")
+    ]
+    assert equal(ends[0], ends[1]) and all(
+        torch.equal(ends[0][f"params/{n}"], x) for n, x in state.params.items()
+    )
+    liar = four.forged(
+        tmp_path / "liar", lambda update: replace(update, counts=(1, *update.counts[1:]))
+    )
     with pytest.raises(ContributionError) as refused:
         merge(four.path, [liar], tmp_path / "other", Rules())
     assert refused.value.flaw is Flaw.WEIGHT
@@ -135,8 +161,18 @@ def test_files_of_one_round_merge_to_its_rows_in_any_order(tmp_path: Path) -> No
         ({"head_rows": "classes"}, "class_counts"),
         ({"personal": ["head.*"]}, "needs a linear head that is trained and shared"),
         ({"aggregator": "median"}, "takes a mean of rows, past what Median keeps out"),
-        ({"exchange": {"name": "secure", "threshold": 3}, "weighting": "uniform"}, "which sums are to hide"),
-        ({"local": {"name": "dp_sgd", "noise_multiplier": 1}, "weighting": "uniform", "delta": 0.1}, "without noise"),
+        (
+            {"exchange": {"name": "secure", "threshold": 3}, "weighting": "uniform"},
+            "which sums are to hide",
+        ),
+        (
+            {
+                "local": {"name": "dp_sgd", "noise_multiplier": 1},
+                "weighting": "uniform",
+                "delta": 0.1,
+            },
+            "without noise",
+        ),
     ],
 )
 def test_what_does_not_fit(points: Site, changes: dict[str, Any], words: str) -> None:

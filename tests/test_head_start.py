@@ -53,20 +53,32 @@ def test_it_costs_a_message_from_each_client(points: Site) -> None:
     engine = Recording(on(points, plan))
     [(_, ledger)] = federate(plan, engine, start(plan, points.params()))
     [(_, usual)] = federate(without, on(points, without), start(without, points.params()))
-    assert [job.client for job in engine.jobs if job.phase == PHASE] == list(points.data.clients) == list(ledger.down)
+    assert (
+        [job.client for job in engine.jobs if job.phase == PHASE]
+        == list(points.data.clients)
+        == list(ledger.down)
+    )
     assert sorted(ledger.weights) == sorted(usual.weights)
     told = sum(len(reply.payload) for reply in engine.replies[:24] if isinstance(reply, Reply))
-    assert ledger.bytes_up - told == pytest.approx(usual.bytes_up, abs=8)  # losses have more digits or fewer
+    assert ledger.bytes_up - told == pytest.approx(
+        usual.bytes_up, abs=8
+    )  # losses have more digits or fewer
     assert 24 * 4 * (3 * 8 + 3) < told < 24 * (4 * (3 * 8 + 3) + 150)
 
 
 def test_a_class_that_nobody_has_keeps_its_row(points: Site) -> None:
     other = open_site(points_plan(data={"name": "parts:Blobs", "examples": 600}))
     rows: Any = other.data
-    kept = {name: [k for k in at.tolist() if int(rows.train["label"][k]) != 2] for name, at in rows.parts.items()}
+    kept = {
+        name: [k for k in at.tolist() if int(rows.train["label"][k]) != 2]
+        for name, at in rows.parts.items()
+    }
     data = replace(rows, parts={name: torch.tensor(at) for name, at in kept.items()})
     weight, bias = head_sent(replace(other, data=data))
-    assert torch.equal(weight[2], points.params()["head.weight"][2]) and bias[2] == points.params()["head.bias"][2]
+    assert (
+        torch.equal(weight[2], points.params()["head.weight"][2])
+        and bias[2] == points.params()["head.bias"][2]
+    )
     assert weight[:2].norm(dim=1).tolist() == pytest.approx([1, 1])
 
 
@@ -74,14 +86,19 @@ def test_it_is_a_start(points: Site) -> None:
     """Under label skew, and before anything is learnt."""
     plan = points_plan(**START, local={"lr": 1e-9, "batch_size": 16})
     [(state, _)] = federate(plan, on(points, plan), start(plan, points.params()))
-    assert measure(points, state.params)["accuracy"] > 0.8 > measure(points, points.params())["accuracy"]
+    assert (
+        measure(points, state.params)["accuracy"]
+        > 0.8
+        > measure(points, points.params())["accuracy"]
+    )
 
 
 def test_one_by_one_and_together(points: Site) -> None:
     plan, begun = points_plan(**START), points.params()
     engine = Cohort(replace(points, plan=plan))
     one, two = (
-        changed(next(federate(plan, each, start(plan, begun)))[0].params, begun) for each in (on(points, plan), engine)
+        changed(next(federate(plan, each, start(plan, begun)))[0].params, begun)
+        for each in (on(points, plan), engine)
     )
     assert not engine.alone
     assert distance(two, one) <= 1e-4
@@ -90,11 +107,17 @@ def test_one_by_one_and_together(points: Site) -> None:
 def test_a_message_that_fails_is_named_and_left_out(points: Site) -> None:
     plan, (first, second, *_) = points_plan(**START), points.data.clients
     cut = {
-        first: lambda reply: replace(reply, payload=reply.payload[:-3]) if isinstance(reply, Reply) else reply,
+        first: lambda reply: (
+            replace(reply, payload=reply.payload[:-3]) if isinstance(reply, Reply) else reply
+        ),
         second: lambda reply: Failure(reply.client, "away"),
     }
     [(_, ledger)] = federate(plan, Tampering(on(points, plan), cut), start(plan, points.params()))
-    assert set(ledger.failed) == {first, second} and ledger.failed[second] == "away" and not ledger.note
+    assert (
+        set(ledger.failed) == {first, second}
+        and ledger.failed[second] == "away"
+        and not ledger.note
+    )
 
 
 def telling(sums: float, counts: float) -> Any:
@@ -118,7 +141,9 @@ def test_means_far_longer_than_the_others_are_refused_by_name(points: Site, sums
     weight, failed = head_with(points, dict.fromkeys(bad, telling(sums, 1.0)))
     without, _ = head_with(points, dict.fromkeys(bad, lambda reply: Failure(reply.client, "away")))
     assert torch.equal(weight, without) and weight.norm(dim=1).tolist() == pytest.approx([1, 1, 1])
-    assert list(failed) == bad and all("class means is" in why and "norm_factor" in why for why in failed.values())
+    assert list(failed) == bad and all(
+        "class means is" in why and "norm_factor" in why for why in failed.values()
+    )
 
 
 def test_without_a_bound_the_head_is_finite_still(points: Site) -> None:
@@ -138,7 +163,9 @@ def test_without_a_bound_the_head_is_finite_still(points: Site) -> None:
         (1.0, 0.0, "of which it has no example"),
     ],
 )
-def test_sums_of_no_examples_are_refused_by_name(points: Site, sums: float, counts: float, words: str) -> None:
+def test_sums_of_no_examples_are_refused_by_name(
+    points: Site, sums: float, counts: float, words: str
+) -> None:
     client = points.data.clients[5]
     _, failed = head_with(points, {client: telling(sums, counts)})
     assert list(failed) == [client] and words in failed[client]
@@ -150,7 +177,9 @@ def test_a_resumed_run_does_it_once(points: Site, tmp_path: Path) -> None:
     for stops in ([2], [1, 1]):
         folder = create(plan, tmp_path / str(len(stops)))
         for rounds in stops:
-            for _ in zip(range(rounds), execute(folder, here, open_engine(folder, here)), strict=False):
+            for _ in zip(
+                range(rounds), execute(folder, here, open_engine(folder, here)), strict=False
+            ):
                 pass
         ends.append(load_tensors(folder.checkpoint)[0])
         assert [len(line["clients"]) for line in read_rounds(folder)] == [24, 4]
@@ -158,12 +187,17 @@ def test_a_resumed_run_does_it_once(points: Site, tmp_path: Path) -> None:
 
 
 def test_a_reply_that_is_stored_is_none_to_another_question(points: Site, tmp_path: Path) -> None:
-    """After a kill in the middle of the first round the means are asked for again, and some replies are there."""
+    """After a kill in the middle of the first round the means are asked for again, and some replies
+    are there."""
     plan, store = points_plan(**START), Folder(tmp_path)
     begun = start(plan, points.params())
     first, second = (Recording(on(points, plan, store)) for _ in range(2))
     ends = [next(federate(plan, engine, begun)) for engine in (first, second)]
-    assert not ends[1][1].failed and first.replies == second.replies and equal(ends[0][0].params, ends[1][0].params)
+    assert (
+        not ends[1][1].failed
+        and first.replies == second.replies
+        and equal(ends[0][0].params, ends[1][0].params)
+    )
 
 
 def test_features_that_are_kept_are_the_same_ones() -> None:
@@ -188,7 +222,11 @@ def test_features_that_are_kept_are_the_same_ones() -> None:
 def test_ranks_and_a_frozen_a_go_with_it() -> None:
     method = {"name": "ffa", "rank": 4, "target": ["first"], "head": "head"}
     plan = points_plan(
-        **START, task={"name": "parts:Points", "network": "hidden"}, method=method, ranks=[2, 4], aggregator="fedit"
+        **START,
+        task={"name": "parts:Points", "network": "hidden"},
+        method=method,
+        ranks=[2, 4],
+        aggregator="fedit",
     )
     site = open_site(plan)
     [(_, ledger)] = federate(plan, on(site, plan), start(plan, site.params()))
@@ -201,12 +239,18 @@ def test_ranks_and_a_frozen_a_go_with_it() -> None:
         ({"personal": ["head.*"]}, "needs a linear head"),
         ({"head_start": "means"}, "class_means"),
         (
-            {"stages": [{"name": "local_dp", "noise_multiplier": 1}], "weighting": "uniform", "delta": 0.1},
+            {
+                "stages": [{"name": "local_dp", "noise_multiplier": 1}],
+                "weighting": "uniform",
+                "delta": 0.1,
+            },
             "without noise",
         ),
     ],
 )
-def test_what_does_not_fit(points: Site, changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_what_does_not_fit(
+    points: Site, changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
     with pytest.raises(PlanError, match=words):
         plan = points_plan(**{**START, **changes})
         next(federate(plan, on(points, plan, Folder(tmp_path)), start(plan, points.params())))

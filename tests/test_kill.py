@@ -1,4 +1,5 @@
-"""Runs that are killed, interrupted or out of disk, as real processes; what is resumed ends in the same bits."""
+"""Runs that are killed, interrupted or out of disk, as real processes; what is resumed ends in the
+same bits."""
 
 import json
 import os
@@ -55,7 +56,9 @@ def begin(*arguments: str | Path) -> "subprocess.Popen[str]":
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a test run in the background ignores
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # which a test run in the background ignores
     )
 
 
@@ -65,7 +68,9 @@ def finish(*arguments: str | Path) -> None:
     assert process.returncode == 0, stderr
 
 
-def until(what: Callable[[], Any], process: "subprocess.Popen[str] | None" = None, seconds: float = 90) -> None:
+def until(
+    what: Callable[[], Any], process: "subprocess.Popen[str] | None" = None, seconds: float = 90
+) -> None:
     """Wait for `what`, which a process that has ended cannot bring about any more."""
     end = time.monotonic() + seconds
     while not what():
@@ -92,7 +97,8 @@ stages = [{name = "STAGE", noise_multiplier = 1.0}]
 
 
 def undisturbed(plan: Path, out: Path, secrets: tuple[Path, Path] | None = None) -> Path:
-    """The same run in this process, without a command line and with the engine that has no processes."""
+    """The same run in this process, without a command line and with the engine that has no
+    processes."""
     chosen = read_plan(plan, ["engine=inprocess"])
     site = open_run_site(chosen)
     folder = create(chosen, out)
@@ -105,10 +111,14 @@ def undisturbed(plan: Path, out: Path, secrets: tuple[Path, Path] | None = None)
 
 
 def kill_somewhere(plan: Path, out: Path, draws: random.Random) -> None:
-    """Run until a round drawn at random is done, a moment drawn at random longer, and then not a step further."""
+    """Run until a round drawn at random is done, a moment drawn at random longer, and then not a
+    step further."""
     process = begin("run", plan, "--out", out, "--quiet")
     line = draws.randrange(5)
-    until(lambda: len(read_rounds(RunFolder(out))) >= line and (out / "partition.json").exists(), process)
+    until(
+        lambda: len(read_rounds(RunFolder(out))) >= line and (out / "partition.json").exists(),
+        process,
+    )
     time.sleep(draws.uniform(0, 0.6))
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
@@ -125,13 +135,16 @@ def test_a_run_killed_at_a_random_moment(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("stage", ["client_dp", "local_dp"])
 def test_a_private_run_killed_at_a_random_moment(tmp_path: Path, stage: str) -> None:
-    """Its noise is that of its secret, so that an undisturbed run with the same one ends in the same bits."""
+    """Its noise is that of its secret, so that an undisturbed run with the same one ends in the
+    same bits."""
     plan = write(tmp_path / "plan.toml", PRIVATE.replace("STAGE", stage))
     killed = RunFolder(tmp_path / "killed")
     kill_somewhere(plan, killed.path, random.Random(3))
     finish("run", "--resume", killed.path)
     assert_same_end(killed.path, undisturbed(plan, tmp_path / "undisturbed", killed.secrets))
-    ours, theirs = (read_rounds(RunFolder(tmp_path / name))[-1] for name in ("killed", "undisturbed"))
+    ours, theirs = (
+        read_rounds(RunFolder(tmp_path / name))[-1] for name in ("killed", "undisturbed")
+    )
     assert ours["privacy"] == theirs["privacy"] and ours["privacy"]["epsilon"] > 0
 
 
@@ -150,7 +163,12 @@ def test_a_run_killed_at_many_random_moments(tmp_path: Path, text: str) -> None:
 def file_events(folder: Path, chosen: str) -> str:
     script = f"import crashes; crashes.kill_at_file_events({str(folder)!r}, {chosen!r})"
     ended = subprocess.run(
-        [sys.executable, "-c", script], cwd=TESTS, capture_output=True, text=True, check=False, timeout=1200
+        [sys.executable, "-c", script],
+        cwd=TESTS,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1200,
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout.splitlines()[-1]
@@ -214,7 +232,9 @@ def test_ctrl_c_while_the_workers_are_being_loaded(tmp_path: Path) -> None:
         pytest.skip("processes are looked up in /proc")
     plan = write(tmp_path / "plan.toml", 'engine = "processes"\n', BLOBS)
     process = begin("run", plan, "--out", tmp_path / "run", "--workers", "2", "--quiet")
-    until(lambda: len(children(process.pid)) > 2, process)  # beside the workers there is a tracker of resources
+    until(
+        lambda: len(children(process.pid)) > 2, process
+    )  # beside the workers there is a tracker of resources
     workers = children(process.pid)
     time.sleep(0.6)  # they import torch meanwhile
     os.killpg(process.pid, signal.SIGINT)
@@ -226,8 +246,12 @@ def test_ctrl_c_while_the_workers_are_being_loaded(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
-    """The system's limit on the size of a file stands for the disk: rounds.jsonl is the first to grow beyond it."""
-    plan, out = write(tmp_path / "plan.toml", BLOBS.replace("rounds = 3", "rounds = 30")), tmp_path / "run"
+    """The system's limit on the size of a file stands for the disk: rounds.jsonl is the first to
+    grow beyond it."""
+    plan, out = (
+        write(tmp_path / "plan.toml", BLOBS.replace("rounds = 3", "rounds = 30")),
+        tmp_path / "run",
+    )
     limited = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
         "from fedpeft.cli.app import app; app(sys.argv[1:])"
@@ -238,7 +262,8 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     )  # fmt: skip
     assert ended.returncode == 1
     assert ended.stderr.splitlines() == [
-        f"error: {out} cannot be written: File too large: what is done is kept; go on with `fedpeft run --resume {out}`"
+        f"error: {out} cannot be written: File too large: what is done is kept; go on with "
+        f"`fedpeft run --resume {out}`"
     ]
     done = len(read_rounds(RunFolder(out)))
     assert 3 < done < 30
@@ -249,7 +274,9 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["inprocess", "processes"])
-def test_a_disk_that_is_full_for_a_clients_memory_loses_nothing(tmp_path: Path, engine: str) -> None:
+def test_a_disk_that_is_full_for_a_clients_memory_loses_nothing(
+    tmp_path: Path, engine: str
+) -> None:
     stage = f'stages = [{{name = "crashes:FullDisk", folder = "{tmp_path}", client = "c002", round = 1}}]\n'
     text = stage + BLOBS.replace("cohort = 2", "cohort = 4")
     plan, out = write(tmp_path / "plan.toml", text), tmp_path / "run"
@@ -258,14 +285,21 @@ def test_a_disk_that_is_full_for_a_clients_memory_loses_nothing(tmp_path: Path, 
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert stderr.splitlines() == [
-        f"error: {out} cannot be written: File too large: what is done is kept; go on with `fedpeft run --resume {out}`"
+        f"error: {out} cannot be written: File too large: what is done is kept; go on with "
+        f"`fedpeft run --resume {out}`"
     ]
     assert len(read_rounds(RunFolder(out))) == 1
-    assert [path.name for path in Folder(out / "clients").place("c002").iterdir()] == ["0.safetensors"]
+    assert [path.name for path in Folder(out / "clients").place("c002").iterdir()] == [
+        "0.safetensors"
+    ]
     (tmp_path / "full").unlink()
     finish("run", "--resume", out)
     assert_same_end(out, undisturbed(plan, tmp_path / "undisturbed"))
-    assert not any(client.get("failed") for line in read_rounds(RunFolder(out)) for client in line["clients"].values())
+    assert not any(
+        client.get("failed")
+        for line in read_rounds(RunFolder(out))
+        for client in line["clients"].values()
+    )
 
 
 def test_a_closed_pipe_is_no_full_disk(tmp_path: Path) -> None:

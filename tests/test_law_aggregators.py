@@ -20,7 +20,10 @@ def cohort(size: int, dtype: torch.dtype = torch.float32) -> list[Update]:
     return [
         Update(
             f"c{k}",
-            {"a": torch.randn(2, 3, generator=draws).to(dtype), "s": torch.randn((), generator=draws).to(dtype)},
+            {
+                "a": torch.randn(2, 3, generator=draws).to(dtype),
+                "s": torch.randn((), generator=draws).to(dtype),
+            },
             float(k + 1),
             {"loss": Weighted(2.0 * k, k + 1.0)},
         )
@@ -93,7 +96,10 @@ def test_weights_and_metrics_are_summed(name: str) -> None:
 def test_a_metric_that_only_some_have(name: str) -> None:
     [first, second] = cohort(2)
     extra = Update("c2", second.delta, 2.0, {"accuracy": Weighted(1.0, 2.0)})
-    assert reduced(name, [first, extra]).metrics == {"loss": Weighted(0.0, 1.0), "accuracy": Weighted(1.0, 2.0)}
+    assert reduced(name, [first, extra]).metrics == {
+        "loss": Weighted(0.0, 1.0),
+        "accuracy": Weighted(1.0, 2.0),
+    }
 
 
 @every
@@ -102,7 +108,10 @@ def test_narrow_types_are_summed_in_a_wide_one(name: str, dtype: torch.dtype) ->
     """bfloat16 counts to 256 and no further: 1 + 256 is 256."""
     updates = [Update(u.client, u.delta, 1.0) for u in cohort(400, dtype)]
     got = reduced(name, updates).delta["a"]
-    wide = [Update(u.client, {"a": u.delta["a"].double(), "s": u.delta["s"].double()}, 1.0) for u in updates]
+    wide = [
+        Update(u.client, {"a": u.delta["a"].double(), "s": u.delta["s"].double()}, 1.0)
+        for u in updates
+    ]
     want = reduced(name, wide).delta["a"]
     assert got.dtype == dtype
     torch.testing.assert_close(got.double(), want, rtol=torch.finfo(dtype).eps, atol=1e-6)
@@ -155,7 +164,16 @@ def test_trimmed_means_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("trim", "clients", "dropped"),
-    [(0.1, 8, 1), (0.1, 10, 1), (0.1, 11, 2), (0.1, 2, 0), (0.1, 1, 0), (0.49, 3, 1), (0.07, 100, 7), (0.0, 9, 0)],
+    [
+        (0.1, 8, 1),
+        (0.1, 10, 1),
+        (0.1, 11, 2),
+        (0.1, 2, 0),
+        (0.1, 1, 0),
+        (0.49, 3, 1),
+        (0.07, 100, 7),
+        (0.0, 9, 0),
+    ],
 )
 def test_how_many_are_trimmed(trim: float, clients: int, dropped: int) -> None:
     assert build("aggregator", {"name": "trimmed_mean", "trim": trim}).dropped(clients) == dropped
@@ -183,15 +201,20 @@ def test_a_minority_cannot_pull_the_robust_ones_away(name: object) -> None:
 
 
 def test_krum_by_hand() -> None:
-    """Seven clients, f = 2, so the three nearest: of 0, 1, 2, 3, 9, 50, 51 the scores are 14, 6, 6, 14, 149, ..."""
+    """Seven clients, f = 2, so the three nearest: of 0, 1, 2, 3, 9, 50, 51 the scores are 14, 6, 6,
+    14, 149, ..."""
     seven = of(0, 1, 2, 3, 9, 50, 51, weights=(1, 1, 1, 1, 1, 1, 1000))
     values = [one.delta["a"].item() for one in seven]
     assert [values[k] for k in ranked(seven, 0.25)[:4]] == [2, 1, 3, 0], "2 is nearer to all than 1"
     assert reduced({"name": "krum", "attackers": 0.25}, seven).delta["a"].item() == 2
-    assert reduced({"name": "multi_krum", "attackers": 0.25}, seven).delta["a"].item() == 3  # of 0, 1, 2, 3, 9
+    assert (
+        reduced({"name": "multi_krum", "attackers": 0.25}, seven).delta["a"].item() == 3
+    )  # of 0, 1, 2, 3, 9
     pairs = cohort_of_pairs()
     one = reduced("krum", pairs).delta
-    assert any(equal(one, update.delta) for update in pairs), "an update as it came, all its tensors of one client"
+    assert any(equal(one, update.delta) for update in pairs), (
+        "an update as it came, all its tensors of one client"
+    )
 
 
 def cohort_of_pairs() -> list[Update]:
@@ -199,7 +222,8 @@ def cohort_of_pairs() -> list[Update]:
 
 
 @pytest.mark.parametrize(
-    ("share", "clients", "count"), [(0.2, 10, 2), (0.2, 11, 3), (0.3, 10, 3), (0.2, 4, 0), (0.4, 5, 1), (0.0, 9, 0)]
+    ("share", "clients", "count"),
+    [(0.2, 10, 2), (0.2, 11, 3), (0.3, 10, 3), (0.2, 4, 0), (0.4, 5, 1), (0.0, 9, 0)],
 )
 def test_how_many_attackers_krum_bears(share: float, clients: int, count: int) -> None:
     assert borne(share, clients) == count
@@ -214,13 +238,14 @@ def test_a_share_of_attackers_out_of_range(name: str, share: float) -> None:
 
 def in_the_plane(*points: tuple[float, float]) -> list[Update]:
     return [
-        Update(f"c{k}", {"x": torch.tensor(float(x)), "y": torch.tensor([float(y)])}) for k, (x, y) in enumerate(points)
+        Update(f"c{k}", {"x": torch.tensor(float(x)), "y": torch.tensor([float(y)])})
+        for k, (x, y) in enumerate(points)
     ]
 
 
 def test_geometric_medians_by_hand() -> None:
-    """Of a triangle Fermat's point, which sees each side under 120 degrees; of a convex quadrangle where its diagonals
-    cross; of points of which half are one, that one."""
+    """Of a triangle Fermat's point, which sees each side under 120 degrees; of a convex quadrangle
+    where its diagonals cross; of points of which half are one, that one."""
     height = 3**0.5 / 2
     fermat = reduced("geometric_median", in_the_plane((0, 0), (1, 0), (0.5, height))).delta
     torch.testing.assert_close(fermat["x"], torch.tensor(0.5))

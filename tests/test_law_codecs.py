@@ -23,7 +23,9 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = ((), (0,), (1,), (7,), (3, 0, 2), (4, 5), (2, 3, 4))
 
 
-def drawn(shape: tuple[int, ...], dtype: torch.dtype, scale: float, draws: torch.Generator) -> torch.Tensor:
+def drawn(
+    shape: tuple[int, ...], dtype: torch.dtype, scale: float, draws: torch.Generator
+) -> torch.Tensor:
     if dtype.is_floating_point:
         return (torch.randn(shape, generator=draws) * scale).to(dtype)
     return torch.randint(0, 2, shape, generator=draws).to(dtype)
@@ -32,9 +34,15 @@ def drawn(shape: tuple[int, ...], dtype: torch.dtype, scale: float, draws: torch
 @st.composite
 def named_tensors(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = FLOATS) -> Tensors:
     draws = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    called = draw(st.lists(st.sampled_from(["a", "b.weight", "c/d.é", "layer.0.bias", ""]), unique=True, max_size=4))
+    called = draw(
+        st.lists(
+            st.sampled_from(["a", "b.weight", "c/d.é", "layer.0.bias", ""]), unique=True, max_size=4
+        )
+    )
     scales = st.sampled_from([0.0, 1e-3, 1.0, 300.0])
-    kinds = [(draw(st.sampled_from(SHAPES)), draw(st.sampled_from(dtypes)), draw(scales)) for _ in called]
+    kinds = [
+        (draw(st.sampled_from(SHAPES)), draw(st.sampled_from(dtypes)), draw(scales)) for _ in called
+    ]
     return {name: drawn(*kind, draws) for name, kind in zip(called, kinds, strict=True)}
 
 
@@ -55,7 +63,9 @@ def resealed(blob: bytes) -> bytes:
 
 @every
 @given(x=named_tensors())
-def test_names_shapes_and_types_are_kept_and_a_second_time_changes_nothing(name: str, x: Tensors) -> None:
+def test_names_shapes_and_types_are_kept_and_a_second_time_changes_nothing(
+    name: str, x: Tensors
+) -> None:
     codec: Codec = build("codec", name)
     once = codec.decode(codec.encode(x))
     assert layout(once) == layout(x) == layout_of(codec.encode(x))
@@ -126,7 +136,8 @@ def rewritten(blob: bytes, draws: Random) -> bytes:
 
 
 def fuzz(codec: Codec, times: int) -> None:
-    """Whatever comes: a WireError, or tensors of the declared layout that are not much larger than the blob."""
+    """Whatever comes: a WireError, or tensors of the declared layout that are not much larger than
+    the blob."""
     draws = Random(times)
     blob = codec.encode(example())
     for _ in range(times):
@@ -155,7 +166,9 @@ def test_fuzz_long(name: str) -> None:
 
 
 @every
-@pytest.mark.parametrize("shape", [[2**39] * 3, [0, 2**62, 2**62], [1] * 1000, [-1], [1.5], ["4"], [True], [[4]]])
+@pytest.mark.parametrize(
+    "shape", [[2**39] * 3, [0, 2**62, 2**62], [1] * 1000, [-1], [1.5], ["4"], [True], [[4]]]
+)
 def test_an_impossible_shape_is_a_wire_error(name: str, shape: list[object]) -> None:
     with pytest.raises(WireError, match="impossible shape"):
         build("codec", name).decode(frame([[["a", shape, "float32"]]], b""))
@@ -184,19 +197,27 @@ def test_numbers_by_hand() -> None:
     assert rounded("float16", [0.1, -65504.0]) == [0.0999755859375, -65504.0]
     assert rounded("bfloat16", [0.1, -65504.0]) == [0.10009765625, -65536.0]
     codes = [127, -64, 13, 0]  # of 1, -0.5, 0.1, 0.001: 127 x, rounded to nearest, a half to even
-    assert rounded("int8", [1.0, -0.5, 0.1, 0.001]) == pytest.approx([q / 127 for q in codes], abs=1e-7)
+    assert rounded("int8", [1.0, -0.5, 0.1, 0.001]) == pytest.approx(
+        [q / 127 for q in codes], abs=1e-7
+    )
     assert rounded({"name": "topk", "density": 0.5}, [1.0, -4.0, 2.0, 3.0]) == [0.0, -4.0, 0.0, 3.0]
 
 
 def test_the_largest_are_of_all_tensors_as_one_vector() -> None:
     codec = build("codec", {"name": "topk", "density": 0.25})
-    got = codec.decode(codec.encode({"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([[9.0, 8.0, 0.0, 0, 0]])}))
+    got = codec.decode(
+        codec.encode(
+            {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([[9.0, 8.0, 0.0, 0, 0]])}
+        )
+    )
     assert got["a"].tolist() == [0, 0, 0] and got["b"].tolist() == [[9, 8, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("value", [70_000.0, float("inf"), float("nan")])
 def test_what_float16_cannot_hold_is_refused_when_it_is_sent(value: float) -> None:
-    with pytest.raises(ValueError, match=r"'a' has an entry of magnitude .* use the codec bfloat16"):
+    with pytest.raises(
+        ValueError, match=r"'a' has an entry of magnitude .* use the codec bfloat16"
+    ):
         build("codec", "float16").encode({"a": torch.tensor([1.0, value])})
 
 
@@ -238,12 +259,16 @@ def test_positions_come_back(n: int, share: float, seed: int) -> None:
 
 def test_positions_cost_little_more_than_their_information() -> None:
     n, k = 100_000, 1_000
-    assert positions.size(k, n) * 8 / k < 9  # the logarithm of n over k, to base 2, is 8.06 bits an entry
+    assert (
+        positions.size(k, n) * 8 / k < 9
+    )  # the logarithm of n over k, to base 2, is 8.06 bits an entry
     assert positions.size(n, n) == positions.size(0, 0) == 0
 
 
 def test_a_position_beyond_the_end_is_a_wire_error() -> None:
-    index = torch.tensor([3, 40, 96])  # 96 is 12 * 8 + 0 in blocks of 8; 12 * 8 + 7 would fit the code, not the 100
+    index = torch.tensor(
+        [3, 40, 96]
+    )  # 96 is 12 * 8 + 0 in blocks of 8; 12 * 8 + 7 would fit the code, not the 100
     n = 100
     body = bytearray(positions.encode(index, n))
     low = (n // len(index)).bit_length() - 1

@@ -22,7 +22,9 @@ GRADIENT = {"a": torch.tensor([0.1, 0.2, -0.3]), "b": torch.full((2, 2), 0.7)}
 
 def received_by(correction: Correction, share: float = 0.0) -> Tensors:
     shared = {n: torch.full_like(x, share) for n, x in PARAMS.items()}
-    return PARAMS | {key: x for prefix in correction.shares for key, x in prefixed(prefix, shared).items()}
+    return PARAMS | {
+        key: x for prefix in correction.shares for key, x in prefixed(prefix, shared).items()
+    }
 
 
 def clones(x: Tensors) -> dict[str, Tensor]:
@@ -31,7 +33,8 @@ def clones(x: Tensors) -> dict[str, Tensor]:
 
 @every
 def test_at_the_start_nothing_is_corrected(name: str) -> None:
-    """Where it was received, with no memory and nothing shared yet, the gradient is the client's own."""
+    """Where it was received, with no memory and nothing shared yet, the gradient is the client's
+    own."""
     correction: Correction = build("correction", name)
     held = correction.begin(received_by(correction), {})
     assert equal(correction.apply(GRADIENT, PARAMS, held), GRADIENT)
@@ -47,8 +50,13 @@ def test_names_shapes_and_types_stay_and_arguments_are_not_touched(name: str) ->
         olds = clones(received), clones(memory), clones(delta), clones(GRADIENT), clones(NOW)
         corrected = correction.apply(GRADIENT, NOW, correction.begin(received, memory))
         sent, kept = correction.finish(delta, received, memory, path)
-        assert all(equal(x, old) for x, old in zip((received, memory, delta, GRADIENT, NOW), olds, strict=True))
-        assert layout(corrected) == layout(GRADIENT) and sorted(layout(sent)) == sorted(layout(received))
+        assert all(
+            equal(x, old)
+            for x, old in zip((received, memory, delta, GRADIENT, NOW), olds, strict=True)
+        )
+        assert layout(corrected) == layout(GRADIENT) and sorted(layout(sent)) == sorted(
+            layout(received)
+        )
         assert equal(beside(correction.shares, sent), delta)
         memory = dict(kept)
 
@@ -63,7 +71,9 @@ def test_only_what_has_a_gradient_is_corrected(name: str) -> None:
 def test_prox_by_hand() -> None:
     correction = build("correction", {"name": "prox", "mu": 0.5})
     got = correction.apply(GRADIENT, NOW, correction.begin(PARAMS, {}))
-    torch.testing.assert_close(got["a"], torch.tensor([0.35, 0.2, -0.05]))  # 0.1 + 0.5 (1 - 0.5), and so on
+    torch.testing.assert_close(
+        got["a"], torch.tensor([0.35, 0.2, -0.05])
+    )  # 0.1 + 0.5 (1 - 0.5), and so on
     torch.testing.assert_close(got["b"], torch.full((2, 2), 0.2))
 
 
@@ -79,9 +89,13 @@ def test_a_mu_out_of_range(mu: float) -> None:
 
 
 def test_scaffold_by_hand() -> None:
-    """c = 1, c_i = 0.5, g = 2: g - c_i + c = 2.5; with delta = -0.2 over a path of 0.1, c_i = 0.5 - 1 + 2 = 1.5."""
+    """c = 1, c_i = 0.5, g = 2: g - c_i + c = 2.5; with delta = -0.2 over a path of 0.1, c_i = 0.5 -
+    1 + 2 = 1.5."""
     correction = build("correction", "scaffold")
-    received, memory = {"a": torch.tensor([7.0]), "c/a": torch.tensor([1.0])}, {"a": torch.tensor([0.5])}
+    received, memory = (
+        {"a": torch.tensor([7.0]), "c/a": torch.tensor([1.0])},
+        {"a": torch.tensor([0.5])},
+    )
     held = correction.begin(received, memory)
     assert correction.apply({"a": torch.tensor([2.0])}, received, held)["a"].item() == 2.5
     sent, kept = correction.finish({"a": torch.tensor([-0.2])}, received, memory, torch.tensor(0.1))
@@ -116,7 +130,11 @@ class Slope:
         return (self.slope * params["x"]).reshape(1)
 
     def gradient(self, params: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
-        return {"x": torch.full_like(params["x"], self.slope)}, self(params, batch), {"mean": params["mean"] + 1}
+        return (
+            {"x": torch.full_like(params["x"], self.slope)},
+            self(params, batch),
+            {"mean": params["mean"] + 1},
+        )
 
     def gradients(self, params: Tensors, batch: Batch) -> Tensors:
         return {"x": self.gradient(params, batch)[0]["x"][None]}
@@ -149,10 +167,16 @@ def local_of(**settings: object) -> Local:
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
 def test_a_control_variate_is_the_clients_own_mean_gradient(momentum: float, schedule: str) -> None:
-    """With any momentum and schedule, whatever c and c_i were: on a slope of 3, the new c_i is 3."""
+    """With any momentum and schedule, whatever c and c_i were: on a slope of 3, the new c_i is
+    3."""
     optimizer = {"name": "sgd", "momentum": momentum, "nesterov": momentum > 0}
     local = local_of(correction="scaffold", schedule=schedule, warmup=0.2, optimizer=optimizer)
-    received = {"x": torch.tensor([5.0]), "mean": torch.zeros(1), "c/x": torch.tensor([1.0]), "c/mean": torch.ones(1)}
+    received = {
+        "x": torch.tensor([5.0]),
+        "mean": torch.zeros(1),
+        "c/x": torch.tensor([1.0]),
+        "c/mean": torch.ones(1),
+    }
     delta, kept = descend(local, Slope(3.0), received, {"x": torch.tensor([-2.0])}, context(7))
     assert kept.keys() == {"x"} and kept["x"].item() == pytest.approx(3, abs=1e-4)
     assert delta["c/x"].item() == pytest.approx(5, abs=1e-4)
@@ -160,7 +184,8 @@ def test_a_control_variate_is_the_clients_own_mean_gradient(momentum: float, sch
 
 
 def rounds_of(correction: str) -> Iterator[float]:
-    """Two clients that want different things, many local steps: where the server's number is after each round."""
+    """Two clients that want different things, many local steps: where the server's number is after
+    each round."""
     server = build("server", "scaffold" if correction == "scaffold" else "average")
     local, mean = local_of(correction=correction, lr=0.05), build("aggregator", "mean")
     clients: Sequence[Bowl] = (Bowl(1.0, 1.0), Bowl(10.0, -1.0))
@@ -172,12 +197,15 @@ def rounds_of(correction: str) -> Iterator[float]:
             delta, memory[k] = descend(local, bowl, params, memory[k], context(20))
             updates.append(Update(str(k), delta))
         update = mean(updates, State(0, params), lambda _: {})
-        params, kept = server.step(params, kept, update.delta, Cohort(0, 2, 2, {"0": 1.0, "1": 1.0}, 0))
+        params, kept = server.step(
+            params, kept, update.delta, Cohort(0, 2, 2, {"0": 1.0, "1": 1.0}, 0)
+        )
         yield params["x"].item()
 
 
 def test_scaffold_finds_the_common_minimum_where_averaging_does_not() -> None:
-    """The mean of the two losses is least at (1 * 1 - 10 * 1) / 11; many local steps pull the plain average off it."""
+    """The mean of the two losses is least at (1 * 1 - 10 * 1) / 11; many local steps pull the plain
+    average off it."""
     *_, scaffold = rounds_of("scaffold")
     *_, average = rounds_of("none")
     assert scaffold == pytest.approx(-9 / 11, abs=1e-4)
@@ -201,9 +229,13 @@ def rates(schedule: str, warmup: float) -> list[float]:
 def test_schedules_by_hand() -> None:
     assert rates("constant", 0.0) == pytest.approx([0.5] * 8)
     assert rates("linear", 0.0) == pytest.approx([0.5 * (1 - k / 8) for k in range(8)], abs=1e-6)
-    assert rates("cosine", 0.0) == pytest.approx([0.25 * (1 + cos(pi * k / 8)) for k in range(8)], abs=1e-6)
+    assert rates("cosine", 0.0) == pytest.approx(
+        [0.25 * (1 + cos(pi * k / 8)) for k in range(8)], abs=1e-6
+    )
     assert rates("constant", 0.5) == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5, 0.5, 0.5, 0.5])
-    assert rates("linear", 0.5) == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5, 0.375, 0.25, 0.125], abs=1e-6)
+    assert rates("linear", 0.5) == pytest.approx(
+        [0.125, 0.25, 0.375, 0.5, 0.5, 0.375, 0.25, 0.125], abs=1e-6
+    )
 
 
 def test_clipping_by_hand() -> None:

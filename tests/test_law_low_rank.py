@@ -12,7 +12,9 @@ from fedpeft.core.tensors import equal, layout, under
 from fedpeft.core.types import State, Tensors, Update
 from fedpeft.registry import build, names
 
-KNOWING = [name for name in sorted(names("aggregator")) if isinstance(build("aggregator", name), LowRank)]
+KNOWING = [
+    name for name in sorted(names("aggregator")) if isinstance(build("aggregator", name), LowRank)
+]
 A, B = "net.lora_A.default.weight", "net.lora_B.default.weight"
 OUT, IN, FULL = 6, 9, 4
 every = pytest.mark.parametrize("name", KNOWING)
@@ -21,14 +23,19 @@ ranked = pytest.mark.parametrize("ranks", [[4], [4, 4, 4], [1, 2, 4], [4, 2] * 9
 
 def a_state() -> State:
     draws = torch.Generator().manual_seed(0)
-    factors = {A: torch.randn(FULL, IN, generator=draws), B: torch.randn(OUT, FULL, generator=draws)}
+    factors = {
+        A: torch.randn(FULL, IN, generator=draws),
+        B: torch.randn(OUT, FULL, generator=draws),
+    }
     return State(0, {**factors, "head": torch.ones(2)})
 
 
 def cohort(ranks: list[int], still: str = "") -> list[Update]:
     draws, updates = torch.Generator().manual_seed(5), []
     for k, rank in enumerate(ranks):
-        delta = {n: torch.randn(x.shape, generator=draws) for n, x in cut(a_state().params, rank).items()}
+        delta = {
+            n: torch.randn(x.shape, generator=draws) for n, x in cut(a_state().params, rank).items()
+        }
         sent = {n: x for n, x in delta.items() if not still or f".lora_{still}." not in n}
         updates.append(Update(f"c{k}", sent, float(k + 1)))
     return updates
@@ -96,16 +103,23 @@ def test_equal_ranks_averaged_are_the_mean_to_the_bit() -> None:
 
 
 def test_averages_by_hand() -> None:
-    """Two clients of rank 1 and 2 on one weight: A = (1, 0) and (0, 2), B = (3, 0) and (1, 1), equal weights."""
+    """Two clients of rank 1 and 2 on one weight: A = (1, 0) and (0, 2), B = (3, 0) and (1, 1),
+    equal weights."""
     state = State(0, {A: torch.zeros(2, 1), B: torch.zeros(1, 2)})
     one = Update("one", {A: torch.tensor([[1.0]]), B: torch.tensor([[3.0]])})
     two = Update("two", {A: torch.tensor([[0.0], [2.0]]), B: torch.tensor([[1.0, 1.0]])})
     held = {"one": cut(state.params, 1), "two": state.params}
     fedit = build("aggregator", "fedit")([one, two], state, held.__getitem__)
-    assert fedit.delta[A].flatten().tolist() == [0.5, 1.0] and fedit.delta[B].flatten().tolist() == [2.0, 0.5]
-    assert fedit.error == pytest.approx((2.5 - 1.5) / 2.5)  # the products are 3 and 2; 2·0.5 + 0.5·1
+    assert fedit.delta[A].flatten().tolist() == [0.5, 1.0] and fedit.delta[
+        B
+    ].flatten().tolist() == [2.0, 0.5]
+    assert fedit.error == pytest.approx(
+        (2.5 - 1.5) / 2.5
+    )  # the products are 3 and 2; 2·0.5 + 0.5·1
     hetlora = build("aggregator", "hetlora")([one, two], state, held.__getitem__)
-    torch.testing.assert_close(hetlora.delta[B], torch.tensor([[0.6 * 3 + 0.4, 0.4]]))  # weights as 3 to 2
+    torch.testing.assert_close(
+        hetlora.delta[B], torch.tensor([[0.6 * 3 + 0.4, 0.4]])
+    )  # weights as 3 to 2
     assert hetlora.weight == 2
 
 

@@ -12,7 +12,11 @@ from fedpeft.registry import build, names
 
 every = pytest.mark.parametrize("name", sorted(names("optimizer")))
 
-PARAMS = {"a": torch.tensor([0.5, -1.0, 2.0]), "b.weight": torch.linspace(-1, 1, 6).view(2, 3), "s": torch.tensor(0.3)}
+PARAMS = {
+    "a": torch.tensor([0.5, -1.0, 2.0]),
+    "b.weight": torch.linspace(-1, 1, 6).view(2, 3),
+    "s": torch.tensor(0.3),
+}
 Torch = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 
 TWINS: dict[str, list[tuple[dict[str, object], Torch]]] = {
@@ -20,7 +24,10 @@ TWINS: dict[str, list[tuple[dict[str, object], Torch]]] = {
         ({}, lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True)),
         ({"momentum": 0.0, "nesterov": False}, lambda p: torch.optim.SGD(p, 0.1)),
         ({"momentum": 0.5, "nesterov": False}, lambda p: torch.optim.SGD(p, 0.1, momentum=0.5)),
-        ({"weight_decay": 0.05}, lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=0.05, nesterov=True)),
+        (
+            {"weight_decay": 0.05},
+            lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=0.05, nesterov=True),
+        ),
         (
             {"momentum": 0.0, "nesterov": False, "weight_decay": 0.05},
             lambda p: torch.optim.SGD(p, 0.1, weight_decay=0.05),
@@ -76,7 +83,10 @@ def test_arguments_are_not_touched_and_names_shapes_and_types_stay(name: str) ->
         g, lr = gradient(seed, params), torch.tensor(0.1)
         olds = [{n: x.clone() for n, x in group.items()} for group in (params, memory, g)]
         moved, kept = optimizer.step(params, memory, g, lr)
-        assert all(equal(x, old) for x, old in zip((params, memory, g), olds, strict=True)) and lr == 0.1
+        assert (
+            all(equal(x, old) for x, old in zip((params, memory, g), olds, strict=True))
+            and lr == 0.1
+        )
         assert layout(moved) == layout(params) and sorted(layout(kept)) == sorted(layout(memory))
         params, memory = moved, kept
 
@@ -93,7 +103,9 @@ def test_the_first_step_goes_against_the_gradient(name: str) -> None:
 @every
 def test_a_rate_of_zero_moves_nothing(name: str) -> None:
     optimizer: Optimizer = build("optimizer", name)
-    moved, _ = optimizer.step(PARAMS, optimizer.init(PARAMS), gradient(1, PARAMS), torch.tensor(0.0))
+    moved, _ = optimizer.step(
+        PARAMS, optimizer.init(PARAMS), gradient(1, PARAMS), torch.tensor(0.0)
+    )
     assert equal(moved, PARAMS)
 
 
@@ -104,7 +116,9 @@ def test_buffers_have_a_memory_and_no_gradient(name: str) -> None:
     memory = optimizer.init(PARAMS)
     trained = {"a": PARAMS["a"]}
     for seed in range(2):
-        trained_now, memory = optimizer.step(trained, memory, gradient(seed, trained), torch.tensor(0.1))
+        trained_now, memory = optimizer.step(
+            trained, memory, gradient(seed, trained), torch.tensor(0.1)
+        )
         assert trained_now.keys() == {"a"}
 
 

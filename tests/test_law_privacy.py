@@ -1,4 +1,5 @@
-"""Laws of the stages that add noise: what a client can move is bounded, and the noise is as large as said."""
+"""Laws of the stages that add noise: what a client can move is bounded, and the noise is as large
+as said."""
 
 from dataclasses import replace
 from math import inf, sqrt
@@ -77,7 +78,9 @@ def test_a_long_update_is_clipped_again_where_it_arrives() -> None:
 
 def test_numbers_too_coarse_for_the_sensitivity_are_refused() -> None:
     with pytest.raises(ValueError, match="bfloat16"):
-        made("client_dp").on_client(Update("c0", {"a": torch.ones(3, dtype=torch.bfloat16)}), {}, CONTEXT)
+        made("client_dp").on_client(
+            Update("c0", {"a": torch.ones(3, dtype=torch.bfloat16)}), {}, CONTEXT
+        )
 
 
 @pytest.mark.parametrize("answered", [10, 7])
@@ -90,7 +93,9 @@ def test_the_servers_noise_is_z_c_over_m(answered: int) -> None:
 
 
 def test_a_clients_own_noise_is_z_c() -> None:
-    up, _ = made("local_dp", 0.5, 3.0).on_client(Update("c0", {"a": torch.zeros(200, 500)}), {}, CONTEXT)
+    up, _ = made("local_dp", 0.5, 3.0).on_client(
+        Update("c0", {"a": torch.zeros(200, 500)}), {}, CONTEXT
+    )
     assert float(up.delta["a"].std()) == pytest.approx(1.5, rel=0.02)
 
 
@@ -116,7 +121,8 @@ def test_a_client_that_drops_out_moves_the_result_by_no_more_than_c_over_m(other
     moved = float((released([*rest, Update("x", against)]) - released(rest)).norm())
     assert moved <= 1 / (others + 1) + 1e-6
     plain = [
-        float(torch.stack([u.delta["a"] for u in us]).mean(0).norm()) for us in ([*rest, Update("x", against)], rest)
+        float(torch.stack([u.delta["a"] for u in us]).mean(0).norm())
+        for us in ([*rest, Update("x", against)], rest)
     ]
     assert abs(plain[0] - plain[1]) > 1 / (others + 1) + 0.1
 
@@ -140,21 +146,27 @@ def test_noise_is_another_in_every_round_for_every_client_and_for_every_root(nam
         return noise(replace(CONTEXT, secret=key), replace(cohort(2, 2), secret=key))
 
     assert equal(with_key(SECRET), with_key(SECRET))
-    found = [with_key(key)["a"] for key in (SECRET, SECRET.at("round", 1), SECRET.at("c1"), Secret(bytes(32)))]
+    found = [
+        with_key(key)["a"]
+        for key in (SECRET, SECRET.at("round", 1), SECRET.at("c1"), Secret(bytes(32)))
+    ]
     assert all(not torch.equal(a, b) for k, a in enumerate(found) for b in found[:k])
     # and it is not the seed that a plan or a job holds which makes it
     assert equal(noise(replace(CONTEXT, seed=8), replace(cohort(2, 2), seed=8)), with_key(SECRET))
 
 
 def test_the_servers_noise_is_another_for_another_mean() -> None:
-    """Were it the same for a round that is done again with other replies, their difference would have none."""
+    """Were it the same for a round that is done again with other replies, their difference would
+    have none."""
     stage = made("client_dp", 1.0, 1.0)
     one, other = (Update("", {"a": torch.full((50,), x)}) for x in (0.0, 0.001))
     noise = [stage.on_server(u, cohort(2, 2)).delta["a"] - u.delta["a"] for u in (one, other)]
     assert float((noise[0] - noise[1]).abs().max()) > 0.1
 
 
-@pytest.mark.parametrize(("kind", "name"), [("stage", "client_dp"), ("stage", "local_dp"), ("local", "dp_sgd")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("stage", "client_dp"), ("stage", "local_dp"), ("local", "dp_sgd")]
+)
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
@@ -165,6 +177,8 @@ def test_the_servers_noise_is_another_for_another_mean() -> None:
         ({"clip_norm": inf, "noise_multiplier": 1.0}, "clip_norm must be finite"),
     ],
 )
-def test_values_that_no_gaussian_has(kind: str, name: str, settings: dict[str, float], reason: str) -> None:
+def test_values_that_no_gaussian_has(
+    kind: str, name: str, settings: dict[str, float], reason: str
+) -> None:
     with pytest.raises(ValueError, match=reason):
         type(build(kind, name))(**settings)

@@ -39,7 +39,9 @@ def test_the_first_step_goes_along_the_delta(name: str) -> None:
 def test_without_a_delta_nothing_moves(name: str) -> None:
     server: ServerOptimizer = build("server", name)
     params, memory = server.init(PARAMS)
-    moved, _ = server.step(params, memory, {n: torch.zeros_like(x) for n, x in params.items()}, COHORT)
+    moved, _ = server.step(
+        params, memory, {n: torch.zeros_like(x) for n, x in params.items()}, COHORT
+    )
     assert equal(moved, params)
 
 
@@ -53,7 +55,9 @@ def test_arguments_are_not_touched_and_names_shapes_and_types_stay(name: str) ->
         olds = clones(params), clones(memory), clones(delta)
         moved, kept = server.step(params, memory, delta, COHORT)
         assert all(equal(x, old) for x, old in zip((params, memory, delta), olds, strict=True))
-        assert sorted(layout(moved)) == sorted(layout(params)) and sorted(layout(kept)) == sorted(layout(memory))
+        assert sorted(layout(moved)) == sorted(layout(params)) and sorted(layout(kept)) == sorted(
+            layout(memory)
+        )
         assert finite(moved) and finite(kept)
         params, memory = moved, kept
     assert equal(PARAMS, before)
@@ -83,7 +87,9 @@ def walk(spec: object, deltas: list[float]) -> list[float]:
     params, memory = server.init({"a": torch.ones(1, dtype=torch.float64)})
     path = []
     for delta in deltas:
-        params, memory = server.step(params, memory, {"a": torch.tensor([delta], dtype=torch.float64)}, COHORT)
+        params, memory = server.step(
+            params, memory, {"a": torch.tensor([delta], dtype=torch.float64)}, COHORT
+        )
         path.append(params["a"].item())
     return path
 
@@ -134,7 +140,9 @@ def test_the_first_step_of_adam_by_hand() -> None:
 
 
 @pytest.mark.parametrize("inner", ["average", "momentum", "adam"])
-def test_scaffold_moves_the_parameters_by_the_inner_optimizer_and_c_by_the_share_that_answered(inner: str) -> None:
+def test_scaffold_moves_the_parameters_by_the_inner_optimizer_and_c_by_the_share_that_answered(
+    inner: str,
+) -> None:
     alone: ServerOptimizer = build("server", inner)
     server: ServerOptimizer = build("server", {"name": "scaffold", "inner": inner})
     assert server.keeps == ("c",)

@@ -27,7 +27,10 @@ def made(name: str) -> Stage:
 
 def update(seed: int, dtype: torch.dtype = torch.float32) -> Update:
     draws = torch.Generator().manual_seed(seed)
-    delta = {"a": torch.randn(4, 5, generator=draws).to(dtype), "b": torch.randn(3, generator=draws).to(dtype)}
+    delta = {
+        "a": torch.randn(4, 5, generator=draws).to(dtype),
+        "b": torch.randn(3, generator=draws).to(dtype),
+    }
     return Update("c0", delta, 2.0, {"loss": Weighted(1.0, 2.0)})
 
 
@@ -75,7 +78,9 @@ def test_error_feedback_sends_everything_in_the_end() -> None:
         up, memory = stage.on_client(Update("c0", {"a": delta}), memory, CONTEXT)
         sent = sent + up.delta["a"]
         waiting.append(memory["a"].tolist())
-    assert waiting == [[0, -3, 2, 1], [0, 0, 2, 1], [0, 0, 0, 1], [0, 0, 0, 0]] and torch.equal(sent, first)
+    assert waiting == [[0, -3, 2, 1], [0, 0, 2, 1], [0, 0, 0, 1], [0, 0, 0, 0]] and torch.equal(
+        sent, first
+    )
 
 
 def test_what_waits_is_added_to_what_comes() -> None:
@@ -92,7 +97,11 @@ def test_with_a_lossless_codec_it_is_the_identity(codec: dict[str, object]) -> N
     memory: Tensors = {}
     for seed in range(3):
         up, memory = stage.on_client(update(seed), memory, CONTEXT)
-        assert equal(up.delta, update(seed).delta) and up.weight == 2.0 and up.metrics == update(seed).metrics
+        assert (
+            equal(up.delta, update(seed).delta)
+            and up.weight == 2.0
+            and up.metrics == update(seed).metrics
+        )
         assert all(not x.any() for x in memory.values())
 
 
@@ -108,7 +117,9 @@ def test_sent_and_waiting_are_all_that_came(codec: str, dtype: torch.dtype, seed
         up, memory = stage.on_client(given_, memory, CONTEXT)
         came, sent = came + given_.delta["a"].double(), sent + up.delta["a"].double()
         codec_ = build("codec", codec)
-        assert equal(codec_.decode(codec_.encode(up.delta)), up.delta)  # the uplink drops nothing further
+        assert equal(
+            codec_.decode(codec_.encode(up.delta)), up.delta
+        )  # the uplink drops nothing further
     torch.testing.assert_close(sent + memory["a"].double(), came, rtol=0, atol=1e-5)
     assert memory["a"].dtype == (torch.float64 if dtype is torch.float64 else torch.float32)
 

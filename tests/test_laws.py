@@ -22,15 +22,19 @@ from fedpeft.plan import read_plan
 from fedpeft.registry import build, names
 from fedpeft.site import open_site
 
-ROOMS = {kind: sorted(names(kind)) for kind in ("aggregator", "codec", "correction", "optimizer", "server", "stage")}
+ROOMS = {
+    kind: sorted(names(kind))
+    for kind in ("aggregator", "codec", "correction", "optimizer", "server", "stage")
+}
 DOWNLINKS = [name for name in ROOMS["codec"] if name != "topk"]
 
 
 def combinations() -> list[tuple[str, ...]]:
-    """Every way to furnish a round: uplink, downlink, aggregator, and so on; first those that show a part for the
-    first time, and all in an order of chance.
+    """Every way to furnish a round: uplink, downlink, aggregator, and so on; first those that show
+    a part for the first time, and all in an order of chance.
 
-    A plan takes no downlink that drops parameters, SCAFFOLD with SGD only, and noise on the server for a mean only.
+    A plan takes no downlink that drops parameters, SCAFFOLD with SGD only, and noise on the server
+    for a mean only.
     """
     every: list[tuple[str, ...]] = list(
         product(
@@ -45,7 +49,11 @@ def combinations() -> list[tuple[str, ...]]:
     )
     fitting = [one for one in every if (one[3] == "scaffold") == (one[5] == "scaffold")]
     fitting = [one for one in fitting if one[3] != "scaffold" or one[4] == "sgd"]
-    fitting = [one for one in fitting if one[6] != "client_dp" or (one[2] == "mean" and one[3] != "scaffold")]
+    fitting = [
+        one
+        for one in fitting
+        if one[6] != "client_dp" or (one[2] == "mean" and one[3] != "scaffold")
+    ]
     fitting = [one for one in fitting if factors_fit(one[2], one[5], one[3], one[6])]
     Random(21).shuffle(fitting)
     seen: set[tuple[int, str]] = set()
@@ -81,7 +89,9 @@ def trained(where: Path, combination: tuple[str, ...]) -> Tensors:
     (where / "secret").write_bytes(bytes(32))
     before = start(plan, site.params())
     rounds = list(federate(plan, InProcess(site, Folder(where)), before, Secret(bytes(32))))
-    assert all(not ledger.failed and not ledger.note and len(ledger.weights) == 3 for _, ledger in rounds)
+    assert all(
+        not ledger.failed and not ledger.note and len(ledger.weights) == 3 for _, ledger in rounds
+    )
     state = rounds[-1][0]
     assert finite(state.params) and layout(state.params) == layout(before.params)
     assert not equal(state.params, before.params)
@@ -101,8 +111,12 @@ def test_many_more_parts_train_together(tmp_path: Path, combination: tuple[str, 
 
 def test_the_sample_has_every_part() -> None:
     sample = combinations()[:40]
-    for place, kind in enumerate(("codec", "downlink", "aggregator", "correction", "optimizer", "server")):
-        assert {one[place] for one in sample} == set(DOWNLINKS if kind == "downlink" else ROOMS[kind])
+    for place, kind in enumerate(
+        ("codec", "downlink", "aggregator", "correction", "optimizer", "server")
+    ):
+        assert {one[place] for one in sample} == set(
+            DOWNLINKS if kind == "downlink" else ROOMS[kind]
+        )
 
 
 @pytest.mark.parametrize("density", [0.25, 0.1, 0.01])
@@ -117,7 +131,9 @@ def test_topk_costs_less_than_dense_whatever_the_method_sends(method: str, densi
     entries = sum(x.numel() for x in params.values())
     dense, sparse = len(build("codec", "dense").encode(params)), len(TopK(density).encode(params))
     kept = ceil(density * entries)
-    assert sparse < dense - 4 * (entries - kept) + entries / 8 + 1, "more than the values and a bit for each entry"
+    assert sparse < dense - 4 * (entries - kept) + entries / 8 + 1, (
+        "more than the values and a bit for each entry"
+    )
     assert sparse < dense * (density * 1.3 + 0.05)
 
 
@@ -129,5 +145,10 @@ def test_precision_lost_on_the_way_is_small() -> None:
         codec = build("codec", name)
         error = codec.decode(codec.encode(delta))["a"] - delta["a"]
         lost[name] = float(error.norm() / delta["a"].norm())
-    assert lost["dense"] == 0 and lost["float16"] < 3e-4 and lost["bfloat16"] < 3e-3 and lost["int8"] < 1e-2
+    assert (
+        lost["dense"] == 0
+        and lost["float16"] < 3e-4
+        and lost["bfloat16"] < 3e-3
+        and lost["int8"] < 1e-2
+    )
     assert 0.6 < lost["topk"] < 0.9  # a tenth of a normal's entries holds four tenths of its square

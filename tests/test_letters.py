@@ -1,4 +1,5 @@
-"""Letters over a socket: what is sent arrives, what is not whole is refused, and nobody else can send one."""
+"""Letters over a socket: what is sent arrives, what is not whole is refused, and nobody else can
+send one."""
 
 import socket
 import stat
@@ -26,7 +27,8 @@ def test_what_is_sent_arrives(tmp_path: Path, size: int) -> None:
         thread = Thread(target=echo)
         thread.start()
         what = Letter(
-            {"kind": "job", "round": 3, "accepted": None}, bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+            {"kind": "job", "round": 3, "accepted": None},
+            bytes(range(256)) * (size // 256) + b"x" * (size % 256),
         )
         assert ask(tmp_path / "socket", what, 10) == what
         thread.join()
@@ -35,7 +37,9 @@ def test_what_is_sent_arrives(tmp_path: Path, size: int) -> None:
 def test_only_its_user_can_open_the_socket(tmp_path: Path) -> None:
     with listening(tmp_path / "socket"):
         assert stat.S_IMODE((tmp_path / "socket").stat().st_mode) == 0o600
-    listening(tmp_path / "socket").close()  # what a worker that was killed left does not stand in the way
+    listening(
+        tmp_path / "socket"
+    ).close()  # what a worker that was killed left does not stand in the way
 
 
 def test_nobody_there_and_nobody_answering_are_errors(tmp_path: Path) -> None:
@@ -50,7 +54,11 @@ def test_nobody_there_and_nobody_answering_are_errors(tmp_path: Path) -> None:
     [
         (b"", ConnectionError, "gone in the middle of a letter"),
         (b"\0\0\0\x02" + bytes(8) + b"{", ConnectionError, "gone in the middle of a letter"),
-        (b"\0\0\0\x02" + b"\xff" * 8 + b"{}" + b"x" * 100, ConnectionError, "gone in the middle of a letter"),
+        (
+            b"\0\0\0\x02" + b"\xff" * 8 + b"{}" + b"x" * 100,
+            ConnectionError,
+            "gone in the middle of a letter",
+        ),
         (b"\xff\xff\xff\xff" + bytes(8), WireError, "longer than"),
         (b"\0\0\0\x02" + bytes(8) + b"[]", WireError, "no table"),
         (b"\0\0\0\x02" + bytes(8) + b"\xff{", WireError, "not readable"),

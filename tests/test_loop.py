@@ -6,7 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from rounds import FEEDBACK, MEMORIES, SCAFFOLD, Recording, good, last, on, plan_of, points_plan, run
+from rounds import (
+    FEEDBACK,
+    MEMORIES,
+    SCAFFOLD,
+    Recording,
+    good,
+    last,
+    on,
+    plan_of,
+    points_plan,
+    run,
+)
 
 from fedpeft.client import Worker
 from fedpeft.core.objective import evaluate
@@ -22,13 +33,16 @@ from fedpeft.site import Site, open_site
 
 
 def by_hand(site: Site, plan: Plan, client: str) -> dict[str, torch.Tensor]:
-    """A plain loop with torch's own optimizer on a model of its own: the tensors after one round, buffers included."""
+    """A plain loop with torch's own optimizer on a model of its own: the tensors after one round,
+    buffers included."""
     model = deepcopy(site.model).train()
     trained, local = [p for p in model.parameters() if p.requires_grad], plan.local
     assert isinstance(local, Descent)
     optimizer = torch.optim.SGD(trained, lr=local.lr, momentum=0.9, nesterov=True)
     seed = fold(fold(plan.seed, "round", 0), "client", client)
-    for batch in site.data.batches(client, local.batch_size, local.epochs, generator(seed, "batches")):
+    for batch in site.data.batches(
+        client, local.batch_size, local.epochs, generator(seed, "batches")
+    ):
         optimizer.zero_grad()
         plan.task.losses(model, batch).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -37,7 +51,9 @@ def by_hand(site: Site, plan: Plan, client: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("method", ["head", "lora", "full"])
 def test_one_client_and_one_round_are_plain_local_training(method: str) -> None:
-    plan = plan_of(method=method, rounds=1, cohort=1, local={"lr": 0.02, "batch_size": 16, "epochs": 2})
+    plan = plan_of(
+        method=method, rounds=1, cohort=1, local={"lr": 0.02, "batch_size": 16, "epochs": 2}
+    )
     site = open_site(plan)
     pristine = {n: x.clone() for n, x in site.model.state_dict().items()}
     [(state, ledger)] = run(site, plan)
@@ -56,12 +72,16 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(digits: Site)
     assert not equal(last(run(digits, plan)), last(other))
 
 
-@pytest.mark.parametrize("method", ["head", {"name": "lora", "dropout": 0.5}], ids=["head", "dropout"])
+@pytest.mark.parametrize(
+    "method", ["head", {"name": "lora", "dropout": 0.5}], ids=["head", "dropout"]
+)
 def test_a_job_leaves_no_trace_in_the_next(method: object) -> None:
     plan = plan_of(method=method, local={"lr": 0.05, "optimizer": "adamw"})
     site = open_site(plan)
     payload = plan.downlink.encode(start(plan, site.params()).params)
-    first, second = (Job("r", 0, client, "fit", 7, None, payload) for client in site.data.clients[:2])
+    first, second = (
+        Job("r", 0, client, "fit", 7, None, payload) for client in site.data.clients[:2]
+    )
     used = Worker(site, Nowhere())
     assert isinstance(used(first), Reply)
     draws = torch.get_rng_state()
@@ -71,10 +91,14 @@ def test_a_job_leaves_no_trace_in_the_next(method: object) -> None:
 
 @MEMORIES
 @pytest.mark.parametrize("split", [1, 3])
-def test_a_resume_is_not_noticed(points: Site, tmp_path: Path, changes: dict[str, object], split: int) -> None:
+def test_a_resume_is_not_noticed(
+    points: Site, tmp_path: Path, changes: dict[str, object], split: int
+) -> None:
     plan = points_plan(**changes, cohort=12)
     whole = run(points, plan, Folder(tmp_path / "whole"))
-    rounds = federate(plan, on(points, plan, Folder(tmp_path / "cut")), start(plan, points.params()))
+    rounds = federate(
+        plan, on(points, plan, Folder(tmp_path / "cut")), start(plan, points.params())
+    )
     state = [next(rounds)[0] for _ in range(split)][-1]
     assert equal(state.params, whole[split - 1][0].params)
     rest = run(points, plan, Folder(tmp_path / "cut"), state)
@@ -94,13 +118,17 @@ def test_a_half_done_round_is_done_again_and_no_memory_advances_twice(
     half = recording.jobs[:10]
     fresh = Folder(tmp_path / "fresh")
     state = next(federate(plan, on(points, plan, fresh), start(plan, points.params())))[0]
-    done = list(on(points, plan, fresh).run(half))  # and here everything stops: ten replies are stored, none counted
+    done = list(
+        on(points, plan, fresh).run(half)
+    )  # and here everything stops: ten replies are stored, none counted
     assert done == recording.replies[:10]
     again = run(points, plan, fresh, state)
     assert equal(last(again), last(whole))
 
 
-def test_asked_again_a_client_sends_what_it_has_and_does_not_train(points: Site, tmp_path: Path) -> None:
+def test_asked_again_a_client_sends_what_it_has_and_does_not_train(
+    points: Site, tmp_path: Path
+) -> None:
     plan, store = points_plan(**FEEDBACK), Folder(tmp_path)
     payload = plan.downlink.encode(points.params())
     job = Job("run", 0, points.data.clients[0], "fit", 7, None, payload)
@@ -111,15 +139,23 @@ def test_asked_again_a_client_sends_what_it_has_and_does_not_train(points: Site,
     assert Worker(would_train_otherwise, store)(replace(job, run="another")) != first
 
 
-def test_the_server_holds_the_mean_of_what_its_clients_remember(points: Site, tmp_path: Path) -> None:
-    """The invariant of SCAFFOLD, round after round, with every client's memory read from its file."""
+def test_the_server_holds_the_mean_of_what_its_clients_remember(
+    points: Site, tmp_path: Path
+) -> None:
+    """The invariant of SCAFFOLD, round after round, with every client's memory read from its
+    file."""
     plan, store = points_plan(**SCAFFOLD, cohort=24, weighting="uniform"), Folder(tmp_path)
     for state, ledger in run(points, plan, store):
         assert state.accepted == dict.fromkeys(points.data.clients, ledger.round)
     for name in points.params():
-        every = [store.load(client, state.accepted[client])[f"local/{name}"] for client in points.data.clients]
+        every = [
+            store.load(client, state.accepted[client])[f"local/{name}"]
+            for client in points.data.clients
+        ]
         assert all(bool(x.any()) for x in every)
-        torch.testing.assert_close(state.params[f"c/{name}"], torch.stack(every).mean(0), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            state.params[f"c/{name}"], torch.stack(every).mean(0), rtol=0, atol=1e-5
+        )
 
 
 def test_density_1_is_dense_and_feedback_then_changes_nothing(digits: Site, tmp_path: Path) -> None:
@@ -133,21 +169,32 @@ def test_density_1_is_dense_and_feedback_then_changes_nothing(digits: Site, tmp_
 def test_mu_0_is_plain_averaging(digits: Site) -> None:
     prox = {"name": "prox", "mu": 0.0}
     local = {"lr": 0.05, "batch_size": 16}
-    assert equal(last(run(digits, plan_of(local={**local, "correction": prox}))), last(run(digits, plan_of())))
+    assert equal(
+        last(run(digits, plan_of(local={**local, "correction": prox}))),
+        last(run(digits, plan_of())),
+    )
     pulled = {"name": "prox", "mu": 1.0}
-    assert not equal(last(run(digits, plan_of(local={**local, "correction": pulled}))), last(run(digits, plan_of())))
+    assert not equal(
+        last(run(digits, plan_of(local={**local, "correction": pulled}))),
+        last(run(digits, plan_of())),
+    )
 
 
 def test_the_first_round_of_scaffold_is_plain_averaging(digits: Site, tmp_path: Path) -> None:
     plan = plan_of(**SCAFFOLD, rounds=1)
-    assert equal(beside(("c",), last(run(digits, plan, Folder(tmp_path)))), last(run(digits, plan_of(rounds=1))))
+    assert equal(
+        beside(("c",), last(run(digits, plan, Folder(tmp_path)))),
+        last(run(digits, plan_of(rounds=1))),
+    )
 
 
 def test_the_ledger_has_the_bytes_that_crossed(digits: Site) -> None:
     plan = plan_of(uplink="int8", downlink="bfloat16", rounds=2)
     engine = Recording(on(digits, plan))
     ledgers = [ledger for _, ledger in federate(plan, engine, start(plan, digits.params()))]
-    assert sum(ledger.bytes_down for ledger in ledgers) == sum(len(job.payload) for job in engine.jobs)
+    assert sum(ledger.bytes_down for ledger in ledgers) == sum(
+        len(job.payload) for job in engine.jobs
+    )
     assert sum(ledger.bytes_up for ledger in ledgers) == sum(
         len(reply.payload) for reply in engine.replies if isinstance(reply, Reply)
     )
@@ -165,12 +212,15 @@ def test_what_a_client_counts(points: Site, weighting: str) -> None:
     assert len(set(sizes.values())) > 1, "clients of one size would not tell the two apart"
     assert ledger.weights == (sizes if weighting == "examples" else dict.fromkeys(sizes, 1.0))
     updates = [
-        unpack(r.client, r.payload, plan.uplink, layout(points.params())) for r in good(recording, recording.jobs)
+        unpack(r.client, r.payload, plan.uplink, layout(points.params()))
+        for r in good(recording, recording.jobs)
     ]
     total = sum(ledger.weights.values())
     want = [scale(update.delta, ledger.weights[update.client] / total) for update in updates]
     for name, x in points.params().items():
-        torch.testing.assert_close(state.params[name], x + sum(one[name] for one in want), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            state.params[name], x + sum(one[name] for one in want), rtol=0, atol=1e-6
+        )
     loss = ledger.metrics["loss"]
     assert loss.weight == sum(sizes.values())
     assert loss.total == pytest.approx(sum(update.metrics["loss"].total for update in updates))
@@ -183,7 +233,11 @@ def test_a_state_is_not_changed_by_the_rounds_after_it(points: Site) -> None:
         seen.append((state, deepcopy(state)))
     assert len(seen) == 4
     for state, copy in seen:
-        assert equal(state.params, copy.params) and equal(state.memory, copy.memory) and state.round == copy.round
+        assert (
+            equal(state.params, copy.params)
+            and equal(state.memory, copy.memory)
+            and state.round == copy.round
+        )
 
 
 CONVOLUTION = {
@@ -214,7 +268,8 @@ def test_the_statistics_of_batchnorm_travel_and_the_shared_model_keeps_its_own()
 
 @pytest.mark.parametrize("server", ["momentum", "adam", "yogi", "adagrad"])
 def test_the_statistics_of_batchnorm_go_past_the_server_optimizer(server: str) -> None:
-    """Whatever the optimizer makes of the parameters, the statistics are the mean of the clients'."""
+    """Whatever the optimizer makes of the parameters, the statistics are the mean of the
+    clients'."""
     plan = read_plan({**CONVOLUTION, "server": {"name": server, "lr": 1.0}})
     names = ("norm.running_mean", "norm.running_var")
     state = start(plan, {**dict.fromkeys(names, torch.ones(2)), "w": torch.ones(2)})
@@ -248,7 +303,9 @@ def test_without_a_state_a_run_starts_from_the_model_that_the_engine_has(points:
     with torch.no_grad():
         other.model.get_parameter("head.bias").fill_(9.0)
     [(state, _)] = federate(plan, on(other, plan))
-    assert equal(state.params, last(run(other, plan))) and bool((state.params["head.bias"] > 8).all())
+    assert equal(state.params, last(run(other, plan))) and bool(
+        (state.params["head.bias"] > 8).all()
+    )
 
 
 def test_without_a_state_and_a_site_a_run_starts_from_the_plan(points: Site) -> None:
@@ -261,7 +318,10 @@ def test_a_state_can_be_evaluated_as_it_is(points: Site, tmp_path: Path) -> None
     plan = points_plan(**SCAFFOLD, rounds=1)
     params = last(run(points, plan, Folder(tmp_path)))
     assert "c/head.weight" in params
-    got, want = (evaluate(plan.task, points.model, x, points.data.held_out()) for x in (params, beside(("c",), params)))
+    got, want = (
+        evaluate(plan.task, points.model, x, points.data.held_out())
+        for x in (params, beside(("c",), params))
+    )
     assert got == want != evaluate(plan.task, points.model, {}, points.data.held_out())
     with pytest.raises(ValueError, match=r"none of the 2 tensors, first 'base\.head\.weight'"):
         evaluate(plan.task, points.model, {f"base.{n}": x for n, x in points.params().items()}, ())
@@ -280,6 +340,8 @@ def test_a_weight_under_two_names_is_one_weight() -> None:
 
 def test_scaffold_does_not_correct_the_statistics_of_batchnorm(tmp_path: Path) -> None:
     local = {"lr": 0.05, "batch_size": 8, "correction": "scaffold"}
-    plan = read_plan({**CONVOLUTION, "local": local, "server": "scaffold", "rounds": 3, "cohort": 3})
+    plan = read_plan(
+        {**CONVOLUTION, "local": local, "server": "scaffold", "rounds": 3, "cohort": 3}
+    )
     params = last(run(open_site(plan), plan, Folder(tmp_path)))
     assert not params["c/norm.running_mean"].any() and params["c/norm.weight"].any()

@@ -46,7 +46,11 @@ def two_bowls(**changes: object) -> Site:
 
 
 def steps(site: Site, state: State | None = None) -> list[tuple[State, Ledger]]:
-    return list(federate_async(site.plan, InProcess(site), state, PACE if "a" in site.data.clients else None))
+    return list(
+        federate_async(
+            site.plan, InProcess(site), state, PACE if "a" in site.data.clients else None
+        )
+    )
 
 
 def test_the_clock() -> None:
@@ -65,7 +69,10 @@ def test_the_clock() -> None:
 def test_a_buffer_of_two_waits_for_both() -> None:
     plan = two_bowls(buffer=2).plan
     first = list(islice(timetable(plan, ["a", "b"], PACE), 2))
-    assert first == [[Arrival(1.0, "a", 0), Arrival(2.5, "b", 0)], [Arrival(3.5, "a", 1), Arrival(5.0, "b", 1)]]
+    assert first == [
+        [Arrival(1.0, "a", 0), Arrival(2.5, "b", 0)],
+        [Arrival(3.5, "a", 1), Arrival(5.0, "b", 1)],
+    ]
 
 
 def test_a_late_update_is_faded() -> None:
@@ -108,12 +115,16 @@ def test_nobody_is_left_out_or_counted_twice(points: Site) -> None:
 
 
 def test_a_resume_goes_on_in_the_same_bits(points: Site) -> None:
-    site = replace(points, plan=points_plan(cohort=6, buffer=2, rounds=8, pace_spread=1.0, server="adam"))
+    site = replace(
+        points, plan=points_plan(cohort=6, buffer=2, rounds=8, pace_spread=1.0, server="adam")
+    )
     whole = steps(site)
     for done in (1, 4, 7):
         again = steps(site, whole[done - 1][0])
         assert len(again) == 8 - done
-        assert equal(again[-1][0].params, whole[-1][0].params) and equal(again[-1][0].memory, whole[-1][0].memory)
+        assert equal(again[-1][0].params, whole[-1][0].params) and equal(
+            again[-1][0].memory, whole[-1][0].memory
+        )
     assert any(name.startswith("past/") for name in whole[3][0].memory)
 
 
@@ -127,7 +138,9 @@ def test_it_learns(points: Site) -> None:
 
 def test_a_run_is_asynchronous_where_its_plan_is(tmp_path: Path) -> None:
     own = {key: x for key, x in SMALL.items() if key != "server"}
-    plan = read_plan({**own, "local": {"batch_size": 8, "lr": 0.1}, "buffer": 2, "pace_spread": 1.0, "rounds": 6})
+    plan = read_plan(
+        {**own, "local": {"batch_size": 8, "lr": 0.1}, "buffer": 2, "pace_spread": 1.0, "rounds": 6}
+    )
     site = open_run_site(plan)
     whole, parts = (create(plan, tmp_path / name) for name in ("whole", "parts"))
     records = executed(whole, site)
@@ -156,7 +169,14 @@ def test_plans_that_cannot_be(changes: dict[str, object], words: str) -> None:
     ("changes", "words"),
     [
         ({"local": {"correction": "scaffold"}, "server": "scaffold"}, "remember nothing"),
-        ({"stages": [{"name": "local_dp", "noise_multiplier": 1.0}], "weighting": "uniform", "delta": 1e-3}, "noise"),
+        (
+            {
+                "stages": [{"name": "local_dp", "noise_multiplier": 1.0}],
+                "weighting": "uniform",
+                "delta": 1e-3,
+            },
+            "noise",
+        ),
     ],
 )
 def test_plans_that_need_rounds(points: Site, changes: dict[str, object], words: str) -> None:

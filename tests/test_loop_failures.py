@@ -1,4 +1,5 @@
-"""Laws of a round in which something goes wrong: it is named, it costs its own client, and the round goes on."""
+"""Laws of a round in which something goes wrong: it is named, it costs its own client, and the
+round goes on."""
 
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,17 @@ from rounds import FEEDBACK, MEMORIES, Recording, Tampering, good, last, on, poi
 
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal, finite, layout
-from fedpeft.core.types import Cohort, Context, Event, Failure, Reply, State, Tensors, Update, Weighted
+from fedpeft.core.types import (
+    Cohort,
+    Context,
+    Event,
+    Failure,
+    Reply,
+    State,
+    Tensors,
+    Update,
+    Weighted,
+)
 from fedpeft.core.wire import pack, unpack
 from fedpeft.errors import PlanError
 from fedpeft.loop import Ledger, advance, aggregate, federate, start
@@ -20,20 +31,29 @@ from fedpeft.site import Site
 
 
 def test_a_reply_that_was_not_counted_leaves_no_memory(points: Site, tmp_path: Path) -> None:
-    """With too few replies the round counts for nothing, so what the clients kept of it counts for nothing either."""
+    """With too few replies the round counts for nothing, so what the clients kept of it counts for
+    nothing either."""
     plan = points_plan(**FEEDBACK, cohort=24, rounds=2, min_replies=24)
     victim = points.data.clients[5]
-    lost: Callable[[Reply | Failure], Failure] = lambda reply: Failure(reply.client, "lost on the way")
+    lost: Callable[[Reply | Failure], Failure] = lambda reply: Failure(
+        reply.client, "lost on the way"
+    )
     engine = on(points, plan, Folder(tmp_path / "a"))
-    state, ledger = next(federate(plan, Tampering(engine, {victim: lost}), start(plan, points.params())))
+    state, ledger = next(
+        federate(plan, Tampering(engine, {victim: lost}), start(plan, points.params()))
+    )
     assert state.accepted == {} and equal(state.params, points.params()) and state.round == 1
-    assert ledger.note == "23 good replies, 24 needed: nothing changes" and len(ledger.weights) == 23
+    assert (
+        ledger.note == "23 good replies, 24 needed: nothing changes" and len(ledger.weights) == 23
+    )
     resumed = run(points, plan, Folder(tmp_path / "a"), state)
     unspoilt = run(points, plan, Folder(tmp_path / "b"), State(1, points.params()))
     assert equal(last(resumed), last(unspoilt))
 
 
-def changed(plan: Plan, expected: Tensors, change: Callable[[Update], Update]) -> Callable[[Reply | Failure], Reply]:
+def changed(
+    plan: Plan, expected: Tensors, change: Callable[[Update], Update]
+) -> Callable[[Reply | Failure], Reply]:
     def harm(reply: Reply | Failure) -> Reply:
         assert isinstance(reply, Reply)
         update = unpack(reply.client, reply.payload, plan.uplink, layout(expected))
@@ -49,11 +69,17 @@ def delta(change: Callable[[Tensors], Tensors]) -> Callable[[Update], Update]:
 HARMS: dict[str, tuple[Callable[[Update], Update], str]] = {
     "nan": (delta(lambda d: {n: x.sqrt() - 1e30 * 1e30 for n, x in d.items()}), "not finite"),
     "shape": (delta(lambda d: {n: x[..., :1] for n, x in d.items()}), "came as"),
-    "name": (delta(lambda d: {f"other.{n}": x for n, x in d.items()}), "lacks 2 tensors of the plan"),
+    "name": (
+        delta(lambda d: {f"other.{n}": x for n, x in d.items()}),
+        "lacks 2 tensors of the plan",
+    ),
     "type": (delta(lambda d: {n: x.double() for n, x in d.items()}), "came as .*float64"),
     "missing": (delta(lambda d: dict(list(d.items())[:1])), "lacks 1 tensors"),
     "weight": (lambda update: replace(update, weight=0.0), "must be positive"),
-    "metric": (lambda u: replace(u, metrics={"loss": Weighted(float("inf"), 1.0)}), "no finite number"),
+    "metric": (
+        lambda u: replace(u, metrics={"loss": Weighted(float("inf"), 1.0)}),
+        "no finite number",
+    ),
 }
 
 
@@ -70,7 +96,10 @@ def test_a_bad_update_is_a_named_failure_and_the_rest_are_averaged(points: Site,
     with pytest.raises(AssertionError, match=reason):  # the reason says what is wrong
         raise AssertionError(ledger.failed[victim.client])
     assert ledger.up[victim.client] > 0, "its bytes crossed, so they count"
-    rest = [unpack(r.client, r.payload, plan.uplink, layout(points.params())) for r in good(recording, others)]
+    rest = [
+        unpack(r.client, r.payload, plan.uplink, layout(points.params()))
+        for r in good(recording, others)
+    ]
     for name, x in state.params.items():
         total = sum(update.weight for update in rest)
         mean = sum(update.delta[name] * (update.weight / total) for update in rest)
@@ -83,11 +112,17 @@ def test_a_truncated_reply_and_a_lost_client_are_failures(points: Site) -> None:
     next(federate(plan, recording, start(plan, points.params())))
     a, b, *_ = (job.client for job in recording.jobs)
     harm: dict[str, Callable[[Reply | Failure], Reply | Failure]] = {
-        a: lambda reply: Reply(reply.client, reply.payload[:-1]) if isinstance(reply, Reply) else reply,
+        a: lambda reply: (
+            Reply(reply.client, reply.payload[:-1]) if isinstance(reply, Reply) else reply
+        ),
         b: lambda reply: Failure(reply.client, "gone"),
     }
     [(_, ledger)] = federate(plan, Tampering(on(points, plan), harm), start(plan, points.params()))
-    assert "corrupt or truncated" in ledger.failed[a] and ledger.failed[b] == "gone" and b not in ledger.up
+    assert (
+        "corrupt or truncated" in ledger.failed[a]
+        and ledger.failed[b] == "gone"
+        and b not in ledger.up
+    )
     assert len(ledger.weights) == 2
 
 
@@ -95,7 +130,9 @@ def test_a_training_that_diverges_fails_by_name_and_nothing_changes(points: Site
     plan = points_plan(rounds=2, local={"lr": 1e38, "batch_size": 4, "epochs": 2})
     for state, ledger in run(points, plan):
         assert equal(state.params, points.params()) and state.accepted == {}
-        assert len(ledger.failed) == 4 and all("diverged" in reason for reason in ledger.failed.values())
+        assert len(ledger.failed) == 4 and all(
+            "diverged" in reason for reason in ledger.failed.values()
+        )
         assert ledger.note.startswith("0 good replies, 1 needed")
     assert state.round == 2
 
@@ -103,7 +140,9 @@ def test_a_training_that_diverges_fails_by_name_and_nothing_changes(points: Site
 def test_what_the_codec_cannot_hold_is_a_named_failure(points: Site) -> None:
     plan = points_plan(rounds=1, uplink="float16", local={"lr": 1e6, "batch_size": 16})
     [(_, ledger)] = run(points, plan)
-    assert len(ledger.failed) == 4 and all("float16 ends at 65504" in reason for reason in ledger.failed.values())
+    assert len(ledger.failed) == 4 and all(
+        "float16 ends at 65504" in reason for reason in ledger.failed.values()
+    )
 
 
 def test_a_client_that_lost_its_memory_is_a_named_failure(points: Site, tmp_path: Path) -> None:
@@ -117,7 +156,9 @@ def test_a_client_that_lost_its_memory_is_a_named_failure(points: Site, tmp_path
 
 
 @MEMORIES
-def test_a_memory_without_a_place_is_an_error_before_anyone_trains(points: Site, changes: dict[str, object]) -> None:
+def test_a_memory_without_a_place_is_an_error_before_anyone_trains(
+    points: Site, changes: dict[str, object]
+) -> None:
     plan = points_plan(**changes)
     with pytest.raises(PlanError, match="give the engine a store"):
         next(federate(plan, on(points, plan)))
@@ -147,26 +188,35 @@ def test_an_infinite_mean_of_finite_updates_changes_nothing(aggregator: str) -> 
     assert ledger.note == "the server's step makes 'a' infinite or no number: nothing changes"
 
 
-@pytest.mark.parametrize("server", ["adam", "yogi", "adagrad", {"name": "scaffold", "inner": "adam"}])
+@pytest.mark.parametrize(
+    "server", ["adam", "yogi", "adagrad", {"name": "scaffold", "inner": "adam"}]
+)
 def test_one_update_whose_square_is_infinite_does_not_poison_the_run(server: object) -> None:
     plan = points_plan(
-        server=server, local={"correction": "scaffold" if isinstance(server, dict) else "none", "lr": 0.1}
+        server=server,
+        local={"correction": "scaffold" if isinstance(server, dict) else "none", "lr": 0.1},
     )
     state = start(plan, {"a": torch.zeros(2), "b": torch.zeros(2)})
     ordinary = {name: torch.ones(2) for name in state.params}
     cohort = Cohort(0, 1, 1, {"x": 1.0}, 1)
     large, small = Ledger(0), Ledger(1)
-    kept = advance(plan, state, Update("x", {**ordinary, "a": torch.full((2,), 1e20)}), cohort, large)
+    kept = advance(
+        plan, state, Update("x", {**ordinary, "a": torch.full((2,), 1e20)}), cohort, large
+    )
     assert kept == replace(state, round=1) and "'v/a'" in large.note
     moved = advance(plan, kept, Update("x", ordinary), cohort, small)
     assert finite(moved.params) and not small.note and moved.accepted == {"x": 1}
     assert bool((moved.params["a"] > 0).all())
 
 
-def test_a_state_that_the_downlink_cannot_hold_is_an_error_that_names_the_codec(points: Site) -> None:
+def test_a_state_that_the_downlink_cannot_hold_is_an_error_that_names_the_codec(
+    points: Site,
+) -> None:
     plan = points_plan(downlink="float16")
     state = State(2, {name: torch.full_like(x, 1e5) for name, x in points.params().items()})
-    with pytest.raises(PlanError, match="downlink codec 'float16' cannot hold the state of round 2: tensor 'head"):
+    with pytest.raises(
+        PlanError, match="downlink codec 'float16' cannot hold the state of round 2: tensor 'head"
+    ):
         next(federate(plan, on(points, plan), state))
 
 
@@ -184,7 +234,9 @@ class Doorman:
     def event(self) -> Event | None:
         return None
 
-    def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]:
+    def on_client(
+        self, update: Update, memory: Tensors, context: Context
+    ) -> tuple[Update, Tensors]:
         return update, {}
 
     def on_arrival(self, update: Update) -> Update:
@@ -201,6 +253,10 @@ def test_what_a_stage_does_not_let_in_is_a_failure_of_its_client(points: Site) -
     victim = points.data.clients[5]
     [(state, ledger)] = run(points, replace(plan, stages=(Doorman(victim),)))
     assert ledger.failed == {victim: "not with these shoes"} and len(ledger.weights) == 23
-    lost: Callable[[Reply | Failure], Failure] = lambda reply: Failure(reply.client, "lost on the way")
-    [(without, _)] = federate(plan, Tampering(on(points, plan), {victim: lost}), start(plan, points.params()))
+    lost: Callable[[Reply | Failure], Failure] = lambda reply: Failure(
+        reply.client, "lost on the way"
+    )
+    [(without, _)] = federate(
+        plan, Tampering(on(points, plan), {victim: lost}), start(plan, points.params())
+    )
     assert equal(state.params, without.params)

@@ -1,4 +1,5 @@
-"""Laws of mixed precision: how much of a gradient is lost is stated here, and what travels stays in float32."""
+"""Laws of mixed precision: how much of a gradient is lost is stated here, and what travels stays in
+float32."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,14 +16,16 @@ from fedpeft.core.types import Batch, Tensors
 from fedpeft.site import Site
 
 TOLERANCES = {"bfloat16": 0.03, "float16": 0.004}
-"""Of the gradient as one vector, the error over the length: eight and eleven significant bits, through three layers."""
+"""Of the gradient as one vector, the error over the length: eight and eleven significant bits,
+through three layers."""
 
 narrow = pytest.mark.parametrize("precision", sorted(TOLERANCES))
 
 
 @dataclass(frozen=True)
 class Times:
-    """A task whose losses are a constant times another's, as small as those of a model that has learned."""
+    """A task whose losses are a constant times another's, as small as those of a model that has
+    learned."""
 
     factor: float
     task: Classify = field(default_factory=Classify)
@@ -34,7 +37,9 @@ class Times:
         return self.task.metrics(model, batch)
 
 
-def gradient(model: nn.Module, params: Tensors, kind: str, precision: str, factor: float = 1.0) -> Tensors:
+def gradient(
+    model: nn.Module, params: Tensors, kind: str, precision: str, factor: float = 1.0
+) -> Tensors:
     objective = Objective(model, Times(factor), precision)  # type: ignore[arg-type]  # as much of a task as it needs
     return objective.gradient(params, batch_of(kind))[0]
 
@@ -59,11 +64,14 @@ def test_gradients_agree_with_those_of_float32(method: str, kind: str, precision
 
 @pytest.mark.parametrize("kind", ["vit", "llama"])
 def test_small_gradients_are_not_lost_in_float16(kind: str) -> None:
-    """Without the scale the error is three to four times the tolerance: numbers below 6e-8 on the way become 0."""
+    """Without the scale the error is three to four times the tolerance: numbers below 6e-8 on the
+    way become 0."""
     model, names = injected("lora", kind)
     params = read(model, names)
     got = gradient(model, params, kind, "float16", 1 / LOSS_SCALE)
-    assert error(got, gradient(model, params, kind, "float32", 1 / LOSS_SCALE)) < TOLERANCES["float16"]
+    assert (
+        error(got, gradient(model, params, kind, "float32", 1 / LOSS_SCALE)) < TOLERANCES["float16"]
+    )
 
 
 @narrow

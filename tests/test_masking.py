@@ -22,7 +22,9 @@ def test_largest_updates_of_either_sign_come_back(bits: int) -> None:
     expected = {"a": torch.tensor([[8.0, -8.0]]), "b": torch.tensor(0.5)}
     updates = [Update(f"c{k}", expected, 7.0) for k in range(5)]
     by = masking.shift(bits, 5, 7 * 8.0)
-    total = sum(masking.integers(update, bits, by) for update in updates[1:]) + masking.integers(updates[0], bits, by)
+    total = sum(masking.integers(update, bits, by) for update in updates[1:]) + masking.integers(
+        updates[0], bits, by
+    )
     got = masking.mean(total, by, layout(expected))
     assert equal(got.delta, expected) and got.weight == 35
     with pytest.raises(ValueError, match="add up to 0"):
@@ -31,8 +33,14 @@ def test_largest_updates_of_either_sign_come_back(bits: int) -> None:
 
 def test_masks_are_the_key_stream_of_chacha20_with_all_256_bits_of_the_seed() -> None:
     """The first block is that of RFC 8439, appendix A.1, test vector 1."""
-    assert masking.mask(bytes(32), 4, 32).astype("<u4").tobytes().hex() == "76b8e0ada0f13d90405d6ae55386bd28"
-    assert masking.mask(bytes(32), 2, 64).astype("<u8").tobytes().hex() == "76b8e0ada0f13d90405d6ae55386bd28"
+    assert (
+        masking.mask(bytes(32), 4, 32).astype("<u4").tobytes().hex()
+        == "76b8e0ada0f13d90405d6ae55386bd28"
+    )
+    assert (
+        masking.mask(bytes(32), 2, 64).astype("<u8").tobytes().hex()
+        == "76b8e0ada0f13d90405d6ae55386bd28"
+    )
     seeds = [bytes(32), *((1 << bit).to_bytes(32, "big") for bit in range(256))]
     assert len({masking.mask(seed, 8, 32).tobytes() for seed in seeds}) == 257
 
@@ -52,7 +60,8 @@ def test_a_pair_agrees_on_keys_that_differ_by_purpose_and_pair() -> None:
     one = sharing.agreed(a, sharing.public(b), "mask", ["x", "y"])
     assert one == sharing.agreed(b, sharing.public(a), "mask", ["y", "x"]) and len(one) == 32
     others = {
-        sharing.agreed(a, sharing.public(b), purpose, pair) for purpose, pair in (("shares", "xy"), ("mask", "xz"))
+        sharing.agreed(a, sharing.public(b), purpose, pair)
+        for purpose, pair in (("shares", "xy"), ("mask", "xz"))
     }
     assert len(others | {one}) == 3
     sealed = sharing.seal(one, bytes(64), "x", "y")

@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from method_models import KINDS, Classify, batch_of, injected, logits_of, method, model_of, random_like
+from method_models import (
+    KINDS,
+    Classify,
+    batch_of,
+    injected,
+    logits_of,
+    method,
+    model_of,
+    random_like,
+)
 from torch import nn
 from torch.func import functional_call, vmap
 
@@ -37,7 +46,11 @@ MISFITS = {
     "lm": {"prompt", "bias", "head"},  # and its output layer is not new
 }
 CHANGES_AT_ONCE = ("prompt", "prefix")  # random tokens are in the way from the start
-NEVER_LEARN = ("adapter.down.weight", "adapter.down.bias", "adapter.up.weight")  # of the published adapter
+NEVER_LEARN = (
+    "adapter.down.weight",
+    "adapter.down.bias",
+    "adapter.up.weight",
+)  # of the published adapter
 WITHOUT_EFFECT = ("k_proj.bias", "key.bias")  # softmax does not see what all keys have in common
 
 
@@ -75,13 +88,17 @@ def test_names_are_what_is_trained_and_each_memory_once(kind: str, spec: Mapping
 
 
 @every_fit
-def test_untouched_the_model_computes_what_the_base_computes(kind: str, spec: Mapping[str, Any]) -> None:
+def test_untouched_the_model_computes_what_the_base_computes(
+    kind: str, spec: Mapping[str, Any]
+) -> None:
     batch = batch_of(kind)
     base = logits_of(model_of(kind), batch)
     model, names = injected(spec, kind)
     assert (logits_of(model, batch) - base).abs().max() <= 1e-6 or spec["name"] in CHANGES_AT_ONCE
     write(model, random_like(read(model, names)))
-    assert (logits_of(model, batch) - base).abs().max() > 1e-3  # and the tensors do reach the output
+    assert (
+        logits_of(model, batch) - base
+    ).abs().max() > 1e-3  # and the tensors do reach the output
 
 
 @every_fit
@@ -105,12 +122,16 @@ def test_the_objective_gives_the_gradient_of_backward(kind: str, spec: Mapping[s
     every = dict(model.named_parameters())
     for name in names:
         expected = every[name].grad
-        assert expected is None or torch.allclose(gradient[name], expected, rtol=1e-4, atol=1e-6), name
+        assert expected is None or torch.allclose(gradient[name], expected, rtol=1e-4, atol=1e-6), (
+            name
+        )
     assert {name for name, p in every.items() if p.grad is not None} <= set(names)
 
 
 @every_fit
-def test_training_moves_every_tensor_and_nothing_of_the_module(kind: str, spec: Mapping[str, Any]) -> None:
+def test_training_moves_every_tensor_and_nothing_of_the_module(
+    kind: str, spec: Mapping[str, Any]
+) -> None:
     model, names = injected(spec, kind)
     before = {n: x.clone() for n, x in model.state_dict().items()}
     objective = Objective(model, Classify())  # type: ignore[arg-type]
@@ -123,26 +144,38 @@ def test_training_moves_every_tensor_and_nothing_of_the_module(kind: str, spec: 
             gradient, _, _ = objective.gradient(params, batch_of(kind))
             reached |= {name for name, g in gradient.items() if bool((g != 0).any())}
             params = dict(optimizer.step(params, {}, gradient, lr)[0])
-    still = {name for name in names if name not in reached and torch.equal(params[name], first[name])}
-    expected = {name for name in names if name.endswith(NEVER_LEARN)} if spec.get("as_published") else set()
+    still = {
+        name for name in names if name not in reached and torch.equal(params[name], first[name])
+    }
+    expected = (
+        {name for name in names if name.endswith(NEVER_LEARN)}
+        if spec.get("as_published")
+        else set()
+    )
     assert {name for name in still if not name.endswith(WITHOUT_EFFECT)} == expected
     assert equal(model.state_dict(), before)
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # of attention, for want of a rule
+@pytest.mark.filterwarnings(
+    "ignore:There is a performance drop:UserWarning"
+)  # of attention, for want of a rule
 @every_fit
 def test_many_clients_may_run_as_one(kind: str, spec: Mapping[str, Any]) -> None:
     model, names = injected(spec, kind)
     inputs = {n: x for n, x in batch_of(kind).items() if n not in ("label", "mask")}
     clients = [read(model, names), random_like(read(model, names))]
     stacked = {name: torch.stack([c[name] for c in clients]) for name in names}
-    together = vmap(lambda tensors: functional_call(model, tensors, (), inputs).logits, randomness="different")(stacked)
+    together = vmap(
+        lambda tensors: functional_call(model, tensors, (), inputs).logits, randomness="different"
+    )(stacked)
     for logits, tensors in zip(together, clients, strict=True):
         assert torch.allclose(logits, functional_call(model, tensors, (), inputs).logits, atol=1e-4)
 
 
 @every_fit
-def test_the_gradients_of_a_stack_are_those_of_each_alone(kind: str, spec: Mapping[str, Any]) -> None:
+def test_the_gradients_of_a_stack_are_those_of_each_alone(
+    kind: str, spec: Mapping[str, Any]
+) -> None:
     """In training, with the dropout that each draws from its own stream."""
     model, names = injected(spec, kind)
     model.train()
@@ -150,13 +183,19 @@ def test_the_gradients_of_a_stack_are_those_of_each_alone(kind: str, spec: Mappi
     clients = [read(model, names), random_like(read(model, names))]
     batches = [batch_of(kind), {name: x.flip(0) for name, x in batch_of(kind).items()}]
     draws = Draws([torch.Generator().manual_seed(seed) for seed in (1, 2)], [4, 4], 4)
-    stacks = ({name: torch.stack([one[name] for one in two]) for name in two[0]} for two in (clients, batches))
+    stacks = (
+        {name: torch.stack([one[name] for one in two]) for name in two[0]}
+        for two in (clients, batches)
+    )
     together, losses, _ = vmap(StackedObjective(objective, draws).gradient)(*stacks)
     for k, (tensors, batch) in enumerate(zip(clients, batches, strict=True)):
         with seeded(k + 1):
             alone, each, _ = objective.gradient(tensors, batch)
         assert torch.allclose(losses[k], each, atol=1e-5)
-        mine, theirs = (torch.cat([some[name].flatten() for name in names]) for some in (_row(together, k), alone))
+        mine, theirs = (
+            torch.cat([some[name].flatten() for name in names])
+            for some in (_row(together, k), alone)
+        )
         assert (mine - theirs).norm() <= 1e-4 * theirs.norm()
 
 
@@ -170,7 +209,9 @@ def test_a_method_that_does_not_fit_says_what_it_found(kind: str, spec: Mapping[
         injected(spec, kind)
 
 
-@pytest.mark.parametrize("spec", VARIANTS.values(), ids=[name.replace(" ", "-") for name in VARIANTS])
+@pytest.mark.parametrize(
+    "spec", VARIANTS.values(), ids=[name.replace(" ", "-") for name in VARIANTS]
+)
 def test_a_method_survives_pickling_and_the_plan(spec: Mapping[str, Any]) -> None:
     made = method(spec)
     assert pickle.loads(pickle.dumps(made)) == made  # noqa: S301  # our own bytes
@@ -185,7 +226,12 @@ RATES = {"scratch": 0.02, "vera": 0.5, "vera small": 0.5, "ia3": 0.5, "head": 0.
 
 
 @pytest.mark.parametrize(
-    "variant", [pytest.param(v, id=v.replace(" ", "-")) for v, s in VARIANTS.items() if s["name"] not in MISFITS["vit"]]
+    "variant",
+    [
+        pytest.param(v, id=v.replace(" ", "-"))
+        for v, s in VARIANTS.items()
+        if s["name"] not in MISFITS["vit"]
+    ],
 )
 def test_federated_rounds_on_digits_lower_the_loss(variant: str) -> None:
     plan = read_plan(
@@ -206,7 +252,10 @@ def test_federated_rounds_on_digits_lower_the_loss(variant: str) -> None:
     assert finite(trained)
     assert trained.keys() == site.params().keys()
     held_out = {name: x[:100] for name, x in next(iter(site.data.held_out())).items()}
-    first, last = (evaluate(plan.task, site.model, p, [held_out])["loss"].value for p in (site.params(), trained))
+    first, last = (
+        evaluate(plan.task, site.model, p, [held_out])["loss"].value
+        for p in (site.params(), trained)
+    )
     assert last < first
     assert equal(site.model.state_dict(), before)
 

@@ -1,4 +1,5 @@
-"""Beginning with an adapter that `peft` saved, also one saved under the names of `transformers` 4."""
+"""Beginning with an adapter that `peft` saved, also one saved under the names of `transformers`
+4."""
 
 import json
 from collections.abc import Callable
@@ -47,7 +48,11 @@ def _saved(name: str, folder: Path, kind: str = "vit", **settings: Any) -> Tenso
     return logits_of(wrapper, batch_of(kind)).detach()
 
 
-def _edit(folder: Path, settings: dict[str, Any], tensors: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+def _edit(
+    folder: Path,
+    settings: dict[str, Any],
+    tensors: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+) -> None:
     config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     config.write_text(json.dumps(json.loads(config.read_text()) | settings))
     save_file(tensors(load_file(weights)), weights)
@@ -55,7 +60,13 @@ def _edit(folder: Path, settings: dict[str, Any], tensors: Callable[[dict[str, T
 
 def _spec(name: str, folder: Path, **more: Any) -> dict[str, Any]:
     low = {"rank": 4, "alpha": 6.0} if name in ("lora", "dora", "rslora") else {}
-    return {"name": name, "init": str(folder), **low, **({"rank": 5} if name == "vera" else {}), **more}
+    return {
+        "name": name,
+        "init": str(folder),
+        **low,
+        **({"rank": 5} if name == "vera" else {}),
+        **more,
+    }
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -72,7 +83,10 @@ def test_so_is_one_saved_under_the_old_names(name: str, tmp_path: Path) -> None:
     renamed = {"target_modules": list(OLD_TARGETS.values()), "peft_version": "0.10.0"}
 
     def aged(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {prefix + old_name(k.removeprefix(prefix)) if prefix in k else k: x for k, x in tensors.items()}
+        return {
+            prefix + old_name(k.removeprefix(prefix)) if prefix in k else k: x
+            for k, x in tensors.items()
+        }
 
     _edit(tmp_path, renamed, aged)
     keys = load_file(tmp_path / "adapter_model.safetensors").keys()
@@ -96,8 +110,13 @@ def test_the_old_names_are_those_that_transformers_writes(tmp_path: Path) -> Non
     inside = [name for name, _ in model.named_parameters()]
     assert written == {old_name(name) for name in inside}
     assert inside == [new_name(old_name(name)) for name in inside]
-    assert sum(old_name(name) != name for name in inside) == 3 * 16  # each of a block's weights and biases
-    assert new_name("vit.encoder.layer.11.attention.attention.query") == "vit.layers.11.attention.q_proj"
+    assert (
+        sum(old_name(name) != name for name in inside) == 3 * 16
+    )  # each of a block's weights and biases
+    assert (
+        new_name("vit.encoder.layer.11.attention.attention.query")
+        == "vit.layers.11.attention.q_proj"
+    )
     assert new_name("bert.pooler.dense.weight") == "bert.pooler.dense.weight"
 
 
@@ -129,9 +148,19 @@ def _same(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         ({"peft_type": "IA3"}, _same, {}, "peft_type = 'IA3', the plan's method has 'LORA'"),
         ({"rank_pattern": {"q_proj": 2}}, _same, {}, "rank_pattern"),
         ({"init_lora_weights": "pissa"}, _same, {}, "changes the base"),
-        ({}, _without("layers.1.attention.q_proj.lora_B"), {}, "lacks 1 of the 14 tensors.*layers.1.*lora_B"),
+        (
+            {},
+            _without("layers.1.attention.q_proj.lora_B"),
+            {},
+            "lacks 1 of the 14 tensors.*layers.1.*lora_B",
+        ),
         ({}, _without("classifier"), {}, "lacks 2 of the 14.*init_head = false"),
-        ({}, lambda x: x | {"base_model.model.extra.lora_A.weight": torch.ones(2)}, {}, "1 tensors that have no place"),
+        (
+            {},
+            lambda x: x | {"base_model.model.extra.lora_A.weight": torch.ones(2)},
+            {},
+            "1 tensors that have no place",
+        ),
         ({}, _same, {"target": ["k_proj"]}, "no place.*q_proj, v_proj.*`target`"),
         ({}, _same, {"head": ""}, "no place.*classifier"),
     ],

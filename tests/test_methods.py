@@ -1,4 +1,5 @@
-"""What single methods train and compute: the table of FedPEFT, hand-made forwards, and `peft`'s own wrapper."""
+"""What single methods train and compute: the table of FedPEFT, hand-made forwards, and `peft`'s own
+wrapper."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +21,9 @@ from fedpeft.methods.injection import known_warnings_ignored
 from fedpeft.optimizers.sgd import SGD
 from fedpeft.registry import build
 
-# Trained parameters of a ViT-B/16 with 100, 45 and 2 classes. The first five rows are FedPEFT's (arXiv:2210.01708; its
-# 328 MB and 0.68 MB are the first and the third with 100 classes); the others follow from the shapes.
+# Trained parameters of a ViT-B/16 with 100, 45 and 2 classes. The first five rows are FedPEFT's
+# (arXiv:2210.01708; its 328 MB and 0.68 MB are the first and the third with 100 classes); the
+# others follow from the shapes.
 TABLE: list[tuple[dict[str, Any], tuple[int, int, int]]] = [
     ({"name": "full"}, (85_875_556, 85_833_261, 85_800_194)),
     ({"name": "head"}, (76_900, 34_605, 1_538)),
@@ -46,8 +48,12 @@ def _vit_base(classes: int) -> nn.Module:
     return model.requires_grad_(False)
 
 
-@pytest.mark.parametrize(("spec", "counts"), TABLE, ids=["-".join(map(str, s.values())) for s, _ in TABLE])
-def test_the_bytes_of_a_vit_base_are_those_of_the_table(spec: Mapping[str, Any], counts: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("spec", "counts"), TABLE, ids=["-".join(map(str, s.values())) for s, _ in TABLE]
+)
+def test_the_bytes_of_a_vit_base_are_those_of_the_table(
+    spec: Mapping[str, Any], counts: tuple[int, ...]
+) -> None:
     made = method(spec)
     for classes, count in zip((100, 45, 2), counts, strict=True):
         model = made.inject(_vit_base(classes))
@@ -57,8 +63,12 @@ def test_the_bytes_of_a_vit_base_are_those_of_the_table(spec: Mapping[str, Any],
         assert sum(x.nbytes for x in tensors) == 4 * count
 
 
-@pytest.mark.parametrize(("spec", "counts"), TABLE[1:6], ids=["-".join(map(str, s.values())) for s, _ in TABLE[1:6]])
-def test_a_payload_is_the_table_s_bytes_and_headers(spec: Mapping[str, Any], counts: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("spec", "counts"), TABLE[1:6], ids=["-".join(map(str, s.values())) for s, _ in TABLE[1:6]]
+)
+def test_a_payload_is_the_table_s_bytes_and_headers(
+    spec: Mapping[str, Any], counts: tuple[int, ...]
+) -> None:
     made = method(spec)
     model = made.inject(_vit_base(100))
     every = tensors_of(model)
@@ -68,7 +78,9 @@ def test_a_payload_is_the_table_s_bytes_and_headers(spec: Mapping[str, Any], cou
     assert headers(payload) < 3_000
 
 
-def _trained(spec: Mapping[str, Any], steps: int) -> tuple[dict[str, Tensor], dict[str, Tensor], list[float]]:
+def _trained(
+    spec: Mapping[str, Any], steps: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[float]]:
     """The tensors before and after some steps on one batch, and the losses."""
     model, names = injected(spec, "vit")
     objective, optimizer = Objective(model, Classify()), SGD()  # type: ignore[arg-type]
@@ -103,7 +115,9 @@ def test_an_adapter_is_the_bottleneck_of_the_paper_between_mlp_and_skip() -> Non
     x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1))
     h = x + block.get_submodule("attention")(block.get_submodule("layernorm_before")(x))[0]
     mlp = block.get_submodule("mlp")
-    inner = torch.nn.functional.gelu(mlp.get_submodule("fc1")(block.get_submodule("layernorm_after")(h)))
+    inner = torch.nn.functional.gelu(
+        mlp.get_submodule("fc1")(block.get_submodule("layernorm_after")(h))
+    )
     y = mlp.get_submodule("fc2.base")(inner)
     y = y + up(torch.nn.functional.gelu(down(y)))
     assert torch.allclose(block(x), y + h, atol=1e-5)
@@ -119,7 +133,9 @@ def test_prompts_stand_after_the_patches_and_are_cut_off(deep: bool, tokens: int
     assert [tuple(x.shape) for x in prompts] == [(tokens, 32)] * (3 if deep else 1)
     base, batch = model_of("vit"), batch_of("vit")
     write(base, {name: x for name, x in read(model, names).items() if "classifier" in name})
-    x = base.get_submodule("vit.embeddings")(batch["pixel_values"])  # (4, 5, 32): the class token and four patches
+    x = base.get_submodule("vit.embeddings")(
+        batch["pixel_values"]
+    )  # (4, 5, 32): the class token and four patches
     for k in range(3):
         if deep or k == 0:
             x = torch.cat([x, prompts[k].expand(4, -1, -1)], 1)
@@ -150,13 +166,18 @@ def test_bias_trains_biases_and_the_head() -> None:
 
 def test_vera_sends_vectors_and_every_site_makes_the_same_projections() -> None:
     model, names = injected({"name": "vera", "rank": 5}, "vit")
-    assert sorted({name.split(".")[-2] for name in names if "vera" in name}) == ["vera_lambda_b", "vera_lambda_d"]
+    assert sorted({name.split(".")[-2] for name in names if "vera" in name}) == [
+        "vera_lambda_b",
+        "vera_lambda_d",
+    ]
     made = {name.split(".")[-2]: x for name, x in model.named_buffers()}
     torch.rand(3)  # what else was drawn does not matter
     other = method({"name": "vera", "rank": 5}).inject(model_of("vit"))
     assert equal(made, {name.split(".")[-2]: x for name, x in other.named_buffers()})
     seed = method({"name": "vera", "rank": 5, "projection_seed": 1}).inject(model_of("vit"))
-    assert not torch.equal(made["vera_A"], next(x for name, x in seed.named_buffers() if ".vera_A." in name))
+    assert not torch.equal(
+        made["vera_A"], next(x for name, x in seed.named_buffers() if ".vera_A." in name)
+    )
 
 
 def test_a_language_model_s_output_layer_is_trained_only_by_name() -> None:
@@ -184,7 +205,11 @@ def _peft_configs() -> dict[str, tuple[str, dict[str, Any], Any]]:
         "ia3": ("vit", {}, peft.IA3Config(**feed)),
         "layernorm": ("vit", {}, peft.LNTuningConfig(target_modules=norms)),
         "vera": ("vit", {"rank": 6}, peft.VeraConfig(r=6, target_modules=qv)),
-        "prefix": ("llama", {"tokens": 4}, peft.PrefixTuningConfig(num_virtual_tokens=4, task_type="SEQ_CLS")),
+        "prefix": (
+            "llama",
+            {"tokens": 4},
+            peft.PrefixTuningConfig(num_virtual_tokens=4, task_type="SEQ_CLS"),
+        ),
     }
 
 
@@ -215,7 +240,10 @@ def test_prefix_on_a_language_model_is_peft_s_too() -> None:
     assert names == ["prompt_encoder.default.embedding.weight"]
     values = random_like(read(model, names))
     write(model, values)
-    assert values[names[0]].shape == (3, 2 * 3 * 2 * 8)  # keys and values, 3 layers, 2 key-value heads of 8
+    assert values[names[0]].shape == (
+        3,
+        2 * 3 * 2 * 8,
+    )  # keys and values, 3 layers, 2 key-value heads of 8
     config = peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
     with known_warnings_ignored():
         wrapper = peft.get_peft_model(model_of("lm"), config).eval()
@@ -261,14 +289,20 @@ def test_what_a_model_lacks_is_named() -> None:
     }.items():
         with pytest.raises(PlanError, match=hint):
             method(name).inject(convolutions)
-    assert method("bias").names(method("bias").inject(convolutions)) == ["features.bias", "fc.weight", "fc.bias"]
+    assert method("bias").names(method("bias").inject(convolutions)) == [
+        "features.bias",
+        "fc.weight",
+        "fc.bias",
+    ]
 
 
 @pytest.mark.parametrize("name", ["adapter", "dora", "ia3", "layernorm", "lora", "prefix", "vera"])
 def test_real_language_model_weights(name: str, real_data: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    base: nn.Module = AutoModelForCausalLM.from_pretrained(real_data / "stories260k").eval().requires_grad_(False)
+    base: nn.Module = (
+        AutoModelForCausalLM.from_pretrained(real_data / "stories260k").eval().requires_grad_(False)
+    )
     ids = torch.tensor([[1, 403, 407, 261]])
     before = base(input_ids=ids).logits
     made = method(name)

@@ -17,10 +17,14 @@ from fedpeft.site import open_site
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.03}
 PREPARED = [("float32", True), ("bfloat16", True), ("bfloat16", False)]
 WAYS = pytest.mark.parametrize(("dtype", "pack"), PREPARED)
-kernels_only = pytest.mark.skipif(not can_pack("float32"), reason="this PyTorch has no kernels with laid out weights")
+kernels_only = pytest.mark.skipif(
+    not can_pack("float32"), reason="this PyTorch has no kernels with laid out weights"
+)
 
 
-def layer(trained: tuple[str, ...] = (), dtype: str = "float32", pack: bool = True) -> tuple[nn.Linear, nn.Linear]:
+def layer(
+    trained: tuple[str, ...] = (), dtype: str = "float32", pack: bool = True
+) -> tuple[nn.Linear, nn.Linear]:
     """A frozen linear layer as it is, and the same prepared."""
     plain = nn.Linear(256, 192)
     with torch.no_grad():
@@ -40,7 +44,9 @@ def rows(*shape: int) -> Tensor:
 
 @WAYS
 @pytest.mark.parametrize("shape", [(), (3,), (8, 50)])
-def test_the_product_and_its_derivative_are_those_of_the_weight(dtype: str, pack: bool, shape: tuple[int, ...]) -> None:
+def test_the_product_and_its_derivative_are_those_of_the_weight(
+    dtype: str, pack: bool, shape: tuple[int, ...]
+) -> None:
     plain, prepared = layer((), dtype, pack)
     x = rows(*shape).requires_grad_()
     before = x.detach().clone()
@@ -67,8 +73,12 @@ def test_clients_and_single_examples_at_once_are_rows_like_others(dtype: str, pa
 
     assert close(each(prepared), each(plain))
     assert close(vmap(prepared, in_dims=1, out_dims=1)(x), plain(x))
-    twice = vmap(grad(lambda one: grad(lambda z: prepared(z).square().mean())(one).square().sum()))(x)
-    expected = vmap(grad(lambda one: grad(lambda z: plain(z).square().mean())(one).square().sum()))(x)
+    twice = vmap(grad(lambda one: grad(lambda z: prepared(z).square().mean())(one).square().sum()))(
+        x
+    )
+    expected = vmap(grad(lambda one: grad(lambda z: plain(z).square().mean())(one).square().sum()))(
+        x
+    )
     assert close(twice, expected)
 
 
@@ -80,7 +90,9 @@ def test_a_trained_bias_gets_its_gradient_for_each_client_its_own() -> None:
         out: Tensor = functional_call(module, {"bias": bias}, (one,)).square().mean()
         return out
 
-    got, expected = (vmap(grad(lambda b, x, m=m: loss(m, b, x)))(biases, x) for m in (prepared, plain))
+    got, expected = (
+        vmap(grad(lambda b, x, m=m: loss(m, b, x)))(biases, x) for m in (prepared, plain)
+    )
     assert torch.allclose(got, expected, rtol=1e-5, atol=1e-7)
     assert float(expected.abs().max()) > 1e-4
 
@@ -95,7 +107,9 @@ def test_a_weight_swapped_in_or_written_to_is_the_one_that_counts() -> None:
     functional_call(prepared, {"bias": prepared.bias + 1}, (x,))
     with torch.no_grad():
         prepared.weight.fill_(0.5)
-    assert torch.allclose(prepared(x), linear(x, prepared.weight, prepared.bias), rtol=1e-5, atol=1e-4)
+    assert torch.allclose(
+        prepared(x), linear(x, prepared.weight, prepared.bias), rtol=1e-5, atol=1e-4
+    )
     copy = deepcopy(prepared)
     with torch.no_grad():
         copy.bias.zero_()
@@ -114,7 +128,9 @@ def test_what_is_trained_tied_to_it_or_small_stays_as_it_was() -> None:
     model = Tied().requires_grad_(False)
     before = {name: x.clone() for name, x in model.state_dict().items()}
     prepare_frozen(model, {"one.weight"}, "bfloat16")
-    prepared = [name for name, module in model.named_modules() if isinstance(module.forward, Forward)]
+    prepared = [
+        name for name, module in model.named_modules() if isinstance(module.forward, Forward)
+    ]
     assert prepared == ["frozen"]
     model.frozen(torch.ones(50, 192))
     assert equal(model.state_dict(), before)
@@ -133,7 +149,9 @@ def test_autocast_and_other_types_take_the_plain_product() -> None:
 
 
 @pytest.mark.parametrize("trained", [(), ("bias",)])
-def test_autocast_to_the_type_of_the_base_does_not_cast_the_weight_anew(trained: tuple[str, ...]) -> None:
+def test_autocast_to_the_type_of_the_base_does_not_cast_the_weight_anew(
+    trained: tuple[str, ...],
+) -> None:
     plain, prepared = layer(trained, "bfloat16")
     for x in (rows(8, 50), rows(8, 50).bfloat16()):
         given = [x.detach().clone().requires_grad_() for _ in range(2)]
@@ -144,7 +162,9 @@ def test_autocast_to_the_type_of_the_base_does_not_cast_the_weight_anew(trained:
         for y in (want, got):
             y.float().sum().backward()
         assert given[0].grad is not None and given[1].grad is not None
-        torch.testing.assert_close(given[1].grad.float(), given[0].grad.float(), rtol=2e-2, atol=2e-2)
+        torch.testing.assert_close(
+            given[1].grad.float(), given[0].grad.float(), rtol=2e-2, atol=2e-2
+        )
     assert isinstance(prepared.forward, Forward) and prepared.forward._packed is not None
 
 
@@ -161,7 +181,10 @@ def test_only_bfloat16_needs_anything_where_nothing_is_packed() -> None:
 def test_a_round_with_prepared_weights_is_the_plain_round_but_for_rounding(method: str) -> None:
     plan = plan_of(method=method, rounds=1)
     every = [("float32", False), *PREPARED]
-    sites = {(dtype, pack): open_site(replace(plan, base_dtype=dtype, pack=pack)) for dtype, pack in every}
+    sites = {
+        (dtype, pack): open_site(replace(plan, base_dtype=dtype, pack=pack))
+        for dtype, pack in every
+    }
     ends = {way: last(run(site, site.plan)) for way, site in sites.items()}
     plain = ends["float32", False]
     moved = {n: x - sites["float32", False].params()[n] for n, x in plain.items()}
@@ -170,7 +193,10 @@ def test_a_round_with_prepared_weights_is_the_plain_round_but_for_rounding(metho
         apart = torch.stack([(end[n] - x).norm() for n, x in plain.items()]).norm() / length
         assert apart <= {"float32": 1e-3, "bfloat16": 0.1}[way[0]], way
         assert float(apart) > 0 or way == ("float32", False) or not can_pack("float32")
-    assert environment(plan, "cpu")["base"] == f"float32, {'packed' if can_pack('float32') else 'plain'}"
+    assert (
+        environment(plan, "cpu")["base"]
+        == f"float32, {'packed' if can_pack('float32') else 'plain'}"
+    )
 
 
 def test_a_plan_names_a_precision_that_there_is() -> None:

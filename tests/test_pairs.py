@@ -1,4 +1,5 @@
-"""Parts of every kind, put together as they come: a seeded sample in the normal run, many more under `slow`."""
+"""Parts of every kind, put together as they come: a seeded sample in the normal run, many more
+under `slow`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,16 +29,23 @@ KINDS = {
 EACH_ONCE = 13  # draws after which the longest list of parts has been through
 UNFIT = {
     "method": {"prefix"},  # needs a decoder
-    "partition": {"column", "lists", "redrawn"},  # need columns or lists of the data's; a mistake, not to be built on
+    "partition": {
+        "column",
+        "lists",
+        "redrawn",
+    },  # need columns or lists of the data's; a mistake, not to be built on
     "downlink": {"topk"},  # drops parameters
 }
 
 
 def sample(count: int) -> Iterator[dict[str, str]]:
-    """`count` draws of one part of each kind, every part of every kind at least once in a long enough sample."""
+    """`count` draws of one part of each kind, every part of every kind at least once in a long
+    enough sample."""
     rng = generator(7, "pairs")
     known = {key: sorted(set(names(kind)) - UNFIT.get(key, set())) for key, kind in KINDS.items()}
-    orders = {key: torch.randperm(len(parts), generator=rng).tolist() for key, parts in known.items()}
+    orders = {
+        key: torch.randperm(len(parts), generator=rng).tolist() for key, parts in known.items()
+    }
     for k in range(count):
         chosen = {}
         for key, parts in known.items():
@@ -47,7 +55,8 @@ def sample(count: int) -> Iterator[dict[str, str]]:
 
 
 def spec_of(chosen: dict[str, str]) -> dict[str, Any]:
-    """A plan of the chosen parts; SCAFFOLD is one algorithm in two places, with SGD; a server's noise is for a mean."""
+    """A plan of the chosen parts; SCAFFOLD is one algorithm in two places, with SGD; a server's
+    noise is for a mean."""
     if chosen["stage"] == "client_dp":
         plain = {"correction": "none", "server": "average"}
         chosen = {key: plain[key] if part == "scaffold" else part for key, part in chosen.items()}
@@ -86,13 +95,17 @@ def check(chosen: dict[str, str], folder: Path) -> None:
     assert any(not torch.equal(x, first.params[name]) for name, x in state.params.items())
 
 
-@pytest.mark.parametrize("chosen", list(sample(EACH_ONCE)), ids=lambda chosen: "-".join(chosen.values()))
+@pytest.mark.parametrize(
+    "chosen", list(sample(EACH_ONCE)), ids=lambda chosen: "-".join(chosen.values())
+)
 def test_parts_work_together(chosen: dict[str, str], tmp_path: Path) -> None:
     check(chosen, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chosen", list(sample(120))[EACH_ONCE:], ids=lambda chosen: "-".join(chosen.values()))
+@pytest.mark.parametrize(
+    "chosen", list(sample(120))[EACH_ONCE:], ids=lambda chosen: "-".join(chosen.values())
+)
 def test_many_parts_work_together(chosen: dict[str, str], tmp_path: Path) -> None:
     check(chosen, tmp_path)
 

@@ -15,14 +15,20 @@ from fedpeft.tasks.module import ModuleTask
 
 
 def test_the_report_counts_and_measures() -> None:
-    """a has classes 0, 0; b has 1, 1, 0, 1. Of all: 3/6, 3/6. Distances: 1/2 and 1/4; class 0 alone is 1 class."""
+    """a has classes 0, 0; b has 1, 1, 0, 1. Of all: 3/6, 3/6. Distances: 1/2 and 1/4; class 0 alone
+    is 1 class."""
     labels = torch.tensor([0, 0, 1, 1, 0, 1, 1])
     parts = {"a": torch.tensor([0, 1]), "b": torch.tensor([2, 3, 4, 5])}
     report = partition_report(Table({"label": labels}), ["no", "yes"], parts, {"moved": 1})
     assert report["histograms"] == {"a": [2, 0], "b": [1, 3]}
     assert report["size"] == {"min": 2, "median": 3.0, "max": 4}
     assert report["classes_per_client"] == {"min": 1, "median": 1.5, "max": 2}
-    assert (report["clients"], report["examples"], report["unused"], report["notes"]) == (2, 6, 1, {"moved": 1})
+    assert (report["clients"], report["examples"], report["unused"], report["notes"]) == (
+        2,
+        6,
+        1,
+        {"moved": 1},
+    )
     skew = report["skew"]
     assert skew["total_variation"] == pytest.approx((1 / 2 + 1 / 4) / 2)
     of_b = 4 / 3 ** (3 / 4)  # exp of the entropy of (1/4, 3/4)
@@ -67,7 +73,9 @@ def test_the_heat_map_shades_by_share() -> None:
     ],
 )
 def test_a_division_that_nothing_can_be_trained_on(parts: dict[str, list[int]], match: str) -> None:
-    division = Division({name: torch.tensor(part, dtype=torch.int64) for name, part in parts.items()})
+    division = Division(
+        {name: torch.tensor(part, dtype=torch.int64) for name, part in parts.items()}
+    )
     with pytest.raises(DataError, match=match):
         check_division(division, Table({"label": torch.tensor([0, 1, 0, 1])}), ["cat", "dog"])
 

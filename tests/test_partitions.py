@@ -35,7 +35,8 @@ def everyone(parts: Mapping[str, Tensor]) -> list[int]:
     return sorted(place for part in parts.values() for place in part.tolist())
 
 
-# --- laws -----------------------------------------------------------------------------------------------------------
+# --- laws
+# -----------------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -47,13 +48,17 @@ def settings(draw: st.DrawFn) -> tuple[Partition, Tensor]:
     kinds: list[Partition] = [
         IID(clients),
         Shards(clients, shards=draw(st.integers(1, 3))),
-        Dirichlet(clients, alpha, min_per_client=draw(st.integers(1, 3)), tries=draw(st.integers(1, 4))),
+        Dirichlet(
+            clients, alpha, min_per_client=draw(st.integers(1, 3)), tries=draw(st.integers(1, 4))
+        ),
     ]
     return draw(st.sampled_from(kinds)), labels
 
 
 @given(settings(), st.integers(0, 1 << 40))
-def test_every_example_has_one_owner_and_the_generator_decides(case: tuple[Partition, Tensor], seed: int) -> None:
+def test_every_example_has_one_owner_and_the_generator_decides(
+    case: tuple[Partition, Tensor], seed: int
+) -> None:
     partition, labels = case
     division = cut(partition, labels, seed)
     assert everyone(division.parts) == list(range(len(labels)))
@@ -78,7 +83,11 @@ def test_iid_and_shards_are_even(clients: int, n: int, shards: int) -> None:
         assert max(sizes(dealt)) - min(sizes(dealt)) <= shards
 
 
-@given(st.lists(st.sampled_from("abcdefg"), min_size=5, max_size=60), st.integers(1, 8), st.integers(0, 4))
+@given(
+    st.lists(st.sampled_from("abcdefg"), min_size=5, max_size=60),
+    st.integers(1, 8),
+    st.integers(0, 4),
+)
 def test_natural_clients_hold_what_is_theirs(values: list[str], least: int, most: int) -> None:
     labels = torch.zeros(len(values), dtype=torch.int64)
     eligible = {value for value in values if values.count(value) >= least}
@@ -92,28 +101,39 @@ def test_natural_clients_hold_what_is_theirs(values: list[str], least: int, most
     for name, part in division.parts.items():
         assert part.tolist() == [place for place, value in enumerate(values) if value == name]
     held = sum(sizes(division))
-    left_out = {"clients_left_out": len(set(values)) - len(division.parts), "examples_left_out": len(values) - held}
+    left_out = {
+        "clients_left_out": len(set(values)) - len(division.parts),
+        "examples_left_out": len(values) - held,
+    }
     assert division.notes == left_out
 
 
-# --- Dirichlet ------------------------------------------------------------------------------------------------------
+# --- Dirichlet
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_dirichlet_is_the_papers_partition_of_cifar100() -> None:
-    """Sizes of the paper's rule at 50,000 examples, N = 64, alpha = 0.1, from a run of its code: 352 / 795 / 1125."""
+    """Sizes of the paper's rule at 50,000 examples, N = 64, alpha = 0.1, from a run of its code:
+    352 / 795 / 1125."""
     labels = torch.arange(50_000) % 100
     report = partition_report(
-        Table({"label": labels}), [str(k) for k in range(100)], (d := cut(Dirichlet(64, 0.1), labels)).parts, d.notes
+        Table({"label": labels}),
+        [str(k) for k in range(100)],
+        (d := cut(Dirichlet(64, 0.1), labels)).parts,
+        d.notes,
     )
     assert 250 <= report["size"]["min"] <= 450
     assert 760 <= report["size"]["median"] <= 830
-    assert report["size"]["max"] <= 50_000 / 64 + 500  # full at n / N, so that at most one class comes on top
+    assert (
+        report["size"]["max"] <= 50_000 / 64 + 500
+    )  # full at n / N, so that at most one class comes on top
     assert 25 <= report["classes_per_client"]["median"] <= 45
     assert report["notes"] == {"draws": 1, "moved": 0}
 
 
 def test_a_full_client_gets_no_further_class() -> None:
-    """Alpha near 0: a class goes to one client whole, and two classes of half the data each to two clients."""
+    """Alpha near 0: a class goes to one client whole, and two classes of half the data each to two
+    clients."""
     labels = torch.tensor([0] * 50 + [1] * 50)
     for seed in range(20):
         assert sizes(cut(Dirichlet(2, 1e-4, min_per_client=1), labels, seed)) == [50, 50]
@@ -123,7 +143,9 @@ def test_large_alpha_is_nearly_iid_and_small_alpha_is_not() -> None:
     labels, names = torch.arange(8000) % 10, [str(k) for k in range(10)]
     table = Table({"label": labels})
     skew = [
-        partition_report(table, names, cut(Dirichlet(8, alpha), labels).parts, {})["skew"]["total_variation"]
+        partition_report(table, names, cut(Dirichlet(8, alpha), labels).parts, {})["skew"][
+            "total_variation"
+        ]
         for alpha in (0.05, 1.0, 1000.0)
     ]
     assert skew[0] > 0.6 > skew[1] > 0.2 > 0.05 > skew[2]
@@ -135,21 +157,29 @@ def test_as_few_examples_are_moved_as_are_lacking() -> None:
     division = cut(Dirichlet(4, 1e-4, min_per_client=10, tries=3), labels)
     assert division.notes == {"draws": 3, "moved": 30}
     assert sorted(sizes(division)) == [10, 10, 10, 70]
-    with pytest.raises(DataError, match=r"\(30 are missing at best\).*repair = true to move 30 examples"):
+    with pytest.raises(
+        DataError, match=r"\(30 are missing at best\).*repair = true to move 30 examples"
+    ):
         cut(Dirichlet(4, 1e-4, min_per_client=10, tries=3, repair=False), labels)
 
 
 def test_when_all_examples_are_needed_all_clients_are_equal() -> None:
     division = cut(Dirichlet(10, 0.1, min_per_client=10, tries=1), torch.arange(100) % 5)
     assert sizes(division) == [10] * 10
-    with pytest.raises(DataError, match=r"99 training examples are too few for 10 clients x 10 examples"):
+    with pytest.raises(
+        DataError, match=r"99 training examples are too few for 10 clients x 10 examples"
+    ):
         cut(Dirichlet(10, 0.1), torch.arange(99) % 5)
 
 
 def test_scarce_and_large_divisions() -> None:
-    scarce = cut(Dirichlet(64, 0.1, min_per_client=10), torch.randint(100, (1000,), generator=generator(3)))
+    scarce = cut(
+        Dirichlet(64, 0.1, min_per_client=10), torch.randint(100, (1000,), generator=generator(3))
+    )
     assert min(sizes(scarce)) == 10
-    two = cut(Dirichlet(64, 0.1, min_per_client=10), torch.arange(20_000) % 2)  # PCam's shape: no draw is valid
+    two = cut(
+        Dirichlet(64, 0.1, min_per_client=10), torch.arange(20_000) % 2
+    )  # PCam's shape: no draw is valid
     assert two.notes["draws"] == 100
     assert two.notes["moved"] > 0
     assert len(cut(Dirichlet(1000, 0.1), torch.arange(50_000) % 100).parts) == 1000
@@ -161,7 +191,8 @@ def test_one_client_and_one_class(partition: Partition) -> None:
     assert cut(partition, labels).parts["c000"].tolist() == list(range(30))
 
 
-# --- shards, columns, lists -----------------------------------------------------------------------------------------
+# --- shards, columns, lists
+# -----------------------------------------------------------------------------------------
 
 
 def test_two_shards_of_ten_classes_are_two_classes_at_most() -> None:
@@ -198,7 +229,10 @@ def test_lists_from_the_plan_and_from_a_file(tmp_path: Path) -> None:
     assert read_plan(plan.toml()).partition == plan.partition
     for partition in (plan.partition, Lists(file=str(file))):
         parts = cut(partition, labels).parts
-        assert {name: part.tolist() for name, part in parts.items()} == {"north": [0, 2, 5], "south": [1, 3]}
+        assert {name: part.tolist() for name, part in parts.items()} == {
+            "north": [0, 2, 5],
+            "south": [1, 3],
+        }
 
 
 @pytest.mark.parametrize(

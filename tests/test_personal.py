@@ -72,7 +72,9 @@ def test_what_is_personal_does_not_travel_and_the_rest_does(points: Site, tmp_pa
     assert saved >= 4 * points.params()["head.bias"].numel()
 
 
-def test_a_reply_that_was_not_counted_is_forgotten_by_its_client(points: Site, tmp_path: Path) -> None:
+def test_a_reply_that_was_not_counted_is_forgotten_by_its_client(
+    points: Site, tmp_path: Path
+) -> None:
     plan, store = points_plan(rounds=1, cohort=24, **LOCAL_ONLY), Folder(tmp_path)
     victim = points.data.clients[3]
     lossy = Tampering(on(points, plan, store), {victim: lambda reply: Failure(victim, "lost")})
@@ -84,7 +86,9 @@ def test_a_reply_that_was_not_counted_is_forgotten_by_its_client(points: Site, t
 def test_a_personal_tensor_that_diverges_is_a_named_failure(points: Site, tmp_path: Path) -> None:
     plan = points_plan(rounds=1, local={"lr": 1e38, "batch_size": 4}, **LOCAL_ONLY)
     [(state, ledger)] = run(points, plan, Folder(tmp_path))
-    assert len(ledger.failed) == 4 and all("diverged" in reason for reason in ledger.failed.values())
+    assert len(ledger.failed) == 4 and all(
+        "diverged" in reason for reason in ledger.failed.values()
+    )
     assert state.accepted == {}
 
 
@@ -92,7 +96,9 @@ def test_a_personal_tensor_that_diverges_is_a_named_failure(points: Site, tmp_pa
 def test_nothing_travels_through_every_codec(points: Site, tmp_path: Path, codec: str) -> None:
     downlink = "dense" if codec == "topk" else codec
     plan = points_plan(rounds=2, uplink=codec, downlink=downlink, **LOCAL_ONLY)
-    assert all(not ledger.failed and not ledger.note for _, ledger in run(points, plan, Folder(tmp_path)))
+    assert all(
+        not ledger.failed and not ledger.note for _, ledger in run(points, plan, Folder(tmp_path))
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,16 +110,24 @@ def test_nothing_travels_through_every_codec(points: Site, tmp_path: Path, codec
         if server == "average" or not getattr(build("aggregator", aggregator), "plain", False)
     ],
 )
-def test_nothing_travels_through_every_server(points: Site, tmp_path: Path, aggregator: str, server: str) -> None:
+def test_nothing_travels_through_every_server(
+    points: Site, tmp_path: Path, aggregator: str, server: str
+) -> None:
     plan = points_plan(rounds=2, aggregator=aggregator, server=server, **LOCAL_ONLY)
-    assert all(not ledger.failed and not ledger.note for _, ledger in run(points, plan, Folder(tmp_path)))
+    assert all(
+        not ledger.failed and not ledger.note for _, ledger in run(points, plan, Folder(tmp_path))
+    )
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match=r"matches no trained tensor; there are head\.weight, head\.bias"):
+    with pytest.raises(
+        PlanError, match=r"matches no trained tensor; there are head\.weight, head\.bias"
+    ):
         open_site(points_plan(personal=["clasifier.*"]))
     with pytest.raises(PlanError, match="control variates belong to tensors that travel"):
-        read_plan({**POINTS, "personal": ["*"], "server": "scaffold", "local": {"correction": "scaffold"}})
+        read_plan(
+            {**POINTS, "personal": ["*"], "server": "scaffold", "local": {"correction": "scaffold"}}
+        )
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +139,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Site, dict
     return folder.path, site, summarize(folder, site)
 
 
-def test_held_out_metrics_are_the_mean_over_the_clients_models(finished: tuple[Path, Site, dict[str, Any]]) -> None:
+def test_held_out_metrics_are_the_mean_over_the_clients_models(
+    finished: tuple[Path, Site, dict[str, Any]],
+) -> None:
     path, _, summary = finished
     with pytest.raises(RunError, match=r"cannot be exported: .* are each client's own"):
         read_result(path)
@@ -138,15 +154,23 @@ def test_client_models_are_told_apart(points: Site, tmp_path: Path) -> None:
     plan, store = points_plan(rounds=1, cohort=24, **LOCAL_ONLY), Folder(tmp_path)
     site = replace(points, plan=plan)
     [(state, _)] = run(points, plan, store)
-    each = [measure(site, client_params(site, state, store, client))["accuracy"] for client in site.data.clients]
+    each = [
+        measure(site, client_params(site, state, store, client))["accuracy"]
+        for client in site.data.clients
+    ]
     assert held_out(site, state, store)["accuracy"] == pytest.approx(sum(each) / len(each))
     assert len(set(each)) > 1
     found = client_accuracy(site, state, store)
-    assert found is not None and found["mean"] > sum(each) / len(each), "a client knows its own classes best"
+    assert found is not None and found["mean"] > sum(each) / len(each), (
+        "a client knows its own classes best"
+    )
 
 
-def test_client_accuracy_weighs_classes_as_the_client_has_them(points: Site, tmp_path: Path) -> None:
-    """By hand: the model calls everything class 0, so a client's accuracy is its share of class 0."""
+def test_client_accuracy_weighs_classes_as_the_client_has_them(
+    points: Site, tmp_path: Path
+) -> None:
+    """By hand: the model calls everything class 0, so a client's accuracy is its share of class
+    0."""
     always = {"head.weight": torch.zeros(3, 8), "head.bias": torch.tensor([1.0, 0.0, 0.0])}
     found = client_accuracy(points, State(1, always), Folder(tmp_path))
     assert found is not None

@@ -1,4 +1,5 @@
-"""What a plan reads from short forms, from settings beside a file, and what it refuses since parts do not fit."""
+"""What a plan reads from short forms, from settings beside a file, and what it refuses since parts
+do not fit."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +38,9 @@ def pictures(root: Path, *names: str) -> None:
         Image.new("RGB", (4, 4)).save(root / name)
 
 
-@pytest.mark.parametrize("plan", ["", 'data = "digits"', '[data]\nname = "table"\npath = "x/y"\nsubset = 7', CIFAR])
+@pytest.mark.parametrize(
+    "plan", ["", 'data = "digits"', '[data]\nname = "table"\npath = "x/y"\nsubset = 7', CIFAR]
+)
 def test_data_beside_the_plan_is_as_in_it(plan: str | Path) -> None:
     assert read_plan(plan, ["data=uoft-cs/cifar100"]).data == HubTable("uoft-cs/cifar100")
     assert read_plan('data = "uoft-cs/cifar100"').data == HubTable("uoft-cs/cifar100")
@@ -46,13 +49,23 @@ def test_data_beside_the_plan_is_as_in_it(plan: str | Path) -> None:
 
 def test_settings_go_on_from_short_forms() -> None:
     plan = read_plan(
-        CIFAR, ["data=uoft-cs/cifar100", "data.subset=9", "task.model=google/vit", "local.optimizer=adamw"]
+        CIFAR,
+        [
+            "data=uoft-cs/cifar100",
+            "data.subset=9",
+            "task.model=google/vit",
+            "local.optimizer=adamw",
+        ],
     )
     assert plan.data == HubTable("uoft-cs/cifar100", subset=9)
     assert (plan.task.model, plan.task.size) == ("google/vit", 64)  # type: ignore[attr-defined]
-    assert read_plan('data = "some/table"', ["data.label=kind"]).data == HubTable("some/table", label="kind")
+    assert read_plan('data = "some/table"', ["data.label=kind"]).data == HubTable(
+        "some/table", label="kind"
+    )
     assert plan.local.optimizer == build("optimizer", "adamw")  # type: ignore[attr-defined]
-    assert read_plan('method = "lora"', ["method.rank=3"]).method == build("method", {"name": "lora", "rank": 3})
+    assert read_plan('method = "lora"', ["method.rank=3"]).method == build(
+        "method", {"name": "lora", "rank": 3}
+    )
     assert read_plan(plan.toml()) == plan
 
 
@@ -66,7 +79,9 @@ def test_npz_is_arrays(place: Path) -> None:
 
 @pytest.mark.parametrize("train", ["train/", ""])
 def test_a_folder_of_pictures_is_images(place: Path, train: str) -> None:
-    pictures(place / "pets", *(f"{train}{kind}/{k}.PNG" for kind in ("cat", "dog") for k in range(5)))
+    pictures(
+        place / "pets", *(f"{train}{kind}/{k}.PNG" for kind in ("cat", "dog") for k in range(5))
+    )
     (place / "pets" / "dataset_infos.json").write_text("{}")
     (place / "pets" / "README.md").write_text("Pets")
     plan = read_plan({"data": "pets"})
@@ -111,7 +126,8 @@ def test_built_parts_pass() -> None:
     plan = read_plan({"stages": stage, "uplink": TopK(0.3), "data": Digits()}, ["rounds=2"])
     assert plan.stages == (stage,) and plan.data == Digits() and plan.rounds == 2
     with pytest.raises(
-        PlanError, match=r"'uplink\.density=1': uplink is TopK\(.*\), which has no keys; set uplink itself"
+        PlanError,
+        match=r"'uplink\.density=1': uplink is TopK\(.*\), which has no keys; set uplink itself",
     ):
         read_plan({"uplink": TopK()}, ["uplink.density=1"])
 
@@ -119,13 +135,22 @@ def test_built_parts_pass() -> None:
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ({"server": 1}, r"plan\.server = 1: must be a name, a table with a `name`.*; known: adagrad, .*yogi"),
+        (
+            {"server": 1},
+            r"plan\.server = 1: must be a name, a table with a `name`.*; known: adagrad, .*yogi",
+        ),
         ({"server": ["adam"]}, r"plan\.server = \['adam'\]: must be a name"),
         ({"stages": 5}, r"plan\.stages = 5: must be a name.*; known: client_dp, error_feedback"),
         ({"stages": True}, r"plan\.stages = True: must be a name"),
-        ({"stages": ["error_feedback", 3], "uplink": "topk"}, r"plan\.stages\[1\] = 3: must be a name"),
+        (
+            {"stages": ["error_feedback", 3], "uplink": "topk"},
+            r"plan\.stages\[1\] = 3: must be a name",
+        ),
         ({"stages": ["parts:die"]}, r"plan\.stages\[0\]: 'parts:die' is no dataclass"),
-        ({"stages": {"codec": "topk"}}, r"plan\.stages needs a `name`; known: client_dp, error_feedback"),
+        (
+            {"stages": {"codec": "topk"}},
+            r"plan\.stages needs a `name`; known: client_dp, error_feedback",
+        ),
         ({"stages": ["error_feedback"], "uplink": 5}, r"plan\.uplink = 5: must be a name"),
         ({"method": 3}, r"plan\.method = 3: must be a name"),
         ({"data": 3}, r"plan\.data = 3: must be a name"),
@@ -135,9 +160,15 @@ def test_built_parts_pass() -> None:
             r"model = 'x' belongs to the task, but plan\.task = 3 is neither a name nor a table",
         ),
         ({"model": 3}, r"plan\.task\.model = 3: input should be a valid string"),
-        ({"local": {"lr": {"x": 3}}}, r"plan\.local\.lr = \{'x': 3\}: input should be a valid number"),
+        (
+            {"local": {"lr": {"x": 3}}},
+            r"plan\.local\.lr = \{'x': 3\}: input should be a valid number",
+        ),
         ({"local": {"optimizer": 0}}, r"plan\.local\.optimizer = 0: must be a name.*adamw, sgd"),
-        ({"server": "parts:Points"}, r"plan\.server: Points is no server: it has no keeps, init, step"),
+        (
+            {"server": "parts:Points"},
+            r"plan\.server: Points is no server: it has no keeps, init, step",
+        ),
         ({3: 4}, "no key called '3'"),
     ],
 )
@@ -148,8 +179,14 @@ def test_a_bad_plan_is_one_line(spec: dict[str, Any], reason: str) -> None:
 
 
 def test_a_stage_in_a_full_plan_follows_the_uplink() -> None:
-    full = read_plan({"uplink": {"name": "topk", "density": 0.2}, "stages": ["error_feedback"]}).toml()
-    for overrides, codec in ([], TopK(0.2)), (["uplink=int8"], Int8()), (["uplink.density=0.5"], TopK(0.5)):
+    full = read_plan(
+        {"uplink": {"name": "topk", "density": 0.2}, "stages": ["error_feedback"]}
+    ).toml()
+    for overrides, codec in (
+        ([], TopK(0.2)),
+        (["uplink=int8"], Int8()),
+        (["uplink.density=0.5"], TopK(0.5)),
+    ):
         plan = read_plan(full, overrides)
         assert plan.uplink == codec and plan.stages == (ErrorFeedback(codec),)
 
@@ -163,7 +200,8 @@ def test_a_stage_that_is_written_as_the_uplink_follows_it() -> None:
 def test_a_stage_with_a_codec_of_its_own_is_refused(overrides: list[str]) -> None:
     own = {"name": "error_feedback", "codec": {"name": "topk", "density": 0.25}}
     with pytest.raises(
-        PlanError, match=r"stages\[0\]\.codec = TopK\(density=0\.25\) is not the uplink's (TopK|Int8)\("
+        PlanError,
+        match=r"stages\[0\]\.codec = TopK\(density=0\.25\) is not the uplink's (TopK|Int8)\(",
     ):
         read_plan({"stages": [own], "uplink": "topk"}, overrides)
 
@@ -183,7 +221,9 @@ def test_the_codecs_are_compared_in_python_too() -> None:
 
 
 def test_a_downlink_keeps_every_parameter() -> None:
-    with pytest.raises(PlanError, match=r"downlink = TopK\(density=0\.5\).*receive most of them as zero"):
+    with pytest.raises(
+        PlanError, match=r"downlink = TopK\(density=0\.5\).*receive most of them as zero"
+    ):
         Plan(downlink=TopK(0.5))
     assert Plan(downlink=TopK(1.0)).downlink == TopK(1.0)
     assert Plan(downlink=Int8(), uplink=TopK(0.5)).downlink == Int8()
@@ -196,7 +236,9 @@ class Signs:
     def init(self, params: Tensors) -> Tensors:
         return {}
 
-    def step(self, params: Tensors, memory: Tensors, gradient: Tensors, lr: Any) -> tuple[Tensors, Tensors]:
+    def step(
+        self, params: Tensors, memory: Tensors, gradient: Tensors, lr: Any
+    ) -> tuple[Tensors, Tensors]:
         return {name: x - lr * gradient[name].sign() for name, x in params.items()}, memory
 
 
@@ -204,7 +246,8 @@ class Signs:
 def test_scaffold_goes_with_sgd_only(optimizer: Any) -> None:
     local = {"correction": "scaffold", "optimizer": optimizer}
     with pytest.raises(
-        PlanError, match=r'those of (AdamW|Signs) are no sums of gradients: set local\.optimizer to "sgd"'
+        PlanError,
+        match=r'those of (AdamW|Signs) are no sums of gradients: set local\.optimizer to "sgd"',
     ):
         read_plan({"local": local, "server": "scaffold"})
     assert read_plan({"local": {**local, "correction": "prox"}}).local_shares == ()

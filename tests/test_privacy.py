@@ -1,4 +1,5 @@
-"""What privacy costs, how much noise a target needs, which plans are refused, and that a run goes on counting."""
+"""What privacy costs, how much noise a target needs, which plans are refused, and that a run goes
+on counting."""
 
 from contextlib import closing
 from dataclasses import replace
@@ -35,51 +36,80 @@ LOCAL = {**CLIENT, "stages": [{"name": "local_dp", "noise_multiplier": 1.0}]}
 EXAMPLE = {
     **CLIENT,
     "stages": [],
-    "local": {"name": "dp_sgd", "lr": 0.1, "noise_multiplier": 1.0, "batch_size": 8, "rate": 0.3, "steps": 3},
+    "local": {
+        "name": "dp_sgd",
+        "lr": 0.1,
+        "noise_multiplier": 1.0,
+        "batch_size": 8,
+        "rate": 0.3,
+        "steps": 3,
+    },
 }
-KINDS = pytest.mark.parametrize("private", [EXAMPLE, CLIENT, LOCAL], ids=["example", "client", "local"])
+KINDS = pytest.mark.parametrize(
+    "private", [EXAMPLE, CLIENT, LOCAL], ids=["example", "client", "local"]
+)
 
 
 GOLDEN = [
-    (Event("example", 1.0, 0.01, 100), 10, 1e-5, 1.8282436455855, 2.1013665254203),  # opacus 1.6.0 has 2.1014 too
+    (
+        Event("example", 1.0, 0.01, 100),
+        10,
+        1e-5,
+        1.8282436455855,
+        2.1013665254203,
+    ),  # opacus 1.6.0 has 2.1014 too
     (Event("example", 1.3, 0.3, 4), 6, 1e-3, 4.7131753143842, 5.5070019821129),
     (Event("client", 2.0), 13, 1e-3, 6.6189197744643, 7.3649297502272),
 ]
-"""Event, participations n, δ, and ε by "pld" and "rdp" as dp-accounting 0.6.0 gives it: once, of its own
+"""Event, participations n, δ, and ε by "pld" and "rdp" as dp-accounting 0.6.0 gives it: once, of
+its own
 
     SelfComposedDpEvent(PoissonSampledDpEvent(rate, GaussianDpEvent(noise_multiplier)), times * n)
 
-(the bare GaussianDpEvent where the rate is 1), composed by PLDAccountant() and RdpAccountant() with their defaults."""
+(the bare GaussianDpEvent where the rate is 1), composed by PLDAccountant() and RdpAccountant() with
+their defaults."""
 
 
 @pytest.mark.parametrize(("event", "participations", "delta", "pld", "rdp"), GOLDEN)
-def test_golden_values_of_the_library(event: Event, participations: int, delta: float, pld: float, rdp: float) -> None:
+def test_golden_values_of_the_library(
+    event: Event, participations: int, delta: float, pld: float, rdp: float
+) -> None:
     assert epsilon(event, participations, delta, "pld") == pytest.approx(pld, abs=1e-6)
     assert epsilon(event, participations, delta, "rdp") == pytest.approx(rdp, abs=1e-6)
 
 
 @pytest.mark.parametrize(("name", "accountant"), [("pld", PLDAccountant), ("rdp", RdpAccountant)])
 @pytest.mark.parametrize(
-    ("noise", "rate", "times", "participations"), [(1.3, 0.3, 4, 6), (2.0, 1.0, 1, 13), (0.9, 0.05, 10, 3)]
+    ("noise", "rate", "times", "participations"),
+    [(1.3, 0.3, 4, 6), (2.0, 1.0, 1, 13), (0.9, 0.05, 10, 3)],
 )
 def test_the_events_are_what_is_accounted(
     name: str, accountant: Any, noise: float, rate: float, times: int, participations: int
 ) -> None:
     once = dp_accounting.GaussianDpEvent(noise)
     once = dp_accounting.PoissonSampledDpEvent(rate, once) if rate < 1 else once
-    wanted = accountant().compose(dp_accounting.SelfComposedDpEvent(once, times * participations)).get_epsilon(1e-3)
-    assert epsilon(Event("client", noise, rate, times), participations, 1e-3, name) == pytest.approx(wanted, abs=1e-6)
+    wanted = (
+        accountant()
+        .compose(dp_accounting.SelfComposedDpEvent(once, times * participations))
+        .get_epsilon(1e-3)
+    )
+    assert epsilon(
+        Event("client", noise, rate, times), participations, 1e-3, name
+    ) == pytest.approx(wanted, abs=1e-6)
 
 
 def test_gaussians_agree_with_their_closed_form() -> None:
-    """δ(ε) = Φ(μ/2 − ε/μ) − e^ε·Φ(−μ/2 − ε/μ) with μ = √n / z (Balle and Wang, 2018, arXiv:1805.06530)."""
+    """δ(ε) = Φ(μ/2 − ε/μ) − e^ε·Φ(−μ/2 − ε/μ) with μ = √n / z (Balle and Wang, 2018,
+    arXiv:1805.06530)."""
 
     def normal(x: float) -> float:
         return (1 + erf(x / sqrt(2))) / 2
 
     noise, times = 2.0, 13
     e, mu = epsilon(Event("client", noise), times, 1e-3), sqrt(times) / noise
-    assert normal(mu / 2 - e / mu) - exp(e) * normal(-mu / 2 - e / mu) == pytest.approx(1e-3, rel=1e-3)
+    assert normal(mu / 2 - e / mu) - exp(e) * normal(-mu / 2 - e / mu) == pytest.approx(
+        1e-3, rel=1e-3
+    )
 
 
 def test_no_participation_costs_nothing_and_no_noise_everything() -> None:
@@ -144,7 +174,9 @@ def test_a_plan_whose_noise_is_not_known_yet_is_refused(points: Site) -> None:
 
 
 @KINDS
-def test_epsilon_is_that_of_whoever_took_part_most_often(points: Site, private: dict[str, Any]) -> None:
+def test_epsilon_is_that_of_whoever_took_part_most_often(
+    points: Site, private: dict[str, Any]
+) -> None:
     plan = points_plan(**private, rounds=6)
     told = [ledger.privacy for _, ledger in run(points, plan)]
     event, times = plan.private_part.event, dict.fromkeys(points.data.clients, 0)
@@ -162,29 +194,42 @@ def test_epsilon_is_that_of_whoever_took_part_most_often(points: Site, private: 
 
 @KINDS
 def test_the_target_is_met_at_the_end(points: Site, private: dict[str, Any]) -> None:
-    bare = {key: value for key, value in private.get("local", {}).items() if key != "noise_multiplier"}
+    bare = {
+        key: value for key, value in private.get("local", {}).items() if key != "noise_multiplier"
+    }
     stages = [stage["name"] for stage in private["stages"]]
-    plan = points_plan(**{**private, "local": bare or POINTS["local"], "stages": stages}, target_epsilon=3.0)
+    plan = points_plan(
+        **{**private, "local": bare or POINTS["local"], "stages": stages}, target_epsilon=3.0
+    )
     site = open_site(plan)
     assert site.plan.private_part.noise_multiplier > 0
-    assert read_plan(site.plan.toml()) == site.plan  # with its noise written down, it is a plan like any other
+    assert (
+        read_plan(site.plan.toml()) == site.plan
+    )  # with its noise written down, it is a plan like any other
     (*_, (_, ledger)) = run(site, site.plan)
     assert ledger.privacy is not None and 2.95 < ledger.privacy["epsilon"] <= 3.0
 
 
 def test_clients_that_drop_out_cost_and_save_nothing(points: Site) -> None:
     plan = points_plan(**CLIENT)
-    silent = {client: lambda reply: Failure(reply.client, "gone") for client in points.data.clients[::2]}
+    silent = {
+        client: lambda reply: Failure(reply.client, "gone") for client in points.data.clients[::2]
+    }
     engine = Tampering(on(points, plan), silent)
     rounds = list(federate(plan, engine, start(plan, points.params()), SECRET))
     assert any(ledger.failed for _, ledger in rounds)
-    assert [ledger.privacy for _, ledger in rounds] == [ledger.privacy for _, ledger in run(points, plan)]
+    assert [ledger.privacy for _, ledger in rounds] == [
+        ledger.privacy for _, ledger in run(points, plan)
+    ]
 
 
 def test_a_round_without_any_reply_moves_by_noise_too(points: Site) -> None:
-    """Were nothing to change then, it would show that the one client that was asked did not answer."""
+    """Were nothing to change then, it would show that the one client that was asked did not
+    answer."""
     plan = points_plan(**CLIENT, rounds=1, cohort=1)
-    everyone = {client: lambda reply: Failure(reply.client, "gone") for client in points.data.clients}
+    everyone = {
+        client: lambda reply: Failure(reply.client, "gone") for client in points.data.clients
+    }
     before = start(plan, points.params())
     [(state, ledger)] = federate(plan, Tampering(on(points, plan), everyone), before, SECRET)
     assert ledger.note == "" and len(ledger.failed) == 1
@@ -198,11 +243,15 @@ def test_without_noise_and_clipping_a_run_is_the_same_to_the_bit(points: Site) -
         stages = [{"name": name, "clip_norm": inf, "noise_multiplier": 0.0}]
         rounds = run(points, points_plan(**{**CLIENT, "stages": stages}))
         assert equal(last(rounds), last(plain))
-        assert all(ledger.privacy is not None and ledger.privacy["epsilon"] is None for _, ledger in rounds)
+        assert all(
+            ledger.privacy is not None and ledger.privacy["epsilon"] is None for _, ledger in rounds
+        )
 
 
 @KINDS
-def test_engines_agree_to_the_bit_for_one_secret_and_not_for_two(points: Site, private: dict[str, Any]) -> None:
+def test_engines_agree_to_the_bit_for_one_secret_and_not_for_two(
+    points: Site, private: dict[str, Any]
+) -> None:
     plan = points_plan(**private, rounds=2)
     site = replace(points, plan=plan)
 

@@ -1,4 +1,5 @@
-"""Private runs in their folders: secrets, epsilon in every record, resumes, the command line, and what is learned."""
+"""Private runs in their folders: secrets, epsilon in every record, resumes, the command line, and
+what is learned."""
 
 import json
 from dataclasses import replace
@@ -42,7 +43,9 @@ def begun(where: Path, private: dict[str, Any]) -> tuple[RunFolder, Site]:
 
 
 @KINDS
-def test_a_run_that_goes_on_counts_on_and_ends_in_the_same_bits(tmp_path: Path, private: dict[str, Any]) -> None:
+def test_a_run_that_goes_on_counts_on_and_ends_in_the_same_bits(
+    tmp_path: Path, private: dict[str, Any]
+) -> None:
     whole, site = begun(tmp_path / "whole", private)
     run_folder(whole, site)
     halves, _ = begun(tmp_path / "halves", private)
@@ -77,7 +80,10 @@ def test_no_file_that_is_passed_on_holds_a_secret(tmp_path: Path, private: dict[
     summarize(folder, site)
     keys = [SECRET.root, SECRET.root.hex().encode()]
     for client in site.data.clients:
-        keys += [Folder(folder.clients).secret(client).root, Folder(folder.clients).secret(client).root.hex().encode()]
+        keys += [
+            Folder(folder.clients).secret(client).root,
+            Folder(folder.clients).secret(client).root.hex().encode(),
+        ]
     for path in folder.path.rglob("*"):
         if path.is_file() and path not in folder.secrets:
             assert not any(key in path.read_bytes() for key in keys), path
@@ -92,7 +98,9 @@ def test_two_runs_of_one_plan_differ_in_their_noise_alone(tmp_path: Path) -> Non
         saved = load_checkpoint(folder.checkpoint, site.plan)
         assert saved is not None
         states.append(saved.state)
-    assert not equal(states[0].params, states[1].params) and states[0].accepted == states[1].accepted
+    assert (
+        not equal(states[0].params, states[1].params) and states[0].accepted == states[1].accepted
+    )
 
 
 PLAN = """
@@ -155,7 +163,9 @@ def test_a_cell_keeps_its_noise_and_is_known_by_its_plan_before_it(tmp_path: Pat
     site = open_run_site(reopen(folder.path)[1])
     run_folder(folder, site, rounds=1)
     assert noise_in(folder.path) == site.plan.private_part.noise_multiplier is not None
-    assert replace(read_plan(folder.plan), stages=cell.plan.stages) == cell.plan  # and nothing else was changed
+    assert (
+        replace(read_plan(folder.plan), stages=cell.plan.stages) == cell.plan
+    )  # and nothing else was changed
 
     assert shelf.place(cell) == folder
     assert fedpeft("run", "--resume", folder.path).exit_code == 0
@@ -165,7 +175,9 @@ def test_a_cell_keeps_its_noise_and_is_known_by_its_plan_before_it(tmp_path: Pat
     assert noise_in(kept) is not None and elsewhere.finished() == {cell.plan.fingerprint: kept}
     write(kept / "plan.toml", cell.plan.toml())  # as they were kept once, without their noise
     assert elsewhere.finished() == {cell.plan.fingerprint: kept}
-    write(kept / "plan.toml", given.plan.toml())  # the same target, and noise that a cell asks for by itself
+    write(
+        kept / "plan.toml", given.plan.toml()
+    )  # the same target, and noise that a cell asks for by itself
     assert elsewhere.finished() == {given.plan.fingerprint: kept}
 
 
@@ -203,7 +215,10 @@ def test_engine_folder_makes_its_secrets_by_itself(tmp_path: Path) -> None:
     folder = create(site.plan, tmp_path / "run")
     engine = open_engine(folder, site)
     rounds = list(federate(site.plan, engine, start(site.plan, site.params())))
-    assert len(rounds) == site.plan.rounds and (folder.clients / "secret").stat().st_mode & 0o777 == 0o600
+    assert (
+        len(rounds) == site.plan.rounds
+        and (folder.clients / "secret").stat().st_mode & 0o777 == 0o600
+    )
 
 
 LEARNT = {"head": 0.8, "bias": 0.8, "lora": 0.8, "adapter": 0.8, "prompt": 0.7}
@@ -217,9 +232,13 @@ PLANS = Path(__file__).parents[1] / "plans"
     [*product(["digits-dp", "digits-client-dp"], sorted(LEARNT)), ("digits-dp", "full")],
 )
 def test_every_method_still_learns_at_epsilon_8(plan: str, method: str) -> None:
-    """Chance is a tenth. What is measured is in docs/results/privacy.md, of full fine-tuning in the cells of
-    studies/privacy-small.toml."""
-    site = open_run_site(read_plan(PLANS / f"{plan}.toml", [f"method={method}", "accountant=rdp", "engine=inprocess"]))
+    """Chance is a tenth. What is measured is in docs/results/privacy.md, of full fine-tuning in the
+    cells of studies/privacy-small.toml."""
+    site = open_run_site(
+        read_plan(
+            PLANS / f"{plan}.toml", [f"method={method}", "accountant=rdp", "engine=inprocess"]
+        )
+    )
     *_, (state, ledger) = federate(site.plan, on(site, site.plan), start(site.plan, site.params()))
     assert ledger.privacy is not None and ledger.privacy["epsilon"] <= 8 and not ledger.failed
     assert measure(site, state.params)["accuracy"] > LEARNT.get(method, 0.8)

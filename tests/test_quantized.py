@@ -1,4 +1,5 @@
-"""A base in four bits: what it computes and takes, what it is trained with, and what is said where it cannot be."""
+"""A base in four bits: what it computes and takes, what it is trained with, and what is said where
+it cannot be."""
 
 import json
 import logging
@@ -20,7 +21,18 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn.functional import linear
 
-from fedpeft import Cohort, InProcess, PlanError, Processes, Site, evaluate, federate, open_site, read_plan, start
+from fedpeft import (
+    Cohort,
+    InProcess,
+    PlanError,
+    Processes,
+    Site,
+    evaluate,
+    federate,
+    open_site,
+    read_plan,
+    start,
+)
 from fedpeft.core.packed import Quantized, QuantizedForward, plain, prepare_frozen
 from fedpeft.core.tensors import equal
 from fedpeft.oneshot.diagnose import Budget, diagnose
@@ -31,28 +43,42 @@ from fedpeft.runs.export import export_run
 from fedpeft.runs.folder import create
 from fedpeft.runs.measure import full_payloads
 
-needed = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: fedpeft[4bit]")
+needed = pytest.mark.skipif(
+    find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: fedpeft[4bit]"
+)
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 SLOW = [
-    pytest.param(m, marks=pytest.mark.slow) for m in ("rslora", "vera", "ffa", "ia3", "layernorm", "prefix", "dora")
+    pytest.param(m, marks=pytest.mark.slow)
+    for m in ("rslora", "vera", "ffa", "ia3", "layernorm", "prefix", "dora")
 ]
 
 
 def settings(llama: Path, texts: Path, **other: Any) -> dict[str, Any]:
-    made = changes(llama, texts, **{"method": {"name": "lora", "target": PROJECTIONS}, "rounds": 2, **other})
+    made = changes(
+        llama, texts, **{"method": {"name": "lora", "target": PROJECTIONS}, "rounds": 2, **other}
+    )
     return {**made, "task": {**made["task"], "quantize": "nf4"}}
 
 
 def codes(model: nn.Module) -> dict[str, Tensor]:
     """All that is saved of a model's weights in four bits."""
     held = [name for name, x in model.named_parameters() if not x.is_floating_point()]
-    return {n: x.clone() for n, x in model.state_dict().items() if any(n.startswith(one) for one in held)}
+    return {
+        n: x.clone()
+        for n, x in model.state_dict().items()
+        if any(n.startswith(one) for one in held)
+    }
 
 
 def resident(model: nn.Module) -> int:
     """Bytes of a model's tensors, with what its codes stand for."""
     states = [x.quant_state for x in model.parameters() if hasattr(x, "quant_state")]
-    return sum([*(x.nbytes for x in model.parameters()), *(int(s.absmax.nbytes + s.code.nbytes) for s in states)])
+    return sum(
+        [
+            *(x.nbytes for x in model.parameters()),
+            *(int(s.absmax.nbytes + s.code.nbytes) for s in states),
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +121,15 @@ def test_other_codes_and_other_tasks_are_refused(llama: Path, texts: Path) -> No
         read_plan({"task": {"name": "text-classification", "quantize": "nf4"}})
 
 
-def test_a_model_that_is_saved_quantized_is_refused(llama: Path, texts: Path, tmp_path: Path) -> None:
+def test_a_model_that_is_saved_quantized_is_refused(
+    llama: Path, texts: Path, tmp_path: Path
+) -> None:
     config = json.loads((llama / "config.json").read_text())
     for file in llama.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "gptq"}})
+    )
     with pytest.raises(PlanError, match="is saved quantized"):
         open_site(read_plan(settings(tmp_path, texts)))
 
@@ -121,7 +151,9 @@ def test_a_method_that_trains_codes_is_refused(method: Any, llama: Path, texts: 
 
 
 @needed
-def test_four_bits_and_a_scale_for_64_weights_are_the_nearest_codes(site: Site, llama: Path) -> None:
+def test_four_bits_and_a_scale_for_64_weights_are_the_nearest_codes(
+    site: Site, llama: Path
+) -> None:
     """NF4's sixteen numbers (arXiv:2305.14314, appendix E), times the largest of each 64."""
     from transformers import AutoModelForCausalLM
 
@@ -134,20 +166,28 @@ def test_four_bits_and_a_scale_for_64_weights_are_the_nearest_codes(site: Site, 
     scaled = weight.reshape(-1, 64) / (most := weight.reshape(-1, 64).abs().amax(1, keepdim=True))
     nearest = table[(scaled[..., None] - table).abs().argmin(-1)] * most
     torch.testing.assert_close(plain(held), nearest.reshape(weight.shape), rtol=1e-6, atol=0)
-    assert (held.nbytes, held.quant_state.absmax.nbytes) == (weight.numel() // 2, weight.numel() // 64 * 4)
+    assert (held.nbytes, held.quant_state.absmax.nbytes) == (
+        weight.numel() // 2,
+        weight.numel() // 64 * 4,
+    )
     assert type(site.model.get_submodule("lm_head")) is nn.Linear
 
 
 @needed
 def test_the_product_is_that_of_the_matrix_and_so_are_its_derivatives(site: Site) -> None:
     layer: Any = deepcopy(site.model.get_submodule("model.layers.1.mlp.down_proj"))
-    matrix, x = plain(layer.weight), torch.randn(3, 5, layer.in_features, generator=torch.Generator().manual_seed(0))
+    matrix, x = (
+        plain(layer.weight),
+        torch.randn(3, 5, layer.in_features, generator=torch.Generator().manual_seed(0)),
+    )
     assert isinstance(layer.forward, QuantizedForward)
     assert torch.equal(layer(x), linear(x, matrix))
     layer.bias = nn.Parameter(torch.ones(layer.out_features), requires_grad=False)
     assert torch.equal(deepcopy(layer)(x), linear(x, matrix) + 1)
     each = vmap(grad(lambda one: layer(one).square().sum()))(x)
-    torch.testing.assert_close(each, vmap(grad(lambda one: (linear(one, matrix) + 1).square().sum()))(x))
+    torch.testing.assert_close(
+        each, vmap(grad(lambda one: (linear(one, matrix) + 1).square().sum()))(x)
+    )
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
     layer.bias = None
@@ -159,14 +199,18 @@ def test_the_product_is_that_of_the_matrix_and_so_are_its_derivatives(site: Site
 
 @needed
 @pytest.mark.parametrize("method", ["lora", "adapter", *SLOW])
-def test_every_method_that_leaves_the_weights_alone_learns_to_count(method: str, llama: Path, texts: Path) -> None:
+def test_every_method_that_leaves_the_weights_alone_learns_to_count(
+    method: str, llama: Path, texts: Path
+) -> None:
     plan = read_plan(settings(llama, texts, method=method))
     site = open_site(plan)
     before, losses = codes(site.model), []
     assert len(before) > 2 * 7
     for state, ledger in federate(plan, InProcess(site), start(plan, site.params())):
         assert ledger.failed == {}
-        losses.append(evaluate(plan.task, site.model, state.params, site.data.held_out())["loss"].value)
+        losses.append(
+            evaluate(plan.task, site.model, state.params, site.data.held_out())["loss"].value
+        )
     assert losses[1] < losses[0]
     assert equal(codes(site.model), before)
 
@@ -232,7 +276,9 @@ def test_full_fine_tuning_and_merged_weights_are_those_of_the_base_as_saved(site
 
 @needed
 @pytest.mark.slow
-def test_an_adapter_is_loaded_elsewhere_on_the_base_as_it_is_saved(run: Done, tmp_path: Path) -> None:
+def test_an_adapter_is_loaded_elsewhere_on_the_base_as_it_is_saved(
+    run: Done, tmp_path: Path
+) -> None:
     for name, merge in (("adapter", False), ("merged", True)):
         export_run(run.folder.path, tmp_path / name, merge)
     loaded_elsewhere({tmp_path / name: run for name in ("adapter", "merged")}, tmp_path / "cache")
@@ -268,10 +314,17 @@ def test_a_pretrained_llama_learns_instructions_in_a_quarter_of_the_bytes(real_d
     plan = read_plan(root / "plans" / "dolly-stories260k.toml", [*small, "task.quantize=nf4"])
     site = open_site(plan)
     plain_bytes, bytes_ = (resident(one.task.build(())) for one in (plan.unquantized, plan))
-    # 35 layers of 226,560 weights in all: half a byte each, 4 for every 64, and the 16 numbers that codes stand for
-    assert (plain_bytes, bytes_) == (4 * 260_032, 4 * (260_032 - 226_560) + 226_560 // 2 + 226_560 // 16 + 35 * 64)
+    # 35 layers of 226,560 weights in all: half a byte each, 4 for every 64, and the 16 numbers that
+    # codes stand for
+    assert (plain_bytes, bytes_) == (
+        4 * 260_032,
+        4 * (260_032 - 226_560) + 226_560 // 2 + 226_560 // 16 + 35 * 64,
+    )
     begun = start(plan, site.params())
     (state, ledger) = next(federate(plan, InProcess(site), begun))
-    losses = [evaluate(plan.task, site.model, s.params, site.data.held_out())["loss"].value for s in (begun, state)]
+    losses = [
+        evaluate(plan.task, site.model, s.params, site.data.held_out())["loss"].value
+        for s in (begun, state)
+    ]
     assert ledger.failed == {}
     assert losses[1] < losses[0] - 0.2

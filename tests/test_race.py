@@ -46,7 +46,14 @@ def test_a_table_has_a_row_for_each_racer_and_says_who_is_missing() -> None:
 
 def test_the_list_says_what_each_work_is(capsys: pytest.CaptureFixture[str]) -> None:
     race_main(["--list"])
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["W1", "W2", "W3", "W4", "W5", "W6"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "W1",
+        "W2",
+        "W3",
+        "W4",
+        "W5",
+        "W6",
+    ]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which this would measure")

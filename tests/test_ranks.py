@@ -1,4 +1,5 @@
-"""Rounds in which clients have low-rank factors of different ranks, and what is merged beside them."""
+"""Rounds in which clients have low-rank factors of different ranks, and what is merged beside
+them."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,9 @@ from fedpeft.runs.execute import execute, open_engine
 from fedpeft.runs.folder import create, read_rounds
 from fedpeft.site import Site
 
-KNOWING = [name for name in sorted(names("aggregator")) if isinstance(build("aggregator", name), LowRank)]
+KNOWING = [
+    name for name in sorted(names("aggregator")) if isinstance(build("aggregator", name), LowRank)
+]
 PLAN: dict[str, Any] = {
     "task": {"name": "parts:Points", "network": "hidden", "features": 24},
     "data": {"name": "parts:Blobs", "features": 24, "examples": 400},
@@ -89,8 +92,11 @@ def test_rounds_with_ranks_are_the_same_one_by_one_and_together(name: str, site:
 
 
 def test_what_is_merged_reaches_clients_that_were_not_there(site: Site) -> None:
-    """With factors that begin anew, the loss in a second round that learns nothing is that of the merged model."""
-    first = read_plan({**PLAN, "aggregator": "flora", "ranks": [4], "method": {**PLAN["method"], "head": ""}})
+    """With factors that begin anew, the loss in a second round that learns nothing is that of the
+    merged model."""
+    first = read_plan(
+        {**PLAN, "aggregator": "flora", "ranks": [4], "method": {**PLAN["method"], "head": ""}}
+    )
     state, _ = next(federate(first, on(site, first), start(first, site.params())))
     assert not any(state.params[b].any() for _, b in pairs(state.params).values())
     still = replace(first, cohort=12, local=replace(first.local, lr=1e-9))  # type: ignore[type-var]
@@ -109,7 +115,9 @@ def test_a_resumed_run_ends_in_the_same_bits(site: Site, tmp_path: Path) -> None
     for stops in ([3], [1, 2]):
         folder = create(plan, tmp_path / str(len(stops)))
         for rounds in stops:
-            for _ in zip(range(rounds), execute(folder, here, open_engine(folder, here)), strict=False):
+            for _ in zip(
+                range(rounds), execute(folder, here, open_engine(folder, here)), strict=False
+            ):
                 pass
         errors = [line["aggregation_error"] for line in read_rounds(folder)]
         assert len(errors) == 3 and max(errors) < 1e-5
@@ -120,11 +128,18 @@ def test_a_resumed_run_ends_in_the_same_bits(site: Site, tmp_path: Path) -> None
 def test_only_what_is_trained_in_a_round_goes_up(site: Site) -> None:
     plan = read_plan({**PLAN, "aggregator": "rolora", "ranks": [8]})
     before = start(plan, site.params()).params
-    for turn, (state, ledger) in enumerate(federate(plan, on(site, plan), start(plan, site.params()))):
-        moved = [[not torch.equal(state.params[n], before[n]) for n in pair] for pair in pairs(before).values()]
+    for turn, (state, ledger) in enumerate(
+        federate(plan, on(site, plan), start(plan, site.params()))
+    ):
+        moved = [
+            [not torch.equal(state.params[n], before[n]) for n in pair]
+            for pair in pairs(before).values()
+        ]
         assert moved == [[turn == 1, turn == 0]] * len(moved)
         factors = sum(x.nbytes for n, x in before.items() if ".lora_" in n)
-        assert max(ledger.down.values()) - max(ledger.up.values()) == pytest.approx(factors / 2, abs=200)
+        assert max(ledger.down.values()) - max(ledger.up.values()) == pytest.approx(
+            factors / 2, abs=200
+        )
         before = state.params
 
 
@@ -133,8 +148,12 @@ def test_with_a_frozen_a_half_the_factors_travel(site: Site) -> None:
     here = open_site(plan)
     begun = start(plan, here.params())
     state, ledger = list(federate(plan, on(here, plan), begun))[-1]
-    assert not ledger.failed and ledger.aggregation_error is None  # it is exact, and A is not there to tell
-    half, whole = (sum(x.nbytes for n, x in p.items() if ".lora_" in n) for p in (state.params, site.params()))
+    assert (
+        not ledger.failed and ledger.aggregation_error is None
+    )  # it is exact, and A is not there to tell
+    half, whole = (
+        sum(x.nbytes for n, x in p.items() if ".lora_" in n) for p in (state.params, site.params())
+    )
     assert 2 * half == whole
     assert loss(here, state.params) < 0.9 * loss(here, begun.params)
 
@@ -148,7 +167,10 @@ def test_with_a_frozen_a_half_the_factors_travel(site: Site) -> None:
         ({"method": "bias"}, "Bias has no rank"),
         ({"aggregator": "flora", "server": "momentum"}, "leave out `server`"),
         ({"aggregator": "fedex", "server": {"name": "average", "lr": 0.5}}, "leave out `server`"),
-        ({"aggregator": "rolora", "stages": ["error_feedback"], "uplink": "topk"}, "and error feedback"),
+        (
+            {"aggregator": "rolora", "stages": ["error_feedback"], "uplink": "topk"},
+            "and error feedback",
+        ),
         ({"server": "scaffold", "local": {"correction": "scaffold"}}, "SCAFFOLD"),
         ({"local": {"as_published": True}}, "choose one"),
     ],
@@ -160,7 +182,10 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], words: str) -> No
 
 @pytest.mark.parametrize(
     "changes",
-    [{"method": {"name": "vera", "target": ["first"], "head": "head"}, "ranks": [8]}, {"personal": ["*.lora_B.*"]}],
+    [
+        {"method": {"name": "vera", "target": ["first"], "head": "head"}, "ranks": [8]},
+        {"personal": ["*.lora_B.*"]},
+    ],
     ids=["no factors", "personal"],
 )
 def test_ranks_are_of_factors_that_travel(changes: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
-"""The phone book: every name in it answers, is what it says, and can be written down and read back."""
+"""The phone book: every name in it answers, is what it says, and can be written down and read
+back."""
 
 import pickle
 from dataclasses import FrozenInstanceError, dataclass, fields, is_dataclass
@@ -69,23 +70,34 @@ def test_a_key_that_it_does_not_have_is_an_error(kind: str, name: str) -> None:
 
 def test_no_class_inherits_from_another_of_ours() -> None:
     ours = [find(kind, name) for kind, name in EVERY]
-    assert not [cls for cls in ours if any(base.__module__.startswith("fedpeft") for base in cls.__mro__[1:])]
+    assert not [
+        cls
+        for cls in ours
+        if any(base.__module__.startswith("fedpeft") for base in cls.__mro__[1:])
+    ]
 
 
 def test_an_unknown_name_has_a_nearest_one_and_all_known() -> None:
-    with pytest.raises(PlanError, match=r"no aggregator called 'maen'\. Did you mean 'mean'\? Known: .*median"):
+    with pytest.raises(
+        PlanError, match=r"no aggregator called 'maen'\. Did you mean 'mean'\? Known: .*median"
+    ):
         build("aggregator", "maen")
 
 
 def test_an_unknown_key_has_a_nearest_one() -> None:
-    with pytest.raises(PlanError, match=r"codec 'topk': no key called 'densty'\. Did you mean 'density'\?"):
+    with pytest.raises(
+        PlanError, match=r"codec 'topk': no key called 'densty'\. Did you mean 'density'\?"
+    ):
         build("codec", {"name": "topk", "densty": 0.1})
 
 
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ({"name": "topk", "density": "much"}, r"codec\.density = 'much': input should be a valid number"),
+        (
+            {"name": "topk", "density": "much"},
+            r"codec\.density = 'much': input should be a valid number",
+        ),
         ({"name": "topk", "density": [0.1]}, r"codec\.density = \[0\.1\]"),
         ({"name": "topk", "density": 2.0}, r"codec 'topk': density must be in \(0, 1\], got 2\.0"),
         ({"density": 0.1}, "codec needs a `name`; known: .*topk"),
@@ -132,14 +144,18 @@ def test_a_part_that_is_built_passes_through() -> None:
 
 @pytest.mark.parametrize("spec", [1, 0.5, True, None, [], ["topk"], b"topk", TopK, len])
 def test_what_is_no_part_does_not_pass(spec: Any) -> None:
-    with pytest.raises(PlanError, match=r"^up\.link = .*: must be a name, a table .*; known: .*dense.*topk") as caught:
+    with pytest.raises(
+        PlanError, match=r"^up\.link = .*: must be a name, a table .*; known: .*dense.*topk"
+    ) as caught:
         build("codec", spec, path="up.link")
     assert f"up.link = {spec!r}" in str(caught.value)
 
 
 @pytest.mark.parametrize("codec", [Points(), "parts:Points", {"name": "parts:Points"}])
 def test_a_part_of_another_kind_says_what_it_cannot_do(codec: Any) -> None:
-    with pytest.raises(PlanError, match=r"stage\.codec: Points is no codec: it has no encode, decode$"):
+    with pytest.raises(
+        PlanError, match=r"stage\.codec: Points is no codec: it has no encode, decode$"
+    ):
         build("stage", {"name": "error_feedback", "codec": codec})
 
 

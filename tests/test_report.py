@@ -1,4 +1,5 @@
-"""`fedpeft report`: the page, the files beside it, and what happens with folders that are no good."""
+"""`fedpeft report`: the page, the files beside it, and what happens with folders that are no
+good."""
 
 import csv
 import json
@@ -49,14 +50,21 @@ def test_the_page_loads_nothing(text: str) -> None:
     assert not [tag for tag, values in elements if "src" in values or tag == "iframe"]
     assert [values["href"] for tag, values in elements if tag == "link"] == ["data:,"]
     assert "@import" not in text and not re.search(r"url\(\s*['\"]?http", text)
-    policies = [str(values["content"]) for _, values in elements if "Content-Security-Policy" in values.values()]
+    policies = [
+        str(values["content"])
+        for _, values in elements
+        if "Content-Security-Policy" in values.values()
+    ]
     assert len(policies) == 1 and policies[0].startswith("default-src 'none'")
 
 
 def test_the_page_tells_in_words_what_came_out(text: str) -> None:
     words = " ".join(" ".join(Page(text).words).split())
     assert "9 runs in 3 groups; seeds: 1, 2, 3." in words
-    assert "Best is bias with accuracy 72.0 ± 2.5 % after the last round; worst is head with 42.0 ± 2.5 %." in words
+    assert (
+        "Best is bias with accuracy 72.0 ± 2.5 % after the last round; worst is head with 42.0 ± "
+        "2.5 %." in words
+    )
     assert "On the Pareto front of accuracy and bytes sent: head; bias." in words
     assert "Student's 95 % t interval" in words
     assert "python 3.11.7, fedpeft 0.1.0, on cpu a processor" in words
@@ -64,8 +72,20 @@ def test_the_page_tells_in_words_what_came_out(text: str) -> None:
 
 
 def test_every_figure_is_there(text: str) -> None:
-    found = [values["data-figure"] for tag, values in Page(text).elements if tag == "div" and "data-figure" in values]
-    assert found == ["rounds", "bytes-up", "bytes-down", "axis-method", "clients", "epsilon", "partition"]
+    found = [
+        values["data-figure"]
+        for tag, values in Page(text).elements
+        if tag == "div" and "data-figure" in values
+    ]
+    assert found == [
+        "rounds",
+        "bytes-up",
+        "bytes-down",
+        "axis-method",
+        "clients",
+        "epsilon",
+        "partition",
+    ]
 
 
 def test_what_the_runs_do_not_hold_is_said(tmp_path: Path) -> None:
@@ -74,9 +94,17 @@ def test_what_the_runs_do_not_hold_is_said(tmp_path: Path) -> None:
     assert fedpeft("report", folder, "-o", tmp_path / "page.html").exit_code == 0
     page = Page((tmp_path / "page.html").read_text())
     words = " ".join(page.words)
-    for left_out in ("the accuracy of each client", "no round here was private", "keeps its partition.json"):
+    for left_out in (
+        "the accuracy of each client",
+        "no round here was private",
+        "keeps its partition.json",
+    ):
         assert left_out in words
-    drawn = [values["data-figure"] for tag, values in page.elements if tag == "div" and "data-figure" in values]
+    drawn = [
+        values["data-figure"]
+        for tag, values in page.elements
+        if tag == "div" and "data-figure" in values
+    ]
     assert drawn == ["rounds", "bytes-up", "bytes-down"]
 
 
@@ -120,7 +148,9 @@ def test_sampled_answers_are_shown_as_they_are(tmp_path: Path) -> None:
     assert fedpeft("report", folder, "-o", tmp_path / "page.html").exit_code == 0
     text = (tmp_path / "page.html").read_text()
     page = Page(text)
-    assert all(words in page.words for words in (*said.values(), "Sampled answers", "untuned model"))
+    assert all(
+        words in page.words for words in (*said.values(), "Sampled answers", "untuned model")
+    )
     assert "<img src=x" not in text
     (folder / "samples.json").write_text('{"round": 1, "samples": [{"given": 3}]}')
     broken = fedpeft("report", folder, "-o", tmp_path / "page.html")
@@ -130,15 +160,27 @@ def test_sampled_answers_are_shown_as_they_are(tmp_path: Path) -> None:
 def test_benchmarks_have_a_line_each(tmp_path: Path) -> None:
     folder = write_cell(tmp_path / "run", [0.5])
     kinds = {kind: {"value": x, "low": x - 0.02, "high": x + 0.02} for kind, x in TOLD.items()}
-    told = {"benchmark": EVIL, "shots": 5, "round": 3, "questions": 90, "left_out": 40, "chance": 0.25}
-    (folder / "benchmarks.json").write_text(json.dumps({"benchmarks": [{**told, "metrics": {"acc": kinds}}]}))
+    told = {
+        "benchmark": EVIL,
+        "shots": 5,
+        "round": 3,
+        "questions": 90,
+        "left_out": 40,
+        "chance": 0.25,
+    }
+    (folder / "benchmarks.json").write_text(
+        json.dumps({"benchmarks": [{**told, "metrics": {"acc": kinds}}]})
+    )
     assert fedpeft("report", folder, "-o", tmp_path / "page.html").exit_code == 0
     page = Page((tmp_path / "page.html").read_text())
     for words in ("Benchmarks", "50", "25.0%", "24.0 (22.0 to 26.0)", "+6.0 (+4.0 to +8.0)", EVIL):
         assert words in page.words, words
     (folder / "benchmarks.json").write_text(json.dumps({"benchmarks": [told]}))
     broken = fedpeft("report", folder, "-o", tmp_path / "page.html")
-    assert broken.exit_code != 0 and "benchmarks.json is damaged: benchmarks.0.metrics" in broken.stderr
+    assert (
+        broken.exit_code != 0
+        and "benchmarks.json is damaged: benchmarks.0.metrics" in broken.stderr
+    )
 
 
 def test_a_formula_is_no_formula_in_a_spreadsheet(tmp_path: Path) -> None:
@@ -178,12 +220,20 @@ def test_unfinished_runs_are_shown_as_such(tmp_path: Path) -> None:
     ("file", "content", "reason"),
     [
         ("plan.toml", "rounds = ", "cannot be read"),
-        ("plan.toml", "rounds = 'many'\nseed = 1", "is damaged: rounds: Input should be a valid integer"),
+        (
+            "plan.toml",
+            "rounds = 'many'\nseed = 1",
+            "is damaged: rounds: Input should be a valid integer",
+        ),
         ("rounds.jsonl", "{}\n", "line 1 is damaged or out of order"),
         ("rounds.jsonl", '{"round": 1}\n', "line 1: clients: Field required"),
         ("summary.json", "[]", "it holds no table"),
         ("summary.json", '{"seconds": NaN}', "seconds: Input should be a finite number"),
-        ("partition.json", '{"classes": ["x"], "histograms": {"a": [1, 2]}}', "not one count for each class"),
+        (
+            "partition.json",
+            '{"classes": ["x"], "histograms": {"a": [1, 2]}}',
+            "not one count for each class",
+        ),
         ("plan.toml", b"\xff", "cannot be read"),
     ],
 )
@@ -195,7 +245,9 @@ def test_an_unreadable_run_is_named_and_the_rest_goes_on(
     (bad / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     result = fedpeft("report", tmp_path / "cells", "-o", tmp_path / "page.html")
     assert result.exit_code == 0
-    assert len(result.stderr.splitlines()) == 1 and reason in result.stderr and "bad" in result.stderr
+    assert (
+        len(result.stderr.splitlines()) == 1 and reason in result.stderr and "bad" in result.stderr
+    )
     words = " ".join(Page((tmp_path / "page.html").read_text()).words)
     assert "Left out of this page" in words and "1 run in 1 group" in words
     alone = fedpeft("report", bad, "-o", tmp_path / "none.html")
@@ -205,20 +257,31 @@ def test_an_unreadable_run_is_named_and_the_rest_goes_on(
 
 def test_a_report_of_nothing_fails(tmp_path: Path) -> None:
     empty = fedpeft("report", tmp_path, "-o", tmp_path / "page.html")
-    assert (empty.exit_code, empty.stderr) == (2, f"error: there is no run to report below {tmp_path}\n")
+    assert (empty.exit_code, empty.stderr) == (
+        2,
+        f"error: there is no run to report below {tmp_path}\n",
+    )
     missing = fedpeft("report", tmp_path / "nowhere", "-o", tmp_path / "page.html")
     assert missing.exit_code == 2 and f"{tmp_path / 'nowhere'} is no folder" in missing.stderr
     assert fedpeft("report").exit_code == 2
     run = write_cell(tmp_path / "run", [0.5])
     folder = fedpeft("report", run, "-o", tmp_path)
-    assert (folder.exit_code, folder.stderr) == (2, f"error: {tmp_path} is a folder: give -o the name of a file\n")
+    assert (folder.exit_code, folder.stderr) == (
+        2,
+        f"error: {tmp_path} is a folder: give -o the name of a file\n",
+    )
 
 
 def test_the_same_run_counts_once(tmp_path: Path) -> None:
     write_cell(tmp_path / "a", [0.5], planned=2)
     write_cell(tmp_path / "b", [0.5, 0.7])
     write_cell(tmp_path / "c", [0.5, 0.7])
-    result = fedpeft("report", tmp_path / "a", tmp_path, tmp_path / "c", "-o", tmp_path / "page.html", "--csv")
-    assert result.exit_code == 0 and result.stderr.count("is left out: it has the plan and the seed of") == 2
+    result = fedpeft(
+        "report", tmp_path / "a", tmp_path, tmp_path / "c", "-o", tmp_path / "page.html", "--csv"
+    )
+    assert (
+        result.exit_code == 0
+        and result.stderr.count("is left out: it has the plan and the seed of") == 2
+    )
     with (tmp_path / "page-runs.csv").open() as file:
         assert [row["folder"] for row in csv.DictReader(file)] == [str(tmp_path / "b")]

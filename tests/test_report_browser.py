@@ -1,4 +1,5 @@
-"""The page of `fedpeft report` in a browser: it draws, sorts, switches and saves without a word on the console."""
+"""The page of `fedpeft report` in a browser: it draws, sorts, switches and saves without a word on
+the console."""
 
 import shutil
 import subprocess
@@ -15,7 +16,9 @@ from cells import write_cell, write_study
 from running import fedpeft
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 WIDTHS = (360, 768, 1280, 1920)
 TOOLS = Path(__file__).parents[1] / "tools"
 FIGURES = 7
@@ -49,7 +52,9 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     evil = '<img src=x onerror="window.evil=1">'
     plan = {"personal": ["*"]}
     write_cell(root / "study" / "alone", [None, None, 0.35], method="head", up=40, plan=plan)
-    write_cell(root / "study" / "evil", [0.4, 0.5, 0.6], method=evil, classes=(evil, "y"), failed=evil)
+    write_cell(
+        root / "study" / "evil", [0.4, 0.5, 0.6], method=evil, classes=(evil, "y"), failed=evil
+    )
     out = root / "page.html"
     assert fedpeft("report", root / "study", "-o", out).exit_code == 0
     return out
@@ -72,7 +77,10 @@ def opened(browser: Any, page_file: Path, request: pytest.FixtureRequest) -> Ite
 @contextmanager
 def opened_at(browser: Any, page_file: Path, scheme: str) -> Iterator[Opened]:
     """It has no network: whatever the page asks for fails and is said."""
-    context, said = browser.new_context(color_scheme=scheme, offline=True, accept_downloads=True), list[str]()
+    context, said = (
+        browser.new_context(color_scheme=scheme, offline=True, accept_downloads=True),
+        list[str](),
+    )
     page = context.new_page()
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
@@ -138,7 +146,12 @@ def test_tables_sort_by_number_and_by_name(page: Any) -> None:
     heading.locator("button").click()
     assert cells.all_inner_texts() == ["500", "250", "125", "25", "10"]
     table.locator("thead th button").first.click()
-    assert table.locator("tbody th").all_inner_texts()[1:] == ["bias", "head", "local only, head", "lora"]
+    assert table.locator("tbody th").all_inner_texts()[1:] == [
+        "bias",
+        "head",
+        "local only, head",
+        "lora",
+    ]
     assert heading.get_attribute("aria-sort") == "none"
 
 
@@ -157,7 +170,8 @@ def test_bars_are_as_long_as_the_means(page: Any) -> None:
     bars = page.locator('[data-figure="axis-method"] .mark-rect.role-mark path')
     told = [bars.nth(k).get_attribute("aria-label") for k in range(bars.count())]
     wide = {
-        str(text).split("group: ")[1].split(";")[0]: bars.nth(k).bounding_box()["width"] for k, text in enumerate(told)
+        str(text).split("group: ")[1].split(";")[0]: bars.nth(k).bounding_box()["width"]
+        for k, text in enumerate(told)
     }
     # the means are 0.72, 0.62 and 0.42
     assert wide["lora"] / wide["bias"] == pytest.approx(62 / 72, abs=0.01)
@@ -191,12 +205,16 @@ def test_hovering_tells_the_values(page: Any, figure: str, mark: str, words: str
 
 
 @pytest.mark.slow
-def test_the_picture_of_a_report_is_taken_in_light_and_in_dark(browser: Any, tmp_path: Path) -> None:
+def test_the_picture_of_a_report_is_taken_in_light_and_in_dark(
+    browser: Any, tmp_path: Path
+) -> None:
     from PIL import Image
 
     write_study(tmp_path / "study")
     out = tmp_path / "report.png"
-    subprocess.run([sys.executable, TOOLS / "report_picture.py", tmp_path / "study", out], check=True)
+    subprocess.run(
+        [sys.executable, TOOLS / "report_picture.py", tmp_path / "study", out], check=True
+    )
     shades = []
     for path in (out, tmp_path / "report-dark.png"):
         picture: Any = Image.open(path).convert("RGB")
@@ -216,4 +234,6 @@ def test_figures_can_be_saved(page: Any, tmp_path: Path) -> None:
         assert "var(" not in path.read_text()
         if path.name == "rounds.svg":
             texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
-            assert {"bias", "head", "lora"} <= set(texts)  # a legend, which the page has beside its figures
+            assert {"bias", "head", "lora"} <= set(
+                texts
+            )  # a legend, which the page has beside its figures

@@ -60,7 +60,11 @@ def test_a_part_that_is_another_one_is_one_axis() -> None:
 
 def test_what_follows_from_the_method_does_not_name_a_group_but_is_told() -> None:
     plans = [
-        {"method": {"name": m}, "local": {"lr": lr}, "partition": {"name": "dirichlet", "alpha": alpha}}
+        {
+            "method": {"name": m},
+            "local": {"lr": lr},
+            "partition": {"name": "dirichlet", "alpha": alpha},
+        }
         for m, lr in (("lora", 0.01), ("bias", 0.1))
         for alpha in (0.1, 1.0)
     ]
@@ -78,7 +82,10 @@ def test_keys_that_end_alike_are_told_apart() -> None:
 
 
 def test_one_stage_of_a_list_may_differ() -> None:
-    plans: list[dict[str, Any]] = [{"stages": []}, *({"stages": [{"name": "noise", "scale": s}]} for s in (1.0, 2.0))]
+    plans: list[dict[str, Any]] = [
+        {"stages": []},
+        *({"stages": [{"name": "noise", "scale": s}]} for s in (1.0, 2.0)),
+    ]
     assert told(plans) == ["none", "noise (scale 1)", "noise (scale 2)"]
 
 
@@ -107,7 +114,11 @@ def test_bytes_are_of_the_whole_run_for_each_client(tmp_path: Path) -> None:
 def test_the_front_of_a_study(tmp_path: Path) -> None:
     section = only(write_study(tmp_path))
     assert [group.label for group in section.front("up")] == ["head", "bias"]
-    assert {row["group"]: row["front"] for row in costs(section, "up")} == {"bias": True, "head": True, "lora": False}
+    assert {row["group"]: row["front"] for row in costs(section, "up")} == {
+        "bias": True,
+        "head": True,
+        "lora": False,
+    }
 
 
 def test_unfinished_runs_are_in_no_mean(tmp_path: Path) -> None:
@@ -130,7 +141,10 @@ def test_bars_compare_only_what_is_equal_in_all_else(tmp_path: Path) -> None:
         plan = {"partition": {"name": "dirichlet", "alpha": alpha}}
         write_cell(tmp_path / f"{method}-{alpha}", [0.5], method=method, plan=plan)
     section = only(tmp_path)
-    along = {axis.path: [(row["level"], row["other"]) for row in bars(section, axis)] for axis in section.axes}
+    along = {
+        axis.path: [(row["level"], row["other"]) for row in bars(section, axis)]
+        for axis in section.axes
+    }
     assert along == {
         "method": [("bias", "alpha 1"), ("lora", "alpha 1")],
         "partition.alpha": [("0.1", "lora"), ("1", "lora")],
@@ -140,11 +154,18 @@ def test_bars_compare_only_what_is_equal_in_all_else(tmp_path: Path) -> None:
 def test_a_key_that_a_plan_is_too_old_to_have_is_off_in_it(tmp_path: Path) -> None:
     local = {"lr": 0.0, "correction": "none"}
     write_cell(tmp_path / "old", [0.5], seed=1, plan={"local": local})
-    write_cell(tmp_path / "new", [0.6], seed=2, plan={"local": {**local, "sorted": False, "init": ""}, "parts": []})
+    write_cell(
+        tmp_path / "new",
+        [0.6],
+        seed=2,
+        plan={"local": {**local, "sorted": False, "init": ""}, "parts": []},
+    )
     write_cell(tmp_path / "on", [0.7], seed=1, plan={"local": {**local, "sorted": True}})
     section = only(tmp_path)
     assert sorted(len(group.cells) for group in section.groups) == [1, 2]
-    assert [(axis.path, sorted(axis.values)) for axis in section.axes] == [("local.sorted", ["no", "yes"])]
+    assert [(axis.path, sorted(axis.values)) for axis in section.axes] == [
+        ("local.sorted", ["no", "yes"])
+    ]
 
 
 def test_each_division_is_drawn_once(tmp_path: Path) -> None:
@@ -160,13 +181,24 @@ def test_other_data_or_another_task_is_a_section_of_its_own(tmp_path: Path) -> N
     write_cell(tmp_path / "two", [0.5], plan={"task": {"name": "text-classification"}})
     write_cell(tmp_path / "three", [0.5], plan={"data": {"name": "table", "path": "some/cifar100"}})
     titles = [section.title for section in sections(read_cells([tmp_path])[0])]
-    assert titles == ["digits, image-classification", "cifar100, image-classification", "digits, text-classification"]
+    assert titles == [
+        "digits, image-classification",
+        "cifar100, image-classification",
+        "digits, text-classification",
+    ]
 
 
 def test_what_only_some_runs_of_a_group_tell_is_not_told_of_the_group(tmp_path: Path) -> None:
     for seed in (1, 2, 3):
-        write_cell(tmp_path / f"some-{seed}", [0.5], seed=seed, each={"a": 0.9, "b": 0.5} if seed == 1 else None)
-        write_cell(tmp_path / f"all-{seed}", [0.5], method="bias", seed=seed, each={"a": 0.9, "b": 0.5})
+        write_cell(
+            tmp_path / f"some-{seed}",
+            [0.5],
+            seed=seed,
+            each={"a": 0.9, "b": 0.5} if seed == 1 else None,
+        )
+        write_cell(
+            tmp_path / f"all-{seed}", [0.5], method="bias", seed=seed, each={"a": 0.9, "b": 0.5}
+        )
     section = only(tmp_path)
     table = groups(section)
     told = {row[0].text: dict(zip(table.head, row, strict=True)) for row in table.rows}
@@ -178,10 +210,16 @@ def test_what_only_some_runs_of_a_group_tell_is_not_told_of_the_group(tmp_path: 
 
 
 def test_noise_that_was_calibrated_splits_no_group(tmp_path: Path) -> None:
-    """It follows from the target and from how often the seed draws each client; what was asked for does split."""
+    """It follows from the target and from how often the seed draws each client; what was asked for
+    does split."""
     for seed, noise in ((1, 2.378), (42, 2.473)):
         stages = [{"name": "client_dp", "clip_norm": 1.0, "noise_multiplier": noise}]
-        write_cell(tmp_path / f"target-{seed}", [0.5], seed=seed, plan={"target_epsilon": 8.0, "stages": stages})
+        write_cell(
+            tmp_path / f"target-{seed}",
+            [0.5],
+            seed=seed,
+            plan={"target_epsilon": 8.0, "stages": stages},
+        )
         write_cell(tmp_path / f"noise-{seed}", [0.5], seed=seed, plan={"stages": stages})
     section = only(tmp_path)
     assert sorted(len(group.cells) for group in section.groups) == [1, 1, 2]
@@ -192,17 +230,33 @@ def test_noise_that_was_calibrated_splits_no_group(tmp_path: Path) -> None:
 
 def with_references(root: Path) -> Section:
     """Two federations, all data in one client, and clients that keep to themselves."""
-    alone, one = {"personal": ["*"], "cohort": 2}, {"partition": {"name": "iid", "clients": 1}, "cohort": 1}
+    alone, one = (
+        {"personal": ["*"], "cohort": 2},
+        {"partition": {"name": "iid", "clients": 1}, "cohort": 1},
+    )
     for seed in (1, 2, 3):
         for method, up in (("lora", 2000), ("head", 500)):
             plan, value = {"cohort": 2}, up / 4000 + 0.1
-            write_cell(root / f"{method}-{seed}", [0.1, value], method=method, seed=seed, up=up, plan=plan)
-        write_cell(root / f"alone-{seed}", [None, 0.2], seed=seed, up=1, plan=alone, each={"a": 0.1, "b": 0.3})
+            write_cell(
+                root / f"{method}-{seed}", [0.1, value], method=method, seed=seed, up=up, plan=plan
+            )
+        write_cell(
+            root / f"alone-{seed}",
+            [None, 0.2],
+            seed=seed,
+            up=1,
+            plan=alone,
+            each={"a": 0.1, "b": 0.3},
+        )
         for method, value in (("lora", 0.97), ("full", 0.98)):
-            folder = write_cell(root / f"{method}-one-{seed}", [value], method=method, seed=seed, up=9000, plan=one)
+            folder = write_cell(
+                root / f"{method}-one-{seed}", [value], method=method, seed=seed, up=9000, plan=one
+            )
             summary = json.loads((folder / "summary.json").read_text())
             everywhere = {"mean": value, "worst_decile": value, "std": 0.0, "each": {"a": value}}
-            (folder / "summary.json").write_text(json.dumps(summary | {"clients": 1, "client_accuracy": everywhere}))
+            (folder / "summary.json").write_text(
+                json.dumps(summary | {"clients": 1, "client_accuracy": everywhere})
+            )
     return only(root)
 
 
@@ -210,16 +264,22 @@ def test_what_is_no_federation_is_called_so_and_only_its_result_compares(tmp_pat
     section = with_references(tmp_path)
     names = ["head", "lora", "centralised, full", "centralised, lora", "local only, lora"]
     assert [group.label for group in section.groups] == names
-    assert [group.sent(way) is None for group in section.groups for way in ("up", "down")] == [False] * 4 + [True] * 6
+    assert [group.sent(way) is None for group in section.groups for way in ("up", "down")] == [
+        False
+    ] * 4 + [True] * 6
     for way in ("up", "down"):
-        assert [group.label for group in section.front(way)] == (["head", "lora"] if way == "up" else ["lora"])
+        assert [group.label for group in section.front(way)] == (
+            ["head", "lora"] if way == "up" else ["lora"]
+        )
         assert {row["group"] for row in costs(section, way)} == {"head", "lora"}
     assert {row["group"] for row in curves(section)} == {"head", "lora"}
     assert {row["group"]: row["mean"] for row in across(section)} == pytest.approx(
         {"centralised, full": 0.98, "centralised, lora": 0.97, "local only, lora": 0.2}
     )
     assert len({(look.colour, look.form) for look in section.looks}) == len(names)
-    assert section.looks[1].colour == section.looks[3].colour == section.looks[4].colour  # all three are lora
+    assert (
+        section.looks[1].colour == section.looks[3].colour == section.looks[4].colour
+    )  # all three are lora
     assert {row["group"] for row in spreads(section)} == {"local only, lora"}
 
 
@@ -228,11 +288,13 @@ def test_the_table_of_groups_tells_no_bytes_of_what_is_no_federation(tmp_path: P
     for row in table.rows:
         told = dict(zip(table.head, row, strict=True))
         federation = told["group"].text in ("head", "lora")
-        assert [told[head].value is not None for head in table.head if head.startswith(("up", "down"))] == [
-            federation
-        ] * 4
+        assert [
+            told[head].value is not None for head in table.head if head.startswith(("up", "down"))
+        ] == [federation] * 4
         assert told["accuracy, last"].value is not None and told["seeds"].text == "3"
-        assert (told["accuracy, mean of clients"].value is not None) == (told["group"].text == "local only, lora")
+        assert (told["accuracy, mean of clients"].value is not None) == (
+            told["group"].text == "local only, lora"
+        )
     differ = differences(with_references(tmp_path / "again"))
     assert {"partition", "personal"} <= set(differ.head) and len(differ.rows) == 5
 
@@ -241,5 +303,7 @@ def test_runs_that_are_no_federation_are_compared_where_there_is_none(tmp_path: 
     for seed in (1, 2):
         write_cell(tmp_path / f"alone-{seed}", [0.2, 0.3], seed=seed, plan={"personal": ["*"]})
     section = only(tmp_path)
-    assert [group.label for group in section.groups] == ["local only, lora"] and section.across == ()
+    assert [group.label for group in section.groups] == [
+        "local only, lora"
+    ] and section.across == ()
     assert [row["round"] for row in curves(section)] == [1, 2] and costs(section, "up") == []

@@ -16,10 +16,15 @@ PLANS = [
 FROM_THE_HUB = PLANS[0].with_stem("cifar100-vit-base")
 LANGUAGE = [PLANS[0].with_stem(f"{name}-stories260k") for name in ("dolly", "shakespeare")]
 PICTURES = PLANS[0].with_stem("emoji-diffusion")
-PRIVATE = [Path(__file__).parents[1] / "plans" / f"{name}.toml" for name in ("digits-dp", "digits-client-dp")]
+PRIVATE = [
+    Path(__file__).parents[1] / "plans" / f"{name}.toml"
+    for name in ("digits-dp", "digits-client-dp")
+]
 
 
-@pytest.mark.parametrize("file", [*PLANS, *LANGUAGE, FROM_THE_HUB, PICTURES, *PRIVATE], ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", [*PLANS, *LANGUAGE, FROM_THE_HUB, PICTURES, *PRIVATE], ids=lambda file: file.stem
+)
 def test_every_plan_of_the_repository_is_a_plan_and_reads_back(file: Path) -> None:
     plan = read_plan(file)
     assert plan.name == file.stem
@@ -46,7 +51,13 @@ def test_a_language_model_learns_from_one_real_client(
     file: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDPEFT_DATA", str(real_data))
-    smaller = ["rounds=1", "cohort=1", "data.subset=200", "data.test_fraction=0.01", "partition.min_per_client=6"]
+    smaller = [
+        "rounds=1",
+        "cohort=1",
+        "data.subset=200",
+        "data.test_fraction=0.01",
+        "partition.min_per_client=6",
+    ]
     site = open_site(read_plan(file, smaller))
     before = measure(site, site.params())
     ((state, ledger),) = federate(site.plan, InProcess(site), start(site.plan, site.params()))

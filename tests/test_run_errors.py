@@ -37,7 +37,9 @@ def halfway(plan: Plan, site: Site, tmp_path: Path) -> Iterator[RunFolder]:
 
 
 def test_an_out_folder_that_is_taken(plan: Plan, halfway: RunFolder, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="already holds a run: continue it with `fedpeft run --resume"):
+    with pytest.raises(
+        RunError, match="already holds a run: continue it with `fedpeft run --resume"
+    ):
         create(plan, halfway.path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("keep me")
@@ -106,7 +108,9 @@ def test_another_example_is_noticed(site: Site, halfway: RunFolder) -> None:
     with pytest.raises(RunError, match=r"the examples changed since .* though not who holds which"):
         run(halfway, replace(site, data=replace(data, train={**data.train, "point": point})))
     report = json.loads(halfway.partition.read_text())
-    halfway.partition.write_text(json.dumps({name: x for name, x in report.items() if name != "contents"}))
+    halfway.partition.write_text(
+        json.dumps({name: x for name, x in report.items() if name != "contents"})
+    )
     run(halfway, site)  # begun by an earlier version, which did not look
 
 
@@ -129,7 +133,10 @@ def test_what_moved_is_named(site: Site, plan: Plan, halfway: RunFolder) -> None
     then = json.loads(json.dumps(saved.environment))
     then["versions"]["torch"], then["cpu"] = "0.4.1", "abacus"
     save_checkpoint(halfway.checkpoint, plan, saved.state, then)
-    assert [line.partition(" then")[0] for line in moved(halfway, site)] == ["torch 0.4.1", "cpu abacus"]
+    assert [line.partition(" then")[0] for line in moved(halfway, site)] == [
+        "torch 0.4.1",
+        "cpu abacus",
+    ]
 
 
 def test_a_difference_needs_two_sides() -> None:

@@ -1,4 +1,5 @@
-"""Run folders: what a run leaves, and that nothing is lost or doubled when it is cut off anywhere."""
+"""Run folders: what a run leaves, and that nothing is lost or doubled when it is cut off
+anywhere."""
 
 import json
 import shutil
@@ -67,8 +68,12 @@ def same_end(folder: RunFolder, undisturbed: RunFolder, plan: Plan) -> None:
     assert without_seconds(folder) == without_seconds(undisturbed)
 
 
-def test_a_run_is_the_loop_and_nothing_else(plan: Plan, site: Site, undisturbed: RunFolder, tmp_path: Path) -> None:
-    for state, ledger in federate(plan, InProcess(site, Folder(tmp_path)), start(plan, site.params())):
+def test_a_run_is_the_loop_and_nothing_else(
+    plan: Plan, site: Site, undisturbed: RunFolder, tmp_path: Path
+) -> None:
+    for state, ledger in federate(
+        plan, InProcess(site, Folder(tmp_path)), start(plan, site.params())
+    ):
         line = read_rounds(undisturbed)[ledger.round]
         assert line["bytes_up"] == ledger.bytes_up
         assert line["bytes_down"] == ledger.bytes_down
@@ -84,7 +89,9 @@ def test_a_line_tells_of_each_client_asked(undisturbed: RunFolder, site: Site) -
     for number, line in enumerate(read_rounds(undisturbed), 1):
         assert line["round"] == number
         assert len(line["clients"]) == 3
-        assert {c: w["weight"] for c, w in line["clients"].items()} == {c: site.data.size(c) for c in line["clients"]}
+        assert {c: w["weight"] for c, w in line["clients"].items()} == {
+            c: site.data.size(c) for c in line["clients"]
+        }
         assert line["bytes_up"] == sum(client["up"] for client in line["clients"].values())
         assert line["bytes_down"] == sum(client["down"] for client in line["clients"].values())
         assert 0 < line["up_headers"] < line["bytes_up"]
@@ -97,7 +104,11 @@ def test_a_checkpoint_reads_back_to_the_state(plan: Plan, tmp_path: Path) -> Non
     save_checkpoint(tmp_path / "state.safetensors", plan, state, {"threads": 1})
     saved = load_checkpoint(tmp_path / "state.safetensors", plan)
     assert saved is not None
-    assert (saved.state.round, saved.state.accepted, saved.environment) == (3, {"c/1": 2}, {"threads": 1})
+    assert (saved.state.round, saved.state.accepted, saved.environment) == (
+        3,
+        {"c/1": 2},
+        {"threads": 1},
+    )
     assert equal(saved.state.params, state.params)
     assert equal(saved.state.memory, state.memory)
     assert list(saved.state.params) == ["z", "a.b"]
@@ -121,7 +132,9 @@ def test_a_kill_between_a_line_and_its_checkpoint(
     same_end(halfway, undisturbed, plan)
 
 
-def test_a_kill_before_the_first_checkpoint(plan: Plan, site: Site, undisturbed: RunFolder, tmp_path: Path) -> None:
+def test_a_kill_before_the_first_checkpoint(
+    plan: Plan, site: Site, undisturbed: RunFolder, tmp_path: Path
+) -> None:
     folder = create(plan, tmp_path / "run")
     run(folder, site, rounds=1)
     folder.checkpoint.unlink()
@@ -164,7 +177,12 @@ def test_rounds_are_evaluated_as_often_as_the_plan_says(site: Site, tmp_path: Pa
     plan = read_plan({**SMALL, "evaluate_every": 3})
     folder = create(plan, tmp_path / "run")
     run(folder, replace(site, plan=plan))
-    assert [line["held_out"] is not None for line in read_rounds(folder)] == [False, False, True, True]
+    assert [line["held_out"] is not None for line in read_rounds(folder)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_the_summary_adds_up(plan: Plan, site: Site, undisturbed: RunFolder) -> None:
@@ -183,12 +201,16 @@ def test_the_summary_adds_up(plan: Plan, site: Site, undisturbed: RunFolder) -> 
 
 
 def test_full_fine_tuning_is_what_a_full_run_really_sends(tmp_path: Path) -> None:
-    plan = read_plan({**SMALL, "server": "average", "local": "descent", "uplink": "float16", "rounds": 3})
+    plan = read_plan(
+        {**SMALL, "server": "average", "local": "descent", "uplink": "float16", "rounds": 3}
+    )
     folder, site = create(plan, tmp_path / "run"), open_site(plan)
     run(folder, site)
     summary = summarize(folder, site)
     assert summary["full_bytes_down"] == summary["bytes_down"]
-    numbers = 9 * 20  # the weight and the loss travel as text, of at most so many letters in each of 9 replies
+    numbers = (
+        9 * 20
+    )  # the weight and the loss travel as text, of at most so many letters in each of 9 replies
     assert summary["full_bytes_up"] == pytest.approx(summary["bytes_up"], abs=numbers)
     larger = replace(plan, task=build("task", {"name": "parts:Points", "network": "convolution"}))
     assert (
@@ -196,21 +218,27 @@ def test_full_fine_tuning_is_what_a_full_run_really_sends(tmp_path: Path) -> Non
     )  # convolution, norm with its statistics, head
 
 
-def test_full_fine_tuning_is_compared_with_the_same_extras(plan: Plan, undisturbed: RunFolder, site: Site) -> None:
-    """The plan of these runs is full fine-tuning with SCAFFOLD: both sides of the table are the same run."""
+def test_full_fine_tuning_is_compared_with_the_same_extras(
+    plan: Plan, undisturbed: RunFolder, site: Site
+) -> None:
+    """The plan of these runs is full fine-tuning with SCAFFOLD: both sides of the table are the
+    same run."""
     summary = summarize(undisturbed, site)
     assert summary["full_bytes_down"] == summary["bytes_down"]
     assert summary["full_bytes_up"] == pytest.approx(summary["bytes_up"], abs=12 * 20)
     assert summary["full_not_measured"] is None
     plain = full_payloads(
-        replace(plan, server=build("server", "average"), local=build("local", "descent")), site.classes
+        replace(plan, server=build("server", "average"), local=build("local", "descent")),
+        site.classes,
     )
     weights_and_correction = 2 * 4 * plain.params
     assert plain.down < weights_and_correction < summary["full_bytes_down_per_client_round"]
 
 
 @pytest.mark.parametrize("way", ["uplink", "downlink"])
-def test_a_run_whose_whole_model_cannot_be_measured_has_its_summary(tmp_path: Path, way: str) -> None:
+def test_a_run_whose_whole_model_cannot_be_measured_has_its_summary(
+    tmp_path: Path, way: str
+) -> None:
     values = {
         **SMALL,
         "task": {"name": "parts:Points", "network": "deep"},
@@ -223,13 +251,18 @@ def test_a_run_whose_whole_model_cannot_be_measured_has_its_summary(tmp_path: Pa
     run(folder, site)
     summary = summarize(folder, site)
     assert summary == json.loads(folder.summary.read_text())
-    assert {x for key, x in summary.items() if key.startswith("full_") and key != "full_not_measured"} == {None}
+    assert {
+        x for key, x in summary.items() if key.startswith("full_") and key != "full_not_measured"
+    } == {None}
     assert "float16 ends at 65504" in summary["full_not_measured"]
     assert summary["failed"] == 0 and summary["bytes_up"] > 0
     console = Console(width=120)
     with console.capture() as shown:
         console.print(summary_table(summary))
-    assert [line.split()[-1] for line in shown.get().splitlines() if "bytes up" in line] == ["-", "-"]
+    assert [line.split()[-1] for line in shown.get().splitlines() if "bytes up" in line] == [
+        "-",
+        "-",
+    ]
 
 
 def test_clients_are_measured_one_by_one(plan: Plan, site: Site, undisturbed: RunFolder) -> None:

@@ -26,12 +26,21 @@ from fedpeft.loop import federate, start
 from fedpeft.oneshot.merge import Rules, merge
 from fedpeft.site import Site, open_site
 
-DECAYING = {"lr": 0.1, "batch_size": 1000, "schedule": "linear", "optimizer": {"name": "sgd", "momentum": 0.9}}
+DECAYING = {
+    "lr": 0.1,
+    "batch_size": 1000,
+    "schedule": "linear",
+    "optimizer": {"name": "sgd", "momentum": 0.9},
+}
 ALONE = {"partition": {"name": "iid", "clients": 1}, "cohort": 1}
 
 
-def settled_at(site: Site, store: Path, rounds: int, epochs: int, restart: bool | None) -> torch.Tensor:
-    local = {**DECAYING, "epochs": epochs} | ({} if restart is None else {"restart_schedule": restart})
+def settled_at(
+    site: Site, store: Path, rounds: int, epochs: int, restart: bool | None
+) -> torch.Tensor:
+    local = {**DECAYING, "epochs": epochs} | (
+        {} if restart is None else {"restart_schedule": restart}
+    )
     plan = points_plan(**ALONE, rounds=rounds, local=local)
     return torch.cat([x.flatten() for x in run(site, plan, Folder(store))[-1][0].params.values()])
 
@@ -64,19 +73,28 @@ def test_a_restarted_schedule_runs_over_each_round(points: Site) -> None:
 
 @pytest.mark.parametrize("restart", ["true", "false"])
 def test_one_round_is_one_shot_to_the_bit(restart: str, tmp_path: Path) -> None:
-    settings = ["local.schedule=linear", "local.optimizer=adamw", "local.epochs=3", f"local.restart_schedule={restart}"]
+    settings = [
+        "local.schedule=linear",
+        "local.optimizer=adamw",
+        "local.epochs=3",
+        f"local.restart_schedule={restart}",
+    ]
     files = study(tmp_path, *settings)
     merge(files.path, files.files, tmp_path / "merged", Rules())
     plan = read_plan(PLAN, ["rounds=1", "cohort=4", *settings])
     site = open_site(plan)
-    merged = under("params", load_tensors(tmp_path / "merged" / "checkpoint" / "state.safetensors")[0])
+    merged = under(
+        "params", load_tensors(tmp_path / "merged" / "checkpoint" / "state.safetensors")[0]
+    )
     assert equal(run(site, plan)[-1][0].params, merged)
 
 
 def test_at_equal_work_t_rounds_send_t_times_the_bytes(points: Site) -> None:
     sent = {}
     for rounds, epochs in ((6, 1), (3, 2), (1, 6)):
-        plan = points_plan(rounds=rounds, cohort=5, local={"batch_size": 16, "epochs": epochs}, weighting="uniform")
+        plan = points_plan(
+            rounds=rounds, cohort=5, local={"batch_size": 16, "epochs": epochs}, weighting="uniform"
+        )
         records = [ledger for _, ledger in run(points, plan)]
         sent[rounds] = sum(ledger.bytes_down for ledger in records)
         assert len({ledger.bytes_down for ledger in records}) == 1
@@ -85,7 +103,8 @@ def test_at_equal_work_t_rounds_send_t_times_the_bytes(points: Site) -> None:
 
 @dataclass(frozen=True)
 class OneAfterAnother:
-    """The defect: an engine whose clients begin with what the last one left, though they were all sent the same."""
+    """The defect: an engine whose clients begin with what the last one left, though they were all
+    sent the same."""
 
     inner: Any
 
@@ -115,7 +134,9 @@ def alike(one: Reply | Failure, two: Reply | Failure, received: Tensors, exactly
     if exactly:
         return one == two
     assert isinstance(one, Reply) and isinstance(two, Reply)
-    a, b = (unpack(each.client, each.payload, Dense(), layout(received)).delta for each in (one, two))
+    a, b = (
+        unpack(each.client, each.payload, Dense(), layout(received)).delta for each in (one, two)
+    )
     return all(torch.allclose(x, b[name], rtol=0, atol=1e-4) for name, x in a.items())
 
 
@@ -132,7 +153,8 @@ def alike(one: Reply | Failure, two: Reply | Failure, received: Tensors, exactly
     ],
 )
 def test_each_client_starts_from_the_same_state(name: str, method: str, defect: bool) -> None:
-    """What a client replies in a round is what it replies to the same job alone, whoever trained before it."""
+    """What a client replies in a round is what it replies to the same job alone, whoever trained
+    before it."""
     plan = points_plan(method=method, rounds=1)
     site = open_site(plan)
     begun = start(plan, site.params())

@@ -34,7 +34,16 @@ def test_any_shape(shape: tuple[int, ...]) -> None:
 
 
 def test_every_path_has_a_stream_of_its_own_and_the_same_each_time() -> None:
-    paths: list[tuple[str | int | None, ...]] = [(), ("a",), ("a", "b"), ("a/b",), ('a", "b',), (1,), ("1",), (None,)]
+    paths: list[tuple[str | int | None, ...]] = [
+        (),
+        ("a",),
+        ("a", "b"),
+        ("a/b",),
+        ('a", "b',),
+        (1,),
+        ("1",),
+        (None,),
+    ]
     keys = [KEY.at(*path) for path in paths]
     assert len({key.root for key in keys} | {KEY.root}) == len(paths) + 1
     assert torch.equal(KEY.at("a", 3).normal((9,)), KEY.at("a", 3).normal((9,)))
@@ -74,7 +83,12 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 def test_clients_of_a_folder_have_keys_of_their_own(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
-    assert folder.secret("a") == folder.secret("a") == Folder(tmp_path).secret("a") != folder.secret("b")
+    assert (
+        folder.secret("a")
+        == folder.secret("a")
+        == Folder(tmp_path).secret("a")
+        != folder.secret("b")
+    )
 
 
 def _root(path: Path) -> bytes:

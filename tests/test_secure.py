@@ -1,4 +1,5 @@
-"""Laws of secure aggregation: the sum is exact, whoever drops out, and nobody sees more than the sum."""
+"""Laws of secure aggregation: the sum is exact, whoever drops out, and nobody sees more than the
+sum."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 from rounds import Recording, on, points_plan
-from secure_rounds import BY_SIZE, SECURE, Losing, one_round, recording_plan, secure_plan, stepped, updates_in_the_open
+from secure_rounds import (
+    BY_SIZE,
+    SECURE,
+    Losing,
+    one_round,
+    recording_plan,
+    secure_plan,
+    stepped,
+    updates_in_the_open,
+)
 
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
@@ -23,7 +33,9 @@ from fedpeft.site import Site
 
 
 @pytest.mark.parametrize(
-    "changes", [SECURE, BY_SIZE, {**BY_SIZE, "personal": ["*.bias"]}], ids=["uniform", "size", "own"]
+    "changes",
+    [SECURE, BY_SIZE, {**BY_SIZE, "personal": ["*.bias"]}],
+    ids=["uniform", "size", "own"],
 )
 @pytest.mark.parametrize("bits", [32, 64])
 def test_the_sum_is_that_of_the_rounded_updates_to_the_bit(
@@ -36,17 +48,31 @@ def test_the_sum_is_that_of_the_rounded_updates_to_the_bit(
         if not plan.personal:
             opened = list(updates_in_the_open(points, plan, state).values())
             assert equal(after.params, stepped(state, opened, plan, 6))
-            assert sum(ledger.weights.values()) == pytest.approx(sum(update.weight for update in opened))
-        assert not ledger.failed and not ledger.note and ledger.metrics == {} and len(ledger.weights) == 6
+            assert sum(ledger.weights.values()) == pytest.approx(
+                sum(update.weight for update in opened)
+            )
+        assert (
+            not ledger.failed
+            and not ledger.note
+            and ledger.metrics == {}
+            and len(ledger.weights) == 6
+        )
         state = after
     assert not equal(state.params, start(plan, points.params()).params)
 
 
 def test_rounding_costs_next_to_nothing(points: Site, tmp_path: Path) -> None:
     plan = points_plan(**BY_SIZE)
-    hidden = [state for state, _ in federate(plan, on(points, plan, Folder(tmp_path)), start(plan, points.params()))]
+    hidden = [
+        state
+        for state, _ in federate(
+            plan, on(points, plan, Folder(tmp_path)), start(plan, points.params())
+        )
+    ]
     open_ = recording_plan(plan)
-    plain = [state for state, _ in federate(open_, on(points, open_), start(open_, points.params()))]
+    plain = [
+        state for state, _ in federate(open_, on(points, open_), start(open_, points.params()))
+    ]
     for name, x in plain[-1].params.items():
         torch.testing.assert_close(hidden[-1].params[name], x, rtol=0, atol=1e-5)
 
@@ -54,8 +80,12 @@ def test_rounding_costs_next_to_nothing(points: Site, tmp_path: Path) -> None:
 PHASES = ("fit", "shares", "masked", "unmask")
 
 
-@pytest.mark.parametrize(("phase", "count"), [("fit", 1), ("shares", 2), ("masked", 1), ("masked", 2), ("unmask", 2)])
-def test_who_drops_out_costs_its_own_update_and_no_other(points: Site, tmp_path: Path, phase: str, count: int) -> None:
+@pytest.mark.parametrize(
+    ("phase", "count"), [("fit", 1), ("shares", 2), ("masked", 1), ("masked", 2), ("unmask", 2)]
+)
+def test_who_drops_out_costs_its_own_update_and_no_other(
+    points: Site, tmp_path: Path, phase: str, count: int
+) -> None:
     plan = secure_plan(rounds=1)
     trained = updates_in_the_open(points, plan, start(plan, points.params()))
     lost = sorted(trained)[1 : 1 + count]
@@ -65,7 +95,9 @@ def test_who_drops_out_costs_its_own_update_and_no_other(points: Site, tmp_path:
     assert equal(after.params, stepped(before, [trained[c] for c in counted], plan, roster))
     assert sorted(ledger.weights) == sorted(after.accepted) == counted
     if phase == "unmask":
-        assert not ledger.failed and all(f"{c} is in the sum, but did not help" in ledger.note for c in lost)
+        assert not ledger.failed and all(
+            f"{c} is in the sum, but did not help" in ledger.note for c in lost
+        )
     else:
         assert ledger.failed == dict.fromkeys(lost, f"lost in {phase}") and not ledger.note
 
@@ -86,14 +118,20 @@ def test_below_the_threshold_the_round_fails_by_name_and_the_next_goes_on(
     plan = secure_plan()
     clients = sorted(updates_in_the_open(points, plan, start(plan, points.params())))
     before, after, ledger, _ = one_round(points, plan, tmp_path, lost={phase: clients[:3]})
-    assert equal(after.params, before.params) and after.round == 1 and after.accepted == {} == ledger.weights
+    assert (
+        equal(after.params, before.params)
+        and after.round == 1
+        and after.accepted == {} == ledger.weights
+    )
     assert ledger.note == f"3 clients answered '{phase}', 4 are needed: nothing changes"
     assert ledger.failed == dict.fromkeys(clients[:3], f"lost in {phase}")
     [(_, following)] = federate(plan, on(points, plan, Folder(tmp_path)), after)
     assert len(following.weights) == 6 and not following.note
 
 
-def test_no_message_holds_an_update_and_masked_ones_look_like_noise(points: Site, tmp_path: Path) -> None:
+def test_no_message_holds_an_update_and_masked_ones_look_like_noise(
+    points: Site, tmp_path: Path
+) -> None:
     plan = secure_plan(rounds=1)
     trained = updates_in_the_open(points, plan, start(plan, points.params()))
     sent: dict[tuple[str, str], bytes] = {}
@@ -109,13 +147,17 @@ def test_no_message_holds_an_update_and_masked_ones_look_like_noise(points: Site
     for client, update in trained.items():
         plain = masking.integers(update, 32, by)
         payload = sent["masked", client]
-        got = masking.read(unpack(client, payload, plan.uplink, [("masked", [28], "int32")]).delta["masked"])
+        got = masking.read(
+            unpack(client, payload, plan.uplink, [("masked", [28], "int32")]).delta["masked"]
+        )
         assert int((got == plain).sum()) <= 1 and unpack_header(payload) == [1.0, {}]
         assert not any(plain[:4].tobytes() in every for every in sent.values())
         bits += sum(int(x).bit_count() for x in (got - plain).tolist())
         total = total + got
     assert 0.45 < bits / (6 * 28 * 32) < 0.55, "masks: about half of the bits are set"
-    assert bool((total != sum(masking.integers(u, 32, by) for u in trained.values())).any()), "own masks are still on"
+    assert bool((total != sum(masking.integers(u, 32, by) for u in trained.values())).any()), (
+        "own masks are still on"
+    )
     assert len({job.phase for job in engine.jobs}) == 4 and after.round == 1
 
 
@@ -138,9 +180,13 @@ def test_every_message_is_in_the_ledger(points: Site, tmp_path: Path) -> None:
     recording = Recording(on(points, plan, Folder(tmp_path)))
     _, ledger = next(federate(plan, recording, start(plan, points.params())))
     for client in ledger.weights:
-        assert ledger.down[client] == sum(len(job.payload) for job in recording.jobs if job.client == client)
+        assert ledger.down[client] == sum(
+            len(job.payload) for job in recording.jobs if job.client == client
+        )
         replies = [r for r in recording.replies if isinstance(r, Reply) and r.client == client]
-        assert ledger.up[client] == sum(len(reply.payload) for reply in replies) and len(replies) == 4
+        assert (
+            ledger.up[client] == sum(len(reply.payload) for reply in replies) and len(replies) == 4
+        )
     assert ledger.up_headers == ledger.bytes_up - 6 * 28 * 4
 
 
@@ -153,10 +199,14 @@ def test_engines_end_in_the_same_parameters(points: Site, tmp_path: Path, engine
         *_, (there, ledger) = federate(plan, other, start(plan, points.params()))
     finally:
         other.close()
-    *_, (here, _) = federate(plan, on(points, plan, Folder(tmp_path / "b")), start(plan, points.params()))
+    *_, (here, _) = federate(
+        plan, on(points, plan, Folder(tmp_path / "b")), start(plan, points.params())
+    )
     assert not ledger.failed and len(ledger.weights) == 6
     for name, x in here.params.items():
-        torch.testing.assert_close(there.params[name], x, rtol=0, atol=0 if engine is Processes else 1e-5)
+        torch.testing.assert_close(
+            there.params[name], x, rtol=0, atol=0 if engine is Processes else 1e-5
+        )
 
 
 class Killed(Exception):
@@ -175,7 +225,9 @@ def test_a_round_that_was_cut_short_is_done_again_with_new_keys_and_ends_in_the_
     points: Site, tmp_path: Path, phase: str, changes: dict[str, object]
 ) -> None:
     plan = points_plan(**changes)
-    whole = list(federate(plan, on(points, plan, Folder(tmp_path / "a")), start(plan, points.params())))
+    whole = list(
+        federate(plan, on(points, plan, Folder(tmp_path / "a")), start(plan, points.params()))
+    )
 
     def kill(payload: bytes) -> bytes:
         raise Killed

@@ -1,4 +1,5 @@
-"""What secure aggregation refuses: harmed messages, two versions of a question, plans that need single updates."""
+"""What secure aggregation refuses: harmed messages, two versions of a question, plans that need
+single updates."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,16 +45,25 @@ def test_what_is_not_as_it_must_be_is_refused_and_the_others_are_added_up(
     bad, *rest = sorted(trained)
     before, after, ledger, _ = one_round(points, plan, tmp_path, harm={(phase, bad): harm})
     counted = [bad, *rest] if phase == "unmask" else rest
-    assert equal(after.params, stepped(before, [trained[c] for c in counted], plan, 5 if phase == "fit" else 6))
-    assert reason in (ledger.note if phase == "unmask" else ledger.failed[bad]) and after.refusals == {bad: 1}
+    assert equal(
+        after.params,
+        stepped(before, [trained[c] for c in counted], plan, 5 if phase == "fit" else 6),
+    )
+    assert reason in (
+        ledger.note if phase == "unmask" else ledger.failed[bad]
+    ) and after.refusals == {bad: 1}
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["alive", "gone"])
-def test_a_wrong_share_is_found_out_and_the_round_fails_by_name(points: Site, tmp_path: Path, gone: bool) -> None:
+def test_a_wrong_share_is_found_out_and_the_round_fails_by_name(
+    points: Site, tmp_path: Path, gone: bool
+) -> None:
     plan = secure_plan(rounds=1)
     clients = sorted(updates_in_the_open(points, plan, start(plan, points.params())))
     lost = {"masked": clients[:1]} if gone else {}
-    before, after, ledger, _ = one_round(points, plan, tmp_path, lost=lost, harm={("unmask", clients[1]): changed})
+    before, after, ledger, _ = one_round(
+        points, plan, tmp_path, lost=lost, harm={("unmask", clients[1]): changed}
+    )
     assert equal(after.params, before.params) and ledger.weights == {}
     assert f"the shares that were told for '{clients[0]}' do not fit" in ledger.note
 
@@ -71,11 +81,19 @@ def test_who_seals_nonsense_fails_the_round_by_its_own_name(points: Site, tmp_pa
     bad = sorted(updates_in_the_open(points, plan, start(plan, points.params())))[2]
     nonsense: Callable[[bytes], bytes] = lambda payload: frame({}, bytes(6 * sharing.SEALED))
     before, after, ledger, _ = one_round(points, plan, tmp_path, harm={("shares", bad): nonsense})
-    assert equal(after.params, before.params) and after.refusals == {bad: 1} and list(ledger.failed) == [bad]
-    assert ledger.note == f"0 clients could read the shares of '{bad}', 4 are needed: nothing changes"
+    assert (
+        equal(after.params, before.params)
+        and after.refusals == {bad: 1}
+        and list(ledger.failed) == [bad]
+    )
+    assert (
+        ledger.note == f"0 clients could read the shares of '{bad}', 4 are needed: nothing changes"
+    )
 
 
-def asked(points: Site, folder: Path, change: Callable[[dict[str, list[str]]], object], phase: str) -> list[str]:
+def asked(
+    points: Site, folder: Path, change: Callable[[dict[str, list[str]]], object], phase: str
+) -> list[str]:
     """What the clients of a finished round say when they are asked once more, in changed words."""
     plan = secure_plan(rounds=1)
     _, _, _, engine = one_round(points, plan, folder)
@@ -101,7 +119,9 @@ def test_no_client_answers_two_versions_of_a_question(
     points: Site, tmp_path: Path, phase: str, change: Callable[[dict[str, list[str]]], object]
 ) -> None:
     reasons = asked(points, tmp_path, change, phase)
-    assert len(reasons) == 6 and all(f"asked twice for '{phase}', in two versions" in reason for reason in reasons)
+    assert len(reasons) == 6 and all(
+        f"asked twice for '{phase}', in two versions" in reason for reason in reasons
+    )
 
 
 def first_asked(points: Site, folder: Path, phase: str, content: object) -> str:
@@ -119,8 +139,12 @@ def first_asked(points: Site, folder: Path, phase: str, content: object) -> str:
 def test_a_client_hides_only_in_a_crowd_and_answers_in_order(points: Site, tmp_path: Path) -> None:
     few = {"roster": {f"x{k}": ["", ""] for k in range(6)}}
     assert "4 to 7 clients must take part" in first_asked(points, tmp_path / "a", "shares", few)
-    assert "asked for 'masked' before 'shares'" in first_asked(points, tmp_path / "b", "masked", {"peers": []})
-    assert "asked for 'unmask' before 'masked'" in first_asked(points, tmp_path / "c", "unmask", {"alive": []})
+    assert "asked for 'masked' before 'shares'" in first_asked(
+        points, tmp_path / "b", "masked", {"peers": []}
+    )
+    assert "asked for 'unmask' before 'masked'" in first_asked(
+        points, tmp_path / "c", "unmask", {"alive": []}
+    )
     assert "no message of a secure sum" in first_asked(points, tmp_path / "d", "tell me all", {})
     job = Job("r", 9, points.data.clients[0], "masked", 0, None, frame({}, b""))
     [reply] = on(points, secure_plan(), Folder(tmp_path / "e")).run([job])
@@ -161,7 +185,10 @@ PRIVATE = {"name": "client_dp", "noise_multiplier": 1.0}
         ({"norm_factor": 10}, "cannot be seen in a sum"),
         ({"uplink": "int8"}, "only a lossless codec"),
         ({"uplink": "topk", "stages": ["error_feedback"]}, "only a lossless codec"),
-        ({"stages": [{"name": "error_feedback", "codec": "dense"}]}, "ErrorFeedback has work to do"),
+        (
+            {"stages": [{"name": "error_feedback", "codec": "dense"}]},
+            "ErrorFeedback has work to do",
+        ),
         ({"stages": [PRIVATE], "delta": 1e-3}, "ClientDp has work to do where each update arrives"),
         ({"local": {"correction": "scaffold"}, "server": "scaffold"}, "leave SCAFFOLD out"),
         ({"exchange": {"name": "secure", "threshold": 3}}, "more than half of cohort = 6"),
@@ -172,12 +199,23 @@ PRIVATE = {"name": "client_dp", "noise_multiplier": 1.0}
         ({"weighting": "examples"}, "set exchange.max_weight"),
     ],
 )
-def test_what_needs_single_updates_is_refused_with_a_reason(changes: dict[str, object], reason: str) -> None:
+def test_what_needs_single_updates_is_refused_with_a_reason(
+    changes: dict[str, object], reason: str
+) -> None:
     with pytest.raises(PlanError, match=reason):
         secure_plan(**changes)
 
 
 def test_local_privacy_goes_with_it(points: Site, tmp_path: Path) -> None:
-    plan = secure_plan(stages=[{"name": "local_dp", "noise_multiplier": 0.1}], delta=1e-3, accountant="rdp", rounds=1)
+    plan = secure_plan(
+        stages=[{"name": "local_dp", "noise_multiplier": 0.1}],
+        delta=1e-3,
+        accountant="rdp",
+        rounds=1,
+    )
     _, after, ledger, _ = one_round(points, plan, tmp_path)
-    assert len(ledger.weights) == 6 and not equal(after.params, points.params()) and ledger.privacy is not None
+    assert (
+        len(ledger.weights) == 6
+        and not equal(after.params, points.params())
+        and ledger.privacy is not None
+    )

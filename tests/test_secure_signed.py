@@ -32,7 +32,9 @@ LINES = [f"{KIND}{public_of(key)} {name}" for name, key in PRIVATE.items()]
 SIGNED = {"exchange": {"name": "secure", "threshold": 4, "keys": LINES}, "rounds": 1}
 
 
-def signed_round(site: Site, folder: Path, keys: dict[str, bytes], wrap: Callable[[Engine], Engine]) -> Ledger:
+def signed_round(
+    site: Site, folder: Path, keys: dict[str, bytes], wrap: Callable[[Engine], Engine]
+) -> Ledger:
     plan = secure_plan(**SIGNED)
     engine = wrap(on(site, plan, Folder(folder, keys)))
     return next(federate(plan, engine, start(plan, site.params())))[1]
@@ -58,7 +60,10 @@ def test_who_does_not_sign_as_the_plan_says_is_named_and_the_others_go_on(
     victim = invited(points)[2]
     keys = {name: own for name, own in {**PRIVATE, victim: key}.items() if own}
     ledger = signed_round(points, tmp_path, keys, lambda engine: engine)
-    assert list(ledger.failed) == [victim] and f"'{victim}' are not signed by the one" in ledger.failed[victim]
+    assert (
+        list(ledger.failed) == [victim]
+        and f"'{victim}' are not signed by the one" in ledger.failed[victim]
+    )
     assert len(ledger.weights) == 5 and victim not in ledger.weights
 
 
@@ -67,7 +72,8 @@ Roster = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class Lying:
-    """A server that tells clients something else, on the way of an honest one's messages in a phase."""
+    """A server that tells clients something else, on the way of an honest one's messages in a
+    phase."""
 
     inner: Engine
     bend: Callable[[Job, Any], object]
@@ -93,7 +99,9 @@ OWN = public(bytes(range(32))).hex()
 
 
 def _stands_between(job: Job, roster: Roster) -> Roster:
-    return {name: keys if name == job.client else [OWN, OWN, *keys[2:]] for name, keys in roster.items()}
+    return {
+        name: keys if name == job.client else [OWN, OWN, *keys[2:]] for name, keys in roster.items()
+    }
 
 
 def _signs_itself(job: Job, roster: Roster) -> Roster:
@@ -102,7 +110,10 @@ def _signs_itself(job: Job, roster: Roster) -> Roster:
 
 
 def _invents_clients(job: Job, roster: Roster) -> Roster:
-    return {job.client: roster[job.client], **{f"x{k}": [OWN, OWN, roster[job.client][2]] for k in range(5)}}
+    return {
+        job.client: roster[job.client],
+        **{f"x{k}": [OWN, OWN, roster[job.client][2]] for k in range(5)},
+    }
 
 
 def _gives_names_to_others_keys(job: Job, roster: Roster) -> Roster:
@@ -110,13 +121,21 @@ def _gives_names_to_others_keys(job: Job, roster: Roster) -> Roster:
     return {name: keys if name == job.client else roster[first] for name, keys in roster.items()}
 
 
-@pytest.mark.parametrize("bend", [_stands_between, _signs_itself, _invents_clients, _gives_names_to_others_keys])
+@pytest.mark.parametrize(
+    "bend", [_stands_between, _signs_itself, _invents_clients, _gives_names_to_others_keys]
+)
 def test_a_server_that_lies_about_keys_gets_no_masked_update(
     points: Site, tmp_path: Path, bend: Callable[[Job, Roster], Roster]
 ) -> None:
     ledger = signed_round(points, tmp_path, PRIVATE, lambda engine: Lying(engine, bend))
-    assert not ledger.weights and ledger.note == "0 clients answered 'shares', 4 are needed: nothing changes"
-    assert all("are not signed by the one that the plan has for it" in why for why in ledger.failed.values())
+    assert (
+        not ledger.weights
+        and ledger.note == "0 clients answered 'shares', 4 are needed: nothing changes"
+    )
+    assert all(
+        "are not signed by the one that the plan has for it" in why
+        for why in ledger.failed.values()
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,19 +155,44 @@ def test_a_server_that_lies_about_keys_gets_no_masked_update(
         ),
         ("masked", "peers", lambda job, all_: [job.client] * 4, "this one too, each once"),
         ("masked", "peers", lambda job, all_: "".join(all_), "each once"),
-        ("unmask", "alive", lambda job, all_: all_[:-1], "signed the story of this round that came here"),
+        (
+            "unmask",
+            "alive",
+            lambda job, all_: all_[:-1],
+            "signed the story of this round that came here",
+        ),
         ("unmask", "alive", lambda job, all_: [n for n in all_ if n != job.client], "this one too"),
-        ("unmask", "signatures", lambda job, all_: dict(list(all_.items())[:3]), "3 clients signed the story"),
-        ("unmask", "signatures", lambda job, all_: dict.fromkeys(all_, all_[job.client]), "1 clients signed the story"),
+        (
+            "unmask",
+            "signatures",
+            lambda job, all_: dict(list(all_.items())[:3]),
+            "3 clients signed the story",
+        ),
+        (
+            "unmask",
+            "signatures",
+            lambda job, all_: dict.fromkeys(all_, all_[job.client]),
+            "1 clients signed the story",
+        ),
         ("unmask", "signatures", lambda job, all_: list(all_), "0 clients signed the story"),
     ],
 )
 def test_a_server_that_tells_clients_different_things_learns_nothing(
-    points: Site, tmp_path: Path, phase: str, told: str, bend: Callable[[Job, Any], object], reason: str
+    points: Site,
+    tmp_path: Path,
+    phase: str,
+    told: str,
+    bend: Callable[[Job, Any], object],
+    reason: str,
 ) -> None:
-    """A crowd that counts names twice, two stories about who is alive, signatures of something else."""
-    ledger = signed_round(points, tmp_path, PRIVATE, lambda engine: Lying(engine, bend, phase, told))
-    assert not ledger.weights and ledger.note.endswith(f" clients answered '{phase}', 4 are needed: nothing changes")
+    """A crowd that counts names twice, two stories about who is alive, signatures of something
+    else."""
+    ledger = signed_round(
+        points, tmp_path, PRIVATE, lambda engine: Lying(engine, bend, phase, told)
+    )
+    assert not ledger.weights and ledger.note.endswith(
+        f" clients answered '{phase}', 4 are needed: nothing changes"
+    )
     assert len(ledger.failed) == 6 and any(reason in why for why in ledger.failed.values())
 
 
@@ -162,7 +206,9 @@ def test_without_a_story_nobody_helps_to_unmask(points: Site, tmp_path: Path) ->
     assert isinstance(reply, Failure) and "asked for 'unmask' before 'story'" in reply.reason
 
 
-def test_who_does_not_sign_the_story_is_in_the_sum_all_the_same(points: Site, tmp_path: Path) -> None:
+def test_who_does_not_sign_the_story_is_in_the_sum_all_the_same(
+    points: Site, tmp_path: Path
+) -> None:
     plan = secure_plan(**SIGNED)
     _, plain, _, _ = one_round(points, secure_plan(rounds=1), tmp_path / "plain")
     lost = invited(points)[:2]
@@ -180,11 +226,15 @@ def test_a_client_knows_its_own_keys_of_this_session(points: Site, tmp_path: Pat
     before = unframe(next(job.payload for job in first.jobs if job.phase == "shares"))[0]["roster"]
     bend = lambda job, roster: {**roster, job.client: before[job.client]}
     ledger = signed_round(points, tmp_path, PRIVATE, lambda engine: Lying(engine, bend))
-    assert all("are not those that it gave" in why for why in ledger.failed.values()) and len(ledger.failed) == 6
+    assert (
+        all("are not those that it gave" in why for why in ledger.failed.values())
+        and len(ledger.failed) == 6
+    )
 
 
 def test_without_signatures_the_lie_is_believed_until_the_end(points: Site, tmp_path: Path) -> None:
-    """Every client masks its update with keys that the server has, and only the shares that it cannot read stop it."""
+    """Every client masks its update with keys that the server has, and only the shares that it
+    cannot read stop it."""
     plan = secure_plan(rounds=1)
     engine = Lying(on(points, plan, Folder(tmp_path)), _stands_between)
     _, ledger = next(federate(plan, engine, start(plan, points.params())))

@@ -5,11 +5,17 @@ import torch
 
 from fedpeft.core.seeds import seeded
 
-DEVICES = [("cpu", True), ("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())]
+DEVICES = [
+    ("cpu", True),
+    ("cuda", torch.cuda.is_available()),
+    ("mps", torch.backends.mps.is_available()),
+]
 
 
 @pytest.mark.parametrize(("device", "here"), DEVICES, ids=[device for device, _ in DEVICES])
-def test_draws_inside_follow_the_seed_and_those_outside_are_not_disturbed(device: str, here: bool) -> None:
+def test_draws_inside_follow_the_seed_and_those_outside_are_not_disturbed(
+    device: str, here: bool
+) -> None:
     if not here:
         pytest.skip(f"no {device} here")
 

@@ -1,4 +1,5 @@
-"""Clients in Ray's actors: the bits of one process, whatever happens on the way. Ray alone takes seconds to begin."""
+"""Clients in Ray's actors: the bits of one process, whatever happens on the way. Ray alone takes
+seconds to begin."""
 
 import gc
 import os
@@ -28,7 +29,9 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves its files to the collector
 ]
-there = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: the extra flower-simulation has it")
+there = pytest.mark.skipif(
+    find_spec("ray") is None, reason="ray is not installed: the extra flower-simulation has it"
+)
 slow = pytest.mark.slow
 
 
@@ -46,7 +49,8 @@ def simulation(site: Site, store: Store) -> Iterator[FlowerSimulation]:
 
 
 def trigger() -> float:
-    """The first feature of one training example, by which a task knows that it is its turn to die."""
+    """The first feature of one training example, by which a task knows that it is its turn to
+    die."""
     return float(Blobs(examples=600).load().train.columns["point"][100, 0])
 
 
@@ -55,24 +59,32 @@ def trigger() -> float:
 def test_actors_give_the_same_bits_though_two_are_killed(site: Site, tmp_path: Path) -> None:
     """One in the middle of a job, and one that had written its client's memory and not answered."""
     plan = replace(site.plan, task=Fatal(trigger(), str(tmp_path / "killed")), cohort=24)
-    store = DiesAfterSaving(Folder(tmp_path / "actors"), site.data.clients[3], str(tmp_path / "late"))
+    store = DiesAfterSaving(
+        Folder(tmp_path / "actors"), site.data.clients[3], str(tmp_path / "late")
+    )
     for engine in simulation(replace(site, plan=plan), store):
         got = list(federate(plan, engine, start(plan, site.params())))
     assert (tmp_path / "killed").exists() and (tmp_path / "late").exists(), "nobody was killed"
     want = run(site, replace(site.plan, cohort=24), Folder(tmp_path / "here"))
     for (ours, mine), (theirs, other) in zip(got, want, strict=True):
-        assert equal(ours.params, theirs.params) and ours.accepted == theirs.accepted and mine == other
+        assert (
+            equal(ours.params, theirs.params) and ours.accepted == theirs.accepted and mine == other
+        )
 
 
 def jobs_of(site: Site, count: int) -> list[Job]:
     payload = site.plan.downlink.encode(start(site.plan, site.params()).params)
-    return [Job("run", 0, client, "fit", 7 + k, None, payload) for k, client in enumerate(site.data.clients[:count])]
+    return [
+        Job("run", 0, client, "fit", 7 + k, None, payload)
+        for k, client in enumerate(site.data.clients[:count])
+    ]
 
 
 @there
 @slow
 def test_failures_and_leaving_are_those_of_one_process(site: Site, tmp_path: Path) -> None:
-    """A client that kills every actor, a disk that is full, and who leaves in the middle of a round."""
+    """A client that kills every actor, a disk that is full, and who leaves in the middle of a
+    round."""
     fatal = replace(site, plan=replace(site.plan, task=Fatal(trigger())))
     jobs = jobs_of(site, 24)
     want = list(InProcess(site, Folder(tmp_path / "here")).run(jobs))
@@ -80,12 +92,16 @@ def test_failures_and_leaving_are_those_of_one_process(site: Site, tmp_path: Pat
         got = list(engine.run(jobs))
         [failed] = [one for one in got if isinstance(one, Failure)]
         assert failed.reason.startswith("its actor did not do the work: ")
-        assert [one for one in got if one != failed] == [one for one in want if one.client != failed.client]
+        assert [one for one in got if one != failed] == [
+            one for one in want if one.client != failed.client
+        ]
         replies = engine.run([replace(job, round=1) for job in jobs])
         next(replies)
         replies.close()  # type: ignore[attr-defined]
         assert list(engine.run(jobs[:2])) == want[:2]
-    for engine in simulation(site, FailingDisk(Folder(tmp_path / "disk"), site.data.clients[1], "save")):
+    for engine in simulation(
+        site, FailingDisk(Folder(tmp_path / "disk"), site.data.clients[1], "save")
+    ):
         with pytest.raises(StoreError, match="No space left on device: 'memory'"):
             list(engine.run(jobs[:3]))
 
@@ -116,7 +132,9 @@ def test_without_ray_it_says_what_to_install(points: Site) -> None:
 
 
 @there
-def test_a_cluster_decides_how_many_workers_there_are(points: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_decides_how_many_workers_there_are(
+    points: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     with pytest.raises(RunError, match="has its own number of workers: leave it out"):
         FlowerSimulation(points, Nowhere(), 3)

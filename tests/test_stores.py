@@ -18,13 +18,32 @@ def job(client: str, run: str = "run") -> Job:
     return Job(run, 0, client, "fit", 1, None, b"")
 
 
-NAMES = ["a", "A", "..", ".", "", "a/b", "a b", "a_b", "/", "con", "é", "e\u0301", "x" * 300, "x" * 301, "c000"]
+NAMES = [
+    "a",
+    "A",
+    "..",
+    ".",
+    "",
+    "a/b",
+    "a b",
+    "a_b",
+    "/",
+    "con",
+    "é",
+    "e\u0301",
+    "x" * 300,
+    "x" * 301,
+    "c000",
+]
 
 
 def test_every_name_has_a_folder_of_its_own_inside(tmp_path: Path) -> None:
     places = [Folder(tmp_path).place(name) for name in NAMES]
     assert len({place.name.lower() for place in places}) == len(NAMES)
-    assert all(place.parent == tmp_path and len(place.name) <= 49 and place.name.isascii() for place in places)
+    assert all(
+        place.parent == tmp_path and len(place.name) <= 49 and place.name.isascii()
+        for place in places
+    )
     assert not any("." in place.name for place in places)
     assert Folder(tmp_path).place("c000").name.startswith("c000-")
 
@@ -65,7 +84,11 @@ def test_a_place_that_cannot_be_used_is_an_error_of_the_disk(tmp_path: Path) -> 
     with pytest.raises(StoreError) as caught, storing():
         Folder(tmp_path / "clients").save(job("a"), {"x": torch.ones(1)}, b"reply")
     cause = caught.value.__cause__
-    assert isinstance(cause, OSError) and str(caught.value) == str(cause) and caught.value.errno == cause.errno
+    assert (
+        isinstance(cause, OSError)
+        and str(caught.value) == str(cause)
+        and caught.value.errno == cause.errno
+    )
 
 
 FULL = """
@@ -79,7 +102,9 @@ write_atomically(Path(sys.argv[1]), bytes(1001))
 
 def test_a_full_disk_leaves_the_old_file_and_no_part_of_the_new(tmp_path: Path) -> None:
     write_atomically(tmp_path / "file", b"old")
-    ended = subprocess.run([sys.executable, "-c", FULL, tmp_path / "file"], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", FULL, tmp_path / "file"], capture_output=True, text=True, check=False
+    )
     assert ended.stderr.splitlines()[-1] == "OSError: [Errno 27] File too large"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_bytes() == b"old"
@@ -96,7 +121,9 @@ def test_files_are_asked_for_ahead_and_a_pipe_is_left_to_its_reader(tmp_path: Pa
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system cannot be asked")
-def test_each_file_is_asked_for_once_and_before_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_file_is_asked_for_once_and_before_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files, asked = [tmp_path / str(k) for k in range(12)], list[str]()
     for file in files:
         file.write_bytes(b"content")

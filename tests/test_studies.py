@@ -77,7 +77,9 @@ def test_only_takes_axes_by_name_or_key_and_seeds(tmp_path: Path) -> None:
     assert len(chosen(read, ["seed=1"])) == 9
     assert len(chosen(read, ["partition.alpha=0.5"])) == len(chosen(read, ["alpha=0.5"])) == 8
     assert len(chosen(read, ["method=prox*", "seed=42", "alpha=0.5", "alpha=2.0"])) == 4
-    assert [cell.name for cell in chosen(read, ["row=centralised", "seed=1"])] == ["centralised-seed1"]
+    assert [cell.name for cell in chosen(read, ["row=centralised", "seed=1"])] == [
+        "centralised-seed1"
+    ]
     for bad, said in (
         ("seed=7", "leaves no cell; there are {'seed': ['1', '42']}"),
         ("metod=slow", "no axis called 'metod'. Did you mean 'method'?"),
@@ -90,7 +92,10 @@ def test_only_takes_axes_by_name_or_key_and_seeds(tmp_path: Path) -> None:
 
 BAD = {
     "no plan key": ('[[axis]]\nkey = "partition.alhpa"\nvalues = [1.0]', "no key called 'alhpa'"),
-    "out of range": ('[[axis]]\nkey = "partition.alpha"\nvalues = [1.0, -1.0]', "alpha must be positive"),
+    "out of range": (
+        '[[axis]]\nkey = "partition.alpha"\nvalues = [1.0, -1.0]',
+        "alpha must be positive",
+    ),
     "alike": ('[[axis]]\nkey = "local.lr"\nvalues = [0.1, 0.10000]', "two points are called '0.1'"),
     "alike plans": (
         '[[axis]]\nkey = "engine"\nvalues = ["inprocess", "processes"]',
@@ -100,10 +105,19 @@ BAD = {
     "empty": ("seeds = [1]", "the study is empty: give it an [[axis]]"),
     "no seeds": ("seeds = []\n[[row]]\nlabel = 'a'", "the study is empty: seeds = []"),
     "no values": ('[[axis]]\nkey = "rounds"', "has a key without values"),
-    "both": ('[[axis]]\nkey = "rounds"\nvalues = [1]\nkeys = ["seed"]\nrows = [[1]]', "takes `key` and `values`, or"),
-    "short row": ('[[axis]]\nkeys = ["rounds", "cohort"]\nrows = [[1]]', "has 2 keys, but a row [1] of 1 values"),
+    "both": (
+        '[[axis]]\nkey = "rounds"\nvalues = [1]\nkeys = ["seed"]\nrows = [[1]]',
+        "takes `key` and `values`, or",
+    ),
+    "short row": (
+        '[[axis]]\nkeys = ["rounds", "cohort"]\nrows = [[1]]',
+        "has 2 keys, but a row [1] of 1 values",
+    ),
     "unknown word": ('[[axes]]\nkey = "rounds"', "no key called 'axes'. Did you mean 'axis'?"),
-    "two of a name": ('[[axis]]\nkey = "rounds"\nvalues = [1]\n[[axis]]\nkey = "rounds"\nvalues = [2]', "'rounds'"),
+    "two of a name": (
+        '[[axis]]\nkey = "rounds"\nvalues = [1]\n[[axis]]\nkey = "rounds"\nvalues = [2]',
+        "'rounds'",
+    ),
     "no name": ('[[axis]]\n[[axis.point]]\nlabel = "a"', "of points needs a `name`"),
     "no label": ('[[row]]\nset = ["rounds=1"]', "needs the key 'label'"),
     "no TOML": ("seeds = = 1", "the study is no TOML"),
@@ -111,7 +125,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("text, said", BAD.values(), ids=BAD.keys())
-def test_a_bad_study_is_one_clear_line_before_anything_is_made(tmp_path: Path, text: str, said: str) -> None:
+def test_a_bad_study_is_one_clear_line_before_anything_is_made(
+    tmp_path: Path, text: str, said: str
+) -> None:
     result = fedpeft("sweep", study(tmp_path, text), "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert result.stdout == ""
@@ -125,7 +141,10 @@ def test_a_bad_study_is_one_clear_line_before_anything_is_made(tmp_path: Path, t
 def test_a_file_is_no_folder_for_cells(tmp_path: Path, option: str, more: list[str]) -> None:
     file = write(tmp_path / "file", "")
     result = fedpeft("sweep", study(tmp_path, '[[row]]\nlabel = "a"'), option, file, *more)
-    assert (result.exit_code, result.stderr) == (2, f"error: {file} is a file: give {option} a folder\n")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"error: {file} is a file: give {option} a folder\n",
+    )
 
 
 def ended(cell: Cell, wall: float, error: str = "") -> Outcome:
@@ -138,7 +157,11 @@ def test_time_left_is_that_of_the_cells_that_are_most_alike(tmp_path: Path) -> N
     read = read_study(write(tmp_path / "mine.toml", text, BASE))
     slow1, fast1, slow2, fast2 = read.cells
     done = [ended(slow1, 300.0), ended(fast1, 20.0)]
-    assert (seconds_of(slow2, done), seconds_of(fast2, done), seconds_of(fast2, [])) == (300.0, 20.0, None)
+    assert (seconds_of(slow2, done), seconds_of(fast2, done), seconds_of(fast2, [])) == (
+        300.0,
+        20.0,
+        None,
+    )
     assert seconds_of(slow2, [done[1]]) == 20.0  # nothing is more alike
 
     shelf = Shelf(read, tmp_path / "out")
@@ -150,7 +173,11 @@ def test_time_left_is_that_of_the_cells_that_are_most_alike(tmp_path: Path) -> N
     assert _left(shelf, read.cells, [], 1) == ""
 
     found = estimate(shelf, read.cells, done, 2, [])
-    assert (found.cells, found.finished, found.source) == (4, 2, "from the seconds of 2 finished cells")
+    assert (found.cells, found.finished, found.source) == (
+        4,
+        2,
+        "from the seconds of 2 finished cells",
+    )
     assert found.hours == pytest.approx((300 + 20) / 2 / 3600)
     whole = estimate(shelf, read.cells[:2], done, 1, [])
     assert (whole.finished, whole.hours) == (2, 0.0)
@@ -166,16 +193,28 @@ def test_a_study_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_the_interval_is_students() -> None:
     # t(0.975, 2) = 4.302653, s = 1, n = 3
-    assert interval([1.0, 2.0, 3.0]) == {"mean": 2.0, "half": pytest.approx(4.302653 / 3**0.5), "each": [1.0, 2.0, 3.0]}
+    assert interval([1.0, 2.0, 3.0]) == {
+        "mean": 2.0,
+        "half": pytest.approx(4.302653 / 3**0.5),
+        "each": [1.0, 2.0, 3.0],
+    }
     assert interval([0.5])["half"] is None
 
 
 def test_a_task_without_accuracy_has_its_loss_in_the_table(tmp_path: Path) -> None:
     study = read_study(write(tmp_path / "study.toml", BASE + '[[row]]\nlabel = "a"\n'))
-    summary = {"held_out_last": {"loss": 1.5}, "bytes_up": 1, "bytes_down": 1, "seconds": 1.0, "trainable_params": 9}
+    summary = {
+        "held_out_last": {"loss": 1.5},
+        "bytes_up": 1,
+        "bytes_down": 1,
+        "seconds": 1.0,
+        "trainable_params": 9,
+    }
     made = {**summary, "bytes_up_per_client_round": 1024}
     rows = rows_of(study, [Outcome(study.cells[0], tmp_path, made)])
-    assert "| row | seeds | loss | trained | up | in all |" in markdown(study, rows, "fedpeft sweep")
+    assert "| row | seeds | loss | trained | up | in all |" in markdown(
+        study, rows, "fedpeft sweep"
+    )
     assert "| a | 1 | 1.500 | 9 | 1.0 KiB | 0.0 KiB |" in markdown(study, rows, "fedpeft sweep")
     scored = rows_of(study, [Outcome(study.cells[0], tmp_path, made | {"accuracy_last": 0.5})])
     assert "| a | 1 | 50.0 | - | - | - | - | 9 |" in markdown(study, scored, "fedpeft sweep")
@@ -184,15 +223,26 @@ def test_a_task_without_accuracy_has_its_loss_in_the_table(tmp_path: Path) -> No
 def test_the_table_tells_how_a_result_serves_each_client(tmp_path: Path) -> None:
     study = read_study(write(tmp_path / "study.toml", BASE + '[[row]]\nlabel = "a"\n'))
     clients = {"mean": 0.9, "worst_decile": 0.7, "std": 0.05}
-    made = {"client_accuracy": clients, "bytes_up": 1, "bytes_down": 1, "seconds": 1.0, "trainable_params": 9}
+    made = {
+        "client_accuracy": clients,
+        "bytes_up": 1,
+        "bytes_down": 1,
+        "seconds": 1.0,
+        "trainable_params": 9,
+    }
     made |= {"accuracy_last": 0.5, "bytes_up_per_client_round": 1024}
-    told = markdown(study, rows_of(study, [Outcome(study.cells[0], tmp_path, made)]), "fedpeft sweep")
+    told = markdown(
+        study, rows_of(study, [Outcome(study.cells[0], tmp_path, made)]), "fedpeft sweep"
+    )
     assert "| seeds | last | best | clients | worst tenth | spread | trained |" in told
     assert "| 1 | 50.0 | - | 90.0 | 70.0 | 5.0 | 9 |" in told
 
 
 @given(
-    st.dictionaries(st.text("abc_", min_size=1), st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text())
+    st.dictionaries(
+        st.text("abc_", min_size=1),
+        st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    )
 )
 def test_a_value_of_an_axis_is_read_back_as_it_was(arguments: dict[str, object]) -> None:
     import tomllib

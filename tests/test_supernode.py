@@ -1,4 +1,5 @@
-"""Couriers that are forked from a process that has imported everything already, and a SuperNode that breaks."""
+"""Couriers that are forked from a process that has imported everything already, and a SuperNode
+that breaks."""
 
 import json
 import shlex
@@ -41,14 +42,25 @@ print(json.dumps([os.getpid(), status]))
 """
 
 
-def test_a_courier_has_the_arguments_and_the_surroundings_of_the_command_and_fails_alone(tmp_path: Path) -> None:
+def test_a_courier_has_the_arguments_and_the_surroundings_of_the_command_and_fails_alone(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "elsewhere").mkdir()
     ended = subprocess.run(
-        [sys.executable, "-c", PARENT, tmp_path], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", PARENT, tmp_path],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     parent, status = json.loads(ended.stdout)
     seen = json.loads((tmp_path / "elsewhere" / "done").read_text())
-    assert seen == {"arguments": ["flwr-clientapp", "--token", "a b"], "mark": "here", "own": None, "parent": parent}
+    assert seen == {
+        "arguments": ["flwr-clientapp", "--token", "a b"],
+        "mark": "here",
+        "own": None,
+        "parent": parent,
+    }
     assert status == 7 and "ArithmeticError: a courier that fails" in ended.stderr
     assert (tmp_path / "couriers").stat().st_mode & 0o777 == 0o600
 
@@ -94,7 +106,11 @@ def test_a_courier_that_is_killed_breaks_a_supernode_that_sends_no_other(
 ) -> None:
     """Flower may wait for its answer for ever; not while another is at work."""
     ended = subprocess.run(
-        [sys.executable, "-c", LOST, tmp_path, flower], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", LOST, tmp_path, flower],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert int(ended.stdout) == status
 
@@ -127,20 +143,25 @@ def test_what_ends_soon_at_first_is_told_and_what_broke_is_begun_again_ever_late
         ("threading.Thread(target=fail, daemon=True).start()\n    time.sleep(60)", BROKEN),
         ("threading.Thread(target=time.sleep, args=(60,)).start()", BROKEN),
         (
-            "below = subprocess.Popen(['sleep', '60'])\n    time.sleep(1.5)\n    below.kill()\n    time.sleep(60)",
+            "below = subprocess.Popen(['sleep', '60'])\n    time.sleep(1.5)\n    below.kill()\n    "
+            "time.sleep(60)",
             BROKEN,
         ),
         ("sys.exit(3)", 3),
     ],
 )
-def test_a_supernode_of_which_a_part_fails_ends_whole(main: str, status: int, tmp_path: Path) -> None:
+def test_a_supernode_of_which_a_part_fails_ends_whole(
+    main: str, status: int, tmp_path: Path
+) -> None:
     """Flower's own goes on without it, and nobody hears of it any more."""
     ended = subprocess.run(fake(tmp_path, main), capture_output=True, text=True, timeout=30)
     assert ended.returncode == status and ("OSError: 500" in ended.stderr) == ("fail" in main)
 
 
 def test_a_supernode_ends_with_who_looks_after_it(tmp_path: Path) -> None:
-    command = " ".join(map(shlex.quote, fake(tmp_path, "print(os.getpid(), flush=True)\n    time.sleep(60)")))
+    command = " ".join(
+        map(shlex.quote, fake(tmp_path, "print(os.getpid(), flush=True)\n    time.sleep(60)"))
+    )
     above = subprocess.Popen(["sh", "-c", f"{command} & wait"], stdout=subprocess.PIPE, text=True)
     assert above.stdout is not None
     with above:
@@ -165,7 +186,12 @@ def fake(folder: Path, main: str) -> list[str]:
     (told / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
     (told / "entry_points.txt").write_text("[console_scripts]\nbroken-node = broken:main\n")
     (folder / "broken.py").write_text(
-        f"import os, subprocess, sys, threading, time\ndef fail():\n    raise OSError('500')\ndef main():\n    {main}\n"
+        "import os, subprocess, sys, threading, time\ndef fail():\n    raise OSError('500')\ndef "
+        f"main():\n    {main}\n"
     )
     code = f"import sys; sys.path.insert(0, {str(folder)!r}); import runpy; "
-    return [sys.executable, "-c", code + f"runpy.run_path({flower_supernode.__file__!r})['main']('broken-node')"]
+    return [
+        sys.executable,
+        "-c",
+        code + f"runpy.run_path({flower_supernode.__file__!r})['main']('broken-node')",
+    ]

@@ -1,4 +1,5 @@
-"""Sweeps as real processes: killed in the middle, with cells that fail, and gone on with; nothing is run twice."""
+"""Sweeps as real processes: killed in the middle, with cells that fail, and gone on with; nothing
+is run twice."""
 
 import json
 import os
@@ -58,7 +59,10 @@ def test_a_sweep_killed_in_the_middle_goes_on_and_runs_nothing_twice(tmp_path: P
     assert refused.exit_code == 2 and "go on with --resume" in refused.stderr
     finish("sweep", path, "--out", out, "--resume", "--keep", tmp_path / "kept")
     assert [words(out / name) for name in ("plain-seed1", "other-seed1")] == [1, 2]
-    assert_same_end(out / "other-seed1", undisturbed(out / "other-seed1" / "plan.toml", tmp_path / "undisturbed"))
+    assert_same_end(
+        out / "other-seed1",
+        undisturbed(out / "other-seed1" / "plan.toml", tmp_path / "undisturbed"),
+    )
     rows = json.loads((out / "table.json").read_text())["rows"]
     summary = json.loads((out / "plain-seed1" / "summary.json").read_text())
     assert rows[0]["accuracy_last"] == {
@@ -67,11 +71,16 @@ def test_a_sweep_killed_in_the_middle_goes_on_and_runs_nothing_twice(tmp_path: P
         "each": [summary["accuracy_last"]],
     }
     assert rows[0]["bytes"]["mean"] == summary["bytes_up"] + summary["bytes_down"]
-    kept = sorted(file.relative_to(tmp_path / "kept").as_posix() for file in (tmp_path / "kept").rglob("*.*"))
-    assert kept[:3] == [f"small/other-seed1/{name}" for name in ("plan.toml", "rounds.jsonl", "summary.json")]
+    kept = sorted(
+        file.relative_to(tmp_path / "kept").as_posix() for file in (tmp_path / "kept").rglob("*.*")
+    )
+    assert kept[:3] == [
+        f"small/other-seed1/{name}" for name in ("plan.toml", "rounds.jsonl", "summary.json")
+    ]
     assert len(kept) == 6
 
-    # elsewhere, with only what was kept, and called otherwise: nothing is run, and the numbers are the same
+    # elsewhere, with only what was kept, and called otherwise: nothing is run, and the numbers are
+    # the same
     renamed = write(tmp_path / "renamed.toml", path.read_text().replace('"plain"', '"as it is"'))
     again = fedpeft("sweep", renamed, "--out", tmp_path / "again", "--keep", tmp_path / "kept")
     assert again.exit_code == 0, again.stderr
@@ -108,7 +117,10 @@ def test_a_cell_whose_process_is_killed_is_a_failure_and_is_gone_on_with(tmp_pat
     assert process.returncode == 1
     assert "plain-seed1 failed: its process was ended by signal 9" in stderr
     finish("sweep", path, "--out", out, "--resume")
-    assert_same_end(out / "plain-seed1", undisturbed(out / "plain-seed1" / "plan.toml", tmp_path / "undisturbed"))
+    assert_same_end(
+        out / "plain-seed1",
+        undisturbed(out / "plain-seed1" / "plan.toml", tmp_path / "undisturbed"),
+    )
     assert words(out / "other-seed1") == 1
 
 

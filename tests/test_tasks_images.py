@@ -26,7 +26,11 @@ def test_pictures_of_one_small_size_are_kept_and_others_are_brought_to_the_input
     kept = task.prepare(Table({"image": grey, "label": LABEL}))["image"]
     assert kept.shape == (3, task.input.channels, 8, 8)
     assert kept[:, 0, 0, 0].tolist() == [0, 1, 2]
-    for sizes in ([(8, 8), (8, 8), (40, 30)], [(8, 8), (9, 9), (8, 8)], [(40, 30), (8, 8), (16, 16)]):
+    for sizes in (
+        [(8, 8), (8, 8), (40, 30)],
+        [(8, 8), (9, 9), (8, 8)],
+        [(40, 30), (8, 8), (16, 16)],
+    ):
         mixed = [Image.new("RGB", size, (9, 9, 9)) for size in sizes]
         image = task.prepare(Table({"image": mixed, "label": LABEL}))["image"]
         assert image.shape[2:] == (16, 16), sizes
@@ -46,13 +50,21 @@ def test_channels_are_fitted_to_the_model() -> None:
 
 
 def test_pictures_are_changed_where_the_model_is_with_the_same_draws() -> None:
-    """The device "meta" computes shapes only, and refuses as a GPU does to mix its tensors with those of the CPU."""
+    """The device "meta" computes shapes only, and refuses as a GPU does to mix its tensors with
+    those of the CPU."""
     task = ImageClassification(model="micro-vit", size=12, crop=2, flip=True)
-    rows = {"image": torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8), "label": torch.arange(6)}
+    rows = {
+        "image": torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8),
+        "label": torch.arange(6),
+    }
     parts, here, there = {"a": torch.arange(6)}, generator(0), generator(0)
     for device, draws in (("cpu", here), ("meta", there)):
         data = Partitioned(task, rows, rows, parts, device=device)
-        for batch in (*data.batches("a", 4, 2, draws), *data.held_out("a"), data.chosen("a", torch.tensor([1]), draws)):
+        for batch in (
+            *data.batches("a", 4, 2, draws),
+            *data.held_out("a"),
+            data.chosen("a", torch.tensor([1]), draws),
+        ):
             assert batch["pixel_values"].shape[1:] == (1, 12, 12)
             assert {name: x.device.type for name, x in batch.items()} == {
                 "pixel_values": device,
@@ -63,8 +75,14 @@ def test_pictures_are_changed_where_the_model_is_with_the_same_draws() -> None:
 
 
 def test_pictures_that_have_features_stay_where_they_are() -> None:
-    rows = {"image": torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "label": torch.arange(2), FEATURES: torch.ones(2, 3)}
-    data = Partitioned(ImageClassification(model="micro-vit"), rows, rows, {"a": torch.arange(2)}, device="meta")
+    rows = {
+        "image": torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
+        "label": torch.arange(2),
+        FEATURES: torch.ones(2, 3),
+    }
+    data = Partitioned(
+        ImageClassification(model="micro-vit"), rows, rows, {"a": torch.arange(2)}, device="meta"
+    )
     assert next(iter(data.held_out("a")))["pixel_values"].device.type == "cpu"
 
 

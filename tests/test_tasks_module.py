@@ -32,7 +32,15 @@ LABEL = torch.tensor([0, 1, 2])
 
 
 def own(task: ModuleTask, **settings: Any) -> Plan:
-    return Plan(task=task, method=Full(), partition=IID(4), local=Descent(lr=0.1), rounds=2, cohort=2, **settings)
+    return Plan(
+        task=task,
+        method=Full(),
+        partition=IID(4),
+        local=Descent(lr=0.1),
+        rounds=2,
+        cohort=2,
+        **settings,
+    )
 
 
 def test_an_own_module_by_name_and_by_itself_is_the_same_experiment() -> None:
@@ -49,7 +57,9 @@ def test_an_own_module_learns_the_digits_and_takes_its_classes_and_arguments() -
     assert site.model.body[1].weight.shape == (32, 64)  # type: ignore[index, union-attr]
     assert site.model.head.weight.shape == (10, 32)  # type: ignore[union-attr]
     *_, (state, _) = federate(plan, InProcess(site), start(plan, site.params()))
-    assert evaluate(plan.task, site.model, state.params, site.data.held_out())["accuracy"].value > 0.85
+    assert (
+        evaluate(plan.task, site.model, state.params, site.data.held_out())["accuracy"].value > 0.85
+    )
 
 
 def test_a_module_made_already_is_copied_with_its_weights() -> None:
@@ -125,7 +135,9 @@ def test_bad_settings_of_a_module() -> None:
 
 def test_bytes_go_in_as_shares_and_other_numbers_as_they_are() -> None:
     task = ModuleTask(Net)
-    rows = task.prepare(Table({"image": torch.tensor([[0, 255]] * 3, dtype=torch.uint8), "label": LABEL}))
+    rows = task.prepare(
+        Table({"image": torch.tensor([[0, 255]] * 3, dtype=torch.uint8), "label": LABEL})
+    )
     assert task.batch(rows, None)["x"].tolist() == [[0.0, 1.0]] * 3
     tokens = torch.ones(3, 2, dtype=torch.int64)
     assert task.batch({"x": tokens, "label": LABEL}, None)["x"] is tokens

@@ -25,7 +25,8 @@ LABEL = torch.tensor([0, 1, 2])
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT of 16 dimensions with random weights, stored in float16, and a tokenizer of seven words."""
+    """A BERT of 16 dimensions with random weights, stored in float16, and a tokenizer of seven
+    words."""
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
     folder = tmp_path_factory.mktemp("words")
@@ -49,7 +50,11 @@ def test_text_becomes_tokens_once_and_a_batch_is_as_long_as_its_longest(words: P
     texts = ["good film", "bad", "very very very very very good film"]
     rows = task.prepare(Table({"text": texts, "label": LABEL}))
     assert rows["input_ids"].dtype == torch.int32
-    assert rows["input_ids"].tolist() == [[2, 5, 7, 3, 0, 0], [2, 6, 3, 0, 0, 0], [2, 8, 8, 8, 8, 3]]
+    assert rows["input_ids"].tolist() == [
+        [2, 5, 7, 3, 0, 0],
+        [2, 6, 3, 0, 0, 0],
+        [2, 8, 8, 8, 8, 3],
+    ]
     assert rows["attention_mask"].sum(1).tolist() == [4, 3, 6]
     batch = task.batch({name: x[:2] for name, x in rows.items()}, None)
     assert batch["input_ids"].tolist() == [[2, 5, 7, 3], [2, 6, 3, 0]]
@@ -57,11 +62,17 @@ def test_text_becomes_tokens_once_and_a_batch_is_as_long_as_its_longest(words: P
     model = task.build(["a", "b", "c"]).eval()
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     together = task.losses(model, batch)
-    alone = [task.losses(model, task.batch({name: x[k : k + 1] for name, x in rows.items()}, None)) for k in (0, 1)]
+    alone = [
+        task.losses(model, task.batch({name: x[k : k + 1] for name, x in rows.items()}, None))
+        for k in (0, 1)
+    ]
     assert torch.allclose(together, torch.cat(alone), atol=1e-6)
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     assert torch.allclose(together, cross_entropy(logits, batch["label"], reduction="none"))
-    assert task.metrics(model, batch)["accuracy"].tolist() == (logits.argmax(1) == LABEL[:2]).float().tolist()
+    assert (
+        task.metrics(model, batch)["accuracy"].tolist()
+        == (logits.argmax(1) == LABEL[:2]).float().tolist()
+    )
 
 
 def test_from_scratch_is_float32_too_and_other_weights(words: Path) -> None:
@@ -91,7 +102,10 @@ def test_a_model_that_reads_left_to_right_classifies_by_its_last_token(real_data
     model = task.build(["a", "b", "c"]).eval()
     assert model.config.pad_token_id == 2  # type: ignore[union-attr]
     together = task.losses(model, task.batch(rows, None))
-    alone = [task.losses(model, task.batch({n: x[k : k + 1] for n, x in rows.items()}, None)) for k in range(3)]
+    alone = [
+        task.losses(model, task.batch({n: x[k : k + 1] for n, x in rows.items()}, None))
+        for k in range(3)
+    ]
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
 
@@ -110,7 +124,10 @@ def test_minilm_and_lora_learn_trec6_a_little(real_data: Path) -> None:
         }
     )
     site = open_site(plan)
-    losses = [ledger.metrics["loss"].value for _, ledger in federate(plan, InProcess(site), start(plan, site.params()))]
+    losses = [
+        ledger.metrics["loss"].value
+        for _, ledger in federate(plan, InProcess(site), start(plan, site.params()))
+    ]
     assert losses[2] < losses[0] - 0.1
 
 

@@ -1,4 +1,5 @@
-"""Text to image: what is learned of captions and pictures, how it is measured, drawn and exported."""
+"""Text to image: what is learned of captions and pictures, how it is measured, drawn and
+exported."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +14,18 @@ from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from fedpeft import Cohort, DataError, InProcess, PlanError, Processes, RunError, federate, open_site, read_plan, start
+from fedpeft import (
+    Cohort,
+    DataError,
+    InProcess,
+    PlanError,
+    Processes,
+    RunError,
+    federate,
+    open_site,
+    read_plan,
+    start,
+)
 from fedpeft.cli.app import app
 from fedpeft.core.seeds import generator
 from fedpeft.core.types import Table
@@ -53,7 +65,10 @@ class Silent(nn.Module):
 
 def rows(n: int = 3) -> dict[str, Tensor]:
     draws = generator(1)
-    caption, latent = torch.randn(n, 6, 8, generator=draws), torch.randn(n, 4, 4, 4, generator=draws)
+    caption, latent = (
+        torch.randn(n, 6, 8, generator=draws),
+        torch.randn(n, 4, 4, 4, generator=draws),
+    )
     return {"latent": latent, "caption": caption, "row": torch.arange(n)}
 
 
@@ -69,14 +84,23 @@ def test_training_draws_time_and_noise_from_the_generator(diffusion: Path) -> No
     task = TextToImage(str(diffusion))
     one, same, other = (task.batch(rows(), generator(seed)) for seed in (1, 1, 2))
     assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not torch.equal(one["time"], other["time"]) and not torch.equal(one["told"], other["told"])
-    assert one["time"].shape == (3, 1) and one["noisy"].shape == one["told"].shape == (3, 1, 4, 4, 4)
+    assert not torch.equal(one["time"], other["time"]) and not torch.equal(
+        one["told"], other["told"]
+    )
+    assert one["time"].shape == (3, 1) and one["noisy"].shape == one["told"].shape == (
+        3,
+        1,
+        4,
+        4,
+        4,
+    )
     losses = task.losses(Silent(), one)
     torch.testing.assert_close(losses, one["told"].square().mean((1, 2, 3, 4)))
 
 
 def test_what_is_held_out_is_measured_the_same_each_time(diffusion: Path) -> None:
-    """Noise belongs to the row, wherever it stands in a batch; times are spread over the schedule's thousand."""
+    """Noise belongs to the row, wherever it stands in a batch; times are spread over the schedule's
+    thousand."""
     task = TextToImage(str(diffusion), measured_at=4)
     whole = task.batch(rows(), None)
     assert whole["time"].tolist() == [[125, 375, 625, 875]] * 3
@@ -88,13 +112,19 @@ def test_what_is_held_out_is_measured_the_same_each_time(diffusion: Path) -> Non
     assert len(set(whole["told"].flatten(2).mean(2).flatten().tolist())) == 12
 
 
-def test_latents_are_those_of_the_pipeline_and_kept(diffusion: Path, table: Path, cache: Path) -> None:
+def test_latents_are_those_of_the_pipeline_and_kept(
+    diffusion: Path, table: Path, cache: Path
+) -> None:
     from diffusers import AutoencoderKL
 
     pictures = [Image.new("RGB", (SIDE, SIDE), colour) for colour in COLOURS.values()]
     made = latents_of(pictures, SIDE, autoencoder(str(diffusion), ""))
     vae = AutoencoderKL.from_pretrained(diffusion, subfolder="vae")
-    pixels = torch.tensor(list(COLOURS.values())).float()[:, :, None, None].expand(-1, -1, SIDE, SIDE) / 127.5 - 1
+    pixels = (
+        torch.tensor(list(COLOURS.values())).float()[:, :, None, None].expand(-1, -1, SIDE, SIDE)
+        / 127.5
+        - 1
+    )
     with torch.no_grad():
         wanted = vae.encode(pixels.contiguous()).latent_dist.mode() * vae.config.scaling_factor
     torch.testing.assert_close(made, wanted)
@@ -107,10 +137,16 @@ def test_latents_are_those_of_the_pipeline_and_kept(diffusion: Path, table: Path
 
 
 def test_clients_tune_the_denoiser(diffusion: Path, table: Path) -> None:
-    plan = read_plan(changes(diffusion, table, local={"batch_size": 4, "lr": 0.02, "epochs": 4, "optimizer": "adamw"}))
+    plan = read_plan(
+        changes(
+            diffusion, table, local={"batch_size": 4, "lr": 0.02, "epochs": 4, "optimizer": "adamw"}
+        )
+    )
     site = open_site(plan)
     assert list(site.data.clients) == ["ann", "bob"]
-    assert all(".lora_" in name and (".to_q." in name or ".to_v." in name) for name in site.params())
+    assert all(
+        ".lora_" in name and (".to_q." in name or ".to_v." in name) for name in site.params()
+    )
     before = measure(site, site.params())
     assert before == measure(site, site.params())
     ((state, ledger),) = federate(plan, InProcess(site), start(plan, site.params()))
@@ -125,7 +161,9 @@ def test_engines_agree(diffusion: Path, table: Path) -> None:
     site = open_site(plan)
     with closing(Processes(site, workers=1)) as processes:
         engines = (InProcess(site), processes, Cohort(site))
-        ((one, _), (same, _), (near, ledger)) = (next(federate(plan, e, start(plan, site.params()))) for e in engines)
+        ((one, _), (same, _), (near, ledger)) = (
+            next(federate(plan, e, start(plan, site.params()))) for e in engines
+        )
     assert ledger.failed == {}
     for name, x in one.params.items():
         assert torch.equal(x, same.params[name])
@@ -133,7 +171,9 @@ def test_engines_agree(diffusion: Path, table: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(diffusion: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+def runs(
+    diffusion: Path, table: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, Path]:
     root = tmp_path_factory.mktemp("runs")
     made = {}
     for name, method in (("lora", {"name": "lora", "rank": 2, "alpha": 8.0}), ("full", "full")):
@@ -151,7 +191,9 @@ def outputs(unet: Any) -> Tensor:
     return told
 
 
-def test_plain_diffusers_loads_what_comes_of_a_run(runs: Mapping[str, Path], diffusion: Path, tmp_path: Path) -> None:
+def test_plain_diffusers_loads_what_comes_of_a_run(
+    runs: Mapping[str, Path], diffusion: Path, tmp_path: Path
+) -> None:
     from diffusers import UNet2DConditionModel
 
     from fedpeft.core.trainable import write
@@ -171,7 +213,8 @@ def test_plain_diffusers_loads_what_comes_of_a_run(runs: Mapping[str, Path], dif
     card = export_run(runs["lora"], tmp_path / "lora")[0]
     assert (
         card.name == "README.md"
-        and "unet.load_lora_adapter(folder, prefix='unet', use_safetensors=True)".replace("'", '"') in card.read_text()
+        and "unet.load_lora_adapter(folder, prefix='unet', use_safetensors=True)".replace("'", '"')
+        in card.read_text()
     )
     base.load_lora_adapter(tmp_path / "lora", prefix="unet", use_safetensors=True)
     torch.testing.assert_close(outputs(base), wanted["lora"], rtol=1e-5, atol=1e-6)
@@ -184,7 +227,9 @@ def test_plain_diffusers_loads_what_comes_of_a_run(runs: Mapping[str, Path], dif
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_pipeline_draws_with_the_exported_lora(runs: Mapping[str, Path], diffusion: Path, tmp_path: Path) -> None:
+def test_a_pipeline_draws_with_the_exported_lora(
+    runs: Mapping[str, Path], diffusion: Path, tmp_path: Path
+) -> None:
     from diffusers import StableDiffusionPipeline
 
     export_run(runs["lora"], tmp_path / "lora")
@@ -192,7 +237,9 @@ def test_a_pipeline_draws_with_the_exported_lora(runs: Mapping[str, Path], diffu
 
     def drawn() -> Any:
         seeded = torch.Generator().manual_seed(0)
-        return pipeline("a", height=SIDE, width=SIDE, num_inference_steps=3, generator=seeded, output_type="pt").images
+        return pipeline(
+            "a", height=SIDE, width=SIDE, num_inference_steps=3, generator=seeded, output_type="pt"
+        ).images
 
     before = drawn()
     pipeline.load_lora_weights(tmp_path / "lora")
@@ -202,7 +249,15 @@ def test_a_pipeline_draws_with_the_exported_lora(runs: Mapping[str, Path], diffu
 
 def test_pictures_stand_side_by_side(runs: Mapping[str, Path], tmp_path: Path, table: Path) -> None:
     def drawn(name: str, *more: str) -> Image.Image:
-        words = ["sample", *map(str, runs.values()), "-o", str(tmp_path / name), "--steps", "2", *more]
+        words = [
+            "sample",
+            *map(str, runs.values()),
+            "-o",
+            str(tmp_path / name),
+            "--steps",
+            "2",
+            *more,
+        ]
         told = CliRunner().invoke(app, words)
         assert told.exit_code == 0, told.output
         with Image.open(tmp_path / name) as made:
@@ -215,12 +270,17 @@ def test_pictures_stand_side_by_side(runs: Mapping[str, Path], tmp_path: Path, t
     assert left > 0 and one.height == 18 + 3 * step
     _, out = hold_out(torch.zeros(24), 0.2, 1)
     assert one.getpixel((left + 50, 18 + 50)) == list(COLOURS.values())[int(out[0]) % 4]
-    columns = [one.crop((left + k * step, 18, left + (k + 1) * step, one.height)).tobytes() for k in range(4)]
+    columns = [
+        one.crop((left + k * step, 18, left + (k + 1) * step, one.height)).tobytes()
+        for k in range(4)
+    ]
     assert len(set(columns)) == 4
     assert drawn("told.png", "--caption", "a", "--seed", "3").width == left + 3 * step
 
 
-def test_what_does_not_fit_is_one_clear_line(diffusion: Path, table: Path, tmp_path: Path, real_data: Path) -> None:
+def test_what_does_not_fit_is_one_clear_line(
+    diffusion: Path, table: Path, tmp_path: Path, real_data: Path
+) -> None:
     def refused(**other: Any) -> str:
         with pytest.raises((PlanError, DataError)) as raised:
             open_site(read_plan(changes(diffusion, table, **other)))
@@ -237,7 +297,12 @@ def test_what_does_not_fit_is_one_clear_line(diffusion: Path, table: Path, tmp_p
         read_plan(changes(diffusion, table, **of(measured_at=0)))
     for name, part, changed, words in (
         ("xl", "unet", {"addition_embed_type": "text_time"}, "must be told more than a caption"),
-        ("flow", "scheduler", {"prediction_type": "flow_prediction"}, "adds no noise by a schedule of betas"),
+        (
+            "flow",
+            "scheduler",
+            {"prediction_type": "flow_prediction"},
+            "adds no noise by a schedule of betas",
+        ),
     ):
         copy = tmp_path / name
         for one in diffusion.iterdir():
@@ -252,7 +317,9 @@ def test_what_does_not_fit_is_one_clear_line(diffusion: Path, table: Path, tmp_p
         assert words in refused(**of(model=str(copy)))
 
 
-def test_pictures_without_captions_and_torn_ones_are_refused(diffusion: Path, table: Path, tmp_path: Path) -> None:
+def test_pictures_without_captions_and_torn_ones_are_refused(
+    diffusion: Path, table: Path, tmp_path: Path
+) -> None:
     task, picture = TextToImage(str(diffusion)), Image.new("RGB", (SIDE, SIDE))
     with pytest.raises(DataError, match="1 of 2 pictures have no caption"):
         task.prepare(Table({"image": [picture] * 2, "text": ["a", " "]}))
@@ -260,14 +327,21 @@ def test_pictures_without_captions_and_torn_ones_are_refused(diffusion: Path, ta
         task.prepare(Table({"image": [picture]}))
     torn = tmp_path / "torn.jsonl"
     (tmp_path / "torn.png").write_bytes((table.parent / "0.png").read_bytes()[:40])
-    torn.write_text("".join(json.dumps({"image": "torn.png", "text": text}) + "\n" for text in "abcd"))
+    torn.write_text(
+        "".join(json.dumps({"image": "torn.png", "text": text}) + "\n" for text in "abcd")
+    )
     with pytest.raises(DataError, match=r"torn\.png cannot be read"):
         open_site(
             read_plan(
                 changes(
                     diffusion,
                     torn,
-                    data={"name": "table", "path": str(torn), "label": "none", "test_fraction": 0.5},
+                    data={
+                        "name": "table",
+                        "path": str(torn),
+                        "label": "none",
+                        "test_fraction": 0.5,
+                    },
                     partition={"name": "iid", "clients": 1},
                 )
             )
@@ -287,11 +361,15 @@ def test_taef2_gives_pictures_back(real_data: Path) -> None:
     from fedpeft.data.table import HubTable
 
     module = Taef2.load(real_data / "taef2")
-    assert [sum(x.numel() for x in part.parameters()) for part in (module.encoder, module.decoder)] == [
+    assert [
+        sum(x.numel() for x in part.parameters()) for part in (module.encoder, module.decoder)
+    ] == [
         1338528,
         1338499,
     ]
-    pictures = HubTable(str(real_data / "emoji"), text="name", label="none").load().train.columns["image"]
+    pictures = (
+        HubTable(str(real_data / "emoji"), text="name", label="none").load().train.columns["image"]
+    )
     x = next(squares([pictures[k] for k in range(8)], 64)).float() / 255
     with torch.inference_mode():
         error = (module.decode(module.encode(x)) - x).square().flatten(1).mean(1)

@@ -1,4 +1,5 @@
-"""Tensors that lie one after another in one vector, as what came by a wire does: the same results, fewer operations."""
+"""Tensors that lie one after another in one vector, as what came by a wire does: the same results,
+fewer operations."""
 
 import torch
 from hypothesis import given
@@ -24,7 +25,9 @@ def wired(a: Tensors) -> Tensors:
 
 def test_what_came_by_a_wire_lies_in_one_vector() -> None:
     whole = vector(wired(tensors()))
-    assert whole is not None and torch.equal(whole, torch.cat([x.flatten() for x in tensors().values()]))
+    assert whole is not None and torch.equal(
+        whole, torch.cat([x.flatten() for x in tensors().values()])
+    )
     copy = together(wired(tensors()))
     assert vector(copy) is not None and equal(copy, tensors())
 
@@ -51,7 +54,9 @@ def test_what_does_not_is_taken_one_by_one() -> None:
         assert equal(together(one), one)
 
 
-@given(st.sampled_from(sorted(SHAPES)), st.sampled_from([float("nan"), float("inf"), float("-inf")]))
+@given(
+    st.sampled_from(sorted(SHAPES)), st.sampled_from([float("nan"), float("inf"), float("-inf")])
+)
 def test_a_number_that_is_not_finite_is_found_wherever_it_lies(name: str, value: float) -> None:
     plain = tensors()
     if plain[name].numel():
@@ -62,7 +67,9 @@ def test_a_number_that_is_not_finite_is_found_wherever_it_lies(name: str, value:
 
 def test_the_length_is_that_of_all_entries() -> None:
     for a in (tensors(), wired(tensors())):
-        torch.testing.assert_close(norm(a), torch.cat([x.flatten() for x in tensors().values()]).double().norm())
+        torch.testing.assert_close(
+            norm(a), torch.cat([x.flatten() for x in tensors().values()]).double().norm()
+        )
     huge = {"a": torch.full((3,), 3e38), "b": torch.full((2,), 3e38)}
     assert finite(wired(huge)) and float(norm(wired(huge))) == float(norm(huge))
     largest = {name: torch.full((1,), 1.7e308, dtype=torch.float64) for name in "ab"}
@@ -81,14 +88,24 @@ def test_the_mean_is_the_same_to_the_bit_however_its_updates_lie() -> None:
         return Mean()(updates, State(0, {}, {}), lambda _: {}).delta
 
     expected = mean(a, b, c)
-    for deltas in [(wired(a), wired(b), wired(c)), (a, wired(b), c), (wired(a), b, turned), (wired(a), b, other_order)]:
+    for deltas in [
+        (wired(a), wired(b), wired(c)),
+        (a, wired(b), c),
+        (wired(a), b, turned),
+        (wired(a), b, other_order),
+    ]:
         before = [{name: x.clone() for name, x in delta.items()} for delta in deltas]
         assert equal(mean(*deltas), expected)
-        assert all(equal(delta, kept) for delta, kept in zip(deltas, before, strict=True)), "an update is written to"
+        assert all(equal(delta, kept) for delta, kept in zip(deltas, before, strict=True)), (
+            "an update is written to"
+        )
 
 
 def test_the_mean_is_of_names_and_not_of_places() -> None:
-    one, other = {"a": torch.zeros(2), "b": torch.ones(2)}, {"b": torch.ones(2), "a": torch.zeros(2)}
+    one, other = (
+        {"a": torch.zeros(2), "b": torch.ones(2)},
+        {"b": torch.ones(2), "a": torch.zeros(2)},
+    )
     updates = [Update("x", wired(one), 1.0), Update("y", wired(other), 1.0)]
     assert equal(Mean()(updates, State(0, {}, {}), lambda _: {}).delta, one)
 

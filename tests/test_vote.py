@@ -44,7 +44,11 @@ def replies(*told: tuple[list[float], float]) -> Any:
 def test_the_best_by_all_examples_is_taken_and_of_equals_the_first() -> None:
     plan = points_plan(vote=[1.0, 0.5], weighting="uniform")
     choice = counted(plan, replies(([6, 5], 10), ([0, 2], 2), ([0, 0], 0)))
-    assert (choice.number, choice.strength, choice.told["examples"]) == (0, 0.5, 12)  # 7 of 12 against 6
+    assert (choice.number, choice.strength, choice.told["examples"]) == (
+        0,
+        0.5,
+        12,
+    )  # 7 of 12 against 6
     assert [one["score"] for one in choice.told["scores"]] == [0.5, 7 / 12]
     assert counted(plan, replies(([3, 3], 4))).strength == 1.0
     nobody = counted(plan, iter([Failure("c0", "away")]))
@@ -53,13 +57,22 @@ def test_the_best_by_all_examples_is_taken_and_of_equals_the_first() -> None:
 
 def test_what_is_no_vote_is_named_and_not_counted() -> None:
     plan = points_plan(vote=[1.0, 0.5], weighting="uniform")
-    bad: list[tuple[list[float], float]] = [([float("nan"), 1], 2), ([1, 1], -1), ([1, 1, 1], 3), ([1, 2], 2)]
+    bad: list[tuple[list[float], float]] = [
+        ([float("nan"), 1], 2),
+        ([1, 1], -1),
+        ([1, 1, 1], 3),
+        ([1, 2], 2),
+    ]
     choice = counted(plan, replies(*bad))
     assert sorted(choice.told["failed"]) == ["c0", "c1", "c2"] and choice.told["examples"] == 2
 
 
 def test_candidates_lie_on_the_line_and_measured_numbers_stay() -> None:
-    begin = {"w": torch.tensor([1.0]), "n.running_var": torch.tensor([1.0]), "count": torch.tensor(1)}
+    begin = {
+        "w": torch.tensor([1.0]),
+        "n.running_var": torch.tensor([1.0]),
+        "count": torch.tensor(1),
+    }
     end = {"w": torch.tensor([3.0]), "n.running_var": torch.tensor([0.1]), "count": torch.tensor(9)}
     found = between(begin, end, 1.5)
     assert found["w"].item() == 4.0 and found["n.running_var"].item() == end["n.running_var"].item()
@@ -75,7 +88,7 @@ def test_which_merges_there_are() -> None:
 def test_who_votes_has_set_its_examples_apart(voting: Site) -> None:
     whole = open_site(points_plan(**SKEW))
     for client in whole.data.clients:
-        own, train, apart = (getattr(x, "parts").get(client) for x in (whole.data, voting.data, voting.apart))  # noqa: B009
+        own, train, apart = (x.parts.get(client) for x in (whole.data, voting.data, voting.apart))
         assert voting.data.size(client) == len(own) - int(0.2 * len(own))
         assert torch.equal(own, train if apart is None else torch.cat([train, apart]).sort().values)
 
@@ -105,7 +118,9 @@ def test_bytes_are_counted_and_every_engine_agrees(voting: Site) -> None:
     engine = Recording(on(voting, plan))
     here = list(federate(plan, engine, start(plan, voting.params())))
     asked = [job for job in engine.jobs if job.phase == PHASE]
-    assert len(asked) == 2 * 6 and sum(len(job.payload) for job in engine.jobs) == sum(b.bytes_down for _, b in here)
+    assert len(asked) == 2 * 6 and sum(len(job.payload) for job in engine.jobs) == sum(
+        b.bytes_down for _, b in here
+    )
     sent = [len(reply.payload) for reply in engine.replies if isinstance(reply, Reply)]
     assert sum(sent) == sum(ledger.bytes_up for _, ledger in here)
     processes = Processes(replace(voting, plan=plan), Nowhere(), 1)
@@ -124,17 +139,27 @@ def test_a_voter_that_fails_loses_its_vote_alone(voting: Site) -> None:
         seen.append(reply.client)
         return reply if len(seen) == 1 else Failure(reply.client, "away")
 
-    [(_, ledger)] = federate(plan, Tampering(on(voting, plan), {first: second}), start(plan, voting.params()))
-    assert ledger.vote is not None and ledger.vote["failed"] == {first: "away"} and first in ledger.weights
+    [(_, ledger)] = federate(
+        plan, Tampering(on(voting, plan), {first: second}), start(plan, voting.params())
+    )
+    assert (
+        ledger.vote is not None
+        and ledger.vote["failed"] == {first: "away"}
+        and first in ledger.weights
+    )
     assert not ledger.failed
 
 
-def test_a_resume_is_not_noticed_and_the_rounds_tell_of_the_vote(voting: Site, tmp_path: Path) -> None:
+def test_a_resume_is_not_noticed_and_the_rounds_tell_of_the_vote(
+    voting: Site, tmp_path: Path
+) -> None:
     ends: list[Any] = []
     for stops in ([2], [1, 1]):
         folder = create(voting.plan, tmp_path / str(len(stops)))
         for rounds in stops:
-            for _ in zip(range(rounds), execute(folder, voting, open_engine(folder, voting)), strict=False):
+            for _ in zip(
+                range(rounds), execute(folder, voting, open_engine(folder, voting)), strict=False
+            ):
                 pass
         ends.append(load_tensors(folder.checkpoint)[0])
         assert all(len(line["vote"]["scores"]) == 6 for line in read_rounds(folder))
@@ -146,7 +171,12 @@ def test_with_too_few_replies_there_is_nothing_to_choose(voting: Site) -> None:
     harm = {voting.data.clients[0]: lambda reply: Failure(reply.client, "away")}
     begun = start(plan, voting.params())
     [(state, ledger)] = federate(plan, Tampering(on(voting, plan), harm), begun)
-    assert isinstance(state, State) and equal(state.params, begun.params) and ledger.vote is None and ledger.note
+    assert (
+        isinstance(state, State)
+        and equal(state.params, begun.params)
+        and ledger.vote is None
+        and ledger.note
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,7 +190,14 @@ def test_with_too_few_replies_there_is_nothing_to_choose(voting: Site) -> None:
         ({"personal": ["*"]}, "that all clients have alike"),
         ({"buffer": 2}, "have no rounds"),
         ({"aggregator": "flora"}, "hold only as they are"),
-        ({"local": {"name": "dp_sgd", "noise_multiplier": 1}, "weighting": "uniform", "delta": 0.1}, "how well"),
+        (
+            {
+                "local": {"name": "dp_sgd", "noise_multiplier": 1},
+                "weighting": "uniform",
+                "delta": 0.1,
+            },
+            "how well",
+        ),
         ({"exchange": {"name": "secure", "threshold": 4}, "weighting": "uniform"}, "how well"),
     ],
 )

@@ -18,7 +18,9 @@ def test_values_as_bars() -> None:
 
 
 def test_one_run_at_a_glance(tmp_path: Path) -> None:
-    run = write_cell(tmp_path / "run", [0.25, 0.75, 0.5], planned=5, up=2048, failed="it is tired", epsilon=0.5)
+    run = write_cell(
+        tmp_path / "run", [0.25, 0.75, 0.5], planned=5, up=2048, failed="it is tired", epsilon=0.5
+    )
     result = fedpeft("watch", run, "--once")
     lines = [line.split() for line in result.stdout.splitlines()]
     assert (result.exit_code, result.stderr) == (0, "")
@@ -33,8 +35,16 @@ def test_several_runs_have_a_line_each(tmp_path: Path) -> None:
     write_study(tmp_path)
     write_cell(tmp_path / "half", [0.5], method="full", planned=4)
     result = fedpeft("watch", tmp_path, "--once")
-    rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line and line[0] != "─"}
-    assert result.exit_code == 0 and rows["half"][:1] == ["1/4"] and rows["half"][-2:] == ["under", "way"]
+    rows = {
+        line.split()[0]: line.split()[1:]
+        for line in result.stdout.splitlines()
+        if line and line[0] != "─"
+    }
+    assert (
+        result.exit_code == 0
+        and rows["half"][:1] == ["1/4"]
+        and rows["half"][-2:] == ["under", "way"]
+    )
     assert rows["bias-1"][-5:] == ["0", "finished", "in", "1.5", "s"]
     assert "10 runs, 9" in result.stdout
 
@@ -56,7 +66,9 @@ def test_it_ends_when_the_run_does(tmp_path: Path) -> None:
     def finish() -> None:
         first = (run / "rounds.jsonl").read_text().splitlines()[0]
         with (run / "rounds.jsonl").open("a") as file:
-            file.write(json.dumps(json.loads(first) | {"round": 4, "held_out": {"accuracy": 0.9}}) + "\n")
+            file.write(
+                json.dumps(json.loads(first) | {"round": 4, "held_out": {"accuracy": 0.9}}) + "\n"
+            )
         (run / "summary.json").write_text(json.dumps(summary(1, None)))
 
     timer = Timer(0.5, finish)
@@ -64,7 +76,11 @@ def test_it_ends_when_the_run_does(tmp_path: Path) -> None:
     result = fedpeft("watch", run)
     timer.join()
     assert result.exit_code == 0
-    assert "4/4" in result.stdout and "0.9000" in result.stdout and "finished in 2.0 s" in result.stdout
+    assert (
+        "4/4" in result.stdout
+        and "0.9000" in result.stdout
+        and "finished in 2.0 s" in result.stdout
+    )
 
 
 def test_only_what_changed_is_read_again(tmp_path: Path) -> None:
@@ -82,7 +98,10 @@ def test_only_what_changed_is_read_again(tmp_path: Path) -> None:
 
 def test_an_unreadable_run_is_shown_and_nothing_to_watch_is_an_error(tmp_path: Path) -> None:
     nothing = fedpeft("watch", tmp_path, "--once")
-    assert (nothing.exit_code, nothing.stderr) == (2, f"error: there is no run at or below {tmp_path}\n")
+    assert (nothing.exit_code, nothing.stderr) == (
+        2,
+        f"error: there is no run at or below {tmp_path}\n",
+    )
     run = write_cell(tmp_path / "run", [0.1])
     (run / "summary.json").write_text("{")
     write_cell(tmp_path / "good", [0.1])
@@ -108,5 +127,7 @@ def test_event_files_hold_the_rounds(tmp_path: Path) -> None:
         "round/failed": [(1, 1), (2, 0), (3, 0)],
         "privacy/epsilon": [(1, 0.5), (2, 1.0), (3, 1.5)],
     }
-    alone = fedpeft("watch", tmp_path / "runs" / "two", "--once", "--tensorboard", tmp_path / "logs")
+    alone = fedpeft(
+        "watch", tmp_path / "runs" / "two", "--once", "--tensorboard", tmp_path / "logs"
+    )
     assert alone.exit_code == 0 and len(list((tmp_path / "logs" / "two").iterdir())) == 1

@@ -13,12 +13,23 @@ from hypothesis import strategies as st
 
 from fedpeft.core.tensors import equal, layout
 from fedpeft.core.types import Update, Weighted
-from fedpeft.core.wire import cut, decode_tensors, encode_tensors, frame, headers, pack, unframe, unpack
+from fedpeft.core.wire import (
+    cut,
+    decode_tensors,
+    encode_tensors,
+    frame,
+    headers,
+    pack,
+    unframe,
+    unpack,
+)
 from fedpeft.errors import WireError
 from fedpeft.registry import build
 
 DENSE = build("codec", "dense")
-UPDATE = Update("c1", {"a": torch.tensor([1.0, -2.0]), "b": torch.ones(2, 3)}, 3.0, {"loss": Weighted(1.5, 3.0)})
+UPDATE = Update(
+    "c1", {"a": torch.tensor([1.0, -2.0]), "b": torch.ones(2, 3)}, 3.0, {"loss": Weighted(1.5, 3.0)}
+)
 LAYOUT = layout(UPDATE.delta)
 
 json_values = st.recursive(
@@ -102,7 +113,9 @@ def test_malformed_layouts(header: object) -> None:
         decode_tensors(frame(header, b""))
 
 
-@pytest.mark.parametrize("dtype", ["complex64", "float", "torch.float32", "load", "float8_e5m2", ""])
+@pytest.mark.parametrize(
+    "dtype", ["complex64", "float", "torch.float32", "load", "float8_e5m2", ""]
+)
 def test_a_type_that_does_not_travel(dtype: str) -> None:
     with pytest.raises(WireError, match="malformed or repeated"):
         decode_tensors(frame([[["a", [1], dtype]]], bytes(4)))
@@ -164,14 +177,28 @@ def test_headers_are_what_is_not_tensors() -> None:
     assert len(payload) - headers(payload) == 8 * 4
 
 
-@pytest.mark.parametrize("weight", [0, -1, 0.0, float("nan"), float("inf"), 10**400, "3", None, [3]])
+@pytest.mark.parametrize(
+    "weight", [0, -1, 0.0, float("nan"), float("inf"), 10**400, "3", None, [3]]
+)
 def test_a_weight_that_would_spoil_a_mean(weight: object) -> None:
     with pytest.raises(WireError, match="weight"):
         unpack("c1", sent([weight, {}]), DENSE, LAYOUT)
 
 
 @pytest.mark.parametrize(
-    "metric", [[float("nan"), 1], [1, float("inf")], [1, -1], [1], [1, 2, 3], "12", 5, None, ["1", "2"], [10**400, 1]]
+    "metric",
+    [
+        [float("nan"), 1],
+        [1, float("inf")],
+        [1, -1],
+        [1],
+        [1, 2, 3],
+        "12",
+        5,
+        None,
+        ["1", "2"],
+        [10**400, 1],
+    ],
 )
 def test_a_metric_that_would_spoil_a_mean(metric: object) -> None:
     with pytest.raises(WireError, match="loss"):
@@ -188,9 +215,18 @@ def test_an_update_with_another_header(header: object) -> None:
     ("delta", "reason"),
     [
         ({"a": torch.zeros(2)}, "lacks 1 tensors of the plan, first 'b'"),
-        ({"a": torch.zeros(2), "b": torch.zeros(2, 3), "z": torch.zeros(1)}, "holds 1 tensors .* first 'z'"),
-        ({"a": torch.zeros(2), "b": torch.zeros(3, 2)}, "tensor 'b' came as .*3, 2.*; the plan sends .*2, 3"),
-        ({"a": torch.zeros(2).double(), "b": torch.zeros(2, 3)}, "tensor 'a' came as .*float64.*; the plan .*float32"),
+        (
+            {"a": torch.zeros(2), "b": torch.zeros(2, 3), "z": torch.zeros(1)},
+            "holds 1 tensors .* first 'z'",
+        ),
+        (
+            {"a": torch.zeros(2), "b": torch.zeros(3, 2)},
+            "tensor 'b' came as .*3, 2.*; the plan sends .*2, 3",
+        ),
+        (
+            {"a": torch.zeros(2).double(), "b": torch.zeros(2, 3)},
+            "tensor 'a' came as .*float64.*; the plan .*float32",
+        ),
         ({}, "lacks 2 tensors"),
     ],
 )
@@ -208,7 +244,8 @@ def test_a_layout_that_is_not_the_plans_is_refused_before_anything_is_allocated(
 
 @pytest.mark.parametrize("times", [1_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_fuzzed_updates(times: int) -> None:
-    """With checksums that fit, outside and inside: a WireError, or an update that a mean can take."""
+    """With checksums that fit, outside and inside: a WireError, or an update that a mean can
+    take."""
     draws = Random(times)
     inner = DENSE.encode(UPDATE.delta)
     for _ in range(times):

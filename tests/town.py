@@ -17,7 +17,9 @@ from fedpeft.engines.inprocess import InProcess
 from fedpeft.loop import Ledger, federate, start
 from fedpeft.site import Site
 
-PLAN = points_plan(partition={"name": "dirichlet", "clients": 3, "alpha": 10.0}, cohort=3, **SCAFFOLD)
+PLAN = points_plan(
+    partition={"name": "dirichlet", "clients": 3, "alpha": 10.0}, cohort=3, **SCAFFOLD
+)
 TOKEN = "0123456789abcdef" * 2
 
 
@@ -67,7 +69,9 @@ def node(site: Site, client: str, folder: Path) -> Callable[[Letter], list[Lette
 
 
 def town(site: Site, folder: Path) -> Town:
-    return Town({7 + k: node(site, client, folder / client) for k, client in enumerate(site.data.clients)})
+    return Town(
+        {7 + k: node(site, client, folder / client) for k, client in enumerate(site.data.clients)}
+    )
 
 
 def engine(site: Site, grid: Town, said: list[str], deadline: float = 0.7) -> Flower:
@@ -75,7 +79,9 @@ def engine(site: Site, grid: Town, said: list[str], deadline: float = 0.7) -> Fl
     return Flower(grid, site.data.clients, terms, deadline, said.append)
 
 
-def run(site: Site, made: Flower | InProcess, rounds: int | None = None) -> list[tuple[State, Ledger]]:
+def run(
+    site: Site, made: Flower | InProcess, rounds: int | None = None
+) -> list[tuple[State, Ledger]]:
     return list(islice(federate(site.plan, made, start(site.plan, site.params())), rounds))
 
 

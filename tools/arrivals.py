@@ -1,11 +1,14 @@
-"""Accuracy of a merge as contribution files arrive one after another, and as their clients leave again.
+"""Accuracy of a merge as contribution files arrive one after another, and as their clients leave
+again.
 
-    python tools/arrivals.py                    docs/results/arrivals.json; then `python tools/claims one-shot`
-    python tools/arrivals.py "Dirichlet 100"    these federations anew, beside the others of the file
+    python tools/arrivals.py                    docs/results/arrivals.json; then `python
+    tools/claims one-shot` python tools/arrivals.py "Dirichlet 100"    these federations anew,
+    beside the others of the file
 
-The commands a user types: `fedpeft invite` without a plan (handwritten digits, LoRA, one round), for each of eight of
-32 clients `fedpeft contribute`, then `fedpeft merge --evaluate`, and for each client `fedpeft merge --remove` and
-`fedpeft evaluate`. Files arrive in the order of the clients' names, and the first to come is the first to leave.
+The commands a user types: `fedpeft invite` without a plan (handwritten digits, LoRA, one round),
+for each of eight of 32 clients `fedpeft contribute`, then `fedpeft merge --evaluate`, and for each
+client `fedpeft merge --remove` and `fedpeft evaluate`. Files arrive in the order of the clients'
+names, and the first to come is the first to leave.
 """
 
 import json
@@ -42,9 +45,15 @@ def fedpeft(*words: object) -> str:
 
 
 def measured(label: str, seed: int, at: Path) -> dict[str, Any]:
-    """Of one federation the accuracy before and after each arrival, and after each leave but the last."""
+    """Of one federation the accuracy before and after each arrival, and after each leave but the
+    last."""
     settings = {"partition.clients": CLIENTS, **FEDERATIONS[label], "seed": seed}
-    fedpeft("invite", "-o", at / "study", *(word for key, x in settings.items() for word in ("--set", f"{key}={x}")))
+    fedpeft(
+        "invite",
+        "-o",
+        at / "study",
+        *(word for key, x in settings.items() for word in ("--set", f"{key}={x}")),
+    )
     files = [at / f"{number}.safetensors" for number in range(FILES)]
     for number, file in enumerate(files):
         fedpeft("contribute", at / "study", "--client", number, "-o", file)
@@ -61,7 +70,11 @@ def measured(label: str, seed: int, at: Path) -> dict[str, Any]:
         "seed": seed,
         "bytes": [file.stat().st_size for file in files],
         "came": [
-            {"client": one["client"], "examples": one.get("examples"), "accuracy": one["held_out"]["accuracy"]}
+            {
+                "client": one["client"],
+                "examples": one.get("examples"),
+                "accuracy": one["held_out"]["accuracy"],
+            }
             for one in arrivals
         ],
         "left": left,
@@ -76,7 +89,9 @@ def main(labels: list[str]) -> None:
             with TemporaryDirectory() as folder:
                 found[label, seed] = one = measured(label, seed, Path(folder))
             print(f"{label}, seed {seed}: {one['came'][-1]['accuracy']:.3f}", file=sys.stderr)
-    every = [found[label, seed] for label in FEDERATIONS for seed in SEEDS if (label, seed) in found]
+    every = [
+        found[label, seed] for label in FEDERATIONS for seed in SEEDS if (label, seed) in found
+    ]
     whole = {"clients": CLIENTS, "files": FILES, "federations": every}
     write_atomically(OUT, (json.dumps(whole, indent=1) + "\n").encode())
 

@@ -1,11 +1,12 @@
-"""Measure what a client's messages give away, and whether one round would do, on the package's digits.
+"""Measure what a client's messages give away, and whether one round would do, on the package's
+digits.
 
     python tools/leak_tables.py attack docs/results/attack.json
     python tools/leak_tables.py diagnose docs/results/diagnose.json
     python tools/leak_tables.py attack docs/results/attack.json full     # the rows that begin so
 
-Rows that the file has already are not measured again. The table goes into the .md file beside it, below the mark; what
-stands above is kept.
+Rows that the file has already are not measured again. The table goes into the .md file beside it,
+below the mark; what stands above is kept.
 """
 
 import json
@@ -24,14 +25,34 @@ from fedpeft.runs.execute import open_run_site
 MARK = "<!-- table -->\n"
 INVERTED = ("labels", "PSNR found, class mean", "ahead")
 HEADS = {
-    "attack": ("control", "loss", "gain", "cosine", *(f"{how}: {x}" for how in ("alone", "as sent") for x in INVERTED)),
+    "attack": (
+        "control",
+        "loss",
+        "gain",
+        "cosine",
+        *(f"{how}: {x}" for how in ("alone", "as sent") for x in INVERTED),
+    ),
     "diagnose": (
-        *("5 rounds", "one round", "lost", "answer", "τ in rounds, in one", "L (quartiles)", "sign conflict"),
+        *(
+            "5 rounds",
+            "one round",
+            "lost",
+            "answer",
+            "τ in rounds, in one",
+            "L (quartiles)",
+            "sign conflict",
+        ),
         *("apart", "corrected bound", "paper's bound"),
     ),
 }
 ROUNDS = 3
-FEDERATION = ["data.subset=480", "partition.clients=8", "partition.alpha=0.5", "cohort=8", "engine=inprocess"]
+FEDERATION = [
+    "data.subset=480",
+    "partition.clients=8",
+    "partition.alpha=0.5",
+    "cohort=8",
+    "engine=inprocess",
+]
 METHODS = {"head": [], "bias": [], "lora": [], "full": ["local.lr=0.001"]}
 PLAIN = ['local.optimizer={name="sgd",momentum=0.0,nesterov=false}', "local.schedule=constant"]
 PRIVATE = ["weighting=uniform", "target_epsilon=8", "delta=1e-3", "accountant=rdp"]
@@ -39,7 +60,10 @@ PRIVATE = ["weighting=uniform", "target_epsilon=8", "delta=1e-3", "accountant=rd
 
 def private(steps: int) -> list[str]:
     """DP-SGD with a quarter of a client's 60 examples in a step."""
-    return [*PRIVATE, f'local={{name="dp_sgd",steps={steps},rate=0.25,batch_size=15,clip_norm=1.0,lr=0.2}}']
+    return [
+        *PRIVATE,
+        f'local={{name="dp_sgd",steps={steps},rate=0.25,batch_size=15,clip_norm=1.0,lr=0.2}}',
+    ]
 
 
 def plans(what: str) -> dict[str, list[str]]:
@@ -48,7 +72,13 @@ def plans(what: str) -> dict[str, list[str]]:
     for method, rate in METHODS.items():
         base = [*FEDERATION, f"method={method}"]
         if what == "attack":
-            found[f"{method}, one SGD step"] = [*base, *rate, *PLAIN, "rounds=1", "local.batch_size=1000"]
+            found[f"{method}, one SGD step"] = [
+                *base,
+                *rate,
+                *PLAIN,
+                "rounds=1",
+                "local.batch_size=1000",
+            ]
             found[f"{method}, {ROUNDS} rounds"] = [*base, *rate, f"rounds={ROUNDS}"]
             found[f"{method}, one round"] = [*base, *rate, "rounds=1", f"local.epochs={ROUNDS}"]
             found[f"{method}, {ROUNDS} rounds, ε = 8"] = [*base, f"rounds={ROUNDS}", *private(4)]
@@ -60,7 +90,9 @@ def plans(what: str) -> dict[str, list[str]]:
 
 
 def plan_of(settings: list[str]) -> Plan:
-    return read_plan((files("fedpeft") / "assets/plans/digits.toml").read_text(encoding="utf-8"), settings)
+    return read_plan(
+        (files("fedpeft") / "assets/plans/digits.toml").read_text(encoding="utf-8"), settings
+    )
 
 
 def measured(what: str, plan: Plan) -> dict[str, Any]:
@@ -78,11 +110,17 @@ def shown(what: str, row: Mapping[str, Any]) -> list[str]:
         for name in ("one_example", "as_sent"):
             one = row["inversion"][name]
             ahead = f"{one['ahead']:+.1f} ({one['ahead_low']:+.1f} to {one['ahead_high']:+.1f})"
-            cells += [f"{one['labels_right']:.0%}", f"{one['psnr_found']:.1f}, {one['psnr_class_mean']:.1f}", ahead]
+            cells += [
+                f"{one['labels_right']:.0%}",
+                f"{one['psnr_found']:.1f}, {one['psnr_class_mean']:.1f}",
+                ahead,
+            ]
         return cells
     held, distance, smooth = row["held_out"], row["distance"], row["smoothness"]
     many, one = (f"{100 * x:.1f}" for x in (held["rounds"][-1], held["one"]))
-    lost = f"{100 * held['gap']:+.1f} ({100 * held['gap_low']:+.1f} to {100 * held['gap_high']:+.1f})"
+    lost = (
+        f"{100 * held['gap']:+.1f} ({100 * held['gap_low']:+.1f} to {100 * held['gap_high']:+.1f})"
+    )
     update, conflict = row["update"], row["conflict"]
     return [
         *(many, one, lost, row["answer"]),
@@ -99,7 +137,11 @@ def written(what: str, path: Path, rows: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     heads = HEADS[what]
     lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-    lines += [f"| {' | '.join([name, *shown(what, rows[name])])} |" for name in plans(what) if name in rows]
+    lines += [
+        f"| {' | '.join([name, *shown(what, rows[name])])} |"
+        for name in plans(what)
+        if name in rows
+    ]
     page = path.with_suffix(".md")
     above = page.read_text(encoding="utf-8").partition(MARK)[0] if page.exists() else ""
     page.write_text(above + MARK + "\n".join(lines) + "\n", encoding="utf-8")

@@ -1,8 +1,10 @@
-"""How far a plan's frozen features go without federation: logistic regression on all clients' examples at once.
+"""How far a plan's frozen features go without federation: logistic regression on all clients'
+examples at once.
 
     python tools/linear_probe.py src/fedpeft/assets/plans/digits.toml
 
-Prints the held-out accuracy for several strengths of regularisation; the feature is the head's input.
+Prints the held-out accuracy for several strengths of regularisation; the feature is the head's
+input.
 """
 
 import argparse
@@ -34,12 +36,16 @@ def features(site: Site, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("plan", type=Path)
     args = parser.parse_args()
     site = open_site(read_plan(args.plan, ["method=head"]))
     site.model.eval()
-    x, y = features(site, chain.from_iterable(site.data.held_out(client) for client in site.data.clients))
+    x, y = features(
+        site, chain.from_iterable(site.data.held_out(client) for client in site.data.clients)
+    )
     test_x, test_y = features(site, site.data.held_out())
     for strength in (0.01, 0.1, 1.0, 10.0, 100.0):
         probe = LogisticRegression(C=strength, max_iter=5000).fit(x.numpy(), y.numpy())

@@ -2,13 +2,15 @@
 
     python tools/pretrain_emoji.py --data ../shared/data --out studies/weights/emoji-diffusion
 
-Three categories of emoji are learned here (faces, people, symbols), each picture by its name and now and then two of
-its keywords; what a federation learns later (animals, food, travel, activities, objects) is never seen. Latents are
-TAEF2's (`taef2` in the folder of the data), 32x8x8. A byte-pair tokenizer is made from the same captions; a CLIP text
-encoder of two layers and a UNet2DConditionModel are trained together from random weights to predict v (Salimans and Ho,
-2022, arXiv:2202.00512), one caption in ten left out. What is saved is the moving average, in float16, as `diffusers`
-has it. Needs `fedpeft[diffusion]`; a step takes a third of a second of one core. A kill loses at most `--save-every`
-steps: the same command goes on from `--checkpoint`, and with `--until` ends before the learning rate is at zero.
+Three categories of emoji are learned here (faces, people, symbols), each picture by its name and
+now and then two of its keywords; what a federation learns later (animals, food, travel, activities,
+objects) is never seen. Latents are TAEF2's (`taef2` in the folder of the data), 32x8x8. A byte-pair
+tokenizer is made from the same captions; a CLIP text encoder of two layers and a
+UNet2DConditionModel are trained together from random weights to predict v (Salimans and Ho, 2022,
+arXiv:2202.00512), one caption in ten left out. What is saved is the moving average, in float16, as
+`diffusers` has it. Needs `fedpeft[diffusion]`; a step takes a third of a second of one core. A kill
+loses at most `--save-every` steps: the same command goes on from `--checkpoint`, and with `--until`
+ends before the learning rate is at zero.
 """
 
 import argparse
@@ -39,13 +41,18 @@ def examples(data: Path) -> tuple[Tensor, list[tuple[str, list[str]]]]:
     from datasets import load_dataset
     from PIL import Image
 
-    table = load_dataset("parquet", data_files=str(data / "emoji" / "train.parquet"), split="train", streaming=True)
+    table = load_dataset(
+        "parquet", data_files=str(data / "emoji" / "train.parquet"), split="train", streaming=True
+    )
     kept = [row for row in table if row["category"] in CATEGORIES]
     pictures: list[Image.Image] = [row["image"] for row in kept]
     x = torch.from_numpy(np.stack([np.array(picture.convert("RGB")) for picture in pictures]))
     autoencoder = Taef2.load(data / "taef2")
     with torch.no_grad():
-        latents = [autoencoder.encode(part.permute(0, 3, 1, 2).float() / 255) for part in torch.split(x, 32)]
+        latents = [
+            autoencoder.encode(part.permute(0, 3, 1, 2).float() / 255)
+            for part in torch.split(x, 32)
+        ]
     return torch.cat(latents), [(row["name"], list(row["keywords"])) for row in kept]
 
 
@@ -127,7 +134,14 @@ def told(caption: tuple[str, list[str]], rng: torch.Generator) -> str:
 
 def keep(path: Path, parts: dict[str, Any], step: int, rng: torch.Generator) -> None:
     part = path.with_suffix(".part")
-    torch.save({**{name: one.state_dict() for name, one in parts.items()}, "step": step, "rng": rng.get_state()}, part)
+    torch.save(
+        {
+            **{name: one.state_dict() for name, one in parts.items()},
+            "step": step,
+            "rng": rng.get_state(),
+        },
+        part,
+    )
     part.rename(path)
 
 
@@ -140,8 +154,13 @@ def train(args: argparse.Namespace) -> tuple[Any, nn.ModuleDict]:
     both = nn.ModuleDict({"text_encoder": text, "unet": denoiser})
     moving: Any = get_ema_multi_avg_fn(AVERAGED)  # type: ignore[no-untyped-call]
     average: Any = AveragedModel(both, multi_avg_fn=moving)
-    print(f"{len(captions)} pictures, {len(words)} tokens, {sum(x.numel() for x in both.parameters()):,} parameters")
-    optimizer = torch.optim.AdamW(both.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99))
+    print(
+        f"{len(captions)} pictures, {len(words)} tokens, "
+        f"{sum(x.numel() for x in both.parameters()):,} parameters"
+    )
+    optimizer = torch.optim.AdamW(
+        both.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99)
+    )
     parts: dict[str, Any] = {"both": both, "average": average, "optimizer": optimizer}
     first = 0
     if args.checkpoint.exists():
@@ -153,14 +172,20 @@ def train(args: argparse.Namespace) -> tuple[Any, nn.ModuleDict]:
     alphas = scheduler().alphas_cumprod
     began, seen = time.monotonic(), 0.0
     for step in range(first, args.until or args.steps):
-        rate = args.lr * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
+        rate = (
+            args.lr * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         pick = torch.randint(len(latents), (args.batch,), generator=rng)
-        ids = words([told(captions[k], rng) for k in pick.tolist()], padding="max_length", truncation=True)["input_ids"]
+        ids = words(
+            [told(captions[k], rng) for k in pick.tolist()], padding="max_length", truncation=True
+        )["input_ids"]
         time_steps = torch.randint(len(alphas), (args.batch,), generator=rng)
         clean, noise = latents[pick], torch.randn(args.batch, *latents.shape[1:], generator=rng)
-        kept_part, lost = (x.sqrt().view(-1, 1, 1, 1) for x in (alphas[time_steps], 1 - alphas[time_steps]))
+        kept_part, lost = (
+            x.sqrt().view(-1, 1, 1, 1) for x in (alphas[time_steps], 1 - alphas[time_steps])
+        )
         told_of = text(torch.tensor(ids)).last_hidden_state
         guess = denoiser(kept_part * clean + lost * noise, time_steps, told_of).sample
         loss = (guess - (kept_part * noise - lost * clean)).square().mean()
@@ -171,7 +196,11 @@ def train(args: argparse.Namespace) -> tuple[Any, nn.ModuleDict]:
         average.update_parameters(both)
         seen += loss.item()
         if (step + 1) % 50 == 0:
-            print(f"step {step + 1}/{args.steps} loss {seen / 50:.4f} {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"step {step + 1}/{args.steps} loss {seen / 50:.4f} {time.monotonic() - began:.0f} "
+                "s",
+                flush=True,
+            )
             seen = 0.0
         if (step + 1) % args.save_every == 0:
             keep(args.checkpoint, parts, step + 1, rng)
@@ -179,20 +208,25 @@ def train(args: argparse.Namespace) -> tuple[Any, nn.ModuleDict]:
 
 
 def save(words: Any, both: nn.ModuleDict, out: Path) -> None:
-    """Folders as `diffusers` has them, weights in float16; the text encoder's configuration asks for float32."""
+    """Folders as `diffusers` has them, weights in float16; the text encoder's configuration asks
+    for float32."""
     models: dict[str, Any] = dict(both.items())
     models["text_encoder"].config.dtype = torch.float32
     for name, model in models.items():
         model.save_pretrained(out / name)
         file = next((out / name).glob("*.safetensors"))
-        save_file({n: x.half().contiguous() for n, x in load_file(file).items()}, file, {"format": "pt"})
+        save_file(
+            {n: x.half().contiguous() for n, x in load_file(file).items()}, file, {"format": "pt"}
+        )
         print(f"{file}: {file.stat().st_size:,} bytes")
     words.save_pretrained(out / "tokenizer")
     scheduler().save_pretrained(out / "scheduler")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("studies/weights/emoji-diffusion"))
     parser.add_argument("--checkpoint", type=Path, default=Path("emoji-diffusion.pt"))

@@ -2,10 +2,11 @@
 
     python tools/pretrain_micro_vit.py --out src/fedpeft/assets/micro-vit
 
-The classes are printed letters and symbols in the fonts that come with matplotlib, and no digits: what is learned later
-(handwritten digits) differs in labels and in domain. Glyphs are drawn once, then warped, blurred and made noisy in
-batches. Needs `torch transformers matplotlib pillow`; about 20 minutes on two cores. A kill loses at most
-`--save-every` steps: the same command goes on from `--checkpoint`.
+The classes are printed letters and symbols in the fonts that come with matplotlib, and no digits:
+what is learned later (handwritten digits) differs in labels and in domain. Glyphs are drawn once,
+then warped, blurred and made noisy in batches. Needs `torch transformers matplotlib pillow`; about
+20 minutes on two cores. A kill loses at most `--save-every` steps: the same command goes on from
+`--checkpoint`.
 """
 
 import argparse
@@ -29,15 +30,20 @@ SIDE = 24  # pixels a side of the model's input
 
 
 def draw(character: str, font: Path) -> np.ndarray | None:
-    """The glyph, white on black, scaled to two thirds of a (CANVAS, CANVAS) uint8 canvas; None if the font lacks it."""
+    """The glyph, white on black, scaled to two thirds of a (CANVAS, CANVAS) uint8 canvas; None if
+    the font lacks it."""
     face = ImageFont.truetype(str(font), 64)
     box = face.getbbox(character)
-    if face.getmask(character).getbbox() is None or bytes(face.getmask(character)) == bytes(face.getmask("\ufffe")):
+    if face.getmask(character).getbbox() is None or bytes(face.getmask(character)) == bytes(
+        face.getmask("\ufffe")
+    ):
         return None
     image = Image.new("L", (int(box[2] - box[0]), int(box[3] - box[1])))
     ImageDraw.Draw(image).text((-box[0], -box[1]), character, fill=255, font=face)
     scale = CANVAS * 2 / 3 / max(image.size)
-    image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
+    image = image.resize(
+        [max(1, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR
+    )
     canvas = Image.new("L", (CANVAS, CANVAS))
     canvas.paste(image, ((CANVAS - image.width) // 2, (CANVAS - image.height) // 2))
     return np.asarray(canvas)
@@ -46,7 +52,9 @@ def draw(character: str, font: Path) -> np.ndarray | None:
 def glyphs() -> tuple[Tensor, Tensor]:
     """All glyphs in all fonts: images (n, 1, CANVAS, CANVAS) in [0, 1] and labels (n,)."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    fonts = sorted(f for f in folder.glob("*.ttf") if f.stem.startswith(FONTS) and "Display" not in f.stem)
+    fonts = sorted(
+        f for f in folder.glob("*.ttf") if f.stem.startswith(FONTS) and "Display" not in f.stem
+    )
     drawn = [(draw(c, font), k) for k, c in enumerate(CHARACTERS) for font in fonts]
     images = [(image, label) for image, label in drawn if image is not None]
     print(f"{len(CHARACTERS)} classes, {len(fonts)} fonts, {len(images)} glyphs")
@@ -55,7 +63,8 @@ def glyphs() -> tuple[Tensor, Tensor]:
 
 
 def distort(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Random affine and bend, stroke contrast, resolution loss, noise; (n, 1, CANVAS, CANVAS) -> (n, 1, SIDE, SIDE)."""
+    """Random affine and bend, stroke contrast, resolution loss, noise; (n, 1, CANVAS, CANVAS) ->
+    (n, 1, SIDE, SIDE)."""
     n = len(x)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -69,7 +78,9 @@ def distort(x: Tensor, rng: torch.Generator) -> Tensor:
     ]
     grid = affine_grid(torch.stack(rows, 1), [n, 1, SIDE * 2, SIDE * 2], align_corners=False)
     bend = torch.randn(n, 2, 4, 4, generator=rng) * 0.07
-    grid = grid + interpolate(bend, SIDE * 2, mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+    grid = grid + interpolate(bend, SIDE * 2, mode="bicubic", align_corners=False).permute(
+        0, 2, 3, 1
+    )
     x = grid_sample(x, grid, align_corners=False)
     side = int(torch.randint(7, SIDE + 1, (1,), generator=rng))  # one resolution for the batch
     x = interpolate(avg_pool2d(x, 2), side, mode="area")
@@ -95,9 +106,16 @@ def build() -> ViTForImageClassification:
     )
 
 
-def keep(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator, step: int) -> None:
+def keep(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator, step: int
+) -> None:
     part = path.with_suffix(".part")
-    whole = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng.get_state(), "step": step}
+    whole = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rng": rng.get_state(),
+        "step": step,
+    }
     torch.save(whole, part)
     part.rename(path)
 
@@ -108,7 +126,9 @@ def train(args: argparse.Namespace) -> ViTForImageClassification:
     x, y = glyphs()
     model = build()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.05, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.lr, weight_decay=0.05, betas=(0.9, 0.98)
+    )
     first = 0
     if args.checkpoint.exists():
         kept = torch.load(args.checkpoint, weights_only=True)
@@ -118,7 +138,9 @@ def train(args: argparse.Namespace) -> ViTForImageClassification:
         first = kept["step"]
     began, right, seen = time.monotonic(), 0, 0
     for step in range(first, args.steps):
-        rate = args.lr * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
+        rate = (
+            args.lr * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         pick = torch.randint(len(x), (args.batch,), generator=rng)
@@ -146,16 +168,26 @@ def save(model: ViTForImageClassification, out: Path) -> None:
     model.config.dtype = torch.float32
     model.save_pretrained(out)
     file = out / "model.safetensors"
-    save_file({n: t.half().contiguous() for n, t in load_file(file).items()}, file, metadata={"format": "pt"})
+    save_file(
+        {n: t.half().contiguous() for n, t in load_file(file).items()},
+        file,
+        metadata={"format": "pt"},
+    )
     half = [0.5]
     ViTImageProcessorPil(
-        size={"height": SIDE, "width": SIDE}, resample=2, do_convert_rgb=False, image_mean=half, image_std=half
+        size={"height": SIDE, "width": SIDE},
+        resample=2,
+        do_convert_rgb=False,
+        image_mean=half,
+        image_std=half,
     ).save_pretrained(out)
     print(f"{file}: {file.stat().st_size:,} bytes")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("src/fedpeft/assets/micro-vit"))
     parser.add_argument("--checkpoint", type=Path, default=Path("micro-vit.pt"))
     parser.add_argument("--steps", type=int, default=6000)

@@ -1,6 +1,7 @@
 """Pictures of a report's page, light and dark, as a Chromium that is installed shows its head.
 
-python tools/report_picture.py docs/results/cells/communication-small docs/report.png     # and docs/report-dark.png
+python tools/report_picture.py docs/results/cells/communication-small docs/report.png     # and
+docs/report-dark.png
 """
 
 import shutil

@@ -1,4 +1,5 @@
-"""One racer: `python -m benchmarks.racing RACER COURSE RESULT [VARIANT]`, started by `benchmarks.race`.
+"""One racer: `python -m benchmarks.racing RACER COURSE RESULT [VARIANT]`, started by
+`benchmarks.race`.
 
 Racers are imported by their names, so that what they send to other processes is found there too.
 """
@@ -11,4 +12,6 @@ from benchmarks.racing.course import Course, Track
 
 if __name__ == "__main__":
     name, folder, result, *variant = sys.argv[1:]
-    import_module(f"benchmarks.racing.{name}").run(Course(Path(folder)), Track(Path(result)), *variant)
+    import_module(f"benchmarks.racing.{name}").run(
+        Course(Path(folder)), Track(Path(result)), *variant
+    )

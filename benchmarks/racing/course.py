@@ -1,4 +1,5 @@
-"""What every racer is given, and how it is told to go. Nothing here knows a framework, fedpeft included."""
+"""What every racer is given, and how it is told to go. Nothing here knows a framework, fedpeft
+included."""
 
 import json
 import os
@@ -22,11 +23,13 @@ START, ROWS, ORDERS = "start.safetensors", "rows.safetensors", "course.json"
 
 @dataclass(frozen=True)
 class Course:
-    """A folder with the same work for everybody: the model at its start, the rows, who trains when on which.
+    """A folder with the same work for everybody: the model at its start, the rows, who trains when
+    on which.
 
     Attributes:
-      settings: `model`, `classes`, `lora` (what `peft` is told, or None), `trained` (names), `batch`, `lr`, `clients`
-        and `rounds`: for each round the clients in order, for each client its rows in the order of its steps.
+      settings: `model`, `classes`, `lora` (what `peft` is told, or None), `trained` (names),
+        `batch`, `lr`, `clients` and `rounds`: for each round the clients in order, for each client
+        its rows in the order of its steps.
     """
 
     folder: Path
@@ -42,7 +45,10 @@ class Course:
 
     @cached_property
     def rounds(self) -> Sequence[Mapping[str, Tensor]]:
-        return [{name: torch.tensor(rows) for name, rows in one.items()} for one in self.settings["rounds"]]
+        return [
+            {name: torch.tensor(rows) for name, rows in one.items()}
+            for one in self.settings["rounds"]
+        ]
 
     def model(self) -> nn.Module:
         """The model at its start; only what is trained asks for gradients."""
@@ -67,7 +73,9 @@ class Course:
             yield self.rows["x"][chunk], self.rows["label"][chunk]
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(trained(model).values(), lr=self.settings["lr"], momentum=0.9, nesterov=True)
+        return torch.optim.SGD(
+            trained(model).values(), lr=self.settings["lr"], momentum=0.9, nesterov=True
+        )
 
     def train(self, model: nn.Module, round_: int, client: str) -> None:
         """One client's epoch, as it is written in PyTorch's tutorials."""
@@ -91,14 +99,16 @@ def write(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 @dataclass
 class Track:
-    """A racer's end: commands come on stdin, answers go to what was stdout; whatever else is printed goes to stderr.
+    """A racer's end: commands come on stdin, answers go to what was stdout; whatever else is
+    printed goes to stderr.
 
         while track.go():
             ...one round...
             track.done()
         track.end(parameters)
 
-    Commands are `go N`, which asks for N rounds, and `end`. For each `go` there is one answer: the rounds' seconds.
+    Commands are `go N`, which asks for N rounds, and `end`. For each `go` there is one answer: the
+    rounds' seconds.
     """
 
     result: Path

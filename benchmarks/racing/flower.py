@@ -1,7 +1,8 @@
-"""Flower's simulation: message-based apps and its `FedAvg`, clients in Ray actors of one processor each.
+"""Flower's simulation: message-based apps and its `FedAvg`, clients in Ray actors of one processor
+each.
 
-In its favour: the model is built once an actor, not once a message as in its examples; only trained tensors travel; the
-data lie on the disk beside each actor.
+In its favour: the model is built once an actor, not once a message as in its examples; only trained
+tensors travel; the data lie on the disk beside each actor.
 """
 
 import os
@@ -12,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
@@ -52,20 +61,25 @@ class Finished(Exception):
 
 
 class Timed(FedAvg):  # type: ignore[misc]
-    """Its rounds with the clients and the clock of the race; which node plays which client is no matter."""
+    """Its rounds with the clients and the clock of the race; which node plays which client is no
+    matter."""
 
     def __init__(self, course: Course, track: Track) -> None:
         super().__init__(fraction_evaluate=0.0)
         self.course = course
         self.track = track
 
-    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Any:
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Any:
         if not self.track.go():
             raise Finished
         clients = self.course.rounds[self.track.at]
         nodes = list(grid.get_node_ids())[: len(clients)]
         for node, client in zip(nodes, clients, strict=True):
-            told = ConfigRecord({"folder": str(self.course.folder), "round": self.track.at, "client": client})
+            told = ConfigRecord(
+                {"folder": str(self.course.folder), "round": self.track.at, "client": client}
+            )
             content = RecordDict({"arrays": arrays, "config": told})
             yield Message(content=content, message_type=MessageType.TRAIN, dst_node_id=node)
 
@@ -86,10 +100,17 @@ def run(course: Course, track: Track) -> None:
     def main(grid: Grid, context: Context) -> None:
         strategy = Timed(course, track)
         try:
-            strategy.start(grid=grid, initial_arrays=arrays(course.model()), num_rounds=len(course.rounds) + 1)
+            strategy.start(
+                grid=grid, initial_arrays=arrays(course.model()), num_rounds=len(course.rounds) + 1
+            )
         except Finished:
             track.end(strategy.last.to_torch_state_dict())
 
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    resources = {"init_args": {"num_cpus": processors}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+    processors = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    resources = {
+        "init_args": {"num_cpus": processors},
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+    }
     run_simulation(server_app, client_app, course.settings["clients"], "ray", resources)

@@ -1,4 +1,5 @@
-"""The models of the benchmarks, from their configs: random weights, since only time and memory are measured."""
+"""The models of the benchmarks, from their configs: random weights, since only time and memory are
+measured."""
 
 from typing import Any
 
@@ -17,7 +18,9 @@ def vit(classes: int, **settings: Any) -> nn.Module:
         image_size=32,
         patch_size=4,
     )
-    model: nn.Module = ViTForImageClassification(ViTConfig(**{**tiny, **settings}, num_labels=classes))
+    model: nn.Module = ViTForImageClassification(
+        ViTConfig(**{**tiny, **settings}, num_labels=classes)
+    )
     return model
 
 

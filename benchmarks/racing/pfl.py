@@ -30,7 +30,8 @@ class Learner(nn.Module):
         return cross_entropy(forward(self.model, x), y)
 
     def metrics(self, x: Tensor, y: Tensor) -> dict[str, Weighted]:
-        """Asked for before and after each client of the first round, which is not among the medians."""
+        """Asked for before and after each client of the first round, which is not among the
+        medians."""
         with torch.no_grad():
             return {"loss": Weighted(float(self.loss(x, y)) * len(y), len(y))}
 
@@ -67,5 +68,7 @@ def run(course: Course, track: Track) -> None:
         local_batch_size=course.settings["batch"],
     )
     if track.go():
-        FederatedAveraging().run(algorithm, SimulatedBackend(data, data), model, local, None, [Timing(track)])
+        FederatedAveraging().run(
+            algorithm, SimulatedBackend(data, data), model, local, None, [Timing(track)]
+        )
     track.end(trained(learner.model))

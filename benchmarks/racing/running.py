@@ -84,7 +84,9 @@ class Racer:
         except (OSError, ValueError):
             last = self.log.read_text()[-3000:]
             self.stop()
-            raise RuntimeError(f"{self.name} ended in the middle of the race, or was silent:\n{last}") from None
+            raise RuntimeError(
+                f"{self.name} ended in the middle of the race, or was silent:\n{last}"
+            ) from None
 
     def stop(self) -> None:
         """End it and the processes that it started, whatever it is at."""
@@ -113,7 +115,8 @@ def environment(folder: Path, threads: int, ours: bool) -> dict[str, str]:
 
 
 def resident(pid: int) -> int:
-    """Bytes in memory of a process and all that it started; what they share is counted once for each."""
+    """Bytes in memory of a process and all that it started; what they share is counted once for
+    each."""
     import psutil
 
     total = 0
@@ -129,6 +132,8 @@ def difference(ours: Path, theirs: Path, folder: Path) -> float:
     """The largest difference of two racers' parameters, over the largest change of one of ours."""
     start, mine, other = load_file(folder / START), load_file(ours), load_file(theirs)
     if mine.keys() != other.keys():
-        raise RuntimeError(f"{theirs.stem} trained other tensors: {sorted(mine.keys() ^ other.keys())}")
+        raise RuntimeError(
+            f"{theirs.stem} trained other tensors: {sorted(mine.keys() ^ other.keys())}"
+        )
     moved = max(float((x - start[name]).abs().max()) for name, x in mine.items())
     return max(float((x - other[name]).abs().max()) for name, x in mine.items()) / moved

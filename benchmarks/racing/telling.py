@@ -21,9 +21,13 @@ def table(results: Mapping[str, Any]) -> str:
         if "racers" in found:
             rows = [_row(racer, row) for racer, row in found["racers"].items()]
         head = HEAD.format(name=name) if "racers" in found else f"| {name} | |\n|---|---|\n"
-        absent = "".join(f"\nWithout {racer}: {why}.\n" for racer, why in found.get("out", {}).items())
+        absent = "".join(
+            f"\nWithout {racer}: {why}.\n" for racer, why in found.get("out", {}).items()
+        )
         racing = found.get("racers", {}).items()
-        chose = "".join(f"\n{racer} chose {row['chose']}.\n" for racer, row in racing if "chose" in row)
+        chose = "".join(
+            f"\n{racer} chose {row['chose']}.\n" for racer, row in racing if "chose" in row
+        )
         parts.append(f"{name}: {found['what']}\n\n{head}" + "\n".join(rows) + f"\n{chose}{absent}")
     return "\n".join(parts)
 
@@ -32,13 +36,12 @@ def _row(racer: str, row: Mapping[str, Any]) -> str:
     spread = f"{row['least']:.3g} to {row['most']:.3g}"
     ratio = f"{row['of_loop']:.2f}" if "of_loop" in row else ""
     apart = f"{row['difference']:.1g}" if "difference" in row else ""
-    return (
-        f"| {racer} | {row['seconds']:.3g} | {spread} | {ratio} | {row['first']:.1f} s | {row['memory_mb']} | {apart} |"
-    )
+    return f"| {racer} | {row['seconds']:.3g} | {spread} | {ratio} | {row['first']:.1f} s | {row['memory_mb']} | {apart} |"
 
 
 def plot(results: Mapping[str, Any], path: Path) -> None:
-    """Bars of each racer's time over the loop's, one panel for each work; the loop is the line at 1."""
+    """Bars of each racer's time over the loop's, one panel for each work; the loop is the line at
+    1."""
     import altair as alt
 
     values = [
@@ -50,12 +53,20 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     if not values:
         return
     base = alt.Chart(alt.InlineData(values=values))
-    ratio = alt.X("ratio:Q", scale=alt.Scale(type="log"), title="time of a round over the bare loop's (logarithmic)")
+    ratio = alt.X(
+        "ratio:Q",
+        scale=alt.Scale(type="log"),
+        title="time of a round over the bare loop's (logarithmic)",
+    )
     points = base.mark_circle(size=80).encode(
         x=ratio,
         y=alt.Y("racer:N", sort=None, title=None),
-        color=alt.condition("indexof(datum.racer, 'fedpeft') == 0", alt.value("#1f5fa8"), alt.value("#888888")),
+        color=alt.condition(
+            "indexof(datum.racer, 'fedpeft') == 0", alt.value("#1f5fa8"), alt.value("#888888")
+        ),
     )
-    names = base.mark_text(align="left", dx=8).encode(x=ratio, y=alt.Y("racer:N", sort=None), text="ratio:Q")
+    names = base.mark_text(align="left", dx=8).encode(
+        x=ratio, y=alt.Y("racer:N", sort=None), text="ratio:Q"
+    )
     chart = alt.layer(points, names).properties(width=420).facet(row=alt.Row("work:N", title=None))
     chart.resolve_scale(x="independent", y="independent").save(str(path))

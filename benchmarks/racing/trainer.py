@@ -1,4 +1,5 @@
-"""A script as many write it: for each client a fresh Hugging Face `Trainer` on the same model, then the mean."""
+"""A script as many write it: for each client a fresh Hugging Face `Trainer` on the same model, then
+the mean."""
 
 from collections.abc import Mapping
 from tempfile import TemporaryDirectory
@@ -17,7 +18,9 @@ from benchmarks.racing.models import forward
 class Classifying(Trainer):  # type: ignore[misc]
     """The loss of any of the models here."""
 
-    def compute_loss(self, model: nn.Module, inputs: Mapping[str, Tensor], *_: Any, **__: Any) -> Tensor:
+    def compute_loss(
+        self, model: nn.Module, inputs: Mapping[str, Tensor], *_: Any, **__: Any
+    ) -> Tensor:
         return cross_entropy(forward(model, inputs["x"]), inputs["label"])
 
 
@@ -58,7 +61,9 @@ def run(course: Course, track: Track) -> None:
     track.end(tensors)
 
 
-def train(course: Course, model: nn.Module, arguments: TrainingArguments, data: tuple[Tensor, Tensor]) -> None:
+def train(
+    course: Course, model: nn.Module, arguments: TrainingArguments, data: tuple[Tensor, Tensor]
+) -> None:
     optimizer = course.optimizer(model)
     constant = LambdaLR(optimizer, lambda _: 1.0)
     rows: Any = list(zip(*data, strict=True))

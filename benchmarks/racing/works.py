@@ -47,7 +47,15 @@ class Work:
     batch: int = 16
     tokens: int = 0
     at_once: int = 1
-    ways: tuple[str, ...] = ("plain", "packed", "bf16", "processes", "processes-bf16", "cohort", "auto")
+    ways: tuple[str, ...] = (
+        "plain",
+        "packed",
+        "bf16",
+        "processes",
+        "processes-bf16",
+        "cohort",
+        "auto",
+    )
     out: Mapping[str, str] = field(default_factory=dict)
 
     def plan(self, rounds: int) -> Plan:
@@ -65,20 +73,23 @@ class Work:
 
 WORKS: Mapping[str, Work] = {
     "W1": Work(
-        "ViT of 5.4 M parameters, LoRA r=8 + head; 8 of 64 clients, 64 pictures of 32x32 each, batch 16",
+        "ViT of 5.4 M parameters, LoRA r=8 + head; 8 of 64 clients, 64 pictures of 32x32 each, "
+        "batch 16",
         "vit",
         TinyViT(),
         (3, 32, 32),
     ),
     "W2": Work(
-        "BERT of MiniLM's size, LoRA r=8 + head; 8 of 64 clients, 64 texts of 64 tokens each, batch 16",
+        "BERT of MiniLM's size, LoRA r=8 + head; 8 of 64 clients, 64 texts of 64 tokens each, "
+        "batch 16",
         "bert",
         Tokens(),
         (64,),
         tokens=30000,
     ),
     "W3": Work(
-        "a new head on 192 features that everybody is given; 100 of 1,000 clients, 20 examples each, batch 20",
+        "a new head on 192 features that everybody is given; 100 of 1,000 clients, 20 examples "
+        "each, batch 20",
         "head",
         LinearHead(),
         (192,),
@@ -91,7 +102,9 @@ WORKS: Mapping[str, Work] = {
         out={"trainer": "each `train()` collects garbage, half a second a client here"},
     ),
 }
-SMALL = Work("for tests", "head", LinearHead(), (192,), 10, 3, 10, 4, ways=("plain", "cohort", "auto"))
+SMALL = Work(
+    "for tests", "head", LinearHead(), (192,), 10, 3, 10, 4, ways=("plain", "cohort", "auto")
+)
 
 
 def lay_out(work: Work, rounds: int, folder: Path) -> None:
@@ -119,7 +132,11 @@ def lora(plan: Plan) -> dict[str, Any] | None:
     if not isinstance(plan.method, LoRA):
         return None
     config = plan.method.config(plan.task.build(CLASSES))
-    return {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
+    return {
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "target_modules": sorted(config.target_modules),
+    }
 
 
 def orders(plan: Plan, parts: Mapping[str, torch.Tensor], round_: int) -> dict[str, list[int]]:
@@ -147,6 +164,9 @@ VARIANTS: Mapping[str, tuple[dict[str, Any], str]] = {
 
 
 def ours(work: Work, rounds: int, variant: str, processors: int) -> tuple[Plan, str]:
-    """The plan of a variant and its engine. All have all processors, but for "auto", whose stack has one thread."""
+    """The plan of a variant and its engine. All have all processors, but for "auto", whose stack
+    has one thread."""
     settings, engine = VARIANTS[variant]
-    return replace(work.plan(rounds), threads=1 if variant in ONE_THREAD else processors, **settings), engine
+    return replace(
+        work.plan(rounds), threads=1 if variant in ONE_THREAD else processors, **settings
+    ), engine

@@ -52,7 +52,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Each name is imported when it is first asked for: `fedpeft --help` need not wait for torch."""
+    """Each name is imported when it is first asked for: `fedpeft --help` need not wait for
+    torch."""
     for module, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"fedpeft.{module}"), name)

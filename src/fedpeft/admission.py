@@ -1,8 +1,10 @@
-"""Admission: what is asked of an update before any aggregator sees it, and the account of who was let in.
+"""Admission: what is asked of an update before any aggregator sees it, and the account of who was
+let in.
 
-An update must be what the plan sends (names, shapes, types, checksum), finite, and no longer than `norm_factor` times
-the median of those let in before. What came and is not so is refused: it costs its client that round, with a reason
-in the ledger, and after `max_refusals` of them the client is asked no more.
+An update must be what the plan sends (names, shapes, types, checksum), finite, and no longer than
+`norm_factor` times the median of those let in before. What came and is not so is refused: it costs
+its client that round, with a reason in the ledger, and after `max_refusals` of them the client is
+asked no more.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +22,8 @@ from fedpeft.plan import Plan
 
 Thing = TypeVar("Thing")
 FEW = 8
-"""Updates of the first round that wait for each other, as there are none before them to be held against."""
+"""Updates of the first round that wait for each other, as there are none before them to be held
+against."""
 WINDOW = 100
 """Lengths that the median is of: old ones go, since later rounds take shorter steps."""
 
@@ -33,9 +36,12 @@ class Ledger:
       down, up: bytes by client, frames and headers included.
       up_headers: the part of `up` that is frames and headers rather than tensors, over all clients.
       failed: by client, why its reply was not counted.
-      refusals: how often so far, by client, of those whose update was refused in this round or who were left out.
-      privacy: what the run has cost up to here, as rounds.jsonl tells it; None where nothing is private.
-      aggregation_error: ‖mean(B·A) − merged‖ / ‖mean(B·A)‖; None without an aggregator of low-rank factors.
+      refusals: how often so far, by client, of those whose update was refused in this round or who
+        were left out.
+      privacy: what the run has cost up to here, as rounds.jsonl tells it; None where nothing is
+        private.
+      aggregation_error: ‖mean(B·A) − merged‖ / ‖mean(B·A)‖; None without an aggregator of low-rank
+        factors.
       vote: which merge the clients chose, as rounds.jsonl tells it; None without a vote.
     """
 
@@ -80,7 +86,9 @@ class Door:
     classes: int
 
     @classmethod
-    def of(cls, plan: Plan, state: State, wanted: Mapping[ClientId, Layout], ledger: Ledger) -> "Door":
+    def of(
+        cls, plan: Plan, state: State, wanted: Mapping[ClientId, Layout], ledger: Ledger
+    ) -> "Door":
         classes = rows_told(plan, state.params)
         return cls(plan, wanted, ledger, list(state.norms), dict(state.refusals), classes)
 
@@ -96,11 +104,14 @@ class Door:
             if self.refusals.get(client, 0) >= most:
                 self.ledger.down[client] = 0
                 self.ledger.refusals[client] = self.refusals[client]
-                self.ledger.failed[client] = f"left out: {self.refusals[client]} of its updates were refused"
+                self.ledger.failed[client] = (
+                    f"left out: {self.refusals[client]} of its updates were refused"
+                )
         return [client for client in clients if client not in self.ledger.failed]
 
     def __call__(self, reply: Reply | Failure) -> Update | None:
-        """Check a reply where it enters: an update to be counted, or None and a reason in the ledger."""
+        """Check a reply where it enters: an update to be counted, or None and a reason in the
+        ledger."""
         payload = self._arrived(reply)
         if payload is None:
             return None
@@ -124,7 +135,8 @@ class Door:
             self.ledger.down[job.client] += len(job.payload)
 
     def content(self, reply: Reply | Failure, tensors: int = 0) -> bytes | None:
-        """A message that is no update, of which so many bytes are tensors; None and a reason if none came."""
+        """A message that is no update, of which so many bytes are tensors; None and a reason if
+        none came."""
         payload = self._arrived(reply)
         self.ledger.up_headers += 0 if payload is None else max(0, len(payload) - tensors)
         return payload
@@ -133,7 +145,10 @@ class Door:
         """The client's update is in the sum, whatever it failed in afterwards."""
         self.ledger.weights[client] = weight
         if client in self.ledger.failed:
-            self.tell(f"{client} is in the sum, but did not help to unmask it: {self.ledger.failed.pop(client)}")
+            self.tell(
+                f"{client} is in the sum, but did not help to unmask it: "
+                f"{self.ledger.failed.pop(client)}"
+            )
 
     def tell(self, note: str) -> None:
         self.ledger.note = "; ".join(filter(None, [self.ledger.note, note]))
@@ -165,11 +180,16 @@ class Door:
 
 
 def usual(
-    things: Iterable[tuple[Thing, float]], factor: float, norms: list[float], refuse: Callable[[Thing, str], None]
+    things: Iterable[tuple[Thing, float]],
+    factor: float,
+    norms: list[float],
+    refuse: Callable[[Thing, str], None],
 ) -> Iterator[Thing]:
-    """Of things and their lengths, those that are not far longer than the ones before; `norms` learns of them.
+    """Of things and their lengths, those that are not far longer than the ones before; `norms`
+    learns of them.
 
-    The first few of all are held against each other; without them, nothing is known of what is usual.
+    The first few of all are held against each other; without them, nothing is known of what is
+    usual.
     """
     things = iter(things)
     first = [] if norms else list(islice(things, FEW))
@@ -180,7 +200,8 @@ def usual(
         if middle and length > factor * middle:
             refuse(
                 thing,
-                f"{length:.4g} long, the median of {len(known)} is {middle:.4g}, and at most {factor:g} times that is "
+                f"{length:.4g} long, the median of {len(known)} is {middle:.4g}, and at most "
+                f"{factor:g} times that is "
                 "let in (norm_factor)",
             )
             continue

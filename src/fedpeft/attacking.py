@@ -1,4 +1,5 @@
-"""Who attacks in a simulation, and on which data: experiments with robust aggregators need an enemy."""
+"""Who attacks in a simulation, and on which data: experiments with robust aggregators need an
+enemy."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +19,11 @@ def attackers(attack: Attack, seed: int, clients: Sequence[ClientId]) -> list[Cl
 
 
 def poisoned(
-    attacks: Sequence[Attack], seed: int, rows: Tensors, parts: Mapping[ClientId, Tensor], classes: int
+    attacks: Sequence[Attack],
+    seed: int,
+    rows: Tensors,
+    parts: Mapping[ClientId, Tensor],
+    classes: int,
 ) -> Tensors:
     """Training examples, with what the attackers hold as they want it.
 
@@ -26,10 +31,17 @@ def poisoned(
       PlanError: an attack that these examples do not admit.
     """
     for attack in attacks:
-        mine = torch.cat([torch.zeros(0, dtype=torch.int64), *(parts[c] for c in attackers(attack, seed, list(parts)))])
+        mine = torch.cat(
+            [
+                torch.zeros(0, dtype=torch.int64),
+                *(parts[c] for c in attackers(attack, seed, list(parts))),
+            ]
+        )
         try:
             changed = attack.poison({name: x[mine] for name, x in rows.items()}, classes)
         except ValueError as error:
-            raise PlanError(f"the attack {type(attack).__name__} cannot be made here: {error}") from None
+            raise PlanError(
+                f"the attack {type(attack).__name__} cannot be made here: {error}"
+            ) from None
         rows = {name: x.index_copy(0, mine, changed[name]) for name, x in rows.items()}
     return rows

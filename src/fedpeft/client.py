@@ -1,4 +1,5 @@
-"""A client's side of a round. Every engine runs this, so simulation and deployment share it to the byte."""
+"""A client's side of a round. Every engine runs this, so simulation and deployment share it to the
+byte."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -81,29 +82,44 @@ class Worker:
 
     def __post_init__(self) -> None:
         plan = self.site.plan
-        object.__setattr__(self, "objective", Objective(self.site.model, self.site.task, plan.local.precision))
-        object.__setattr__(self, "personal", plan.personal_of(self.site.params()) if plan.personal else {})
-        # the clients of a round and rank receive the same bytes, and nobody writes to what they hold
-        object.__setattr__(self, "receive", lru_cache(maxsize=len(set(plan.ranks or (0,))))(self._received))
+        object.__setattr__(
+            self, "objective", Objective(self.site.model, self.site.task, plan.local.precision)
+        )
+        object.__setattr__(
+            self, "personal", plan.personal_of(self.site.params()) if plan.personal else {}
+        )
+        # the clients of a round and rank receive the same bytes, and nobody writes to what they
+        # hold
+        object.__setattr__(
+            self, "receive", lru_cache(maxsize=len(set(plan.ranks or (0,))))(self._received)
+        )
 
     def __call__(self, job: Job) -> Reply | Failure:
         """Train and answer; what goes wrong here is this client's failure and nobody else's.
 
         Raises:
-          StoreError: the disk fails under the clients' memory. Were it a client's failure, a run that is resumed with
-            more room would end in other bits than one that had it from the start.
+          StoreError: the disk fails under the clients' memory. Were it a client's failure, a run
+            that is resumed with more room would end in other bits than one that had it from the
+            start.
         """
         opened = self.open(job)
-        return self.close(opened, lambda: self.alone(opened)) if isinstance(opened, Opened) else opened
+        return (
+            self.close(opened, lambda: self.alone(opened)) if isinstance(opened, Opened) else opened
+        )
 
     def open(self, job: Job) -> "Opened | Reply | Failure":
-        """What the client starts from, or the reply that it gave to this job before; raises as a call does."""
+        """What the client starts from, or the reply that it gave to this job before; raises as a
+        call does."""
         plan, exchange = self.site.plan, self.site.plan.exchange
 
         def opening() -> Opened | Reply:
-            if job.phase == PHASE:  # nothing is stored of it, nor taken from what is stored of the round
+            if (
+                job.phase == PHASE
+            ):  # nothing is stored of it, nor taken from what is stored of the round
                 received, objective = self.receive(job.payload, job.round)
-                return Reply(job.client, class_sums(self.site, {**objective.held, **received}, job.client))
+                return Reply(
+                    job.client, class_sums(self.site, {**objective.held, **received}, job.client)
+                )
             if job.phase == VOTE:
                 return Reply(job.client, scores(self.site, job.client, job.payload))
             with storing():
@@ -143,23 +159,32 @@ class Worker:
             held |= in_step(tensors_of(site.model), every)
         if not held:
             return own, self.objective
-        return own, replace(self.objective, held={name: x.to(site.device) for name, x in held.items()})
+        return own, replace(
+            self.objective, held={name: x.to(site.device) for name, x in held.items()}
+        )
 
     def _closed(self, opened: "Opened", delta: Tensors, kept: Tensors, totals: Tensors) -> bytes:
         plan, job, memory, context = self.site.plan, opened.job, opened.memory, opened.context
-        metrics = {"loss": Weighted(float(totals["loss"]), float(totals["examples"]))} if totals else {}
+        metrics = (
+            {"loss": Weighted(float(totals["loss"]), float(totals["examples"]))} if totals else {}
+        )
         delta = {n: x.cpu() for n, x in delta.items()}
         shared = {n: x for n, x in delta.items() if n in opened.received}
         counts = class_counts(self.site.data, job.client, rows_told(plan, opened.received))
         update = Update(job.client, shared, weight(plan, context.size), metrics, counts=counts)
         personal = {n: x + delta[n] for n, x in opened.personal.items()}
-        kept = {**prefixed("local", {n: x.cpu() for n, x in kept.items()}), **prefixed("personal", personal)}
+        kept = {
+            **prefixed("local", {n: x.cpu() for n, x in kept.items()}),
+            **prefixed("personal", personal),
+        }
         for i, stage in enumerate(plan.stages):
             update, own = stage.on_client(update, under(f"stage{i}", memory), context)
             kept = {**kept, **prefixed(f"stage{i}", own)}
         update = self.site.sent(update)
         if kept and not memory and job.accepted is not None:
-            raise RunError(f"its memory of round {job.accepted} is gone: it would start afresh, unseen")
+            raise RunError(
+                f"its memory of round {job.accepted} is gone: it would start afresh, unseen"
+            )
         numbers = [m.total for m in update.metrics.values()]
         if not (finite(update.delta) and finite(personal) and all(map(isfinite, numbers))):
             mean = f" (mean loss {metrics['loss'].value:.3g})" if metrics else ""
@@ -173,7 +198,8 @@ class Worker:
         plan, size = self.site.plan, self.site.data.size(job.client)
         secret = None
         if plan.private_part:
-            # of everything that a reply depends on: the same noise on two replies would take itself away
+            # of everything that a reply depends on: the same noise on two replies would take itself
+            # away
             asked = blake2b(job.payload).hexdigest()
             with storing():
                 own = self.store.secret(job.client)
@@ -182,9 +208,14 @@ class Worker:
         return Context(job.run, job.round, plan.rounds, job.client, size, steps, job.seed, secret)
 
     def train(
-        self, received: Tensors, memory: Tensors, context: Context, objective: Objective | None = None
+        self,
+        received: Tensors,
+        memory: Tensors,
+        context: Context,
+        objective: Objective | None = None,
     ) -> Trained:
-        """The delta, the new memory and the totals; what an engine may do otherwise, and nothing else."""
+        """The delta, the new memory and the totals; what an engine may do otherwise, and nothing
+        else."""
         local, site = self.site.plan.local, self.site
         on = {n: x.to(site.device) for n, x in received.items()}
         own = {n: x.to(site.device) for n, x in memory.items()}

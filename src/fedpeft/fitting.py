@@ -22,7 +22,11 @@ def check_values(plan: Any) -> None:
             raise PlanError(f"{key} must be at least 1, got {getattr(plan, key)}")
     if plan.norm_factor is not None and not plan.norm_factor >= 1:
         raise PlanError(f"norm_factor must be at least 1, got {plan.norm_factor}")
-    for key, known in (("weighting", WEIGHTINGS), ("base_dtype", BASE_DTYPES), ("engine", names("engine"))):
+    for key, known in (
+        ("weighting", WEIGHTINGS),
+        ("base_dtype", BASE_DTYPES),
+        ("engine", names("engine")),
+    ):
         if getattr(plan, key) not in known:
             raise PlanError(unknown(key, getattr(plan, key), known))
     check_nodes(plan.nodes, plan.deadline)
@@ -32,10 +36,14 @@ def check_values(plan: Any) -> None:
 def check_parts(plan: Any) -> None:
     """Raises PlanError for parts that do not go together."""
     if plan.personal and plan.local_shares:
-        raise PlanError("SCAFFOLD's control variates belong to tensors that travel: leave out `personal`, or SCAFFOLD")
+        raise PlanError(
+            "SCAFFOLD's control variates belong to tensors that travel: leave out `personal`, or "
+            "SCAFFOLD"
+        )
     if leaking(plan) and plan.engine != "inprocess":
         raise PlanError(
-            f"local.as_published hands momentum from client to client, one after another, and the engine "
+            "local.as_published hands momentum from client to client, one after another, and the "
+            "engine "
             f'{plan.engine!r} has no such order: set engine = "inprocess"'
         )
     check_chain(plan.sampler, plan.cohort)
@@ -51,7 +59,8 @@ def check_parts(plan: Any) -> None:
 
 
 def leaking(plan: Any) -> bool:
-    """Whether what a client's optimizer remembers goes over to the next client, and to the next round."""
+    """Whether what a client's optimizer remembers goes over to the next client, and to the next
+    round."""
     return bool(getattr(plan.local, "as_published", False))
 
 
@@ -71,64 +80,99 @@ def check_head_start(plan: Any) -> None:
     if plan.head_start not in (None, *HEAD_STARTS):
         raise PlanError(unknown("head_start", plan.head_start, HEAD_STARTS))
     if plan.head_start and plan.private_part:
-        raise PlanError("head_start tells the means of a client's classes without noise: leave it out")
+        raise PlanError(
+            "head_start tells the means of a client's classes without noise: leave it out"
+        )
     if plan.head_start and not isinstance(plan.exchange, find("exchange", "fit")):
-        raise PlanError("head_start tells the server each client's class means, which sums are to hide: leave it out")
+        raise PlanError(
+            "head_start tells the server each client's class means, which sums are to hide: leave "
+            "it out"
+        )
     if plan.head_start and plan.buffer is not None:
-        raise PlanError("head_start comes before the first round, and asynchronous steps have none: leave it out")
+        raise PlanError(
+            "head_start comes before the first round, and asynchronous steps have none: leave it "
+            "out"
+        )
 
 
 def check_head_rows(plan: Any) -> None:
-    """Raises PlanError for rows that there are not, that tell what they must not, or that undo another part's work."""
+    """Raises PlanError for rows that there are not, that tell what they must not, or that undo
+    another part's work."""
     if plan.head_rows not in (None, *HEAD_ROWS):
         raise PlanError(unknown("head_rows", plan.head_rows, HEAD_ROWS))
     if plan.head_rows and plan.private_part:
-        raise PlanError("head_rows tells how many examples of each class a client has, without noise: leave it out")
+        raise PlanError(
+            "head_rows tells how many examples of each class a client has, without noise: leave it "
+            "out"
+        )
     if plan.head_rows and not isinstance(plan.exchange, find("exchange", "fit")):
-        raise PlanError("head_rows tells the server each client's class counts, which sums are to hide: leave it out")
+        raise PlanError(
+            "head_rows tells the server each client's class counts, which sums are to hide: leave "
+            "it out"
+        )
     if plan.head_rows and not isinstance(plan.aggregator, (find("aggregator", "mean"), LowRank)):
         raise PlanError(
-            f"head_rows takes a mean of rows, past what {type(plan.aggregator).__name__} keeps out: leave it out, or "
+            f"head_rows takes a mean of rows, past what {type(plan.aggregator).__name__} keeps "
+            "out: leave it out, or "
             'take a mean, such as aggregator = "mean"'
         )
 
 
 def check_vote(plan: Any) -> None:
-    """Raises PlanError for a vote among nothing, on what clients do not have, or that tells what it must not."""
+    """Raises PlanError for a vote among nothing, on what clients do not have, or that tells what it
+    must not."""
     if plan.vote is None:
         if plan.vote_share is not None:
-            raise PlanError("vote_share: nobody votes; set `vote` to strengths to choose from, or leave it out")
+            raise PlanError(
+                "vote_share: nobody votes; set `vote` to strengths to choose from, or leave it out"
+            )
         return
-    if not plan.vote or len(set(plan.vote)) < len(plan.vote) or not all(0 < x < float("inf") for x in plan.vote):
+    if (
+        not plan.vote
+        or len(set(plan.vote)) < len(plan.vote)
+        or not all(0 < x < float("inf") for x in plan.vote)
+    ):
         raise PlanError(f"vote must be positive strengths, each once, got {list(plan.vote)}")
     if plan.vote_share is not None and not 0 < plan.vote_share < 1:
         raise PlanError(f"vote_share must be between 0 and 1, got {plan.vote_share}")
     if plan.private_part or not isinstance(plan.exchange, find("exchange", "fit")):
-        raise PlanError("a vote tells the server how well models do on each client's examples: leave out `vote`")
+        raise PlanError(
+            "a vote tells the server how well models do on each client's examples: leave out `vote`"
+        )
     if plan.personal or plan.ranks or plan.local_shares:
-        raise PlanError("a vote is on models that all clients have alike: leave out personal, ranks and SCAFFOLD")
+        raise PlanError(
+            "a vote is on models that all clients have alike: leave out personal, ranks and "
+            "SCAFFOLD"
+        )
     if plan.buffer is not None:
-        raise PlanError("a vote is on a round's merge, and asynchronous steps have no rounds: leave it out")
+        raise PlanError(
+            "a vote is on a round's merge, and asynchronous steps have no rounds: leave it out"
+        )
     if isinstance(plan.aggregator, LowRank) and plan.aggregator.plain:
         raise PlanError(
-            f"{type(plan.aggregator).__name__} gives factors that hold only as they are, and a vote scales them: take "
+            f"{type(plan.aggregator).__name__} gives factors that hold only as they are, and a "
+            "vote scales them: take "
             'aggregator = "mean" or "fedit", or leave out `vote`'
         )
 
 
 def check_scaffold(local: Local, server: ServerOptimizer) -> None:
-    """Raises PlanError where only one side has control variates, or the optimizer makes them meaningless."""
+    """Raises PlanError where only one side has control variates, or the optimizer makes them
+    meaningless."""
     held, kept = shares(local), server.keeps
     if set(held) != set(kept):
         raise PlanError(
-            f"the clients' correction shares {list(held)} beside the trained tensors, the server keeps "
+            f"the clients' correction shares {list(held)} beside the trained tensors, the server "
+            "keeps "
             f'{list(kept)}: for SCAFFOLD set both local.correction and server to "scaffold"'
         )
     optimizer = getattr(local, "optimizer", None)
     if held and optimizer is not None and not isinstance(optimizer, find("optimizer", "sgd")):
         raise PlanError(
-            "SCAFFOLD's control variates are mean gradients, which it tells from what SGD's steps add up to; "
-            f'those of {type(optimizer).__name__} are no sums of gradients: set local.optimizer to "sgd", or go '
+            "SCAFFOLD's control variates are mean gradients, which it tells from what SGD's steps "
+            "add up to; "
+            f"those of {type(optimizer).__name__} are no sums of gradients: set local.optimizer to "
+            '"sgd", or go '
             "without SCAFFOLD"
         )
 
@@ -137,54 +181,74 @@ def check_chain(sampler: Sampler, cohort: int) -> None:
     """Raises PlanError for a chain of several clients at once."""
     if isinstance(sampler, find("sampler", "sequential_chain")) and cohort != 1:
         raise PlanError(
-            f"cohort = {cohort}: a chain has one client in each round. Set cohort = 1, and rounds to the clients times "
+            f"cohort = {cohort}: a chain has one client in each round. Set cohort = 1, and rounds "
+            "to the clients times "
             "the passes over them"
         )
 
 
 def check_codecs(stages: Sequence[Stage], uplink: Codec, downlink: Codec) -> None:
-    """Raises PlanError for a downlink that drops entries, or a stage with another codec than the uplink's."""
+    """Raises PlanError for a downlink that drops entries, or a stage with another codec than the
+    uplink's."""
     if getattr(downlink, "sparse", False):
         raise PlanError(
-            f"downlink = {downlink}: what goes down are the parameters themselves, not their changes, and "
-            "clients would receive most of them as zero. Use a codec that keeps every entry, such as "
+            f"downlink = {downlink}: what goes down are the parameters themselves, not their "
+            "changes, and "
+            "clients would receive most of them as zero. Use a codec that keeps every entry, such "
+            "as "
             '"dense", "float16", "bfloat16" or "int8"'
         )
     for i, stage in enumerate(stages):
         codec = getattr(stage, "codec", uplink)
         if codec is not uplink and codec != uplink:
             raise PlanError(
-                f"stages[{i}].codec = {codec} is not the uplink's {uplink}: what {type(stage).__name__} "
-                "keeps for the next round must be what the uplink drops. Give both the same codec, or leave out "
+                f"stages[{i}].codec = {codec} is not the uplink's {uplink}: what "
+                f"{type(stage).__name__} "
+                "keeps for the next round must be what the uplink drops. Give both the same codec, "
+                "or leave out "
                 "the stage's in the plan's file"
             )
 
 
 def check_low_rank(plan: Any) -> None:
-    """Raises PlanError for ranks that no factors have or nobody can average, and for what goes wrong with factors."""
+    """Raises PlanError for ranks that no factors have or nobody can average, and for what goes
+    wrong with factors."""
     aggregator = plan.aggregator
     if plan.ranks is not None:
         _check_ranks(plan.ranks, plan.method, leaking(plan))
         if not isinstance(aggregator, LowRank):
             raise PlanError(
-                f"{type(aggregator).__name__} takes tensors of one shape: with ranks set aggregator to one that knows "
+                f"{type(aggregator).__name__} takes tensors of one shape: with ranks set "
+                "aggregator to one that knows "
                 'low-rank factors, such as "fedit", "flora", "fedex", "flexlora" or "hetlora"'
             )
     if not isinstance(aggregator, LowRank):
         return
     name = type(aggregator).__name__
-    if quantizes(plan.task) and isinstance(aggregator, tuple(find("aggregator", one) for one in ("flora", "fedex"))):
-        raise PlanError(f"{name} adds to frozen weights, and task.quantize makes codes of them: leave out one of both")
+    if quantizes(plan.task) and isinstance(
+        aggregator, tuple(find("aggregator", one) for one in ("flora", "fedex"))
+    ):
+        raise PlanError(
+            f"{name} adds to frozen weights, and task.quantize makes codes of them: leave out one "
+            "of both"
+        )
     if shares(plan.local):
-        raise PlanError(f"{name} has no rule for SCAFFOLD's control variates: leave SCAFFOLD out, or take another")
+        raise PlanError(
+            f"{name} has no rule for SCAFFOLD's control variates: leave SCAFFOLD out, or take "
+            "another"
+        )
     if aggregator.plain and plan.server != build("server", "average"):
         raise PlanError(
-            f"{name} gives factors that hold only as they are, and {plan.server} would change them: leave out `server`"
+            f"{name} gives factors that hold only as they are, and {plan.server} would change "
+            "them: leave out `server`"
         )
-    remembering = getattr(plan.local, "remembers", False) or any(stage.remembers for stage in plan.stages)
+    remembering = getattr(plan.local, "remembers", False) or any(
+        stage.remembers for stage in plan.stages
+    )
     if aggregator.still and (leaking(plan) or remembering):
         raise PlanError(
-            f"with {name} a client trains other tensors in each round, so that nothing can be remembered of the last: "
+            f"with {name} a client trains other tensors in each round, so that nothing can be "
+            "remembered of the last: "
             "leave out as_published, restart_schedule = false and error feedback"
         )
 
@@ -192,18 +256,27 @@ def check_low_rank(plan: Any) -> None:
 def _check_ranks(ranks: tuple[int, ...], method: Any, leaks: bool) -> None:
     most = getattr(method, "rank", None)
     if most is None:
-        raise PlanError(f"ranks = {list(ranks)}: {type(method).__name__} has no rank; LoRA and its variants have")
+        raise PlanError(
+            f"ranks = {list(ranks)}: {type(method).__name__} has no rank; LoRA and its variants "
+            "have"
+        )
     if not ranks or not all(1 <= rank <= most for rank in ranks):
         raise PlanError(f"ranks = {list(ranks)}: each must be from 1 to method.rank = {most}")
     if leaks:
-        raise PlanError("local.as_published hands momentum from client to client, which ranks make unlike: choose one")
+        raise PlanError(
+            "local.as_published hands momentum from client to client, which ranks make unlike: "
+            "choose one"
+        )
 
 
 def check_pace(buffer: int | None, **settings: float | None) -> None:
-    """Raises PlanError for asynchronous steps that cannot be taken, or settings of theirs without them."""
+    """Raises PlanError for asynchronous steps that cannot be taken, or settings of theirs without
+    them."""
     given = {key: x for key, x in settings.items() if x is not None}
     if buffer is None and given:
-        raise PlanError(f"{' and '.join(given)}: only asynchronous steps have it; set `buffer`, or leave it out")
+        raise PlanError(
+            f"{' and '.join(given)}: only asynchronous steps have it; set `buffer`, or leave it out"
+        )
     if buffer is not None and buffer < 1:
         raise PlanError(f"buffer must be at least 1, got {buffer}")
     for key, x in given.items():
@@ -215,24 +288,31 @@ def check_asynchronous(plan: Any) -> None:
     """Raises PlanError for what steps without rounds have no rule for."""
     if isinstance(plan.aggregator, LowRank):
         raise PlanError(
-            f"{type(plan.aggregator).__name__} makes factors for all of a round: with `buffer` take the mean"
+            f"{type(plan.aggregator).__name__} makes factors for all of a round: with `buffer` "
+            "take the mean"
         )
     if isinstance(plan.sampler, find("sampler", "sequential_chain")):
         raise PlanError("a chain waits for each client: leave out `buffer`, or the chain")
 
 
 def check_batchnorm(model: nn.Module, trained: Sequence[str], private: bool) -> None:
-    """Raises PlanError for statistics over a batch that do not travel, or under `private`, where none has a gradient
-    of its own."""
+    """Raises PlanError for statistics over a batch that do not travel, or under `private`, where
+    none has a gradient of its own."""
     for name, module in model.named_modules():
         if private and isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise PlanError(
-                f"{name!r} is a BatchNorm: it computes with all examples of a batch, so that none has a gradient of "
-                'its own to clip. Use a model with LayerNorm or GroupNorm, or stages = ["client_dp"]'
+                f"{name!r} is a BatchNorm: it computes with all examples of a batch, so that none "
+                "has a gradient of "
+                "its own to clip. Use a model with LayerNorm or GroupNorm, or stages = "
+                '["client_dp"]'
             )
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{name}.running_mean" not in trained:
+        if (
+            isinstance(module, nn.modules.batchnorm._BatchNorm)
+            and f"{name}.running_mean" not in trained
+        ):
             raise PlanError(
-                f"{name!r} is a BatchNorm: its running statistics change in training but do not travel with this "
+                f"{name!r} is a BatchNorm: its running statistics change in training but do not "
+                "travel with this "
                 'method. Use method = "full" or "scratch", or a model with LayerNorm or GroupNorm'
             )
 
@@ -243,50 +323,68 @@ def check_sum(plan: Any) -> None:
         return
     if not isinstance(plan.aggregator, find("aggregator", "mean")):
         raise PlanError(
-            f"{type(plan.aggregator).__name__} compares the clients' updates, and secure aggregation shows their sum "
+            f"{type(plan.aggregator).__name__} compares the clients' updates, and secure "
+            "aggregation shows their sum "
             'alone: set aggregator = "mean", or exchange = "fit"'
         )
     if plan.norm_factor not in (None, float("inf")):
         raise PlanError(
-            f"norm_factor = {plan.norm_factor}: how long an update is cannot be seen in a sum: leave it out, and set "
+            f"norm_factor = {plan.norm_factor}: how long an update is cannot be seen in a sum: "
+            "leave it out, and set "
             "exchange.max_norm, which honest clients hold themselves to"
         )
     if not isinstance(plan.uplink, find("codec", "dense")):
         raise PlanError(
-            f"uplink = {plan.uplink}: masked integers are as random as noise, and only a lossless codec keeps them; "
+            f"uplink = {plan.uplink}: masked integers are as random as noise, and only a lossless "
+            "codec keeps them; "
             'they are rounded already, to exchange.bits: set uplink = "dense"'
         )
     for stage in plan.stages:
         if not isinstance(stage, find("stage", "local_dp")):
             raise PlanError(
-                f"{type(stage).__name__} has work to do where each update arrives, or with what the codec drops, and "
+                f"{type(stage).__name__} has work to do where each update arrives, or with what "
+                "the codec drops, and "
                 'secure aggregation leaves neither: leave it out, or exchange = "fit"'
             )
     if plan.ranks or plan.buffer:
-        raise PlanError("a secure sum is of one round's updates, all of one layout: leave out `ranks` and `buffer`")
+        raise PlanError(
+            "a secure sum is of one round's updates, all of one layout: leave out `ranks` and "
+            "`buffer`"
+        )
     if plan.local_shares:
-        raise PlanError(f"{list(plan.local_shares)} are not of the updates' size: leave SCAFFOLD out of a secure sum")
+        raise PlanError(
+            f"{list(plan.local_shares)} are not of the updates' size: leave SCAFFOLD out of a "
+            "secure sum"
+        )
     _check_crowd(plan)
 
 
 def _check_crowd(plan: Any) -> None:
-    """Raises PlanError for a threshold that two crowds have, keys that are not the nodes', or weights too large."""
+    """Raises PlanError for a threshold that two crowds have, keys that are not the nodes', or
+    weights too large."""
     exchange = plan.exchange
     if not plan.cohort < 2 * exchange.threshold <= 2 * plan.cohort:
         raise PlanError(
-            f"exchange.threshold = {exchange.threshold} must be more than half of cohort = {plan.cohort}, so that no "
-            "two groups of clients can tell both secrets of another, and at most all; two thirds are usual"
+            f"exchange.threshold = {exchange.threshold} must be more than half of cohort = "
+            f"{plan.cohort}, so that no "
+            "two groups of clients can tell both secrets of another, and at most all; two thirds "
+            "are usual"
         )
     if plan.nodes and exchange.signers and (odd := set(plan.nodes) ^ set(exchange.signers)):
-        raise PlanError(f"nodes and exchange.keys must name the same clients; only one of them has {sorted(odd)}")
+        raise PlanError(
+            "nodes and exchange.keys must name the same clients; only one of them has "
+            f"{sorted(odd)}"
+        )
     if plan.weighting != "uniform" and exchange.max_weight == 1:
         raise PlanError(
-            f'weighting = "{plan.weighting}": set exchange.max_weight to the most examples that a client has, from '
+            f'weighting = "{plan.weighting}": set exchange.max_weight to the most examples that a '
+            "client has, from "
             'which the rounding follows, or weighting = "uniform"'
         )
     if exchange.shift(plan.cohort) < 8:
         raise PlanError(
-            f"exchange.bits = {exchange.bits} cannot hold {plan.cohort} updates of limit * max_weight = "
+            f"exchange.bits = {exchange.bits} cannot hold {plan.cohort} updates of limit * "
+            "max_weight = "
             f"{exchange.limit * exchange.max_weight:g}: set bits = 64, or a smaller limit"
         )
 

@@ -1,4 +1,5 @@
-"""What a plan must be for its noise to mean what it says; everything else is refused, with what to set instead."""
+"""What a plan must be for its noise to mean what it says; everything else is refused, with what to
+set instead."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,17 +21,27 @@ def private_part(local: Local, stages: Sequence[Stage]) -> Local | Stage | None:
     found = [part for part in parts if part.event is not None]
     if len(found) > 1:
         listed = " and ".join(type(part).__name__ for part in found)
-        raise PlanError(f"{listed} each give a guarantee of their own, and a run reports one: choose one of them")
+        raise PlanError(
+            f"{listed} each give a guarantee of their own, and a run reports one: choose one of "
+            "them"
+        )
     return found[0] if found else None
 
 
-def check_budget(event: Event | None, target: float | None, delta: float | None, accountant: str | None) -> None:
+def check_budget(
+    event: Event | None, target: float | None, delta: float | None, accountant: str | None
+) -> None:
     """Raises PlanError where ε, δ or the noise is missing, out of range, or means nothing."""
     if event is None or not event.accounted:
-        given = [key for key, x in (("target_epsilon", target), ("delta", delta), ("accountant", accountant)) if x]
+        given = [
+            key
+            for key, x in (("target_epsilon", target), ("delta", delta), ("accountant", accountant))
+            if x
+        ]
         if given:
             raise PlanError(
-                f"{' and '.join(given)}: nothing in this plan gives a guarantee. For one example's privacy set "
+                f"{' and '.join(given)}: nothing in this plan gives a guarantee. For one example's "
+                "privacy set "
                 'local = "dp_sgd"; for a client\'s, stages = ["client_dp"] or ["local_dp"]'
             )
         return
@@ -38,13 +49,17 @@ def check_budget(event: Event | None, target: float | None, delta: float | None,
         raise PlanError(unknown("accountant", accountant, ACCOUNTANTS))
     if delta is None or not 0 < delta < 1:
         raise PlanError(
-            f"a private plan needs delta, the probability with which the guarantee may fail, between 0 and 1; got "
+            "a private plan needs delta, the probability with which the guarantee may fail, "
+            "between 0 and 1; got "
             f"{delta}. Well below 1 / the number of {event.unit}s is usual"
         )
     if target is not None and not 0 < target < float("inf"):
         raise PlanError(f"target_epsilon must be positive and finite, got {target}")
     if target is None and event.noise_multiplier is None:
-        raise PlanError("a private plan needs target_epsilon, from which the noise follows, or a noise_multiplier")
+        raise PlanError(
+            "a private plan needs target_epsilon, from which the noise follows, or a "
+            "noise_multiplier"
+        )
 
 
 def check_calibration(plan: Any, event: Event | None) -> None:
@@ -53,13 +68,15 @@ def check_calibration(plan: Any, event: Event | None) -> None:
         return
     if plan.weighting != "uniform":
         raise PlanError(
-            'weighting = "examples" tells how many examples a client has, and lets one count more than the noise is '
+            'weighting = "examples" tells how many examples a client has, and lets one count more '
+            "than the noise is "
             'made for: with differential privacy set weighting = "uniform"'
         )
     if event.unit == "client":
         if plan.personal:
             raise PlanError(
-                f"personal = {list(plan.personal)}: those tensors have no noise, and rounds.jsonl would tell how well "
+                f"personal = {list(plan.personal)}: those tensors have no noise, and rounds.jsonl "
+                "would tell how well "
                 "each client's own model does: leave it out of a plan with client-level privacy"
             )
         _check_order(plan.stages)
@@ -67,18 +84,23 @@ def check_calibration(plan: Any, event: Event | None) -> None:
         _check_mean(plan.aggregator, plan.server, plan.min_replies)
         if plan.norm_bound != float("inf"):
             raise PlanError(
-                f"norm_factor = {plan.norm_factor}: whether a client is let in would depend on the others, which the "
+                f"norm_factor = {plan.norm_factor}: whether a client is let in would depend on the "
+                "others, which the "
                 "noise is not made for, and the clipping bounds the length already: leave it out"
             )
 
 
 def _check_order(stages: Sequence[Stage]) -> None:
     if stages[-1].event is None:
-        raise PlanError(f"{type(stages[-1]).__name__} comes after the noise or the clipping: put that stage last")
+        raise PlanError(
+            f"{type(stages[-1]).__name__} comes after the noise or the clipping: put that stage "
+            "last"
+        )
     for stage in stages:
         if stage.remembers:
             raise PlanError(
-                f"{type(stage).__name__} sends later what the clipping cut off now, for ever: leave it out of a plan "
+                f"{type(stage).__name__} sends later what the clipping cut off now, for ever: "
+                "leave it out of a plan "
                 "with client-level privacy"
             )
 
@@ -86,16 +108,20 @@ def _check_order(stages: Sequence[Stage]) -> None:
 def _check_mean(aggregator: Aggregator, server: ServerOptimizer, min_replies: int) -> None:
     if server.keeps:
         raise PlanError(
-            f"{type(server).__name__} shares {list(server.keeps)} beside the update, scaled by how many answered, "
-            'which the noise is not made for: set server and local.correction to something else than "scaffold"'
+            f"{type(server).__name__} shares {list(server.keeps)} beside the update, scaled by how "
+            "many answered, "
+            "which the noise is not made for: set server and local.correction to something else "
+            'than "scaffold"'
         )
     if not isinstance(aggregator, find("aggregator", "mean")):
         raise PlanError(
-            f"the noise is made for a mean: one client moves the result of {type(aggregator).__name__} by more than "
+            "the noise is made for a mean: one client moves the result of "
+            f"{type(aggregator).__name__} by more than "
             'clip_norm / clients. Set aggregator = "mean"'
         )
     if min_replies != 1:
         raise PlanError(
-            f"min_replies = {min_replies}: a round that is given up for want of one reply tells of that client. Set it "
+            f"min_replies = {min_replies}: a round that is given up for want of one reply tells of "
+            "that client. Set it "
             "to 1"
         )

@@ -1,8 +1,10 @@
-"""The head's rows, each as its class's examples say: who holds none of a class has no say in its row.
+"""The head's rows, each as its class's examples say: who holds none of a class has no say in its
+row.
 
-Row c of the head's weight, and of its bias, moves by Σ n_kc·Δ_kc / Σ n_kc for n_kc examples of class c at client k.
-Under label skew a client learns about a class it does not hold only that nothing is of it; in a plain mean that may
-outweigh the few who hold it. A row of a class that nobody in the cohort holds stays. Counts travel with the update.
+Row c of the head's weight, and of its bias, moves by Σ n_kc·Δ_kc / Σ n_kc for n_kc examples of
+class c at client k. Under label skew a client learns about a class it does not hold only that
+nothing is of it; in a plain mean that may outweigh the few who hold it. A row of a class that
+nobody in the cohort holds stays. Counts travel with the update.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,7 +22,8 @@ from fedpeft.plan import Plan
 
 
 def head_weight(plan: Plan, params: Tensors, key: str) -> str:
-    """The name of the head's weight (classes, features) among what is shared; `key` of the plan asks for it.
+    """The name of the head's weight (classes, features) among what is shared; `key` of the plan
+    asks for it.
 
     Raises:
       PlanError: there is none.
@@ -28,9 +31,16 @@ def head_weight(plan: Plan, params: Tensors, key: str) -> str:
     head = getattr(plan.method, "head", "auto")
     for name, x in params.items():
         module = name.removesuffix(".weight")
-        if x.ndim == 2 and name != module and (module in HEADS if head == "auto" else module == head):
+        if (
+            x.ndim == 2
+            and name != module
+            and (module in HEADS if head == "auto" else module == head)
+        ):
             return name
-    raise PlanError(f'{key} = "{getattr(plan, key)}" needs a linear head that is trained and shared, and there is none')
+    raise PlanError(
+        f'{key} = "{getattr(plan, key)}" needs a linear head that is trained and shared, and there '
+        "is none"
+    )
 
 
 def rows_told(plan: Plan, params: Tensors) -> int:
@@ -57,12 +67,16 @@ def class_counts(data: Data, client: ClientId, classes: int) -> tuple[int, ...]:
 
 
 def check_counts(plan: Plan, update: Update, classes: int) -> None:
-    """Raises ValueError for counts that are not as the plan asks for, or not of the examples that the client counts."""
+    """Raises ValueError for counts that are not as the plan asks for, or not of the examples that
+    the client counts."""
     if len(update.counts) != classes:
-        raise ValueError(f"it tells {len(update.counts)} class counts, and the plan asks for {classes}")
+        raise ValueError(
+            f"it tells {len(update.counts)} class counts, and the plan asks for {classes}"
+        )
     if classes and plan.weighting == "examples" and sum(update.counts) != update.weight:
         raise ValueError(
-            f"its class counts are of {sum(update.counts)} examples, and it counts for {update.weight:g} of them"
+            f"its class counts are of {sum(update.counts)} examples, and it counts for "
+            f"{update.weight:g} of them"
         )
 
 
@@ -83,14 +97,18 @@ class Rows:
     def of(cls, plan: Plan, params: Tensors) -> "Rows":
         weight = head_weight(plan, params, "head_rows")
         bias = f"{weight.removesuffix('.weight')}.bias"
-        return cls((weight, bias) if bias in params else (weight,), torch.zeros(len(params[weight])))
+        return cls(
+            (weight, bias) if bias in params else (weight,), torch.zeros(len(params[weight]))
+        )
 
     def passing(self, updates: Iterable[Update]) -> Iterator[Update]:
         """The updates, each looked at as it passes."""
         for update in updates:
             own = torch.tensor(update.counts, dtype=torch.float64)
             self.counts = self.counts + own
-            share = own / self.counts.clamp_min(1)  # towards each update as the mean of all: see `Mean`
+            share = own / self.counts.clamp_min(
+                1
+            )  # towards each update as the mean of all: see `Mean`
             for name in self.names:
                 x = wide(update.delta[name])
                 by = share.to(x).reshape(-1, *[1] * (x.ndim - 1))

@@ -1,8 +1,8 @@
 """A head from class means before the first round (Legate et al., 2023, FedNCM, arXiv:2306.03937).
 
-Row c of the head's weight becomes μ_c / ‖μ_c‖ for the mean μ_c of the features of class c over all clients, its bias
-zero: exact however labels are divided, for one message of (classes, features) numbers from each client. A class that
-nobody has keeps its row.
+Row c of the head's weight becomes μ_c / ‖μ_c‖ for the mean μ_c of the features of class c over all
+clients, its bias zero: exact however labels are divided, for one message of (classes, features)
+numbers from each client. A class that nobody has keeps its row.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -37,8 +37,12 @@ def class_sums(site: Site, params: Tensors, client: ClientId) -> bytes:
     sums, counts = torch.zeros(params[weight].shape), torch.zeros(len(params[weight]))
     seen: list[Tensor] = []
     name = weight.removesuffix(".weight")
-    kept = site.kept.cut is not None and site.kept.cut.at == name  # a hook would see what stands in their place
-    hook = site.model.get_submodule(name).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    kept = (
+        site.kept.cut is not None and site.kept.cut.at == name
+    )  # a hook would see what stands in their place
+    hook = site.model.get_submodule(name).register_forward_pre_hook(
+        lambda _, given: seen.append(given[0])
+    )
     on = {name: x.to(site.device) for name, x in params.items()}
     batches = (site.on_device(batch) for batch in site.data.held_out(client))
     try:
@@ -57,11 +61,16 @@ def class_sums(site: Site, params: Tensors, client: ClientId) -> bytes:
 
 
 def with_class_means(
-    plan: Plan, params: Tensors, replies: Iterable[Reply | Failure], fail: Callable[[ClientId, str], Any]
+    plan: Plan,
+    params: Tensors,
+    replies: Iterable[Reply | Failure],
+    fail: Callable[[ClientId, str], Any],
 ) -> Tensors:
-    """The parameters with the head that the clients' messages make; `fail` is told whose is not counted, and why.
+    """The parameters with the head that the clients' messages make; `fail` is told whose is not
+    counted, and why.
 
-    Means far longer than the others' are refused as updates are, and sums are in float64, in which no number of
+    Means far longer than the others' are refused as updates are, and sums are in float64, in which
+    no number of
     messages overflows: the head is finite whatever comes.
     """
     weight = head_weight(plan, params, "head_start")

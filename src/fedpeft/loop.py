@@ -39,7 +39,8 @@ class Beside(Engine, Protocol):
 
 
 def start(plan: Plan, params: Tensors | None = None) -> State:
-    """The state before the first round; `params` are the method's, where the model is at hand already.
+    """The state before the first round; `params` are the method's, where the model is at hand
+    already.
 
     Raises:
       PlanError: the plan asks for rows of a head that is not there.
@@ -58,16 +59,20 @@ def federate(
 
     The server's noise is drawn from `secret`; if there is none, from one that nobody keeps.
 
-    This is McMahan et al. (arXiv:1602.05629), Algorithm 1, line for line; what varies is behind a name of the plan.
-    Evaluation, logging, checkpoints and early stopping are the body of the caller's `for`.
+    This is McMahan et al. (arXiv:1602.05629), Algorithm 1, line for line; what varies is behind a
+    name of the plan. Evaluation, logging, checkpoints and early stopping are the body of the
+    caller's `for`.
 
     Raises:
-      PlanError: the clients must remember something and the engine has no place for it, or the downlink's codec cannot
-        hold the state.
+      PlanError: the clients must remember something and the engine has no place for it, or the
+        downlink's codec cannot hold the state.
     """
     beside = engine if isinstance(engine, Beside) else None
     if beside and isinstance(beside.store, Nowhere) and remembers(plan):
-        raise PlanError("this plan's clients have a memory: give the engine a store for it, e.g. store=Folder(path)")
+        raise PlanError(
+            "this plan's clients have a memory: give the engine a store for it, e.g. "
+            "store=Folder(path)"
+        )
     state = state or start(plan, beside.site.params() if beside else None)
     run, secret = _run(plan), secret or Secret.fresh()
     spending, ranks = opened(plan, engine.clients, state.round), dealt(plan, engine.clients)
@@ -79,18 +84,25 @@ def federate(
         wanted = {client: sent[ranks[client]].wanted for client in clients}
         ledger = ledger if ledger.round == state.round else Ledger(state.round)
         door = Door.of(plan, state, wanted, ledger)
-        jobs = [_job(run, state, client, seed, sent[ranks[client]].payload) for client in door.asked(clients)]
+        jobs = [
+            _job(run, state, client, seed, sent[ranks[client]].payload)
+            for client in door.asked(clients)
+        ]
         for job in jobs:
             ledger.down[job.client] = ledger.down.get(job.client, 0) + len(job.payload)
 
         updates = door.bounded(plan.exchange.collect(engine, jobs, door))
         received = {client: sent[ranks[client]].received for client in clients}
         hidden = secret.at("round", state.round)
-        cohort = Cohort(state.round, len(engine.clients), len(clients), ledger.weights, seed, hidden)
+        cohort = Cohort(
+            state.round, len(engine.clients), len(clients), ledger.weights, seed, hidden
+        )
         spending.count(clients)
         ledger.privacy = spending.so_far()
         if plan.vote is None:
-            state = advance(plan, state, aggregate(plan, updates, state, received.__getitem__), cohort, ledger)
+            state = advance(
+                plan, state, aggregate(plan, updates, state, received.__getitem__), cohort, ledger
+            )
         else:
             state = _voted(plan, engine, state, list(updates), received.__getitem__, cohort, ledger)
         state = replace(state, norms=tuple(door.norms), refusals=door.refusals)
@@ -98,15 +110,20 @@ def federate(
 
 
 def headed(plan: Plan, engine: Engine, state: State) -> tuple[State, Ledger]:
-    """Before the first round, where the plan asks for it, the head from all clients' class means; what that cost."""
+    """Before the first round, where the plan asks for it, the head from all clients' class means;
+    what that cost."""
     ledger = Ledger(state.round)
     if plan.head_start is None or state.round:
         return state, ledger
     seed, ranks = round_seed(plan, 0), dealt(plan, engine.clients)
     payloads = {rank: encoded(plan, state, rank) for rank in set(ranks.values())}
     run = _run(plan)
-    jobs = [replace(_job(run, state, c, seed, payloads[ranks[c]]), phase=PHASE) for c in engine.clients]
-    params = with_class_means(plan, state.params, _answers(engine, jobs, ledger), ledger.failed.setdefault)
+    jobs = [
+        replace(_job(run, state, c, seed, payloads[ranks[c]]), phase=PHASE) for c in engine.clients
+    ]
+    params = with_class_means(
+        plan, state.params, _answers(engine, jobs, ledger), ledger.failed.setdefault
+    )
     return replace(state, params=params), ledger
 
 
@@ -122,8 +139,13 @@ def _answers(engine: Engine, jobs: Sequence[Job], ledger: Ledger) -> Iterator[Re
 
 
 def remembers(plan: Plan) -> bool:
-    """Whether clients keep something between rounds; of corrections, those that share something do."""
-    kept = plan.local_shares or plan.personal or (plan.rounds > 1 and getattr(plan.local, "remembers", False))
+    """Whether clients keep something between rounds; of corrections, those that share something
+    do."""
+    kept = (
+        plan.local_shares
+        or plan.personal
+        or (plan.rounds > 1 and getattr(plan.local, "remembers", False))
+    )
     return bool(kept or plan.exchange.sums) or any(stage.remembers for stage in plan.stages)
 
 
@@ -153,7 +175,9 @@ def encoded(plan: Plan, state: State, rank: int | None = None) -> bytes:
         return plan.downlink.encode(cut(state.params, rank))
     except ValueError as error:
         name = describe("codec", plan.downlink)["name"]
-        raise PlanError(f"the downlink codec {name!r} cannot hold the state of round {state.round}: {error}") from None
+        raise PlanError(
+            f"the downlink codec {name!r} cannot hold the state of round {state.round}: {error}"
+        ) from None
 
 
 def _run(plan: Plan) -> str:
@@ -182,26 +206,39 @@ def aggregate(
     return rows.instead(plan.aggregator(rows.passing(updates), state, received))
 
 
-def advance(plan: Plan, state: State, update: Update | None, cohort: Cohort, ledger: Ledger) -> State:
+def advance(
+    plan: Plan, state: State, update: Update | None, cohort: Cohort, ledger: Ledger
+) -> State:
     """The server's step.
 
-    With fewer than `min_replies` good replies, or where the step leaves the numbers that its types can hold, the round
+    With fewer than `min_replies` good replies, or where the step leaves the numbers that its types
+    can hold, the round
     counts and nothing moves: finite updates may still have an infinite mean, or square.
     """
     if update is None or (len(cohort.weights) < plan.min_replies and not hides_clients(plan)):
-        ledger.note = ledger.note or f"{len(cohort.weights)} good replies, {plan.min_replies} needed: nothing changes"
+        ledger.note = (
+            ledger.note
+            or f"{len(cohort.weights)} good replies, {plan.min_replies} needed: nothing changes"
+        )
         return replace(state, round=state.round + 1)
     for stage in reversed(plan.stages):
         update = stage.on_server(update, cohort)
     ledger.metrics, ledger.aggregation_error = dict(update.metrics), update.error
-    params, memory = plan.server.step(beside((EXACT,), state.params), state.memory, update.delta, cohort)
+    params, memory = plan.server.step(
+        beside((EXACT,), state.params), state.memory, update.delta, cohort
+    )
     exact = accumulated(under(EXACT, state.params), under(EXACT, update.exact))
     params = {**params, **statistics(state.params, update.delta), **prefixed(EXACT, exact)}
     for name, x in (*params.items(), *memory.items()):
         if not x.isfinite().all():
             ledger.note = f"the server's step makes {name!r} infinite or no number: nothing changes"
             return replace(state, round=state.round + 1)
-    return State(state.round + 1, params, memory, {**state.accepted, **dict.fromkeys(cohort.weights, state.round)})
+    return State(
+        state.round + 1,
+        params,
+        memory,
+        {**state.accepted, **dict.fromkeys(cohort.weights, state.round)},
+    )
 
 
 def _voted(
@@ -221,7 +258,10 @@ def _voted(
     if ledger.note:  # nothing changes
         return ends[0]
     payload = ballot(plan, state, ends)
-    jobs = [replace(_job(_run(plan), state, c, cohort.seed, payload), phase=VOTE) for c in sorted(ledger.weights)]
+    jobs = [
+        replace(_job(_run(plan), state, c, cohort.seed, payload), phase=VOTE)
+        for c in sorted(ledger.weights)
+    ]
     choice = counted(plan, _answers(engine, jobs, ledger))
     ledger.vote, end = choice.told, ends[choice.number]
     return replace(end, params=between(state.params, end.params, choice.strength))
@@ -230,8 +270,8 @@ def _voted(
 def statistics(params: Tensors, delta: Tensors) -> Tensors:
     """BatchNorm's running statistics, which go to their mean past the server optimizer.
 
-    They are measured, not learned: with momentum, or steps of one size, a variance would fall below zero. So it may
-    by the error of a lossy codec, hence the clamp.
+    They are measured, not learned: with momentum, or steps of one size, a variance would fall below
+    zero. So it may by the error of a lossy codec, hence the clamp.
     """
     moved = {n: params[n] + d for n, d in delta.items() if is_statistic(n)}
     return {n: x.clamp_min(0) if n.endswith(STATISTICS[1]) else x for n, x in moved.items()}

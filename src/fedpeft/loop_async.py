@@ -1,10 +1,11 @@
-"""Federated training without rounds to wait for: buffered asynchronous aggregation (FedBuff: Nguyen et al., 2022,
-arXiv:2106.06639, Algorithm 1), driven by a simulated clock.
+"""Federated training without rounds to wait for: buffered asynchronous aggregation (FedBuff: Nguyen
+et al., 2022, arXiv:2106.06639, Algorithm 1), driven by a simulated clock.
 
-`cohort` clients train at a time, each at its own pace from the model that was current when it began. After `buffer`
-replies the server takes a step along the mean of s(τ)·Δ, with s(τ) = (1 + τ)^(−a) for an update that began τ steps ago;
-a client that has answered makes room for another at once. The clock knows how long clients take and nothing of what
-they learn, so that it can be run again from its beginning: a resume needs only the models that clients still train.
+`cohort` clients train at a time, each at its own pace from the model that was current when it
+began. After `buffer` replies the server takes a step along the mean of s(τ)·Δ, with s(τ) = (1 +
+τ)^(−a) for an update that began τ steps ago; a client that has answered makes room for another at
+once. The clock knows how long clients take and nothing of what they learn, so that it can be run
+again from its beginning: a resume needs only the models that clients still train.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,16 +46,23 @@ class Arrival:
 
 
 def drawn_speeds(plan: Plan, clients: Sequence[ClientId]) -> dict[ClientId, float]:
-    """How long each client takes: exp(σ·z) for σ = `pace_spread` and a standard normal z of its own."""
+    """How long each client takes: exp(σ·z) for σ = `pace_spread` and a standard normal z of its
+    own."""
     spread = SPREAD if plan.pace_spread is None else plan.pace_spread
-    normal = {client: torch.randn((), generator=generator(plan.seed, "pace", client)) for client in clients}
+    normal = {
+        client: torch.randn((), generator=generator(plan.seed, "pace", client))
+        for client in clients
+    }
     return {client: float((spread * z).exp()) for client, z in normal.items()}
 
 
-def timetable(plan: Plan, clients: Sequence[ClientId], takes: Mapping[ClientId, float]) -> Iterator[list[Arrival]]:
+def timetable(
+    plan: Plan, clients: Sequence[ClientId], takes: Mapping[ClientId, float]
+) -> Iterator[list[Arrival]]:
     """For each step of the server the replies that it is made of, as they come, and without end.
 
-    A client begins once with each model and comes once in a buffer. Where too few are left, the buffer is what comes.
+    A client begins once with each model and comes once in a buffer. Where too few are left, the
+    buffer is what comes.
     """
     draws, underway, version = generator(plan.seed, "asynchronous"), list[Arrival](), 0
     last: dict[ClientId, int] = {}
@@ -63,7 +71,9 @@ def timetable(plan: Plan, clients: Sequence[ClientId], takes: Mapping[ClientId, 
         came: list[Arrival] = []
         while len(came) < (plan.buffer or 1):
             busy = {one.client for one in (*underway, *came)}
-            free = [client for client in clients if client not in busy and last.get(client) != version]
+            free = [
+                client for client in clients if client not in busy and last.get(client) != version
+            ]
             wanted = min(plan.cohort - len(underway), len(free))
             for client in plan.sampler.choose(free, wanted, draws, version) if wanted > 0 else ():
                 last[client] = version
@@ -77,9 +87,13 @@ def timetable(plan: Plan, clients: Sequence[ClientId], takes: Mapping[ClientId, 
 
 
 def federate_async(
-    plan: Plan, engine: Engine, state: State | None = None, takes: Mapping[ClientId, float] | None = None
+    plan: Plan,
+    engine: Engine,
+    state: State | None = None,
+    takes: Mapping[ClientId, float] | None = None,
 ) -> Iterator[tuple[State, Ledger]]:
-    """Yield the state and the ledger after each step of the server, `rounds` of them, from `state` on.
+    """Yield the state and the ledger after each step of the server, `rounds` of them, from `state`
+    on.
 
     Bytes are counted with the step that a reply belongs to; what is underway at the end is not.
 
@@ -96,14 +110,23 @@ def federate_async(
     ahead = [next(steps) for _ in range(plan.rounds)]
     for came in ahead[state.round :]:
         sent = {one.version: Sent.of(plan, _then(state, one.version), None) for one in came}
-        jobs = [_job(plan, one, sent[one.version].payload) for one in sorted(came, key=lambda one: one.client)]
+        jobs = [
+            _job(plan, one, sent[one.version].payload)
+            for one in sorted(came, key=lambda one: one.client)
+        ]
         ledger = Ledger(state.round)
         door = Door.of(plan, state, {job.client: sent[job.round].wanted for job in jobs}, ledger)
         asked = door.asked([job.client for job in jobs])
         jobs = [job for job in jobs if job.client in asked]
         ledger.down.update({job.client: len(job.payload) for job in jobs})
         update = _gathered(plan, engine, jobs, sent, state, door)
-        cohort = Cohort(state.round, len(engine.clients), len(came), ledger.weights, round_seed(plan, state.round))
+        cohort = Cohort(
+            state.round,
+            len(engine.clients),
+            len(came),
+            ledger.weights,
+            round_seed(plan, state.round),
+        )
         own = replace(state, memory=beside((PAST,), state.memory))
         later = {one.version for some in ahead[state.round + 1 :] for one in some}
         past = {name: x for version in later for name, x in _kept(state, version).items()}
@@ -115,14 +138,23 @@ def federate_async(
 
 def _check(plan: Plan) -> None:
     if remembers(plan) or leaking(plan):
-        raise PlanError("asynchronous steps are for clients that remember nothing: leave out `buffer`, or the memory")
+        raise PlanError(
+            "asynchronous steps are for clients that remember nothing: leave out `buffer`, or the "
+            "memory"
+        )
     if plan.private_part is not None:
-        raise PlanError("noise is accounted by rounds, and asynchronous steps have none: leave out `buffer`")
+        raise PlanError(
+            "noise is accounted by rounds, and asynchronous steps have none: leave out `buffer`"
+        )
 
 
 def _then(state: State, version: int) -> State:
     """As far as clients see, the state after so many steps."""
-    return state if version == state.round else replace(state, params=under(f"{PAST}/{version}", state.memory))
+    return (
+        state
+        if version == state.round
+        else replace(state, params=under(f"{PAST}/{version}", state.memory))
+    )
 
 
 def _job(plan: Plan, one: Arrival, payload: bytes) -> Job:
@@ -132,7 +164,12 @@ def _job(plan: Plan, one: Arrival, payload: bytes) -> Job:
 
 
 def _gathered(
-    plan: Plan, engine: Engine, jobs: Sequence[Job], sent: Mapping[int, Sent], state: State, door: Door
+    plan: Plan,
+    engine: Engine,
+    jobs: Sequence[Job],
+    sent: Mapping[int, Sent],
+    state: State,
+    door: Door,
 ) -> Update | None:
     """The replies as one update, each faded by how long ago it began; None if none is good."""
     exponent = STALENESS if plan.staleness is None else plan.staleness
@@ -148,7 +185,8 @@ def _faded(update: Update, by: float) -> Update:
 
 
 def _kept(state: State, version: int) -> Tensors:
-    """The model after `version` steps, as it is kept for those who still train it; nothing of one yet to come."""
+    """The model after `version` steps, as it is kept for those who still train it; nothing of one
+    yet to come."""
     if version == state.round:
         return prefixed(f"{PAST}/{version}", state.params)
     return prefixed(f"{PAST}/{version}", under(f"{PAST}/{version}", state.memory))

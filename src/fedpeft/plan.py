@@ -1,4 +1,5 @@
-"""An experiment, complete and frozen: everything a round needs to know, and nothing that changes."""
+"""An experiment, complete and frozen: everything a round needs to know, and nothing that
+changes."""
 
 import json
 import tomllib
@@ -47,38 +48,46 @@ class Plan:
 
     Attributes:
       cohort: clients per round.
-      weighting: what a client counts in the mean: its number of "examples", or "uniform". "batches" is the number
-        rounded up to a multiple of `local.batch_size`, a mistake of FedPEFT's published code, to compare with it.
-      personal: patterns, as of file names, of trained tensors that never travel: each client keeps its own and starts
-        from the initial ones. ["*"] is training without federation, ["classifier.*"] a personal head (FedPer,
-        arXiv:1912.00818).
-      ranks: of the clients' low-rank factors, dealt out in turn along the list of all clients; left out: the method's.
-      head_start: "class_means" begins with a head from all clients' class means, one message more (FedNCM).
-      head_rows: "class_counts" weights each row of the head by how many examples of its class a client has, which each
-        client then tells.
-      vote: strengths λ of a round's merge among which the clients choose, each also with uniform weights, by how well
-        they do on examples set apart; of equals the first. Left out: no vote.
+      weighting: what a client counts in the mean: its number of "examples", or "uniform". "batches"
+        is the number rounded up to a multiple of `local.batch_size`, a mistake of FedPEFT's
+        published code, to compare with it.
+      personal: patterns, as of file names, of trained tensors that never travel: each client keeps
+        its own and starts from the initial ones. ["*"] is training without federation,
+        ["classifier.*"] a personal head (FedPer, arXiv:1912.00818).
+      ranks: of the clients' low-rank factors, dealt out in turn along the list of all clients; left
+        out: the method's.
+      head_start: "class_means" begins with a head from all clients' class means, one message more
+        (FedNCM).
+      head_rows: "class_counts" weights each row of the head by how many examples of its class a
+        client has, which each client then tells.
+      vote: strengths λ of a round's merge among which the clients choose, each also with uniform
+        weights, by how well they do on examples set apart; of equals the first. Left out: no vote.
       vote_share: of each client's examples those that it sets apart; 0.2 if left out.
       min_replies: with fewer good replies a round changes nothing.
-      norm_factor: an update may be so many times as long as the median of the last ones; infinity for any length. Left
-        out: 100, or none where a guarantee for clients bounds the length, or secure aggregation hides it.
+      norm_factor: an update may be so many times as long as the median of the last ones; infinity
+        for any length. Left out: 100, or none where a guarantee for clients bounds the length, or
+          secure aggregation hides it.
       attacks: what some clients do to the others, in simulations only.
       max_refusals: a client of which so many updates were refused is asked no more.
       threads: of one worker; the bits of a result depend on it.
-      base_dtype: of the products with frozen weights: "float32" or "bfloat16". What is trained is float32.
-      pack: whether frozen weights are laid out for the processor's matrix kernels: faster, for once or twice their
-        memory; the last bits of a result depend on it.
-      features: whether what a frozen beginning of the model makes of an example is computed once and kept in a file;
-        the last bits of a result depend on it.
+      base_dtype: of the products with frozen weights: "float32" or "bfloat16". What is trained is
+        float32.
+      pack: whether frozen weights are laid out for the processor's matrix kernels: faster, for once
+        or twice their memory; the last bits of a result depend on it.
+      features: whether what a frozen beginning of the model makes of an example is computed once
+        and kept in a file; the last bits of a result depend on it.
       classes: label names; empty for the data's own. Needed where the server holds no data.
-      target_epsilon, delta: the guarantee after all rounds, from which a private part's noise_multiplier follows.
+      target_epsilon, delta: the guarantee after all rounds, from which a private part's
+        noise_multiplier follows.
       accountant: "pld" or "rdp"; "pld" if left out.
-      buffer: replies to an asynchronous step of the server (FedBuff, arXiv:2106.06639), with `cohort` clients at work
-        at a time and `rounds` steps; synchronous rounds if left out.
+      buffer: replies to an asynchronous step of the server (FedBuff, arXiv:2106.06639), with
+        `cohort` clients at work at a time and `rounds` steps; synchronous rounds if left out.
       staleness: a of the factor (1 + τ)^(−a) of an update that began τ steps ago; 0.5 if left out.
-      pace_spread: σ of the time exp(σ·z) that a client takes, z a standard normal of its own; 0.5 if left out.
+      pace_spread: σ of the time exp(σ·z) that a client takes, z a standard normal of its own; 0.5
+        if left out.
       evaluate_every: rounds between evaluations; the last round is always evaluated.
-      nodes, deadline: whose data lie with them, and the seconds a round waits for them; simulations use neither.
+      nodes, deadline: whose data lie with them, and the seconds a round waits for them; simulations
+        use neither.
 
     Raises:
       ValueError: a value out of range.
@@ -155,7 +164,11 @@ class Plan:
 
     def personal_of(self, params: Tensors) -> dict[str, Tensor]:
         """Of the trained tensors, those that stay with the clients."""
-        return {n: x for n, x in params.items() if any(fnmatchcase(n, pattern) for pattern in self.personal)}
+        return {
+            n: x
+            for n, x in params.items()
+            if any(fnmatchcase(n, pattern) for pattern in self.personal)
+        }
 
     def model(self, classes: Sequence[str]) -> nn.Module:
         """The same weights on the server and on every client, frozen ones included."""
@@ -168,7 +181,8 @@ class Plan:
                 if not quantizes(self.task):
                     raise
                 raise PlanError(
-                    f"{type(self.method).__name__} cannot train what is quantized: leave out task.quantize, or the "
+                    f"{type(self.method).__name__} cannot train what is quantized: leave out "
+                    "task.quantize, or the "
                     f'method, e.g. for "lora" ({error})'
                 ) from None
         check_batchnorm(model, self.method.names(model), private=self.local.event is not None)
@@ -182,9 +196,16 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """A name for this experiment: equal plans have equal ones, whatever the engine and its patience."""
-        settings = {key: value for key, value in settings_of(self).items() if key not in ("name", "engine", "deadline")}
-        return blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+        """A name for this experiment: equal plans have equal ones, whatever the engine and its
+        patience."""
+        settings = {
+            key: value
+            for key, value in settings_of(self).items()
+            if key not in ("name", "engine", "deadline")
+        }
+        return blake2b(
+            json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=8
+        ).hexdigest()
 
     def toml(self) -> str:
         """The whole plan, defaults included, as the text that reads back to it.
@@ -196,15 +217,18 @@ class Plan:
             return tomli_w.dumps(settings_of(self))
         except TypeError as error:
             raise PlanError(
-                f"this plan holds what cannot be written to a file, such as data or a function given in Python: {error}"
+                "this plan holds what cannot be written to a file, such as data or a function "
+                f"given in Python: {error}"
             ) from None
 
 
 def read_plan(spec: Mapping[str, Any] | str | Path = "", overrides: Sequence[str] = ()) -> Plan:
-    """Build a plan from plain values, from TOML text or a TOML file; then set `key=value` pairs, e.g. `local.lr=0.1`.
+    """Build a plan from plain values, from TOML text or a TOML file; then set `key=value` pairs,
+    e.g. `local.lr=0.1`.
 
-    Short forms: a part without settings is its name; `model` belongs to the task; `data` may be a file, a folder or a
-    dataset of the hub, which is looked at here; a stage's `codec` is the uplink's, and follows it where it is set.
+    Short forms: a part without settings is its name; `model` belongs to the task; `data` may be a
+    file, a folder or a dataset of the hub, which is looked at here; a stage's `codec` is the
+    uplink's, and follows it where it is set.
 
     Raises:
       PlanError: unreadable TOML, an unknown key or name, a value out of range.
@@ -242,14 +266,17 @@ def _override(values: dict[str, Any], pair: str) -> None:
         inner = _table(key, values.get(key, {}))
         if inner is None:
             parent = ".".join(parents[:depth])
-            raise PlanError(f"{pair!r}: {parent} is {values[key]!r}, which has no keys; set {parent} itself")
+            raise PlanError(
+                f"{pair!r}: {parent} is {values[key]!r}, which has no keys; set {parent} itself"
+            )
         values[key] = inner
         values = inner
     values[last] = value
 
 
 def _table(key: str, value: Any) -> dict[str, Any] | None:
-    """A part's name as a table to which keys can be added; a copy of a table; None for anything else."""
+    """A part's name as a table to which keys can be added; a copy of a table; None for anything
+    else."""
     if isinstance(value, str):
         return source(value, names("data")) if key == "data" else {"name": value}
     return dict(value) if isinstance(value, Mapping) else None
@@ -262,7 +289,8 @@ def _expanded(values: dict[str, Any]) -> dict[str, Any]:
         task = _table("task", values.get("task", {}))
         if task is None:
             raise PlanError(
-                f"model = {values['model']!r} belongs to the task, but plan.task = {values['task']!r} is neither a "
+                f"model = {values['model']!r} belongs to the task, but plan.task = "
+                f"{values['task']!r} is neither a "
                 "name nor a table"
             )
         values["task"] = {**task, "model": values.pop("model")}
@@ -275,11 +303,14 @@ def _expanded(values: dict[str, Any]) -> dict[str, Any]:
 
 def _each(stages: Any, change: Callable[[Any], Any]) -> Any:
     """The stages changed one by one, or the only one."""
-    return [change(stage) for stage in stages] if isinstance(stages, (list, tuple)) else change(stages)
+    return (
+        [change(stage) for stage in stages] if isinstance(stages, (list, tuple)) else change(stages)
+    )
 
 
 def _without_codec(stage: Any, uplink: Any) -> Any:
-    """A plan written out in full repeats the uplink's codec: such a stage takes what the uplink is in the end."""
+    """A plan written out in full repeats the uplink's codec: such a stage takes what the uplink is
+    in the end."""
     if not isinstance(stage, Mapping) or "codec" not in stage:
         return stage
     mine, uplinks = (_table("codec", codec) for codec in (stage["codec"], uplink))

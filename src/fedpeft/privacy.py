@@ -21,12 +21,18 @@ def round_seed(plan: Plan, round_: int) -> int:
 
 
 def chosen(plan: Plan, clients: Sequence[ClientId], round_: int) -> list[ClientId]:
-    """A round's clients, by name. Anyone who has the plan can tell, so no amplification is ever claimed for it."""
-    return sorted(plan.sampler.choose(clients, plan.cohort, generator(round_seed(plan, round_), "choose"), round_))
+    """A round's clients, by name. Anyone who has the plan can tell, so no amplification is ever
+    claimed for it."""
+    return sorted(
+        plan.sampler.choose(
+            clients, plan.cohort, generator(round_seed(plan, round_), "choose"), round_
+        )
+    )
 
 
 def settled(plan: Plan, clients: Sequence[ClientId]) -> Plan:
-    """The plan with the noise that its `target_epsilon` asks for; as it is where the noise is given.
+    """The plan with the noise that its `target_epsilon` asks for; as it is where the noise is
+    given.
 
     Raises:
       PlanError: no noise is enough, or dp-accounting is missing.
@@ -62,7 +68,8 @@ def with_noise(plan: Plan, noise: float | None) -> Plan:
 
 @dataclass
 class Spending:
-    """How often each client has taken part, and what that comes to for the one who did most often."""
+    """How often each client has taken part, and what that comes to for the one who did most
+    often."""
 
     plan: Plan
     clients: Sequence[ClientId]
@@ -76,7 +83,8 @@ class Spending:
         self.times.update(cohort)
 
     def so_far(self) -> dict[str, Any] | None:
-        """ε and δ as rounds.jsonl tells them; None for a plan without noise, ε None for noise without guarantee."""
+        """ε and δ as rounds.jsonl tells them; None for a plan without noise, ε None for noise
+        without guarantee."""
         part = self.plan.private_part
         if part is None:
             return None
@@ -84,7 +92,12 @@ class Spending:
         if not event.accounted:
             return {"epsilon": None, "delta": None, "unit": event.unit, "accountant": None}
         spent = told(epsilon(event, self.most, self.plan.delta or 0, accountant))
-        return {"epsilon": spent, "delta": self.plan.delta, "unit": event.unit, "accountant": accountant}
+        return {
+            "epsilon": spent,
+            "delta": self.plan.delta,
+            "unit": event.unit,
+            "accountant": accountant,
+        }
 
 
 def opened(plan: Plan, clients: Sequence[ClientId], round_: int) -> Spending:
@@ -98,7 +111,10 @@ def opened(plan: Plan, clients: Sequence[ClientId], round_: int) -> Spending:
     if part is None or not part.event.accounted:
         return so_far
     if part.event.noise_multiplier is None:
-        raise PlanError("this plan's noise is not calibrated yet: use the plan of its site, open_site(plan).plan")
+        raise PlanError(
+            "this plan's noise is not calibrated yet: use the plan of its site, "
+            "open_site(plan).plan"
+        )
     for k in range(max(plan.rounds, round_)):
         cohort = chosen(plan, clients, k)
         whole.count(cohort)
@@ -108,7 +124,9 @@ def opened(plan: Plan, clients: Sequence[ClientId], round_: int) -> Spending:
         spent = epsilon(part.event, whole.most, plan.delta or 0, plan.accountant or PLD)
         if spent > plan.target_epsilon * (1 + TOLERANCE):
             raise PlanError(
-                f"noise_multiplier = {part.noise_multiplier} comes to epsilon = {spent:.4g} after all rounds, more "
-                f"than target_epsilon = {plan.target_epsilon}: leave noise_multiplier out, and it is calibrated"
+                f"noise_multiplier = {part.noise_multiplier} comes to epsilon = {spent:.4g} after "
+                "all rounds, more "
+                f"than target_epsilon = {plan.target_epsilon}: leave noise_multiplier out, and it "
+                "is calibrated"
             )
     return so_far

@@ -1,8 +1,9 @@
 """The phone book: every pluggable part of fedpeft, by kind and by name.
 
-Adding a part is one new file and one line here. Targets are strings, resolved on first use, so this module imports
-no part and `peft` or `datasets` is not loaded by someone who does not use it. Parts from other packages arrive
-through entry points `fedpeft.<kind>`; a part of the user's own is named "module:Class".
+Adding a part is one new file and one line here. Targets are strings, resolved on first use, so this
+module imports no part and `peft` or `datasets` is not loaded by someone who does not use it. Parts
+from other packages arrive through entry points `fedpeft.<kind>`; a part of the user's own is named
+"module:Class".
 """
 
 import sys
@@ -163,7 +164,9 @@ def find(kind: str, name: str) -> type:
 
 def part(kind: str, default: str) -> Any:
     """A dataclass field that holds another part: `codec: Codec = part("codec", "dense")`."""
-    return field(default_factory=lambda: build(kind, default), metadata={"kind": kind, "default": default})
+    return field(
+        default_factory=lambda: build(kind, default), metadata={"kind": kind, "default": default}
+    )
 
 
 def parts(kind: str) -> Any:
@@ -172,12 +175,14 @@ def parts(kind: str) -> Any:
 
 
 def build(kind: str, spec: Any, default: str | None = None, path: str = "") -> Any:
-    """Build a part from `"mean"`, or from `{"name": "trimmed_mean", "trim": 0.2}`; a built part passes through.
+    """Build a part from `"mean"`, or from `{"name": "trimmed_mean", "trim": 0.2}`; a built part
+    passes through.
 
     The part's own fields are its schema. Fields that hold parts are built the same way.
 
     Raises:
-      PlanError: an unknown or missing key, a value of the wrong type or out of range; it names `path`.
+      PlanError: an unknown or missing key, a value of the wrong type or out of range; it names
+        `path`.
     """
     where = path or kind
     if isinstance(spec, str):
@@ -187,7 +192,8 @@ def build(kind: str, spec: Any, default: str | None = None, path: str = "") -> A
     if not isinstance(spec, Mapping):
         known = ", ".join(sorted(names(kind)))
         raise PlanError(
-            f"{where} = {spec!r}: must be a name, a table with a `name`, or a dataclass made in Python; known: {known}"
+            f"{where} = {spec!r}: must be a name, a table with a `name`, or a dataclass made in "
+            f"Python; known: {known}"
         )
     settings = dict(spec)
     name = settings.pop("name", default)
@@ -213,7 +219,10 @@ def construct(cls: type, settings: Mapping[str, Any], what: str, path: str) -> A
     for key, f in schema.items():
         if key not in settings and f.default is MISSING and f.default_factory is MISSING:
             raise PlanError(f"{what} needs the key {key!r}")
-    values = {key: _value(schema[key], hints[key], value, f"{path}.{key}") for key, value in settings.items()}
+    values = {
+        key: _value(schema[key], hints[key], value, f"{path}.{key}")
+        for key, value in settings.items()
+    }
     try:
         return cls(**values)
     except ValueError as error:
@@ -231,7 +240,8 @@ def _value(slot: Field[Any], hint: Any, value: Any, path: str) -> Any:
 
 
 def _part(slot: Field[Any], hint: Any, value: Any, path: str) -> Any:
-    """The part of such a field, or a tuple of them where it holds any number; there one alone is one of one."""
+    """The part of such a field, or a tuple of them where it holds any number; there one alone is
+    one of one."""
     kind, default = slot.metadata["kind"], slot.metadata["default"]
     if get_origin(hint) is not tuple:
         return _able(kind, build(kind, value, default, path), hint, path)
@@ -239,7 +249,10 @@ def _part(slot: Field[Any], hint: Any, value: Any, path: str) -> Any:
     if not isinstance(value, (list, tuple)):
         return (_able(kind, build(kind, value, default, path), protocol, path),)
     places = {f"{path}[{i}]": one for i, one in enumerate(value)}
-    return tuple(_able(kind, build(kind, one, default, place), protocol, place) for place, one in places.items())
+    return tuple(
+        _able(kind, build(kind, one, default, place), protocol, place)
+        for place, one in places.items()
+    )
 
 
 def _able(kind: str, built: Any, protocol: Any, path: str) -> Any:
@@ -249,9 +262,15 @@ def _able(kind: str, built: Any, protocol: Any, path: str) -> Any:
       PlanError: it lacks some of what the protocol names.
     """
     asked = vars(protocol) if getattr(protocol, "_is_protocol", False) else {}
-    lacking = [name for name in asked if (name == "__call__" or name[0] != "_") and not hasattr(built, name)]
+    lacking = [
+        name
+        for name in asked
+        if (name == "__call__" or name[0] != "_") and not hasattr(built, name)
+    ]
     if lacking:
-        raise PlanError(f"{path}: {type(built).__name__} is no {kind}: it has no {', '.join(lacking)}")
+        raise PlanError(
+            f"{path}: {type(built).__name__} is no {kind}: it has no {', '.join(lacking)}"
+        )
     return built
 
 
@@ -263,7 +282,8 @@ def describe(kind: str, built: Any) -> dict[str, Any]:
 
 
 def settings_of(built: Any) -> dict[str, Any]:
-    """The fields of a dataclass as plain values; absent values and parts of the caller's own making stay readable."""
+    """The fields of a dataclass as plain values; absent values and parts of the caller's own making
+    stay readable."""
     plain: dict[str, Any] = {}
     for f in fields(built):
         if not f.init:

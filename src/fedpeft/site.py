@@ -35,10 +35,13 @@ class Site:
 
     Attributes:
       plan: with its noise calibrated, where it asks for some.
-      model: with the method injected; nobody writes to it, the small tensors are swapped in for each call.
+      model: with the method injected; nobody writes to it, the small tensors are swapped in for
+        each call.
       classes: the label names, in the order of the head's outputs.
-      kept: features that stand in for the frozen beginning of the model; `data` has them in its batches.
-      apart: examples that clients do not train on but vote with, where the plan has a vote; of those who have some.
+      kept: features that stand in for the frozen beginning of the model; `data` has them in its
+        batches.
+      apart: examples that clients do not train on but vote with, where the plan has a vote; of
+        those who have some.
     """
 
     plan: Plan
@@ -77,7 +80,9 @@ def open_site(plan: Plan, device: str = "cpu") -> Site:
     """
     examples = plan.data.load()
     if plan.classes and plan.classes != examples.classes:
-        raise DataError(f"the plan's classes are {list(plan.classes)}, the data's {list(examples.classes)}")
+        raise DataError(
+            f"the plan's classes are {list(plan.classes)}, the data's {list(examples.classes)}"
+        )
     division = plan.partition.split(examples.train, generator(plan.seed, "partition"))
     check_division(division, examples.train, examples.classes)
     return site_of(plan, examples, division, device)
@@ -105,7 +110,9 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
     train, test = kept.beside(train, test)
     task, parts, notes, apart = featured(task, kept), division.parts, division.notes, None
     if plan.vote is not None:
-        parts, voting = set_apart(parts, VOTE_SHARE if plan.vote_share is None else plan.vote_share, plan.seed)
+        parts, voting = set_apart(
+            parts, VOTE_SHARE if plan.vote_share is None else plan.vote_share, plan.seed
+        )
         apart = Partitioned(task, train, {}, voting, device=device)
         notes = {**notes, "set_apart": sum(map(len, voting.values()))}
     data = Partitioned(task, train, test, parts, notes, device)
@@ -115,18 +122,27 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
 def _check_personal(plan: Plan, names: Sequence[str]) -> None:
     for pattern in plan.personal:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise PlanError(f"personal = {pattern!r} matches no trained tensor; there are {', '.join(names[:8])} ...")
+            raise PlanError(
+                f"personal = {pattern!r} matches no trained tensor; there are "
+                f"{', '.join(names[:8])} ..."
+            )
 
 
 def _check_ranks(plan: Plan, names: Sequence[str]) -> None:
     factors = [name for name in names if is_factor(name)]
     if plan.ranks and not factors:
-        raise PlanError(f"ranks = {list(plan.ranks)}: {type(plan.method).__name__} trains no low-rank factors")
+        raise PlanError(
+            f"ranks = {list(plan.ranks)}: {type(plan.method).__name__} trains no low-rank factors"
+        )
     if own := [name for name in factors if plan.ranks and plan.personal_of({name: torch.empty(0)})]:
-        raise PlanError(f"personal: ranks are of factors that travel, and {own[0]!r} does not: choose one")
+        raise PlanError(
+            f"personal: ranks are of factors that travel, and {own[0]!r} does not: choose one"
+        )
 
 
-def _kept(plan: Plan, device: str, model: nn.Module, train: Tensors, test: Tensors, clients: int) -> Kept:
+def _kept(
+    plan: Plan, device: str, model: nn.Module, train: Tensors, test: Tensors, clients: int
+) -> Kept:
     """Features, where they are wanted and each example is seen twice or more on average."""
     if not plan.features or plan.local.precision != "float32":
         return Kept()

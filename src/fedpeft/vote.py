@@ -1,9 +1,11 @@
-"""Several merges of one round, of which the clients choose: each scores all of them on examples that it set apart.
+"""Several merges of one round, of which the clients choose: each scores all of them on examples
+that it set apart.
 
-A merge is the round's with the plan's weights or uniform ones, and where rows of the head are weighted also without; a
-candidate is w + λ·(merge − w), for w before the round and each λ of the plan. Down go w and the merges, up a score for
-each candidate and by how many examples it is. Taken is the best of the summed scores: accuracy, or where the task has
-none the loss. The examples that clients set apart have, together, the labels of all.
+A merge is the round's with the plan's weights or uniform ones, and where rows of the head are
+weighted also without; a candidate is w + λ·(merge − w), for w before the round and each λ of the
+plan. Down go w and the merges, up a score for each candidate and by how many examples it is. Taken
+is the best of the summed scores: accuracy, or where the task has none the loss. The examples that
+clients set apart have, together, the labels of all.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,11 +31,14 @@ SCORES, WEIGHT = "scores", "weight"
 
 
 def merges(plan: Plan) -> dict[str, Plan]:
-    """By what they are called, the plans whose merges are candidates; the plan's own comes first."""
+    """By what they are called, the plans whose merges are candidates; the plan's own comes
+    first."""
     weightings = dict.fromkeys((plan.weighting, "uniform"))
     rows = dict.fromkeys((plan.head_rows, None))
     return {
-        f"weights {weighting}" + (f", rows {row}" if row else ""): replace(plan, weighting=weighting, head_rows=row)
+        f"weights {weighting}" + (f", rows {row}" if row else ""): replace(
+            plan, weighting=weighting, head_rows=row
+        )
         for row in rows
         for weighting in weightings
     }
@@ -41,13 +46,18 @@ def merges(plan: Plan) -> dict[str, Plan]:
 
 def weighted(plan: Plan, updates: Sequence[Update]) -> Iterator[Update]:
     """The updates as they count in one of the merges."""
-    return (replace(update, weight=1.0) if plan.weighting == "uniform" else update for update in updates)
+    return (
+        replace(update, weight=1.0) if plan.weighting == "uniform" else update for update in updates
+    )
 
 
 def between(start: Tensors, end: Tensors, strength: float) -> dict[str, Tensor]:
-    """start + strength·(end − start); counts and running statistics, which are measured, as at the end."""
+    """start + strength·(end − start); counts and running statistics, which are measured, as at the
+    end."""
     return {
-        name: x if is_statistic(name) or not x.is_floating_point() else torch.lerp(start[name], x, strength)
+        name: x
+        if is_statistic(name) or not x.is_floating_point()
+        else torch.lerp(start[name], x, strength)
         for name, x in end.items()
     }
 
@@ -55,7 +65,9 @@ def between(start: Tensors, end: Tensors, strength: float) -> dict[str, Tensor]:
 def ballot(plan: Plan, before: State, ends: Sequence[State]) -> bytes:
     """What every client receives to vote on."""
     every = {START: before.params, **{str(number): end.params for number, end in enumerate(ends)}}
-    return plan.downlink.encode({n: x for key, params in every.items() for n, x in prefixed(key, params).items()})
+    return plan.downlink.encode(
+        {n: x for key, params in every.items() for n, x in prefixed(key, params).items()}
+    )
 
 
 def scores(site: Site, client: ClientId, payload: bytes) -> bytes:
@@ -69,9 +81,14 @@ def scores(site: Site, client: ClientId, payload: bytes) -> bytes:
     with threads(site.plan.threads):
         for number in range(len(merges(site.plan))):
             for strength in site.plan.vote or ():
-                score, weight = _score(site, client, between(start, under(str(number), every), strength))
+                score, weight = _score(
+                    site, client, between(start, under(str(number), every), strength)
+                )
                 total.append(score)
-    told = {SCORES: torch.tensor(total, dtype=torch.float64), WEIGHT: torch.tensor(weight, dtype=torch.float64)}
+    told = {
+        SCORES: torch.tensor(total, dtype=torch.float64),
+        WEIGHT: torch.tensor(weight, dtype=torch.float64),
+    }
     return pack(Update(client, told), Dense())
 
 
@@ -84,7 +101,9 @@ def _score(site: Site, client: ClientId, params: Tensors) -> tuple[float, float]
     for name, sign in (("accuracy", 1.0), ("loss", -1.0)):
         if name in found:
             return sign * found[name].total, found[name].weight
-    raise PlanError(f"a vote is by accuracy or loss, and this task has {', '.join(found)}: leave out `vote`")
+    raise PlanError(
+        f"a vote is by accuracy or loss, and this task has {', '.join(found)}: leave out `vote`"
+    )
 
 
 @dataclass(frozen=True)
@@ -102,9 +121,12 @@ class Choice:
 
 
 def counted(plan: Plan, replies: Iterator[Reply | Failure]) -> Choice:
-    """The candidate with the best mean score, of equals the first; without any vote the plan's own merge as it is."""
+    """The candidate with the best mean score, of equals the first; without any vote the plan's own
+    merge as it is."""
     names = list(merges(plan))
-    candidates = [(number, strength) for number in range(len(names)) for strength in plan.vote or ()]
+    candidates = [
+        (number, strength) for number in range(len(names)) for strength in plan.vote or ()
+    ]
     wanted: Layout = [(SCORES, [len(candidates)], "float64"), (WEIGHT, [], "float64")]
     sums, weight, failed = torch.zeros(len(candidates), dtype=torch.float64), 0.0, {}
     for reply in replies:

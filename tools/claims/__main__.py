@@ -4,8 +4,8 @@
     python tools/claims fedpeft             docs/results/fedpeft.md
     python tools/claims --check             exit 1 if a table on a page is not that of the cells
 
-A difference is taken within each seed, whose runs share partition, cohorts and starting head; what is printed is its
-mean over the seeds and half of the 95 % interval (Student's t).
+A difference is taken within each seed, whose runs share partition, cohorts and starting head; what
+is printed is its mean over the seeds and half of the 95 % interval (Student's t).
 """
 
 import sys
@@ -16,7 +16,10 @@ import one_shot_claims
 import peft_claims
 from keeping import RESULTS
 
-PAGES = {"fedpeft": peft_claims.TABLES, "one-shot": one_shot_claims.TABLES | generation_claims.TABLES}
+PAGES = {
+    "fedpeft": peft_claims.TABLES,
+    "one-shot": one_shot_claims.TABLES | generation_claims.TABLES,
+}
 
 
 def redrawn(page: str, tables: Mapping[str, Callable[[], str]]) -> str:

@@ -1,4 +1,5 @@
-"""The tables of docs/results/one-shot.md whose measure is a loss: a language model, and pictures from captions."""
+"""The tables of docs/results/one-shot.md whose measure is a loss: a language model, and pictures
+from captions."""
 
 from collections.abc import Mapping
 

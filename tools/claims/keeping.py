@@ -35,7 +35,10 @@ def kept(study: str, name: str, label: str = "", metric: str = "accuracy") -> Ro
 def found(study: str, name: str, label: str = "", metric: str = "accuracy") -> Row | None:
     """The same; None where no such cell was kept."""
     folders = (CELLS / study).glob(f"{name}-seed*")
-    cells = {int(one.name.rpartition("-seed")[2]): json.loads((one / "summary.json").read_text()) for one in folders}
+    cells = {
+        int(one.name.rpartition("-seed")[2]): json.loads((one / "summary.json").read_text())
+        for one in folders
+    }
     if not cells:
         return None
     first = cells[min(cells)]
@@ -48,17 +51,25 @@ def found(study: str, name: str, label: str = "", metric: str = "accuracy") -> R
 
 
 def _measured(summary: Mapping[str, Any], metric: str) -> float:
-    return float(100 * summary["accuracy_last"] if metric == "accuracy" else summary["held_out_last"][metric])
+    return float(
+        100 * summary["accuracy_last"] if metric == "accuracy" else summary["held_out_last"][metric]
+    )
 
 
 def spread(values: Seeds, digits: int = 1) -> str:
     both = interval(list(values.values()))
-    return f"{both['mean']:.{digits}f}" + ("" if both["half"] is None else f" ± {both['half']:.{digits}f}")
+    return f"{both['mean']:.{digits}f}" + (
+        "" if both["half"] is None else f" ± {both['half']:.{digits}f}"
+    )
 
 
 def difference(row: Row, other: Row) -> dict[int, float]:
     """Points of accuracy ahead of another row, in the seeds that both have."""
-    return {seed: row.values[seed] - other.values[seed] for seed in sorted(row.values) if seed in other.values}
+    return {
+        seed: row.values[seed] - other.values[seed]
+        for seed in sorted(row.values)
+        if seed in other.values
+    }
 
 
 def signed(values: Seeds, digits: int = 1) -> str:

@@ -1,4 +1,5 @@
-"""The tables of docs/results/one-shot.md: what one round loses against several (arXiv:2412.04650)."""
+"""The tables of docs/results/one-shot.md: what one round loses against several
+(arXiv:2412.04650)."""
 
 import json
 from collections.abc import Mapping
@@ -75,8 +76,13 @@ def photographs_beside() -> str:
         "local-only": "local only, LoRA, Dirichlet 0.1",
         "centralised-lora": "centralised, LoRA",
     }
-    there = [(label, row) for name, label in names.items() if (row := found("one-shot-vit-tiny", name))]
-    return lines(["", "seeds", "accuracy"], [[label, str(len(row.values)), spread(row.values)] for label, row in there])
+    there = [
+        (label, row) for name, label in names.items() if (row := found("one-shot-vit-tiny", name))
+    ]
+    return lines(
+        ["", "seeds", "accuracy"],
+        [[label, str(len(row.values)), spread(row.values)] for label, row in there],
+    )
 
 
 def beside() -> str:
@@ -92,7 +98,10 @@ def beside() -> str:
 
 
 def _accuracies(study: str, names: Mapping[str, str]) -> str:
-    return lines(["", "accuracy"], [[label, spread(kept(study, name).values)] for name, label in names.items()])
+    return lines(
+        ["", "accuracy"],
+        [[label, spread(kept(study, name).values)] for name, label in names.items()],
+    )
 
 
 SKEW = "label-skew-small"
@@ -109,9 +118,16 @@ SWITCHES = {
 
 
 def _switches(method: str) -> str:
-    """One round with each switch, against one round without and against ten rounds; those that were run."""
+    """One round with each switch, against one round without and against ten rounds; those that were
+    run."""
     many, plain = kept(SKEW, f"ten-rounds-{method}"), kept(SKEW, f"{method}-none")
-    beside = [str(len(many.values)), spread(many.values), signed(difference(many, plain)), "", f"{many.megabytes:,.2f}"]
+    beside = [
+        str(len(many.values)),
+        spread(many.values),
+        signed(difference(many, plain)),
+        "",
+        f"{many.megabytes:,.2f}",
+    ]
     rows = [["ten rounds, none", *beside]]
     for name, label in SWITCHES.items():
         if not any((CELLS / SKEW).glob(f"{method}-{name}-seed*")):
@@ -119,8 +135,19 @@ def _switches(method: str) -> str:
         one = kept(SKEW, f"{method}-{name}")
         ahead = "" if name == "none" else signed(difference(one, plain))
         behind = signed(difference(one, many))
-        rows.append([label, str(len(one.values)), spread(one.values), ahead, behind, f"{one.megabytes:,.2f}"])
-    return lines(["", "seeds", "accuracy", "against one round, none", "against ten rounds", "MiB"], rows)
+        rows.append(
+            [
+                label,
+                str(len(one.values)),
+                spread(one.values),
+                ahead,
+                behind,
+                f"{one.megabytes:,.2f}",
+            ]
+        )
+    return lines(
+        ["", "seeds", "accuracy", "against one round, none", "against ten rounds", "MiB"], rows
+    )
 
 
 def skew_head() -> str:
@@ -173,11 +200,20 @@ def arrivals() -> str:
     columns = {}
     for label in dict.fromkeys(one["federation"] for one in told["federations"]):
         of = {one["seed"]: one for one in told["federations"] if one["federation"] == label}
-        came = [{seed: 100 * one["came"][k]["accuracy"] for seed, one in of.items()} for k in range(told["files"] + 1)]
-        left = [{seed: 100 * one["left"][k]["accuracy"] for seed, one in of.items()} for k in range(told["files"] - 1)]
+        came = [
+            {seed: 100 * one["came"][k]["accuracy"] for seed, one in of.items()}
+            for k in range(told["files"] + 1)
+        ]
+        left = [
+            {seed: 100 * one["left"][k]["accuracy"] for seed, one in of.items()}
+            for k in range(told["files"] - 1)
+        ]
         columns[label] = [spread(each) for each in (*came, *left)]
     labels = ["nobody yet", *(f"{k} arrived" for k in range(1, told["files"] + 1))]
-    labels += [f"the first {k} left again" if k > 1 else "the first left again" for k in range(1, told["files"])]
+    labels += [
+        f"the first {k} left again" if k > 1 else "the first left again"
+        for k in range(1, told["files"])
+    ]
     return lines(["", *columns], [list(row) for row in zip(labels, *columns.values(), strict=True)])
 
 
@@ -191,7 +227,10 @@ RULES = {
     "hetlora": "hetlora",
     "hetlora-mixed-ranks": "hetlora, ranks 2, 4 and 8",
 }
-MERGES = {label: (f"{rule}-rounds-epochs-10-1", f"{rule}-rounds-epochs-1-10") for rule, label in RULES.items()} | {
+MERGES = {
+    label: (f"{rule}-rounds-epochs-10-1", f"{rule}-rounds-epochs-1-10")
+    for rule, label in RULES.items()
+} | {
     "rolora, B and A in turn": ("rolora-ten-rounds", ""),
     "fedit, one schedule, optimizer kept": ("one-schedule-optimizer-kept", ""),
     "fedit, schedule restarted each round": ("schedule-restarted-each-round", ""),
@@ -204,7 +243,8 @@ MERGES = {label: (f"{rule}-rounds-epochs-10-1", f"{rule}-rounds-epochs-1-10") fo
 
 
 def aggregators() -> str:
-    """Ten rounds and one of each rule for LoRA's factors, with its error in the last round; empty where not kept."""
+    """Ten rounds and one of each rule for LoRA's factors, with its error in the last round; empty
+    where not kept."""
     plain = found(AGGREGATORS, MERGES[RULES["fedit"]][0])
     rows = []
     for label, names in MERGES.items():
@@ -213,7 +253,15 @@ def aggregators() -> str:
         own += [_lead(one, many), "" if many == plain else _lead(many, plain)]
         errors = [_error(name) if name else "" for name in names]
         rows.append([label, *(x or "" for x in own), *errors, *map(_megabytes, (many, one))])
-    head = ["", "ten rounds", "one round", "one against ten", "ten against fedit's ten", "error, ten", "error, one"]
+    head = [
+        "",
+        "ten rounds",
+        "one round",
+        "one against ten",
+        "ten against fedit's ten",
+        "error, ten",
+        "error, one",
+    ]
     return lines([*head, "MiB of ten", "MiB of one"], rows)
 
 
@@ -227,7 +275,8 @@ def _megabytes(row: Row | None) -> str:
 
 
 def _error(name: str) -> str:
-    """‖mean(B·A) − merged‖ / ‖mean(B·A)‖ of the last round, the mean over the seeds; empty where none was told."""
+    """‖mean(B·A) − merged‖ / ‖mean(B·A)‖ of the last round, the mean over the seeds; empty where
+    none was told."""
     rounds = [one / "rounds.jsonl" for one in (CELLS / AGGREGATORS).glob(f"{name}-seed*")]
     told = [json.loads(one.read_text().splitlines()[-1]).get("aggregation_error") for one in rounds]
     every = [x for x in told if x is not None]

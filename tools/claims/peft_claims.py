@@ -15,7 +15,9 @@ def photographs(name: str, label: str) -> Row:
     """CIFAR-100: seeds of the earlier table and the kept ones."""
     cell = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
     row = kept("methods-cifar100", cell, label)
-    earlier = {one["seed"]: 100 * one["accuracy_last"] for one in json.loads(EARLIER.read_text())[name]}
+    earlier = {
+        one["seed"]: 100 * one["accuracy_last"] for one in json.loads(EARLIER.read_text())[name]
+    }
     return Row(label, earlier | dict(row.values), row.megabytes, row.parameters)
 
 
@@ -75,15 +77,22 @@ HEADLINE = {"full": "full fine-tuning", "head": "head", "bias": "bias", "lora": 
 
 
 def headline() -> str:
-    """Photographs of clients that are alike and not; in brackets what a method is ahead of full fine-tuning there."""
+    """Photographs of clients that are alike and not; in brackets what a method is ahead of full
+    fine-tuning there."""
     cells = {
-        PHOTOGRAPHS[earlier]: [found("headline-vit-tiny", f"homogeneous-{name}"), photographs(earlier, name)]
+        PHOTOGRAPHS[earlier]: [
+            found("headline-vit-tiny", f"homogeneous-{name}"),
+            photographs(earlier, name),
+        ]
         for name, earlier in HEADLINE.items()
     }
     rows = [
         [
             label,
-            *(_beside(row, full if label != "full" else None) for row, full in zip(own, cells["full"], strict=True)),
+            *(
+                _beside(row, full if label != "full" else None)
+                for row, full in zip(own, cells["full"], strict=True)
+            ),
         ]
         for label, own in cells.items()
     ]
@@ -102,9 +111,16 @@ def domain() -> str:
     far = {label: kept("domain-gap-vit-tiny", name, label) for name, label in names.items()}
     rows = []
     for label, row in far.items():
-        ahead = [signed(difference(one[label], one["full"])) if label != "full" else "" for one in (near, far)]
+        ahead = [
+            signed(difference(one[label], one["full"])) if label != "full" else ""
+            for one in (near, far)
+        ]
         rows.append([label, spread(near[label].values), ahead[0], spread(row.values), ahead[1]])
-    others = {"full": "full at rate 0.003", "centralised-bias": "centralised, bias", "local-only": "local only"}
+    others = {
+        "full": "full at rate 0.003",
+        "centralised-bias": "centralised, bias",
+        "local-only": "local only",
+    }
     for name, label in others.items():
         rows.append([label, "", "", spread(kept("domain-gap-vit-tiny", name, label).values), ""])
     return lines(["", "photographs", "against full", "digits", "against full"], rows)
@@ -114,10 +130,18 @@ def privacy() -> str:
     rows = []
     for name, label in (METHODS | {"adapter": "adapter"}).items():
         open_name = "full-none-lr-0.01" if name == "full" else f"none-{name}"
-        clear, private = kept("privacy-small", open_name, label), kept("privacy-small", f"epsilon-8-{name}", label)
+        clear, private = (
+            kept("privacy-small", open_name, label),
+            kept("privacy-small", f"epsilon-8-{name}", label),
+        )
         lost = signed(difference(private, clear))
-        rows.append([label, str(len(private.values)), spread(clear.values), spread(private.values), lost])
-    for name, label in {"none-full": "full at rate 0.05", "centralised-bias-none": "centralised, bias"}.items():
+        rows.append(
+            [label, str(len(private.values)), spread(clear.values), spread(private.values), lost]
+        )
+    for name, label in {
+        "none-full": "full at rate 0.05",
+        "centralised-bias-none": "centralised, bias",
+    }.items():
         rows.append([label, "3", spread(kept("privacy-small", name, label).values), "", ""])
     rows.append(["local only", "3", spread(kept("privacy-small", "local-only").values), "", ""])
     as_published = kept("privacy-small", "bias-as-published")
@@ -132,11 +156,15 @@ def scarcity() -> str:
     """Differences are means over the sizes, within a seed."""
     labels = METHODS | {"adapter": "adapter", "local-only": "local only"}
     every = {
-        name: [kept("scarcity-small", f"examples-{k}-{name}", label) for k in SIZES] for name, label in labels.items()
+        name: [kept("scarcity-small", f"examples-{k}-{name}", label) for k in SIZES]
+        for name, label in labels.items()
     }
     rows = []
     for name, label in labels.items():
-        ahead = ["" if name == other else signed(_ahead(every[name], every[other])) for other in ("full", "head")]
+        ahead = [
+            "" if name == other else signed(_ahead(every[name], every[other]))
+            for other in ("full", "head")
+        ]
         rows.append([label, *(spread(row.values) for row in every[name]), *ahead])
     central = [spread(kept("scarcity-small", f"centralised-lora-{k}").values) for k in SIZES]
     rows.append(["centralised, LoRA", *central, "", ""])
@@ -152,11 +180,19 @@ EVERY = METHODS | {"adapter": "adapter", "local-only": "local only"}
 CENTRAL = {"centralised-lora": "centralised, LoRA", "centralised-full": "centralised, full"}
 
 
-def along(study: str, columns: Mapping[str, str], names: Mapping[str, str], common: Mapping[str, str] = CENTRAL) -> str:
-    """One column for each setting, whose cells are named with a place for the method; in brackets what a method is
-    ahead of full fine-tuning there; below, rows that are the same in all settings. A cell that was not run is left
-    empty."""
-    rows = [[label, *[spread(kept(study, name).values)] * len(columns)] for name, label in common.items()]
+def along(
+    study: str,
+    columns: Mapping[str, str],
+    names: Mapping[str, str],
+    common: Mapping[str, str] = CENTRAL,
+) -> str:
+    """One column for each setting, whose cells are named with a place for the method; in brackets
+    what a method is ahead of full fine-tuning there; below, rows that are the same in all settings.
+    A cell that was not run is left empty."""
+    rows = [
+        [label, *[spread(kept(study, name).values)] * len(columns)]
+        for name, label in common.items()
+    ]
     return lines(["", *columns], _settings(study, columns, names) + rows)
 
 
@@ -172,7 +208,11 @@ def _settings(study: str, columns: Mapping[str, str], names: Mapping[str, str]) 
 
 
 def pretraining() -> str:
-    columns = {"with labels": "supervised-{}", "masked autoencoder": "masked-autoencoder-{}", "none": "{}"}
+    columns = {
+        "with labels": "supervised-{}",
+        "masked autoencoder": "masked-autoencoder-{}",
+        "none": "{}",
+    }
     rows = _settings("pretraining-small", columns, EVERY | {"scratch": "all, from scratch"})
     central = spread(kept("pretraining-small", "centralised-lora-supervised").values)
     return lines(["", *columns], [*rows, ["centralised, LoRA", central, "", ""]])
@@ -185,7 +225,9 @@ def heterogeneity() -> str:
 
 def epochs() -> str:
     schedules = ((20, 1), (10, 2), (4, 5), (2, 10), (1, 20))
-    columns = {f"{rounds} × {each}": f"rounds-epochs-{rounds}-{each}-{{}}" for rounds, each in schedules}
+    columns = {
+        f"{rounds} × {each}": f"rounds-epochs-{rounds}-{each}-{{}}" for rounds, each in schedules
+    }
     methods = METHODS | {"adapter": "adapter"}
     return along("local-epochs-small", columns, methods, {"local-only": "local only"} | CENTRAL)
 

@@ -1,5 +1,5 @@
-"""How far the updates of a cohort lie from each other, and what Krum makes of it (Blanchard et al., 2017,
-arXiv:1703.02757)."""
+"""How far the updates of a cohort lie from each other, and what Krum makes of it (Blanchard et al.,
+2017, arXiv:1703.02757)."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -24,18 +24,22 @@ def borne(share: float, clients: int) -> int:
 
 
 def squared(cohort: Sequence[Update]) -> Tensor:
-    """Squared distances (n, n) of all entries as one vector, float64; tensor by tensor, so that no copy is whole."""
+    """Squared distances (n, n) of all entries as one vector, float64; tensor by tensor, so that no
+    copy is whole."""
 
     def between(*each: Tensor) -> Tensor:
         flat = torch.stack([x.detach().double().flatten() for x in each])
         return torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square()
 
     every = map_tensors(between, *(update.delta for update in cohort)).values()
-    return sum(every, torch.zeros(len(cohort), len(cohort), dtype=torch.float64))  # where nothing travels all are alike
+    return sum(
+        every, torch.zeros(len(cohort), len(cohort), dtype=torch.float64)
+    )  # where nothing travels all are alike
 
 
 def ranked(cohort: Sequence[Update], share: float) -> list[int]:
-    """The places of the cohort by Krum's score, best first: Σ ‖Δᵢ − Δⱼ‖² over the n − f − 2 nearest j.
+    """The places of the cohort by Krum's score, best first: Σ ‖Δᵢ − Δⱼ‖² over the n − f − 2 nearest
+    j.
 
     Of equal scores, the one comes first that is nearer to all.
     """

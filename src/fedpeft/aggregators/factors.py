@@ -1,4 +1,5 @@
-"""What the aggregators of LoRA's factors have in common: means of factors of any rank, and of their products."""
+"""What the aggregators of LoRA's factors have in common: means of factors of any rank, and of their
+products."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -30,16 +31,25 @@ class Gathered:
         return pairs(self.state.params)[layer]
 
     def change(self, to: Tensors, exact: Mapping[str, Product] | None = None) -> Update:
-        """The mean with factors that become those in `to`, and products added to frozen weights; with its error,
-        ‖mean(B·A) − merged‖ / ‖mean(B·A)‖ over all layers."""
+        """The mean with factors that become those in `to`, and products added to frozen weights;
+        with its error, ‖mean(B·A) − merged‖ / ‖mean(B·A)‖ over all layers."""
         params = self.state.params
         still = {name: torch.zeros_like(x) for name, x in params.items() if is_factor(name)}
-        delta = {**still, **self.mean.delta, **{name: x.to(params[name]) - params[name] for name, x in to.items()}}
+        delta = {
+            **still,
+            **self.mean.delta,
+            **{name: x.to(params[name]) - params[name] for name, x in to.items()},
+        }
         more: dict[str, torch.Tensor] = {}
         for layer, product in (exact or {}).items():
             like = params[self.factors(layer)[0]]
-            more |= {f"{layer}.left": product.left.to(like), f"{layer}.right": product.right.to(like)}
-        return replace(self.mean, delta=delta, exact=prefixed(EXACT, more), error=self._error(delta, more))
+            more |= {
+                f"{layer}.left": product.left.to(like),
+                f"{layer}.right": product.right.to(like),
+            }
+        return replace(
+            self.mean, delta=delta, exact=prefixed(EXACT, more), error=self._error(delta, more)
+        )
 
     def _error(self, delta: Tensors, more: Tensors) -> float | None:
         params, off, all_ = self.state.params, 0.0, 0.0
@@ -52,7 +62,9 @@ class Gathered:
         return (off / all_) ** 0.5 if all_ else None
 
 
-def gathered(updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Gathered:
+def gathered(
+    updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
+) -> Gathered:
     """Read the updates once, holding of each layer one sum of products and one mean.
 
     Raises:
@@ -60,16 +72,23 @@ def gathered(updates: Iterable[Update], state: State, received: Callable[[Client
     """
     names = pairs(state.params)
     into = Gathered(state)
-    into.products = {n: Product.zero(len(state.params[b]), state.params[a].shape[1]) for n, (a, b) in names.items()}
+    into.products = {
+        n: Product.zero(len(state.params[b]), state.params[a].shape[1])
+        for n, (a, b) in names.items()
+    }
 
     def passing() -> Iterator[Update]:
         for update in updates:
             for layer, (a, b) in names.items():
-                into.products[layer] = into.products[layer].plus(*product(update, received, a, b), update.weight)
+                into.products[layer] = into.products[layer].plus(
+                    *product(update, received, a, b), update.weight
+                )
             yield replace(update, delta=padded(update.delta, state.params))
 
     into.mean = Mean()(passing(), state, received)
-    into.products = {layer: each.times(1 / into.mean.weight) for layer, each in into.products.items()}
+    into.products = {
+        layer: each.times(1 / into.mean.weight) for layer, each in into.products.items()
+    }
     return into
 
 

@@ -1,4 +1,5 @@
-"""FedEx-LoRA: averaged factors, and what they miss in the frozen weight (Singhal et al., 2025, arXiv:2410.09432)."""
+"""FedEx-LoRA: averaged factors, and what they miss in the frozen weight (Singhal et al., 2025,
+arXiv:2410.09432)."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from fedpeft.core.types import ClientId, State, Tensors, Update
 class FedEx:
     """A ← Σ p·A_k, B ← Σ p·B_k and W ← W + (α/r)·(Σ p·B_k·A_k − B·A): exact, and the factors go on.
 
-    The residual has at most the sum of the clients' ranks and r; it goes down to all clients of later rounds,
-    as factors or as whole weights, whichever is fewer numbers. Lower ranks are filled up with zeros.
+    The residual has at most the sum of the clients' ranks and r; it goes down to all clients of
+    later rounds, as factors or as whole weights, whichever is fewer numbers. Lower ranks are filled
+    up with zeros.
 
     Raises:
       ValueError: no update, or a weight that is not positive.
@@ -22,7 +24,9 @@ class FedEx:
     plain: ClassVar[bool] = True
     still: ClassVar[tuple[str, ...]] = ()
 
-    def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update:
+    def __call__(
+        self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
+    ) -> Update:
         came = gathered(updates, state, received)
         missed = {}
         for layer, product in came.products.items():

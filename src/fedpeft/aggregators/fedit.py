@@ -21,5 +21,7 @@ class FedIT:
     plain: ClassVar[bool] = False
     still: ClassVar[tuple[str, ...]] = ()
 
-    def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update:
+    def __call__(
+        self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
+    ) -> Update:
         return gathered(updates, state, received).change({})

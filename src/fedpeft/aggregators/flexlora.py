@@ -1,4 +1,5 @@
-"""FlexLoRA: the mean product, cut to rank by its singular values (Bai et al., 2024, arXiv:2402.11505)."""
+"""FlexLoRA: the mean product, cut to rank by its singular values (Bai et al., 2024,
+arXiv:2402.11505)."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from fedpeft.core.types import ClientId, State, Tensors, Update
 
 @dataclass(frozen=True)
 class FlexLoRA:
-    """U·diag(s)·Vᵀ = Σ p·B_k·A_k; B ← U·diag(s) and A ← Vᵀ, of the r largest s: the nearest product of rank r, of
-    which a client of rank k gets the nearest of rank k.
+    """U·diag(s)·Vᵀ = Σ p·B_k·A_k; B ← U·diag(s) and A ← Vᵀ, of the r largest s: the nearest product
+    of rank r, of which a client of rank k gets the nearest of rank k.
 
-    What is decomposed is the product of the stacks' triangular factors; the mean itself is never written out. Where it
-    has fewer than r directions, the further rows of A stay, with zeros in B, so that they still learn.
+    What is decomposed is the product of the stacks' triangular factors; the mean itself is never
+    written out. Where it has fewer than r directions, the further rows of A stay, with zeros in B,
+    so that they still learn.
 
     Raises:
       ValueError: no update, or a weight that is not positive.
@@ -26,7 +28,9 @@ class FlexLoRA:
     plain: ClassVar[bool] = True
     still: ClassVar[tuple[str, ...]] = ()
 
-    def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update:
+    def __call__(
+        self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
+    ) -> Update:
         came = gathered(updates, state, received)
         to: dict[str, Tensor] = {}
         for layer, product in came.products.items():

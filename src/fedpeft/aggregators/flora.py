@@ -15,18 +15,19 @@ from fedpeft.core.types import ClientId, State, Tensors, Update
 
 @dataclass(frozen=True)
 class FLoRA:
-    """W ← W + (α/r)·λ·[p₁·B₁ ... pₘ·Bₘ]·[A₁; ...; Aₘ], which is the mean of the products for any ranks; A and B begin
-    anew in each round, A uniformly in ±1/√in as `peft` does, B at zero.
+    """W ← W + (α/r)·λ·[p₁·B₁ ... pₘ·Bₘ]·[A₁; ...; Aₘ], which is the mean of the products for any
+    ranks; A and B begin anew in each round, A uniformly in ±1/√in as `peft` does, B at zero.
 
-    What was merged goes down to all clients of later rounds: stacked, or as whole weights once these are fewer numbers.
-    What is trained beside the factors goes to its mean.
+    What was merged goes down to all clients of later rounds: stacked, or as whole weights once
+    these are fewer numbers. What is trained beside the factors goes to its mean.
 
     Attributes:
       strength: λ.
       seed: where new A's come from, the same in all runs.
 
     Raises:
-      ValueError: `strength` is not positive and finite; no update, or a weight that is not positive.
+      ValueError: `strength` is not positive and finite; no update, or a weight that is not
+        positive.
     """
 
     strength: float = 1.0
@@ -38,14 +39,18 @@ class FLoRA:
         if not 0 < self.strength < float("inf"):
             raise ValueError(f"strength must be positive and finite, got {self.strength}")
 
-    def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update:
+    def __call__(
+        self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
+    ) -> Update:
         came = gathered(updates, state, received)
         begun: dict[str, Tensor] = {}
         for layer in came.products:
             a, b = came.factors(layer)
             begun[a] = self._fresh(state.params[a], layer, state.round)
             begun[b] = torch.zeros_like(state.params[b])
-        return came.change(begun, {layer: each.times(self.strength) for layer, each in came.products.items()})
+        return came.change(
+            begun, {layer: each.times(self.strength) for layer, each in came.products.items()}
+        )
 
     def _fresh(self, like: Tensor, layer: str, round: int) -> Tensor:
         draws = generator(self.seed, "flora", round, layer)

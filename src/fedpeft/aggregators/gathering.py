@@ -1,4 +1,5 @@
-"""What every aggregator does beside its own: sums of metrics, the cohort as one stack a tensor, types kept."""
+"""What every aggregator does beside its own: sums of metrics, the cohort as one stack a tensor,
+types kept."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -15,7 +16,8 @@ def plus(a: Mapping[str, Weighted], b: Mapping[str, Weighted]) -> dict[str, Weig
 
 
 def wide(x: Tensor) -> Tensor:
-    """In a type to compute in: at least float32; float64 for integers, which it holds exactly up to 2^53."""
+    """In a type to compute in: at least float32; float64 for integers, which it holds exactly up to
+    2^53."""
     if not x.is_floating_point():
         return x.double()
     return x if x.dtype.itemsize >= torch.float32.itemsize else x.float()

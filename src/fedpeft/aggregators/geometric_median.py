@@ -1,4 +1,5 @@
-"""The geometric median by smoothed Weiszfeld steps (Pillutla et al., 2022: RFA, arXiv:1912.13445, Algorithm 2)."""
+"""The geometric median by smoothed Weiszfeld steps (Pillutla et al., 2022: RFA, arXiv:1912.13445,
+Algorithm 2)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ CLOSE = 1e-9
 
 @dataclass(frozen=True)
 class GeometricMedian:
-    """argmin_z Σ ‖Δᵢ − z‖, all entries as one vector: z ← Σ βᵢΔᵢ / Σ βᵢ with βᵢ = 1 / max(ν, ‖Δᵢ − z‖), in float64.
+    """argmin_z Σ ‖Δᵢ − z‖, all entries as one vector: z ← Σ βᵢΔᵢ / Σ βᵢ with βᵢ = 1 / max(ν, ‖Δᵢ −
+    z‖), in float64.
 
-    It begins at the coordinate-wise median. Every client counts once: a weight is a claim, and this aggregator does not
-    trust claims. It holds the whole cohort in memory, as float64 while it computes.
+    It begins at the coordinate-wise median. Every client counts once: a weight is a claim, and this
+    aggregator does not trust claims. It holds the whole cohort in memory, as float64 while it
+    computes.
 
     Attributes:
       steps: at most; the paper finds three or four enough.
@@ -34,16 +37,26 @@ class GeometricMedian:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 < self.smoothing < 1:
-            raise ValueError(f"steps must be at least 1 and smoothing in (0, 1), got {self.steps}, {self.smoothing}")
+            raise ValueError(
+                f"steps must be at least 1 and smoothing in (0, 1), got {self.steps}, "
+                f"{self.smoothing}"
+            )
 
-    def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update:
+    def __call__(
+        self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
+    ) -> Update:
         cohort = gathered(updates)
         shares = self._shares(cohort)
-        return reduced(cohort, lambda stacked: torch.tensordot(shares, stacked.double(), dims=1).to(stacked.dtype))
+        return reduced(
+            cohort,
+            lambda stacked: torch.tensordot(shares, stacked.double(), dims=1).to(stacked.dtype),
+        )
 
     def _shares(self, cohort: Sequence[Update]) -> Tensor:
         """What each counts in the mean that is the median, (n,) float64."""
-        stacks = map_tensors(lambda *each: torch.stack(each).double(), *(update.delta for update in cohort))
+        stacks = map_tensors(
+            lambda *each: torch.stack(each).double(), *(update.delta for update in cohort)
+        )
         if not stacks:  # nothing travels
             return torch.full((len(cohort),), 1 / len(cohort), dtype=torch.float64)
         at: Tensors = {name: x.median(dim=0).values for name, x in stacks.items()}
@@ -54,9 +67,15 @@ class GeometricMedian:
         for _ in range(self.steps):
             closeness = 1 / distances.clamp_min(self.smoothing * usual)
             shares = closeness / closeness.sum()
-            before, at = at, {name: torch.tensordot(shares, x, dims=1) for name, x in stacks.items()}
+            before, at = (
+                at,
+                {name: torch.tensordot(shares, x, dims=1) for name, x in stacks.items()},
+            )
             distances = _distances(stacks, at)
-            if float(_distances({name: x[None] for name, x in before.items()}, at)) <= CLOSE * usual:
+            if (
+                float(_distances({name: x[None] for name, x in before.items()}, at))
+                <= CLOSE * usual
+            ):
                 break
         return shares
 

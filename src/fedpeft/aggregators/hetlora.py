@@ -1,4 +1,5 @@
-"""HetLoRA: ranks filled up with zeros, clients weighted by what they learnt (Cho et al., 2024, arXiv:2401.06432)."""
+"""HetLoRA: ranks filled up with zeros, clients weighted by what they learnt (Cho et al., 2024,
+arXiv:2401.06432)."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -11,8 +12,8 @@ from fedpeft.core.types import ClientId, State, Tensors, Update
 
 @dataclass(frozen=True)
 class HetLoRA:
-    """A ← Σ p·A_k and B ← Σ p·B_k with zeros for the rows and columns that a client has not, and p in proportion to
-    ‖B_k·A_k‖, over all layers, rather than to the plan's weights.
+    """A ← Σ p·A_k and B ← Σ p·B_k with zeros for the rows and columns that a client has not, and p
+    in proportion to ‖B_k·A_k‖, over all layers, rather than to the plan's weights.
 
     The paper's pruning of ranks in training is not here.
 
@@ -23,7 +24,9 @@ class HetLoRA:
     plain: ClassVar[bool] = False
     still: ClassVar[tuple[str, ...]] = ()
 
-    def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update:
+    def __call__(
+        self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
+    ) -> Update:
         names, told = pairs(state.params), 0.0
 
         def weighted() -> Iterator[Update]:
@@ -31,7 +34,9 @@ class HetLoRA:
             for update in updates:
                 told += update.weight
                 each = [product(update, received, a, b) for a, b in names.values()]
-                length = sum(Product((b.double(),), (a.double(),)).norm() ** 2 for b, a in each) ** 0.5
+                length = (
+                    sum(Product((b.double(),), (a.double(),)).norm() ** 2 for b, a in each) ** 0.5
+                )
                 # the least number: one who learnt nothing counts for nothing, unless nobody learnt
                 yield replace(update, weight=max(length, 1e-30)) if names else update
 

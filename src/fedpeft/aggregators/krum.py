@@ -12,11 +12,13 @@ from fedpeft.core.types import ClientId, State, Tensors, Update
 class Krum:
     """The one update with the smallest Σ ‖Δᵢ − Δⱼ‖² over its n − f − 2 nearest, as it is.
 
-    Every client counts once: a weight is a claim, and this aggregator does not trust claims. It holds the whole cohort
-    in memory. With clients whose data differ it follows one of them alone, whom it often takes again.
+    Every client counts once: a weight is a claim, and this aggregator does not trust claims. It
+    holds the whole cohort in memory. With clients whose data differ it follows one of them alone,
+    whom it often takes again.
 
     Attributes:
-      attackers: the share of the cohort that may be hostile, rounded up to f clients where 2f + 2 < n allows it.
+      attackers: the share of the cohort that may be hostile, rounded up to f clients where 2f + 2 <
+        n allows it.
 
     Raises:
       ValueError: `attackers` is not in [0, 0.5), or no update arrived.
@@ -27,7 +29,9 @@ class Krum:
     def __post_init__(self) -> None:
         check_share(self.attackers)
 
-    def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update:
+    def __call__(
+        self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
+    ) -> Update:
         cohort = gathered(updates)
         best = ranked(cohort, self.attackers)[0]
         return reduced(cohort, lambda stacked: stacked[best])

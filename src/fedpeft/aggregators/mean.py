@@ -12,15 +12,18 @@ from fedpeft.core.types import ClientId, State, Tensors, Update, Weighted
 class Mean:
     """Σ w·Δ / Σ w in float32 or wider, holding one running mean however large the cohort.
 
-    The mean moves by w / Σ w towards each update, the sum running to and with it: unlike a sum of w·Δ it is no larger
-    than the updates are, and of one update, or of equal ones, it is that one to the bit. Updates of opposite sign near
-    the end of their type still overflow, in the step from one to the other; the loop keeps its state then.
+    The mean moves by w / Σ w towards each update, the sum running to and with it: unlike a sum of
+    w·Δ it is no larger than the updates are, and of one update, or of equal ones, it is that one to
+    the bit. Updates of opposite sign near the end of their type still overflow, in the step from
+    one to the other; the loop keeps its state then.
 
     Raises:
       ValueError: no update, or a weight that is not positive.
     """
 
-    def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update:
+    def __call__(
+        self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
+    ) -> Update:
         first: Update | None = None
         mean: Tensors = {}
         weight = 0.0
@@ -37,7 +40,9 @@ class Mean:
             metrics = plus(metrics, update.metrics)
         if first is None:
             raise ValueError("no update arrived")
-        return Update("", map_tensors(lambda m, d: back(m, d.dtype), mean, first.delta), weight, metrics)
+        return Update(
+            "", map_tensors(lambda m, d: back(m, d.dtype), mean, first.delta), weight, metrics
+        )
 
 
 def _move(mean: Tensors, delta: Tensors, by: float) -> None:

@@ -11,16 +11,20 @@ from fedpeft.core.types import ClientId, State, Tensors, Update
 
 @dataclass(frozen=True)
 class Median:
-    """The middle value of each coordinate; of an even number of clients, the mean of the two in the middle.
+    """The middle value of each coordinate; of an even number of clients, the mean of the two in the
+    middle.
 
-    Every client counts once: a weight is a claim, and this aggregator does not trust claims. It holds the whole cohort
-    in memory. Two middle values of opposite sign near the end of their type overflow; the loop keeps its state then.
+    Every client counts once: a weight is a claim, and this aggregator does not trust claims. It
+    holds the whole cohort in memory. Two middle values of opposite sign near the end of their type
+    overflow; the loop keeps its state then.
 
     Raises:
       ValueError: no update arrived.
     """
 
-    def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update:
+    def __call__(
+        self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
+    ) -> Update:
         return reduced(gathered(updates), _middle)
 
 

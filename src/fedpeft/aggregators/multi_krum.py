@@ -12,11 +12,12 @@ from fedpeft.core.types import ClientId, State, Tensors, Update
 class MultiKrum:
     """The mean of the n − f updates with the smallest Σ ‖Δᵢ − Δⱼ‖² over their n − f − 2 nearest.
 
-    Every client counts once: a weight is a claim, and this aggregator does not trust claims. It holds the whole cohort
-    in memory.
+    Every client counts once: a weight is a claim, and this aggregator does not trust claims. It
+    holds the whole cohort in memory.
 
     Attributes:
-      attackers: the share of the cohort that may be hostile, rounded up to f clients where 2f + 2 < n allows it.
+      attackers: the share of the cohort that may be hostile, rounded up to f clients where 2f + 2 <
+        n allows it.
 
     Raises:
       ValueError: `attackers` is not in [0, 0.5), or no update arrived.
@@ -27,7 +28,11 @@ class MultiKrum:
     def __post_init__(self) -> None:
         check_share(self.attackers)
 
-    def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update:
+    def __call__(
+        self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
+    ) -> Update:
         cohort = gathered(updates)
-        kept = sorted(ranked(cohort, self.attackers)[: len(cohort) - borne(self.attackers, len(cohort))])
+        kept = sorted(
+            ranked(cohort, self.attackers)[: len(cohort) - borne(self.attackers, len(cohort))]
+        )
         return reduced(cohort, lambda stacked: stacked[kept].mean(dim=0))

@@ -10,8 +10,8 @@ from fedpeft.core.types import ClientId, State, Tensors, Update
 
 @dataclass(frozen=True)
 class RoLoRA:
-    """In rounds 1, 3, ... clients train B with one A for all, in rounds 2, 4, ... A with one B. Since Σ p·B_k·A is
-    (Σ p·B_k)·A, the mean of what is trained is exact; only that goes up.
+    """In rounds 1, 3, ... clients train B with one A for all, in rounds 2, 4, ... A with one B.
+    Since Σ p·B_k·A is (Σ p·B_k)·A, the mean of what is trained is exact; only that goes up.
 
     Lower ranks are filled up with zeros, which is exact too.
 
@@ -22,5 +22,7 @@ class RoLoRA:
     plain: ClassVar[bool] = True
     still: ClassVar[tuple[str, ...]] = ("A", "B")
 
-    def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update:
+    def __call__(
+        self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
+    ) -> Update:
         return gathered(updates, state, received).change({})

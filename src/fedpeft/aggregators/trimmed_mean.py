@@ -12,14 +12,15 @@ from fedpeft.core.types import ClientId, State, Tensors, Update
 
 @dataclass(frozen=True)
 class TrimmedMean:
-    """Of each coordinate, drop the `trim` share of the largest values and of the smallest, and average the rest.
+    """Of each coordinate, drop the `trim` share of the largest values and of the smallest, and
+    average the rest.
 
-    Every client counts once: a weight is a claim, and this aggregator does not trust claims. It holds the whole cohort
-    in memory.
+    Every client counts once: a weight is a claim, and this aggregator does not trust claims. It
+    holds the whole cohort in memory.
 
     Attributes:
-      trim: the share dropped at each end, rounded up to whole clients, so that in a small cohort too the extremes go;
-        at least one value, of an even number two, are kept.
+      trim: the share dropped at each end, rounded up to whole clients, so that in a small cohort
+        too the extremes go; at least one value, of an even number two, are kept.
 
     Raises:
       ValueError: `trim` is not in [0, 0.5), or no update arrived.
@@ -36,7 +37,9 @@ class TrimmedMean:
         # the small number: 0.07 * 100 is a little more than 7 in floating point
         return min(ceil(self.trim * clients - 1e-9), (clients - 1) // 2)
 
-    def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update:
+    def __call__(
+        self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
+    ) -> Update:
         return reduced(gathered(updates), self._kept_mean)
 
     def _kept_mean(self, stacked: Tensor) -> Tensor:

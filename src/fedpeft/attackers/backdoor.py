@@ -1,5 +1,5 @@
-"""Attackers that teach a trigger (Gu et al., 2017: BadNets, arXiv:1708.06733; Bagdasaryan et al., 2020,
-arXiv:1807.00459)."""
+"""Attackers that teach a trigger (Gu et al., 2017: BadNets, arXiv:1708.06733; Bagdasaryan et al.,
+2020, arXiv:1807.00459)."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ from fedpeft.core.types import Tensors, Update
 
 @dataclass(frozen=True)
 class Backdoor:
-    """Every other picture of an attacker gets a white square in its lower right corner and the label `target`. For
-    simulation.
+    """Every other picture of an attacker gets a white square in its lower right corner and the
+    label `target`. For simulation.
 
     It succeeds on held-out pictures of other classes that, with the square, are taken for `target`.
 
@@ -30,7 +30,8 @@ class Backdoor:
     def __post_init__(self) -> None:
         if not (0 <= self.share <= 1 and self.target >= 0 and 0 < self.size <= 1):
             raise ValueError(
-                f"share must be in [0, 1], target a class and size in (0, 1], got {self.share}, {self.target} and "
+                f"share must be in [0, 1], target a class and size in (0, 1], got {self.share}, "
+                f"{self.target} and "
                 f"{self.size}"
             )
 
@@ -51,7 +52,10 @@ class Backdoor:
 
     def _check(self, rows: Tensors, classes: int) -> None:
         if not {"image", "label"} <= rows.keys() or self.target >= classes:
-            raise ValueError(f"a backdoor needs pictures with labels, and {self.target} among their {classes} classes")
+            raise ValueError(
+                f"a backdoor needs pictures with labels, and {self.target} among their {classes} "
+                "classes"
+            )
 
     def _stamped(self, image: Tensor) -> Tensor:
         """Pictures uint8 (n, channels, height, width) with the trigger."""

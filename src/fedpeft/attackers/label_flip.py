@@ -1,4 +1,5 @@
-"""Attackers that train on wrong labels (Biggio et al., 2012, arXiv:1206.6389; Fang et al., 2020, arXiv:1911.11815)."""
+"""Attackers that train on wrong labels (Biggio et al., 2012, arXiv:1206.6389; Fang et al., 2020,
+arXiv:1911.11815)."""
 
 from dataclasses import dataclass
 

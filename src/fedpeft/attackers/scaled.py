@@ -1,4 +1,5 @@
-"""Attackers that send more than their share (Bagdasaryan et al., 2020, arXiv:1807.00459, section 4.2)."""
+"""Attackers that send more than their share (Bagdasaryan et al., 2020, arXiv:1807.00459, section
+4.2)."""
 
 from dataclasses import dataclass, replace
 
@@ -8,11 +9,12 @@ from fedpeft.core.types import Tensors, Update
 
 @dataclass(frozen=True)
 class Scaled:
-    """Δ ← factor·Δ: alone it makes the mean follow one client, with another attack it makes that one count. For
-    simulation.
+    """Δ ← factor·Δ: alone it makes the mean follow one client, with another attack it makes that
+    one count. For simulation.
 
     Attributes:
-      share: of all clients that attack, rounded to whole ones; those of several attacks are the same.
+      share: of all clients that attack, rounded to whole ones; those of several attacks are the
+        same.
 
     Raises:
       ValueError: a value out of range.
@@ -23,7 +25,9 @@ class Scaled:
 
     def __post_init__(self) -> None:
         if not (0 <= self.share <= 1 and self.factor > 0):
-            raise ValueError(f"share must be in [0, 1] and factor positive, got {self.share} and {self.factor}")
+            raise ValueError(
+                f"share must be in [0, 1] and factor positive, got {self.share} and {self.factor}"
+            )
 
     def poison(self, rows: Tensors, classes: int) -> Tensors:
         return rows

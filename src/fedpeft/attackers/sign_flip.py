@@ -1,4 +1,5 @@
-"""Attackers that send the opposite of what they trained (Li et al., 2019: RSA, arXiv:1811.03761)."""
+"""Attackers that send the opposite of what they trained (Li et al., 2019: RSA,
+arXiv:1811.03761)."""
 
 from dataclasses import dataclass, replace
 
@@ -22,7 +23,9 @@ class SignFlip:
 
     def __post_init__(self) -> None:
         if not (0 <= self.share <= 1 and self.factor > 0):
-            raise ValueError(f"share must be in [0, 1] and factor positive, got {self.share} and {self.factor}")
+            raise ValueError(
+                f"share must be in [0, 1] and factor positive, got {self.share} and {self.factor}"
+            )
 
     def poison(self, rows: Tensors, classes: int) -> Tensors:
         return rows

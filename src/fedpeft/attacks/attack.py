@@ -1,4 +1,5 @@
-"""What a server can tell of a client's examples from what the client sends, against what it could tell without."""
+"""What a server can tell of a client's examples from what the client sends, against what it could
+tell without."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -46,14 +47,16 @@ class Effort:
     def __post_init__(self) -> None:
         if self.pictures < 2 or self.steps < 1 or self.messages < 0:
             raise PlanError(
-                f"an attack tries 2 or more pictures in 1 or more steps, not {self.pictures} in {self.steps}, with "
+                f"an attack tries 2 or more pictures in 1 or more steps, not {self.pictures} in "
+                f"{self.steps}, with "
                 f"{self.messages} messages"
             )
 
 
 @dataclass(frozen=True)
 class Attacker:
-    """What a server knows: the plan, the model, what it sent and received, and examples that are public.
+    """What a server knows: the plan, the model, what it sent and received, and examples that are
+    public.
 
     To its favour it is also told how many examples the client has, where the plan does not tell.
 
@@ -68,12 +71,15 @@ class Attacker:
 
     @classmethod
     def of(cls, site: Site) -> "Attacker":
-        """Raises PlanError where inputs are no numbers that can be sought, or no head's bias tells the labels."""
+        """Raises PlanError where inputs are no numbers that can be sought, or no head's bias tells
+        the labels."""
         public = partitioned(site).test
         input_of(public)
         bias = f"{head_of(site.model, getattr(site.plan.method, 'head', 'auto'))}.bias"
         if "label" not in public or bias not in site.plan.method.names(site.model):
-            raise PlanError("inversion takes its labels from the bias of a trained head, which is not there")
+            raise PlanError(
+                "inversion takes its labels from the bias of a trained head, which is not there"
+            )
         return cls(site, public, bias)
 
     @property
@@ -91,10 +97,15 @@ class Attacker:
         return [some if len(some) else self.inputs for some in of]
 
     def invert(
-        self, messages: Sequence[Message], examples: int, steps: int, draws: torch.Generator, tick: Callable[[], None]
+        self,
+        messages: Sequence[Message],
+        examples: int,
+        steps: int,
+        draws: torch.Generator,
+        tick: Callable[[], None],
     ) -> tuple[Tensor, Tensor]:
-        """Inputs and their labels, `MOST` at most, for a client with so many examples; the search begins at the mean
-        of the public inputs of a label."""
+        """Inputs and their labels, `MOST` at most, for a client with so many examples; the search
+        begins at the mean of the public inputs of a label."""
         label = labels_of(messages[0].delta, self.bias, examples)
         label = label[torch.randperm(examples, generator=draws)[:MOST]]
         begin = torch.stack([some.mean(0) for some in self.like(label)])
@@ -110,15 +121,20 @@ class Attacker:
                 found = sought(messages, begin, batch, self.span, steps, tick)
         return found[: len(label)], label[: len(found)]
 
-    def judged(self, found: Tensor, label: Tensor, truth: Tensor, draws: torch.Generator) -> dict[str, Tensor]:
-        """PSNR (and SSIM) of each find with the nearest true input, and of what is had without a message."""
+    def judged(
+        self, found: Tensor, label: Tensor, truth: Tensor, draws: torch.Generator
+    ) -> dict[str, Tensor]:
+        """PSNR (and SSIM) of each find with the nearest true input, and of what is had without a
+        message."""
         known = self.like(label)
         every = self.inputs.mean(0, keepdim=True).expand(len(label), *found.shape[1:])
         guesses = {
             "found": found.cpu(),
             "class_mean": torch.stack([some.mean(0) for some in known]),
             "mean": every,
-            "other": torch.stack([some[int(torch.randint(len(some), (), generator=draws))] for some in known]),
+            "other": torch.stack(
+                [some[int(torch.randint(len(some), (), generator=draws))] for some in known]
+            ),
         }
         span, each = self.span[1] - self.span[0], {}
         for name, guess in guesses.items():
@@ -129,7 +145,9 @@ class Attacker:
         return each
 
 
-def attack(site: Site, client: ClientId, effort: Effort, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def attack(
+    site: Site, client: ClientId, effort: Effort, tick: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Everything that `fedpeft attack` tells, as plain values.
 
     Raises:
@@ -144,13 +162,16 @@ def attack(site: Site, client: ClientId, effort: Effort, tick: Callable[[], None
         "examples": site.data.size(client),
         "messages": len(messages),
         **_noise(site.plan),
-        "membership": {name: asdict(found) for name, found in membership(site, client, messages).items()},
+        "membership": {
+            name: asdict(found) for name, found in membership(site, client, messages).items()
+        },
         "inversion": _inversion(site, client, messages, effort, tick),
     }
 
 
 def _noise(plan: Plan) -> dict[str, Any]:
-    """Which part of the plan adds noise, and whether it is in what one client sends; None without such a part."""
+    """Which part of the plan adds noise, and whether it is in what one client sends; None without
+    such a part."""
     part = plan.private_part
     if part is None:
         return {"privacy": None, "noise_in_messages": None}
@@ -166,7 +187,11 @@ def favourite(site: Site) -> ClientId:
 
 
 def _inversion(
-    site: Site, client: ClientId, messages: Sequence[Message], effort: Effort, tick: Callable[[], None]
+    site: Site,
+    client: ClientId,
+    messages: Sequence[Message],
+    effort: Effort,
+    tick: Callable[[], None],
 ) -> dict[str, Any]:
     """Of single examples, each alone with a client, and of what the client did send."""
     try:
@@ -198,11 +223,15 @@ def _inversion(
 def _overlap(guessed: Tensor, truth: Tensor) -> float:
     """The share of the labels that are right, as bags."""
     bins = int(max(guessed.max(), truth.max())) + 1
-    return float(torch.minimum(guessed.bincount(minlength=bins), truth.bincount(minlength=bins)).sum() / len(truth))
+    return float(
+        torch.minimum(guessed.bincount(minlength=bins), truth.bincount(minlength=bins)).sum()
+        / len(truth)
+    )
 
 
 def _summed(each: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Means, and by how much the finds are nearer than the best of what needs no message, with a 95 % t interval."""
+    """Means, and by how much the finds are nearer than the best of what needs no message, with a 95
+    % t interval."""
     from scipy.special import stdtrit
 
     means = {name: float(x.mean()) for name, x in each.items()}

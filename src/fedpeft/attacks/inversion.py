@@ -1,13 +1,15 @@
-"""Which inputs did a client train on? Gradient inversion (Zhu et al., 2019, arXiv:1906.08935; Geiping et al., 2020,
-arXiv:2003.14053).
+"""Which inputs did a client train on? Gradient inversion (Zhu et al., 2019, arXiv:1906.08935;
+Geiping et al., 2020, arXiv:2003.14053).
 
-Labels come from the head's bias, whose update is η·Σ(1[y = k] − p_k) to first order (iDLG: Zhao et al., 2020,
-arXiv:2001.02610; for batches Wainakh et al., 2022, arXiv:2105.09369). Inputs x̂ are then sought for which
+Labels come from the head's bias, whose update is η·Σ(1[y = k] − p_k) to first order (iDLG: Zhao et
+al., 2020, arXiv:2001.02610; for batches Wainakh et al., 2022, arXiv:2105.09369). Inputs x̂ are then
+sought for which
 
     Σ over messages  1 − cos(−∇ℓ(x̂, ŷ; w), Δ)  +  λ·TV(x̂)
 
 is least, by Adam. Where a linear layer with a bias is trained on the input itself, no search
-is needed: plain descent changes them by Σ over steps of −η·g·xᵀ and −η·g, whose ratio is x where there is one example.
+is needed: plain descent changes them by Σ over steps of −η·g·xᵀ and −η·g, whose ratio is x where
+there is one example.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,19 +32,27 @@ WINDOW = 7
 
 
 def input_of(rows: Tensors) -> str:
-    """The name of what is sought: the one column of rows that holds more than a number of each example.
+    """The name of what is sought: the one column of rows that holds more than a number of each
+    example.
 
     Raises:
       PlanError: there is not one, or it holds tokens.
     """
-    found = [name for name, x in rows.items() if x.ndim > 1 and (x.is_floating_point() or x.dtype == torch.uint8)]
+    found = [
+        name
+        for name, x in rows.items()
+        if x.ndim > 1 and (x.is_floating_point() or x.dtype == torch.uint8)
+    ]
     if len(found) != 1:
-        raise PlanError(f"inversion looks for pictures or points; an example here has {', '.join(rows)}")
+        raise PlanError(
+            f"inversion looks for pictures or points; an example here has {', '.join(rows)}"
+        )
     return found[0]
 
 
 def labels_of(delta: Tensors, bias: str, examples: int) -> Tensor:
-    """The labels (examples,) that the update of the head's bias tells: the class it raises most, again and again."""
+    """The labels (examples,) that the update of the head's bias tells: the class it raises most,
+    again and again."""
     left = delta[bias].double()
     share = left.clamp_min(0).sum() / examples
     found = []
@@ -54,7 +64,8 @@ def labels_of(delta: Tensors, bias: str, examples: int) -> Tensor:
 
 
 def solved(message: Message, x: Tensor, batch: Batch) -> Tensor | None:
-    """The inputs (k, ...) that the rows of a linear layer on them give, the surest first; None without one.
+    """The inputs (k, ...) that the rows of a linear layer on them give, the surest first; None
+    without one.
 
     Args:
       x: any inputs (n, ...), and what the model is given for them.
@@ -64,7 +75,11 @@ def solved(message: Message, x: Tensor, batch: Batch) -> Tensor | None:
         if weight is not None and bias is not None:
             order = bias.abs().argsort(descending=True)
             order = order[bias[order].abs() > 1e-3 * bias.abs().max()]
-            return (weight[order].double() / bias[order].double()[:, None]).to(x.dtype).view(-1, *x.shape[1:])
+            return (
+                (weight[order].double() / bias[order].double()[:, None])
+                .to(x.dtype)
+                .view(-1, *x.shape[1:])
+            )
     return None
 
 
@@ -80,11 +95,17 @@ def _first_layers(message: Message, x: Tensor, batch: Batch) -> list[str]:
 
         return hook
 
-    linear = [(name, one) for name, one in message.objective.model.named_modules() if isinstance(one, nn.Linear)]
+    linear = [
+        (name, one)
+        for name, one in message.objective.model.named_modules()
+        if isinstance(one, nn.Linear)
+    ]
     handles = [one.register_forward_pre_hook(watching(name)) for name, one in linear]
     try:
         with torch.no_grad():
-            message.objective({name: one.to(x.device) for name, one in message.received.items()}, batch)
+            message.objective(
+                {name: one.to(x.device) for name, one in message.received.items()}, batch
+            )
     finally:
         for handle in handles:
             handle.remove()
@@ -114,7 +135,9 @@ def sought(
     with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
         for _ in range(steps):
             given = batch(low + x * (high - low))
-            far = torch.stack([_unlike(loss, params, delta, given) for loss, params, delta in heard]).sum()
+            far = torch.stack(
+                [_unlike(loss, params, delta, given) for loss, params, delta in heard]
+            ).sum()
             rough = TV * _variation(x) if x.ndim == 4 else torch.zeros(())
             (x.grad,) = torch.autograd.grad(far.cpu() + rough, [x])
             optimizer.step()
@@ -146,20 +169,26 @@ def _variation(x: Tensor) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor, span: float) -> Tensor:
-    """Peak signal-to-noise ratio in dB of pairs (n, ...), at most 100; `span` is the range of the values."""
+    """Peak signal-to-noise ratio in dB of pairs (n, ...), at most 100; `span` is the range of the
+    values."""
     error = (a - b).flatten(1).square().mean(1).double()
     return (10 * torch.log10(span**2 / error.clamp_min(span**2 * 1e-10))).cpu()
 
 
 def ssim(a: Tensor, b: Tensor, span: float) -> Tensor:
-    """Structural similarity of pairs of pictures (n, c, h, w), mean over windows of 7 × 7 (Wang et al., 2004)."""
+    """Structural similarity of pairs of pictures (n, c, h, w), mean over windows of 7 × 7 (Wang et
+    al., 2004)."""
     side = min(WINDOW, *a.shape[-2:])
 
     def mean(x: Tensor) -> Tensor:
         return avg_pool2d(x.double(), side, 1)
 
     ma, mb = mean(a), mean(b)
-    va, vb, both = mean(a.double() ** 2) - ma**2, mean(b.double() ** 2) - mb**2, mean(a.double() * b) - ma * mb
+    va, vb, both = (
+        mean(a.double() ** 2) - ma**2,
+        mean(b.double() ** 2) - mb**2,
+        mean(a.double() * b) - ma * mb,
+    )
     one, two = (0.01 * span) ** 2, (0.03 * span) ** 2
     found = (2 * ma * mb + one) * (2 * both + two) / ((ma**2 + mb**2 + one) * (va + vb + two))
     return found.flatten(1).mean(1).cpu()

@@ -1,12 +1,13 @@
-"""Was this example among a client's? (Shokri et al., 2017, arXiv:1610.05820; against updates: Nasr et al., 2019,
-arXiv:1812.00910.)
+"""Was this example among a client's? (Shokri et al., 2017, arXiv:1610.05820; against updates: Nasr
+et al., 2019, arXiv:1812.00910.)
 
 Scores, higher for a member:
 
     loss      −ℓ(x; w + Δ)                   of the last model that the client sent
-    gain      ℓ(x; w) − ℓ(x; w + Δ)          what the client's training did for x; mean over its messages
-    cosine    cos(−∇ℓ(x; w), Δ)              whether x pulls where the update went; mean over its messages
-    before    −ℓ(x; w₀)                      a control: the model has seen nobody, and 0.5 is expected
+    gain      ℓ(x; w) − ℓ(x; w + Δ)          what the client's training did for x; mean over its
+    messages cosine    cos(−∇ℓ(x; w), Δ)              whether x pulls where the update went; mean
+    over its messages before    −ℓ(x; w₀)                      a control: the model has seen nobody,
+    and 0.5 is expected
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,8 @@ OUTSIDERS = 1000
 
 @dataclass(frozen=True)
 class Auc:
-    """The probability that a member scores higher than a non-member of its class; ties count one half.
+    """The probability that a member scores higher than a non-member of its class; ties count one
+    half.
 
     Attributes:
       low, high: a 95 % bootstrap interval over members and non-members.
@@ -43,9 +45,11 @@ class Auc:
 
 
 def membership(site: Site, client: ClientId, messages: Sequence[Message]) -> dict[str, Auc]:
-    """How well each score tells the client's training examples from held-out ones of the same class.
+    """How well each score tells the client's training examples from held-out ones of the same
+    class.
 
-    A client's classes are known by its label skew, whoever its examples are, so only pairs of one class are compared.
+    A client's classes are known by its label skew, whoever its examples are, so only pairs of one
+    class are compared.
     """
     inside, outside = _rows(site, client, 0), _rows(site, None, OUTSIDERS)
     if not inside or not outside:
@@ -55,14 +59,18 @@ def membership(site: Site, client: ClientId, messages: Sequence[Message]) -> dic
     return {name: auc(members[name], others[name], same) for name in members}
 
 
-def scores(site: Site, messages: Sequence[Message], batches: Sequence[Batch]) -> Mapping[str, Tensor]:
+def scores(
+    site: Site, messages: Sequence[Message], batches: Sequence[Batch]
+) -> Mapping[str, Tensor]:
     """Each score of each example, (n,)."""
     untouched = Objective(site.model, site.task)
     site.model.eval()
     found: dict[str, list[Tensor]] = {"loss": [], "gain": [], "cosine": [], "before": []}
     with threads(site.plan.threads):
         for batch in batches:
-            before = [_losses(message.objective, site, message.received, batch) for message in messages]
+            before = [
+                _losses(message.objective, site, message.received, batch) for message in messages
+            ]
             after = [_losses(message.objective, site, message.sent, batch) for message in messages]
             pulls = [_cosine(site, message, batch) for message in messages]
             found["loss"].append(-after[-1])
@@ -79,8 +87,12 @@ def auc(members: Tensor, others: Tensor, same: Tensor) -> Auc:
       DataError: there is no such pair.
     """
     if not same.any():
-        raise DataError("no held-out example is of a class that the client has: nothing can be compared")
-    wins = ((members[:, None] > others).double() + 0.5 * (members[:, None] == others).double()) * same
+        raise DataError(
+            "no held-out example is of a class that the client has: nothing can be compared"
+        )
+    wins = (
+        (members[:, None] > others).double() + 0.5 * (members[:, None] == others).double()
+    ) * same
     pairs = same.double()
     draws = torch.Generator().manual_seed(0)
     u, v = (_resampled(len(side), draws) for side in (members, others))
@@ -93,7 +105,9 @@ def auc(members: Tensor, others: Tensor, same: Tensor) -> Auc:
 def _resampled(size: int, draws: torch.Generator) -> Tensor:
     """How often each of `size` is drawn in each bootstrap sample, (DRAWS, size)."""
     drawn = torch.randint(size, (DRAWS, size), generator=draws)
-    return torch.zeros(DRAWS, size, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(DRAWS, size).double())
+    return torch.zeros(DRAWS, size, dtype=torch.float64).scatter_add_(
+        1, drawn, torch.ones(DRAWS, size).double()
+    )
 
 
 def _rows(site: Site, client: ClientId | None, most: int) -> list[Batch]:
@@ -103,7 +117,9 @@ def _rows(site: Site, client: ClientId | None, most: int) -> list[Batch]:
         for first in range(0, count(batch), CHUNK):
             size = int(min(CHUNK, count(batch) - first, left))
             if size:
-                found.append(site.on_device({name: x[first : first + size] for name, x in batch.items()}))
+                found.append(
+                    site.on_device({name: x[first : first + size] for name, x in batch.items()})
+                )
                 left -= size
     return found
 
@@ -117,14 +133,20 @@ def _same_class(inside: Sequence[Batch], outside: Sequence[Batch]) -> Tensor:
 
 def _losses(objective: Objective, site: Site, params: Tensors, batch: Batch) -> Tensor:
     with torch.no_grad():
-        return objective({name: x.to(site.device) for name, x in params.items()}, batch).double().cpu()
+        return (
+            objective({name: x.to(site.device) for name, x in params.items()}, batch).double().cpu()
+        )
 
 
 def _cosine(site: Site, message: Message, batch: Batch) -> Tensor:
     on = {name: x.to(site.device) for name, x in message.received.items()}
     each = message.objective.gradients(on, batch)
     delta = {name: message.delta[name].to(site.device) for name in each}
-    dots = map_tensors(lambda g, d: -(g.flatten(1) * d.flatten()).sum(1, dtype=torch.float64), each, delta)
+    dots = map_tensors(
+        lambda g, d: -(g.flatten(1) * d.flatten()).sum(1, dtype=torch.float64), each, delta
+    )
     squares = torch.stack([g.flatten(1).double().square().sum(1) for g in each.values()]).sum(0)
     length = norm(delta).to(squares)
-    return (torch.stack(list(dots.values())).sum(0) / (squares.sqrt() * length).clamp_min(1e-30)).cpu()
+    return (
+        torch.stack(list(dots.values())).sum(0) / (squares.sqrt() * length).clamp_min(1e-30)
+    ).cpu()

@@ -24,7 +24,8 @@ class Message:
     """One participation.
 
     Attributes:
-      received: what of the server's tensors was trained, without what an algorithm shares beside the method's.
+      received: what of the server's tensors was trained, without what an algorithm shares beside
+        the method's.
       delta: what came back, in the same way.
       objective: the loss, with what was sent and not trained.
     """
@@ -63,7 +64,9 @@ class Overheard:
 
     def _message(self, job: Job, reply: Reply | Failure) -> Message:
         if isinstance(reply, Failure):
-            raise RunError(f"{job.client!r} failed in round {job.round + 1} and sent nothing: {reply.reason}")
+            raise RunError(
+                f"{job.client!r} failed in round {job.round + 1} and sent nothing: {reply.reason}"
+            )
         plan = self.worker.site.plan
         received, objective = self.worker.receive(job.payload, job.round)
         delta = unpack(job.client, reply.payload, plan.uplink, layout(received)).delta
@@ -71,28 +74,34 @@ class Overheard:
         return Message(job.round, own, moved, objective)
 
 
-def overheard(site: Site, target: ClientId, most: int = 0, tick: Callable[[], None] = lambda: None) -> list[Message]:
+def overheard(
+    site: Site, target: ClientId, most: int = 0, tick: Callable[[], None] = lambda: None
+) -> list[Message]:
     """The first `most` messages of a client in a federation from its first round, 0 for all.
 
     Where noise is added it is another draw than a run's own, whose secrets are not touched.
 
     Raises:
       RunError: the client never takes part, or fails.
-      PlanError: personal tensors, beside which what is trained is not the server's to see; secure sums, of which it
-        sees no part; or asynchronous steps.
+      PlanError: personal tensors, beside which what is trained is not the server's to see; secure
+        sums, of which it sees no part; or asynchronous steps.
     """
     if site.plan.personal:
         raise PlanError(
-            f"personal = {list(site.plan.personal)}: the server does not know those tensors; leave them out"
+            f"personal = {list(site.plan.personal)}: the server does not know those tensors; leave "
+            "them out"
         )
     if site.plan.exchange.sums:
         raise PlanError(
-            'exchange = "secure": single messages cannot be read, which is what secure sums are for. To measure what '
+            'exchange = "secure": single messages cannot be read, which is what secure sums are '
+            "for. To measure what "
             'they would tell, attack a run of the same plan with exchange = "fit"'
         )
     if site.plan.buffer:
         raise PlanError("messages are heard in rounds: leave out `buffer`")
-    site = replace(site, plan=replace(site.plan, target_epsilon=None))  # what is spent here is nobody's budget
+    site = replace(
+        site, plan=replace(site.plan, target_epsilon=None)
+    )  # what is spent here is nobody's budget
     with TemporaryDirectory() as memory:
         engine = Overheard(Worker(site, Folder(Path(memory))), target, tick)
         for _ in federate(site.plan, engine, start(site.plan, site.params())):
@@ -104,7 +113,8 @@ def overheard(site: Site, target: ClientId, most: int = 0, tick: Callable[[], No
 
 
 def alone(site: Site, client: ClientId, place: int) -> Site:
-    """The same federation, but its only client has one example: the one of `client` at `place`, from 0.
+    """The same federation, but its only client has one example: the one of `client` at `place`,
+    from 0.
 
     Raises:
       DataError: the data are not in memory here.
@@ -120,5 +130,7 @@ def partitioned(site: Site) -> Partitioned:
       DataError: these are others.
     """
     if not isinstance(site.data, Partitioned):
-        raise DataError("an attack is measured in a simulation, where the examples of all clients are at hand")
+        raise DataError(
+            "an attack is measured in a simulation, where the examples of all clients are at hand"
+        )
     return site.data

@@ -37,7 +37,8 @@ from fedpeft.errors import FedpeftError
 class Commands(TyperGroup):
     """What the user can mend is one line on standard error; with --debug, the whole traceback.
 
-    Exit codes: 2 for a plan, data or a folder that cannot be used, 1 for a disk or file that fails, 130 for Ctrl-C.
+    Exit codes: 2 for a plan, data or a folder that cannot be used, 1 for a disk or file that fails,
+      130 for Ctrl-C.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -52,7 +53,8 @@ class Commands(TyperGroup):
 
 
 class Plain(TyperCommand):
-    """Help in plain text, in which typer 0.20 would show the brackets of `[required]` escaped for rich."""
+    """Help in plain text, in which typer 0.20 would show the brackets of `[required]` escaped for
+    rich."""
 
     def get_help(self, ctx: click.Context) -> str:
         return super().get_help(ctx).replace("\\[", "[")
@@ -63,14 +65,17 @@ def _explained(error: BaseException) -> tuple[int, str]:
         return 2, f"error: {' '.join(str(error).split())}"
     if isinstance(error, OSError):
         reason = error.strerror or " ".join(str(error).split())
-        return 1, f"error: {reason}" + (f": {os.fsdecode(error.filename)}" if error.filename else "")
+        return 1, f"error: {reason}" + (
+            f": {os.fsdecode(error.filename)}" if error.filename else ""
+        )
     return 130, "interrupted"
 
 
 app = typer.Typer(
     name="fedpeft",
     cls=Commands,
-    epilog="Begin with `fedpeft run`, which needs no arguments. Each command tells more with --help.",
+    epilog="Begin with `fedpeft run`, which needs no arguments. Each command tells more with "
+    "--help.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -93,7 +98,8 @@ def main(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Fine-tune a foundation model on data that cannot leave its owners, for kilobytes per owner."""
+    """Fine-tune a foundation model on data that cannot leave its owners, for kilobytes per
+    owner."""
 
 
 for name, command, examples in (

@@ -17,12 +17,20 @@ EXAMPLES = """\
 def attack(
     run: RunPath,
     client: Annotated[
-        str, typer.Option(metavar="NAME", show_default=False, help="Whose; else who takes part most often.")
+        str,
+        typer.Option(
+            metavar="NAME", show_default=False, help="Whose; else who takes part most often."
+        ),
     ] = "",
     messages: Annotated[
-        int, typer.Option(metavar="N", show_default=False, help="Of the client, as many as are heard; else all.")
+        int,
+        typer.Option(
+            metavar="N", show_default=False, help="Of the client, as many as are heard; else all."
+        ),
     ] = 0,
-    pictures: Annotated[int, typer.Option(metavar="N", help="Single examples that are looked for.")] = 4,
+    pictures: Annotated[
+        int, typer.Option(metavar="N", help="Single examples that are looked for.")
+    ] = 4,
     steps: Annotated[int, typer.Option(metavar="N", help="Of each search.")] = 120,
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -30,9 +38,9 @@ def attack(
 ) -> None:
     """Attack what one client sends, as the server could.
 
-    By membership inference and gradient inversion. RUN is the folder of a run. Its rounds are repeated here up to the
-    client's last message; where noise is added, it is another draw. What is found is compared with what could be had
-    without any message.
+    By membership inference and gradient inversion. RUN is the folder of a run. Its rounds are
+    repeated here up to the client's last message; where noise is added, it is another draw. What is
+    found is compared with what could be had without any message.
     """
     from dataclasses import replace
 
@@ -49,11 +57,14 @@ def attack(
     effort = Effort(pictures, steps, messages)
     if is_merged(run):
         raise RunError(
-            f"{run} was merged from files: its clients' examples lie with them, and there is nothing here to compare a "
+            f"{run} was merged from files: its clients' examples lie with them, and there is "
+            "nothing here to compare a "
             "find with. Attack a simulation of the plan: `fedpeft run` it, and name that run"
         )
     # a search needs second derivatives, down to the pictures
-    site = open_run_site(replace(reopen(run)[1], pack=False, features=False, base_dtype="float32"), device)
+    site = open_run_site(
+        replace(reopen(run)[1], pack=False, features=False, base_dtype="float32"), device
+    )
     if client and client not in site.data.clients:
         raise RunError(unknown("client", client, site.data.clients))
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -67,7 +78,11 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     messages = f"{found['messages']} message{'s' if found['messages'] > 1 else ''}"
     yield f"{found['plan']}: {found['method']}, {found['client']} with {found['examples']} examples, {messages}"
     if found["privacy"] is not None:
-        own = "is in each" if found["noise_in_messages"] else "comes after: what one client sends has none of its own"
+        own = (
+            "is in each"
+            if found["noise_in_messages"]
+            else "comes after: what one client sends has none of its own"
+        )
         yield f"the noise of {found['privacy']} {own}"
     yield ""
     yield "was this example among the client's? AUC against held-out ones of its class; 0.5 is guessing"
@@ -85,6 +100,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         if one["ahead_low"] is not None:
             ahead += f", 95 % interval {one['ahead_low']:.1f} to {one['ahead_high']:.1f}"
         yield (
-            f"  {name:<12}found {one['psnr_found']:.1f}, class mean {one['psnr_class_mean']:.1f}, another "
-            f"{one['psnr_other']:.1f}; ahead by {ahead}; {one['labels_right']:.0%} of the labels right"
+            f"  {name:<12}found {one['psnr_found']:.1f}, class mean {one['psnr_class_mean']:.1f}, "
+            "another "
+            f"{one['psnr_other']:.1f}; ahead by {ahead}; {one['labels_right']:.0%} of the labels "
+            "right"
         )

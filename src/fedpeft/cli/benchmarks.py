@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 WIDTH = 100
 
 
-def asked(name: str | None, shots: int | None, limit: int | None, mmlu: Path | None) -> "Asked | None":
+def asked(
+    name: str | None, shots: int | None, limit: int | None, mmlu: Path | None
+) -> "Asked | None":
     """What the options ask; None where there is no --benchmark.
 
     Raises:
@@ -39,7 +41,12 @@ def measured(run: Path, questions: "Asked", device: str) -> dict[str, Any]:
     console = Console(file=sys.stderr)  # this one, whatever is put in its place meanwhile
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(f"asking {questions.name}", total=None)
-        return benchmark(run, questions, device, lambda done, total: progress.update(bar, completed=done, total=total))
+        return benchmark(
+            run,
+            questions,
+            device,
+            lambda done, total: progress.update(bar, completed=done, total=total),
+        )
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
@@ -61,7 +68,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
             if one["left_out"]
         )
         yield from wrap(
-            f"left out, as longer than the model's {found['context']} tokens: {out:,} questions, of {names}",
+            f"left out, as longer than the model's {found['context']} tokens: {out:,} questions, "
+            f"of {names}",
             WIDTH, initial_indent="  ", subsequent_indent="    ",
         )  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""`python -m fedpeft.cli.bound ...` is `fedpeft ...`, ended when standard input closes: when who started it is gone."""
+"""`python -m fedpeft.cli.bound ...` is `fedpeft ...`, ended when standard input closes: when who
+started it is gone."""
 
 import os
 import sys

@@ -18,19 +18,26 @@ EXAMPLES = """\
 def contribute(
     invitation: Annotated[Path, typer.Argument(metavar="DIR", hidden=True)],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to send.")],
-    data: Annotated[str | None, typer.Option(metavar="PATH", help="A file or folder of examples.")] = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="What the server calls you.")] = None,
-    client: Annotated[
-        int | None, typer.Option(metavar="K", help="To try it out: client K, from 0, of the plan's partition.")
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH", help="A file or folder of examples.")
     ] = None,
-    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Sign with this key of `keygen`.")] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What the server calls you.")
+    ] = None,
+    client: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="To try it out: client K, from 0, of the plan's partition."),
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Sign with this key of `keygen`.")
+    ] = None,
     device: Device = "cpu",
     debug: Debug = False,
 ) -> None:
     """Train on examples that stay here and write one file to send.
 
-    DIR is the folder of an invitation. The file holds what was learned, sealed for the server alone. Part of the data
-    is held out as the plan says and not trained on.
+    DIR is the folder of an invitation. The file holds what was learned, sealed for the server
+    alone. Part of the data is held out as the plan says and not trained on.
     """
     if (client is None) == (data is None) or (data is None) != (name is None):
         raise click.UsageError("give --data and --name, or --client")
@@ -44,17 +51,27 @@ def contribute(
 
     require()
     if out.exists():
-        raise RunError(f"{out} is there already: a file that may have been sent is not written over; name another")
+        raise RunError(
+            f"{out} is there already: a file that may have been sent is not written over; name "
+            "another"
+        )
     study, signer = read_invitation(invitation), signing_key(key) if key else None
     if data is not None and name is not None:
         who = from_own_data(study, data, name, device)
     else:
         who = from_partition(study, client or 0, device)
-    with click.progressbar(length=who.steps, label=who.client, show_pos=True, file=sys.stderr) as bar:
+    with click.progressbar(
+        length=who.steps, label=who.client, show_pos=True, file=sys.stderr
+    ) as bar:
         header, content = train(study, who, signer, lambda: bar.update(1))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, content)
     count = who.site.data.size(who.client)
-    typer.echo(f"{out}: {size(len(content))} from {count} examples of {header.client}, {'' if key else 'un'}signed")
+    typer.echo(
+        f"{out}: {size(len(content))} from {count} examples of {header.client}, "
+        f"{'' if key else 'un'}signed"
+    )
     if header.privacy:
-        typer.echo(f"privacy: {', '.join(f'{word} {value}' for word, value in header.privacy.items())}")
+        typer.echo(
+            f"privacy: {', '.join(f'{word} {value}' for word, value in header.privacy.items())}"
+        )

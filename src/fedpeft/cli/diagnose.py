@@ -22,13 +22,24 @@ def diagnose(
     plan: Annotated[Path | None, typer.Argument(metavar="[PLAN.toml|RUN]", hidden=True)] = None,
     settings: Settings = None,
     rounds: Annotated[
-        int, typer.Option(metavar="N", show_default=False, help="Rounds to compare with one; else from the plan, 2-8.")
+        int,
+        typer.Option(
+            metavar="N",
+            show_default=False,
+            help="Rounds to compare with one; else from the plan, 2-8.",
+        ),
     ] = 0,
     clients: Annotated[
-        int, typer.Option(metavar="N", show_default=False, help="Clients, all in each round; else the plan's cohort.")
+        int,
+        typer.Option(
+            metavar="N",
+            show_default=False,
+            help="Clients, all in each round; else the plan's cohort.",
+        ),
     ] = 0,
     tolerance: Annotated[
-        float, typer.Option(metavar="X", help="The share of the held-out gain that one round may lose.")
+        float,
+        typer.Option(metavar="X", help="The share of the held-out gain that one round may lose."),
     ] = 0.05,
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -36,9 +47,10 @@ def diagnose(
 ) -> None:
     """Measure whether one round will do.
 
-    It is compared with many at the same local work. Trained are some of the plan's clients, twice: with an exchange
-    after each round, and with one at the end. Without PLAN.toml: the plan of `fedpeft run`. The held-out examples and
-    those of all clients are read here.
+    It is compared with many at the same local work. Trained are some of the plan's clients, twice:
+    with an exchange
+    after each round, and with one at the end. Without PLAN.toml: the plan of `fedpeft run`. The
+    held-out examples and those of all clients are read here.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -48,7 +60,10 @@ def diagnose(
     from fedpeft.runs.execute import open_run_site
     from fedpeft.runs.folder import reopen
 
-    budget, run = Budget(rounds, clients, tolerance), plan if plan is not None and plan.is_dir() else None
+    budget, run = (
+        Budget(rounds, clients, tolerance),
+        plan if plan is not None and plan.is_dir() else None,
+    )
     if run and settings:
         raise click.UsageError("a run is diagnosed with its own plan: no --set beside it")
     own = reopen(run)[1] if run else resolve(plan, settings)
@@ -60,28 +75,32 @@ def diagnose(
 
 
 def _lines(found: Mapping[str, Any]) -> list[str]:
-    smooth, distance, conflict, held = (found[key] for key in ("smoothness", "distance", "conflict", "held_out"))
+    smooth, distance, conflict, held = (
+        found[key] for key in ("smoothness", "distance", "conflict", "held_out")
+    )
     many, one = found["update"]["rounds"], found["update"]["one"]
     apart = distance["merged"]["whole"]
     layers = sorted(many["layers"].items(), key=lambda pair: -(pair[1] or float("inf")))
     rows = [
-        ("same work", f"{found['rounds']} rounds or one, {found['clients']} clients, {found['steps']:.4g} steps each"),
+        ("same work", f"{found['rounds']} rounds or one, {found['clients']} clients, "
+                      f"{found['steps']:.4g} steps each"),
         (f"held-out {held['metric']}", " ".join(f"{x:.4f}" for x in held["rounds"]) + f", one round {held['one']:.4f}"),
         ("epochs to the target", _epochs(held["epochs_to_target"])),
-        ("relative update τ", f"{many['whole']:.3g} in rounds, {one['whole']:.3g} in one; by layer, the largest:"),
+        ("relative update τ", f"{many['whole']:.3g} in rounds, {one['whole']:.3g} in one; by "
+                              "layer, the largest:"),
         *((f"  {name}", f"{_share(x)}, {_share(one['layers'].get(name))}") for name, x in layers[:LAYERS]),
-        ("smoothness L", f"median {smooth['median']:.3g}, quartiles {smooth['q25']:.3g} to {smooth['q75']:.3g}, "
+        ("smoothness L", f"median {smooth['median']:.3g}, quartiles {smooth['q25']:.3g} to "
+                         f"{smooth['q75']:.3g}, "
          f"largest {smooth['max']:.3g} of {smooth['secants']}, in {smooth['of']}"),
-        ("sign conflict", f"{conflict['first_round']:.3f} after one round, {conflict['one_round']:.3f} after all, "
+        ("sign conflict", f"{conflict['first_round']:.3f} after one round, "
+                          f"{conflict['one_round']:.3f} after all, "
          f"coins {conflict['coins']:.3f}"),
         ("apart, measured", f"{_number(distance['trained'])} (what is trained), {apart:.3g} of all"),
         ("  the paper's bound", _number(distance["paper_bound"])),
         ("  corrected bound", _number(distance["corrected_bound"])),
     ]  # fmt: skip
     if run := found.get("run"):
-        words = (
-            f"{run['rounds']} rounds, τ {run['update']['whole']:.3g}, {run['to_one_round']:.3g} from one round's end"
-        )
+        words = f"{run['rounds']} rounds, τ {run['update']['whole']:.3g}, {run['to_one_round']:.3g} from one round's end"
         rows.append(("the run itself", words))
     width = max(len(name) for name, _ in rows)
     return [*(f"{name:<{width}}  {value}" for name, value in rows), "", found["words"]]

@@ -22,16 +22,24 @@ def doctor(
     root: Annotated[
         Path | None, typer.Option("--root-certificates", metavar="FILE", help="Who vouches for it.")
     ] = None,
-    key: Annotated[Path | None, typer.Option(metavar="FILE", help="The key of this machine's SuperNode.")] = None,
-    node: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder of this machine's worker.")] = None,
-    data: Annotated[str | None, typer.Option(metavar="PATH", help="The examples of this node.")] = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="What the plan calls this node.")] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The key of this machine's SuperNode.")
+    ] = None,
+    node: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The folder of this machine's worker.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH", help="The examples of this node.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What the plan calls this node.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Look for what would keep a federation from running.
 
-    It looks at versions, certificates, keys, the way to the SuperLink, its clock, the worker, the plan and the data.
-    Says what is to be done, and ends with 1 if there is something.
+    It looks at versions, certificates, keys, the way to the SuperLink, its clock, the worker, the
+    plan and the data. Says what is to be done, and ends with 1 if there is something.
     """
     from fedpeft.deploy import doctor as look
 
@@ -42,7 +50,10 @@ def doctor(
     findings += look.worker(node) if node else ()
     findings += look.site(plan, settings, data, name) if plan else ()
     for one in findings:
-        typer.secho(f"{'ok ' if one.good else 'NO '} {one.what}: {one.seen}", fg=None if one.good else "yellow")
+        typer.secho(
+            f"{'ok ' if one.good else 'NO '} {one.what}: {one.seen}",
+            fg=None if one.good else "yellow",
+        )
         if not one.good:
             typer.echo(f"      {one.remedy}")
     if not all(one.good for one in findings):

@@ -28,21 +28,35 @@ EXAMPLES = """\
 def evaluate(
     run: RunPath,
     per_client: Annotated[
-        bool, typer.Option("--per-client", help="Also on what each client trained on: mean and worst tenth.")
+        bool,
+        typer.Option(
+            "--per-client", help="Also on what each client trained on: mean and worst tenth."
+        ),
     ] = False,
     sample: Annotated[
         int,
-        typer.Option(metavar="N", min=0, help="Also what a model makes of N held-out prompts or captions."),
+        typer.Option(
+            metavar="N", min=0, help="Also what a model makes of N held-out prompts or captions."
+        ),
     ] = 0,
     benchmark: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Also by multiple choice: a task of lm-eval, e.g. mmlu, or its YAML file."),
+        typer.Option(
+            metavar="NAME",
+            help="Also by multiple choice: a task of lm-eval, e.g. mmlu, or its YAML file.",
+        ),
     ] = None,
     shots: Annotated[
-        int | None, typer.Option(metavar="N", min=0, show_default=False, help="Answered before each; else the task's.")
+        int | None,
+        typer.Option(
+            metavar="N", min=0, show_default=False, help="Answered before each; else the task's."
+        ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="The first N questions of each task; MMLU has 57 tasks.")
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="The first N questions of each task; MMLU has 57 tasks."
+        ),
     ] = None,
     mmlu: Annotated[
         Path | None,
@@ -54,7 +68,10 @@ def evaluate(
         ),
     ] = None,
     clip: Annotated[
-        str, typer.Option(metavar="NAME", help="A CLIP, folder or hub name, that scores what --sample N draws.")
+        str,
+        typer.Option(
+            metavar="NAME", help="A CLIP, folder or hub name, that scores what --sample N draws."
+        ),
     ] = "",
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -62,8 +79,9 @@ def evaluate(
 ) -> None:
     """Measure a run on held-out examples.
 
-    RUN is the folder of a run; what is measured is its last checkpoint. Samples and benchmarks are kept there, for
-    `fedpeft report`. A benchmark (fedpeft[lm-eval]) asks the base model, which nobody tuned, the same questions.
+    RUN is the folder of a run; what is measured is its last checkpoint. Samples and benchmarks are
+    kept there, for `fedpeft report`. A benchmark (fedpeft[lm-eval]) asks the base model, which
+    nobody tuned, the same questions.
     """
     from dataclasses import asdict
 
@@ -82,9 +100,14 @@ def evaluate(
     if saved is None:
         raise RunError(f"{run} has no checkpoint yet: no round of it is done")
     if per_client and is_merged(run):
-        raise RunError(f"{run} was merged from files: its clients' examples lie with them; leave out --per-client")
+        raise RunError(
+            f"{run} was merged from files: its clients' examples lie with them; leave out "
+            "--per-client"
+        )
     if clip and not (sample and draws(plan)):
-        raise PlanError("--clip scores what --sample N draws with a text-to-image model that all clients share")
+        raise PlanError(
+            "--clip scores what --sample N draws with a text-to-image model that all clients share"
+        )
     found: dict[str, Any] = {"round": saved.state.round}
     if asked:  # first, as these may be refused, and what was measured would be lost
         found["benchmark"] = benchmarks.measured(run, asked, device)
@@ -111,11 +134,17 @@ def _on_examples(site: "Site", state: "State", store: "Store", per_client: bool)
 
 
 def _table(found: dict[str, Any]) -> str:
-    lines = [f"after round {found['round']}", *(f"  {n:<12}{_shown(x)}" for n, x in found["held_out"].items())]
+    lines = [
+        f"after round {found['round']}",
+        *(f"  {n:<12}{_shown(x)}" for n, x in found["held_out"].items()),
+    ]
     if "clients" in found:
         lines.append("on each client's own training examples")
         for name, spread in found["clients"].items():
-            lines.append(f"  {name:<12}mean {_shown(spread['mean'])}   worst tenth {_shown(spread['worst_tenth'])}")
+            lines.append(
+                f"  {name:<12}mean {_shown(spread['mean'])}   worst tenth "
+                f"{_shown(spread['worst_tenth'])}"
+            )
     if "captions" in found:
         lines.append(f"pictures of {len(found['captions'])} captions are kept for `fedpeft report`")
     if scored := found.get("clip"):

@@ -17,7 +17,8 @@ class MissingLibrary(FedpeftError):
 
 @dataclass
 class Events:
-    """Event files below `root`, a folder for each run; written anew when one begins to follow a run.
+    """Event files below `root`, a folder for each run; written anew when one begins to follow a
+    run.
 
     Raises:
       MissingLibrary: TensorBoard is not installed.
@@ -31,7 +32,9 @@ class Events:
         try:
             import tensorboard  # noqa: F401
         except ImportError:
-            raise MissingLibrary("event files need tensorboard: pip install 'fedpeft[tensorboard]'") from None
+            raise MissingLibrary(
+                "event files need tensorboard: pip install 'fedpeft[tensorboard]'"
+            ) from None
 
     def add(self, cells: Mapping[str, Cell]) -> None:
         """Write the rounds that are new, and make them visible."""
@@ -61,7 +64,9 @@ class Events:
 def scalars(r: Round) -> Iterator[tuple[str, float]]:
     """What is told of a round; what was not measured or is not finite is not there."""
     for kind, metrics in (("held_out", r.held_out or {}), ("clients", r.metrics)):
-        yield from ((f"{kind}/{name}", value) for name, value in metrics.items() if value is not None)
+        yield from (
+            (f"{kind}/{name}", value) for name, value in metrics.items() if value is not None
+        )
     yield "bytes/up", r.bytes_up
     yield "bytes/down", r.bytes_down
     yield "round/failed", sum(client.failed is not None for client in r.clients.values())

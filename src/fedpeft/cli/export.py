@@ -16,13 +16,15 @@ EXAMPLES = """\
 def export(
     run: RunPath,
     out: Annotated[Path, typer.Argument(metavar="DIR", hidden=True)],
-    merge: Annotated[bool, typer.Option("--merge", help="An adapter merged into its base: a whole model.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="An adapter merged into its base: a whole model.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Write a run's result as a Hugging Face folder.
 
-    The adapter, or the model, of the run in the folder RUN goes to DIR, with a model card; `transformers` and `peft`
-    load it.
+    The adapter, or the model, of the run in the folder RUN goes to DIR, with a model card;
+    `transformers` and `peft` load it.
     """
     from fedpeft.runs.folder import reopen
 

@@ -18,7 +18,8 @@ NAMELESS = "say which SuperLink: --federation NAME, a name in Flower's config.to
 
 
 def begin(plan: "Plan", out: Path | None, federation: str | None) -> "RunFolder":
-    """A new run, submitted. Nothing is written before its plan and the server's data are known to be good."""
+    """A new run, submitted. Nothing is written before its plan and the server's data are known to
+    be good."""
     from fedpeft.deploy.submit import require, submit
     from fedpeft.deploy.terms import server_site
     from fedpeft.runs.folder import create, vacant
@@ -35,7 +36,8 @@ def begin(plan: "Plan", out: Path | None, federation: str | None) -> "RunFolder"
 
 
 def again(folder: "RunFolder", plan: "Plan", federation: str | None) -> None:
-    """A run that was submitted and is not finished: submitted once more, if it does not go on already."""
+    """A run that was submitted and is not finished: submitted once more, if it does not go on
+    already."""
     from fedpeft.deploy.submit import federation_of, killed, require, status, submit
 
     require()
@@ -46,14 +48,18 @@ def again(folder: "RunFolder", plan: "Plan", federation: str | None) -> None:
         submit(folder, replace(plan, engine="flower"), federation)
 
 
-def until_done(console: "Console", folder: "RunFolder", plan: "Plan", quiet: bool) -> dict[str, Any]:
+def until_done(
+    console: "Console", folder: "RunFolder", plan: "Plan", quiet: bool
+) -> dict[str, Any]:
     """Show each round as it comes; the summary."""
     from fedpeft.cli.progress import show_rounds
     from fedpeft.deploy.submit import follow, how_to_stop
     from fedpeft.runs.folder import read_json
 
     if not quiet:
-        console.print(f"{plan.name}: {plan.rounds} rounds, in {folder.path}; it goes on without this terminal")
+        console.print(
+            f"{plan.name}: {plan.rounds} rounds, in {folder.path}; it goes on without this terminal"
+        )
     try:
         if quiet:
             for _ in follow(folder):
@@ -62,7 +68,8 @@ def until_done(console: "Console", folder: "RunFolder", plan: "Plan", quiet: boo
             show_rounds(console, plan.rounds, follow(folder))
     except KeyboardInterrupt:
         typer.echo(
-            f"no longer followed; the run goes on: `fedpeft run --resume {folder.path}` follows it, "
+            f"no longer followed; the run goes on: `fedpeft run --resume {folder.path}` follows "
+            "it, "
             f"`{how_to_stop(folder)}` ends it",
             err=True,
         )

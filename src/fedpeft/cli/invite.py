@@ -14,19 +14,25 @@ EXAMPLES = """\
 
 
 def invite(
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The invitation's folder.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="The invitation's folder.")
+    ],
     plan: PlanFile = None,
     settings: Settings = None,
     debug: Debug = False,
 ) -> None:
     """Write what clients need to take part with one file each.
 
-    Send the folder DIR to each; DIR.key beside it opens what they send, and stays with you. Without PLAN.toml:
-    handwritten digits at five sites.
+    Send the folder DIR to each; DIR.key beside it opens what they send, and stays with you. Without
+    PLAN.toml: handwritten digits at five sites.
     """
     from fedpeft.oneshot.invitation import invite as write
     from fedpeft.oneshot.invitation import server_key
 
     terms = write(resolve(plan, settings, "one-shot"), out)
-    typer.echo(f"study {terms.study}\n{out} (for the clients)\n{server_key(out)} (keep it to yourself)")
-    typer.echo(f"each client: fedpeft contribute {out.name} --data PATH --name NAME -o NAME.safetensors")
+    typer.echo(
+        f"study {terms.study}\n{out} (for the clients)\n{server_key(out)} (keep it to yourself)"
+    )
+    typer.echo(
+        f"each client: fedpeft contribute {out.name} --data PATH --name NAME -o NAME.safetensors"
+    )

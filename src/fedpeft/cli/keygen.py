@@ -15,12 +15,15 @@ EXAMPLES = """\
 
 def keygen(
     name: Annotated[str, typer.Argument(metavar="NAME", hidden=True)],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where they go.")] = Path(),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Where they go.")
+    ] = Path(),
     debug: Debug = False,
 ) -> None:
     """Make a key for a client to sign with.
 
-    It signs contributions, or its keys of a secure sum. NAME is the client's, which the key may sign for and no other.
+    It signs contributions, or its keys of a secure sum. NAME is the client's, which the key may
+    sign for and no other.
     """
     from fedpeft.oneshot.keys import make_signing_key
 

@@ -22,24 +22,38 @@ WIDTH = 40  # characters of an accuracy of 1
 def merge(
     folder: Annotated[Path, typer.Argument(metavar="DIR", hidden=True)],
     files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE...]", hidden=True)] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="MERGED", help="The new run's folder.")] = None,
-    add: Annotated[list[Path] | None, typer.Option("--add", metavar="FILE...", help="Merge these too.")] = None,
-    remove: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Take this client out. Repeatable.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="MERGED", help="The new run's folder.")
+    ] = None,
+    add: Annotated[
+        list[Path] | None, typer.Option("--add", metavar="FILE...", help="Merge these too.")
+    ] = None,
+    remove: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Take this client out. Repeatable.")
+    ] = None,
     trust: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="KEYS", help="Take only files signed with these keys; for a merge, with these too. Repeatable."
+            metavar="KEYS",
+            help="Take only files signed with these keys; for a merge, with these too. Repeatable.",
         ),
     ] = None,
     norm_factor: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Refuse an update X times as long as the median of the others; 10 at first."),
+        typer.Option(
+            metavar="X",
+            help="Refuse an update X times as long as the median of the others; 10 at first.",
+        ),
     ] = None,
     max_norm: Annotated[
-        float | None, typer.Option(metavar="X", help="Refuse an update longer than X; any length at first.")
+        float | None,
+        typer.Option(metavar="X", help="Refuse an update longer than X; any length at first."),
     ] = None,
     evaluate: Annotated[
-        bool, typer.Option("--evaluate", help="Measure after each arrival, on what the plan's data hold out.")
+        bool,
+        typer.Option(
+            "--evaluate", help="Measure after each arrival, on what the plan's data hold out."
+        ),
     ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -47,8 +61,8 @@ def merge(
     """Merge contribution files into a run's folder.
 
     DIR is the folder of an invitation, or with --add and --remove that of what was merged.
-    A file that is not as it must be is named, and nothing is merged then. --trust, --norm-factor and --max-norm stay
-    with the merge, and hold for the files that it has already too.
+    A file that is not as it must be is named, and nothing is merged then. --trust, --norm-factor
+    and --max-norm stay with the merge, and hold for the files that it has already too.
     """
     from fedpeft.oneshot.keys import Trust
     from fedpeft.oneshot.merge import Rules, change, is_merged
@@ -61,8 +75,12 @@ def merge(
         return rules.but(keys, norm_factor, max_norm)
 
     if is_merged(folder):
-        if out or not (came or remove or evaluate or keys or (norm_factor, max_norm) != (None, None)):
-            raise click.UsageError("a merge is changed in its place: give --add FILE or --remove NAME")
+        if out or not (
+            came or remove or evaluate or keys or (norm_factor, max_norm) != (None, None)
+        ):
+            raise click.UsageError(
+                "a merge is changed in its place: give --add FILE or --remove NAME"
+            )
         summary, out = change(folder, came, remove or (), evaluate, asked), folder
     else:
         if out is None or remove or not came:
@@ -86,7 +104,8 @@ def _show(summary: Mapping[str, Any], out: Path, evaluate: bool, as_json: bool) 
 
 
 def _curve(arrivals: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each arrival, with the accuracy as a number and as a bar, or the loss where there is none."""
+    """A line for each arrival, with the accuracy as a number and as a bar, or the loss where there
+    is none."""
     names = [arrival["client"] or "(nobody)" for arrival in arrivals]
     left, lines = max(map(len, names), default=0), []
     for name, arrival in zip(names, arrivals, strict=True):
@@ -95,6 +114,7 @@ def _curve(arrivals: Sequence[Mapping[str, Any]]) -> list[str]:
         value = measured.get(metric)
         bar = "█" * round(WIDTH * value) if metric == "accuracy" and value is not None else ""
         lines.append(
-            f"{name:<{left}}  {metric} {'not finite' if value is None else format(value, '.4f')}  {bar}".rstrip()
+            f"{name:<{left}}  {metric} {'not finite' if value is None else format(value, '.4f')}  "
+            f"{bar}".rstrip()
         )
     return lines

@@ -18,23 +18,34 @@ EXAMPLES = """\
 def node(
     plan: PlanFile = None,
     settings: Settings = None,
-    data: Annotated[str | None, typer.Option(metavar="PATH", help="A file or folder of examples.")] = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="What the plan calls you.")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH", help="A file or folder of examples.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What the plan calls you.")
+    ] = None,
     client: Annotated[
-        int | None, typer.Option(metavar="K", help="To rehearse: client K, from 0, of the plan's partition.")
+        int | None,
+        typer.Option(metavar="K", help="To rehearse: client K, from 0, of the plan's partition."),
     ] = None,
     key: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Sign with this key of `keygen`, where the plan's exchange.keys has it."),
+        typer.Option(
+            metavar="FILE",
+            help="Sign with this key of `keygen`, where the plan's exchange.keys has it.",
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Its folder; else nodes/NAME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Its folder; else nodes/NAME.")
+    ] = None,
     device: Device = "cpu",
     debug: Debug = False,
 ) -> None:
     """Hold an owner's data and train for Flower's SuperNode.
 
     It stays with the base model while the SuperNode on this machine comes and goes with jobs.
-    Nothing but what PLAN.toml says is ever trained. The SuperNode is started beside it; docs/deploy.md tells how.
+    Nothing but what PLAN.toml says is ever trained. The SuperNode is started beside it;
+    docs/deploy.md tells how.
     """
     if (client is None) == (data is None) or (data is None) != (name is None):
         raise click.UsageError("give --data and --name, or --client")
@@ -48,10 +59,18 @@ def node(
     else:
         site, who = rehearsal_site(read, client or 0, device)
     folder = (out or Path("nodes") / who).resolve()
-    worker = Node(site, who, folder, typer.echo, signing_key(key).private_bytes_raw() if key else None)
+    worker = Node(
+        site, who, folder, typer.echo, signing_key(key).private_bytes_raw() if key else None
+    )
 
     def ready() -> None:
-        typer.echo(f"{who}: {site.data.size(who)} examples, plan {site.plan.fingerprint}, base {worker.terms['base']}")
-        typer.echo(f"start the SuperNode beside it: fedpeft supernode --node {folder} -- --superlink HOST:PORT ...")
+        typer.echo(
+            f"{who}: {site.data.size(who)} examples, plan {site.plan.fingerprint}, base "
+            f"{worker.terms['base']}"
+        )
+        typer.echo(
+            f"start the SuperNode beside it: fedpeft supernode --node {folder} -- --superlink "
+            "HOST:PORT ..."
+        )
 
     worker.serve(ready)

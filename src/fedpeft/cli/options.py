@@ -32,19 +32,31 @@ def _engines() -> list[str]:
 PlanFile = Annotated[Path | None, typer.Argument(metavar="[PLAN.toml]", hidden=True)]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a key of the plan; dots between keys. Repeatable."),
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Change a key of the plan; dots between keys. Repeatable.",
+    ),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", hidden=True)]
 Engine = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="How clients are run: auto, cohort, flower, inprocess, processes.", autocompletion=_engines
+        metavar="NAME",
+        help="How clients are run: auto, cohort, flower, inprocess, processes.",
+        autocompletion=_engines,
     ),
 ]
-Device = Annotated[str, typer.Option(metavar="NAME", show_default=False, help="cpu (the default), cuda or mps.")]
+Device = Annotated[
+    str, typer.Option(metavar="NAME", show_default=False, help="cpu (the default), cuda or mps.")
+]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="The root of all random draws.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Nothing but JSON on standard output.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Errors with their traceback.", callback=_remember, is_eager=True)]
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", help="Errors with their traceback.", callback=_remember, is_eager=True),
+]
 
 
 def resolve(plan: Path | None, settings: list[str] | None, own: str = "digits") -> "Plan":

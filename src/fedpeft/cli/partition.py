@@ -17,12 +17,18 @@ EXAMPLES = """\
 
 
 def partition(
-    plan: PlanFile = None, settings: Settings = None, seed: Seed = None, as_json: AsJson = False, debug: Debug = False
+    plan: PlanFile = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Show which client holds what.
 
-    A line a client and a column a class, darker for a larger share of the client's examples, and how unlike the
-    clients are. Of data without labels only the sizes. Without PLAN.toml: the division of `fedpeft run`.
+    A line a client and a column a class, darker for a larger share of the client's examples, and
+    how unlike the
+    clients are. Of data without labels only the sizes. Without PLAN.toml: the division of `fedpeft
+      run`.
     """
     chosen = resolve(plan, [*(settings or ()), *([f"seed={seed}"] if seed is not None else [])])
     from fedpeft.data.report import heat_map
@@ -41,7 +47,8 @@ def partition(
 
 def _measures(report: Mapping[str, Any]) -> dict[str, str]:
     return {
-        "examples": f"{report['examples']:,} on {report['clients']:,} clients; {report['unused']:,} unused",
+        "examples": f"{report['examples']:,} on {report['clients']:,} clients; "
+        f"{report['unused']:,} unused",
         "of a client": _spread(report["size"]),
         **(_of_classes(report) if "histograms" in report else {}),
         "fingerprint": report["fingerprint"],
@@ -54,10 +61,13 @@ def _of_classes(report: Mapping[str, Any]) -> dict[str, str]:
     of_all = skew["effective_classes_of_all"]
     return {
         "its classes": _spread(report["classes_per_client"]),
-        "effective classes": f"{skew['effective_classes']:.2f} on average, {of_all:.2f} in all clients together",
+        "effective classes": f"{skew['effective_classes']:.2f} on average, {of_all:.2f} in all "
+        "clients together",
         "total variation": f"{skew['total_variation']:.3f} (0: all alike)",
     }
 
 
 def _spread(values: Mapping[str, float]) -> str:
-    return f"{values['min']:g} at least, {values['median']:g} in the middle, {values['max']:g} at most"
+    return (
+        f"{values['min']:g} at least, {values['median']:g} in the middle, {values['max']:g} at most"
+    )

@@ -41,7 +41,8 @@ def list_parts(
 
 
 def sentence(target: str) -> str:
-    """The first line of what the module, or else the class, says of itself. Importing it would load torch."""
+    """The first line of what the module, or else the class, says of itself. Importing it would load
+    torch."""
     module, _, attribute = target.partition(":")
     try:
         spec = find_spec(module)
@@ -50,6 +51,8 @@ def sentence(target: str) -> str:
         tree = None
     if tree is None:
         return "(cannot be loaded)"
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == attribute]
+    classes = [
+        node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == attribute
+    ]
     texts = [ast.get_docstring(tree), *map(ast.get_docstring, classes)]
     return next((text.splitlines()[0] for text in texts if text), "")

@@ -36,7 +36,10 @@ class Watched:
 
 
 def show_rounds(
-    console: "Console", rounds: int, records: "Iterable[RoundRecord]", after: Callable[[], None] = lambda: None
+    console: "Console",
+    rounds: int,
+    records: "Iterable[RoundRecord]",
+    after: Callable[[], None] = lambda: None,
 ) -> None:
     """A line for each round as it comes, then `after`."""
     spent: list[float] = []
@@ -69,7 +72,9 @@ def round_line(record: "RoundRecord", rounds: int, left: float) -> str:
 def _metric(record: "RoundRecord") -> str:
     """The held-out metric that is no loss, as a rule the accuracy."""
     measured = record.held_out or {}
-    name = next((name for name in measured if name != "loss"), "accuracy" if not measured else "loss")
+    name = next(
+        (name for name in measured if name != "loss"), "accuracy" if not measured else "loss"
+    )
     return f"{name} {_number(measured.get(name))}"
 
 
@@ -113,7 +118,12 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         table.add_column(heading, justify="right")
     if summary["accuracy_last"] is not None:
         table.add_row("accuracy, last", f"{summary['accuracy_last']:.4f}", "", "")
-        table.add_row(f"accuracy, best (round {summary['best_round']})", f"{summary['accuracy_best']:.4f}", "", "")
+        table.add_row(
+            f"accuracy, best (round {summary['best_round']})",
+            f"{summary['accuracy_best']:.4f}",
+            "",
+            "",
+        )
     elif metrics := summary.get("held_out_last"):
         for name, value in metrics.items():
             table.add_row(f"held-out {name}, last", _number(value), "", "")
@@ -130,6 +140,11 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     for label, key, full, shown in rows:
         if summary[key] is not None:
             share = f"{summary[key] / summary[full]:.2%}" if summary[full] else ""
-            table.add_row(label, shown(summary[key]), "-" if summary[full] is None else shown(summary[full]), share)
+            table.add_row(
+                label,
+                shown(summary[key]),
+                "-" if summary[full] is None else shown(summary[full]),
+                share,
+            )
     table.add_row("time", duration(summary["seconds"]), "", "")
     return table

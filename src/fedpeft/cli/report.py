@@ -17,15 +17,22 @@ EXAMPLES = """\
 
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", hidden=True)],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The page.")] = Path("report.html"),
-    csv: Annotated[bool, typer.Option("--csv", help="Also the tables, as CSV files beside the page.")] = False,
-    latex: Annotated[bool, typer.Option("--latex", help="Also a booktabs table beside the page.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The page.")] = Path(
+        "report.html"
+    ),
+    csv: Annotated[
+        bool, typer.Option("--csv", help="Also the tables, as CSV files beside the page.")
+    ] = False,
+    latex: Annotated[
+        bool, typer.Option("--latex", help="Also a booktabs table beside the page.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Show runs as one HTML page.
 
-    DIR is the folder of a run, or one with runs below it, such as a study's; runs of one plan that differ in the seed
-    are put together. The page holds all that it needs and opens without a network.
+    DIR is the folder of a run, or one with runs below it, such as a study's; runs of one plan that
+    differ in the seed are put together. The page holds all that it needs and opens without a
+    network.
     """
     from fedpeft.report.page import Report, write
     from fedpeft.report.reading import read_cells

@@ -11,7 +11,17 @@ import click
 import typer
 
 from fedpeft.cli import follow
-from fedpeft.cli.options import AsJson, Debug, Device, Engine, PlanFile, Seed, Settings, debugging, resolve
+from fedpeft.cli.options import (
+    AsJson,
+    Debug,
+    Device,
+    Engine,
+    PlanFile,
+    Seed,
+    Settings,
+    debugging,
+    resolve,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,16 +43,26 @@ EXAMPLES = """\
 def run(
     plan: PlanFile = None,
     settings: Settings = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; else a new one in runs/.")] = None,
-    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run's folder; else a new one in runs/.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder.")
+    ] = None,
     engine: Engine = None,
     federation: Annotated[
-        str | None, typer.Option(metavar="NAME", help="With --engine flower: a SuperLink of Flower's config.toml.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="With --engine flower: a SuperLink of Flower's config.toml."
+        ),
     ] = None,
     device: Device = "cpu",
     seed: Seed = None,
     workers: Annotated[
-        int, typer.Option(metavar="N", show_default=False, help="Worker processes; as many as cores if not given.")
+        int,
+        typer.Option(
+            metavar="N", show_default=False, help="Worker processes; as many as cores if not given."
+        ),
     ] = 0,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No line for each round.")] = False,
@@ -56,7 +76,11 @@ def run(
 
     console = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)
     if resume is None:
-        flags = [f"{key}={value}" for key, value in (("engine", engine), ("seed", seed)) if value is not None]
+        flags = [
+            f"{key}={value}"
+            for key, value in (("engine", engine), ("seed", seed))
+            if value is not None
+        ]
         read = resolve(plan, [*(settings or ()), *flags])
         if read.engine == ELSEWHERE:
             begun = follow.begin(read, out, federation)
@@ -66,7 +90,8 @@ def run(
     else:
         if plan or settings or out or seed is not None:
             raise click.UsageError(
-                "--resume goes on with the run's own plan: no PLAN, --set, --out or --seed beside it"
+                "--resume goes on with the run's own plan: no PLAN, --set, --out or --seed beside "
+                "it"
             )
         if _finished(console, resume, as_json):
             return
@@ -99,13 +124,18 @@ def _reopened(path: Path, engine: str | None) -> "tuple[RunFolder, Plan]":
     return folder, replace(plan, engine=engine or plan.engine)
 
 
-def _reopen(folder: "RunFolder", plan: "Plan", device: str, workers: int) -> "tuple[RunFolder, Site]":
+def _reopen(
+    folder: "RunFolder", plan: "Plan", device: str, workers: int
+) -> "tuple[RunFolder, Site]":
     from fedpeft.runs.execute import check_workers, moved, open_run_site
 
     check_workers(plan, workers)
     site = open_run_site(plan, device)
     if changes := moved(folder, site):
-        typer.echo(f"warning: the last bits may differ from an undisturbed run's: {'; '.join(changes)}", err=True)
+        typer.echo(
+            f"warning: the last bits may differ from an undisturbed run's: {'; '.join(changes)}",
+            err=True,
+        )
     return folder, site
 
 
@@ -121,7 +151,9 @@ def _finished(console: "Console", path: Path, as_json: bool) -> bool:
     return True
 
 
-def _finish(console: "Console", folder: "RunFolder", site: "Site", workers: int, quiet: bool, as_json: bool) -> None:
+def _finish(
+    console: "Console", folder: "RunFolder", site: "Site", workers: int, quiet: bool, as_json: bool
+) -> None:
     from fedpeft.runs.execute import open_engine
     from fedpeft.runs.exhibit import draws, exhibit_at_end
     from fedpeft.runs.folder import locked
@@ -153,18 +185,24 @@ def _work(folder: "RunFolder", site: "Site", engine: Any) -> None:
 
 
 def _show(console: "Console", folder: "RunFolder", site: "Site", engine: Any) -> None:
-    """A line for each round, and below them, in a terminal, how many clients of this round have answered."""
+    """A line for each round, and below them, in a terminal, how many clients of this round have
+    answered."""
     from fedpeft.cli.progress import Watched, show_rounds
     from fedpeft.runs.execute import execute
 
     plan, clients = site.plan, len(site.data.clients)
     cohort = min(plan.cohort, clients)
-    console.print(f"{plan.name}: {plan.rounds} rounds, {cohort} of {clients} clients in each, in {folder.path}")
+    console.print(
+        f"{plan.name}: {plan.rounds} rounds, {cohort} of {clients} clients in each, in "
+        f"{folder.path}"
+    )
     if site.kept.note:
         console.print(site.kept.note)
     with console.status(f"0/{cohort} answered") as status:
         answered = lambda number=0: status.update(f"{number}/{cohort} answered")
-        show_rounds(console, plan.rounds, execute(folder, site, Watched(engine, answered)), answered)
+        show_rounds(
+            console, plan.rounds, execute(folder, site, Watched(engine, answered)), answered
+        )
 
 
 @contextmanager
@@ -176,17 +214,24 @@ def _resumable(folder: "RunFolder") -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(f"interrupted: {after}", err=True)
         raise typer.Exit(130) from None
-    except (BrokenPipeError, SystemExit):  # rich makes the latter of the former when it writes a line
+    except (
+        BrokenPipeError,
+        SystemExit,
+    ):  # rich makes the latter of the former when it writes a line
         typer.echo(f"stopped: a pipe is closed at its other end: {after}", err=True)
         raise
     except OSError as error:
         if debugging(click.get_current_context()):
             raise
-        typer.echo(f"error: {folder.path} cannot be written: {error.strerror or error}: {after}", err=True)
+        typer.echo(
+            f"error: {folder.path} cannot be written: {error.strerror or error}: {after}", err=True
+        )
         raise typer.Exit(1) from None
 
 
-def _report(console: "Console", folder: "RunFolder", summary: Mapping[str, Any], as_json: bool) -> None:
+def _report(
+    console: "Console", folder: "RunFolder", summary: Mapping[str, Any], as_json: bool
+) -> None:
     from fedpeft.cli.progress import summary_table, warnings
 
     for warning in warnings(summary):

@@ -15,20 +15,29 @@ EXAMPLES = """\
 
 def sample(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", hidden=True)],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.png", help="The picture to write.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE.png", help="The picture to write.")
+    ],
     number: Annotated[int, typer.Option(metavar="N", min=1, help="Of held-out captions.")] = 6,
     caption: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Draw this instead of held-out captions. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Draw this instead of held-out captions. Repeatable."),
     ] = None,
-    steps: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Of the sampler, DDIM.")] = 25,
-    guidance: Annotated[float, typer.Option(metavar="W", help="How much the caption counts; 1 for plainly.")] = 3.0,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the noise that pictures begin as.")] = 0,
+    steps: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1000, help="Of the sampler, DDIM.")
+    ] = 25,
+    guidance: Annotated[
+        float, typer.Option(metavar="W", help="How much the caption counts; 1 for plainly.")
+    ] = 3.0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Of the noise that pictures begin as.")
+    ] = 0,
     debug: Debug = False,
 ) -> None:
     """Draw pictures of text-to-image runs, side by side.
 
-    A row for each caption: the held-out picture, what the base model draws, and what the model of each RUN draws
-    from the same noise.
+    A row for each caption: the held-out picture, what the base model draws, and what the model of
+    each RUN draws from the same noise.
     """
     from fedpeft.core.stores import write_atomically
     from fedpeft.runs.pictures import grid

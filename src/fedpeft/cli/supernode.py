@@ -16,13 +16,15 @@ EXAMPLES = """\
 
 def supernode(
     node: Annotated[Path, typer.Option(metavar="DIR", help="The folder of this machine's worker.")],
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="-- ...", help="For flower-supernode.")] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="-- ...", help="For flower-supernode.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Run Flower's SuperNode with its imports kept ready.
 
-    The same as `flower-supernode ... --node-config 'node="DIR"'`, but some seconds a round faster, as nothing is loaded
-    anew for a message, and begun again where it breaks or is killed.
+    The same as `flower-supernode ... --node-config 'node="DIR"'`, but some seconds a round faster,
+    as nothing is loaded anew for a message, and begun again where it breaks or is killed.
     """
     from fedpeft.deploy.supernode import supernode as until_ended
 

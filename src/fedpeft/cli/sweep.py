@@ -37,26 +37,40 @@ EXAMPLES = """\
 
 def sweep(
     study: Annotated[Path, typer.Argument(metavar="STUDY.toml", hidden=True)],
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Its run folders; else runs/<study>.")] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Cells at a time.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on: what is finished is not run again.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Its run folders; else runs/<study>.")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Cells at a time.")
+    ] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on: what is finished is not run again.")
+    ] = False,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Only these cells: an axis, `row` or `seed`. Repeatable."),
+        typer.Option(
+            metavar="KEY=VALUE", help="Only these cells: an axis, `row` or `seed`. Repeatable."
+        ),
     ] = None,
     keep: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Copy plan, rounds and summary of finished cells to DIR/<study>/<cell>."),
+        typer.Option(
+            metavar="DIR",
+            help="Copy plan, rounds and summary of finished cells to DIR/<study>/<cell>.",
+        ),
     ] = None,
-    estimate: Annotated[bool, typer.Option("--estimate", help="Print cells and hours; run one round at most.")] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Print cells and hours; run one round at most.")
+    ] = False,
     device: Device = "cpu",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Run every cell of a study and print the table.
 
-    STUDY.toml has a base plan, axes and seeds; every combination is an ordinary run folder. Cells that are finished in
-    --out or --keep, under any name, are not run again. The exit code is 1 if a cell failed.
+    STUDY.toml has a base plan, axes and seeds; every combination is an ordinary run folder. Cells
+    that are finished in --out or --keep, under any name, are not run again. The exit code is 1 if a
+    cell failed.
     """
     from rich.console import Console
 
@@ -78,9 +92,13 @@ def sweep(
         _estimate(console, shelf, cells, done, jobs, options, as_json)
         return
     if not resume and shelf.begun(cells):
-        raise RunError(f"{shelf.out} holds cells of this study: go on with --resume, or change --out")
+        raise RunError(
+            f"{shelf.out} holds cells of this study: go on with --resume, or change --out"
+        )
     outcomes = _sweep(console, shelf, cells, done, jobs, options)
-    others = [cell for cell in read.cells if cell not in cells]  # the table is of all that is finished
+    others = [
+        cell for cell in read.cells if cell not in cells
+    ]  # the table is of all that is finished
     _report(console, shelf, [*outcomes, *reused(shelf, others)], as_json)
     if any(one.error for one in outcomes):
         raise typer.Exit(1)
@@ -103,13 +121,19 @@ def _estimate(
         return
     together = f", {jobs} at a time" if jobs > 1 else ""
     console.print(
-        f"{shelf.study.name}: {found.cells} cells, {found.finished} of them finished; the rest takes about "
+        f"{shelf.study.name}: {found.cells} cells, {found.finished} of them finished; the rest "
+        "takes about "
         f"{duration(found.hours * 3600)}{together} ({found.source})"
     )
 
 
 def _sweep(
-    console: "Console", shelf: "Shelf", cells: "Sequence[Cell]", done: "list[Outcome]", jobs: int, options: list[str]
+    console: "Console",
+    shelf: "Shelf",
+    cells: "Sequence[Cell]",
+    done: "list[Outcome]",
+    jobs: int,
+    options: list[str],
 ) -> "list[Outcome]":
     """All outcomes; one bar over all cells, a line for each that ends."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -126,7 +150,11 @@ def _sweep(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"),
         console=console, transient=True,
     )  # fmt: skip
-    with locked(RunFolder(shelf.out)), _interruptible(shelf), bar if console.is_terminal else nullcontext():
+    with (
+        locked(RunFolder(shelf.out)),
+        _interruptible(shelf),
+        bar if console.is_terminal else nullcontext(),
+    ):
         for one in done:
             shelf.store(one.cell, one.folder or shelf.out)
         task = bar.add_task(shelf.study.name, total=len(cells), completed=len(outcomes), left="")
@@ -135,14 +163,17 @@ def _sweep(
                 outcomes.append(one)
                 if one.folder and not one.error:
                     shelf.store(one.cell, one.folder)
-                console.print(_line(one, len(outcomes), len(cells)), _left(shelf, cells, outcomes, jobs))
+                console.print(
+                    _line(one, len(outcomes), len(cells)), _left(shelf, cells, outcomes, jobs)
+                )
             if ended or tick % EVERY == 0:
                 bar.update(task, completed=len(outcomes), left=_left(shelf, cells, outcomes, jobs))
     return outcomes
 
 
 def _left(shelf: "Shelf", cells: "Sequence[Cell]", outcomes: "Sequence[Outcome]", jobs: int) -> str:
-    """The time that the other cells are likely to take, from the seconds of those that are finished."""
+    """The time that the other cells are likely to take, from the seconds of those that are
+    finished."""
     from fedpeft.studies.estimate import seconds_of
     from fedpeft.studies.shelf import rounds_done
 
@@ -171,12 +202,16 @@ def _interruptible(shelf: "Shelf") -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         typer.echo(
-            f"interrupted: what is done is kept in {shelf.out}; the same command with --resume goes on", err=True
+            f"interrupted: what is done is kept in {shelf.out}; the same command with --resume "
+            "goes on",
+            err=True,
         )
         raise typer.Exit(130) from None
 
 
-def _report(console: "Console", shelf: "Shelf", outcomes: "Sequence[Outcome]", as_json: bool) -> None:
+def _report(
+    console: "Console", shelf: "Shelf", outcomes: "Sequence[Outcome]", as_json: bool
+) -> None:
     from rich.box import SIMPLE
     from rich.table import Table
 

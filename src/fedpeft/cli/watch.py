@@ -36,7 +36,8 @@ def watch(
     folder: Annotated[Path, typer.Argument(metavar="DIR", hidden=True)],
     once: Annotated[bool, typer.Option("--once", help="How it stands now, and no more.")] = False,
     tensorboard: Annotated[
-        Path | None, typer.Option(metavar="LOGDIR", help="Also write the rounds as TensorBoard's event files.")
+        Path | None,
+        typer.Option(metavar="LOGDIR", help="Also write the rounds as TensorBoard's event files."),
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -96,7 +97,10 @@ def look(folder: Path, before: Mapping[str, View]) -> dict[str, View]:
     """
     from fedpeft.report.reading import find
 
-    found = {"" if path == folder else path.relative_to(folder).as_posix(): path for path in find([folder])}
+    found = {
+        "" if path == folder else path.relative_to(folder).as_posix(): path
+        for path in find([folder])
+    }
     if not found:
         raise RunError(f"there is no run at or below {folder}")
     return {name: _view(path, before.get(name)) for name, path in found.items()}
@@ -129,7 +133,11 @@ def picture(seen: Mapping[str, View]) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    problems = [Text(f"cannot be read: {view.problem}", style="red") for view in seen.values() if view.problem]
+    problems = [
+        Text(f"cannot be read: {view.problem}", style="red")
+        for view in seen.values()
+        if view.problem
+    ]
     cells = {name: view for name, view in seen.items() if view.cell}
     if list(cells) == [""]:
         return Group(_alone(cells[""]), *problems)
@@ -149,15 +157,24 @@ def _alone(view: View) -> "RenderableType":
     table.add_column()
     table.add_row("round", Text(f"{len(cell.rounds)}/{cell.planned}  {_bar(cell)}  {state(view)}"))
     if values:
-        table.add_row(name, Text(f"{values[-1]:.4f}  {spark(values)}  best {_best(name, values):.4f}"))
+        table.add_row(
+            name, Text(f"{values[-1]:.4f}  {spark(values)}  best {_best(name, values):.4f}")
+        )
     up, down = (sum(getattr(r, f"bytes_{way}") for r in cell.rounds) for way in ("up", "down"))
     table.add_row("bytes", Text(f"{size(up)} up, {size(down)} down"))
     if budget := _epsilon(cell):
         table.add_row("epsilon", Text(budget))
-    failed = [(r.round, who, c.failed) for r in cell.rounds for who, c in r.clients.items() if c.failed is not None]
+    failed = [
+        (r.round, who, c.failed)
+        for r in cell.rounds
+        for who, c in r.clients.items()
+        if c.failed is not None
+    ]
     if failed:
         at, who, why = failed[-1]
-        table.add_row("failures", Text(f"{len(failed)}; the last: {who} in round {at}: {why}", style="yellow"))
+        table.add_row(
+            "failures", Text(f"{len(failed)}; the last: {who} in round {at}: {why}", style="yellow")
+        )
     return Group(Text(f"{cell.plan.get('name', 'run')} in {cell.path}", style="bold"), table)
 
 
@@ -200,7 +217,8 @@ def _best(name: str, values: Sequence[float]) -> float:
 
 
 def state(view: View) -> str:
-    """ "finished", or how long it will take, or how long nothing has come when that is longer than it should be."""
+    """ "finished", or how long it will take, or how long nothing has come when that is longer than
+    it should be."""
     cell = view.cell
     assert cell is not None
     if cell.finished:
@@ -216,7 +234,8 @@ def state(view: View) -> str:
 
 
 def spark(values: Sequence[float], width: int = WIDTH) -> str:
-    """Values as a line of bars, the lowest of them the lowest bar; the last of each stretch where there are many."""
+    """Values as a line of bars, the lowest of them the lowest bar; the last of each stretch where
+    there are many."""
     if len(values) > width:
         values = [values[(k + 1) * len(values) // width - 1] for k in range(width)]
     low, high = min(values, default=0), max(values, default=0)
@@ -231,4 +250,8 @@ def _bar(cell: "Cell") -> str:
 
 def _epsilon(cell: "Cell") -> str:
     spent = [r.privacy for r in cell.rounds if r.privacy and r.privacy.epsilon is not None]
-    return f"{spent[-1].epsilon:.4g}" + (f" at delta {spent[-1].delta:g}" if spent[-1].delta else "") if spent else ""
+    return (
+        f"{spent[-1].epsilon:.4g}" + (f" at delta {spent[-1].delta:g}" if spent[-1].delta else "")
+        if spent
+        else ""
+    )

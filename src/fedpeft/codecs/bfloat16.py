@@ -12,8 +12,8 @@ from fedpeft.core.types import Tensors
 class BFloat16:
     """Eight significant bits over the whole range of float32.
 
-    Wider floating-point tensors are rounded to nearest and decode to their own type, so sums run in it. Integers, and
-    floats of two bytes, travel as they are.
+    Wider floating-point tensors are rounded to nearest and decode to their own type, so sums run in
+    it. Integers, and floats of two bytes, travel as they are.
     """
 
     def encode(self, tensors: Tensors) -> bytes:

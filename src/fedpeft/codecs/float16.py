@@ -13,12 +13,13 @@ from fedpeft.core.types import Tensors
 class Float16:
     """Eleven significant bits, magnitudes from 6e-8 to 65504; what is smaller becomes 0.
 
-    Wider floating-point tensors are rounded to nearest and decode to their own type, so sums run in it. Integers, and
-    floats of two bytes, travel as they are.
+    Wider floating-point tensors are rounded to nearest and decode to their own type, so sums run in
+    it. Integers, and floats of two bytes, travel as they are.
     """
 
     def encode(self, tensors: Tensors) -> bytes:
-        """Raises ValueError when an entry is beyond 65504: an infinity must not travel in its place."""
+        """Raises ValueError when an entry is beyond 65504: an infinity must not travel in its
+        place."""
         return encode_as(tensors, _half)
 
     def decode(self, blob: bytes) -> Tensors:
@@ -31,7 +32,8 @@ def _half(name: str, x: Tensor) -> Tensor:
     half = x.to(dtype)
     if dtype is not x.dtype and not bool(half.isfinite().all()):
         raise ValueError(
-            f"tensor {name!r} has an entry of magnitude {float(x.abs().max()):.3g}; float16 ends at 65504: "
+            f"tensor {name!r} has an entry of magnitude {float(x.abs().max()):.3g}; float16 ends "
+            "at 65504: "
             "use the codec bfloat16"
         )
     return half

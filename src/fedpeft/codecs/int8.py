@@ -1,4 +1,5 @@
-"""One byte an entry and one scale a tensor (symmetric linear quantization; Krishnamoorthi, 2018, arXiv:1806.08342)."""
+"""One byte an entry and one scale a tensor (symmetric linear quantization; Krishnamoorthi, 2018,
+arXiv:1806.08342)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ LEVELS = 127
 
 @dataclass(frozen=True)
 class Int8:
-    """x ≈ (q / 127)·peak for q in [−127, 127] and peak = max|x| in float32; q is rounded to nearest.
+    """x ≈ (q / 127)·peak for q in [−127, 127] and peak = max|x| in float32; q is rounded to
+    nearest.
 
-    The error of an entry is at most peak / 254. The peak, not the step between two levels, is what travels: the
-    largest entry then decodes to itself, so that a second round through the codec changes nothing. Integers travel
-    as they are.
+    The error of an entry is at most peak / 254. The peak, not the step between two levels, is what
+    travels: the largest entry then decodes to itself, so that a second round through the codec
+    changes nothing. Integers travel as they are.
 
     body = one peak for each floating-point tensor | all tensors, in the order of the layout
     """
@@ -34,7 +36,10 @@ class Int8:
     def decode(self, blob: bytes) -> Tensors:
         """Raises WireError on anything that `encode` cannot have made."""
         shapes, _, body = decode_tensors(blob)
-        carried = [(count, torch.int8 if dtype.is_floating_point else dtype) for count, dtype in kinds(shapes)]
+        carried = [
+            (count, torch.int8 if dtype.is_floating_point else dtype)
+            for count, dtype in kinds(shapes)
+        ]
         scaled = sum(dtype.is_floating_point for _, dtype in kinds(shapes))
         peaks, *codes = cut(body, [(scaled, torch.float32), *carried])
         if not bool((peaks.isfinite() & (peaks >= 0)).all()):
@@ -45,7 +50,10 @@ class Int8:
 def _peak(name: str, x: Tensor) -> Tensor:
     peak = x.detach().abs().max().float() if x.numel() else torch.zeros(())
     if not bool(peak.isfinite()):
-        raise ValueError(f"tensor {name!r} has an entry that is not finite in float32, so it has no scale for int8")
+        raise ValueError(
+            f"tensor {name!r} has an entry that is not finite in float32, so it has no scale for "
+            "int8"
+        )
     return peak
 
 
@@ -55,7 +63,9 @@ def _quantized(x: Tensor, peak: Tensor) -> Tensor:
     return (x.float() / peak * LEVELS).round().to(torch.int8)
 
 
-def _restored(shapes: Layout, peaks: Iterator[Tensor], codes: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _restored(
+    shapes: Layout, peaks: Iterator[Tensor], codes: list[Tensor]
+) -> Iterator[tuple[str, Tensor]]:
     for (name, shape, kind), code in zip(shapes, codes, strict=True):
         dtype = getattr(torch, kind)
         if dtype.is_floating_point:

@@ -1,4 +1,5 @@
-"""Tensors in a type of their own choice on the wire: what `Dense`, `Float16` and `BFloat16` have in common."""
+"""Tensors in a type of their own choice on the wire: what `Dense`, `Float16` and `BFloat16` have in
+common."""
 
 from collections.abc import Callable
 from math import prod
@@ -11,7 +12,8 @@ from fedpeft.core.wire import cut, decode_tensors, encode_tensors, join
 
 
 def narrowed(dtype: torch.dtype, to: torch.dtype) -> torch.dtype:
-    """`to` in place of a wider floating-point type; integers, and what is no wider, travel as they are."""
+    """`to` in place of a wider floating-point type; integers, and what is no wider, travel as they
+    are."""
     return to if dtype.is_floating_point and dtype.itemsize > to.itemsize else dtype
 
 
@@ -28,6 +30,8 @@ def decode_as(blob: bytes, kind: Callable[[torch.dtype], torch.dtype]) -> Tensor
     """
     shapes, _, body = decode_tensors(blob)
     dtypes = [getattr(torch, dtype) for _, _, dtype in shapes]
-    vectors = cut(body, [(prod(shape), kind(d)) for (_, shape, _), d in zip(shapes, dtypes, strict=True)])
+    vectors = cut(
+        body, [(prod(shape), kind(d)) for (_, shape, _), d in zip(shapes, dtypes, strict=True)]
+    )
     rows = zip(shapes, dtypes, vectors, strict=True)
     return {name: vector.to(dtype).reshape(shape) for (name, shape, _), dtype, vector in rows}

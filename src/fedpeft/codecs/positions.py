@@ -3,9 +3,9 @@
 Two codes, whichever is shorter; n and k settle which, so nothing is said about it on the wire:
 
 * a bitmap of n bits;
-* Elias and Fano's (Elias, 1974, "Efficient storage and retrieval by content and address of static files"): the low
-  l = floor(log2(n / k)) bits of each number as they are, and of the rest h_i a bitmap with the bits h_i + i set, which
-  needs k + (n >> l) bits.
+* Elias and Fano's (Elias, 1974, "Efficient storage and retrieval by content and address of static
+  files"): the low l = floor(log2(n / k)) bits of each number as they are, and of the rest h_i a
+  bitmap with the bits h_i + i set, which needs k + (n >> l) bits.
 """
 
 import numpy as np
@@ -33,7 +33,9 @@ def encode(index: Tensor, n: int) -> bytes:
     if _bytes(n) == size(k, n):
         return _bitmap(found, n)
     lows = (found[:, None] >> np.arange(low)) & 1
-    return np.packbits(lows.astype(bool), bitorder="little").tobytes() + _bitmap((found >> low) + np.arange(k), high)
+    return np.packbits(lows.astype(bool), bitorder="little").tobytes() + _bitmap(
+        (found >> low) + np.arange(k), high
+    )
 
 
 def decode(body: Body, k: int, n: int) -> Tensor:
@@ -43,7 +45,9 @@ def decode(body: Body, k: int, n: int) -> Tensor:
       WireError: anything that `encode` cannot have made.
     """
     if len(body) != size(k, n):
-        raise WireError(f"a payload has {len(body)} bytes of positions; {k} of {n} take {size(k, n)}")
+        raise WireError(
+            f"a payload has {len(body)} bytes of positions; {k} of {n} take {size(k, n)}"
+        )
     if k == n:
         return torch.arange(n)
     low, high = _widths(k, n)

@@ -15,17 +15,18 @@ from fedpeft.errors import WireError
 
 @dataclass(frozen=True)
 class TopK:
-    """Send the k = ceil(density·n) largest of all n entries, with where they were; the rest decodes to zero.
+    """Send the k = ceil(density·n) largest of all n entries, with where they were; the rest decodes
+    to zero.
 
-    All floating-point tensors are ranked as one vector under one header: a header for each tensor would cost more than
-    it saves on small adapters. Values keep their type, so density 1 is lossless; integers are not ranked and travel as
-    they are.
+    All floating-point tensors are ranked as one vector under one header: a header for each tensor
+    would cost more than it saves on small adapters. Values keep their type, so density 1 is
+    lossless; integers are not ranked and travel as they are.
 
     body = where the k entries are | the values, tensor by tensor
 
     Attributes:
-      density: k / n. Both ends must have the same: a payload with another number of entries is refused, which also
-        bounds what a short payload can make its reader allocate.
+      density: k / n. Both ends must have the same: a payload with another number of entries is
+        refused, which also bounds what a short payload can make its reader allocate.
 
     Raises:
       ValueError: `density` is not in (0, 1].
@@ -46,7 +47,8 @@ class TopK:
         flat = {name: x.detach().reshape(-1) for name, x in tensors.items()}
         ranked = [x.abs() for x in flat.values() if x.is_floating_point()]
         every = torch.cat(ranked) if ranked else torch.zeros(0)
-        # one type for all, the widest: a ranking in a narrower one would round small entries to equal ones
+        # one type for all, the widest: a ranking in a narrower one would round small entries to
+        # equal ones
         index = every.topk(self._kept(len(every)), sorted=False).indices.sort().values
         local = iter(_by_tensor(index, [len(x) for x in ranked]))
         values = [x[next(local)] if x.is_floating_point() else x for x in flat.values()]
@@ -61,7 +63,8 @@ class TopK:
         start = positions.size(k, n)
         if k > len(body):
             raise WireError(
-                f"a payload's body has {len(body)} bytes; density {self.density} of its layout is {k} entries"
+                f"a payload's body has {len(body)} bytes; density {self.density} of its layout is "
+                f"{k} entries"
             )
         local = _by_tensor(positions.decode(body[:start], k, n), counts)
         return _scattered(shapes, body[start:], local)
@@ -71,7 +74,8 @@ class TopK:
 
 
 def _by_tensor(index: Tensor, counts: list[int]) -> list[Tensor]:
-    """Increasing positions in one vector as positions in each of the tensors that it was made of."""
+    """Increasing positions in one vector as positions in each of the tensors that it was made
+    of."""
     ends = torch.tensor([0, *counts]).cumsum(0)
     pieces = index.tensor_split(torch.searchsorted(index, ends[1:-1])) if counts else ()
     return [piece - start for piece, start in zip(pieces, ends[:-1], strict=True)]
@@ -82,10 +86,13 @@ def _scattered(shapes: Layout, body: Body, local: list[Tensor]) -> Tensors:
     where = iter(local)
     places = [next(where) if dtype.is_floating_point else None for _, dtype in every]
     carried = [
-        (count if place is None else len(place), dtype) for (count, dtype), place in zip(every, places, strict=True)
+        (count if place is None else len(place), dtype)
+        for (count, dtype), place in zip(every, places, strict=True)
     ]
     found = {}
-    for (name, shape, _), (count, dtype), place, values in zip(shapes, every, places, cut(body, carried), strict=True):
+    for (name, shape, _), (count, dtype), place, values in zip(
+        shapes, every, places, cut(body, carried), strict=True
+    ):
         whole = values if place is None else torch.zeros(count, dtype=dtype)
         if place is not None:
             whole[place] = values

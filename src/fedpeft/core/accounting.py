@@ -1,6 +1,7 @@
 """From what a mechanism does to the (ε, δ) that it costs, by Google's `dp-accounting`.
 
-Mechanisms describe themselves as data (`Event`); nothing but this module knows how they are accounted.
+Mechanisms describe themselves as data (`Event`); nothing but this module knows how they are
+accounted.
 """
 
 import logging
@@ -14,8 +15,9 @@ from fedpeft.core.types import Event
 from fedpeft.errors import PlanError
 
 ACCOUNTANTS = ("pld", "rdp")
-"""Privacy loss distributions (Doroshenko et al., 2022, arXiv:2207.04380), close to exact; Rényi differential privacy
-(Mironov, 2017, arXiv:1702.07476), an upper bound that is fast. Both for adding or removing one unit."""
+"""Privacy loss distributions (Doroshenko et al., 2022, arXiv:2207.04380), close to exact; Rényi
+differential privacy (Mironov, 2017, arXiv:1702.07476), an upper bound that is fast. Both for adding
+or removing one unit."""
 LARGEST = 1e6  # noise multipliers beyond it have never been wanted
 
 
@@ -28,7 +30,9 @@ def check_noise(clip_norm: float, noise_multiplier: float | None) -> None:
     if not 0 <= noise_multiplier < float("inf"):
         raise ValueError(f"noise_multiplier must be at least 0 and finite, got {noise_multiplier}")
     if noise_multiplier and clip_norm == float("inf"):
-        raise ValueError("noise is a multiple of clip_norm: with noise_multiplier > 0, clip_norm must be finite")
+        raise ValueError(
+            "noise is a multiple of clip_norm: with noise_multiplier > 0, clip_norm must be finite"
+        )
 
 
 def epsilon(event: Event, participations: int, delta: float, accountant: str = "pld") -> float:
@@ -36,7 +40,9 @@ def epsilon(event: Event, participations: int, delta: float, accountant: str = "
     if not participations:
         return 0.0
     assert event.noise_multiplier is not None
-    return _epsilon(event.noise_multiplier, event.rate, event.times * participations, delta, accountant)
+    return _epsilon(
+        event.noise_multiplier, event.rate, event.times * participations, delta, accountant
+    )
 
 
 @lru_cache(maxsize=256)
@@ -47,13 +53,20 @@ def _epsilon(noise: float, rate: float, times: int, delta: float, accountant: st
     gaussian = dp.GaussianDpEvent(noise)
     once = dp.PoissonSampledDpEvent(rate, gaussian) if rate < 1 else gaussian
     with _quiet():
-        return float(_accountant(accountant).compose(dp.SelfComposedDpEvent(once, times)).get_epsilon(delta))
+        return float(
+            _accountant(accountant).compose(dp.SelfComposedDpEvent(once, times)).get_epsilon(delta)
+        )
 
 
 def calibrate(
-    event: Callable[[float], Event], participations: int, target: float, delta: float, accountant: str = "pld"
+    event: Callable[[float], Event],
+    participations: int,
+    target: float,
+    delta: float,
+    accountant: str = "pld",
 ) -> float:
-    """The smallest noise multiplier, to three digits, with which so many participations cost at most `target`.
+    """The smallest noise multiplier, to three digits, with which so many participations cost at
+    most `target`.
 
     Raises:
       PlanError: there is none below `LARGEST`.
@@ -62,12 +75,18 @@ def calibrate(
     while epsilon(event(high), participations, delta, "rdp") > target:
         least, high = high, high * 2
         if high > LARGEST:
-            raise PlanError(f"no noise below {LARGEST:g} gives target_epsilon = {target} at delta = {delta}")
-    high = _bisected(lambda z: epsilon(event(z), participations, delta, "rdp") <= target, least, high)
+            raise PlanError(
+                f"no noise below {LARGEST:g} gives target_epsilon = {target} at delta = {delta}"
+            )
+    high = _bisected(
+        lambda z: epsilon(event(z), participations, delta, "rdp") <= target, least, high
+    )
     if accountant == "rdp":
         return high
     # the bound of "rdp" is above, and by less than this
-    return _bisected(lambda z: epsilon(event(z), participations, delta, accountant) <= target, 0.6 * high, high)
+    return _bisected(
+        lambda z: epsilon(event(z), participations, delta, accountant) <= target, 0.6 * high, high
+    )
 
 
 def _bisected(enough: Callable[[float], bool], low: float, high: float) -> float:
@@ -97,14 +116,16 @@ def _library() -> Any:
         import dp_accounting
     except ImportError:
         raise PlanError(
-            'a private plan needs the library dp-accounting: pip install "fedpeft[privacy]", or dp-accounting itself'
+            'a private plan needs the library dp-accounting: pip install "fedpeft[privacy]", or '
+            "dp-accounting itself"
         ) from None
     return dp_accounting
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The accountant logs a warning for each Rényi order that it leaves out, which only makes its bound larger."""
+    """The accountant logs a warning for each Rényi order that it leaves out, which only makes its
+    bound larger."""
     log = logging.getLogger("absl")
     before = log.level
     log.setLevel(logging.ERROR)

@@ -23,7 +23,8 @@ class _Reached(Exception):
 
 @dataclass(eq=False)
 class Cut:
-    """The first module with something trained; its first argument, the features, is all that comes of what is before.
+    """The first module with something trained; its first argument, the features, is all that comes
+    of what is before.
 
     Attributes:
       at: its name.
@@ -39,7 +40,8 @@ class Cut:
 
     @contextmanager
     def fed(self, features: Tensor) -> Iterator[None]:
-        """Inside, modules before the cut do nothing, and the one at the cut gets `features` (batch, ...)."""
+        """Inside, modules before the cut do nothing, and the one at the cut gets `features` (batch,
+        ...)."""
         self._fed = features
         try:
             yield
@@ -47,7 +49,8 @@ class Cut:
             self._fed = None
 
     def features(self, run: Callable[[], object]) -> Tensor:
-        """What comes to the cut when the model is called by `run`, which does not go on from there."""
+        """What comes to the cut when the model is called by `run`, which does not go on from
+        there."""
         self._stops = True
         try:
             run()
@@ -73,7 +76,8 @@ class _Enter:
 
 @dataclass(eq=False)
 class _Skip:
-    """The forward of a module before the cut. Passed over, it gives what no number comes of unseen."""
+    """The forward of a module before the cut. Passed over, it gives what no number comes of
+    unseen."""
 
     cut: Cut
     forward: Callable[..., Any]
@@ -84,12 +88,19 @@ class _Skip:
         if self.cut._fed is None:
             return self.forward(*args, **kwargs)
         now = len(self.cut._fed)
-        return tree_map_only(Tensor, lambda x: blank(x, now if len(x) == self.batch else len(x)), self.output)
+        return tree_map_only(
+            Tensor, lambda x: blank(x, now if len(x) == self.batch else len(x)), self.output
+        )
 
 
 def blank(x: Tensor, rows: int) -> Tensor:
-    """Like `x`, with so many rows, and nothing in it: NaN, or zero for integers. It takes no memory."""
-    nothing = torch.full((), float("nan"), dtype=x.dtype) if x.is_floating_point() else torch.zeros((), dtype=x.dtype)
+    """Like `x`, with so many rows, and nothing in it: NaN, or zero for integers. It takes no
+    memory."""
+    nothing = (
+        torch.full((), float("nan"), dtype=x.dtype)
+        if x.is_floating_point()
+        else torch.zeros((), dtype=x.dtype)
+    )
     return nothing.to(x.device).expand(rows, *x.shape[1:])
 
 
@@ -104,11 +115,14 @@ class _Call:
     inner: list["_Call"] = field(default_factory=list)
 
 
-def find_cut(model: nn.Module, trained: Collection[str], batch: int, run: Callable[[], Tensor]) -> Cut | None:
+def find_cut(
+    model: nn.Module, trained: Collection[str], batch: int, run: Callable[[], Tensor]
+) -> Cut | None:
     """Put the cut as late as it can be; None where nothing much is before it.
 
-    A cut is tried, from late to early: with NaN for everything that is passed over, `run` must give what it gave
-    without the cut. So a residual around the module, or a second use of something before it, is never missed.
+    A cut is tried, from late to early: with NaN for everything that is passed over, `run` must give
+    what it gave without the cut. So a residual around the module, or a second use of something
+    before it, is never missed.
 
     Args:
       trained: names of the parameters that change; nothing that comes to the cut depends on them.
@@ -116,13 +130,17 @@ def find_cut(model: nn.Module, trained: Collection[str], batch: int, run: Callab
       run: calls the model in evaluation mode; gives numbers that depend on all of its output.
     """
     wanted, calls = _traced(model, run)
-    learned = {id(x) for name, x in model.named_parameters(remove_duplicate=False) if name in trained}
+    learned = {
+        id(x) for name, x in model.named_parameters(remove_duplicate=False) if name in trained
+    }
     if [call.module for call in calls] != [model]:
         return None
     every = list(_flat(calls[0]))
     for call, before in reversed(list(_descent(calls[0], learned))):
         share = sum(_size(one.module) for one in before) / max(1, _size(model))
-        once = all(sum(other.module is one.module for other in every) == 1 for one in (call, *before))
+        once = all(
+            sum(other.module is one.module for other in every) == 1 for one in (call, *before)
+        )
         if share >= LEAST_SHARE and once and _is_features(call.first, batch):
             cut = Cut(call.name, tuple(call.first.shape[1:]), share)
             undo = _put(cut, call, before, batch)
@@ -135,7 +153,13 @@ def find_cut(model: nn.Module, trained: Collection[str], batch: int, run: Callab
 
 
 def _is_features(x: Any, batch: int) -> bool:
-    return isinstance(x, Tensor) and x.is_floating_point() and x.ndim > 1 and len(x) == batch and not x.requires_grad
+    return (
+        isinstance(x, Tensor)
+        and x.is_floating_point()
+        and x.ndim > 1
+        and len(x) == batch
+        and not x.requires_grad
+    )
 
 
 def _put(cut: Cut, call: _Call, before: list[_Call], batch: int) -> Callable[[], None]:
@@ -156,14 +180,18 @@ def _put(cut: Cut, call: _Call, before: list[_Call], batch: int) -> Callable[[],
 
 
 def _descent(root: _Call, learned: set[int]) -> Iterator[tuple[_Call, list[_Call]]]:
-    """Each call that may be the first with something trained, from the outside in, and the frozen ones before it."""
+    """Each call that may be the first with something trained, from the outside in, and the frozen
+    ones before it."""
     node, before = root, list[_Call]()
     while not any(id(x) in learned for x in node.module.parameters(recurse=False)):
         holds = [any(id(x) in learned for x in one.module.parameters()) for one in node.inner]
         if not any(holds):
             return
         first = holds.index(True)
-        before = [*before, *(one for one in node.inner[:first] if any(True for _ in one.module.parameters()))]
+        before = [
+            *before,
+            *(one for one in node.inner[:first] if any(True for _ in one.module.parameters())),
+        ]
         node = node.inner[first]
         yield node, before
 
@@ -201,7 +229,10 @@ def _traced(model: nn.Module, run: Callable[[], Tensor]) -> tuple[Tensor, list[_
         stack.pop().output = output
 
     for name, module in model.named_modules():
-        hooks += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
+        hooks += [
+            module.register_forward_pre_hook(enter(name)),
+            module.register_forward_hook(leave),
+        ]
     try:
         return run().detach(), outside.inner
     finally:

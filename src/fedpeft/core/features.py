@@ -1,7 +1,8 @@
 """What the frozen beginning of a model makes of each example: computed once and kept in a file.
 
-A file is named after all that its numbers depend on: base, rows, task and what computes. It holds what may be as
-private as the examples, and lies where they lie: below $FEDPEFT_CACHE or ~/.cache/fedpeft. It may be deleted any time.
+A file is named after all that its numbers depend on: base, rows, task and what computes. It holds
+what may be as private as the examples, and lies where they lie: below $FEDPEFT_CACHE or
+~/.cache/fedpeft. It may be deleted any time.
 """
 
 import os
@@ -42,7 +43,8 @@ class Featured:
     """A task that goes on from features where a batch has them.
 
     Attributes:
-      inputs: a batch, if in training nothing of it is read then but what rows have too: the rest is left blank.
+      inputs: a batch, if in training nothing of it is read then but what rows have too: the rest is
+        left blank.
     """
 
     task: Task
@@ -102,10 +104,19 @@ def featured(task: Task, kept: Kept) -> Task:
     return task if kept.cut is None else Featured(task, kept.cut, kept.inputs)
 
 
-def keep(task: Task, model: nn.Module, trained: Collection[str], train: Tensors, test: Tensors, setting: str) -> Kept:
-    """Find the cut and have both tables' features; the model's forwards are prepared for it, in place.
+def keep(
+    task: Task,
+    model: nn.Module,
+    trained: Collection[str],
+    train: Tensors,
+    test: Tensors,
+    setting: str,
+) -> Kept:
+    """Find the cut and have both tables' features; the model's forwards are prepared for it, in
+    place.
 
-    What goes wrong here stops no run: an example that the task cannot take is its client's failure, in training.
+    What goes wrong here stops no run: an example that the task cannot take is its client's failure,
+      in training.
 
     Args:
       setting: what the numbers depend on beside the model and the rows: the task and what computes.
@@ -116,7 +127,14 @@ def keep(task: Task, model: nn.Module, trained: Collection[str], train: Tensors,
         return Kept(f"features are not kept: {type(error).__name__}: {error}")
 
 
-def _keep(task: Task, model: nn.Module, trained: Collection[str], train: Tensors, test: Tensors, setting: str) -> Kept:
+def _keep(
+    task: Task,
+    model: nn.Module,
+    trained: Collection[str],
+    train: Tensors,
+    test: Tensors,
+    setting: str,
+) -> Kept:
     device = next(model.parameters()).device
     few = {name: x[:PROBE] for name, x in train.items()}
     batch = _batch(task, few, device)
@@ -128,13 +146,13 @@ def _keep(task: Task, model: nn.Module, trained: Collection[str], train: Tensors
         return Kept()
     if reason := _obstacle(task, model, cut, train, test, batch):
         return Kept(f"features at {cut.at!r} are not kept: {reason}")
-    base = blake2b(f"{setting} {cut.at} {model} {getattr(model, 'config', '')}".encode(), digest_size=16)
+    base = blake2b(
+        f"{setting} {cut.at} {model} {getattr(model, 'config', '')}".encode(), digest_size=16
+    )
     _add(base, {n: x for n, x in model.state_dict().items() if n not in trained})
     both = [_of(task, model, cut, rows, base.copy()) for rows in (train, test)]
     shape = "x".join(map(str, cut.shape))
-    note = (
-        f"features at {cut.at!r} ({shape}) are computed once an example; {cut.share:.0%} of the parameters lie before"
-    )
+    note = f"features at {cut.at!r} ({shape}) are computed once an example; {cut.share:.0%} of the parameters lie before"
     return Kept(note, cut, _unread(task, objective, params, cut, batch, few), *both)
 
 
@@ -143,7 +161,9 @@ def _batch(task: Task, rows: Tensors, device: torch.device) -> Batch:
     return moved({**batch, "mask": torch.ones(count(rows))}, str(device))
 
 
-def _obstacle(task: Task, model: nn.Module, cut: Cut, train: Tensors, test: Tensors, batch: Batch) -> str:
+def _obstacle(
+    task: Task, model: nn.Module, cut: Cut, train: Tensors, test: Tensors, batch: Batch
+) -> str:
     """Why features cannot stand for examples; empty if they can."""
     if len(cut.shape) > 1 and any(x.ndim > 1 and not x.is_floating_point() for x in batch.values()):
         return "they have a row a token, and batches differ in length"
@@ -161,7 +181,11 @@ def _obstacle(task: Task, model: nn.Module, cut: Cut, train: Tensors, test: Tens
         moving = _features(task, model.train(), cut, batch)
         drawn = not torch.equal(torch.get_rng_state(), before)
     model.eval()
-    return "the frozen part draws at random in training (dropout)" if drawn or not torch.equal(still, moving) else ""
+    return (
+        "the frozen part draws at random in training (dropout)"
+        if drawn or not torch.equal(still, moving)
+        else ""
+    )
 
 
 def _features(task: Task, model: nn.Module, cut: Cut, batch: Batch) -> Tensor:
@@ -169,9 +193,14 @@ def _features(task: Task, model: nn.Module, cut: Cut, batch: Batch) -> Tensor:
         return cut.features(lambda: task.losses(model, batch))
 
 
-def _unread(task: Task, objective: Objective, params: Tensors, cut: Cut, batch: Batch, rows: Tensors) -> Tensors | None:
+def _unread(
+    task: Task, objective: Objective, params: Tensors, cut: Cut, batch: Batch, rows: Tensors
+) -> Tensors | None:
     """The batch, if losses are the same with all of it blank that the rows do not have."""
-    same = {n: n in rows and x.dtype == rows[n].dtype and torch.equal(x.cpu(), rows[n]) for n, x in batch.items()}
+    same = {
+        n: n in rows and x.dtype == rows[n].dtype and torch.equal(x.cpu(), rows[n])
+        for n, x in batch.items()
+    }
     if any(not same[n] and (n in rows or not x.is_floating_point()) for n, x in batch.items()):
         return None
     empty = {n: x if same[n] else blank(x, len(x)) for n, x in batch.items()}
@@ -182,7 +211,8 @@ def _unread(task: Task, objective: Objective, params: Tensors, cut: Cut, batch: 
 
 
 def _of(task: Task, model: nn.Module, cut: Cut, rows: Tensors, name: blake2b) -> Tensor:
-    """A table's features, from its file or into it. A file whose first rows are not what they are now is made anew."""
+    """A table's features, from its file or into it. A file whose first rows are not what they are
+    now is made anew."""
     device = next(model.parameters()).device
     _add(name, rows)
     path = folder() / f"{name.hexdigest()}.npy"
@@ -227,7 +257,9 @@ def _write(path: Path, shape: tuple[int, ...], chunks: Iterator[Tensor]) -> None
     part = path.with_name(f".{path.stem}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "<f4", "fortran_order": False, "shape": shape}
+            )
             for x in chunks:
                 file.write(x.contiguous().numpy().tobytes())
             file.flush()
@@ -245,8 +277,8 @@ def _add(name: blake2b, tensors: Tensors) -> None:
 
 
 def make_room(folder: Path, limit: int) -> None:
-    """Delete files, those first that were asked for longest ago, until all have `limit` bytes; who has one open keeps
-    it. What a process that was killed left half done goes after a day."""
+    """Delete files, those first that were asked for longest ago, until all have `limit` bytes; who
+    has one open keeps it. What a process that was killed left half done goes after a day."""
     for part in folder.glob(".*.part"):
         with suppress(OSError):
             if part.stat().st_mtime < time() - DAY:

@@ -40,16 +40,19 @@ class LossFn(Protocol):
         ...
 
     def gradients(self, params: Tensors, batch: Batch) -> Tensors:
-        """One gradient for each example, tensors of shape (batch, *shape); the mask is not looked at."""
+        """One gradient for each example, tensors of shape (batch, *shape); the mask is not looked
+        at."""
         ...
 
 
 class Task(Protocol):
-    """What is learned. `losses` and `metrics` give one value per example, shape (batch,), or `Summed` values.
+    """What is learned. `losses` and `metrics` give one value per example, shape (batch,), or
+    `Summed` values.
 
-    `prepare` runs once on a table as its source reads it; `batch` on the rows drawn for a step, with a generator in
-    training only: augmentation is drawn from it. Of these rows, columns of uint8 are where the model is, a GPU maybe,
-    and all others on the CPU.
+    `prepare` runs once on a table as its source reads it; `batch` on the rows drawn for a step,
+    with a generator in
+    training only: augmentation is drawn from it. Of these rows, columns of uint8 are where the
+    model is, a GPU maybe, and all others on the CPU.
     """
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module: ...
@@ -78,7 +81,12 @@ class Data(Protocol):
     def clients(self) -> Sequence[ClientId]: ...
     def size(self, client: ClientId) -> int: ...
     def batches(
-        self, client: ClientId, size: int, epochs: int, generator: torch.Generator, by_length: bool = False
+        self,
+        client: ClientId,
+        size: int,
+        epochs: int,
+        generator: torch.Generator,
+        by_length: bool = False,
     ) -> Iterable[Batch]: ...
     def chosen(self, client: ClientId, places: Tensor, generator: torch.Generator) -> Batch: ...
     def held_out(self, client: ClientId | None = None) -> Iterable[Batch]: ...
@@ -101,27 +109,34 @@ class Optimizer(Protocol):
     """A client's optimizer, as a pure function. Its memory lives for one job."""
 
     def init(self, params: Tensors) -> Tensors: ...
-    def step(self, params: Tensors, memory: Tensors, gradient: Tensors, lr: Tensor) -> tuple[Tensors, Tensors]: ...
+    def step(
+        self, params: Tensors, memory: Tensors, gradient: Tensors, lr: Tensor
+    ) -> tuple[Tensors, Tensors]: ...
 
 
 class Correction(Protocol):
     """What an algorithm adds to every local gradient (FedProx, SCAFFOLD).
 
     Attributes:
-      shares: prefixes of tensors that travel beside the method's; the server optimizer must keep them.
+      shares: prefixes of tensors that travel beside the method's; the server optimizer must keep
+        them.
     """
 
     @property
     def shares(self) -> tuple[str, ...]: ...
     def begin(self, received: Tensors, memory: Tensors) -> Tensors: ...
     def apply(self, gradient: Tensors, params: Tensors, held: Tensors) -> Tensors: ...
-    def finish(self, delta: Tensors, received: Tensors, memory: Tensors, path: Tensor) -> tuple[Tensors, Tensors]: ...
+    def finish(
+        self, delta: Tensors, received: Tensors, memory: Tensors, path: Tensor
+    ) -> tuple[Tensors, Tensors]: ...
 
 
 class Local(Protocol):
-    """How a client trains, from tensors to tensors, so that an engine may run it for one client or for many.
+    """How a client trains, from tensors to tensors, so that an engine may run it for one client or
+    for many.
 
-    Every random number that a step needs is in its batch. `steps_for` is the number of batches for so many examples.
+    Every random number that a step needs is in its batch. `steps_for` is the number of batches for
+    so many examples.
 
     Attributes:
       passes: how often a participation sees each example, on average.
@@ -138,12 +153,15 @@ class Local(Protocol):
     def batches(self, data: Data, received: Tensors, context: Context) -> Iterable[Batch]: ...
     def begin(self, received: Tensors, memory: Tensors, context: Context) -> Carry: ...
     def step(self, carry: Carry, batch: Batch, losses: LossFn) -> Carry: ...
-    def finish(self, carry: Carry, received: Tensors, memory: Tensors) -> tuple[Tensors, Tensors, Tensors]: ...
+    def finish(
+        self, carry: Carry, received: Tensors, memory: Tensors
+    ) -> tuple[Tensors, Tensors, Tensors]: ...
 
 
 class Stage(Protocol):
-    """A station an update passes: `on_client` in order on the way up; in reverse `on_arrival` on each update, which
-    others may have made, and `on_server` on the mean. A ValueError of `on_arrival` is that client's failure.
+    """A station an update passes: `on_client` in order on the way up; in reverse `on_arrival` on
+    each update, which others may have made, and `on_server` on the mean. A ValueError of
+    `on_arrival` is that client's failure.
 
     `memory` is this client's own, kept between the rounds it takes part in; empty at first.
 
@@ -156,7 +174,9 @@ class Stage(Protocol):
     def remembers(self) -> bool: ...
     @property
     def event(self) -> Event | None: ...
-    def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]: ...
+    def on_client(
+        self, update: Update, memory: Tensors, context: Context
+    ) -> tuple[Update, Tensors]: ...
     def on_arrival(self, update: Update) -> Update: ...
     def on_server(self, update: Update, cohort: Cohort) -> Update: ...
 
@@ -164,8 +184,9 @@ class Stage(Protocol):
 class Attack(Protocol):
     """What some clients do to the others; for simulation.
 
-    `poison` makes of an attacker's examples those it trains on; `send` of its update the one that leaves it; `probe` of
-    held-out examples those on which accuracy is the attack's success, None where there are no such.
+    `poison` makes of an attacker's examples those it trains on; `send` of its update the one that
+    leaves it; `probe` of held-out examples those on which accuracy is the attack's success, None
+    where there are no such.
 
     Attributes:
       share: of all clients that attack.
@@ -179,7 +200,8 @@ class Attack(Protocol):
 
 
 class Codec(Protocol):
-    """Tensors to bytes and back. `decode(encode(x))` keeps names, shapes and dtypes, and is idempotent."""
+    """Tensors to bytes and back. `decode(encode(x))` keeps names, shapes and dtypes, and is
+    idempotent."""
 
     def encode(self, tensors: Tensors) -> bytes: ...
     def decode(self, blob: bytes) -> Tensors: ...
@@ -188,16 +210,20 @@ class Codec(Protocol):
 class Aggregator(Protocol):
     """Many updates to one, reading them once. The result's weight is the sum of the weights."""
 
-    def __call__(self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]) -> Update: ...
+    def __call__(
+        self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
+    ) -> Update: ...
 
 
 @runtime_checkable
 class LowRank(Aggregator, Protocol):
-    """An aggregator that knows LoRA's factors, of any rank up to the method's; what else is trained goes to its mean.
+    """An aggregator that knows LoRA's factors, of any rank up to the method's; what else is trained
+    goes to its mean.
 
     Attributes:
       plain: whether its result holds only if the server adds it as it is.
-      still: "A" or "B", the factors that nobody trains, in the rounds in turn; empty where both are always trained.
+      still: "A" or "B", the factors that nobody trains, in the rounds in turn; empty where both are
+        always trained.
     """
 
     @property
@@ -210,13 +236,16 @@ class ServerOptimizer(Protocol):
     """A step of the shared parameters along a reduced delta (Reddi et al., 2021, arXiv:2003.00295).
 
     Attributes:
-      keeps: prefixes of the tensors beside the method's that it adds to `params` and keeps up to date.
+      keeps: prefixes of the tensors beside the method's that it adds to `params` and keeps up to
+        date.
     """
 
     @property
     def keeps(self) -> tuple[str, ...]: ...
     def init(self, params: Tensors) -> tuple[Tensors, Tensors]: ...
-    def step(self, params: Tensors, memory: Tensors, delta: Tensors, cohort: Cohort) -> tuple[Tensors, Tensors]: ...
+    def step(
+        self, params: Tensors, memory: Tensors, delta: Tensors, cohort: Cohort
+    ) -> tuple[Tensors, Tensors]: ...
 
 
 class Sampler(Protocol):
@@ -228,7 +257,8 @@ class Sampler(Protocol):
 
 
 class Engine(Protocol):
-    """Carries jobs to clients. Replies come in the order of the jobs, so that sums do not depend on timing."""
+    """Carries jobs to clients. Replies come in the order of the jobs, so that sums do not depend on
+    timing."""
 
     @property
     def clients(self) -> Sequence[ClientId]: ...
@@ -238,10 +268,10 @@ class Engine(Protocol):
 class Reception(Protocol):
     """Where the replies of a round come in and are accounted for.
 
-    A call checks a reply that is an update, and gives None after noting the failure. For other messages there are
-    `sent`, of jobs beside the first ones; `content`, the bytes of a reply of which so many are tensors, or None after
-    noting the failure; `refuse`, of what is not as it must be; `counted`, of a client whose update is in a sum; and
-    `tell`, of what befell the round.
+    A call checks a reply that is an update, and gives None after noting the failure. For other
+    messages there are `sent`, of jobs beside the first ones; `content`, the bytes of a reply of
+    which so many are tensors, or None after noting the failure; `refuse`, of what is not as it must
+    be; `counted`, of a client whose update is in a sum; and `tell`, of what befell the round.
     """
 
     @property
@@ -255,8 +285,8 @@ class Reception(Protocol):
 
 
 class Exchange(Protocol):
-    """The messages of a round: `collect` on the server; on a client `reply` with what it trained, packed as in the
-    open, and `answer` to every phase that is not "fit".
+    """The messages of a round: `collect` on the server; on a client `reply` with what it trained,
+    packed as in the open, and `answer` to every phase that is not "fit".
 
     Attributes:
       sums: whether the server gets the sum of the updates alone; clients then need a store.
@@ -267,13 +297,16 @@ class Exchange(Protocol):
     def sums(self) -> bool: ...
     @property
     def signers(self) -> Mapping[ClientId, str]: ...
-    def collect(self, engine: Engine, jobs: Sequence[Job], receive: Reception) -> Iterator[Update]: ...
+    def collect(
+        self, engine: Engine, jobs: Sequence[Job], receive: Reception
+    ) -> Iterator[Update]: ...
     def reply(self, job: Job, packed: bytes, store: "Store") -> bytes: ...
     def answer(self, job: Job, store: "Store") -> bytes: ...
 
 
 class Store(Protocol):
-    """A client's own memory between rounds, and a note between the messages of one. It never leaves the client."""
+    """A client's own memory between rounds, and a note between the messages of one. It never leaves
+    the client."""
 
     def load(self, client: ClientId, accepted: int | None) -> Tensors: ...
     def reply(self, job: Job) -> bytes | None: ...

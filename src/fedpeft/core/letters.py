@@ -1,4 +1,5 @@
-"""Letters: a small JSON head and a body of bytes, which cross a network or a socket of this machine.
+"""Letters: a small JSON head and a body of bytes, which cross a network or a socket of this
+machine.
 
 A body is a payload and nothing else, the same for all who get it. On a socket a letter is
 
@@ -87,7 +88,8 @@ def _exactly(connection: socket.socket, count: int) -> bytes:
 
 
 def ask(path: Path, what: Letter, seconds: float | None = None) -> Letter:
-    """Send a letter to the socket at `path` and wait for the answer, not longer than `seconds` for any part of it.
+    """Send a letter to the socket at `path` and wait for the answer, not longer than `seconds` for
+    any part of it.
 
     Raises:
       OSError: nobody listens there, or the other end is gone, or is too slow.

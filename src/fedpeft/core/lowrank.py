@@ -1,8 +1,10 @@
-"""Factors of low rank, as LoRA has them (Hu et al., 2022, arXiv:2106.09685), and sums of their products.
+"""Factors of low rank, as LoRA has them (Hu et al., 2022, arXiv:2106.09685), and sums of their
+products.
 
-A layer's A has the shape (r, in) and is called `<layer>.lora_A.<adapter>.weight`, its B (out, r); its weight changes by
-(α/r)·B·A. A client of rank k has the first k rows of A and columns of B, under the α/r of all: its product is then one
-of the full rank whose other rows and columns are zero.
+A layer's A has the shape (r, in) and is called `<layer>.lora_A.<adapter>.weight`, its B (out, r);
+its weight changes by (α/r)·B·A. A client of rank k has the first k rows of A and columns of B,
+under the α/r of all: its product is then one of the full rank whose other rows and columns are
+zero.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,8 +19,8 @@ from fedpeft.core.types import Tensors
 
 A, B = ".lora_A.", ".lora_B."
 EXACT = "exact"
-"""The prefix of shared tensors that are added to frozen weights: for a layer `left` (out, R) and `right` (R, in), or
-`whole` (out, in), in units of B·A."""
+"""The prefix of shared tensors that are added to frozen weights: for a layer `left` (out, R) and
+`right` (R, in), or `whole` (out, in), in units of B·A."""
 
 
 def pairs(tensors: Tensors) -> dict[str, tuple[str, str]]:
@@ -55,8 +57,8 @@ def padded(delta: Tensors, params: Tensors) -> dict[str, Tensor]:
 class Product:
     """Σ w·B·A over any number of pairs: L·R for L (out, k) and R (k, in), in float64.
 
-    The product is never written out. Where k passes twice the lesser side it is brought down to that side by an
-    orthogonal basis, so that a sum of many is no larger than one of few.
+    The product is never written out. Where k passes twice the lesser side it is brought down to
+    that side by an orthogonal basis, so that a sum of many is no larger than one of few.
     """
 
     lefts: tuple[Tensor, ...]
@@ -64,7 +66,10 @@ class Product:
 
     @classmethod
     def zero(cls, out: int, into: int) -> "Product":
-        return cls((torch.zeros(out, 0, dtype=torch.float64),), (torch.zeros(0, into, dtype=torch.float64),))
+        return cls(
+            (torch.zeros(out, 0, dtype=torch.float64),),
+            (torch.zeros(0, into, dtype=torch.float64),),
+        )
 
     @property
     def left(self) -> Tensor:
@@ -95,7 +100,9 @@ class Product:
 
     def norm(self) -> float:
         """Frobenius."""
-        return float(torch.linalg.matrix_norm(qr(self.left, mode="r").R @ qr(self.right.T, mode="r").R.T))
+        return float(
+            torch.linalg.matrix_norm(qr(self.left, mode="r").R @ qr(self.right.T, mode="r").R.T)
+        )
 
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
         """U (out, k), s (k,) descending, Vᵀ (k, in) with U·diag(s)·Vᵀ the product."""
@@ -106,7 +113,8 @@ class Product:
 
 
 def accumulated(held: Tensors, more: Tensors) -> dict[str, Tensor]:
-    """What is added to frozen weights, with more of it: as factors or whole, whichever is fewer numbers."""
+    """What is added to frozen weights, with more of it: as factors or whole, whichever is fewer
+    numbers."""
     every = dict(held)
     for layer in _layers(more):
         left, right = more[f"{layer}.left"], more[f"{layer}.right"]
@@ -145,7 +153,9 @@ def in_step(tensors: Tensors, came: Tensors) -> dict[str, Tensor]:
         if is_factor(name):
             partner = name.replace(A, B) if A in name else name.replace(B, A)
             if partner not in came and partner in tensors:
-                found[partner] = cut({partner: tensors[partner]}, len(x) if A in name else x.shape[1])[partner]
+                found[partner] = cut(
+                    {partner: tensors[partner]}, len(x) if A in name else x.shape[1]
+                )[partner]
     return found
 
 

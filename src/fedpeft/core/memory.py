@@ -12,30 +12,43 @@ from fedpeft.core.types import Batch, Tensors
 
 GROUPS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
 )
-"""Of both versions of control groups: a container's limit, what it uses, and what of that is cache to be given up."""
+"""Of both versions of control groups: a container's limit, what it uses, and what of that is cache
+to be given up."""
 REUSED = 2**25 - 2**16  # bytes; glibc learns up to 32 MiB
 
 
 def reuse_freed() -> None:
-    """Let glibc keep freed blocks below 32 MiB for the next step, which asks for the same sizes again.
+    """Let glibc keep freed blocks below 32 MiB for the next step, which asks for the same sizes
+    again.
 
-    It gives blocks above a threshold back to the system at once, and learns the threshold from the largest that it has
-    seen freed (mallopt(3), M_MMAP_THRESHOLD). So each step would fault in its largest tensors page by page. The block
-    freed here is never written to, and so costs nothing; other allocators take no notice.
+    It gives blocks above a threshold back to the system at once, and learns the threshold from the
+    largest that it has seen freed (mallopt(3), M_MMAP_THRESHOLD). So each step would fault in its
+    largest tensors page by page. The block freed here is never written to, and so costs nothing;
+    other allocators take no notice.
     """
     torch.empty(REUSED, dtype=torch.uint8)
 
 
 def available(device: str, root: Path = Path("/")) -> int:
-    """Bytes that can be had now; cached files count as free. `root` is where the system's own files begin."""
+    """Bytes that can be had now; cached files count as free. `root` is where the system's own files
+    begin."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(torch.device(device))[0] + _reserved(device)
     try:
         free = int(_table(root / "proc/meminfo")["MemAvailable:"]) * 1024
     except (OSError, KeyError, ValueError):  # no Linux: half of what the machine has
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if hasattr(os, "sysconf") else 2**31
+        free = (
+            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+            if hasattr(os, "sysconf")
+            else 2**31
+        )
     return int(min(free, *(_left(root / "sys/fs/cgroup", *names) for names in GROUPS)))
 
 
@@ -64,7 +77,8 @@ def _reserved(device: str) -> int:
 
 
 def kept(losses: LossFn, model: nn.Module, params: Tensors, batch: Batch) -> int:
-    """Bytes that a forward pass keeps for the backward pass, beside the model and what is trained."""
+    """Bytes that a forward pass keeps for the backward pass, beside the model and what is
+    trained."""
     own = (*model.parameters(), *model.buffers(), *params.values(), *batch.values())
     known = {x.untyped_storage().data_ptr() for x in own}
     sizes: dict[int, int] = {}
@@ -76,7 +90,11 @@ def kept(losses: LossFn, model: nn.Module, params: Tensors, batch: Batch) -> int
         return x
 
     leaves = {name: x.detach().requires_grad_(x.is_floating_point()) for name, x in params.items()}
-    with seeded(0), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+    with (
+        seeded(0),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(note, lambda x: x),
+    ):
         losses(leaves, batch)
     return sum(sizes.values())
 

@@ -1,4 +1,5 @@
-"""The loss as a function of the small tensors. The frozen base stays in the model, once, and is never written to."""
+"""The loss as a function of the small tensors. The frozen base stays in the model, once, and is
+never written to."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -17,13 +18,15 @@ from fedpeft.core.types import Batch, Summed, Tensors, Weighted
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOSS_SCALE = 2.0**12
-"""What a loss is multiplied by on the way back through float16, whose least number is 6e-8: smaller gradients would be
-lost (Micikevicius et al., 2018, arXiv:1710.03740, section 3.2). A power of two costs no digits, and one that never
-changes leaves a job no trace of another; gradients of activations beyond 65504 / 4096 = 16 overflow, which is seen."""
+"""What a loss is multiplied by on the way back through float16, whose least number is 6e-8: smaller
+gradients would be lost (Micikevicius et al., 2018, arXiv:1710.03740, section 3.2). A power of two
+costs no digits, and one that never changes leaves a job no trace of another; gradients of
+activations beyond 65504 / 4096 = 16 overflow, which is seen."""
 
 
 class _Pass(nn.Module):
-    """A function of a model and a batch as a module's forward, which is what `functional_call` can call."""
+    """A function of a model and a batch as a module's forward, which is what `functional_call` can
+    call."""
 
     def __init__(self, model: nn.Module, function: Callable[[nn.Module, Batch], Any]) -> None:
         super().__init__()
@@ -36,11 +39,12 @@ class _Pass(nn.Module):
 
 @dataclass(frozen=True)
 class Objective:
-    """`LossFn` for one client after another: plain autograd, the small tensors swapped in for the call.
+    """`LossFn` for one client after another: plain autograd, the small tensors swapped in for the
+    call.
 
     Attributes:
-      precision: of the pass; with bfloat16 and float16 the matrix products run in it, the small tensors and their
-        gradients stay as they are.
+      precision: of the pass; with bfloat16 and float16 the matrix products run in it, the small
+        tensors and their gradients stay as they are.
       held: further tensors that are swapped in, and not trained.
     """
 
@@ -68,10 +72,12 @@ class Objective:
         return losses.float()
 
     def gradient(self, params: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
-        """Gradient of sum(mask * loss) / sum(mask), the losses (batch,), and the buffers after the pass."""
+        """Gradient of sum(mask * loss) / sum(mask), the losses (batch,), and the buffers after the
+        pass."""
         known = set(self._buffers)
         leaves = {n: x.detach().requires_grad_() for n, x in params.items() if n not in known}
-        # BatchNorm writes into the buffers it is called with: into copies, so that a job leaves no trace.
+        # BatchNorm writes into the buffers it is called with: into copies, so that a job leaves no
+        # trace.
         every = {n: params[n] if n in params else self.model.get_buffer(n) for n in self._buffers}
         buffers = {n: x.detach().clone() for n, x in every.items()}
         losses = self({**leaves, **buffers}, batch)
@@ -87,8 +93,9 @@ class Objective:
     def gradients(self, params: Tensors, batch: Batch) -> Tensors:
         """The gradient of each example's loss, (batch, *shape).
 
-        One by one where the model decides by its input's values and so cannot be mapped over. Text models of
-        `transformers` do: their mask code asks whether any token is padding, BERT's with eager attention too. That is
+        One by one where the model decides by its input's values and so cannot be mapped over. Text
+        models of `transformers` do: their mask code asks whether any token is padding, BERT's with
+        eager attention too. That is
         tried at every call: a result does not depend on the calls before.
         """
 
@@ -97,16 +104,24 @@ class Objective:
 
         try:
             with sdpa_kernel(SDPBackend.MATH):  # the others cannot be mapped
-                each: Tensors = vmap(grad(alone), in_dims=(None, 0), randomness="different")(dict(params), dict(batch))
+                each: Tensors = vmap(grad(alone), in_dims=(None, 0), randomness="different")(
+                    dict(params), dict(batch)
+                )
         except RuntimeError:
-            rows = ({name: x[k : k + 1] for name, x in batch.items()} for k in range(len(batch["mask"])))
-            found = [self.gradient(params, {**row, "mask": torch.ones_like(row["mask"])})[0] for row in rows]
+            rows = (
+                {name: x[k : k + 1] for name, x in batch.items()} for k in range(len(batch["mask"]))
+            )
+            found = [
+                self.gradient(params, {**row, "mask": torch.ones_like(row["mask"])})[0]
+                for row in rows
+            ]
             each = {name: torch.stack([gradient[name] for gradient in found]) for name in found[0]}
         return each
 
 
 def _tied(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """The further names of each parameter that a model has under several, e.g. an embedding that is also the head."""
+    """The further names of each parameter that a model has under several, e.g. an embedding that is
+    also the head."""
     first: dict[int, str] = {}
     others: dict[str, tuple[str, ...]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -123,7 +138,9 @@ def _autocast(precision: str, batch: Batch) -> AbstractContextManager[object]:
     return torch.autocast(batch["mask"].device.type, dtype)
 
 
-def evaluate(task: Task, model: nn.Module, params: Tensors, batches: Iterable[Batch]) -> dict[str, Weighted]:
+def evaluate(
+    task: Task, model: nn.Module, params: Tensors, batches: Iterable[Batch]
+) -> dict[str, Weighted]:
     """The task's metrics over the batches, as sums with weights; the model is not changed.
 
     Raises:
@@ -145,18 +162,23 @@ def scored(
 ) -> Iterator[tuple[Batch, Mapping[str, Tensor | Summed]]]:
     """Each batch with the task's metrics of each example; the model is not changed.
 
-    Of `params`, what the model does not have is passed over, so that a state's tensors will do as they are: SCAFFOLD's
-    `c/<name>` are among them. What is to be added to frozen weights is.
+    Of `params`, what the model does not have is passed over, so that a state's tensors will do as
+    they are: SCAFFOLD's `c/<name>` are among them. What is to be added to frozen weights is.
 
     Raises:
       ValueError: the model has none of them.
     """
     measure = _Pass(model, task.metrics)
-    own = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
+    own = {
+        name
+        for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
+    }
     swapped = {**params, **merged(model, under(EXACT, params))}
     called = {f"model.{name}": x for name, x in swapped.items() if name in own}
     if params and not called:
-        raise ValueError(f"the model has none of the {len(params)} tensors, first {next(iter(params))!r}")
+        raise ValueError(
+            f"the model has none of the {len(params)} tensors, first {next(iter(params))!r}"
+        )
     model.eval()
     for batch in batches:
         with torch.inference_mode():

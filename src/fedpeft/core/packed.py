@@ -1,12 +1,15 @@
-"""Products with frozen weights, which never change: laid out once for the processor's matrix kernels, or in four bits.
+"""Products with frozen weights, which never change: laid out once for the processor's matrix
+kernels, or in four bits.
 
-oneDNN multiplies by a weight that it has laid out itself about twice as fast in float32 as PyTorch's default does, and
-in bfloat16 about four times as fast on processors that have it. PyTorch keeps these calls to itself, so they are made
-here alone, and where they are missing everything runs as it would without this file.
+oneDNN multiplies by a weight that it has laid out itself about twice as fast in float32 as
+PyTorch's default does, and in bfloat16 about four times as fast on processors that have it. PyTorch
+keeps these calls to itself, so they are made here alone, and where they are missing everything runs
+as it would without this file.
 
-Weights in four bits (QLoRA: Dettmers et al., 2023, arXiv:2305.14314) are quantized by `bitsandbytes` and written out
-for the time of a product. Its own layer is not called: on processors with bfloat16 it lays the codes out anew, in
-place, when a model is evaluated, and passes no gradient from then on; and it cannot be mapped over clients.
+Weights in four bits (QLoRA: Dettmers et al., 2023, arXiv:2305.14314) are quantized by
+`bitsandbytes` and written out for the time of a product. Its own layer is not called: on processors
+with bfloat16 it lays the codes out anew, in place, when a model is evaluated, and passes no
+gradient from then on; and it cannot be mapped over clients.
 """
 
 from collections.abc import Collection
@@ -21,7 +24,8 @@ from torch.nn.functional import linear
 
 BASE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LEAST_WEIGHT = 2**14
-"""Entries of a weight below which calling the kernel costs more than it saves, however many rows there are."""
+"""Entries of a weight below which calling the kernel costs more than it saves, however many rows
+there are."""
 LEAST_PRODUCT = 2**21
 """The same for the multiplications of one product."""
 
@@ -42,7 +46,8 @@ def can_pack(base_dtype: str) -> bool:
 class Packed:
     """x ↦ x·Wᵀ + b for constants W (out, in) and b (out,), and as `back` its derivative g ↦ g·W.
 
-    Laying out waits for the first use: where no gradient is asked for, nothing is kept for the way back.
+    Laying out waits for the first use: where no gradient is asked for, nothing is kept for the way
+      back.
     """
 
     weight: Tensor
@@ -51,9 +56,13 @@ class Packed:
     kernels: bool
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.kernels and (self.dtype != x.dtype or x.numel() * len(self.weight) >= LEAST_PRODUCT):
+        if self.kernels and (
+            self.dtype != x.dtype or x.numel() * len(self.weight) >= LEAST_PRODUCT
+        ):
             weight, bias = self._laid_out
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), weight, bias, "none", [], "")
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(
+                x.to(self.dtype), weight, bias, "none", [], ""
+            )
             return y.to(x.dtype)
         if self.dtype == x.dtype:
             return linear(x, self.weight, self.bias)
@@ -73,7 +82,8 @@ class Packed:
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """x ↦ x·Wᵀ for a constant W (out, in) in four bits, computed in `dtype`, and as `back` its derivative g ↦ g·W.
+    """x ↦ x·Wᵀ for a constant W (out, in) in four bits, computed in `dtype`, and as `back` its
+    derivative g ↦ g·W.
 
     W is written out at each call and let go.
     """
@@ -94,8 +104,8 @@ class Quantized:
 def plain(weight: Any) -> Tensor:
     """A parameter of `bitsandbytes` in four bits as a matrix (out, in) of numbers.
 
-    It is asked for one long row: of rows that are no whole number of blocks, e.g. of 96, its kernel for the processor
-    takes wrong scales.
+    It is asked for one long row: of rows that are no whole number of blocks, e.g. of 96, its kernel
+    for the processor takes wrong scales.
     """
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
@@ -107,7 +117,8 @@ def plain(weight: Any) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """One of both with its derivative, and over clients or examples at once: to it these are rows like others."""
+    """One of both with its derivative, and over clients or examples at once: to it these are rows
+    like others."""
 
     @staticmethod
     def forward(x: Tensor, by: Packed | Quantized) -> Tensor:
@@ -128,10 +139,11 @@ class _Product(torch.autograd.Function):
 
 @dataclass(eq=False)
 class Forward:
-    """What a linear layer with a frozen weight does when it is called, in place of its class's forward.
+    """What a linear layer with a frozen weight does when it is called, in place of its class's
+    forward.
 
-    The weight stays in its place. Another that is swapped in for a call is multiplied by as any is; one that was
-    written to is laid out anew.
+    The weight stays in its place. Another that is swapped in for a call is multiplied by as any is;
+    one that was written to is laid out anew.
 
     Attributes:
       bias: the layer's where it is frozen too; one that is trained is added to the product.
@@ -165,13 +177,17 @@ class Forward:
     def _current(self, bias: Tensor | None) -> Packed:
         versions = tuple(x._version for x in (self.weight, bias) if x is not None)
         if self._packed is None or versions != self._versions:
-            self._packed, self._versions = Packed(self.weight, bias, self.dtype, self.kernels), versions
+            self._packed, self._versions = (
+                Packed(self.weight, bias, self.dtype, self.kernels),
+                versions,
+            )
         return self._packed
 
 
 @dataclass(eq=False)
 class QuantizedForward:
-    """What a linear layer with a weight in four bits does when it is called; a bias is as it always is.
+    """What a linear layer with a weight in four bits does when it is called; a bias is as it always
+    is.
 
     Attributes:
       dtype: of the product; under autocast it is that of autocast.
@@ -190,7 +206,8 @@ class QuantizedForward:
 
 
 def prepare_quantized(model: nn.Module) -> nn.Module:
-    """Let the layers that `bitsandbytes` holds in four bits multiply as frozen weights do here; in place."""
+    """Let the layers that `bitsandbytes` holds in four bits multiply as frozen weights do here; in
+    place."""
     from bitsandbytes.nn import Linear4bit
 
     for layer in model.modules():
@@ -199,25 +216,36 @@ def prepare_quantized(model: nn.Module) -> nn.Module:
     return model
 
 
-def prepare_frozen(model: nn.Module, trained: Collection[str], base_dtype: str = "float32", pack: bool = True) -> bool:
-    """Let the linear layers whose weights are not among `trained` use copies in `base_dtype`, laid out for the kernels.
+def prepare_frozen(
+    model: nn.Module, trained: Collection[str], base_dtype: str = "float32", pack: bool = True
+) -> bool:
+    """Let the linear layers whose weights are not among `trained` use copies in `base_dtype`, laid
+    out for the kernels.
 
-    In place; tensors, their names and what is saved stay as they are. The copies take once or twice (forward; backward
-    too, where a gradient passes) the memory of the weights, half of that in bfloat16. Weights in four bits are not
-    copied, but multiplied in `base_dtype`.
+    In place; tensors, their names and what is saved stay as they are. The copies take once or twice
+    (forward; backward too, where a gradient passes) the memory of the weights, half of that in
+    bfloat16. Weights in four bits are not copied, but multiplied in `base_dtype`.
 
     Returns:
       Whether the kernels are used.
     """
-    kernels = pack and can_pack(base_dtype) and all(x.device.type == "cpu" for x in model.parameters())
+    kernels = (
+        pack and can_pack(base_dtype) and all(x.device.type == "cpu" for x in model.parameters())
+    )
     dtype = BASE_DTYPES[base_dtype]
     if not kernels and dtype == torch.float32:
         return False
-    learned = {id(x) for name, x in model.named_parameters(remove_duplicate=False) if name in trained}
+    learned = {
+        id(x) for name, x in model.named_parameters(remove_duplicate=False) if name in trained
+    }
     for layer in model.modules():
         if isinstance(layer.forward, QuantizedForward):
             layer.forward.dtype = dtype
-        if type(layer) is not nn.Linear or id(layer.weight) in learned or layer.weight.dtype != torch.float32:
+        if (
+            type(layer) is not nn.Linear
+            or id(layer.weight) in learned
+            or layer.weight.dtype != torch.float32
+        ):
             continue
         if layer.weight.numel() >= LEAST_WEIGHT:
             bias = layer.bias if layer.bias is not None and id(layer.bias) not in learned else None

@@ -1,7 +1,9 @@
-"""Randomness that nobody else can draw again: noise and Poisson samples, from a root that the system made.
+"""Randomness that nobody else can draw again: noise and Poisson samples, from a root that the
+system made.
 
-A `torch.Generator` starts from 32 bits whatever its seed, few enough to try them all. Here every number comes from
-SHAKE-256 of a key of 256 bits, and a key from the root and the path of where it is used.
+A `torch.Generator` starts from 32 bits whatever its seed, few enough to try them all. Here every
+number comes from SHAKE-256 of a key of 256 bits, and a key from the root and the path of where it
+is used.
 """
 
 import json
@@ -36,11 +38,13 @@ class Secret:
         return cls(os.urandom(SIZE))
 
     def at(self, *path: str | int | None) -> "Secret":
-        """The key of the stream at `path`; by it neither this key nor another stream's can be told."""
+        """The key of the stream at `path`; by it neither this key nor another stream's can be
+        told."""
         return Secret(blake2b(json.dumps(path).encode(), key=self.root, digest_size=SIZE).digest())
 
     def bound(self, tensors: Tensors) -> "Secret":
-        """A key that is another for other values: noise that is used twice on different ones takes itself away."""
+        """A key that is another for other values: noise that is used twice on different ones takes
+        itself away."""
         read = blake2b(digest_size=SIZE)
         for name, x in tensors.items():
             read.update(name.encode() + b"\0")
@@ -59,11 +63,14 @@ class Secret:
 
     def uniform(self, count: int) -> Tensor:
         """`count` multiples of 2⁻⁵³ in [0, 1), float64."""
-        drawn = torch.frombuffer(bytearray(shake_256(self.root).digest(8 * count) or bytes(8)), dtype=torch.int64)
+        drawn = torch.frombuffer(
+            bytearray(shake_256(self.root).digest(8 * count) or bytes(8)), dtype=torch.int64
+        )
         return ((drawn[:count] >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
 
     def normal(self, shape: Sequence[int]) -> Tensor:
-        """Independent standard normals of that shape, float64, by the transform of Box and Muller (1958)."""
+        """Independent standard normals of that shape, float64, by the transform of Box and Muller
+        (1958)."""
         count = prod(shape)
         radius, angle = self.uniform(2 * ceil(count / 2)).view(2, -1)
         radius, angle = (-2 * torch.log1p(-radius)).sqrt(), 2 * pi * angle

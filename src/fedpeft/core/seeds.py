@@ -10,8 +10,8 @@ import torch
 def fold(seed: int, *path: str | int) -> int:
     """A 63-bit seed for the stream at `path`, e.g. `fold(seed, "fit", round, client)`.
 
-    Hashing the whole path means that no two uses share a stream by accident, and that adding a stream
-    does not shift the others.
+    Hashing the whole path means that no two uses share a stream by accident, and that adding a
+    stream does not shift the others.
     """
     text = "/".join(map(str, (seed, *path)))
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
@@ -28,7 +28,8 @@ def seeded(seed: int) -> Iterator[None]:
 
     For code that takes no generator: initialisers of `transformers` and `peft`, dropout layers.
     """
-    # not torch.manual_seed: for every device that is not in use it formats the stack and keeps it for ever
+    # not torch.manual_seed: for every device that is not in use it formats the stack and keeps it
+    # for ever
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices), _apple_seeded(seed):
         torch.default_generator.manual_seed(seed)

@@ -1,4 +1,5 @@
-"""Signatures by which a client is known (Ed25519, RFC 8032), and public keys as people hand them on."""
+"""Signatures by which a client is known (Ed25519, RFC 8032), and public keys as people hand them
+on."""
 
 from contextlib import suppress
 
@@ -7,7 +8,8 @@ PUBLIC = 32  # bytes of a public key
 
 
 def public_line(text: str) -> tuple[str, str]:
-    """The public key in hex and the client of a line `ed25519:<hex> <client>`; the client may be left out.
+    """The public key in hex and the client of a line `ed25519:<hex> <client>`; the client may be
+    left out.
 
     Raises:
       ValueError: it is something else.
@@ -16,7 +18,9 @@ def public_line(text: str) -> tuple[str, str]:
     digits = key.removeprefix(KIND)
     with suppress(ValueError):
         if key.startswith(KIND) and len(bytes.fromhex(digits)) == PUBLIC:
-            return bytes.fromhex(digits).hex(), name.strip()  # written in one way, so that equal keys are equal texts
+            return bytes.fromhex(
+                digits
+            ).hex(), name.strip()  # written in one way, so that equal keys are equal texts
     raise ValueError(f"{key[:80]!r} is no public key: a line is `{KIND}<hex> <client>`")
 
 
@@ -35,7 +39,8 @@ def signature(private: bytes, message: bytes) -> str:
 
 
 def verified(public: str, signed: object, message: bytes) -> bool:
-    """Whether the owner of the public key signed the message, and it is written in the one way that is ours."""
+    """Whether the owner of the public key signed the message, and it is written in the one way that
+    is ours."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 

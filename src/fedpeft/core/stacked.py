@@ -1,9 +1,10 @@
-"""The loss of many clients at once: `torch.func.vmap` over their small tensors, one pass through the frozen base.
+"""The loss of many clients at once: `torch.func.vmap` over their small tensors, one pass through
+the frozen base.
 
-A step under `vmap` asks for a gradient; the rule for that runs outside of it, on the stacks: a mapped forward pass and
-one plain backward pass of the sum over clients, in which the gradients stay apart. Two functions have rules of their
-own: attention, for which `vmap` would go through the clients one by one, and dropout, whose randomness is each
-client's own.
+A step under `vmap` asks for a gradient; the rule for that runs outside of it, on the stacks: a
+mapped forward pass and one plain backward pass of the sum over clients, in which the gradients stay
+apart. Two functions have rules of their own: attention, for which `vmap` would go through the
+clients one by one, and dropout, whose randomness is each client's own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,8 @@ class Draws:
 
     Attributes:
       generators: one a client, on the device of its tensors.
-      rows: examples of each client's batch; what follows them is padding, for which nothing is drawn.
+      rows: examples of each client's batch; what follows them is padding, for which nothing is
+        drawn.
       padded: rows of each batch with its padding.
     """
 
@@ -45,7 +47,9 @@ class Draws:
         """
         noise = torch.ones(shape, dtype=like.dtype, device=like.device)
         if min(self.rows) < self.padded and (len(shape) < 2 or shape[1] != self.padded):
-            raise RuntimeError(f"dropout on a tensor of shape {tuple(shape[1:])}, whose rows are no examples")
+            raise RuntimeError(
+                f"dropout on a tensor of shape {tuple(shape[1:])}, whose rows are no examples"
+            )
         for one, generator, rows in zip(noise, self.generators, self.rows, strict=True):
             (one[:rows] if rows < self.padded else one).bernoulli_(1 - p, generator=generator)
         return noise.div_(1 - p) if p < 1 else noise
@@ -73,16 +77,22 @@ class StackedObjective:
         raise RuntimeError("gradients example by example have no rule for stacks")
 
     def stacked(self, params: Tensors, batch: Batch) -> tuple[Sequence[Tensor], Tensor]:
-        """The gradients, in the order of `params`, and the losses (clients, rows), of stacks outside of a `vmap`."""
+        """The gradients, in the order of `params`, and the losses (clients, rows), of stacks
+        outside of a `vmap`."""
         leaves = {name: x.detach().requires_grad_() for name, x in params.items()}
         # copies, as some models count in their buffers: the base is never written to
         buffers = {name: x.clone() for name, x in self.one.model.named_buffers()}
         with torch.enable_grad():
-            each = vmap(lambda mine, rows: self({**buffers, **mine}, rows), randomness="error")(leaves, batch)
+            each = vmap(lambda mine, rows: self({**buffers, **mine}, rows), randomness="error")(
+                leaves, batch
+            )
             means = (each * batch["mask"]).sum(1) / batch["mask"].sum(1)
             by = LOSS_SCALE if self.one.precision == "float16" else 1.0
             grads = torch.autograd.grad(means.sum() * by, list(leaves.values()), allow_unused=True)
-        whole = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves.values(), grads, strict=True)]
+        whole = [
+            torch.zeros_like(x) if g is None else g
+            for x, g in zip(leaves.values(), grads, strict=True)
+        ]
         return [g / by for g in whole] if by != 1 else whole, each.detach()
 
 
@@ -96,7 +106,8 @@ def _common(*_: Any) -> Any:
 
 
 class _Gradient(Function):
-    """The arguments are the objective, the names of its tensors and of the batch's, and both in this order."""
+    """The arguments are the objective, the names of its tensors and of the batch's, and both in
+    this order."""
 
     forward = staticmethod(_common)
 
@@ -114,7 +125,9 @@ class _Gradient(Function):
     ) -> tuple[Any, Any]:
         stacks = [_stack(x, dim, info.batch_size) for x, dim in zip(tensors, dims[3:], strict=True)]
         params = dict(zip(names, stacks, strict=False))
-        grads, losses = objective.stacked(params, dict(zip(keys, stacks[len(names) :], strict=True)))
+        grads, losses = objective.stacked(
+            params, dict(zip(keys, stacks[len(names) :], strict=True))
+        )
         return (*grads, losses), (0,) * (len(names) + 1)
 
 
@@ -132,7 +145,9 @@ class Divided(Exception):
     def parts(self, clients: Sequence[Client]) -> list[list[Client]]:
         """The clients that go the same way."""
         pairs = list(zip(clients, self.answers, strict=True))
-        return [[one for one, answer in pairs if answer == way] for way in sorted(set(self.answers))]
+        return [
+            [one for one, answer in pairs if answer == way] for way in sorted(set(self.answers))
+        ]
 
 
 ANSWERS: Mapping[Any, Callable[[Any], Any]] = {Tensor.__bool__: bool, Tensor.item: lambda x: x}
@@ -178,7 +193,9 @@ class _PerClient(TorchFunctionMode):
         super().__init__()
         self.draws = draws
 
-    def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, function: Any, _: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if function is scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
@@ -188,19 +205,29 @@ class _PerClient(TorchFunctionMode):
             return ANSWERS[function](_answer(args[0]))
         return function(*args, **kwargs)
 
-    def _dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    def _dropout(
+        self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Tensor:
         kept: Tensor = _Dropout.apply(x, p, self.draws) if training and p else x  # type: ignore[no-untyped-call]
         return kept
 
     def _attention(
-        self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **how: Any
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        **how: Any,
     ) -> Tensor:
         if not dropout_p:
             out: Tensor = _Attention.apply(q, k, v, attn_mask, tuple(how.items()))  # type: ignore[no-untyped-call]
             return out
         scale = how.pop("scale", None)
         if any(how.values()):
-            raise RuntimeError(f"attention with dropout and {', '.join(how)} has no rule for stacks")
+            raise RuntimeError(
+                f"attention with dropout and {', '.join(how)} has no rule for stacks"
+            )
         weight = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
         if attn_mask is not None and attn_mask.dtype is torch.bool:
             weight = weight.masked_fill(~attn_mask, float("-inf"))
@@ -218,7 +245,9 @@ class _Dropout(Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
 
     @staticmethod
-    def vmap(info: Any, dims: Sequence[int | None], x: Tensor, p: float, draws: Draws) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, dims: Sequence[int | None], x: Tensor, p: float, draws: Draws
+    ) -> tuple[Tensor, int]:
         x = _stack(x, dims[0], info.batch_size)
         return x * draws.kept(x.shape, x, p), 0
 

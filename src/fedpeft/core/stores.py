@@ -25,7 +25,8 @@ AHEAD = 4
 
 
 class StoreError(OSError):
-    """The disk fails under clients' memory: no client's fault, so that it ends the run and not one client's round."""
+    """The disk fails under clients' memory: no client's fault, so that it ends the run and not one
+    client's round."""
 
 
 @contextmanager
@@ -57,7 +58,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def ahead(files: Sequence[Path]) -> Iterator[Path]:
-    """The files in order; the disk fetches the next ones while the caller reads and works on this one."""
+    """The files in order; the disk fetches the next ones while the caller reads and works on this
+    one."""
     for file in files[1:AHEAD]:
         _announce(file)
     for file, later in zip_longest(files, files[AHEAD:]):
@@ -77,7 +79,9 @@ def _announce(file: Path) -> None:
 
 def dump_tensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
     """Write a safetensors file atomically."""
-    write_atomically(path, save({n: x.detach().cpu().contiguous() for n, x in tensors.items()}, metadata))
+    write_atomically(
+        path, save({n: x.detach().cpu().contiguous() for n, x in tensors.items()}, metadata)
+    )
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -102,7 +106,8 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 @dataclass(frozen=True)
 class Nowhere:
-    """For plans whose clients remember nothing. What their noise is drawn from lives as long as this does."""
+    """For plans whose clients remember nothing. What their noise is drawn from lives as long as
+    this does."""
 
     root: Secret = field(default_factory=Secret.fresh)
 
@@ -133,9 +138,9 @@ class Nowhere:
 class Folder:
     """One file for each client and version, so that any worker process may serve any client.
 
-    Two versions of a client are kept: the last whose reply the server counted, and the newest. A version holds the
-    reply that went with it; asked again for the same (run, round), the client sends the same bytes and its memory
-    does not advance twice.
+    Two versions of a client are kept: the last whose reply the server counted, and the newest. A
+    version holds the reply that went with it; asked again for the same (run, round), the client
+    sends the same bytes and its memory does not advance twice.
 
     Attributes:
       signing: by client the private key that it signs with, which lies elsewhere.
@@ -157,14 +162,22 @@ class Folder:
         file = self._file(job.client, job.round)
         file.parent.mkdir(parents=True, exist_ok=True)
         reply = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-        dump_tensors(file, {**prefixed("memory", memory), "reply": reply}, {"run": job.run, "client": job.client})
-        kept = {file.name, self._file(job.client, -1 if job.accepted is None else job.accepted).name}
+        dump_tensors(
+            file,
+            {**prefixed("memory", memory), "reply": reply},
+            {"run": job.run, "client": job.client},
+        )
+        kept = {
+            file.name,
+            self._file(job.client, -1 if job.accepted is None else job.accepted).name,
+        }
         for old in file.parent.glob("*.safetensors"):
             if old.name not in kept:
                 old.unlink(missing_ok=True)
 
     def secret(self, client: ClientId) -> Secret:
-        """A key for each client from one file, `secret`, that stands for the one each would have."""
+        """A key for each client from one file, `secret`, that stands for the one each would
+        have."""
         return secret_at(self.path / SECRET).at(client)
 
     def signer(self, client: ClientId) -> bytes | None:
@@ -181,7 +194,8 @@ class Folder:
         write_atomically(file, note)
 
     def place(self, client: ClientId) -> Path:
-        """A client's own folder. A name from the data may be "..", or differ from another only in what a file system
+        """A client's own folder. A name from the data may be "..", or differ from another only in
+        what a file system
         takes for the same: the hash tells them apart, the words before it are for people."""
         words = re.sub(r"[^A-Za-z0-9]+", "_", client)[:32]
         return self.path / f"{words}-{blake2b(client.encode(), digest_size=8).hexdigest()}"

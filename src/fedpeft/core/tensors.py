@@ -52,7 +52,9 @@ def count(rows: Tensors) -> int:
 
 def equal(a: Tensors, b: Tensors) -> bool:
     """Same names, dtypes, shapes and bits (NaN equals no NaN)."""
-    return a.keys() == b.keys() and all(x.dtype == b[n].dtype and torch.equal(x, b[n]) for n, x in a.items())
+    return a.keys() == b.keys() and all(
+        x.dtype == b[n].dtype and torch.equal(x, b[n]) for n, x in a.items()
+    )
 
 
 Layout = list[tuple[str, list[int], str]]
@@ -64,7 +66,8 @@ def layout(a: Tensors) -> Layout:
 
 
 def moved(a: Tensors, device: str) -> Tensors:
-    """On a device. Where that is a GPU the host does not wait: it makes the next batch while this one is under way."""
+    """On a device. Where that is a GPU the host does not wait: it makes the next batch while this
+    one is under way."""
     return a if device == "cpu" else {name: _moved(x, device) for name, x in a.items()}
 
 
@@ -72,15 +75,24 @@ def _moved(x: Tensor, device: str) -> Tensor:
     """What is repeated, as the channels of a grey picture may be, is sent once."""
     if x.device.type != "cpu":  # there already, as pictures are
         return x.to(device)
-    once = x[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in x.stride())].contiguous()
-    there = once.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else once.to(device)
+    once = x[
+        tuple(slice(0, 1) if stride == 0 else slice(None) for stride in x.stride())
+    ].contiguous()
+    there = (
+        once.pin_memory().to(device, non_blocking=True)
+        if device.startswith("cuda")
+        else once.to(device)
+    )
     return there.expand(x.shape)
 
 
 def bytes_moved(rows: Tensors, device: str) -> Tensors:
-    """Rows whose columns of bytes (uint8), such as pictures, are on a device: they travel at a quarter of the size that
-    they have as numbers, and are cropped and resized there."""
-    return {**rows, **moved({name: x for name, x in rows.items() if x.dtype is torch.uint8}, device)}
+    """Rows whose columns of bytes (uint8), such as pictures, are on a device: they travel at a
+    quarter of the size that they have as numbers, and are cropped and resized there."""
+    return {
+        **rows,
+        **moved({name: x for name, x in rows.items() if x.dtype is torch.uint8}, device),
+    }
 
 
 def under(prefix: str, a: Tensors) -> dict[str, Tensor]:
@@ -103,12 +115,16 @@ def prefixed(prefix: str, a: Tensors) -> dict[str, Tensor]:
 def norm(a: Tensors) -> Tensor:
     """The Euclidean norm of all entries as one vector, in float64."""
     return (
-        torch.stack([torch.linalg.vector_norm(x, dtype=torch.float64).cpu() for x in pieces(a)]).square().sum().sqrt()
+        torch.stack([torch.linalg.vector_norm(x, dtype=torch.float64).cpu() for x in pieces(a)])
+        .square()
+        .sum()
+        .sqrt()
     )
 
 
 def vector(a: Tensors) -> Tensor | None:
-    """All entries as one vector, where the tensors lie one after another in one, as those do that `Dense` decodes.
+    """All entries as one vector, where the tensors lie one after another in one, as those do that
+    `Dense` decodes.
 
     A view: one operation on it is one on each tensor, without a call for each.
     """
@@ -118,7 +134,12 @@ def vector(a: Tensors) -> Tensor | None:
         return None
     begin = at = whole.storage_offset()
     for x in a.values():
-        if x._base is not whole or x.dtype is not whole.dtype or x.storage_offset() != at or not x.is_contiguous():
+        if (
+            x._base is not whole
+            or x.dtype is not whole.dtype
+            or x.storage_offset() != at
+            or not x.is_contiguous()
+        ):
             return None
         at += x.numel()
     return whole if at == begin + whole.numel() else None
@@ -140,10 +161,11 @@ def together(a: Tensors) -> dict[str, Tensor]:
 
 
 def shrinking(norms: Tensor, limit: float) -> Tensor:
-    """What vectors of such norms are multiplied by so that none is longer than `limit`; 0 where a norm is not finite.
+    """What vectors of such norms are multiplied by so that none is longer than `limit`; 0 where a
+    norm is not finite.
 
-    Those that are longer end a millionth below the limit, so that rounding cannot carry them above it; all others are
-    multiplied by exactly 1.
+    Those that are longer end a millionth below the limit, so that rounding cannot carry them above
+    it; all others are multiplied by exactly 1.
     """
     factor = torch.where(norms > limit, (1 - 1e-6) * limit / norms, 1.0)
     return torch.where(norms.isfinite(), factor, 0.0)

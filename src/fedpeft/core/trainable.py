@@ -29,12 +29,16 @@ def head_of(model: nn.Module, head: str = "auto") -> str:
     names = dict(model.named_modules())
     if head != "auto":
         if head not in names:
-            raise PlanError(f"the model has no module {head!r} to use as head; it has {', '.join(_top(model))}")
+            raise PlanError(
+                f"the model has no module {head!r} to use as head; it has {', '.join(_top(model))}"
+            )
         return head
     for name in HEADS:
         if isinstance(getattr(model, name, None), nn.Module):
             return name
-    raise PlanError(f"cannot tell the model's head among {', '.join(_top(model))}: set the method's key `head`")
+    raise PlanError(
+        f"cannot tell the model's head among {', '.join(_top(model))}: set the method's key `head`"
+    )
 
 
 def _top(model: nn.Module) -> list[str]:
@@ -60,7 +64,8 @@ def trainable(model: nn.Module) -> list[str]:
 
 
 def persistent_buffers(model: nn.Module) -> list[str]:
-    """Floating-point state that training changes without gradients: BatchNorm's running statistics."""
+    """Floating-point state that training changes without gradients: BatchNorm's running
+    statistics."""
     saved = model.state_dict().keys()
     return [n for n, buffer in model.named_buffers() if n in saved and buffer.is_floating_point()]
 
@@ -77,7 +82,8 @@ def read(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def write(model: nn.Module, tensors: Tensors) -> None:
-    """Copy the tensors into the model; names that the model does not have are not its own and are passed over."""
+    """Copy the tensors into the model; names that the model does not have are not its own and are
+    passed over."""
     every = tensors_of(model)
     with torch.no_grad():
         for name, value in tensors.items():

@@ -11,13 +11,16 @@ if TYPE_CHECKING:
     from fedpeft.core.secrets import Secret
 
 Tensors: TypeAlias = Mapping[str, Tensor]
-"""Named tensors: a model's trainable part, a delta of it, an optimizer's memory. Never mutated in place."""
+"""Named tensors: a model's trainable part, a delta of it, an optimizer's memory. Never mutated in
+place."""
 
 Batch: TypeAlias = Mapping[str, Tensor]
-"""Model inputs and `label`, plus `mask` of shape (batch,): 1.0 for an example that counts, 0.0 for padding."""
+"""Model inputs and `label`, plus `mask` of shape (batch,): 1.0 for an example that counts, 0.0 for
+padding."""
 
 Carry: TypeAlias = Mapping[str, Tensors]
-"""What local training hands from step to step: groups of named tensors, e.g. `params`, `optimizer`, `totals`."""
+"""What local training hands from step to step: groups of named tensors, e.g. `params`, `optimizer`,
+`totals`."""
 
 ClientId: TypeAlias = str
 
@@ -29,7 +32,8 @@ class Weighted:
     Attributes:
       total: the sum over examples.
       weight: the number of examples summed, or of what they consist of, e.g. tokens.
-      geometric: whether the totals are logarithms and the mean is a geometric one, as a perplexity is.
+      geometric: whether the totals are logarithms and the mean is a geometric one, as a perplexity
+        is.
     """
 
     total: float
@@ -49,7 +53,8 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Summed:
-    """A metric of a batch in which examples count by what they consist of: a loss by the token, say.
+    """A metric of a batch in which examples count by what they consist of: a loss by the token,
+    say.
 
     Attributes:
       totals: of each example the sum over its parts, (batch,).
@@ -90,9 +95,11 @@ class Update:
     Attributes:
       delta: trained minus received, under the received names.
       weight: how much it counts in a weighted mean; the cohort's sum once reduced.
-      exact: of the cohort, what frozen weights change by past the server optimizer; see `core.lowrank.EXACT`.
+      exact: of the cohort, what frozen weights change by past the server optimizer; see
+        `core.lowrank.EXACT`.
       error: of the cohort, how far its merged factors are from the mean of the clients' products.
-      counts: by class how many examples the client trained on, where the plan weights the head's rows by them.
+      counts: by class how many examples the client trained on, where the plan weights the head's
+        rows by them.
     """
 
     client: ClientId
@@ -106,11 +113,13 @@ class Update:
 
 @dataclass(frozen=True)
 class State:
-    """All of the server that survives a round. Saving it is a checkpoint; passing it back is a resume.
+    """All of the server that survives a round. Saving it is a checkpoint; passing it back is a
+    resume.
 
     Attributes:
       round: the number of rounds done.
-      params: what every client receives: the method's tensors, and what else is shared: `c/<name>`, `exact/<layer>`.
+      params: what every client receives: the method's tensors, and what else is shared: `c/<name>`,
+        `exact/<layer>`.
       memory: what the server optimizer keeps to itself, e.g. `m/<name>`.
       accepted: for each client the last round whose reply was counted.
       norms: lengths of the last updates that were let in, by which others are judged.
@@ -147,8 +156,10 @@ class Event:
 
     Attributes:
       unit: whose presence is hidden: one "example", or one "client" with all it has.
-      noise_multiplier: the noise's standard deviation by the most that one unit changes; None until it is calibrated.
-      rate: the probability with which a unit is drawn each time, hidden and independently; 1 for always.
+      noise_multiplier: the noise's standard deviation by the most that one unit changes; None until
+        it is calibrated.
+      rate: the probability with which a unit is drawn each time, hidden and independently; 1 for
+        always.
       central: whether the server adds the noise, to the mean of what came.
       accounted: False for noise that comes with no guarantee.
     """
@@ -166,7 +177,8 @@ class Job:
     """One client's work for one round. Only bytes and plain values, so any engine can carry it.
 
     Attributes:
-      accepted: the last round whose reply by this client was counted; memory newer than that is void.
+      accepted: the last round whose reply by this client was counted; memory newer than that is
+        void.
     """
 
     run: str
@@ -192,7 +204,8 @@ class Failure:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of equal length, as a source reads them: tensors, or sequences of text or pictures."""
+    """Columns of equal length, as a source reads them: tensors, or sequences of text or
+    pictures."""
 
     columns: Mapping[str, Any]
 

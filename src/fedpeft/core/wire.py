@@ -1,10 +1,12 @@
-"""Frames: what crosses a wire. No pickle; a file or message from outside is untrusted until it has passed here.
+"""Frames: what crosses a wire. No pickle; a file or message from outside is untrusted until it has
+passed here.
 
-    frame = check (4 bytes, CRC-32 of all that follows) | flags (1) | header length (4) | header | body
+    frame = check (4 bytes, CRC-32 of all that follows) | flags (1) | header length (4) | header |
+    body
 
-The header is JSON, deflated where that is shorter. A codec's blob is a frame whose header begins with the layout of
-its tensors; an update is a frame around such a blob. Of that body the check covers the check, the first 4 bytes, which
-covers the rest: no byte is summed twice.
+The header is JSON, deflated where that is shorter. A codec's blob is a frame whose header begins
+with the layout of its tensors; an update is a frame around such a blob. Of that body the check
+covers the check, the first 4 bytes, which covers the rest: no byte is summed twice.
 """
 
 import json
@@ -28,11 +30,26 @@ _CHECK = 4  # bytes
 _DEFLATED, _NESTED = 1, 2
 _JSON = json.JSONEncoder(separators=(",", ":"))  # json.dumps would make one for each frame
 _HEADER_LIMIT = 1 << 24  # bytes of an inflated header; the layout of 10^5 tensors takes a half
-_ENTRIES_LIMIT = 1 << 48  # of one tensor, a side of 0 counted as 1: beyond it torch's own arithmetic may overflow
+_ENTRIES_LIMIT = (
+    1 << 48
+)  # of one tensor, a side of 0 counted as 1: beyond it torch's own arithmetic may overflow
 _SIDES_LIMIT = 64
 _TINY = 64  # bytes of a header below which deflating gains nothing
 _SHORT = 1 << 12  # bytes of a header that is remembered, as it came
-_DTYPES = frozenset(["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"])
+_DTYPES = frozenset(
+    [
+        "float64",
+        "float32",
+        "float16",
+        "bfloat16",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint8",
+        "bool",
+    ]
+)
 
 
 Body: TypeAlias = bytes | memoryview
@@ -40,7 +57,8 @@ Body: TypeAlias = bytes | memoryview
 
 
 def frame(header: Any, body: bytes, nested: bool = False) -> bytes:
-    """A header of plain JSON values and a body, as one checked blob; `nested` if the body is such a blob itself."""
+    """A header of plain JSON values and a body, as one checked blob; `nested` if the body is such a
+    blob itself."""
     text = _JSON.encode(header).encode()
     head = _shorter(text) if _TINY < len(text) <= _SHORT else _deflated(text)
     flags = (_DEFLATED if len(head) < len(text) else 0) | (_NESTED if nested else 0)
@@ -73,12 +91,16 @@ def unframe(blob: bytes, nested: bool = False) -> tuple[Any, bytes]:
 def _halves(blob: bytes, nested: bool = False, check: bool = True) -> tuple[bytes, int, memoryview]:
     """Header, flags and body, a view of the blob."""
     if len(blob) < _HEAD.size:
-        raise WireError(f"a payload of {len(blob)} bytes is shorter than a frame's head of {_HEAD.size}")
+        raise WireError(
+            f"a payload of {len(blob)} bytes is shorter than a frame's head of {_HEAD.size}"
+        )
     crc, flags, length = _HEAD.unpack_from(blob)
     start = _HEAD.size + length
     view = memoryview(blob)
     if check and zlib.crc32(view[_CHECK : start + _CHECK if nested else None]) != crc:
-        raise WireError(f"a payload of {len(blob)} bytes is corrupt or truncated: its checksum does not match")
+        raise WireError(
+            f"a payload of {len(blob)} bytes is corrupt or truncated: its checksum does not match"
+        )
     if start > len(blob) or flags & ~_DEFLATED != (_NESTED if nested else 0):
         raise WireError("a payload's head is malformed")
     return blob[_HEAD.size : start], flags, view[start:]
@@ -100,12 +122,16 @@ def _inflate(text: bytes) -> bytes:
 
 
 def encode_tensors(header: list[Any], tensors: Tensors, body: bytes) -> bytes:
-    """A codec's blob: the layout of what `decode` will give back, the codec's own header values, its body."""
+    """A codec's blob: the layout of what `decode` will give back, the codec's own header values,
+    its body."""
     return frame([layout(tensors), *header], body)
 
 
-def decode_tensors(blob: bytes, extra: int | None = 0, check: bool = True) -> tuple[Layout, list[Any], Body]:
-    """The layout, checked, the `extra` further header values (None: any number), and the body of a codec's blob.
+def decode_tensors(
+    blob: bytes, extra: int | None = 0, check: bool = True
+) -> tuple[Layout, list[Any], Body]:
+    """The layout, checked, the `extra` further header values (None: any number), and the body of a
+    codec's blob.
 
     Raises:
       WireError: the blob is no frame, or its layout is malformed.
@@ -130,10 +156,14 @@ def _declared(text: bytes, flags: int) -> tuple[list[tuple[str, list[int], str]]
         match entry:
             case [str(name), list(shape), str(dtype)] if dtype in _DTYPES and name not in shapes:
                 if not _possible(shape):
-                    raise WireError(f"tensor {name[:80]!r} has the impossible shape {_shown(shape)}")
+                    raise WireError(
+                        f"tensor {name[:80]!r} has the impossible shape {_shown(shape)}"
+                    )
                 shapes[name] = (name, shape, dtype)
             case _:
-                raise WireError(f"a payload's layout has the malformed or repeated entry {_shown(entry)}")
+                raise WireError(
+                    f"a payload's layout has the malformed or repeated entry {_shown(entry)}"
+                )
     return list(shapes.values()), values
 
 
@@ -142,7 +172,8 @@ _declared_again = lru_cache(maxsize=16)(_declared)
 
 
 def _shown(value: Any) -> str:
-    """A part of a hostile value, for a message: it may be long, or nested deeper than Python prints."""
+    """A part of a hostile value, for a message: it may be long, or nested deeper than Python
+    prints."""
     try:
         return str(value)[:80]
     except RecursionError:
@@ -151,7 +182,9 @@ def _shown(value: Any) -> str:
 
 def _possible(shape: list[Any]) -> bool:
     sides = all(type(side) is int and side >= 0 for side in shape)
-    return sides and len(shape) <= _SIDES_LIMIT and prod(side or 1 for side in shape) <= _ENTRIES_LIMIT
+    return (
+        sides and len(shape) <= _SIDES_LIMIT and prod(side or 1 for side in shape) <= _ENTRIES_LIMIT
+    )
 
 
 def join(tensors: Iterable[Tensor]) -> bytes:
@@ -161,7 +194,8 @@ def join(tensors: Iterable[Tensor]) -> bytes:
 
 
 def cut(body: Body, parts: Sequence[tuple[int, torch.dtype]]) -> list[Tensor]:
-    """The inverse of `join`: vectors of so many entries of such a type; no two have an entry in common.
+    """The inverse of `join`: vectors of so many entries of such a type; no two have an entry in
+    common.
 
     Raises:
       WireError: the body has another length; nothing is allocated then.
@@ -172,14 +206,23 @@ def cut(body: Body, parts: Sequence[tuple[int, torch.dtype]]) -> list[Tensor]:
     view = memoryview(body)
     types = {dtype for _, dtype in parts}
     if len(types) == 1 and torch.bool not in types and expected:  # as most have: one copy for all
-        return list(torch.split(torch.frombuffer(bytearray(view), dtype=types.pop()), [count for count, _ in parts]))
+        return list(
+            torch.split(
+                torch.frombuffer(bytearray(view), dtype=types.pop()), [count for count, _ in parts]
+            )
+        )
     at, found = 0, []
     for count, dtype in parts:
         end = at + count * dtype.itemsize
         if dtype is torch.bool and count and max(view[at:end]) > 1:
             raise WireError("a payload has a truth value that is neither 0 nor 1")
-        # bytearray: a tensor may be written to by its owner, and torch will not share memory that may not
-        found.append(torch.frombuffer(bytearray(view[at:end]), dtype=dtype) if count else torch.zeros(0, dtype=dtype))
+        # bytearray: a tensor may be written to by its owner, and torch will not share memory that
+        # may not
+        found.append(
+            torch.frombuffer(bytearray(view[at:end]), dtype=dtype)
+            if count
+            else torch.zeros(0, dtype=dtype)
+        )
         at = end
     return found
 
@@ -200,8 +243,8 @@ def unpack(client: str, blob: bytes, codec: Codec, expected: Layout) -> Update:
     """The inverse of `pack`. The declared layout is checked before a tensor is allocated.
 
     Raises:
-      WireError: the blob is corrupt, or holds other names, shapes or dtypes than expected, or a number that is not
-        finite.
+      WireError: the blob is corrupt, or holds other names, shapes or dtypes than expected, or a
+        number that is not finite.
     """
     header, body = unframe(blob, nested=True)
     match header:
@@ -221,7 +264,9 @@ def unpack(client: str, blob: bytes, codec: Codec, expected: Layout) -> Update:
 
 def _counts(values: Any = ()) -> tuple[int, ...]:
     """Examples by class, exact as floats too."""
-    if isinstance(values, (list, tuple)) and all(type(x) is int and 0 <= x <= 2**53 for x in values):
+    if isinstance(values, (list, tuple)) and all(
+        type(x) is int and 0 <= x <= 2**53 for x in values
+    ):
         return tuple(values)
     raise WireError("an update's header is malformed: its class counts are no numbers of examples")
 

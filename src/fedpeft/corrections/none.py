@@ -19,5 +19,7 @@ class NoCorrection:
     def apply(self, gradient: Tensors, params: Tensors, held: Tensors) -> Tensors:
         return gradient
 
-    def finish(self, delta: Tensors, received: Tensors, memory: Tensors, path: Tensor) -> tuple[Tensors, Tensors]:
+    def finish(
+        self, delta: Tensors, received: Tensors, memory: Tensors, path: Tensor
+    ) -> tuple[Tensors, Tensors]:
         return delta, {}

@@ -34,7 +34,11 @@ class Prox:
     def apply(self, gradient: Tensors, params: Tensors, held: Tensors) -> Tensors:
         if not self.mu:
             return gradient
-        return {name: g.add(params[name] - held[name], alpha=self.mu) for name, g in gradient.items()}
+        return {
+            name: g.add(params[name] - held[name], alpha=self.mu) for name, g in gradient.items()
+        }
 
-    def finish(self, delta: Tensors, received: Tensors, memory: Tensors, path: Tensor) -> tuple[Tensors, Tensors]:
+    def finish(
+        self, delta: Tensors, received: Tensors, memory: Tensors, path: Tensor
+    ) -> tuple[Tensors, Tensors]:
         return delta, {}

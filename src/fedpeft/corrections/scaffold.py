@@ -1,4 +1,5 @@
-"""SCAFFOLD, the client's half (Karimireddy et al., 2020, arXiv:1910.06378, Algorithm 1, option II)."""
+"""SCAFFOLD, the client's half (Karimireddy et al., 2020, arXiv:1910.06378, Algorithm 1, option
+II)."""
 
 from dataclasses import dataclass
 
@@ -14,9 +15,11 @@ SHARE = "c"
 class Scaffold:
     """g ← g − cᵢ + c, and after training cᵢ⁺ = cᵢ − c − Δ / path, of which Δcᵢ = cᵢ⁺ − cᵢ is sent.
 
-    c comes as `c/<name>` and Δcᵢ goes the same way; cᵢ is this client's memory, zero at first. `path` is how far the
+    c comes as `c/<name>` and Δcᵢ goes the same way; cᵢ is this client's memory, zero at first.
+    `path` is how far the
     steps carry a gradient that is always 1: K·η for K plain steps at a constant rate.
-    Δ / path is a mean gradient only where steps are sums of gradients: a plan takes no optimizer but SGD beside this.
+    Δ / path is a mean gradient only where steps are sums of gradients: a plan takes no optimizer
+      but SGD beside this.
     """
 
     @property
@@ -30,7 +33,9 @@ class Scaffold:
     def apply(self, gradient: Tensors, params: Tensors, held: Tensors) -> Tensors:
         return {name: g + held[name] for name, g in gradient.items()}
 
-    def finish(self, delta: Tensors, received: Tensors, memory: Tensors, path: Tensor) -> tuple[Tensors, Tensors]:
+    def finish(
+        self, delta: Tensors, received: Tensors, memory: Tensors, path: Tensor
+    ) -> tuple[Tensors, Tensors]:
         shared, mine = under(SHARE, received), memory or zeros_like(delta)
         now = {name: mine[name] - shared[name] - d / path for name, d in delta.items()}
         return {**delta, **prefixed(SHARE, sub(now, mine))}, now

@@ -20,14 +20,17 @@ CHANNELS = (1, 3, 4)
 
 @dataclass(frozen=True)
 class Arrays:
-    """Arrays by name. Gives `image`, uint8 (n, channels, height, width), where they are pictures, else `x`.
+    """Arrays by name. Gives `image`, uint8 (n, channels, height, width), where they are pictures,
+    else `x`.
 
-    Pictures are uint8 arrays of shape (n, h, w), (n, h, w, c) or (n, c, h, w) for 1, 3 or 4 channels. Other arrays are
-    `x`: floats as float32, integers as int64. Labels (n,) or (n, 1) are integers or text. Nothing is unpickled.
+    Pictures are uint8 arrays of shape (n, h, w), (n, h, w, c) or (n, c, h, w) for 1, 3 or 4
+    channels. Other arrays are `x`: floats as float32, integers as int64. Labels (n,) or (n, 1) are
+    integers or text. Nothing is unpickled.
 
     Attributes:
       path: the file.
-      x_train, y_train, x_test, y_test: names of the arrays. Without `x_test` in the file a part is held out.
+      x_train, y_train, x_test, y_test: names of the arrays. Without `x_test` in the file a part is
+        held out.
       classes: names for the labels 0, 1, ...; empty for the distinct labels in order.
       test_fraction: how large that part is.
       seed: of that part.
@@ -59,26 +62,43 @@ class Arrays:
             pairs.append((self.x_test, self.y_test))
         for key in (key for pair in pairs for key in pair):
             if key not in every:
-                raise DataError(f"{path}: {unknown('array', key, every)} Set data.x_train, data.y_train and so on")
-        labels = [every[y].reshape(-1) if every[y].shape[1:] in ((), (1,)) else every[y] for _, y in pairs]
+                raise DataError(
+                    f"{path}: {unknown('array', key, every)} Set data.x_train, data.y_train and so "
+                    "on"
+                )
+        labels = [
+            every[y].reshape(-1) if every[y].shape[1:] in ((), (1,)) else every[y] for _, y in pairs
+        ]
         ids, classes = self._numbered(labels, path)
-        sides = [{**_inputs(every[x], x, path), "label": id_} for (x, _), id_ in zip(pairs, ids, strict=True)]
+        sides = [
+            {**_inputs(every[x], x, path), "label": id_}
+            for (x, _), id_ in zip(pairs, ids, strict=True)
+        ]
         test = sides[1] if len(sides) == 2 else None
         return Memory(sides[0], test, classes, self.test_fraction, self.seed).load()
 
-    def _numbered(self, labels: list[Any], path: Path) -> tuple[list[torch.Tensor], tuple[str, ...]]:
+    def _numbered(
+        self, labels: list[Any], path: Path
+    ) -> tuple[list[torch.Tensor], tuple[str, ...]]:
         for label in labels:
             if label.ndim != 1 or label.dtype.kind not in "iubUS":
                 raise DataError(
-                    f"{path}: labels must be integers or text of shape (n,), got {label.dtype} {label.shape}"
+                    f"{path}: labels must be integers or text of shape (n,), got {label.dtype} "
+                    f"{label.shape}"
                 )
         if self.classes:
             if any(label.dtype.kind not in "iub" for label in labels):
-                raise DataError(f"{path}: data.classes gives names to the labels 0, 1, ..., but the labels are text")
+                raise DataError(
+                    f"{path}: data.classes gives names to the labels 0, 1, ..., but the labels are "
+                    "text"
+                )
             return [torch.from_numpy(label.astype(np.int64)) for label in labels], self.classes
         distinct = np.unique(np.concatenate(labels))
         ids = [torch.from_numpy(np.searchsorted(distinct, label)) for label in labels]
-        return ids, tuple(value.decode() if isinstance(value, bytes) else str(value) for value in distinct.tolist())
+        return ids, tuple(
+            value.decode() if isinstance(value, bytes) else str(value)
+            for value in distinct.tolist()
+        )
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -86,7 +106,9 @@ def _read(path: Path) -> Mapping[str, Any]:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
-                raise DataError(f"{path} holds a single array; save inputs and labels together with numpy.savez")
+                raise DataError(
+                    f"{path} holds a single array; save inputs and labels together with numpy.savez"
+                )
             return {key: loaded[key] for key in loaded.files}
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise DataError(f"{path} cannot be read as .npz without unpickling: {error}") from None
@@ -103,6 +125,7 @@ def _inputs(x: Any, name: str, path: Path) -> dict[str, torch.Tensor]:
         x = x.transpose(0, 3, 1, 2)
     if x.ndim != 4 or x.shape[1] not in CHANNELS:
         raise DataError(
-            f"{path}: array {name!r} has the shape {x.shape}; pictures are (n, h, w) or have 1, 3, 4 channels"
+            f"{path}: array {name!r} has the shape {x.shape}; pictures are (n, h, w) or have 1, 3, "
+            "4 channels"
         )
     return {"image": torch.from_numpy(np.ascontiguousarray(x))}

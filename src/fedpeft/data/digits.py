@@ -1,4 +1,5 @@
-"""scikit-learn's handwritten digits: 1,797 pictures of 8x8 pixels (Alpaydin and Kaynak, 1998, UCI)."""
+"""scikit-learn's handwritten digits: 1,797 pictures of 8x8 pixels (Alpaydin and Kaynak, 1998,
+UCI)."""
 
 from dataclasses import dataclass
 

@@ -19,20 +19,23 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".
 
 @dataclass(frozen=True)
 class Images:
-    """`path/train/<class>/...` and `path/test/<class>/...`, or `path/<class>/...` of which a part is held out.
+    """`path/train/<class>/...` and `path/test/<class>/...`, or `path/<class>/...` of which a part
+    is held out.
 
-    Gives `image`, `label`, and `file`, each picture's path below `path`. Classes are in the order of their names.
+    Gives `image`, `label`, and `file`, each picture's path below `path`. Classes are in the order
+    of their names.
 
     Attributes:
       test_fraction: how large that part is.
       subset: at most so many training pictures, drawn once, whatever the partition; 0 for all.
-      skip_unreadable: leave out, with a warning that counts them, pictures that cannot be read; by default the first
-        of them is an error. All pictures are then decoded once more.
+      skip_unreadable: leave out, with a warning that counts them, pictures that cannot be read; by
+        default the first of them is an error. All pictures are then decoded once more.
       seed: of the part that is held out and of the subset.
 
     Raises:
       ValueError: a value out of range.
-      DataError: there is no such folder, it holds no pictures in folders, or a class is held out but not trained on.
+      DataError: there is no such folder, it holds no pictures in folders, or a class is held out
+        but not trained on.
     """
 
     path: str
@@ -76,13 +79,18 @@ class Images:
             except DataError as error:
                 reasons.append(str(error))
         if reasons:
-            message = f"{len(reasons)} of {len(files)} pictures are left out; the first: {reasons[0]}"
+            message = (
+                f"{len(reasons)} of {len(files)} pictures are left out; the first: {reasons[0]}"
+            )
             warnings.warn(message, stacklevel=2)
         return good
 
 
 def _named(root: Path, names: tuple[str, ...]) -> Path | None:
-    return next((folder for folder in sorted(root.iterdir()) if folder.is_dir() and folder.name in names), None)
+    return next(
+        (folder for folder in sorted(root.iterdir()) if folder.is_dir() and folder.name in names),
+        None,
+    )
 
 
 def _pictures(root: Path) -> list[tuple[str, Path]]:
@@ -95,12 +103,18 @@ def _pictures(root: Path) -> list[tuple[str, Path]]:
     for folder in sorted(root.iterdir()):
         if not folder.is_dir() or folder.name.startswith("."):
             continue
-        found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+        found = sorted(
+            file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file()
+        )
         if not found:
-            raise DataError(f"{folder} has no pictures ({', '.join(ENDINGS)}): put some there, or take it away")
+            raise DataError(
+                f"{folder} has no pictures ({', '.join(ENDINGS)}): put some there, or take it away"
+            )
         files += [(folder.name, file) for file in found]
     if not files:
-        raise DataError(f"{root} has no pictures with labels: each must lie in a folder called like its class")
+        raise DataError(
+            f"{root} has no pictures with labels: each must lie in a folder called like its class"
+        )
     return files
 
 
@@ -108,7 +122,9 @@ def _labels(files: list[tuple[str, Path]], classes: list[str]) -> Tensor:
     number = {name: k for k, name in enumerate(classes)}
     for name, file in files:
         if name not in number:
-            raise DataError(f"{file} is held out, and nothing is trained on: " + unknown("class", name, classes))
+            raise DataError(
+                f"{file} is held out, and nothing is trained on: " + unknown("class", name, classes)
+            )
     return torch.tensor([number[name] for name, _ in files], dtype=torch.int64)
 
 

@@ -14,12 +14,14 @@ from fedpeft.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """Columns of equal length, `label` among them; what the others are called is between them and the task.
+    """Columns of equal length, `label` among them; what the others are called is between them and
+    the task.
 
     Such data cannot be named in a TOML file: build the plan in Python.
 
     Attributes:
-      train: columns to train on: tensors (n, ...), or sequences of n texts or pictures. `label` holds integers (n,).
+      train: columns to train on: tensors (n, ...), or sequences of n texts or pictures. `label`
+        holds integers (n,).
       test: columns held out; None for a part of `train`.
       classes: names of the labels 0, 1, ...; empty for the numbers themselves.
       test_fraction: how large that part is.
@@ -27,7 +29,8 @@ class Memory:
 
     Raises:
       ValueError: a value out of range.
-      DataError: columns differ in length, or hold no labels, or others than the classes, or are not finite.
+      DataError: columns differ in length, or hold no labels, or others than the classes, or are not
+        finite.
     """
 
     train: Mapping[str, Any] = field(repr=False)
@@ -49,26 +52,38 @@ class Memory:
         largest = max(int(side["label"].max()) for side in (train, test))
         classes = tuple(self.classes) or tuple(map(str, range(largest + 1)))
         if largest >= len(classes):
-            raise DataError(f"there is a label {largest}, but only {len(classes)} classes, counted from 0")
+            raise DataError(
+                f"there is a label {largest}, but only {len(classes)} classes, counted from 0"
+            )
         return Examples(Table(train), Table(test), classes)
 
 
 def _checked(columns: Mapping[str, Any], side: str) -> dict[str, Any]:
     if "label" not in columns:
-        raise DataError(f"the {side} data have no labels: there is no column 'label' among {', '.join(columns)}")
+        raise DataError(
+            f"the {side} data have no labels: there is no column 'label' among {', '.join(columns)}"
+        )
     try:
         label = torch.as_tensor(columns["label"])
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"labels are integers from 0 in a tensor; the {side} data's are not: {error}") from None
-    if label.ndim != 1 or label.is_floating_point() or not len(label) or int(label.min()) < 0:
-        kind, least = str(label.dtype).removeprefix("torch."), f", from {label.min().item()}" if label.numel() else ""
         raise DataError(
-            f"labels are integers from 0 in a tensor of shape (n,); the {side} data's are {kind} of shape "
+            f"labels are integers from 0 in a tensor; the {side} data's are not: {error}"
+        ) from None
+    if label.ndim != 1 or label.is_floating_point() or not len(label) or int(label.min()) < 0:
+        kind, least = (
+            str(label.dtype).removeprefix("torch."),
+            f", from {label.min().item()}" if label.numel() else "",
+        )
+        raise DataError(
+            f"labels are integers from 0 in a tensor of shape (n,); the {side} data's are {kind} "
+            "of shape "
             f"{tuple(label.shape)}{least}"
         )
     for name, x in columns.items():
         if len(x) != len(label):
-            raise DataError(f"the {side} data have {len(label)} labels, but column {name!r} has {len(x)} rows")
+            raise DataError(
+                f"the {side} data have {len(label)} labels, but column {name!r} has {len(x)} rows"
+            )
         if isinstance(x, Tensor) and x.is_floating_point() and not bool(x.isfinite().all()):
             raise DataError(f"column {name!r} of the {side} data holds numbers that are not finite")
     return {**columns, "label": label.long()}

@@ -29,7 +29,8 @@ class Partitioned:
       test: the held-out rows, common to all.
       parts: by client the indices (k,) into `train`.
       notes: what the partition did beside cutting, counted.
-      device: where rows of bytes, such as pictures, become batches; all else of a batch lies on the CPU.
+      device: where rows of bytes, such as pictures, become batches; all else of a batch lies on the
+        CPU.
     """
 
     task: Task
@@ -47,7 +48,12 @@ class Partitioned:
         return len(self.parts[client])
 
     def batches(
-        self, client: ClientId, size: int, epochs: int, generator: torch.Generator, by_length: bool = False
+        self,
+        client: ClientId,
+        size: int,
+        epochs: int,
+        generator: torch.Generator,
+        by_length: bool = False,
     ) -> Iterator[Batch]:
         """`epochs` passes, each in an order of its own; one batch of a pass may be smaller.
 
@@ -58,7 +64,11 @@ class Partitioned:
         tokens = lengths(self.train, mine) if by_length else None
         for _ in range(epochs):
             order = torch.randperm(len(mine), generator=generator)
-            chunks = torch.split(order, size) if tokens is None else alike(order, tokens, size, generator)
+            chunks = (
+                torch.split(order, size)
+                if tokens is None
+                else alike(order, tokens, size, generator)
+            )
             for chunk in chunks:
                 yield self._batch(self.train, mine[chunk], generator)
 
@@ -88,13 +98,16 @@ def lengths(rows: Tensors, index: Tensor | slice = slice(None)) -> Tensor:
       DataError: the rows are no text.
     """
     if "attention_mask" not in rows:
-        raise DataError(f"only text has a length to group by; these examples have {', '.join(sorted(rows))}")
+        raise DataError(
+            f"only text has a length to group by; these examples have {', '.join(sorted(rows))}"
+        )
     return rows["attention_mask"][index].sum(1)
 
 
 def alike(order: Tensor, tokens: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Batches of texts of about the same length, in a random order. Of `order`, each stretch of `STRETCH` batches is
-    sorted by itself, so that two texts of one length do not meet in every pass."""
+    """Batches of texts of about the same length, in a random order. Of `order`, each stretch of
+    `STRETCH` batches is sorted by itself, so that two texts of one length do not meet in every
+    pass."""
     chunks = [
         chunk
         for stretch in torch.split(order, size * STRETCH)
@@ -103,8 +116,11 @@ def alike(order: Tensor, tokens: Tensor, size: int, generator: torch.Generator) 
     return (chunks[place] for place in torch.randperm(len(chunks), generator=generator).tolist())
 
 
-def set_apart(parts: Parts, share: float, seed: int) -> tuple[dict[ClientId, Tensor], dict[ClientId, Tensor]]:
-    """What each client trains on, and what it sets apart: ⌊share·n⌋ of its n examples, of few none."""
+def set_apart(
+    parts: Parts, share: float, seed: int
+) -> tuple[dict[ClientId, Tensor], dict[ClientId, Tensor]]:
+    """What each client trains on, and what it sets apart: ⌊share·n⌋ of its n examples, of few
+    none."""
     kept, apart = {}, {}
     for client, part in parts.items():
         few = int(share * len(part))

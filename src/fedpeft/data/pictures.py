@@ -1,4 +1,5 @@
-"""Pictures that are decoded when they are asked for, so that a set of large ones never lies in memory decoded."""
+"""Pictures that are decoded when they are asked for, so that a set of large ones never lies in
+memory decoded."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ class Pictures:
     """A sequence of PIL pictures, upright, over files or over a column of an Arrow table.
 
     Attributes:
-      items: paths, or Arrow scalars: bytes, a path, or a struct of `bytes` and `path` as `datasets` keeps them.
+      items: paths, or Arrow scalars: bytes, a path, or a struct of `bytes` and `path` as `datasets`
+        keeps them.
       index: which of the items, in order.
       folder: what relative paths are relative to.
     """
@@ -29,7 +31,9 @@ class Pictures:
     def __getitem__(self, at: int) -> Any:
         place = self.index[at]
         item = self.items[place]
-        return decoded(item.as_py() if hasattr(item, "as_py") else item, self.folder, f"number {place}")
+        return decoded(
+            item.as_py() if hasattr(item, "as_py") else item, self.folder, f"number {place}"
+        )
 
     def __iter__(self) -> Iterator[Any]:
         return (self[at] for at in range(len(self)))
@@ -43,7 +47,11 @@ def decoded(item: Any, folder: Path, name: str) -> Any:
     """
     from PIL import Image, ImageOps
 
-    held = item if isinstance(item, dict) else {"path" if isinstance(item, str | Path) else "bytes": item}
+    held = (
+        item
+        if isinstance(item, dict)
+        else {"path" if isinstance(item, str | Path) else "bytes": item}
+    )
     content, path = held.get("bytes"), held.get("path")
     where = str(folder / path) if path else f"picture {name}"
     if not content and not path:
@@ -62,4 +70,6 @@ def _eight_bits(picture: Any) -> Any:
     import numpy as np
     from PIL import Image
 
-    return Image.fromarray((np.asarray(picture).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    return Image.fromarray(
+        (np.asarray(picture).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
+    )

@@ -1,4 +1,5 @@
-"""Reading tables through Hugging Face `datasets`: files and folders of this machine, and datasets of the hub."""
+"""Reading tables through Hugging Face `datasets`: files and folders of this machine, and datasets
+of the hub."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ BUILDERS: Mapping[str, tuple[str, Mapping[str, str]]] = {
 def read_splits(path: str, config: str = "") -> tuple[dict[str, Any], Path]:
     """Each split as a `datasets.Dataset`, and the folder that relative paths in it start from.
 
-    Files of this machine are read into memory through a temporary folder: no copy of them stays in a cache.
+    Files of this machine are read into memory through a temporary folder: no copy of them stays in
+      a cache.
 
     Raises:
       DataError: there is no such data, it cannot be read, or it has no rows.
@@ -63,7 +65,8 @@ def _from_files(found: Path) -> dict[str, Any]:
         if not names[name]:
             raise DataError(f"{files[0]} is empty")
         with TemporaryDirectory() as scratch, _quiet(datasets):
-            # not load_dataset: it tells a server of each use of a reader, also where all files are of this machine
+            # not load_dataset: it tells a server of each use of a reader, also where all files are
+            # of this machine
             reader = _reader(kind)(cache_dir=scratch, data_files=names, **settings)
             reader.download_and_prepare()
             splits[name] = reader.as_dataset(split=name, in_memory=True)
@@ -71,22 +74,31 @@ def _from_files(found: Path) -> dict[str, Any]:
 
 
 def _reader(kind: str) -> Any:
-    """The class of `datasets` that reads files of a kind, e.g. `datasets.packaged_modules.csv.csv.Csv`."""
+    """The class of `datasets` that reads files of a kind, e.g.
+    `datasets.packaged_modules.csv.csv.Csv`."""
     return getattr(import_module(f"datasets.packaged_modules.{kind}.{kind}"), kind.capitalize())
 
 
 def _files(found: Path) -> dict[str, list[Path]]:
-    """The files of each split. A folder's files say in their names, or their folders', which they belong to."""
+    """The files of each split. A folder's files say in their names, or their folders', which they
+    belong to."""
     if found.is_file():
         if _suffix(found) not in BUILDERS:
             raise DataError(f"{found} is no table: its name must end in {', '.join(BUILDERS)}")
         return {"train": [found]}
-    files = sorted(file for file in found.rglob("*") if file.is_file() and _suffix(file) in BUILDERS)
-    files = [file for file in files if not file.name.startswith((".", "dataset_", "state."))]  # save_to_disk's notes
+    files = sorted(
+        file for file in found.rglob("*") if file.is_file() and _suffix(file) in BUILDERS
+    )
+    files = [
+        file for file in files if not file.name.startswith((".", "dataset_", "state."))
+    ]  # save_to_disk's notes
     kinds = sorted({_suffix(file) for file in files})
     if len(kinds) != 1:
         what = f"files of {len(kinds)} kinds ({', '.join(kinds)})" if kinds else "no file"
-        raise DataError(f"the folder {found} holds {what}; a table is files of one kind of {', '.join(BUILDERS)}")
+        raise DataError(
+            f"the folder {found} holds {what}; a table is files of one kind of "
+            f"{', '.join(BUILDERS)}"
+        )
     splits: dict[str, list[Path]] = {}
     for file in files:
         splits.setdefault(_split_of(file.relative_to(found)), []).append(file)
@@ -122,7 +134,8 @@ def _quiet(datasets: Any) -> Iterator[None]:
 def _explained(path: str, found: Path | None, error: BaseException) -> str:
     if found is None:
         return (
-            f"{path!r} is neither a file nor a folder (looked here and in $FEDPEFT_DATA), nor a hub dataset that can "
+            f"{path!r} is neither a file nor a folder (looked here and in $FEDPEFT_DATA), nor a "
+            "hub dataset that can "
             f"be read: {_first_line(error)}"
         )
     while error.__cause__ is not None:

@@ -36,14 +36,18 @@ class Rows:
         return list(self.dataset.column_names)
 
     def kind(self, name: str) -> str:
-        """What a column holds: "image", "class", "string", "number", "binary", or "list" and other nested things."""
+        """What a column holds: "image", "class", "string", "number", "binary", or "list" and other
+        nested things."""
         feature = self.dataset.features[name]
         if type(feature).__name__ != "Value":
-            return {"ClassLabel": "class"}.get(type(feature).__name__, type(feature).__name__.lower())
+            return {"ClassLabel": "class"}.get(
+                type(feature).__name__, type(feature).__name__.lower()
+            )
         return next((kind for kind in ("string", "binary") if kind in feature.dtype), "number")
 
     def named(self, key: str, given: str, usual: Sequence[str], kinds: Sequence[str]) -> str:
-        """The column `given` by the plan's `key`, or the first of the usual ones that is of these kinds, or "".
+        """The column `given` by the plan's `key`, or the first of the usual ones that is of these
+        kinds, or "".
 
         Raises:
           DataError: there is no such column, or it is of another kind.
@@ -55,7 +59,8 @@ class Rows:
             raise DataError(f"{self.path}: data.{key}: " + unknown("column", given, self.columns))
         if given not in fitting:
             raise DataError(
-                f"{self.path}: data.{key} = {given!r} is a column of the kind {self.kind(given)!r}, "
+                f"{self.path}: data.{key} = {given!r} is a column of the kind "
+                f"{self.kind(given)!r}, "
                 f"which must be one of: {', '.join(kinds)}"
             )
         return given
@@ -65,14 +70,16 @@ class Rows:
         return list(self.dataset.features[name].names) if self.kind(name) == "class" else []
 
     def values(self, name: str) -> list[Any]:
-        """Plain values; of a class its name; None where there is none: a gap, an empty text, a hidden label's -1."""
+        """Plain values; of a class its name; None where there is none: a gap, an empty text, a
+        hidden label's -1."""
         values: list[Any] = self._arrow(name).to_pylist()
         if names := self.class_names(name):
             return [names[v] if v is not None and 0 <= v < len(names) else None for v in values]
         return [None if v != v or v == "" else v for v in values]
 
     def table(self, names: Mapping[str, str], index: Tensor, label: Tensor | None) -> Table:
-        """The rows `index`: `label` if any, the columns that are called otherwise here, and all other plain columns.
+        """The rows `index`: `label` if any, the columns that are called otherwise here, and all
+        other plain columns.
 
         Raises:
           DataError: a column is not there, or a text is missing.
@@ -97,7 +104,8 @@ class Rows:
         texts = [values[place] for place in places]
         if missing := sum(text is None for text in texts):
             raise DataError(
-                f"{missing} of {len(texts)} examples of {self.path} have no {name!r}: leave them out with "
+                f"{missing} of {len(texts)} examples of {self.path} have no {name!r}: leave them "
+                "out with "
                 f"data.where = \"{name} != ''\""
             )
         return texts

@@ -1,4 +1,5 @@
-"""What the short form of a plan's data, `data = "..."`, stands for: a source, a file, a folder, a hub dataset."""
+"""What the short form of a plan's data, `data = "..."`, stands for: a source, a file, a folder, a
+hub dataset."""
 
 from collections.abc import Container
 from pathlib import Path
@@ -15,9 +16,11 @@ NOTES = (".", "dataset_", "state.")
 
 
 def source(text: str, known: Container[str]) -> dict[str, Any]:
-    """The plan's table for `text`: a name in `known` or "module:Class" first, then what lies there, then the hub.
+    """The plan's table for `text`: a name in `known` or "module:Class" first, then what lies there,
+    then the hub.
 
-    `x.npz` is arrays, a folder of pictures without tables is images, and any other place is a table.
+    `x.npz` is arrays, a folder of pictures without tables is images, and any other place is a
+    table.
     """
     if text in known or ":" in text:
         return {"name": text}
@@ -30,11 +33,14 @@ def source(text: str, known: Container[str]) -> dict[str, Any]:
 
 
 def _holds_pictures_only(root: Path) -> bool:
-    """Pictures in folders, beside which there is no table: a table may have its pictures in folders too."""
+    """Pictures in folders, beside which there is no table: a table may have its pictures in folders
+    too."""
     pictures = False
     for depth in range(1, DEPTH + 1):
         for file in root.glob("*/" * (depth - 1) + "*"):
-            if Path(file.name.removesuffix(".gz")).suffix.lower() in BUILDERS and not file.name.startswith(NOTES):
+            if Path(
+                file.name.removesuffix(".gz")
+            ).suffix.lower() in BUILDERS and not file.name.startswith(NOTES):
                 return False
             pictures = pictures or (depth > 1 and file.suffix.lower() in ENDINGS)
     return pictures

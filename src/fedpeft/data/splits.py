@@ -13,7 +13,8 @@ VALIDATION = ("validation", "valid", "val", "dev")
 
 
 def hold_out(label: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the examples to train on and of those held out, `fraction` of each class up to rounding.
+    """Indices of the examples to train on and of those held out, `fraction` of each class up to
+    rounding.
 
     Raises:
       DataError: one of the two would be empty.
@@ -23,12 +24,16 @@ def hold_out(label: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]
     rank = torch.arange(len(label), dtype=torch.float64)
     out = ((rank + 1) * fraction).floor() > (rank * fraction).floor()
     if not out.any() or out.all():
-        raise DataError(f"test_fraction = {fraction} of {len(label)} examples leaves nothing on one side: change it")
+        raise DataError(
+            f"test_fraction = {fraction} of {len(label)} examples leaves nothing on one side: "
+            "change it"
+        )
     return order[~out].sort().values, order[out].sort().values
 
 
 def some(index: Tensor, at_most: int, seed: int) -> Tensor:
-    """At most so many of the indices, drawn without replacement; all of them where `at_most` is 0."""
+    """At most so many of the indices, drawn without replacement; all of them where `at_most` is
+    0."""
     if not at_most or at_most >= len(index):
         return index
     chosen = torch.randperm(len(index), generator=generator(seed, "subset"))[:at_most]

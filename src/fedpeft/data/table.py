@@ -26,16 +26,20 @@ _AND = re.compile(r"\s+and\s+(?=[^\s!=]+\s*!?=)")
 
 @dataclass(frozen=True)
 class HubTable:
-    """Rows of pictures or text. Gives `image`, `text` and `label`; every other plain column keeps its name and values.
+    """Rows of pictures or text. Gives `image`, `text` and `label`; every other plain column keeps
+    its name and values.
 
     Attributes:
-      path: a file, a folder whose files are called train, validation and test, or a dataset of the hub.
+      path: a file, a folder whose files are called train, validation and test, or a dataset of the
+        hub.
       config: which configuration of a hub dataset, e.g. "sst2" of "nyu-mll/glue".
-      image, text, label: the columns' names; empty for the usual ones. label = "none" is for data without labels, such
-        as texts that a language model learns from.
-      where: which rows, as `column = value` or `column != value`, joined by ` and `; '' stands for a missing value.
+      image, text, label: the columns' names; empty for the usual ones. label = "none" is for data
+        without labels, such as texts that a language model learns from.
+      where: which rows, as `column = value` or `column != value`, joined by ` and `; '' stands for
+        a missing value.
       subset: at most so many training examples, drawn once, whatever the partition; 0 for all.
-      test_split: the split held out; empty for "test", or else "validation", or else a part of the training data.
+      test_split: the split held out; empty for "test", or else "validation", or else a part of the
+        training data.
       test_fraction: how large that part is.
       seed: of the subset and of that part.
 
@@ -72,7 +76,11 @@ class HubTable:
         ids, classes = self._ids(sides, rows, names["label"])
         if test is None:
             halves = hold_out(ids[0], self.test_fraction, self.seed)
-            sides, rows, ids = [train, train], [rows[0][half] for half in halves], [ids[0][half] for half in halves]
+            sides, rows, ids = (
+                [train, train],
+                [rows[0][half] for half in halves],
+                [ids[0][half] for half in halves],
+            )
         kept = some(torch.arange(len(ids[0])), self.subset, self.seed)
         rows, ids = [rows[0][kept], rows[1]], [ids[0][kept], ids[1]]
         tables = [
@@ -81,7 +89,9 @@ class HubTable:
         ]
         return Examples(tables[0], tables[1], classes)
 
-    def _ids(self, sides: Sequence[Rows], rows: Sequence[Tensor], label: str) -> tuple[list[Tensor], tuple[str, ...]]:
+    def _ids(
+        self, sides: Sequence[Rows], rows: Sequence[Tensor], label: str
+    ) -> tuple[list[Tensor], tuple[str, ...]]:
         """Class ids of each side, and the classes; without labels zeros, and no classes."""
         if not label:
             return [torch.zeros(len(index), dtype=torch.int64) for index in rows], ()
@@ -96,17 +106,22 @@ class HubTable:
         raise DataError(f"{self.path} has no split called train among {', '.join(found)}")
 
     def _test(self, found: Mapping[str, Rows], train: Rows, label: str) -> Rows | None:
-        """The split held out; those whose labels are hidden, as benchmarks have them, are passed over."""
+        """The split held out; those whose labels are hidden, as benchmarks have them, are passed
+        over."""
         if self.test_split:
             if self.test_split not in found:
                 raise DataError(f"{self.path}: " + unknown("split", self.test_split, found))
             if found[self.test_split] is train:
-                raise DataError(f"{self.path}: data.test_split = {self.test_split!r} is what is trained on")
+                raise DataError(
+                    f"{self.path}: data.test_split = {self.test_split!r} is what is trained on"
+                )
             return found[self.test_split]
         for rows in (found[name] for name in ("test", "validation") if name in found):
             if rows is train:
                 continue
-            if not label or (label in rows.columns and any(v is not None for v in rows.values(label))):
+            if not label or (
+                label in rows.columns and any(v is not None for v in rows.values(label))
+            ):
                 return rows
         return None
 
@@ -116,7 +131,10 @@ class HubTable:
         declared = [name for name in rows.columns if rows.kind(name) == "image"]
         names = {
             "image": rows.named(
-                "image", self.image, [*(n for n in IMAGE if n in declared), *declared, *IMAGE], pictures
+                "image",
+                self.image,
+                [*(n for n in IMAGE if n in declared), *declared, *IMAGE],
+                pictures,
             ),
             "text": rows.named("text", self.text, TEXT, ["string"]),
             "label": "" if self.label == NONE else rows.named("label", self.label, LABEL, PLAIN),
@@ -126,11 +144,15 @@ class HubTable:
         columns = ", ".join(rows.columns)
         if not names["label"]:
             raise DataError(
-                f"{self.path} has no labels: none of its columns ({columns}) is called {', '.join(LABEL)}. "
-                'Set data.label to the column to be learned, or to "none" where the task needs no labels'
+                f"{self.path} has no labels: none of its columns ({columns}) is called "
+                f"{', '.join(LABEL)}. "
+                'Set data.label to the column to be learned, or to "none" where the task needs no '
+                "labels"
             )
         if not (names["image"] or names["text"] or self.label):
-            raise DataError(f"{self.path}: set data.image or data.text to one of the columns {columns}")
+            raise DataError(
+                f"{self.path}: set data.image or data.text to one of the columns {columns}"
+            )
         return names
 
     def _conditions(self) -> list[tuple[str, bool, str]]:
@@ -139,7 +161,10 @@ class HubTable:
         for text in _AND.split(self.where) if self.where.strip() else []:
             match = _CONDITION.fullmatch(text)
             if match is None:
-                raise ValueError(f"where = {self.where!r}: {text!r} is not of the form column = value, column != value")
+                raise ValueError(
+                    f"where = {self.where!r}: {text!r} is not of the form column = value, column "
+                    "!= value"
+                )
             column, operator, value = match.groups()
             conditions.append((column, operator != "!=", value.strip("'\"")))
         return conditions
@@ -148,13 +173,16 @@ class HubTable:
         keep = torch.ones(len(rows), dtype=torch.bool)
         for column, equal, wanted in self._conditions():
             if column not in rows.columns:
-                raise DataError(f"{self.path}: data.where: " + unknown("column", column, rows.columns))
+                raise DataError(
+                    f"{self.path}: data.where: " + unknown("column", column, rows.columns)
+                )
             values = ["" if value is None else str(value) for value in rows.values(column)]
             keep &= torch.tensor([(value == wanted) == equal for value in values], dtype=torch.bool)
             if not keep.any():
                 seen = ", ".join(sorted(set(values))[:20])
                 raise DataError(
-                    f"data.where = {self.where!r} leaves nothing of {self.path}; {column} is any of: {seen}"
+                    f"data.where = {self.where!r} leaves nothing of {self.path}; {column} is any "
+                    f"of: {seen}"
                 )
         return keep.nonzero()[:, 0]
 
@@ -167,19 +195,26 @@ def _labels(rows: Rows, column: str, index: Tensor) -> list[str | int]:
     """
     if column not in rows.columns:
         raise DataError(
-            f"{rows.path}: the held-out examples have no labels: " + unknown("column", column, rows.columns)
+            f"{rows.path}: the held-out examples have no labels: "
+            + unknown("column", column, rows.columns)
         )
     values = rows.values(column)
     chosen = [values[place] for place in index.tolist()]
     if missing := sum(value is None for value in chosen):
         many = "all" if missing == len(chosen) else str(missing)
         raise DataError(
-            f"{many} of {len(chosen)} examples of {rows.path} have no label in column {column!r}: set data.label to "
+            f"{many} of {len(chosen)} examples of {rows.path} have no label in column {column!r}: "
+            "set data.label to "
             f"another column, or leave them out with data.where = \"{column} != ''\""
         )
     for value in chosen:
-        if not isinstance(value, str | int) and not (isinstance(value, float) and value.is_integer()):
-            raise DataError(f"{rows.path}: the column {column!r} holds {value!r}, which is no class; set data.label")
+        if not isinstance(value, str | int) and not (
+            isinstance(value, float) and value.is_integer()
+        ):
+            raise DataError(
+                f"{rows.path}: the column {column!r} holds {value!r}, which is no class; set "
+                "data.label"
+            )
     # a column of integers with a gap arrives as 1.0, 2.0
     return [int(value) if isinstance(value, float) else value for value in chosen]
 
@@ -187,13 +222,19 @@ def _labels(rows: Rows, column: str, index: Tensor) -> list[str | int]:
 def _numbered(
     labels: Sequence[Sequence[str | int]], declared: Sequence[str], drop: bool
 ) -> tuple[list[Tensor], tuple[str, ...]]:
-    """Class ids, and the classes: those declared, less the absent ones if `drop`, or the distinct values in order."""
+    """Class ids, and the classes: those declared, less the absent ones if `drop`, or the distinct
+    values in order."""
     values: list[list[Any]] = [list(side) for side in labels]
     if any(isinstance(value, str) for side in values for value in side):
         values = [[str(value) for value in side] for side in values]
     seen = {value for side in values for value in side}
     classes = [name for name in declared if name in seen or not drop] if declared else sorted(seen)
     if unheard := sorted(map(str, seen.difference(classes))):
-        raise DataError(f"the held-out examples have classes that the training data do not declare: {unheard[:5]}")
+        raise DataError(
+            "the held-out examples have classes that the training data do not declare: "
+            f"{unheard[:5]}"
+        )
     number = {value: k for k, value in enumerate(classes)}
-    return [torch.tensor([number[value] for value in side]) for side in values], tuple(map(str, classes))
+    return [torch.tensor([number[value] for value in side]) for side in values], tuple(
+        map(str, classes)
+    )

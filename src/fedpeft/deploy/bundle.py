@@ -1,4 +1,5 @@
-"""A Flower app that names what is installed and holds the plan: nothing of it needs to be downloaded to be run."""
+"""A Flower app that names what is installed and holds the plan: nothing of it needs to be
+downloaded to be run."""
 
 import re
 from collections.abc import Mapping
@@ -24,12 +25,19 @@ def write_app(plan: Plan, path: Path) -> None:
     """
     check_plan(plan)
     write_bundle(
-        path, plan.name, f"The fedpeft plan {plan.name!r}", "fedpeft.deploy.server", {"plan": plan.toml(), "run": ""}
+        path,
+        plan.name,
+        f"The fedpeft plan {plan.name!r}",
+        "fedpeft.deploy.server",
+        {"plan": plan.toml(), "run": ""},
     )
 
 
-def write_bundle(path: Path, name: str, what: str, server: str, settings: Mapping[str, Any]) -> None:
-    """Write the app whose server's part is `app` in the module `server`, with these settings for it.
+def write_bundle(
+    path: Path, name: str, what: str, server: str, settings: Mapping[str, Any]
+) -> None:
+    """Write the app whose server's part is `app` in the module `server`, with these settings for
+    it.
 
     Raises:
       RunError: something is there.
@@ -49,9 +57,15 @@ def write_bundle(path: Path, name: str, what: str, server: str, settings: Mappin
     tool = {"hatch": {"build": {"targets": {"wheel": {"packages": ["."]}}}}, "flwr": {"app": app}}
     build = {"requires": ["hatchling"], "build-backend": "hatchling.build"}
     values = {"project": project, "build-system": build, "tool": tool}
-    (path / "pyproject.toml").write_text(tomli_w.dumps(values, multiline_strings=True), encoding="utf-8")
-    for file, whose, module in (("server_app.py", "server", server), ("client_app.py", "node", COURIER)):
+    (path / "pyproject.toml").write_text(
+        tomli_w.dumps(values, multiline_strings=True), encoding="utf-8"
+    )
+    for file, whose, module in (
+        ("server_app.py", "server", server),
+        ("client_app.py", "node", COURIER),
+    ):
         (path / file).write_text(
-            f'"""The {whose}\'s part; all of it is installed."""\n\nfrom {module} import app\n\n__all__ = ["app"]\n',
+            f'"""The {whose}\'s part; all of it is installed."""\n\nfrom {module} import '
+            'app\n\n__all__ = ["app"]\n',
             encoding="utf-8",
         )

@@ -1,4 +1,5 @@
-"""What keeps a node or a server from taking part, found before a run is begun, and what to do about it."""
+"""What keeps a node or a server from taking part, found before a run is begun, and what to do about
+it."""
 
 import os
 import socket
@@ -48,12 +49,16 @@ def versions() -> Iterator[Finding]:
     seen = ", ".join(f"{name} {_version(name)}" for name in ("fedpeft", *LIBRARIES))
     missing = [name for name in LIBRARIES if _version(name) == "none"]
     python = f"python {sys.version_info[0]}.{sys.version_info[1]}"
-    yield Finding("versions", f"{python}, {seen}", f"install {', '.join(missing)}" if missing else "")
+    yield Finding(
+        "versions", f"{python}, {seen}", f"install {', '.join(missing)}" if missing else ""
+    )
     flower = _version("flwr")
     yield Finding("flower", flower, "" if flower == FLOWER else f"pip install flwr=={FLOWER}")
     for name, (wanted, otherwise) in SWITCHES.items():
         seen = os.environ.get(name, "not set")
-        yield Finding(name, seen, "" if seen == wanted else f"export {name}={wanted}; else {otherwise}")
+        yield Finding(
+            name, seen, "" if seen == wanted else f"export {name}={wanted}; else {otherwise}"
+        )
 
 
 def _version(name: str) -> str:
@@ -70,7 +75,9 @@ def certificate(path: Path) -> Iterator[Finding]:
     try:
         read = x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
-        yield Finding(f"certificate {path}", str(error), "ask whoever runs the SuperLink for the file, in PEM")
+        yield Finding(
+            f"certificate {path}", str(error), "ask whoever runs the SuperLink for the file, in PEM"
+        )
         return
     now, begins, ends = datetime.now(UTC), read.not_valid_before_utc, read.not_valid_after_utc
     remedy = f"make a new one: it ends within {SOON} days" if (ends - now).days < SOON else ""
@@ -87,10 +94,14 @@ def private_key(path: Path) -> Iterator[Finding]:
     try:
         key, mode = load_ssh_private_key(path.read_bytes(), None), stat.S_IMODE(path.stat().st_mode)
     except (OSError, ValueError, TypeError) as error:
-        yield Finding(f"key {path}", str(error), f"make one: ssh-keygen -t ecdsa -b 384 -N '' -f {path}")
+        yield Finding(
+            f"key {path}", str(error), f"make one: ssh-keygen -t ecdsa -b 384 -N '' -f {path}"
+        )
         return
     if not isinstance(key, EllipticCurvePrivateKey):
-        yield Finding(f"key {path}", "no elliptic curve key", f"ssh-keygen -t ecdsa -b 384 -N '' -f {path}")
+        yield Finding(
+            f"key {path}", "no elliptic curve key", f"ssh-keygen -t ecdsa -b 384 -N '' -f {path}"
+        )
         return
     yield Finding(f"key {path}", f"mode {mode:o}", f"chmod 600 {path}" if mode & 0o077 else "")
 
@@ -104,7 +115,11 @@ def superlink(address: str, root: Path | None) -> Iterator[Finding]:
     try:
         socket.create_connection((host, int(port)), PATIENCE).close()
     except OSError as error:
-        yield Finding("reachable", f"{address}: {error}", "start the SuperLink, or open the port in the firewall")
+        yield Finding(
+            "reachable",
+            f"{address}: {error}",
+            "start the SuperLink, or open the port in the firewall",
+        )
         return
     yield Finding("reachable", address)
     try:
@@ -119,10 +134,18 @@ def superlink(address: str, root: Path | None) -> Iterator[Finding]:
         date = connection.getresponse().headers.get("Date")
         connection.close()
     except ssl.SSLError as error:
-        yield Finding("tls", str(error), "the SuperLink's certificate must be of this root, and name this host as SAN")
+        yield Finding(
+            "tls",
+            str(error),
+            "the SuperLink's certificate must be of this root, and name this host as SAN",
+        )
         return
     except (OSError, HTTPException) as error:
-        yield Finding("tls", f"no answer: {error}", "a SuperLink with TLS wants --root-certificates, one without none")
+        yield Finding(
+            "tls",
+            f"no answer: {error}",
+            "a SuperLink with TLS wants --root-certificates, one without none",
+        )
         return
     if root is not None:
         yield Finding("tls", f"{root} vouches for {host}")
@@ -146,13 +169,21 @@ def worker(folder: Path) -> Iterator[Finding]:
         yield Finding("worker", f"{path} is busy", "it trains now; ask again later")
         return
     except (OSError, WireError) as error:
-        yield Finding("worker", f"{path}: {error}", "start `fedpeft node` there, with --out its folder")
+        yield Finding(
+            "worker", f"{path}: {error}", "start `fedpeft node` there, with --out its folder"
+        )
         return
     mode = stat.S_IMODE(path.stat().st_mode)
-    yield Finding("worker", f"{answer.head.get('client')} at {path}", "" if mode == 0o600 else f"chmod 600 {path}")
+    yield Finding(
+        "worker",
+        f"{answer.head.get('client')} at {path}",
+        "" if mode == 0o600 else f"chmod 600 {path}",
+    )
 
 
-def site(plan: Path | None, settings: list[str] | None, data: str | None, name: str | None) -> Iterator[Finding]:
+def site(
+    plan: Path | None, settings: list[str] | None, data: str | None, name: str | None
+) -> Iterator[Finding]:
     """Whether the plan, the base model and the data can be used here."""
     from fedpeft.deploy.terms import node_site, server_site, terms_of
     from fedpeft.plan import read_plan
@@ -161,7 +192,9 @@ def site(plan: Path | None, settings: list[str] | None, data: str | None, name: 
         read = read_plan(plan or "", settings or ())
         yield Finding("plan", f"{read.name}, {read.rounds} rounds")
         here = server_site(read) if data is None or name is None else node_site(read, data, name)
-        yield Finding("base model", f"fingerprint {terms_of(here)['base']}; it must be the same everywhere")
+        yield Finding(
+            "base model", f"fingerprint {terms_of(here)['base']}; it must be the same everywhere"
+        )
         counted = sum(map(here.data.size, here.data.clients))
         yield Finding("data", f"{counted} training examples of {len(here.data.clients)} clients")
     except FedpeftError as error:

@@ -1,9 +1,11 @@
-"""Flower's SuperNode as a process that ends whole, or not at all. A script, that imports nothing of fedpeft.
+"""Flower's SuperNode as a process that ends whole, or not at all. A script, that imports nothing of
+fedpeft.
 
-Flower's SuperNode is several threads and a process of its own, which begins couriers. Each of them may end for good
-while the others go on: the one that tells that it lives and the one that asks for messages, where the SuperLink once
-answers with an error; the process, by a signal. Nobody hears of such a node again, and no supervisor sees anything.
-Where Flower's command is meant to end, it exits; where its loop failed, it returns.
+Flower's SuperNode is several threads and a process of its own, which begins couriers. Each of them
+may end for good while the others go on: the one that tells that it lives and the one that asks for
+messages, where the SuperLink once answers with an error; the process, by a signal. Nobody hears of
+such a node again, and no supervisor sees anything. Where Flower's command is meant to end, it
+exits; where its loop failed, it returns.
 """
 
 import os

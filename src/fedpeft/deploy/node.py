@@ -1,7 +1,8 @@
-"""A node's worker: it holds the base model and the data, and trains for whoever may open its socket.
+"""A node's worker: it holds the base model and the data, and trains for whoever may open its
+socket.
 
-It stays while Flower's processes come and go. What it trains is in the plan that its own user gave it; a letter can
-ask for a round of that plan, on the same base, and for nothing else.
+It stays while Flower's processes come and go. What it trains is in the plan that its own user gave
+it; a letter can ask for a round of that plan, on the same base, and for nothing else.
 """
 
 import re
@@ -24,7 +25,9 @@ from fedpeft.runs.environment import differences, environment
 from fedpeft.runs.folder import RunFolder, locked
 from fedpeft.site import Site
 
-PATIENCE = 60.0  # seconds for the other end to write or read its part; both ends are on this machine
+PATIENCE = (
+    60.0  # seconds for the other end to write or read its part; both ends are on this machine
+)
 FIELDS: dict[str, tuple[type, ...]] = {
     "run": (str,),
     "round": (int,),
@@ -68,7 +71,11 @@ class Node:
             return self._cannot(why)
         if kind == "hello":
             here = environment(self.site.plan, self.site.device)
-            differs = differences(head["environment"], here) if isinstance(head.get("environment"), dict) else []
+            differs = (
+                differences(head["environment"], here)
+                if isinstance(head.get("environment"), dict)
+                else []
+            )
             return Letter({"kind": "welcome", "client": self.client, "differs": differs})
         if kind != "job":
             return self._cannot(f"a letter of the kind {kind!r} has no sense here")
@@ -77,13 +84,17 @@ class Node:
             began, done = monotonic(), worker(job)
         except WireError as error:
             return self._cannot(str(error))
-        except StoreError as error:  # a run of this machine alone would end; here it is one client's failure
+        except (
+            StoreError
+        ) as error:  # a run of this machine alone would end; here it is one client's failure
             self.say(f"the disk fails under the client's memory: {error}")
             return self._cannot(f"the disk of its node fails: {error.strerror}")
         if isinstance(done, Failure):
             self.say(f"round {job.round + 1}: {done.reason}")
             return self._cannot(done.reason)
-        self.say(f"round {job.round + 1}: {len(done.payload):,} bytes after {monotonic() - began:.1f} s")
+        self.say(
+            f"round {job.round + 1}: {len(done.payload):,} bytes after {monotonic() - began:.1f} s"
+        )
         return Letter({"kind": "reply", "client": self.client}, done.payload)
 
     def _cannot(self, reason: str) -> Letter:
@@ -96,14 +107,19 @@ class Node:
         job = Job(**{key: asked.head[key] for key in FIELDS}, payload=asked.body)
         plan = self.site.plan
         if job.run != f"{plan.name}-{plan.fingerprint}" or job.client != self.client:
-            raise WireError(f"a job of {job.run!r} for {job.client!r}: this is {self.client!r} of {plan.name!r}")
+            raise WireError(
+                f"a job of {job.run!r} for {job.client!r}: this is {self.client!r} of {plan.name!r}"
+            )
         return job
 
     def _store(self, token: Any) -> Folder:
-        """A run's own folder: with another run of the same plan a round's reply need not be the same."""
+        """A run's own folder: with another run of the same plan a round's reply need not be the
+        same."""
         if not isinstance(token, str) or not re.fullmatch(r"[0-9a-f]{32}", token):
             raise WireError("a job without a run's token")
-        return Folder(self.folder / "clients" / token, {self.client: self.signing} if self.signing else {})
+        return Folder(
+            self.folder / "clients" / token, {self.client: self.signing} if self.signing else {}
+        )
 
     def serve(self, ready: Callable[[], None] = lambda: None) -> None:
         """Answer letters until the process is ended.
@@ -116,7 +132,9 @@ class Node:
             try:
                 server = listening(self.folder / SOCKET)
             except OSError as error:
-                raise RunError(f"{self.folder / SOCKET} cannot be made: {error}; a shorter --out may help") from None
+                raise RunError(
+                    f"{self.folder / SOCKET} cannot be made: {error}; a shorter --out may help"
+                ) from None
             with server:
                 ready()
                 while True:

@@ -1,7 +1,7 @@
 """The server's part of a run on Flower: the body that every run has, over nodes that come and go.
 
-Flower starts it beside the SuperLink. What it leaves is a run's folder like any other; if it is killed, the run is
-submitted again and goes on from the last round.
+Flower starts it beside the SuperLink. What it leaves is a run's folder like any other; if it is
+killed, the run is submitted again and goes on from the last round.
 """
 
 from collections.abc import Mapping
@@ -31,10 +31,12 @@ PATIENCE = 3600.0
 
 
 def serve(grid: "Grid", settings: Mapping[str, Any]) -> None:
-    """Run the rounds that are left of the run in the folder `run`, or of a new one of the plan `plan`.
+    """Run the rounds that are left of the run in the folder `run`, or of a new one of the plan
+    `plan`.
 
     Raises:
-      FedpeftError: what is wrong with the plan, the data or the folder; in the folder's file `ended` too.
+      FedpeftError: what is wrong with the plan, the data or the folder; in the folder's file
+        `ended` too.
     """
     folder, site = _opened(settings)
     with locked(folder):
@@ -51,7 +53,9 @@ def serve(grid: "Grid", settings: Mapping[str, Any]) -> None:
 def _opened(settings: Mapping[str, Any]) -> tuple[RunFolder, Site]:
     path = str(settings.get("run") or "")
     if path and not Path(path).is_absolute():
-        raise RunError(f"run = {path!r}: the server's part is started elsewhere, give it the whole path")
+        raise RunError(
+            f"run = {path!r}: the server's part is started elsewhere, give it the whole path"
+        )
     if path and (Path(path) / "plan.toml").exists():
         folder, plan = reopen(Path(path))
         return folder, server_site(plan, say)
@@ -61,12 +65,19 @@ def _opened(settings: Mapping[str, Any]) -> tuple[RunFolder, Site]:
 
 def _run(folder: RunFolder, site: Site, grid: "Grid") -> None:
     plan = site.plan
-    terms = {"token": token_at(folder), "environment": environment(plan, site.device), **terms_of(site)}
+    terms = {
+        "token": token_at(folder),
+        "environment": environment(plan, site.device),
+        **terms_of(site),
+    }
     engine = Flower(grid, site.data.clients, terms, plan.deadline or PATIENCE, say)
     say(f"{plan.name} in {folder.path.resolve()}: waiting for {', '.join(site.data.clients)}")
     engine.gather()
     for record in execute(folder, site, engine):
-        say(f"round {record.round}/{plan.rounds}: {len(record.failed)} of {len(record.clients)} not counted")
+        say(
+            f"round {record.round}/{plan.rounds}: {len(record.failed)} of {len(record.clients)} "
+            "not counted"
+        )
     summarize(folder, site)
     if draws(plan) and (failed := exhibit_at_end(folder, plan)):
         say(failed)

@@ -1,4 +1,5 @@
-"""Handing a run to a SuperLink, and seeing what becomes of it. Its folder is on a disk that both see."""
+"""Handing a run to a SuperLink, and seeing what becomes of it. Its folder is on a disk that both
+see."""
 
 import json
 import os
@@ -22,10 +23,13 @@ from fedpeft.runs.record import RoundRecord
 
 ROOM = 1 << 16  # bytes without which nothing can be written
 POLL = 0.3  # seconds between two looks at the folder
-ASK = 30.0  # seconds between two questions to the SuperLink, each a process with two seconds of work
+ASK = (
+    30.0  # seconds between two questions to the SuperLink, each a process with two seconds of work
+)
 WAITS = 3  # answers that the run is pending until that is told
 PENDING = (
-    "the SuperLink has not begun the run for %g s: others may come first, or its process that begins runs "
+    "the SuperLink has not begun the run for %g s: others may come first, or its process that "
+    "begins runs "
     "(flower-superexec) has ended; then start the SuperLink again. `%s` takes the run back"
 )
 
@@ -47,17 +51,21 @@ def submit(folder: RunFolder, plan: Plan, federation: str) -> None:
     with TemporaryDirectory() as inside:
         app = Path(inside) / "app"
         write_app(plan, app)
-        told = _flwr("run", app, federation, "--run-config", f"run={json.dumps(str(folder.path.resolve()))}")
+        told = _flwr(
+            "run", app, federation, "--run-config", f"run={json.dumps(str(folder.path.resolve()))}"
+        )
     write_json(_submission(folder), {"federation": federation, "run": told.get("run-id")})
 
 
 def here(folder: RunFolder) -> None:
-    """Leave the number of this process, which is the server's part, for those on this machine who follow the run."""
+    """Leave the number of this process, which is the server's part, for those on this machine who
+    follow the run."""
     write_json(_process(folder), {"host": gethostname(), "process": os.getpid()})
 
 
 def killed(folder: RunFolder) -> bool:
-    """Whether the server's part was begun on this machine and is no more: Flower takes a minute to notice."""
+    """Whether the server's part was begun on this machine and is no more: Flower takes a minute to
+    notice."""
     told = read_json(_process(folder))
     if told is None or told["host"] != gethostname() or not Path("/proc/self/stat").exists():
         return False
@@ -74,7 +82,8 @@ def federation_of(folder: RunFolder) -> str | None:
 
 
 def status(folder: RunFolder) -> str:
-    """What the SuperLink says of the run: "pending", "starting", "running" or "finished:..."; empty if it cannot."""
+    """What the SuperLink says of the run: "pending", "starting", "running" or "finished:..."; empty
+    if it cannot."""
     told = read_json(_submission(folder)) or {}
     try:
         answer = _flwr("list", str(told.get("federation")), "--run-id", str(told.get("run")))
@@ -115,7 +124,8 @@ def _why(folder: RunFolder) -> str:
     if disk_usage(folder.path).free < ROOM:  # none was left to say it there
         words = f"the disk of {folder.path} has no room left"
     return (
-        f"the server's part ended: {words}. `flwr log {told.get('run')} {told.get('federation')} --show` tells more; "
+        f"the server's part ended: {words}. `flwr log {told.get('run')} {told.get('federation')} "
+        "--show` tells more; "
         f"what is done is kept; go on with `fedpeft run --resume {folder.path}`"
     )
 
@@ -158,6 +168,8 @@ def _flwr(*words: str | Path) -> dict[str, Any]:
     except ValueError:
         answer = None
     if made.returncode or not isinstance(answer, dict) or answer.get("success") is False:
-        said = answer.get("error-message") if isinstance(answer, dict) else made.stderr or made.stdout
+        said = (
+            answer.get("error-message") if isinstance(answer, dict) else made.stderr or made.stdout
+        )
         raise RunError(f"`flwr {words[0]}` failed: {' '.join(str(said).split())}")
     return answer

@@ -1,11 +1,13 @@
 """A SuperNode whose couriers begin at once, and that begins again where it breaks.
 
-Flower starts `flwr-clientapp` for each message, and that works two seconds until it has imported what it needs; on a
-machine where they become thirty, Flower gives up. Here it is imported once. What Flower finds under that name hands its
-arguments over to the process that has it, and ends; a fork of that process does the work.
+Flower starts `flwr-clientapp` for each message, and that works two seconds until it has imported
+what it needs; on a machine where they become thirty, Flower gives up. Here it is imported once.
+What Flower finds under that name hands its arguments over to the process that has it, and ends; a
+fork of that process does the work.
 
-What breaks in Flower's SuperNode ends it whole (`flower_supernode.py`). For the answer of a courier that was killed
-before it had taken its message it waits for ever, which is seen here. In each of these cases it is begun again.
+What breaks in Flower's SuperNode ends it whole (`flower_supernode.py`). For the answer of a courier
+that was killed before it had taken its message it waits for ever, which is seen here. In each of
+these cases it is begun again.
 """
 
 import os
@@ -28,7 +30,10 @@ from fedpeft.deploy import flower_supernode
 from fedpeft.errors import RunError, WireError
 
 COURIER = "flwr-clientapp"
-PAUSE, LONGEST = 1.0, 30.0  # seconds until it is begun again, twice as long each time; that long lived, from the start
+PAUSE, LONGEST = (
+    1.0,
+    30.0,
+)  # seconds until it is begun again, twice as long each time; that long lived, from the start
 ALIVE = "alive"
 """In the worker's folder, a file that is touched as long as the SuperNode is looked after."""
 FORGET = 75.0  # seconds after which the SuperLink takes a node for gone that has not said so
@@ -47,7 +52,8 @@ with socket.socket(socket.AF_UNIX) as there:
 
 
 def supernode(folder: Path, arguments: Sequence[str], say: Callable[[str], None]) -> int:
-    """Run `flower-supernode` for the worker in `folder` until it ends as it should; its exit status.
+    """Run `flower-supernode` for the worker in `folder` until it ends as it should; its exit
+    status.
 
     `say` is told when it begins again.
 
@@ -64,8 +70,18 @@ def supernode(folder: Path, arguments: Sequence[str], say: Callable[[str], None]
     alive, couriers = folder / ALIVE, set[int]()
     before = alive.exists() and time() - alive.stat().st_mtime < FORGET
     with server:
-        environment = {**os.environ, "PATH": f"{_named(folder, path)}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
-        command = [sys.executable, "-P", flower_supernode.__file__, *arguments, "--node-config", f'node="{folder}"']
+        environment = {
+            **os.environ,
+            "PATH": f"{_named(folder, path)}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        }
+        command = [
+            sys.executable,
+            "-P",
+            flower_supernode.__file__,
+            *arguments,
+            "--node-config",
+            f'node="{folder}"',
+        ]
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
         def once() -> int:
@@ -89,10 +105,12 @@ def again_while_broken(
     clock: Callable[[], float] = monotonic,
     wait: Callable[[float], object] = sleep,
 ) -> int:
-    """Begin again what broke, was killed or ended after it had lived, and from then on whatever ends.
+    """Begin again what broke, was killed or ended after it had lived, and from then on whatever
+    ends.
 
-    What ends soon at first is told to who began it: an address or a key may be wrong. Not where another life ended just
-    `before`, which the SuperLink may not know yet. Who wants it to end ends this process.
+    What ends soon at first is told to who began it: an address or a key may be wrong. Not where
+    another life ended just `before`, which the SuperLink may not know yet. Who wants it to end ends
+    this process.
 
     Returns:
       The exit status of what ended soon.
@@ -129,7 +147,9 @@ def _named(folder: Path, path: Path) -> Path:
     script = commands / "hand_over.py"
     script.write_text(HAND_OVER.format(path=str(path)), encoding="utf-8")
     command = commands / COURIER
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{script}" "$@"\n', encoding="utf-8")
+    command.write_text(
+        f'#!/bin/sh\nexec "{sys.executable}" -IS "{script}" "$@"\n', encoding="utf-8"
+    )
     command.chmod(0o700)
     return commands
 
@@ -141,7 +161,8 @@ def _until_ended(
     couriers: set[int],
     alive: Path,
 ) -> int:
-    """Fork couriers until the SuperNode ends, or waits for ever for one that failed; its exit status.
+    """Fork couriers until the SuperNode ends, or waits for ever for one that failed; its exit
+    status.
 
     `couriers` are those that run; some may outlive a SuperNode.
     """
@@ -154,7 +175,9 @@ def _until_ended(
                 connection.settimeout(PATIENCE)
                 couriers.add(_forked(receive(connection).head, server, work))
                 lost = inf
-        ended = dict(pid_and_status for pid in couriers if (pid_and_status := os.waitpid(pid, os.WNOHANG))[0])
+        ended = dict(
+            pid_and_status for pid in couriers if (pid_and_status := os.waitpid(pid, os.WNOHANG))[0]
+        )
         couriers.difference_update(ended)
         lost = monotonic() if any(ended.values()) else lost
         if not couriers and monotonic() - lost > LOST:
@@ -164,7 +187,9 @@ def _until_ended(
 
 def _forked(told: Mapping[str, Any], server: socket.socket, work: Callable[[], object]) -> int:
     """The process that is now a courier."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)  # what this process does when it is to end is nothing for its fork
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, ENDS
+    )  # what this process does when it is to end is nothing for its fork
     try:
         return os.fork() or _run(told, server, work)
     finally:
@@ -172,7 +197,8 @@ def _forked(told: Mapping[str, Any], server: socket.socket, work: Callable[[], o
 
 
 def _run(told: Mapping[str, Any], server: socket.socket, work: Callable[[], object]) -> NoReturn:
-    """Be the courier, in a process of its own, and end with it; with 1 where a signal ended it: it has not answered."""
+    """Be the courier, in a process of its own, and end with it; with 1 where a signal ended it: it
+    has not answered."""
     code = 1
     hear, tell = os.pipe()
     try:

@@ -25,15 +25,21 @@ from fedpeft.site import Site
 
 LIBRARIES = ("fedpeft", "torch", "transformers", "peft")
 WHAT = {
-    **{name: f"another version of {name} here than at the server: install the same" for name in LIBRARIES},
+    **{
+        name: f"another version of {name} here than at the server: install the same"
+        for name in LIBRARIES
+    },
     "plan": "the plan here is not the run's: give both sides the same file, with the same settings",
-    "base": "the base model here is not the run's: take the same weights and the same versions of torch, transformers "
+    "base": "the base model here is not the run's: take the same weights and the same versions of "
+    "torch, transformers "
     "and peft",
     "labels": "the labels here are not the run's: name them in the plan, classes = [...]",
-    "transforms": "what becomes of an example here is not what the run does: take the same version of fedpeft, and the "
+    "transforms": "what becomes of an example here is not what the run does: take the same version "
+    "of fedpeft, and the "
     "same image processor or tokenizer with the base model",
 }
-"""By what is compared, what to do where it differs; versions first, since the rest may follow from them."""
+"""By what is compared, what to do where it differs; versions first, since the rest may follow from
+them."""
 
 
 def terms_of(site: Site) -> dict[str, str]:
@@ -41,7 +47,9 @@ def terms_of(site: Site) -> dict[str, str]:
     plan = replace(site.plan, classes=site.classes)
     versions = environment(plan, site.device)["versions"]
     return {
-        **{name: versions[name].partition("+")[0] for name in LIBRARIES},  # "+cpu" and "+cu126" are of one source
+        **{
+            name: versions[name].partition("+")[0] for name in LIBRARIES
+        },  # "+cpu" and "+cu126" are of one source
         "plan": site.plan.fingerprint,
         "base": base_fingerprint(plan),
         "labels": labels_digest(site.classes),
@@ -61,22 +69,35 @@ def check_plan(plan: Plan) -> None:
     """Raises PlanError for a plan that cannot be carried out where the server sees no client."""
     if leaking(plan):
         raise PlanError(
-            "local.as_published hands momentum from client to client, and here each is a machine of its own"
+            "local.as_published hands momentum from client to client, and here each is a machine "
+            "of its own"
         )
     if plan.buffer is not None:
-        raise PlanError("asynchronous steps run on a simulated clock, which nodes do not have: leave out `buffer`")
+        raise PlanError(
+            "asynchronous steps run on a simulated clock, which nodes do not have: leave out "
+            "`buffer`"
+        )
     if plan.personal:
-        raise PlanError("personal tensors stay with their nodes, where this server cannot measure them: leave them out")
+        raise PlanError(
+            "personal tensors stay with their nodes, where this server cannot measure them: leave "
+            "them out"
+        )
 
 
 def check_signer(plan: Plan, name: ClientId, private: bytes | None) -> None:
-    """Raises PlanError unless a node has the signing key that the plan knows it by, and none where it knows none."""
+    """Raises PlanError unless a node has the signing key that the plan knows it by, and none where
+    it knows none."""
     known = plan.exchange.signers.get(name)
     if private is None and plan.exchange.signers:
-        raise PlanError("the plan's exchange.keys says who signs: give the node its own key, --key FILE")
+        raise PlanError(
+            "the plan's exchange.keys says who signs: give the node its own key, --key FILE"
+        )
     if private is not None and public_of(private) != known:
         has = "has another key" if known else "has no key"
-        raise PlanError(f"the plan's exchange.keys {has} for {name!r}: put the line of its .pub there, on all sides")
+        raise PlanError(
+            f"the plan's exchange.keys {has} for {name!r}: put the line of its .pub there, on all "
+            "sides"
+        )
 
 
 def node_site(plan: Plan, path: str, name: ClientId, device: str = "cpu") -> Site:
@@ -89,7 +110,9 @@ def node_site(plan: Plan, path: str, name: ClientId, device: str = "cpu") -> Sit
     check_plan(plan)
     if name not in (plan.nodes or ()):
         known = ", ".join(plan.nodes or ()) or "none"
-        raise PlanError(f"the plan names no node {name!r}: its nodes are {known}; set nodes = [...] in it")
+        raise PlanError(
+            f"the plan names no node {name!r}: its nodes are {known}; set nodes = [...] in it"
+        )
     return own_site(settled(named(plan), plan.nodes or ()), path, name, device)
 
 
@@ -102,19 +125,23 @@ def rehearsal_site(plan: Plan, number: int, device: str = "cpu") -> tuple[Site, 
     check_plan(plan)
     if plan.nodes is not None:
         raise PlanError(
-            "the plan's clients are nodes with their own data: give --data and --name, or leave out `nodes`"
+            "the plan's clients are nodes with their own data: give --data and --name, or leave "
+            "out `nodes`"
         )
     site = open_run_site(plan, device)
     if not 0 <= number < len(site.data.clients):
-        raise PlanError(f"--client {number}: the plan's partition has {len(site.data.clients)} clients, counted from 0")
+        raise PlanError(
+            f"--client {number}: the plan's partition has {len(site.data.clients)} clients, "
+            "counted from 0"
+        )
     return site, site.data.clients[number]
 
 
 def server_site(plan: Plan, say: Callable[[str], None] = lambda words: None) -> Site:
     """The site of the server. Where the clients are nodes, nobody's training examples are there.
 
-    The plan's data, where they can be read, are then the server's own, and their held-out part is measured; else
-    nothing is, which `say` is told.
+    The plan's data, where they can be read, are then the server's own, and their held-out part is
+    measured; else nothing is, which `say` is told.
 
     Raises:
       DataError, PlanError: what is wrong with the plan or its data.
@@ -137,12 +164,16 @@ def server_site(plan: Plan, say: Callable[[str], None] = lambda words: None) -> 
 def named(plan: Plan) -> Plan:
     """The plan, if it names the labels; raises PlanError if it does not."""
     if not plan.classes:
-        raise PlanError("the plan does not name the labels, and a node need not have them all: set classes = [...]")
+        raise PlanError(
+            "the plan does not name the labels, and a node need not have them all: set classes = "
+            "[...]"
+        )
     return plan
 
 
 def token_at(folder: RunFolder) -> str:
-    """What tells this run from others of the same plan, so that nodes keep their memories apart; drawn once."""
+    """What tells this run from others of the same plan, so that nodes keep their memories apart;
+    drawn once."""
     path = folder.path / "token"
     if not path.exists():
         write_atomically(path, token_hex(16).encode())

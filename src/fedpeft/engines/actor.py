@@ -1,4 +1,5 @@
-"""What an actor of Ray does with the messages of Flower's simulation: it keeps the base model and the data."""
+"""What an actor of Ray does with the messages of Flower's simulation: it keeps the base model and
+the data."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -48,7 +49,9 @@ def _letter(done: Reply | Failure | StoreError) -> Letter:
         return Letter({"kind": "reply"}, done.payload)
     if isinstance(done, Failure):
         return Letter({"kind": "failed", "reason": done.reason})
-    return Letter({"kind": "disk", "error": [done.errno, done.strerror, done.filename and str(done.filename)]})
+    return Letter(
+        {"kind": "disk", "error": [done.errno, done.strerror, done.filename and str(done.filename)]}
+    )
 
 
 def result(client: ClientId, answer: Letter) -> Reply | Failure:

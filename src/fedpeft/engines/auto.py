@@ -19,15 +19,19 @@ from fedpeft.engines.stacks import Stacks, Trainee
 from fedpeft.site import Site, threads
 
 FEW, MANY = 8, 100
-"""Clients that take a step together in the trial: of many, as many as take a second one after another."""
+"""Clients that take a step together in the trial: of many, as many as take a second one after
+another."""
 STARTING = 10.0
-"""Seconds until worker processes have loaded their libraries, models and data; more than most need."""
+"""Seconds until worker processes have loaded their libraries, models and data; more than most
+need."""
 LONG = 0.2
-"""Seconds of a step from which it is not tried with others: on a core what a stack saves is gone far below."""
+"""Seconds of a step from which it is not tried with others: on a core what a stack saves is gone
+far below."""
 ENOUGH = 2.0
 """Seconds of trying the same after which it is not repeated."""
 GAIN = 0.85
-"""Of the time one after another, what a choice must stay below: a trial is short, and a tie goes to the exact one."""
+"""Of the time one after another, what a choice must stay below: a trial is short, and a tie goes to
+the exact one."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,9 @@ class Auto:
         if self.choice.engine == "processes":
             self.engine = Processes(self.site, self.store, self.workers)
         else:
-            self.engine = (Cohort if self.choice.engine == "cohort" else InProcess)(self.site, self.store)
+            self.engine = (Cohort if self.choice.engine == "cohort" else InProcess)(
+                self.site, self.store
+            )
 
     @property
     def clients(self) -> Sequence[ClientId]:
@@ -79,17 +85,25 @@ def choose(site: Site, workers: int = 0) -> Choice:
     """The engine that a run of the site's plan is likely to be done with first."""
     why = unfit(site)
     if torch.device(site.device).type != "cpu":  # worker processes would share the one device
-        return Choice("inprocess", why) if why else Choice("cohort", "one client alone does not fill the device")
+        return (
+            Choice("inprocess", why)
+            if why
+            else Choice("cohort", "one client alone does not fill the device")
+        )
     plan, clients = site.plan, site.data.clients
     try:
         alone, together, why = trial(site, why)
-    except Exception as error:  # parts that users write may raise anything; a run then says whose failure it is
+    except (
+        Exception
+    ) as error:  # parts that users write may raise anything; a run then says whose failure it is
         return Choice("inprocess", f"a step cannot be tried: {type(error).__name__}: {error}")
     each = sum(plan.local.steps_for(site.data.size(client)) for client in clients) / len(clients)
     run = alone * each * min(plan.cohort, len(clients)) * plan.rounds
     hands = min(workers or max(1, processors() // plan.threads), plan.cohort, len(clients))
     share = why or f"a step of clients together takes {together / alone:.2f} of one after another"
-    if hands > 1 and run / hands + STARTING < GAIN * min(run, run if why else run * together / alone):
+    if hands > 1 and run / hands + STARTING < GAIN * min(
+        run, run if why else run * together / alone
+    ):
         return Choice("processes", f"{run:.0f} s of training for {hands} processes; {share}")
     if not why and together < GAIN * alone:
         return Choice("cohort", share)
@@ -97,15 +111,17 @@ def choose(site: Site, workers: int = 0) -> Choice:
 
 
 def trial(site: Site, why: str = "") -> tuple[float, float, str]:
-    """Seconds of a client's step, alone and with others, and why there are no others; where `why` says so already,
-    that is not tried."""
+    """Seconds of a client's step, alone and with others, and why there are no others; where `why`
+    says so already, that is not tried."""
     cohort = site.data.clients[: min(MANY, site.plan.cohort)]
     worker = Worker(site, Nowhere())
     stacks = Stacks(site)
     payload = site.plan.downlink.encode(site.plan.server.init(site.params())[0])
 
     def begun(client: ClientId) -> Trainee:
-        opened = worker.open(Job("trial", 0, client, "fit", fold(site.plan.seed, "trial", client), None, payload))
+        opened = worker.open(
+            Job("trial", 0, client, "fit", fold(site.plan.seed, "trial", client), None, payload)
+        )
         if isinstance(opened, Failure):
             raise RuntimeError(opened.reason)
         assert isinstance(opened, Opened)
@@ -124,7 +140,9 @@ def trial(site: Site, why: str = "") -> tuple[float, float, str]:
     with threads(site.plan.threads), seeded(0):
         alone = seconds(one)
         if not why and alone > LONG:
-            why = f"a step of one client takes {alone:.1f} s, which is work enough for the processor"
+            why = (
+                f"a step of one client takes {alone:.1f} s, which is work enough for the processor"
+            )
         if why:
             return alone, alone, why
         some = company(cohort, alone)
@@ -140,12 +158,14 @@ def typical(data: Data, clients: Sequence[ClientId]) -> ClientId:
 
 
 def company(clients: Sequence[ClientId], alone: float) -> Sequence[ClientId]:
-    """Who is tried together: the shorter a step is alone, the more, as small steps gain by numbers."""
+    """Who is tried together: the shorter a step is alone, the more, as small steps gain by
+    numbers."""
     return clients[: max(FEW, int(1 / alone))]
 
 
 def seconds(work: Callable[[], object], clock: Callable[[], float] = perf_counter) -> float:
-    """The median of three times after one that counts for nothing, as libraries load in it; of what takes long one."""
+    """The median of three times after one that counts for nothing, as libraries load in it; of what
+    takes long one."""
     times: list[float] = []
     while len(times) < 2 or (len(times) < 4 and sum(times) < ENOUGH):
         began = clock()

@@ -1,8 +1,9 @@
 """The clients of a round trained together, in one pass through the base that they share.
 
-Equal to one after another but for rounding: 1e-4 of a client's change in float32. AdamW makes whole steps of rounding
-where a true gradient is zero, as that of attention's key biases is; those differ more, and the model's outputs do not.
-What cannot be stacked is trained one after another, with one line in the log that says why.
+Equal to one after another but for rounding: 1e-4 of a client's change in float32. AdamW makes whole
+steps of rounding where a true gradient is zero, as that of attention's key biases is; those differ
+more, and the model's outputs do not. What cannot be stacked is trained one after another, with one
+line in the log that says why.
 """
 
 from collections import deque
@@ -24,17 +25,19 @@ from fedpeft.site import Site, open_site, threads
 MOST = 256
 """Clients opened at once; beyond it a larger stack saves no more."""
 HELD = 10
-"""Copies of its tensors that a client holds at most: received, trained, moments, gradient, all but the first twice."""
+"""Copies of its tensors that a client holds at most: received, trained, moments, gradient, all but
+the first twice."""
 SHARE = 0.25
 """Of the memory that is there, what these may take."""
 HEAVY, LIGHT = 0.25, 300_000
-"""The share of a model's weights that may be trained, unless they are few: products with a client's own weights gain
-nothing in a stack, and cost memory."""
+"""The share of a model's weights that may be trained, unless they are few: products with a client's
+own weights gain nothing in a stack, and cost memory."""
 
 
 @dataclass(eq=False)
 class Cohort:
-    """Lazy by chunks: as many clients as memory has room for train when the first one's reply is asked for.
+    """Lazy by chunks: as many clients as memory has room for train when the first one's reply is
+    asked for.
 
     Attributes:
       site: a plan will do; its data and model are then loaded here.
@@ -77,7 +80,9 @@ class Cohort:
             opened = self._opened(waiting)
             trained = self._trained([one for one in opened if isinstance(one, Opened)])
             for one in opened:
-                yield self.worker.close(one, next(trained).result) if isinstance(one, Opened) else one
+                yield (
+                    self.worker.close(one, next(trained).result) if isinstance(one, Opened) else one
+                )
 
     def _opened(self, waiting: deque[Job]) -> list[Opened | Reply | Failure]:
         """A chunk of the jobs."""
@@ -102,7 +107,11 @@ class Cohort:
             for trainee, outcome in trainees.items():
                 with outcome:
                     alone = self.worker.alone if trainee in left else None
-                    outcome.trained = alone(trainee.opened) if alone else ends.get(trainee) or stacks.finish(trainee)
+                    outcome.trained = (
+                        alone(trainee.opened)
+                        if alone
+                        else ends.get(trainee) or stacks.finish(trainee)
+                    )
         if left and all(trainees[trainee].error is None for trainee in left):
             self._give_up(stacks.why)
         return iter(outcomes)
@@ -138,13 +147,15 @@ class Outcome:
 
 
 def room(start: Tensors, free: int) -> int:
-    """How many clients that begin with such tensors may be open at once, with so many bytes free."""
+    """How many clients that begin with such tensors may be open at once, with so many bytes
+    free."""
     each = HELD * sum(x.nbytes for x in start.values())
     return max(1, min(MOST, int(SHARE * free) // max(1, each)))
 
 
 def unfit(site: Site) -> str:
-    """Why the clients of a site cannot be stacked, as far as that can be told beforehand; empty if they can."""
+    """Why the clients of a site cannot be stacked, as far as that can be told beforehand; empty if
+    they can."""
     if site.plan.local.event:
         return f"{type(site.plan.local).__name__} takes gradients example by example"
     names = site.plan.method.names(site.model)
@@ -152,7 +163,10 @@ def unfit(site: Site) -> str:
     layers = [name for name, module in site.model.named_modules() if isinstance(module, _BatchNorm)]
     if layers or not set(names) <= parameters.keys():
         return f"{layers[0] if layers else names[-1]!r} takes statistics over a batch, whose rows must be its own"
-    whole, own = sum(x.numel() for x in parameters.values()), sum(parameters[name].numel() for name in names)
+    whole, own = (
+        sum(x.numel() for x in parameters.values()),
+        sum(parameters[name].numel() for name in names),
+    )
     if own > max(HEAVY * whole, LIGHT):
         return f"{own:,} of the model's {whole:,} weights are each client's own, so that little is shared"
     return ""

@@ -1,6 +1,8 @@
-"""Flower's side of a node: a courier between the SuperNode and the worker that stays (`fedpeft node`).
+"""Flower's side of a node: a courier between the SuperNode and the worker that stays (`fedpeft
+node`).
 
-Flower starts a fresh process for each message. This file therefore imports no torch: it hands over the bytes and waits.
+Flower starts a fresh process for each message. This file therefore imports no torch: it hands over
+the bytes and waits.
 """
 
 from pathlib import Path
@@ -17,7 +19,8 @@ NODE = "node"
 
 
 def content(what: Letter) -> RecordDict:
-    """A letter as Flower carries it: arrays of bytes are cut in chunks, and what several letters share goes once."""
+    """A letter as Flower carries it: arrays of bytes are cut in chunks, and what several letters
+    share goes once."""
     arrays = {name: _array(data) for name, data in ((HEAD, what.text), (BODY, what.body)) if data}
     return RecordDict({RECORD: ArrayRecord(arrays)})
 
@@ -39,11 +42,15 @@ def opened(message: Message) -> Letter:
 
 
 def carry(message: Message, context: Context) -> Message:
-    """Hand a letter to the worker of this node, and its answer back; why there is none is an answer too."""
+    """Hand a letter to the worker of this node, and its answer back; why there is none is an answer
+    too."""
     folder = context.node_config.get(NODE)
     try:
         if not isinstance(folder, str):
-            raise WireError(f"the SuperNode is not told where the worker is: --node-config '{NODE}=\"/its/folder\"'")
+            raise WireError(
+                "the SuperNode is not told where the worker is: --node-config "
+                f"'{NODE}=\"/its/folder\"'"
+            )
         answer = ask(Path(folder) / SOCKET, opened(message), message.metadata.ttl)
     except (OSError, WireError) as error:
         answer = Letter({"kind": "failed", "reason": _why(error)})

@@ -1,4 +1,5 @@
-"""Clients on other machines, over Flower (arXiv:2007.14390): the same jobs, the same bytes, another road."""
+"""Clients on other machines, over Flower (arXiv:2007.14390): the same jobs, the same bytes, another
+road."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -26,9 +27,11 @@ AGAIN = 15.0  # seconds until a node that long cannot serve is asked again, whic
 
 @dataclass(eq=False)
 class Flower:
-    """One message for each job. What a node cannot do in time is its client's failure, and the round goes on.
+    """One message for each job. What a node cannot do in time is its client's failure, and the
+    round goes on.
 
-    Nodes say who they are when they first come. A node that is gone and comes back is asked again, whoever it was.
+    Nodes say who they are when they first come. A node that is gone and comes back is asked again,
+    whoever it was.
 
     Attributes:
       clients: the names of all that may take part, of this run, here or not.
@@ -48,11 +51,17 @@ class Flower:
     refused: dict[ClientId, str] = field(default_factory=dict)
     _greeted: dict[str, int] = field(default_factory=dict)  # by message, the node
     _later: dict[int, float] = field(default_factory=dict)  # by node, when it may be greeted again
-    _idle: dict[int, tuple[float, str]] = field(default_factory=dict)  # by node, since when it cannot serve, and why
-    _looks: "dict[str, Future[list[Message]]]" = field(default_factory=dict)  # by message, for its answer
+    _idle: dict[int, tuple[float, str]] = field(
+        default_factory=dict
+    )  # by node, since when it cannot serve, and why
+    _looks: "dict[str, Future[list[Message]]]" = field(
+        default_factory=dict
+    )  # by message, for its answer
     _looked: dict[str, float] = field(default_factory=dict)  # by message, when last
     _sent: dict[str, int] = field(default_factory=dict)  # by message, the node of a job
-    _missed: dict[str, float] = field(default_factory=dict)  # by message, since when its node is not there
+    _missed: dict[str, float] = field(
+        default_factory=dict
+    )  # by message, since when its node is not there
 
     def gather(self) -> None:
         """Wait until all clients are here, or the deadline.
@@ -66,7 +75,10 @@ class Flower:
             self._welcome()
             sleep(POLL)
         missing = [client for client in self.clients if client not in self.homes]
-        whys = [f"{client}: {self.refused.get(client, 'no node of that name came')}" for client in missing]
+        whys = [
+            f"{client}: {self.refused.get(client, 'no node of that name came')}"
+            for client in missing
+        ]
         if len(missing) == len(self.clients):
             raise RunError(f"no client is here after {self.deadline:g} s; {'; '.join(whys)}")
         for why in whys:
@@ -110,8 +122,11 @@ class Flower:
         names = self._push(new, [Letter({"kind": "hello"})] * len(new), self.deadline)
         self._greeted |= {name: node for node, name in zip(new, names, strict=False) if name}
 
-    def _push(self, nodes: Sequence[int], letters: Sequence[Letter], seconds: float) -> list[str | None]:
-        """Send letters; by each the name under which its answer will come, or None if it could not be sent.
+    def _push(
+        self, nodes: Sequence[int], letters: Sequence[Letter], seconds: float
+    ) -> list[str | None]:
+        """Send letters; by each the name under which its answer will come, or None if it could not
+        be sent.
 
         Nothing where the SuperLink stumbles: then they can be sent again.
         """
@@ -128,7 +143,8 @@ class Flower:
         return self._patiently(lambda: list(self.grid.push_messages(made)), none) if made else none
 
     def _patiently(self, call: Callable[[], Result], otherwise: Result) -> Result:
-        """What the SuperLink says, or `otherwise` where it stumbles: it may be busy with its database."""
+        """What the SuperLink says, or `otherwise` where it stumbles: it may be busy with its
+        database."""
         from httpx import HTTPStatusError
 
         try:
@@ -146,16 +162,26 @@ class Flower:
         for message in self._fetched(asked):
             if message.has_error():
                 reason = f"its node did not do the work: {message.error.reason}"
-                yield message.metadata.reply_to_message_id, Letter({"kind": "failed", "reason": reason})
+                yield (
+                    message.metadata.reply_to_message_id,
+                    Letter({"kind": "failed", "reason": reason}),
+                )
                 continue
             try:
                 yield message.metadata.reply_to_message_id, opened(message)
             except WireError as error:
-                yield message.metadata.reply_to_message_id, Letter({"kind": "failed", "reason": str(error)})
+                yield (
+                    message.metadata.reply_to_message_id,
+                    Letter({"kind": "failed", "reason": str(error)}),
+                )
 
     def _fetched(self, asked: Mapping[str, Any]) -> "Iterator[Message]":
-        """What came. Each look has a thread: for an answer whose upload was broken off Flower waits many minutes."""
-        idle = sorted((name for name in asked if name not in self._looks), key=lambda name: self._looked.get(name, 0.0))
+        """What came. Each look has a thread: for an answer whose upload was broken off Flower waits
+        many minutes."""
+        idle = sorted(
+            (name for name in asked if name not in self._looks),
+            key=lambda name: self._looked.get(name, 0.0),
+        )
         for name in idle[:AT_ONCE]:
             self._looked[name], self._looks[name] = monotonic(), Future()
             Thread(target=self._look, args=(name, self._looks[name]), daemon=True).start()
@@ -177,7 +203,11 @@ class Flower:
             if node is None:  # answered already
                 continue
             client, differs = words(head.get("client", "")), head.get("differs")
-            why = words(head.get("reason", "?")) if head.get("kind") != "welcome" else self._unwelcome(client)
+            why = (
+                words(head.get("reason", "?"))
+                if head.get("kind") != "welcome"
+                else self._unwelcome(client)
+            )
             if not why:
                 self.homes[client] = node
                 self.refused.pop(client, None)
@@ -199,13 +229,16 @@ class Flower:
 
     def _unwelcome(self, client: ClientId) -> str:
         if client not in self.clients:
-            return f"this run knows no client {client!r}; it has {', '.join(map(str, self.clients))}"
+            return (
+                f"this run knows no client {client!r}; it has {', '.join(map(str, self.clients))}"
+            )
         return f"another node is {client!r} already" if client in self.homes else ""
 
     def _dispatch(
         self, unsent: dict[ClientId, Job], asked: dict[str, ClientId], seconds: float
     ) -> dict[ClientId, Failure]:
-        """Send what can be sent; a job whose client is not here waits for nodes that have not said who they are."""
+        """Send what can be sent; a job whose client is not here waits for nodes that have not said
+        who they are."""
         ready = [job for client, job in unsent.items() if client in self.homes]
         letters = [Letter({"kind": "job", **head_of(job)}, job.payload) for job in ready]
         names = self._push([self.homes[job.client] for job in ready], letters, seconds)
@@ -218,7 +251,9 @@ class Flower:
                 failed[job.client] = Failure(job.client, "its job could not be sent")
         if not self._greeted:
             for client in [client for client in unsent if client not in self.homes]:
-                failed[client] = Failure(client, self.refused.get(client, "its node is not connected"))
+                failed[client] = Failure(
+                    client, self.refused.get(client, "its node is not connected")
+                )
                 del unsent[client]
         return failed
 
@@ -231,19 +266,31 @@ class Flower:
             if answer.head.get("kind") == "reply":
                 done[client] = Reply(client, answer.body)
             else:
-                done[client] = Failure(client, words(answer.head.get("reason", "its node's answer has no sense")))
+                done[client] = Failure(
+                    client, words(answer.head.get("reason", "its node's answer has no sense"))
+                )
         return done
 
     def _broken_off(self, asked: dict[str, ClientId]) -> dict[ClientId, Failure]:
-        """Whose answer has begun to come and whose node is gone: the SuperLink would wait long for the rest of it."""
+        """Whose answer has begun to come and whose node is gone: the SuperLink would wait long for
+        the rest of it."""
         now = monotonic()
         looking = {name for name in asked if name in self._looks and not self._looks[name].done()}
         stuck = [name for name in looking if now - self._looked[name] > STUCK]
         here = self._here() if stuck else set()
-        missed = {name: self._missed.get(name, now) for name in stuck if self._sent[name] not in here}
+        missed = {
+            name: self._missed.get(name, now) for name in stuck if self._sent[name] not in here
+        }
         self._missed = missed
-        gone = [name for name, since in missed.items() if now - since >= STUCK and not self._looks[name].done()]
-        return {client: Failure(client, "its node went in the middle of its answer") for client in map(asked.pop, gone)}
+        gone = [
+            name
+            for name, since in missed.items()
+            if now - since >= STUCK and not self._looks[name].done()
+        ]
+        return {
+            client: Failure(client, "its node went in the middle of its answer")
+            for client in map(asked.pop, gone)
+        }
 
 
 def words(value: object) -> str:
@@ -253,7 +300,9 @@ def words(value: object) -> str:
 
 def head_of(job: Job) -> dict[str, Any]:
     """All of a job but its payload, as a letter's head has it."""
-    return {key: getattr(job, key) for key in ("run", "round", "client", "phase", "seed", "accepted")}
+    return {
+        key: getattr(job, key) for key in ("run", "round", "client", "phase", "seed", "accepted")
+    }
 
 
 def server_app(serve: "Callable[[Grid, Mapping[str, Any]], None]") -> "ServerApp":

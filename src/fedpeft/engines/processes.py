@@ -28,7 +28,9 @@ from fedpeft.plan import Plan
 from fedpeft.site import Site, open_site
 
 PARTING = 5.0  # seconds that an idle worker process has to end
-ATTEMPTS = 2  # a job whose worker process dies goes to a fresh one; after this many deaths it is a failure
+ATTEMPTS = (
+    2  # a job whose worker process dies goes to a fresh one; after this many deaths it is a failure
+)
 
 
 def _serve(connection: Connection, plan: Plan, device: str, store: Store) -> None:
@@ -44,7 +46,8 @@ def _serve(connection: Connection, plan: Plan, device: str, store: Store) -> Non
 
 
 def answered(worker: Callable[[Job], Reply | Failure], job: Job) -> Reply | Failure | StoreError:
-    """A disk that fails is for the parent to raise: here it would be one more end of a worker process."""
+    """A disk that fails is for the parent to raise: here it would be one more end of a worker
+    process."""
     try:
         return worker(job)
     except StoreError as error:
@@ -52,7 +55,8 @@ def answered(worker: Callable[[Job], Reply | Failure], job: Job) -> Reply | Fail
 
 
 def answering(plan: Plan, device: str, store: Store) -> Callable[[Job], Reply | Failure]:
-    """A worker; where it cannot be made, what says why to each job, since a death would only tell a number."""
+    """A worker; where it cannot be made, what says why to each job, since a death would only tell a
+    number."""
     try:
         return Worker(open_site(plan, device), store)
     except Exception as error:  # parts that users write may raise anything
@@ -61,7 +65,8 @@ def answering(plan: Plan, device: str, store: Store) -> Callable[[Job], Reply | 
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed closes the connection, but a worker in the middle of a job would not look at it."""
+    """A parent that is killed closes the connection, but a worker in the middle of a job would not
+    look at it."""
     parent = parent_process()
     if parent is not None:
         parent.join()
@@ -91,12 +96,14 @@ class _Hand:
 
 
 def processors() -> int:
-    """As many as this process may use, which a container or a batch system makes fewer than the machine has."""
+    """As many as this process may use, which a container or a batch system makes fewer than the
+    machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _dismiss(hand: _Hand, grace: float = 0) -> int | None:
-    """End a worker process, dead already or not. Nothing is lost: what it had to keep, it wrote before it answered."""
+    """End a worker process, dead already or not. Nothing is lost: what it had to keep, it wrote
+    before it answered."""
     hand.connection.close()
     hand.process.join(grace)
     hand.process.kill()
@@ -122,7 +129,9 @@ class Processes:
 
     def __post_init__(self) -> None:
         if leaking(self.site.plan):
-            raise PlanError('local.as_published needs clients one after another: use the engine "inprocess"')
+            raise PlanError(
+                'local.as_published needs clients one after another: use the engine "inprocess"'
+            )
 
     @property
     def clients(self) -> Sequence[ClientId]:
@@ -176,7 +185,9 @@ class Processes:
         with suppress(OSError):  # its death is seen when its answer is waited for
             hand.connection.send(what[1])
 
-    def _answers(self, waiting: "deque[tuple[int, Job, int]]") -> Iterator[tuple[int, Reply | Failure]]:
+    def _answers(
+        self, waiting: "deque[tuple[int, Job, int]]"
+    ) -> Iterator[tuple[int, Reply | Failure]]:
         busy = {hand.connection: hand for hand in self._hands if hand.at}
         for ready in wait(list(busy)):
             hand = busy[ready]  # type: ignore[index]
@@ -190,7 +201,13 @@ class Processes:
                 if attempt < ATTEMPTS:
                     waiting.appendleft((place, job, attempt + 1))
                 else:
-                    yield place, Failure(job.client, f"its worker process ended with code {code}, {attempt} times")
+                    yield (
+                        place,
+                        Failure(
+                            job.client,
+                            f"its worker process ended with code {code}, {attempt} times",
+                        ),
+                    )
                 continue
             hand.at = None
             if isinstance(answer, StoreError):
@@ -198,7 +215,8 @@ class Processes:
             yield place, answer
 
     def close(self) -> None:
-        """End the worker processes; an idle one ends itself, so that what its libraries hold is given back."""
+        """End the worker processes; an idle one ends itself, so that what its libraries hold is
+        given back."""
         for hand in self._hands:
             hand.connection.close()
         while self._hands:

@@ -1,6 +1,8 @@
-"""Clients in actors of Ray (arXiv:1712.05889), as Flower's simulation holds them: on this machine, or on a cluster.
+"""Clients in actors of Ray (arXiv:1712.05889), as Flower's simulation holds them: on this machine,
+or on a cluster.
 
-Each actor stays, with the base model and the data. What crosses is what crosses Flower's networks: a letter for a job.
+Each actor stays, with the base model and the data. What crosses is what crosses Flower's networks:
+a letter for a job.
 """
 
 import os
@@ -55,7 +57,8 @@ class FlowerSimulation:
       workers: actors, each with `plan.threads` processors; 0 for as many as there is room for.
 
     Raises:
-      RunError: Flower or Ray is not installed, or a number is given for a cluster, which has its own.
+      RunError: Flower or Ray is not installed, or a number is given for a cluster, which has its
+        own.
     """
 
     site: Site
@@ -70,9 +73,14 @@ class FlowerSimulation:
     def check(workers: int) -> None:
         """Raises RunError as above."""
         if find_spec("flwr") is None or find_spec("ray") is None:
-            raise RunError("the engine \"flower-simulation\" needs Ray: pip install 'fedpeft[flower-simulation]'")
+            raise RunError(
+                'the engine "flower-simulation" needs Ray: pip install '
+                "'fedpeft[flower-simulation]'"
+            )
         if workers and CLUSTER in os.environ:
-            raise RunError(f"the cluster that {CLUSTER} names has its own number of workers: leave it out")
+            raise RunError(
+                f"the cluster that {CLUSTER} names has its own number of workers: leave it out"
+            )
 
     @property
     def clients(self) -> Sequence[ClientId]:
@@ -103,7 +111,8 @@ class FlowerSimulation:
                 self.close()
 
     def close(self) -> None:
-        """End the actors, and this process's part in Ray, also where somebody else had begun it here."""
+        """End the actors, and this process's part in Ray, also where somebody else had begun it
+        here."""
         simulation, self._simulation = self._simulation, None
         if simulation is not None:
             simulation.close()
@@ -135,7 +144,9 @@ class Simulation:
         while waiting and self.idle:
             job, node = waiting.popleft(), self.idle.pop()
             letter = Letter(head_of(job), job.payload)
-            [name] = self.grid.push_messages([Message(content(letter), node, MessageType.QUERY, ttl=LONG)])
+            [name] = self.grid.push_messages(
+                [Message(content(letter), node, MessageType.QUERY, ttl=LONG)]
+            )
             self.asked[name] = job.client, node
 
     def answers(self) -> dict[ClientId, Reply | Failure]:
@@ -149,7 +160,9 @@ class Simulation:
             client, node = self.asked.pop(message.metadata.reply_to_message_id)
             self.idle.append(node)
             if message.has_error():
-                done[client] = Failure(client, f"its actor did not do the work: {words(message.error.reason)}")
+                done[client] = Failure(
+                    client, f"its actor did not do the work: {words(message.error.reason)}"
+                )
             else:
                 done[client] = result(client, opened(message))
         if not done:
@@ -157,11 +170,14 @@ class Simulation:
         return done
 
     def close(self) -> None:
-        """End it. Nothing is lost of what a client had to keep: that is written before it answers."""
+        """End it. Nothing is lost of what a client had to keep: that is written before it
+        answers."""
         import ray
 
         self.leave.set()
-        if self.asked and self.thread.is_alive():  # where Flower broke down, it has shut Ray down itself
+        if (
+            self.asked and self.thread.is_alive()
+        ):  # where Flower broke down, it has shut Ray down itself
             _end_actors()
         self.thread.join(PARTING)
         ray.shutdown()
@@ -175,7 +191,9 @@ def begin(site: Site, store: Store, workers: int) -> Simulation:
       RunError: Ray or Flower does not begin.
     """
     threads = site.plan.threads
-    wanted = min(workers or max(1, processors() // threads), site.plan.cohort, len(site.data.clients))
+    wanted = min(
+        workers or max(1, processors() // threads), site.plan.cohort, len(site.data.clients)
+    )
     with _switched():
         import ray
 
@@ -183,7 +201,9 @@ def begin(site: Site, store: Store, workers: int) -> Simulation:
         try:
             app = client_app(_held(site, store))
             nodes = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 0) // threads))
-            return _simulation(app, nodes, {"num_cpus": threads, "num_gpus": float(site.device.startswith("cuda"))})
+            return _simulation(
+                app, nodes, {"num_cpus": threads, "num_gpus": float(site.device.startswith("cuda"))}
+            )
         except BaseException:
             ray.shutdown()
             raise
@@ -229,7 +249,8 @@ def _simulation(app: "ClientApp", nodes: int, each: dict[str, float]) -> Simulat
 
 
 def _end_actors() -> None:
-    """End them in the middle of their work, or Flower waits for it, and for ever where Ray is shut down meanwhile.
+    """End them in the middle of their work, or Flower waits for it, and for ever where Ray is shut
+    down meanwhile.
 
     Ray's public way needs their handles, which Flower has.
     """
@@ -246,7 +267,11 @@ def _begin_ray(count: int) -> None:
     """With so many processors, if it is begun here."""
     import ray
 
-    here = {} if CLUSTER in os.environ else {"address": "local", "num_cpus": count, "include_dashboard": False}
+    here = (
+        {}
+        if CLUSTER in os.environ
+        else {"address": "local", "num_cpus": count, "include_dashboard": False}
+    )
     if ray.is_initialized():
         return
     handler = signal.getsignal(signal.SIGTERM)
@@ -272,7 +297,8 @@ def _held(site: Site, store: Store) -> Any:
 
 @contextmanager
 def _switched() -> Iterator[None]:
-    """What is begun inside reports nothing to anybody, and finds the modules that this process finds."""
+    """What is begun inside reports nothing to anybody, and finds the modules that this process
+    finds."""
     found = os.pathsep.join(path or os.getcwd() for path in sys.path)
     own = {**SWITCHES, "PYTHONPATH": found}
     before = {name: os.environ.get(name) for name in own}

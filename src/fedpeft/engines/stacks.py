@@ -1,4 +1,5 @@
-"""Clients in training side by side: who can take the next step together, and the stacks in which they lie."""
+"""Clients in training side by side: who can take the next step together, and the stacks in which
+they lie."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,12 +53,13 @@ class Trainee:
 class Stacks:
     """Takes clients through their steps, each with its own batches in its own order.
 
-    In each turn every client that is not done takes one step. Those whose batches have the same shapes take it
-    together; short batches are filled up with rows that do not count, to at most twice their length. So a client that
-    is done leaves its stack, and nothing of it moves any more.
+    In each turn every client that is not done takes one step. Those whose batches have the same
+    shapes take it together; short batches are filled up with rows that do not count, to at most
+    twice their length. So a client that is done leaves its stack, and nothing of it moves any more.
 
     Attributes:
-      limits: by kind of batch, how many clients may take a step at once; measured once, halved where it was too many.
+      limits: by kind of batch, how many clients may take a step at once; measured once, halved
+        where it was too many.
       why: what a stack could not do, the last time.
     """
 
@@ -68,7 +70,9 @@ class Stacks:
     def begin(self, opened: Opened) -> Trainee:
         """A client before its first step."""
         local, site, context = self.site.plan.local, self.site, opened.context
-        received, memory = ({n: x.to(site.device) for n, x in some.items()} for some in (opened.start, opened.own))
+        received, memory = (
+            {n: x.to(site.device) for n, x in some.items()} for some in (opened.start, opened.own)
+        )
         batches = iter(local.batches(site.data, opened.start, context))
         dropout = torch.Generator(site.device).manual_seed(opened.dropout)
         shapes = tuple(x.shape for x in received.values())
@@ -76,7 +80,8 @@ class Stacks:
         return Trainee(opened, shapes, received, memory, batches, dropout, carry)
 
     def train(self, trainees: Sequence[Trainee]) -> list[Trainee]:
-        """Take all to their ends; those whom a stack could not hold come back, to be trained from their beginning."""
+        """Take all to their ends; those whom a stack could not hold come back, to be trained from
+        their beginning."""
         self.site.model.train()
         active, left = list(trainees), []
         while active:
@@ -85,14 +90,19 @@ class Stacks:
         return left
 
     def turn(self, trainees: Sequence[Trainee]) -> tuple[list[Trainee], list[Trainee]]:
-        """One step of each: those who took it, and those who could not in a stack; who is done is in neither."""
+        """One step of each: those who took it, and those who could not in a stack; who is done is
+        in neither."""
         active = [one for one in trainees if self.fetch(one)]
         if active and len(active) < len(trainees):
-            for one in set(trainees).difference(active):  # or one would hold the whole of its last stack
+            for one in set(trainees).difference(
+                active
+            ):  # or one would hold the whole of its last stack
                 one.stack, one.row = _mapped(Tensor.clone, one.carry), None
         kinds: dict[tuple[Kind, int], list[Trainee]] = {}
         for one in active:  # who hold other tensors beside, take other steps
-            kinds.setdefault(((*_kind(one.batch), one.shapes), id(one.opened.objective)), []).append(one)
+            kinds.setdefault(
+                ((*_kind(one.batch), one.shapes), id(one.opened.objective)), []
+            ).append(one)
         out = {one for (kind, _), group in kinds.items() for one in self._step(kind, group)}
         return [one for one in active if one not in out], [one for one in active if one in out]
 
@@ -103,7 +113,8 @@ class Stacks:
         return self.site.plan.local.finish(one.carry, one.received, one.memory)
 
     def together(self, trainees: Sequence[Trainee]) -> dict[Trainee, Trained]:
-        """What came of those who took their last step in one stack, without a call for each; of others nothing.
+        """What came of those who took their last step in one stack, without a call for each; of
+        others nothing.
 
         Only of clients that began alike and remember nothing, so that their part is the stack.
         """
@@ -119,23 +130,31 @@ class Stacks:
         ]
         finish = self.site.plan.local.finish
         try:
-            delta, memory, totals = vmap(lambda carry: finish(carry, first.received, {}))(first.stack)
+            delta, memory, totals = vmap(lambda carry: finish(carry, first.received, {}))(
+                first.stack
+            )
         except Exception:  # of a part that a user wrote, which goes wrong for each as well, or works for each alone
             return {}
-        return {one: (_row(delta, one.row), _row(memory, one.row), _row(totals, one.row)) for one in alike}
+        return {
+            one: (_row(delta, one.row), _row(memory, one.row), _row(totals, one.row))
+            for one in alike
+        }
 
     def fetch(self, one: Trainee) -> bool:
         """Draw the batch of its next step, if there is one."""
         try:
             batch = next(one.batches, None)
-        except Exception as error:  # a task that a user wrote may raise anything, and it is this client's
+        except (
+            Exception
+        ) as error:  # a task that a user wrote may raise anything, and it is this client's
             one.error, batch = error, None
         if batch is not None:
             one.batch = self.site.on_device(batch)
         return batch is not None
 
     def _step(self, kind: Kind, group: Sequence[Trainee]) -> list[Trainee]:
-        """One step of a group, in as many parts as memory asks for; who could not take it comes back."""
+        """One step of a group, in as many parts as memory asks for; who could not take it comes
+        back."""
         waiting, out = [list(group)], []
         while waiting:
             part = waiting.pop()
@@ -163,7 +182,9 @@ class Stacks:
         """How many may take a step of this kind at once."""
         if kind not in self.limits:
             params = beside(self.site.plan.local_shares, one.received)
-            row = kept(one.opened.objective, self.site.model, params, one.batch) / len(one.batch["mask"])
+            row = kept(one.opened.objective, self.site.model, params, one.batch) / len(
+                one.batch["mask"]
+            )
             carry = sum(x.nbytes for group in one.carry.values() for x in group.values())
             each = PEAK * row * 2 ** kind[0] + 3 * carry
             self.limits[kind] = max(1, int(SHARE * available(self.site.device) / each))
@@ -172,16 +193,21 @@ class Stacks:
     def _advance(self, part: Sequence[Trainee]) -> None:
         rows = [one.batch["mask"].shape[0] for one in part]
         batch = _filled([one.batch for one in part], max(rows))
-        losses = StackedObjective(part[0].opened.objective, Draws([one.dropout for one in part], rows, max(rows)))
+        losses = StackedObjective(
+            part[0].opened.objective, Draws([one.dropout for one in part], rows, max(rows))
+        )
         step = self.site.plan.local.step
         with torch.no_grad():
-            stack = vmap(lambda carry, mine: step(carry, mine, losses), randomness="error")(_gathered(part), batch)
+            stack = vmap(lambda carry, mine: step(carry, mine, losses), randomness="error")(
+                _gathered(part), batch
+            )
         for row, one in enumerate(part):
             one.stack, one.row, one.batch = stack, row, {}
 
 
 def _kind(batch: Batch) -> Kind:
-    """What batches have in common that can be stacked: their shapes; of their lengths, the next power of two."""
+    """What batches have in common that can be stacked: their shapes; of their lengths, the next
+    power of two."""
     rows = batch["mask"].shape[0]
     if all(x.ndim and x.shape[0] == rows for x in batch.values()):
         return (rows - 1).bit_length(), *((name, x.shape[1:], x.dtype) for name, x in batch.items())
@@ -194,10 +220,16 @@ def _filled(batches: Sequence[Batch], rows: int) -> Batch:
     def fill(name: str, x: Tensor) -> Tensor:
         if not x.ndim or x.shape[0] == rows:
             return x
-        more = x.new_zeros(rows - len(x)) if name == "mask" else x[-1:].expand(rows - len(x), *x.shape[1:])
+        more = (
+            x.new_zeros(rows - len(x))
+            if name == "mask"
+            else x[-1:].expand(rows - len(x), *x.shape[1:])
+        )
         return torch.cat([x, more])
 
-    return {name: torch.stack([fill(name, batch[name]) for batch in batches]) for name in batches[0]}
+    return {
+        name: torch.stack([fill(name, batch[name]) for batch in batches]) for name in batches[0]
+    }
 
 
 def _gathered(part: Sequence[Trainee]) -> Carry:
@@ -218,4 +250,6 @@ def _row(stack: Tensors, row: int | None) -> Tensors:
 
 
 def _mapped(change: Callable[[Tensor], Tensor], carry: Mapping[str, Tensors]) -> Carry:
-    return {group: {name: change(x) for name, x in tensors.items()} for group, tensors in carry.items()}
+    return {
+        group: {name: change(x) for name, x in tensors.items()} for group, tensors in carry.items()
+    }

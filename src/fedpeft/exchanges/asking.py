@@ -52,28 +52,43 @@ class Asking:
             except (ValueError, WireError) as error:
                 self.receive.refuse(reply.client, f"{phase}: {error}")
         if len(found) < self.threshold:
-            raise Unrecovered(f"{len(found)} clients answered {phase!r}, {self.threshold} are needed")
+            raise Unrecovered(
+                f"{len(found)} clients answered {phase!r}, {self.threshold} are needed"
+            )
         return found
 
 
 def public_keys(
     jobs: Mapping[ClientId, Job], signers: Mapping[ClientId, str]
 ) -> Callable[[ClientId, bytes], tuple[str, list[str]]]:
-    """A check for the commitment to a client's own mask, and its two public keys with the signature if clients sign."""
+    """A check for the commitment to a client's own mask, and its two public keys with the signature
+    if clients sign."""
 
     def check(client: ClientId, payload: bytes) -> tuple[str, list[str]]:
         header, body = unframe(payload)
-        if len(body) != 2 * KEY or not isinstance(header, dict) or not isinstance(header.get("own"), str):
+        if (
+            len(body) != 2 * KEY
+            or not isinstance(header, dict)
+            or not isinstance(header.get("own"), str)
+        ):
             raise ValueError("no two public keys came")
         for key in (body[:KEY], body[KEY:]):
-            agreed(os.urandom(KEY), key, "trial", [client])  # of a key of small order all others would choke
+            agreed(
+                os.urandom(KEY), key, "trial", [client]
+            )  # of a key of small order all others would choke
         check_signed(jobs[client], client, body, header.get("signature"), signers)
-        return header["own"], [body[:KEY].hex(), body[KEY:].hex(), *([header["signature"]] if signers else [])]
+        return header["own"], [
+            body[:KEY].hex(),
+            body[KEY:].hex(),
+            *([header["signature"]] if signers else []),
+        ]
 
     return check
 
 
-def story_signature(story: bytes, signers: Mapping[ClientId, str]) -> Callable[[ClientId, bytes], str]:
+def story_signature(
+    story: bytes, signers: Mapping[ClientId, str]
+) -> Callable[[ClientId, bytes], str]:
     """A check for a client's signature of the story."""
 
     def check(client: ClientId, payload: bytes) -> str:
@@ -101,8 +116,13 @@ def secrets_of(
     for peer in peers:
         known = {places[c]: shares[peer] for c, shares in opened.items() if peer in shares}
         if len(known) < asking.threshold:
-            asking.receive.refuse(peer, f"{len(known)} clients could read the shares that it sealed")
-            raise Unrecovered(f"{len(known)} clients could read the shares of {peer!r}, {asking.threshold} are needed")
+            asking.receive.refuse(
+                peer, f"{len(known)} clients could read the shares that it sealed"
+            )
+            raise Unrecovered(
+                f"{len(known)} clients could read the shares of {peer!r}, {asking.threshold} are "
+                "needed"
+            )
         told[peer] = joined(dict(list(known.items())[: asking.threshold]))
     return told
 

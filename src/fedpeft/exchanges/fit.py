@@ -1,4 +1,5 @@
-"""One message to each client and one back: the round of federated averaging (arXiv:1602.05629, Algorithm 1)."""
+"""One message to each client and one back: the round of federated averaging (arXiv:1602.05629,
+Algorithm 1)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""Secure aggregation (Bonawitz et al., 2017, https://eprint.iacr.org/2017/281): the server learns the sum alone."""
+"""Secure aggregation (Bonawitz et al., 2017, https://eprint.iacr.org/2017/281): the server learns
+the sum alone."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,15 @@ from fedpeft.core.signing import public_line, signature, verified
 from fedpeft.core.tensors import Layout, norm
 from fedpeft.core.types import ClientId, Job, Update
 from fedpeft.core.wire import frame, layout_of, pack, unframe, unpack
-from fedpeft.exchanges.asking import Asking, Unrecovered, pieces, public_keys, readable, secrets_of, story_signature
+from fedpeft.exchanges.asking import (
+    Asking,
+    Unrecovered,
+    pieces,
+    public_keys,
+    readable,
+    secrets_of,
+    story_signature,
+)
 from fedpeft.exchanges.masking import Integers, carried, integers, mask, mean, read, shift
 from fedpeft.exchanges.session import Session
 from fedpeft.exchanges.sharing import SEALED, agreed, check_signed, one_story, public, require
@@ -29,23 +38,27 @@ class Secure:
 
         fit      trains; gives two public keys
         shares   gets all keys; gives of two secrets a share for each client, sealed for it
-        masked   gets who shared; gives q(w·Δ), w + PRG(own) ± PRG(agreed with each other client), modulo 2^bits
-        story    only with `keys`: gets who is alive; signs that and all that it was told before
-        unmask   gets who is alive, and with `keys` `threshold` signatures of the same story; gives of those who are
+        masked   gets who shared; gives q(w·Δ), w + PRG(own) ± PRG(agreed with each other client),
+        modulo 2^bits story    only with `keys`: gets who is alive; signs that and all that it was
+        told before unmask   gets who is alive, and with `keys` `threshold` signatures of the same
+        story; gives of those who are
                  alive the shares of `own`, of those who are not the shares of their masks
 
-    What is added up is exact: the mean is that of the rounded updates. A client that drops out costs its own update;
-    while `threshold` clients answer, the sum of the others is recovered. The server is trusted to follow the protocol,
-    not to close its eyes; up to `threshold` − 1 clients may tell it all they know. With `keys` it may also tell clients
-    different things; of a crowd of n fewer than 2·threshold − n may then tell it what they know.
+    What is added up is exact: the mean is that of the rounded updates. A client that drops out
+    costs its own update; while `threshold` clients answer, the sum of the others is recovered. The
+    server is trusted to follow the protocol, not to close its eyes; up to `threshold` − 1 clients
+    may tell it all they know. With `keys` it may also tell clients different things; of a crowd of
+    n fewer than 2·threshold − n may then tell it what they know.
 
     Attributes:
-      threshold: of clients that must answer each message; fewer learn nothing, and the round changes nothing.
+      threshold: of clients that must answer each message; fewer learn nothing, and the round
+        changes nothing.
       limit: the largest |entry| of an update; beyond it a client fails by name.
       max_norm: the longest update that a client sends, since the server cannot see how long it is.
       max_weight: the largest weight of a client: 1 with uniform weights.
       bits: k, 32 or 64, of an entry on the wire.
-      keys: a line `ed25519:<hex> <client>`, as `fedpeft keygen` writes it, for every client; none in simulations.
+      keys: a line `ed25519:<hex> <client>`, as `fedpeft keygen` writes it, for every client; none
+        in simulations.
 
     Raises:
       ValueError: a value out of range.
@@ -60,11 +73,19 @@ class Secure:
 
     def __post_init__(self) -> None:
         if self.threshold < 2 or self.max_weight < 1 or not (self.limit > 0 and self.max_norm > 0):
-            raise ValueError("threshold must be at least 2, max_weight at least 1, limit and max_norm positive")
+            raise ValueError(
+                "threshold must be at least 2, max_weight at least 1, limit and max_norm positive"
+            )
         if self.bits not in (32, 64):
             raise ValueError(f"bits must be 32 or 64, got {self.bits}")
-        if len(self.signers) < len(self.keys) or "" in self.signers or len({*self.signers.values()}) < len(self.keys):
-            raise ValueError("keys must have a line for each client, a key of its own and its name behind it")
+        if (
+            len(self.signers) < len(self.keys)
+            or "" in self.signers
+            or len({*self.signers.values()}) < len(self.keys)
+        ):
+            raise ValueError(
+                "keys must have a line for each client, a key of its own and its name behind it"
+            )
 
     @property
     def signers(self) -> Mapping[ClientId, str]:
@@ -86,13 +107,23 @@ class Secure:
         """What the server cannot see must be in order before it is hidden."""
         for name, x in update.delta.items():
             if not x.is_floating_point():
-                raise ValueError(f"{name!r} holds {x.dtype}, which has no mean: it cannot be in a secure sum")
+                raise ValueError(
+                    f"{name!r} holds {x.dtype}, which has no mean: it cannot be in a secure sum"
+                )
             if x.numel() and float(x.abs().max()) > self.limit:
-                raise ValueError(f"{name!r} changed by {float(x.abs().max()):.3g}, exchange.limit is {self.limit:g}")
+                raise ValueError(
+                    f"{name!r} changed by {float(x.abs().max()):.3g}, exchange.limit is "
+                    f"{self.limit:g}"
+                )
         if not norm(update.delta) <= self.max_norm:
-            raise ValueError(f"the update is {float(norm(update.delta)):.3g} long, exchange.max_norm {self.max_norm:g}")
+            raise ValueError(
+                f"the update is {float(norm(update.delta)):.3g} long, exchange.max_norm "
+                f"{self.max_norm:g}"
+            )
         if update.weight > self.max_weight:
-            raise ValueError(f"its weight is {update.weight:g}, exchange.max_weight is {self.max_weight}")
+            raise ValueError(
+                f"its weight is {update.weight:g}, exchange.max_weight is {self.max_weight}"
+            )
 
     def answer(self, job: Job, store: Store) -> bytes:
         session, (header, body) = Session.at(job, store), unframe(job.payload)
@@ -100,19 +131,29 @@ class Secure:
             session = session.once(job)
             self._crowd(job, header["roster"])
             for client, (cipher, masks, *told) in header["roster"].items():
-                check_signed(job, client, bytes.fromhex(cipher + masks), "".join(told), self.signers)
-            return session.enrolled(header["roster"], store).kept(store).shares(store, self.threshold)
+                check_signed(
+                    job, client, bytes.fromhex(cipher + masks), "".join(told), self.signers
+                )
+            return (
+                session.enrolled(header["roster"], store).kept(store).shares(store, self.threshold)
+            )
         if job.phase == "masked":
             session = session.once(job, after="shares")
-            session = replace(session, peers=self._crowd(job, header["peers"], session.roster)).kept(store)
-            return pack(Update(job.client, {MASKED: carried(self._masked(session, store))}), _dense())
+            session = replace(
+                session, peers=self._crowd(job, header["peers"], session.roster)
+            ).kept(store)
+            return pack(
+                Update(job.client, {MASKED: carried(self._masked(session, store))}), _dense()
+            )
         if job.phase == "story" and self.signers:
             session = session.once(job, after="masked")
             story = session.story(self._crowd(job, header["alive"], session.peers))
             session.kept(store)
             return frame({"signature": signature(store.signer(job.client) or b"", story)}, b"")
         if job.phase == "unmask":
-            session = replace(session.once(job, after="story" if self.signers else "masked"), packed=b"")
+            session = replace(
+                session.once(job, after="story" if self.signers else "masked"), packed=b""
+            )
             alive = self._crowd(job, header["alive"], session.peers)
             self._check_story(session.story(alive), header.get("signatures"), alive)
             return session.kept(store).opened(store, alive, body)
@@ -122,34 +163,49 @@ class Secure:
         """The names in it.
 
         Raises:
-          ValueError: too few or others than before, among whom nobody is hidden; as many as make two crowds; or a name
-            more than once, which would take a mask off again.
+          ValueError: too few or others than before, among whom nobody is hidden; as many as make
+            two crowds; or a name more than once, which would take a mask off again.
         """
-        names = [name for name in crowd if isinstance(name, str)] if isinstance(crowd, list | dict) else []
+        names = (
+            [name for name in crowd if isinstance(name, str)]
+            if isinstance(crowd, list | dict)
+            else []
+        )
         most = 2 * self.threshold - 1
-        if not self.threshold <= len(names) <= most or len(set(names)) < len(names) or job.client not in names:
+        if (
+            not self.threshold <= len(names) <= most
+            or len(set(names)) < len(names)
+            or job.client not in names
+        ):
             raise ValueError(
-                f"asked for {job.phase!r} among {names[:most]}: {self.threshold} to {most} clients must take part, "
+                f"asked for {job.phase!r} among {names[:most]}: {self.threshold} to {most} clients "
+                "must take part, "
                 "this one too, each once"
             )
         if of and not set(names) <= set(of):
             raise ValueError(
-                f"asked for {job.phase!r} among {sorted(set(names) - set(of))}, who did not take part before"
+                f"asked for {job.phase!r} among {sorted(set(names) - set(of))}, who did not take "
+                "part before"
             )
         return names
 
     def _check_story(self, story: bytes, signatures: object, alive: Collection[ClientId]) -> None:
-        """Raises ValueError where clients sign and fewer than `threshold` signed what this one was told.
+        """Raises ValueError where clients sign and fewer than `threshold` signed what this one was
+        told.
 
-        A crowd has less than twice as many, so that no other story about the same keys has as many signatures.
+        A crowd has less than twice as many, so that no other story about the same keys has as many
+        signatures.
         """
         if not self.signers:
             return
         told = signatures if isinstance(signatures, dict) else {}
-        good = [c for c in alive if c in self.signers and verified(self.signers[c], told.get(c), story)]
+        good = [
+            c for c in alive if c in self.signers and verified(self.signers[c], told.get(c), story)
+        ]
         if len(good) < self.threshold:
             raise ValueError(
-                f"{len(good)} clients signed the story of this round that came here, {self.threshold} must"
+                f"{len(good)} clients signed the story of this round that came here, "
+                f"{self.threshold} must"
             )
 
     def _masked(self, session: Session, store: Store) -> Integers:
@@ -158,14 +214,18 @@ class Secure:
         values = values + mask(keys.own, len(values), self.bits)
         for other in session.peers:
             if other != me:
-                key = agreed(keys.mask, bytes.fromhex(session.roster[other][1]), "mask", [me, other])
+                key = agreed(
+                    keys.mask, bytes.fromhex(session.roster[other][1]), "mask", [me, other]
+                )
                 values = _added(values, mask(key, len(values), self.bits), me < other)
         return values
 
     def collect(self, engine: Engine, jobs: Sequence[Job], receive: Reception) -> Iterator[Update]:
         require()
         try:
-            yield self._sum(Asking(engine, {job.client: job for job in jobs}, receive, self.threshold))
+            yield self._sum(
+                Asking(engine, {job.client: job for job in jobs}, receive, self.threshold)
+            )
         except Unrecovered as error:
             receive.tell(f"{error}: nothing changes")
 
@@ -177,12 +237,18 @@ class Secure:
         peers = list(sealed)
         size = sum(prod(shape) for _, shape, _ in asking.receive.expected) + 1
         masked = asking.ask(
-            "masked", dict.fromkeys(peers, frame({"peers": peers}, b"")), self._vector(size), size * self.bits // 8
+            "masked",
+            dict.fromkeys(peers, frame({"peers": peers}, b"")),
+            self._vector(size),
+            size * self.bits // 8,
         )
         alive = list(masked)
         head = self._agreed(asking, {c: keys for c, (_, keys) in roster.items()}, peers, alive)
         places = {client: place for place, client in enumerate(roster)}
-        letters = {c: frame(head, b"".join(sealed[p][places[c]] for p in peers)) for c in head.get("signatures", alive)}
+        letters = {
+            c: frame(head, b"".join(sealed[p][places[c]] for p in peers))
+            for c in head.get("signatures", alive)
+        }
         told = secrets_of(asking, peers, places, asking.ask("unmask", letters, readable(peers)))
         total = reduce(np.add, masked.values())
         for peer, secret in told.items():
@@ -208,11 +274,16 @@ class Secure:
             return head
         job = asking.jobs[alive[0]]
         check = story_signature(one_story(job.run, job.round, roster, peers, alive), self.signers)
-        return {**head, "signatures": asking.ask("story", dict.fromkeys(alive, frame(head, b"")), check)}
+        return {
+            **head,
+            "signatures": asking.ask("story", dict.fromkeys(alive, frame(head, b"")), check),
+        }
 
     def _vector(self, size: int) -> Callable[[ClientId, bytes], Integers]:
         expected: Layout = [(MASKED, [size], f"int{self.bits}")]
-        return lambda client, payload: read(unpack(client, payload, _dense(), expected).delta[MASKED])
+        return lambda client, payload: read(
+            unpack(client, payload, _dense(), expected).delta[MASKED]
+        )
 
     def _without(
         self,
@@ -222,10 +293,17 @@ class Secure:
         roster: Mapping[ClientId, tuple[str, Sequence[str]]],
         alive: Sequence[ClientId],
     ) -> Integers:
-        """The sum without a client's own mask, or without what those who are alive agreed on with one who is not."""
+        """The sum without a client's own mask, or without what those who are alive agreed on with
+        one who is not."""
         own, keys = roster[peer]
-        if (Secret(secret).commitment != own) if peer in alive else (public(secret).hex() != keys[1]):
-            raise Unrecovered(f"the shares that were told for {peer!r} do not fit: somebody sent others")
+        if (
+            (Secret(secret).commitment != own)
+            if peer in alive
+            else (public(secret).hex() != keys[1])
+        ):
+            raise Unrecovered(
+                f"the shares that were told for {peer!r} do not fit: somebody sent others"
+            )
         if peer in alive:
             return total - mask(secret, len(total), self.bits)
         for client in alive:

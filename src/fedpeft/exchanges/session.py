@@ -1,8 +1,9 @@
-"""A client's side of a secure sum: what it keeps between the messages of a round, and what it answers to each.
+"""A client's side of a secure sum: what it keeps between the messages of a round, and what it
+answers to each.
 
-A session begins when the client has trained, with keys that are new each time, also where the same round is done
-again. In it each message is answered once, or again in the same words: who told one server both shares of a client, in
-answer to two claims of who is alive, would unmask it.
+A session begins when the client has trained, with keys that are new each time, also where the same
+round is done again. In it each message is answered once, or again in the same words: who told one
+server both shares of a client, in answer to two claims of who is alive, would unmask it.
 """
 
 import os
@@ -16,7 +17,18 @@ from fedpeft.core.secrets import Secret
 from fedpeft.core.signing import signature
 from fedpeft.core.types import ClientId, Job
 from fedpeft.core.wire import frame, unframe
-from fedpeft.exchanges.sharing import KEY, SEALED, Keys, agreed, one_story, own_keys, public, seal, split, unseal
+from fedpeft.exchanges.sharing import (
+    KEY,
+    SEALED,
+    Keys,
+    agreed,
+    one_story,
+    own_keys,
+    public,
+    seal,
+    split,
+    unseal,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,8 @@ class Session:
       name: drawn afresh for each session.
       packed: the update, as the client would send it in the open; empty once it is masked for good.
       asked: by phase, a digest of what was asked.
-      roster: by client its two public keys and, where clients sign, its signature; in the order of the names.
+      roster: by client its two public keys and, where clients sign, its signature; in the order of
+        the names.
       peers: those with whom the update was masked.
     """
 
@@ -53,12 +66,21 @@ class Session:
         """
         note = store.note(job.client)
         kept, packed = unframe(note) if note else ({}, b"")
-        if (kept.get("run"), kept.get("round"), kept.get("client")) != (job.run, job.round, job.client):
-            raise ValueError(f"asked for {job.phase!r} in round {job.round}, in which this client has not trained")
+        if (kept.get("run"), kept.get("round"), kept.get("client")) != (
+            job.run,
+            job.round,
+            job.client,
+        ):
+            raise ValueError(
+                f"asked for {job.phase!r} in round {job.round}, in which this client has not "
+                "trained"
+            )
         return cls(**kept, packed=packed)
 
     def kept(self, store: Store) -> "Session":
-        values: dict[str, Any] = {key: value for key, value in vars(self).items() if key != "packed"}
+        values: dict[str, Any] = {
+            key: value for key, value in vars(self).items() if key != "packed"
+        }
         store.keep(self.client, frame(values, self.packed))
         return self
 
@@ -72,19 +94,25 @@ class Session:
         if after and after not in self.asked:
             raise ValueError(f"asked for {job.phase!r} before {after!r}")
         if self.asked.get(job.phase, digest) != digest:
-            raise ValueError(f"asked twice for {job.phase!r}, in two versions: to answer both could unmask an update")
+            raise ValueError(
+                f"asked twice for {job.phase!r}, in two versions: to answer both could unmask an "
+                "update"
+            )
         return replace(self, asked={**self.asked, job.phase: digest})
 
     def keys(self, store: Store) -> Keys:
         return Keys.of(store.secret(self.client).at("secure", self.run, self.round, self.name))
 
     def opening(self, store: Store) -> bytes:
-        """Public keys, by what the client's own mask is known again, and if it signs a signature of the keys."""
+        """Public keys, by what the client's own mask is known again, and if it signs a signature of
+        the keys."""
         keys, signer = self.keys(store), store.signer(self.client)
         opened = public(keys.cipher) + public(keys.mask)
         head = {"own": Secret(keys.own).commitment}
         if signer:
-            head["signature"] = signature(signer, own_keys(self.run, self.round, self.client, opened))
+            head["signature"] = signature(
+                signer, own_keys(self.run, self.round, self.client, opened)
+            )
         return frame(head, opened)
 
     def enrolled(self, roster: Mapping[ClientId, Sequence[str]], store: Store) -> "Session":
@@ -104,21 +132,31 @@ class Session:
     def shares(self, store: Store, threshold: int) -> bytes:
         """Of the two secrets a share for each client, sealed for it."""
         keys, names = self.keys(store), list(self.roster)
-        each = zip(split(keys.own, threshold, len(names)), split(keys.mask, threshold, len(names)), strict=True)
+        each = zip(
+            split(keys.own, threshold, len(names)),
+            split(keys.mask, threshold, len(names)),
+            strict=True,
+        )
         sealed = []
         for name, (own, masks) in zip(names, each, strict=True):
-            key = agreed(keys.cipher, bytes.fromhex(self.roster[name][0]), "shares", [self.client, name])
+            key = agreed(
+                keys.cipher, bytes.fromhex(self.roster[name][0]), "shares", [self.client, name]
+            )
             sealed.append(seal(key, own + masks, self.client, name))
         return frame({}, b"".join(sealed))
 
     def opened(self, store: Store, alive: Sequence[ClientId], sealed: bytes) -> bytes:
-        """Of each peer one share and never both: of its own mask if it is alive, else of the masks it agreed on.
+        """Of each peer one share and never both: of its own mask if it is alive, else of the masks
+        it agreed on.
 
-        What cannot be read is named: one client that seals nonsense must not keep all others from answering.
+        What cannot be read is named: one client that seals nonsense must not keep all others from
+          answering.
         """
         keys, found, unread = self.keys(store), [], []
         for place, name in enumerate(self.peers):
-            key = agreed(keys.cipher, bytes.fromhex(self.roster[name][0]), "shares", [self.client, name])
+            key = agreed(
+                keys.cipher, bytes.fromhex(self.roster[name][0]), "shares", [self.client, name]
+            )
             try:
                 pair = unseal(key, sealed[place * SEALED : (place + 1) * SEALED], name, self.client)
             except ValueError:

@@ -1,4 +1,5 @@
-"""Keys that two clients agree on, and secrets of which a threshold of clients can tell what it is (Shamir, 1979)."""
+"""Keys that two clients agree on, and secrets of which a threshold of clients can tell what it is
+(Shamir, 1979)."""
 
 import json
 import os
@@ -40,7 +41,9 @@ class Keys:
 def require() -> None:
     """Raises PlanError without the libraries that this is made of."""
     if find_spec("cryptography") is None or find_spec("Crypto") is None:
-        raise PlanError('secure aggregation needs cryptography and pycryptodome: pip install "fedpeft[secure]"')
+        raise PlanError(
+            'secure aggregation needs cryptography and pycryptodome: pip install "fedpeft[secure]"'
+        )
 
 
 def public(private: bytes) -> bytes:
@@ -51,23 +54,35 @@ def public(private: bytes) -> bytes:
 
 
 def own_keys(run: str, round: int, client: ClientId, keys: bytes) -> bytes:
-    """What a client signs first: that these two public keys are its own, in this round of this run."""
+    """What a client signs first: that these two public keys are its own, in this round of this
+    run."""
     return json.dumps(["fedpeft secure sum: keys", run, round, client]).encode() + keys
 
 
 def one_story(
-    run: str, round: int, roster: Mapping[ClientId, Sequence[str]], peers: Sequence[ClientId], alive: Sequence[ClientId]
+    run: str,
+    round: int,
+    roster: Mapping[ClientId, Sequence[str]],
+    peers: Sequence[ClientId],
+    alive: Sequence[ClientId],
 ) -> bytes:
-    """What a client signs before it helps to unmask: who began with which keys, who shared, and who is alive."""
+    """What a client signs before it helps to unmask: who began with which keys, who shared, and who
+    is alive."""
     story = ["fedpeft secure sum: story", run, round, dict(roster), list(peers), list(alive)]
     return json.dumps(story, sort_keys=True).encode()
 
 
-def check_signed(job: Job, client: ClientId, keys: bytes, told: object, signers: Mapping[ClientId, str]) -> None:
-    """Raises ValueError where clients sign and these two public keys are not signed by the client's own."""
-    if signers and not verified(signers.get(client, ""), told, own_keys(job.run, job.round, client, keys)):
+def check_signed(
+    job: Job, client: ClientId, keys: bytes, told: object, signers: Mapping[ClientId, str]
+) -> None:
+    """Raises ValueError where clients sign and these two public keys are not signed by the client's
+    own."""
+    if signers and not verified(
+        signers.get(client, ""), told, own_keys(job.run, job.round, client, keys)
+    ):
         raise ValueError(
-            f"the keys that came as those of {client!r} are not signed by the one that the plan has for it"
+            f"the keys that came as those of {client!r} are not signed by the one that the plan "
+            "has for it"
         )
 
 
@@ -81,7 +96,9 @@ def agreed(private: bytes, other: bytes, purpose: str, pair: Sequence[ClientId])
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-    shared = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(other))
+    shared = X25519PrivateKey.from_private_bytes(private).exchange(
+        X25519PublicKey.from_public_bytes(other)
+    )
     info = json.dumps(["fedpeft secure sum", purpose, sorted(pair)]).encode()
     return HKDF(SHA256(), KEY, salt=None, info=info).derive(shared)
 
@@ -99,7 +116,9 @@ def joined(shares: Mapping[int, bytes]) -> bytes:
     from Crypto.Protocol.SecretSharing import Shamir
 
     return b"".join(
-        Shamir.combine([(place + 1, share[at : at + _HALF]) for place, share in shares.items()], False)
+        Shamir.combine(
+            [(place + 1, share[at : at + _HALF]) for place, share in shares.items()], False
+        )
         for at in (0, _HALF)
     )
 
@@ -122,6 +141,10 @@ def unseal(key: bytes, sealed: bytes, sender: ClientId, to: ClientId) -> bytes:
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
     try:
-        return ChaCha20Poly1305(key).decrypt(sealed[:_NONCE], sealed[_NONCE:], json.dumps([sender, to]).encode())
+        return ChaCha20Poly1305(key).decrypt(
+            sealed[:_NONCE], sealed[_NONCE:], json.dumps([sender, to]).encode()
+        )
     except InvalidTag:
-        raise ValueError(f"the shares that {sender!r} sealed for {to!r} were changed on their way") from None
+        raise ValueError(
+            f"the shares that {sender!r} sealed for {to!r} were changed on their way"
+        ) from None

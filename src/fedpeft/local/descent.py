@@ -1,4 +1,5 @@
-"""A client's training: epochs of mini-batch descent from what it received (arXiv:1602.05629, ClientUpdate).
+"""A client's training: epochs of mini-batch descent from what it received (arXiv:1602.05629,
+ClientUpdate).
 
 An optimizer and a correction are its parts, so FedProx with AdamW is a matter of two keys.
 """
@@ -22,29 +23,36 @@ SCHEDULES = ("constant", "linear", "cosine")
 KEPT = "optimizer"
 """The prefix in a client's memory of what its optimizer remembers."""
 PROBE = "probe"
-"""A number whose gradient is always 1. The way it goes is what a correction divides by to tell the mean gradient from a
-delta: K·η for K plain steps, and rightly more with momentum, where the plain sum of rates would make SCAFFOLD's control
-variates up to 1 / (1 − μ) times too large. Only a correction that shares something is told; others get NaN."""
+"""A number whose gradient is always 1. The way it goes is what a correction divides by to tell the
+mean gradient from a delta: K·η for K plain steps, and rightly more with momentum, where the plain
+sum of rates would make SCAFFOLD's control variates up to 1 / (1 − μ) times too large. Only a
+correction that shares something is told; others get NaN."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Descent:
-    """`epochs` passes in batches of `batch_size`; the optimizer is fresh for each client and round, unless
-    `restart_schedule` says otherwise.
+    """`epochs` passes in batches of `batch_size`; the optimizer is fresh for each client and round,
+    unless `restart_schedule` says otherwise.
 
     Attributes:
       lr: the rate at its highest, in units of the optimizer.
       schedule: how it falls over the whole run, step by step: "constant", "linear" or "cosine".
       warmup: the share of the run's steps over which it rises from 0.
-      restart_schedule: true lets `schedule` and `warmup` run over each round, so that T rounds have T decays as in the
-        published code of arXiv:2412.04650; false lets them run over the whole run, and each client keep what its
-        optimizer remembers. Left out: over the whole run, with a fresh optimizer. In one round all three are the same.
-      clip_norm: the largest Euclidean norm of a step's gradient, all tensors as one vector; infinity for none.
-      as_published: a mistake of FedPEFT's published code (arXiv:2210.01708), for comparison with it: momentum goes over
-        from each client to the next and from round to round. In one process only; a resume begins the run anew.
-      group_by_length: texts of about the same length make a batch, which spares the tokens that fill up short ones.
-        Which texts meet is then less random, so results change. Text alone has a length.
-      precision: of the pass: "float32", "bfloat16", or "float16" with a fixed loss scale. What is trained is float32.
+      restart_schedule: true lets `schedule` and `warmup` run over each round, so that T rounds have
+        T decays as in the published code of arXiv:2412.04650; false lets them run over the whole
+        run, and each client keep what its
+        optimizer remembers. Left out: over the whole run, with a fresh optimizer. In one round all
+          three are the same.
+      clip_norm: the largest Euclidean norm of a step's gradient, all tensors as one vector;
+        infinity for none.
+      as_published: a mistake of FedPEFT's published code (arXiv:2210.01708), for comparison with
+        it: momentum goes over from each client to the next and from round to round. In one process
+          only; a resume begins the run anew.
+      group_by_length: texts of about the same length make a batch, which spares the tokens that
+        fill up short ones. Which texts meet is then less random, so results change. Text alone has
+        a length.
+      precision: of the pass: "float32", "bfloat16", or "float16" with a fixed loss scale. What is
+        trained is float32.
 
     Raises:
       ValueError: a value out of range.
@@ -65,19 +73,26 @@ class Descent:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(f"epochs and batch_size must be at least 1, got {self.epochs} and {self.batch_size}")
+            raise ValueError(
+                f"epochs and batch_size must be at least 1, got {self.epochs} and {self.batch_size}"
+            )
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
         if self.schedule not in SCHEDULES:
             raise ValueError(unknown("schedule", self.schedule, SCHEDULES))
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is a share of the run and must be in [0, 1), got {self.warmup}")
+            raise ValueError(
+                f"warmup is a share of the run and must be in [0, 1), got {self.warmup}"
+            )
         if not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
         if self.precision not in PRECISIONS:
             raise ValueError(unknown("precision", self.precision, PRECISIONS))
         if self.as_published and self.restart_schedule is False:
-            raise ValueError("a client keeps its own momentum, or takes the last one's (as_published): choose one")
+            raise ValueError(
+                "a client keeps its own momentum, or takes the last one's (as_published): choose "
+                "one"
+            )
 
     @property
     def remembers(self) -> bool:
@@ -97,7 +112,9 @@ class Descent:
 
     def batches(self, data: Data, received: Tensors, context: Context) -> Iterable[Batch]:
         draws = generator(context.seed, "batches")
-        return data.batches(context.client, self.batch_size, self.epochs, draws, self.group_by_length)
+        return data.batches(
+            context.client, self.batch_size, self.epochs, draws, self.group_by_length
+        )
 
     def begin(self, received: Tensors, memory: Tensors, context: Context) -> Carry:
         params = beside(self.correction.shares, received)
@@ -110,7 +127,10 @@ class Descent:
             "buffers": {},
             "optimizer": under(KEPT, memory) or self.optimizer.init(params),
             "held": self.correction.begin(received, beside((KEPT,), memory)),
-            "clock": {name: torch.tensor(float(value), device=device) for name, value in (("at", at), ("end", end))},
+            "clock": {
+                name: torch.tensor(float(value), device=device)
+                for name, value in (("at", at), ("end", end))
+            },
             "totals": {name: torch.zeros((), device=device) for name in ("loss", "examples")},
             "probe": probe,
             "probe_optimizer": self.optimizer.init(probe) if probe else {},
@@ -125,7 +145,9 @@ class Descent:
         trained, memory = self.optimizer.step(trained, carry["optimizer"], gradient, lr)
         probe, probe_memory = carry["probe"], carry["probe_optimizer"]
         if probe:
-            probe, probe_memory = self.optimizer.step(probe, probe_memory, map_tensors(torch.ones_like, probe), lr)
+            probe, probe_memory = self.optimizer.step(
+                probe, probe_memory, map_tensors(torch.ones_like, probe), lr
+            )
         return {
             "params": {**params, **trained, **buffers},
             "buffers": buffers,
@@ -140,13 +162,18 @@ class Descent:
             "probe_optimizer": probe_memory,
         }
 
-    def finish(self, carry: Carry, received: Tensors, memory: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+    def finish(
+        self, carry: Carry, received: Tensors, memory: Tensors
+    ) -> tuple[Tensors, Tensors, Tensors]:
         delta = sub(carry["params"], beside(self.correction.shares, received))
-        # a buffer has no gradient to correct, so of what a correction shares, its part stays as it is
+        # a buffer has no gradient to correct, so of what a correction shares, its part stays as it
+        # is
         learned = {name: x for name, x in delta.items() if name not in carry["buffers"]}
         path = -carry["probe"][PROBE] if carry["probe"] else torch.tensor(float("nan"))
         corrected, memory = self.correction.finish(learned, received, beside((KEPT,), memory), path)
-        if self.remembers and carry["clock"]["at"] < carry["clock"]["end"]:  # after the last round nobody needs it
+        if (
+            self.remembers and carry["clock"]["at"] < carry["clock"]["end"]
+        ):  # after the last round nobody needs it
             memory = {**memory, **prefixed(KEPT, carry["optimizer"])}
         delta = {**delta, **corrected}
         still = zeros_like({name: x for name, x in received.items() if name not in delta})
@@ -164,5 +191,7 @@ class Descent:
         lr = torch.full_like(done, self.lr)
         if self.schedule != "constant":
             left = ((done - self.warmup) / (1 - self.warmup)).clamp(0, 1)
-            lr = lr * ((1 - left) if self.schedule == "linear" else 0.5 * (1 + torch.cos(pi * left)))
+            lr = lr * (
+                (1 - left) if self.schedule == "linear" else 0.5 * (1 + torch.cos(pi * left))
+            )
         return lr * ((at + 1) / (self.warmup * end)).clamp_max(1.0) if self.warmup else lr

@@ -1,4 +1,5 @@
-"""The noise of the published code of FedPEFT (arXiv:2210.01708, version 3), which is no differential privacy."""
+"""The noise of the published code of FedPEFT (arXiv:2210.01708, version 3), which is no
+differential privacy."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,10 +18,12 @@ NOISE = "noise"
 
 @dataclass(frozen=True, kw_only=True)
 class DpAsPublished:
-    """g = clip(∇, C) + N(0, σ²) for each tensor alone, ∇ the mean gradient of a batch, σ = 2C·√(2·ln(1.25/δ)/ε).
+    """g = clip(∇, C) + N(0, σ²) for each tensor alone, ∇ the mean gradient of a batch, σ =
+    2C·√(2·ln(1.25/δ)/ε).
 
-    To compare with the paper's rows only. It guarantees nothing: a mean's sensitivity to one example is not what its
-    clipping bounds, √ has swallowed ε, and no step is accounted; the loss and each client's size travel as they are.
+    To compare with the paper's rows only. It guarantees nothing: a mean's sensitivity to one
+    example is not what its clipping bounds, √ has swallowed ε, and no step is accounted; the loss
+    and each client's size travel as they are.
 
     Attributes:
       epsilon, delta: of that formula; no run has them.
@@ -78,11 +81,16 @@ class DpAsPublished:
     def batches(self, data: Data, received: Tensors, context: Context) -> Iterable[Batch]:
         return self._with_noise(self._descent.batches(data, received, context), received, context)
 
-    def _with_noise(self, batches: Iterable[Batch], received: Tensors, context: Context) -> Iterator[Batch]:
+    def _with_noise(
+        self, batches: Iterable[Batch], received: Tensors, context: Context
+    ) -> Iterator[Batch]:
         assert context.secret is not None
         for step, batch in enumerate(batches):
             secret = context.secret.at("step", step)
-            noise = {n: (self.sigma * secret.at(n).normal(x.shape)).to(x.dtype) for n, x in received.items()}
+            noise = {
+                n: (self.sigma * secret.at(n).normal(x.shape)).to(x.dtype)
+                for n, x in received.items()
+            }
             yield {**batch, **prefixed(NOISE, noise)}
 
     def begin(self, received: Tensors, memory: Tensors, context: Context) -> Carry:
@@ -91,7 +99,9 @@ class DpAsPublished:
     def step(self, carry: Carry, batch: Batch, losses: LossFn) -> Carry:
         return self._descent.step(carry, batch, Noisy(losses, self.clip_norm))
 
-    def finish(self, carry: Carry, received: Tensors, memory: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+    def finish(
+        self, carry: Carry, received: Tensors, memory: Tensors
+    ) -> tuple[Tensors, Tensors, Tensors]:
         return self._descent.finish(carry, received, memory)
 
 

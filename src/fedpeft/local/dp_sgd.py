@@ -20,20 +20,25 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True, kw_only=True)
 class DpSgd:
-    """g = (Σ clip(∇ℓᵢ, C) + N(0, (z·C)²)) / B over the examples i of a Poisson draw, then a step of the optimizer.
+    """g = (Σ clip(∇ℓᵢ, C) + N(0, (z·C)²)) / B over the examples i of a Poisson draw, then a step of
+    the optimizer.
 
-    Each example is drawn for each step with probability q by itself; its gradient is clipped with all tensors as one
-    vector; a gradient that is not finite counts as zero. B, q and the number of steps are the plan's, the same for all
-    clients: a client's size is as secret as its examples. So a client with more examples takes longer steps.
+    Each example is drawn for each step with probability q by itself; its gradient is clipped with
+    all tensors as one vector; a gradient that is not finite counts as zero. B, q and the number of
+    steps are the plan's, the same for all
+    clients: a client's size is as secret as its examples. So a client with more examples takes
+      longer steps.
 
     Attributes:
       steps: in a round.
       rate: q.
-      batch_size: B, what the noisy sum is divided by; the number of examples that a draw of a usual client has.
+      batch_size: B, what the noisy sum is divided by; the number of examples that a draw of a usual
+        client has.
       clip_norm: C.
       noise_multiplier: z; left out, it follows from the plan's `target_epsilon`.
       chunk: how many gradients are held at a time.
-      lr, schedule, warmup, precision, optimizer: as of `descent`; no float16, whose overflow would tell of an example.
+      lr, schedule, warmup, precision, optimizer: as of `descent`; no float16, whose overflow would
+        tell of an example.
 
     Raises:
       ValueError: a value out of range.
@@ -55,14 +60,19 @@ class DpSgd:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.chunk) < 1:
             raise ValueError(
-                f"steps, batch_size and chunk must be at least 1, got {self.steps}, {self.batch_size} and {self.chunk}"
+                f"steps, batch_size and chunk must be at least 1, got {self.steps}, "
+                f"{self.batch_size} and {self.chunk}"
             )
         if not 0 < self.rate <= 1:
             raise ValueError(f"rate is a probability and must be in (0, 1], got {self.rate}")
         check_noise(self.clip_norm, self.noise_multiplier)
         if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        descent = Descent(lr=self.lr, schedule=self.schedule, warmup=self.warmup, optimizer=self.optimizer)
+            raise ValueError(
+                f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
+            )
+        descent = Descent(
+            lr=self.lr, schedule=self.schedule, warmup=self.warmup, optimizer=self.optimizer
+        )
         object.__setattr__(self, "_descent", descent)
 
     @property
@@ -77,8 +87,8 @@ class DpSgd:
         return self.steps
 
     def batches(self, data: Data, received: Tensors, context: Context) -> Iterable[Batch]:
-        """Draws and noise. Whatever else is random in a batch must be as secret: of two data sets that differ in an
-        example, the others' crops would otherwise tell which one it is."""
+        """Draws and noise. Whatever else is random in a batch must be as secret: of two data sets
+        that differ in an example, the others' crops would otherwise tell which one it is."""
         assert context.secret is not None and self.noise_multiplier is not None
         draws = generator(context.secret.at("augmentation").seed)
         for step in range(self.steps):
@@ -89,23 +99,31 @@ class DpSgd:
             batch = data.chosen(context.client, places, draws)
             mask = torch.ones(len(drawn)) if len(drawn) else torch.zeros(1)
             std = self.noise_multiplier * self.clip_norm if self.noise_multiplier else 0.0
-            noise = {name: (secret.at(NOISE, name).normal(x.shape) * std).to(x.dtype) for name, x in received.items()}
+            noise = {
+                name: (secret.at(NOISE, name).normal(x.shape) * std).to(x.dtype)
+                for name, x in received.items()
+            }
             yield {**batch, "mask": mask, **prefixed(NOISE, noise)}
 
     def begin(self, received: Tensors, memory: Tensors, context: Context) -> Carry:
         return self._descent.begin(received, memory, context)
 
     def step(self, carry: Carry, batch: Batch, losses: LossFn) -> Carry:
-        return self._descent.step(carry, batch, Private(losses, self.clip_norm, self.batch_size, self.chunk))
+        return self._descent.step(
+            carry, batch, Private(losses, self.clip_norm, self.batch_size, self.chunk)
+        )
 
-    def finish(self, carry: Carry, received: Tensors, memory: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+    def finish(
+        self, carry: Carry, received: Tensors, memory: Tensors
+    ) -> tuple[Tensors, Tensors, Tensors]:
         delta, memory, _ = self._descent.finish(carry, received, memory)
         return delta, memory, {}
 
 
 @dataclass(frozen=True)
 class Private:
-    """A loss whose gradient is the noisy mean of clipped ones; what the losses are, it does not tell.
+    """A loss whose gradient is the noisy mean of clipped ones; what the losses are, it does not
+    tell.
 
     Attributes:
       divisor: B.
@@ -137,7 +155,10 @@ class Private:
 
 def _clipped_sum(each: Tensors, mask: Tensor, limit: float) -> Tensors:
     """Σ mask·clip(g) over the first dimension."""
-    lengths = [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1, dtype=torch.float64) for g in each.values()]
+    lengths = [
+        torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1, dtype=torch.float64)
+        for g in each.values()
+    ]
     factor = shrinking(torch.stack(lengths).square().sum(0).sqrt(), limit) * mask
 
     def summed(g: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Bottleneck adapters (Houlsby et al., 2019, arXiv:1902.00751), FedPEFT-Adapter in arXiv:2210.01708."""
+"""Bottleneck adapters (Houlsby et al., 2019, arXiv:1902.00751), FedPEFT-Adapter in
+arXiv:2210.01708."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from fedpeft.methods.anatomy import describe, mlp_outputs, train_parts, trained_
 
 
 class Bottleneck(nn.Module):
-    """x + up(GELU(down(x))) with down: d -> width and up: width -> d, both with bias; d is the last axis."""
+    """x + up(GELU(down(x))) with down: d -> width and up: width -> d, both with bias; d is the last
+    axis."""
 
     def __init__(self, like: nn.Linear, width: int, zero_down: bool) -> None:
         super().__init__()
@@ -44,17 +46,19 @@ class Adapted(nn.Module):
 
 @dataclass(frozen=True)
 class Adapter:
-    """x <- MLP(LN(x)); x <- x + up(GELU(down(x))); x <- x + h, where h entered LN, in every block; plus the head.
+    """x <- MLP(LN(x)); x <- x + up(GELU(down(x))); x <- x + h, where h entered LN, in every block;
+    plus the head.
 
-    The adapter is on the MLP's last layer, before dropout and the block's skip. `down` is random and `up` zero at
-    first, so that the model computes what the base does and both learn.
+    The adapter is on the MLP's last layer, before dropout and the block's skip. `down` is random
+    and `up` zero at first, so that the model computes what the base does and both learn.
 
     Attributes:
       reduction: d / width, rounded down.
       width: of the bottleneck; 0 for d / reduction.
       shared: one adapter for all blocks, as in FedPEFT; its tensors travel once.
-      as_published: shared, and all four tensors zero at first, as in the authors' code. Then only the bias of `up` can
-        learn: the gradients of the three others stay zero for ever, but they travel.
+      as_published: shared, and all four tensors zero at first, as in the authors' code. Then only
+        the bias of `up` can learn: the gradients of the three others stay zero for ever, but they
+        travel.
       head: the module trained beside it; "auto" finds a classifier's, "" means none.
 
     Raises:
@@ -80,7 +84,9 @@ class Adapter:
     def inject(self, model: nn.Module) -> nn.Module:
         head = trained_head(model, self.head)
         layers = {name: model.get_submodule(name) for name in mlp_outputs(model)}
-        adapters = self._adapters(model, [layer for layer in layers.values() if isinstance(layer, nn.Linear)])
+        adapters = self._adapters(
+            model, [layer for layer in layers.values() if isinstance(layer, nn.Linear)]
+        )
         for (name, layer), adapter in zip(layers.items(), adapters, strict=True):
             model.set_submodule(name, Adapted(layer, adapter))
         return train_parts(model, adapters, head)
@@ -90,7 +96,9 @@ class Adapter:
         if not (self.shared or self.as_published):
             return [self._adapter(layer) for layer in layers]
         if len(sizes) > 1:
-            raise PlanError(f"{describe(model)} has blocks of widths {sizes}: they cannot share one adapter")
+            raise PlanError(
+                f"{describe(model)} has blocks of widths {sizes}: they cannot share one adapter"
+            )
         first = self._adapter(layers[0])
         return [first, *(_twin(self._adapter(layer), first) for layer in layers[1:])]
 
@@ -105,8 +113,8 @@ class Adapter:
 def _twin(adapter: Bottleneck, other: Bottleneck) -> Bottleneck:
     """The adapter with the other's parameters for its own.
 
-    Blocks share parameters and not the module, because `torch.func.functional_call` does not put the old tensors back
-    into a module that is in two places.
+    Blocks share parameters and not the module, because `torch.func.functional_call` does not put
+    the old tensors back into a module that is in two places.
     """
     for mine, theirs in ((adapter.down, other.down), (adapter.up, other.up)):
         mine.weight, mine.bias = theirs.weight, theirs.bias

@@ -1,4 +1,5 @@
-"""Where things are in a transformer, told by its structure: blocks, attention, MLP, normalisation, head."""
+"""Where things are in a transformer, told by its structure: blocks, attention, MLP, normalisation,
+head."""
 
 from collections.abc import Iterable
 
@@ -21,8 +22,9 @@ DENOISED = "conv_out"
 def trained_head(model: nn.Module, head: str) -> str:
     """The name of the head that is trained beside a method's own tensors; "" for none.
 
-    With "auto" the output layer of a language model stays frozen: it is pre-trained like the rest, as large as the
-    vocabulary, and often the embedding itself. So does a denoiser's. A head made for the task's classes is trained.
+    With "auto" the output layer of a language model stays frozen: it is pre-trained like the rest,
+    as large as the vocabulary, and often the embedding itself. So does a denoiser's. A head made
+    for the task's classes is trained.
 
     Raises:
       PlanError: no such module, or none of the usual ones.
@@ -42,13 +44,18 @@ def train_parts(model: nn.Module, parts: Iterable[nn.Module], head: str) -> nn.M
 
 
 def blocks(model: nn.Module) -> list[list[str]]:
-    """The names of the blocks, one list for each innermost stack of modules that all hold an attention."""
+    """The names of the blocks, one list for each innermost stack of modules that all hold an
+    attention."""
     stacks = {
         name: stack
         for name, stack in model.named_modules()
-        if isinstance(stack, nn.ModuleList) and len(stack) and all(_attends(block) for block in stack)
+        if isinstance(stack, nn.ModuleList)
+        and len(stack)
+        and all(_attends(block) for block in stack)
     }
-    innermost = [name for name in stacks if not any(other.startswith(f"{name}.") for other in stacks)]
+    innermost = [
+        name for name in stacks if not any(other.startswith(f"{name}.") for other in stacks)
+    ]
     return [[f"{name}.{k}" for k in range(len(stacks[name]))] for name in innermost]
 
 
@@ -61,7 +68,8 @@ def mlp_outputs(model: nn.Module) -> list[str]:
     names = [name for stack in blocks(model) for name in stack]
     if not names:
         raise PlanError(
-            f"{describe(model)} has no transformer blocks (a ModuleList of modules that hold an attention); use "
+            f"{describe(model)} has no transformer blocks (a ModuleList of modules that hold an "
+            "attention); use "
             'method = "full", "head" or "bias", or a ViT, BERT or Llama'
         )
     return [f"{name}.{_last_linear(name, model.get_submodule(name))}" for name in names]
@@ -69,12 +77,15 @@ def mlp_outputs(model: nn.Module) -> list[str]:
 
 def _last_linear(name: str, block: nn.Module) -> str:
     linears: list[tuple[str, nn.Linear]] = [
-        (n, m) for n, m in block.named_modules() if isinstance(m, nn.Linear) and not _is_attention(n)
+        (n, m)
+        for n, m in block.named_modules()
+        if isinstance(m, nn.Linear) and not _is_attention(n)
     ]
     if len(linears) < 2 or linears[0][1].in_features != linears[-1][1].out_features:
         found = ", ".join(n for n, _ in linears) or "none"
         raise PlanError(
-            f"the block {name!r} has no MLP that ends in a linear layer back to the block's width (linear layers "
+            f"the block {name!r} has no MLP that ends in a linear layer back to the block's width "
+            "(linear layers "
             f"outside its attention: {found}); a ViT, BERT or Llama has"
         )
     return linears[-1][0]
@@ -86,11 +97,16 @@ def attention_projections(model: nn.Module, which: str) -> list[str]:
     Raises:
       PlanError: the model's attention has none of the usual names.
     """
-    present = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    present = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
     found = [next((name for name in PROJECTIONS[one] if name in present), None) for one in which]
     if None in found:
         raise PlanError(
-            f"cannot tell the attention's projections in {describe(model)}; set the method's key `target` to some of "
+            f"cannot tell the attention's projections in {describe(model)}; set the method's key "
+            "`target` to some of "
             f"its linear layers: {', '.join(sorted(present)) or 'it has none'}"
         )
     return [name for name in found if name]
@@ -120,7 +136,10 @@ def normalisations(model: nn.Module, head: str) -> list[str]:
     found = [
         name
         for name, module in model.named_modules()
-        if (isinstance(module, nn.LayerNorm) or type(module).__name__.endswith(("LayerNorm", "RMSNorm")))
+        if (
+            isinstance(module, nn.LayerNorm)
+            or type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
+        )
         and next(module.parameters(recurse=False), None) is not None
         and not (head and name.startswith(f"{head}."))
     ]

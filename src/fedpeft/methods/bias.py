@@ -1,4 +1,5 @@
-"""Train the biases (BitFit: Ben Zaken et al., 2022, arXiv:2106.10199), FedPEFT-Bias in arXiv:2210.01708."""
+"""Train the biases (BitFit: Ben Zaken et al., 2022, arXiv:2106.10199), FedPEFT-Bias in
+arXiv:2210.01708."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from fedpeft.methods.anatomy import describe, trained_head
 
 @dataclass(frozen=True)
 class Bias:
-    """Every parameter whose last name part contains "bias", of linear, convolution and LayerNorm alike; plus the head.
+    """Every parameter whose last name part contains "bias", of linear, convolution and LayerNorm
+    alike; plus the head.
 
     Attributes:
       head: the module trained beside it; "auto" finds a classifier's, "" means none.
@@ -31,7 +33,8 @@ class Bias:
         biases = {name for name in names if "bias" in name.rpartition(".")[2]} - inside
         if not biases:
             raise PlanError(
-                f'{describe(model)} has no biases (a Llama has none): use method = "lora", "layernorm" or "ia3"'
+                f'{describe(model)} has no biases (a Llama has none): use method = "lora", '
+                '"layernorm" or "ia3"'
             )
         return train_only(model, biases | inside)
 

@@ -1,4 +1,5 @@
-"""Weight-decomposed low-rank adaptation (Liu et al., 2024, arXiv:2402.09353), through Hugging Face `peft`."""
+"""Weight-decomposed low-rank adaptation (Liu et al., 2024, arXiv:2402.09353), through Hugging Face
+`peft`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from fedpeft.methods.start import Start
 class DoRA:
     """y = m · V·x / ‖V‖ with V = W + (α/r)·B·A, the norm taken row by row; plus the head.
 
-    The magnitudes m, shape (out,), start as ‖W‖ and travel with A, shape (r, in), and B, shape (out, r). The norm
-    counts as a constant in the gradient, as in the paper's section 4.3.
+    The magnitudes m, shape (out,), start as ‖W‖ and travel with A, shape (r, in), and B, shape
+    (out, r). The norm counts as a constant in the gradient, as in the paper's section 4.3.
 
     Attributes:
       rank: r.
@@ -46,11 +47,16 @@ class DoRA:
         return True
 
     def config(self, model: nn.Module) -> Any:
-        """The `peft` configuration for a base model (nothing injected yet); an export is written from it too."""
-        return low_rank_config(model, self.rank, self.alpha, self.dropout, self.target, use_dora=True)
+        """The `peft` configuration for a base model (nothing injected yet); an export is written
+        from it too."""
+        return low_rank_config(
+            model, self.rank, self.alpha, self.dropout, self.target, use_dora=True
+        )
 
     def inject(self, model: nn.Module) -> nn.Module:
-        return inject_tuner(self.config(model), model, self.head, Start.of(self.init, self.init_head))
+        return inject_tuner(
+            self.config(model), model, self.head, Start.of(self.init, self.init_head)
+        )
 
     def names(self, model: nn.Module) -> Sequence[str]:
         return trainable(model)

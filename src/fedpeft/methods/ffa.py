@@ -1,4 +1,5 @@
-"""FFA-LoRA: low-rank adaptation with A frozen (Sun et al., 2024, arXiv:2403.12313), through Hugging Face `peft`."""
+"""FFA-LoRA: low-rank adaptation with A frozen (Sun et al., 2024, arXiv:2403.12313), through Hugging
+Face `peft`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from fedpeft.methods.start import Start
 
 @dataclass(frozen=True)
 class FFA:
-    """y = W·x + (α/r)·B·A·x for one random A (r, in) that never changes, and B (out, r), zero at first; plus the head.
+    """y = W·x + (α/r)·B·A·x for one random A (r, in) that never changes, and B (out, r), zero at
+    first; plus the head.
 
-    A does not travel: every site makes it from the plan's seed. The mean of the clients' B's is then exact, half the
-    bytes go each way, and noise on B is noise on the product.
+    A does not travel: every site makes it from the plan's seed. The mean of the clients' B's is
+    then exact, half the bytes go each way, and noise on B is noise on the product.
 
     Attributes:
       rank: r.
@@ -47,11 +49,14 @@ class FFA:
         return True
 
     def config(self, model: nn.Module) -> Any:
-        """The `peft` configuration for a base model (nothing injected yet); an export is written from it too."""
+        """The `peft` configuration for a base model (nothing injected yet); an export is written
+        from it too."""
         return low_rank_config(model, self.rank, self.alpha, self.dropout, self.target)
 
     def inject(self, model: nn.Module) -> nn.Module:
-        model = inject_tuner(self.config(model), model, self.head, Start.of(self.init, self.init_head))
+        model = inject_tuner(
+            self.config(model), model, self.head, Start.of(self.init, self.init_head)
+        )
         return train_only(model, [name for name in trainable(model) if A not in name])
 
     def names(self, model: nn.Module) -> Sequence[str]:

@@ -1,4 +1,5 @@
-"""Train and send everything: conventional federated learning (McMahan et al., 2017, arXiv:1602.05629)."""
+"""Train and send everything: conventional federated learning (McMahan et al., 2017,
+arXiv:1602.05629)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from fedpeft.core.trainable import persistent_buffers, trainable
 
 @dataclass(frozen=True)
 class Full:
-    """All parameters, and the running statistics of BatchNorm, which are averaged like parameters."""
+    """All parameters, and the running statistics of BatchNorm, which are averaged like
+    parameters."""
 
     @property
     def pretrained(self) -> bool:

@@ -1,4 +1,5 @@
-"""Train a new last layer on the frozen features: the linear baseline of FedPEFT (arXiv:2210.01708)."""
+"""Train a new last layer on the frozen features: the linear baseline of FedPEFT
+(arXiv:2210.01708)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ class Head:
         head = trained_head(model, self.head)
         if not head:
             raise PlanError(
-                f'{describe(model)} has no new head to train; name the output layer, e.g. head = "lm_head", or use '
+                f"{describe(model)} has no new head to train; name the output layer, e.g. head = "
+                '"lm_head", or use '
                 "another method"
             )
         return train_parts(model, (), head)

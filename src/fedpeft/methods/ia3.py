@@ -1,4 +1,5 @@
-"""(IA)³: infused adapter by inhibiting and amplifying inner activations (Liu et al., 2022, arXiv:2205.05638)."""
+"""(IA)³: infused adapter by inhibiting and amplifying inner activations (Liu et al., 2022,
+arXiv:2205.05638)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +15,16 @@ from fedpeft.methods.start import Start
 
 @dataclass(frozen=True)
 class IA3:
-    """k ⊙ l_k, v ⊙ l_v, and W·(l_ff ⊙ x) in the last layer of the MLP; all vectors are one at first; plus the head.
+    """k ⊙ l_k, v ⊙ l_v, and W·(l_ff ⊙ x) in the last layer of the MLP; all vectors are one at
+    first; plus the head.
 
     Through Hugging Face `peft`.
 
     Attributes:
-      target: layers whose output is scaled, by the last parts of their names; empty means key and value.
-      feedforward: layers whose input is scaled; empty means the last one of each block's MLP, unless `target` is set.
+      target: layers whose output is scaled, by the last parts of their names; empty means key and
+        value.
+      feedforward: layers whose input is scaled; empty means the last one of each block's MLP,
+        unless `target` is set.
       head: the module trained beside it; "auto" finds a classifier's, "" means none.
       init: a folder with a saved adapter to begin with.
       init_head: whether that adapter's head is taken too.
@@ -37,7 +41,8 @@ class IA3:
         return True
 
     def config(self, model: nn.Module) -> Any:
-        """The `peft` configuration for a base model (nothing injected yet); an export is written from it too."""
+        """The `peft` configuration for a base model (nothing injected yet); an export is written
+        from it too."""
         from peft import IA3Config
 
         outputs = chosen(model, self.target) or attention_projections(model, "kv")
@@ -45,7 +50,9 @@ class IA3:
         return IA3Config(target_modules=outputs + inputs, feedforward_modules=inputs)
 
     def inject(self, model: nn.Module) -> nn.Module:
-        return inject_tuner(self.config(model), model, self.head, Start.of(self.init, self.init_head))
+        return inject_tuner(
+            self.config(model), model, self.head, Start.of(self.init, self.init_head)
+        )
 
     def names(self, model: nn.Module) -> Sequence[str]:
         return trainable(model)

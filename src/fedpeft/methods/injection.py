@@ -33,9 +33,15 @@ def check_dropout(dropout: float) -> None:
 
 
 def low_rank_config(
-    model: nn.Module, rank: int, alpha: float, dropout: float, target: tuple[str, ...], **variant: bool
+    model: nn.Module,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    target: tuple[str, ...],
+    **variant: bool,
 ) -> Any:
-    """The `peft` configuration of LoRA or a variant of it; an empty target means query and value."""
+    """The `peft` configuration of LoRA or a variant of it; an empty target means query and
+    value."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -85,6 +91,10 @@ def inject_tuner(
 def known_warnings_ignored() -> Iterator[None]:
     """Without two warnings that `peft` causes and a user can do nothing about."""
     with catch_warnings():
-        filterwarnings("ignore", "Unsupported layer type", UserWarning)  # a LayerNorm has no in and out features
-        filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)  # peft asks transformers for it
+        filterwarnings(
+            "ignore", "Unsupported layer type", UserWarning
+        )  # a LayerNorm has no in and out features
+        filterwarnings(
+            "ignore", ".*is_gradient_checkpointing", FutureWarning
+        )  # peft asks transformers for it
         yield

@@ -31,13 +31,16 @@ class LayerNorm:
         return True
 
     def config(self, model: nn.Module) -> Any:
-        """The `peft` configuration for a base model (nothing injected yet); an export is written from it too."""
+        """The `peft` configuration for a base model (nothing injected yet); an export is written
+        from it too."""
         from peft import LNTuningConfig
 
         return LNTuningConfig(target_modules=normalisations(model, trained_head(model, self.head)))
 
     def inject(self, model: nn.Module) -> nn.Module:
-        return inject_tuner(self.config(model), model, self.head, Start.of(self.init, self.init_head))
+        return inject_tuner(
+            self.config(model), model, self.head, Start.of(self.init, self.init_head)
+        )
 
     def names(self, model: nn.Module) -> Sequence[str]:
         return trainable(model)

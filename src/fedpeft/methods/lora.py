@@ -13,7 +13,8 @@ from fedpeft.methods.start import Start
 
 @dataclass(frozen=True)
 class LoRA:
-    """y = W·x + (α/r)·B·A·x for A of shape (r, in) and B of shape (out, r); A random, B zero at first; plus the head.
+    """y = W·x + (α/r)·B·A·x for A of shape (r, in) and B of shape (out, r); A random, B zero at
+    first; plus the head.
 
     Attributes:
       rank: r.
@@ -43,11 +44,14 @@ class LoRA:
         return True
 
     def config(self, model: nn.Module) -> Any:
-        """The `peft` configuration for a base model (nothing injected yet); an export is written from it too."""
+        """The `peft` configuration for a base model (nothing injected yet); an export is written
+        from it too."""
         return low_rank_config(model, self.rank, self.alpha, self.dropout, self.target)
 
     def inject(self, model: nn.Module) -> nn.Module:
-        return inject_tuner(self.config(model), model, self.head, Start.of(self.init, self.init_head))
+        return inject_tuner(
+            self.config(model), model, self.head, Start.of(self.init, self.init_head)
+        )
 
     def names(self, model: nn.Module) -> Sequence[str]:
         return trainable(model)

@@ -1,4 +1,5 @@
-"""Prefix tuning (Li and Liang, 2021, arXiv:2101.00190) for decoder language models, through Hugging Face `peft`."""
+"""Prefix tuning (Li and Liang, 2021, arXiv:2101.00190) for decoder language models, through Hugging
+Face `peft`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +16,14 @@ from fedpeft.methods.injection import known_warnings_ignored
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keys and values of `tokens` virtual tokens before the text, in every layer, trained directly; plus the head.
+    """Keys and values of `tokens` virtual tokens before the text, in every layer, trained directly;
+    plus the head.
 
-    One tensor of shape (tokens, 2 · layers · key-value heads · head size). The paper's reparametrisation by an MLP is
-    for training only and is left out: it would multiply what travels. The model is `peft`'s wrapper, as a prefix
-    enters beside the input; a classifier's trained head is then the copy that the wrapper makes of it.
+    One tensor of shape (tokens, 2 · layers · key-value heads · head size). The paper's
+    reparametrisation by an MLP is
+    for training only and is left out: it would multiply what travels. The model is `peft`'s
+    wrapper, as a prefix enters beside the input; a classifier's trained head is then the copy that
+    the wrapper makes of it.
 
     Attributes:
       head: the module trained beside it; "auto" finds a classifier's, "" means none.
@@ -40,7 +44,8 @@ class Prefix:
         return True
 
     def config(self, model: nn.Module) -> Any:
-        """The `peft` configuration for a base model (nothing injected yet); an export is written from it too."""
+        """The `peft` configuration for a base model (nothing injected yet); an export is written
+        from it too."""
         from peft import PrefixTuningConfig
 
         kind = "CAUSAL_LM" if hasattr(model, VOCABULARY) else "SEQ_CLS"
@@ -51,13 +56,16 @@ class Prefix:
 
         if "past_key_values" not in signature(model.forward).parameters:
             raise PlanError(
-                f"{describe(model)} takes no `past_key_values`, and so no prefix: it needs a decoder language model, "
+                f"{describe(model)} takes no `past_key_values`, and so no prefix: it needs a "
+                "decoder language model, "
                 'e.g. a Llama; for a vision transformer there is method = "prompt"'
             )
         head = trained_head(model, self.head)
         with known_warnings_ignored():
             wrapped: nn.Module = get_peft_model(model, self.config(model))
-        return train_only(wrapped, (n for n, _ in wrapped.named_parameters() if _is_trained(n, head)))
+        return train_only(
+            wrapped, (n for n, _ in wrapped.named_parameters() if _is_trained(n, head))
+        )
 
     def names(self, model: nn.Module) -> Sequence[str]:
         return trainable(model)

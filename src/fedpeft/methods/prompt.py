@@ -43,10 +43,11 @@ class Cut(nn.Module):
 class Prompt:
     """Trained tokens beside the patches, without position embeddings; plus the head.
 
-    Deep: every block has its own tokens; they are appended to its input and cut off its output. Shallow: the first
-    block's tokens stay until the last block. The entries start as U(-v, v) with v = sqrt(6 / (3·p² + d)) for patches
-    of p pixels a side and width d. The authors of FedPEFT append where VPT inserts after the class token; as prompts
-    have no position the two compute the same.
+    Deep: every block has its own tokens; they are appended to its input and cut off its output.
+    Shallow: the first block's tokens stay until the last block. The entries start as U(-v, v) with
+    v = sqrt(6 / (3·p² + d)) for patches of p pixels a side and width d. The authors of FedPEFT
+    append where VPT inserts after the class token; as prompts have no position the two compute the
+    same.
 
     Attributes:
       tokens: for each block (deep), or in all (shallow).
@@ -93,7 +94,9 @@ class Prompt:
 def _prompt(tokens: int, like: nn.Linear, convolution: nn.Conv2d) -> nn.Parameter:
     height, width = (int(side) for side in convolution.kernel_size)
     bound = (6 / (3 * height * width + like.out_features)) ** 0.5
-    prompt = torch.empty(tokens, like.out_features, device=like.weight.device, dtype=like.weight.dtype)
+    prompt = torch.empty(
+        tokens, like.out_features, device=like.weight.device, dtype=like.weight.dtype
+    )
     return nn.Parameter(nn.init.uniform_(prompt, -bound, bound))
 
 
@@ -104,11 +107,15 @@ def _plain_vit(model: nn.Module) -> tuple[list[str], nn.Conv2d]:
       PlanError: the model is no plain vision transformer.
     """
     stacks = blocks(model)
-    patches = [m for n, m in model.named_modules() if "patch_embed" in n and isinstance(m, nn.Conv2d)]
+    patches = [
+        m for n, m in model.named_modules() if "patch_embed" in n and isinstance(m, nn.Conv2d)
+    ]
     if len(stacks) != 1 or len(patches) != 1:
         raise PlanError(
-            f"{describe(model)} is no plain vision transformer (stacks of blocks: {len(stacks)}, patch embeddings: "
-            f"{len(patches)}), and visual prompts need one, e.g. a ViT; for a decoder language model there is method = "
+            f"{describe(model)} is no plain vision transformer (stacks of blocks: {len(stacks)}, "
+            "patch embeddings: "
+            f"{len(patches)}), and visual prompts need one, e.g. a ViT; for a decoder language "
+            "model there is method = "
             '"prefix"'
         )
     return stacks[0], patches[0]

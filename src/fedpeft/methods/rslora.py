@@ -1,4 +1,5 @@
-"""Rank-stabilised low-rank adaptation (Kalajdzievski, 2023, arXiv:2312.03732), through Hugging Face `peft`."""
+"""Rank-stabilised low-rank adaptation (Kalajdzievski, 2023, arXiv:2312.03732), through Hugging Face
+`peft`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,11 +44,16 @@ class RsLoRA:
         return True
 
     def config(self, model: nn.Module) -> Any:
-        """The `peft` configuration for a base model (nothing injected yet); an export is written from it too."""
-        return low_rank_config(model, self.rank, self.alpha, self.dropout, self.target, use_rslora=True)
+        """The `peft` configuration for a base model (nothing injected yet); an export is written
+        from it too."""
+        return low_rank_config(
+            model, self.rank, self.alpha, self.dropout, self.target, use_rslora=True
+        )
 
     def inject(self, model: nn.Module) -> nn.Module:
-        return inject_tuner(self.config(model), model, self.head, Start.of(self.init, self.init_head))
+        return inject_tuner(
+            self.config(model), model, self.head, Start.of(self.init, self.init_head)
+        )
 
     def names(self, model: nn.Module) -> Sequence[str]:
         return trainable(model)

@@ -1,4 +1,5 @@
-"""Train everything from random weights: what the pre-training is worth (FedPEFT's baseline, arXiv:2210.01708)."""
+"""Train everything from random weights: what the pre-training is worth (FedPEFT's baseline,
+arXiv:2210.01708)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from fedpeft.core.trainable import persistent_buffers, trainable
 
 @dataclass(frozen=True)
 class Scratch:
-    """All parameters, and the running statistics of BatchNorm; the base's pre-trained weights are not loaded."""
+    """All parameters, and the running statistics of BatchNorm; the base's pre-trained weights are
+    not loaded."""
 
     @property
     def pretrained(self) -> bool:

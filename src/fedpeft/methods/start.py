@@ -30,17 +30,20 @@ SETTINGS = (
     "fan_in_fan_out",
     "projection_prng_key",
 )
-"""What changes the function that the same tensors compute; an adapter may begin only where all of it is equal."""
+"""What changes the function that the same tensors compute; an adapter may begin only where all of
+it is equal."""
 
 PLAIN_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
-"""Ways to initialise LoRA that leave the base's weights as they are; PiSSA, OLoRA and others change them."""
+"""Ways to initialise LoRA that leave the base's weights as they are; PiSSA, OLoRA and others change
+them."""
 
 _PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
 class Start:
-    """A folder with `adapter_config.json` and `adapter_model.safetensors`, and whether its head is taken too."""
+    """A folder with `adapter_config.json` and `adapter_model.safetensors`, and whether its head is
+    taken too."""
 
     folder: str
     with_head: bool
@@ -57,7 +60,8 @@ def start_from(start: Start, config: Any, model: nn.Module, head: str) -> None:
     Names of vision transformers in the form of `transformers` 4 are understood.
 
     Raises:
-      PlanError: the folder is no adapter, was made with other settings, or has other tensors than the model.
+      PlanError: the folder is no adapter, was made with other settings, or has other tensors than
+        the model.
     """
     settings, saved = _read(start.folder)
     _check_settings(start.folder, settings, config)
@@ -72,7 +76,11 @@ def start_from(start: Start, config: Any, model: nn.Module, head: str) -> None:
     every = dict(model.named_parameters())
     for key, x in found.items():
         if x.shape != every[wanted[key]].shape:
-            hint = "; set init_head = false to begin with a new head" if head and within(key, head) else ""
+            hint = (
+                "; set init_head = false to begin with a new head"
+                if head and within(key, head)
+                else ""
+            )
             raise PlanError(
                 f"{start.folder}: {key!r} has the shape {list(x.shape)}, the model's has "
                 f"{list(every[wanted[key]].shape)}{hint}"
@@ -86,7 +94,8 @@ def _read(folder: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for file in (config, weights):
         if not file.is_file():
             raise PlanError(
-                f"init = {folder!r} is no folder of a saved adapter: it has no {file.name} (looked here, in "
+                f"init = {folder!r} is no folder of a saved adapter: it has no {file.name} (looked "
+                "here, in "
                 "$FEDPEFT_DATA and in the package; a pickled adapter_model.bin is not read)"
             )
     try:
@@ -107,26 +116,42 @@ def _check_settings(folder: str, settings: Mapping[str, Any], config: Any) -> No
         ours, theirs = getattr(config, key), settings.get(key, getattr(usual, key))
         if ours != theirs:
             ours = getattr(ours, "value", ours)
-            raise PlanError(f"{folder} was made with {key} = {theirs!r}, the plan's method has {ours!r}")
+            raise PlanError(
+                f"{folder} was made with {key} = {theirs!r}, the plan's method has {ours!r}"
+            )
     if settings.get("init_lora_weights", True) not in PLAIN_INITS:
         raise PlanError(
-            f"{folder} was made with init_lora_weights = {settings['init_lora_weights']!r}, which changes the base "
-            "model; convert it to plain LoRA when saving (`path_initial_model_for_weight_conversion` of peft)"
+            f"{folder} was made with init_lora_weights = {settings['init_lora_weights']!r}, which "
+            "changes the base "
+            "model; convert it to plain LoRA when saving "
+            "(`path_initial_model_for_weight_conversion` of peft)"
         )
 
 
 def _check_names(folder: str, saved: Tensors, wanted: Mapping[str, str], head: str) -> None:
     matched = {_match(key, wanted): key for key in saved}
     if foreign := sorted(key for match, key in matched.items() if match not in wanted):
-        layers = sorted({_layer(new_name(_bare(key))) for key in saved if not (head and within(_bare(key), head))})
+        layers = sorted(
+            {
+                _layer(new_name(_bare(key)))
+                for key in saved
+                if not (head and within(_bare(key), head))
+            }
+        )
         raise PlanError(
-            f"{folder} has {len(foreign)} tensors that have no place in the model, first {foreign[0]!r}; it tunes the "
+            f"{folder} has {len(foreign)} tensors that have no place in the model, first "
+            f"{foreign[0]!r}; it tunes the "
             f"layers {', '.join(layers)}: set the method's `target` to them if the model has these"
         )
     if missing := sorted(set(wanted) - set(matched)):
-        hint = "; set init_head = false to begin with a new head" if head and within(missing[0], head) else ""
+        hint = (
+            "; set init_head = false to begin with a new head"
+            if head and within(missing[0], head)
+            else ""
+        )
         raise PlanError(
-            f"{folder} lacks {len(missing)} of the {len(wanted)} tensors that the method trains, first "
+            f"{folder} lacks {len(missing)} of the {len(wanted)} tensors that the method trains, "
+            "first "
             f"{missing[0]!r}{hint}"
         )
 
@@ -138,7 +163,8 @@ def _without_projections(folder: str, saved: Tensors, model: nn.Module) -> dict[
         x = saved.get(f"base_model.{key}")
         if x is not None and (key not in made or not torch.equal(x.float(), made[key].float())):
             raise PlanError(
-                f"{folder}: its projection {key} is not the one that the plan's projection_seed, rank and target make"
+                f"{folder}: its projection {key} is not the one that the plan's projection_seed, "
+                "rank and target make"
             )
     return {key: x for key, x in saved.items() if not key.startswith("base_model.vera_")}
 
@@ -163,5 +189,8 @@ def _key(name: str) -> str:
 def _layer(name: str) -> str:
     """`vit.layers.0.attention.q_proj.lora_A.weight` -> `q_proj`."""
     parts = name.split(".")
-    tuner = next((k for k, part in enumerate(parts) if part.startswith(("lora_", "ia3_", "vera_", "ln_"))), len(parts))
+    tuner = next(
+        (k for k, part in enumerate(parts) if part.startswith(("lora_", "ia3_", "vera_", "ln_"))),
+        len(parts),
+    )
     return parts[max(tuner - 1, 0)]

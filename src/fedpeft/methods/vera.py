@@ -1,4 +1,5 @@
-"""Vector-based random matrix adaptation (Kopiczko et al., 2024, arXiv:2310.11454), through Hugging Face `peft`."""
+"""Vector-based random matrix adaptation (Kopiczko et al., 2024, arXiv:2310.11454), through Hugging
+Face `peft`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from fedpeft.methods.start import Start
 
 @dataclass(frozen=True)
 class VeRA:
-    """y = W·x + b ⊙ B·(d ⊙ A·x): the vectors b, shape (out,), and d, shape (r,), are trained; plus the head.
+    """y = W·x + b ⊙ B·(d ⊙ A·x): the vectors b, shape (out,), and d, shape (r,), are trained; plus
+    the head.
 
-    A and B are random, frozen and common to all layers. They do not travel: every site makes them from one seed. b is
-    zero at first, d is `d_initial`.
+    A and B are random, frozen and common to all layers. They do not travel: every site makes them
+    from one seed. b is zero at first, d is `d_initial`.
 
     Attributes:
       rank: r; far larger than LoRA's, as only vectors are trained.
@@ -50,7 +52,8 @@ class VeRA:
         return True
 
     def config(self, model: nn.Module) -> Any:
-        """The `peft` configuration, from which an export is written too; there A and B are written down."""
+        """The `peft` configuration, from which an export is written too; there A and B are written
+        down."""
         from peft import VeraConfig
 
         return VeraConfig(
@@ -70,7 +73,8 @@ class VeRA:
 
 
 def _with_shared_projections(model: nn.Module, config: Any) -> nn.Module:
-    """`peft` injects no tuner with shared state, but the state is in reach of every layer without the wrapper."""
+    """`peft` injects no tuner with shared state, but the state is in reach of every layer without
+    the wrapper."""
     from peft import VeraModel
 
     tuned: nn.Module = VeraModel(model, config, "default").model

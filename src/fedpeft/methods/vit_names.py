@@ -33,7 +33,9 @@ def old_name(name: str) -> str:
     return _renamed(name, _NEW_BLOCK, "encoder.layer", tuple((new, old) for old, new in _PAIRS))
 
 
-def _renamed(name: str, block: re.Pattern[str], prefix: str, pairs: tuple[tuple[str, str], ...]) -> str:
+def _renamed(
+    name: str, block: re.Pattern[str], prefix: str, pairs: tuple[tuple[str, str], ...]
+) -> str:
     found = block.search(name)
     if not found:
         return name

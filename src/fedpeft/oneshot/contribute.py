@@ -43,7 +43,12 @@ class Counted:
         return self.data.size(client)
 
     def batches(
-        self, client: ClientId, size: int, epochs: int, generator: torch.Generator, by_length: bool = False
+        self,
+        client: ClientId,
+        size: int,
+        epochs: int,
+        generator: torch.Generator,
+        by_length: bool = False,
     ) -> Iterator[Batch]:
         for batch in self.data.batches(client, size, epochs, generator, by_length):
             yield batch
@@ -91,8 +96,11 @@ class Contributor:
         return self.site.plan.local.steps_for(self.site.data.size(self.client))
 
 
-def from_own_data(invitation: Invitation, path: str, name: ClientId, device: str = "cpu") -> Contributor:
-    """A client whose examples are all those to train on in the file, the folder or the dataset `path`.
+def from_own_data(
+    invitation: Invitation, path: str, name: ClientId, device: str = "cpu"
+) -> Contributor:
+    """A client whose examples are all those to train on in the file, the folder or the dataset
+    `path`.
 
     The labels are the study's, by name; a client need not have them all.
 
@@ -107,7 +115,8 @@ def from_own_data(invitation: Invitation, path: str, name: ClientId, device: str
 
 
 def own_site(plan: Plan, path: str, name: ClientId, device: str = "cpu") -> Site:
-    """A site of one client, with all the examples to train on in the file, the folder or the dataset `path`.
+    """A site of one client, with all the examples to train on in the file, the folder or the
+    dataset `path`.
 
     Raises:
       DataError: the data cannot be read, or have a label that the plan does not name.
@@ -131,13 +140,18 @@ def from_partition(invitation: Invitation, number: int, device: str = "cpu") -> 
     site = open_run_site(invitation.plan, device)
     clients = site.data.clients
     if not 0 <= number < len(clients):
-        raise DataError(f"--client {number}: the plan's partition has {len(clients)} clients, counted from 0")
+        raise DataError(
+            f"--client {number}: the plan's partition has {len(clients)} clients, counted from 0"
+        )
     check_name(clients[number])
     return Contributor(site, clients[number])
 
 
 def contribute(
-    invitation: Invitation, who: Contributor, key: "Ed25519PrivateKey | None", tick: Callable[[], None]
+    invitation: Invitation,
+    who: Contributor,
+    key: "Ed25519PrivateKey | None",
+    tick: Callable[[], None],
 ) -> tuple[Header, bytes]:
     """Train and give the file's header and bytes; `tick` is called after each batch.
 
@@ -172,18 +186,21 @@ def _check_here(invitation: Invitation) -> None:
     plan, terms = invitation.plan, invitation.terms
     if (own := base_fingerprint(plan)) != terms.base:
         raise RunError(
-            f"the base model here ({own}) is not the study's ({terms.base}): take the same weights and the same "
+            f"the base model here ({own}) is not the study's ({terms.base}): take the same weights "
+            "and the same "
             "versions of torch, transformers and peft"
         )
     if transforms_digest(plan.task) != terms.transforms:
         raise RunError(
-            "what becomes of images or texts here is not what the study does: take the same version of fedpeft, and "
+            "what becomes of images or texts here is not what the study does: take the same "
+            "version of fedpeft, and "
             "the same image processor or tokenizer with the base model"
         )
 
 
 def _source(own: Any, path: str) -> Any:
-    """The plan's source of data at another path, where it reads such a thing; else the usual one for it."""
+    """The plan's source of data at another path, where it reads such a thing; else the usual one
+    for it."""
     if locate(path) is None:
         raise DataError(f"there is no file or folder {path!r} here or in $FEDPEFT_DATA")
     usual = build("data", source(path, names("data")))
@@ -199,7 +216,9 @@ def in_order(examples: Examples, classes: tuple[str, ...], path: str) -> Example
     """
     for name in examples.classes:
         if name not in classes:
-            raise DataError(f"{path}: the study does not have that label: {unknown('label', name, classes)}")
+            raise DataError(
+                f"{path}: the study does not have that label: {unknown('label', name, classes)}"
+            )
     number = torch.tensor([classes.index(name) for name in examples.classes])
 
     def side(table: Table) -> Table:

@@ -2,12 +2,13 @@
 
 A safetensors file with one tensor of bytes, and two entries of metadata:
 
-    sealed     the frame that a client of round 0 sends in the loop, sealed for the server and bound to the header
+    sealed     the frame that a client of round 0 sends in the loop, sealed for the server and bound
+    to the header
     header     who, for which study, made from what: readable by anyone, changed by nobody
     signature  Ed25519 over header and sealed bytes; empty for none
 
-A file is untrusted until `read_contribution` gave it back. Its bytes must be those, to the last, that writing the same
-content gives, so that no two files say the same.
+A file is untrusted until `read_contribution` gave it back. Its bytes must be those, to the last,
+that writing the same content gives, so that no two files say the same.
 """
 
 import json
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 FORMAT = "fedpeft-contribution-1"
 HEADER_LIMIT = 1 << 16
 ENTRY_LIMIT, SLACK = 16, 1 << 20
-"""A file may have so many bytes for each trained number, and so many beside: above what any codec makes of them."""
+"""A file may have so many bytes for each trained number, and so many beside: above what any codec
+makes of them."""
 MOST = 2**53
 """No count is above it: up to here a float holds each."""
 Statement: TypeAlias = Mapping[str, float | str | None]
@@ -51,7 +53,8 @@ class Header:
       examples: how many the client trained on; None where the plan does not tell, see `untold`.
       bytes: of the frame.
       signer: the public key of who signed, in hex; None for nobody.
-      privacy: what the noise in the frame guarantees: epsilon, delta, the unit hidden, the accountant.
+      privacy: what the noise in the frame guarantees: epsilon, delta, the unit hidden, the
+        accountant.
     """
 
     study: str
@@ -91,11 +94,14 @@ _HEADER = TypeAdapter(Header)
 
 
 def untold(plan: Plan) -> bool:
-    """Whether a file does not say how many examples its client has: in private plans all count the same."""
+    """Whether a file does not say how many examples its client has: in private plans all count the
+    same."""
     return plan.private_part is not None and plan.weighting == "uniform"
 
 
-def write_contribution(header: Header, frame: bytes, server: str, key: "Ed25519PrivateKey | None") -> bytes:
+def write_contribution(
+    header: Header, frame: bytes, server: str, key: "Ed25519PrivateKey | None"
+) -> bytes:
     """The bytes of a file."""
     head = header.text().encode()
     sealed = seal(server, head, frame)
@@ -103,7 +109,8 @@ def write_contribution(header: Header, frame: bytes, server: str, key: "Ed25519P
 
 
 def _content(head: str, sealed: bytes, signature: str) -> bytes:
-    """A safetensors file; written here, as the library puts the entries of metadata in an order of chance."""
+    """A safetensors file; written here, as the library puts the entries of metadata in an order of
+    chance."""
     values = {
         "__metadata__": {"header": head, "signature": signature},
         "sealed": {"dtype": "U8", "shape": [len(sealed)], "data_offsets": [0, len(sealed)]},
@@ -113,7 +120,9 @@ def _content(head: str, sealed: bytes, signature: str) -> bytes:
     return b"".join([len(text).to_bytes(8, "little"), text, sealed])
 
 
-def read_contribution(file: Path, invitation: Invitation, key: "X25519PrivateKey", trust: Trust) -> Contribution:
+def read_contribution(
+    file: Path, invitation: Invitation, key: "X25519PrivateKey", trust: Trust
+) -> Contribution:
     """A file, if it is all that it must be.
 
     Raises:
@@ -145,7 +154,9 @@ def opened(
         words = "it was changed after it was sealed, or is sealed for another server; ask the client for it again"
         raise ContributionError(Flaw.TAMPERED, file, words) from None
     if len(frame) != header.bytes:
-        raise ContributionError(Flaw.DAMAGED, file, f"it holds {len(frame)} bytes and says {header.bytes}")
+        raise ContributionError(
+            Flaw.DAMAGED, file, f"it holds {len(frame)} bytes and says {header.bytes}"
+        )
     update = _update(header, frame, file, invitation)
     return Contribution(header, content, frame, update.weight, float(norm(update.delta)))
 
@@ -164,10 +175,14 @@ def _parts(content: bytes, file: Path | str) -> tuple[str, str, bytes]:
                 raise ValueError("it has no header and signature of a contribution")
         sealed = content[start:]
         if not sealed or _content(head, sealed, signature) != content:
-            raise ValueError("its head and its body do not fit together: it is truncated, or was changed")
+            raise ValueError(
+                "its head and its body do not fit together: it is truncated, or was changed"
+            )
         return head, signature, sealed
     except (ValueError, RecursionError) as error:
-        raise ContributionError(Flaw.DAMAGED, file, f"{_short(error)}; ask the client for it again") from None
+        raise ContributionError(
+            Flaw.DAMAGED, file, f"{_short(error)}; ask the client for it again"
+        ) from None
 
 
 def _header(text: str, file: Path | str) -> Header:
@@ -197,20 +212,38 @@ def _check_terms(header: Header, file: Path | str, invitation: Invitation) -> No
     terms = invitation.terms
     wanted = (
         (Flaw.STUDY, "study", "it was made for another invitation; ask for a file for this one"),
-        (Flaw.PLAN, "plan", "the client's plan.toml is not the invitation's; send it the folder as it is"),
-        (Flaw.BASE, "base", "the client's base model is another, or another version; it needs the study's"),
-        (Flaw.START, "start", "it began from other tensors than the invitation holds; send it the folder as it is"),
+        (
+            Flaw.PLAN,
+            "plan",
+            "the client's plan.toml is not the invitation's; send it the folder as it is",
+        ),
+        (
+            Flaw.BASE,
+            "base",
+            "the client's base model is another, or another version; it needs the study's",
+        ),
+        (
+            Flaw.START,
+            "start",
+            "it began from other tensors than the invitation holds; send it the folder as it is",
+        ),
         (
             Flaw.LABELS,
             "labels",
             f"its outputs do not stand for {', '.join(map(repr, invitation.plan.classes[:8]))} ...",
         ),
-        (Flaw.TRANSFORMS, "transforms", "the client's images or texts become other inputs than here; use one version"),
+        (
+            Flaw.TRANSFORMS,
+            "transforms",
+            "the client's images or texts become other inputs than here; use one version",
+        ),
     )
     for flaw, name, advice in wanted:
         came, allowed = getattr(header, name), getattr(terms, name)
         if came != allowed:
-            raise ContributionError(flaw, file, f"it says {_short(came)[:32]}, here it is {allowed}: {advice}")
+            raise ContributionError(
+                flaw, file, f"it says {_short(came)[:32]}, here it is {allowed}: {advice}"
+            )
 
 
 def _check_signature(
@@ -218,7 +251,9 @@ def _check_signature(
 ) -> None:
     if header.signer is None and not signature:
         if trust.keys:
-            words = "this merge takes signed files only; the client needs `fedpeft contribute --key`"
+            words = (
+                "this merge takes signed files only; the client needs `fedpeft contribute --key`"
+            )
             raise ContributionError(Flaw.UNSIGNED, file, words)
         return
     if header.signer is None or not verified(header.signer, signature, head, sealed):
@@ -228,9 +263,7 @@ def _check_signature(
         return
     owner = trust.keys.get(header.signer)
     if owner is None:
-        words = (
-            f"{header.signer} is none of the {len(trust.keys)} keys that --trust names; add it if you know whose it is"
-        )
+        words = f"{header.signer} is none of the {len(trust.keys)} keys that --trust names; add it if you know whose it is"
         raise ContributionError(Flaw.UNKNOWN_KEY, file, words)
     if owner not in ("", header.client):
         words = f"it is from {header.client!r}, but the key is that of {owner!r}, who may sign for nobody else"
@@ -244,20 +277,29 @@ def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitati
     try:
         update = unpack(header.client, frame, plan.uplink, layout(own))
     except WireError as error:
-        raise ContributionError(Flaw.TENSORS, file, f"{_short(error)}; it must hold what the plan trains") from None
+        raise ContributionError(
+            Flaw.TENSORS, file, f"{_short(error)}; it must hold what the plan trains"
+        ) from None
     if not finite(update.delta):
         words = "it holds NaN or infinities: training diverged; let the client train with a lower local.lr"
         raise ContributionError(Flaw.NOT_FINITE, file, words)
     try:
         if (header.examples is None) != untold(plan):
-            raise ValueError(f"it {'tells' if untold(plan) else 'does not tell'} how many examples its client has")
+            raise ValueError(
+                f"it {'tells' if untold(plan) else 'does not tell'} how many examples its client "
+                "has"
+            )
         check_counts(plan, update, rows_told(plan, own))
         if update.counts and sum(update.counts) != header.examples:
-            raise ValueError(f"it says {header.examples} examples, and its class counts {sum(update.counts)}")
+            raise ValueError(
+                f"it says {header.examples} examples, and its class counts {sum(update.counts)}"
+            )
     except ValueError as error:
         raise ContributionError(Flaw.WEIGHT, file, f"{error}; make it with this version") from None
     if update.weight != (due := weight(plan, header.examples or 0)):
-        words = f"it wants to count {update.weight:g}, and should {due:g}; make it with this version"
+        words = (
+            f"it wants to count {update.weight:g}, and should {due:g}; make it with this version"
+        )
         raise ContributionError(Flaw.WEIGHT, file, words)
     return update
 

@@ -1,4 +1,5 @@
-"""Will one round do? What both ways of the same work come to, and the numbers that are said to tell beforehand."""
+"""Will one round do? What both ways of the same work come to, and the numbers that are said to tell
+beforehand."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -56,13 +57,15 @@ class Budget:
     def __post_init__(self) -> None:
         if self.rounds < 0 or self.rounds == 1 or self.clients < 0 or not 0 < self.tolerance < 1:
             raise PlanError(
-                "a diagnosis compares 2 or more rounds of 1 or more clients at a tolerance between 0 and 1, not "
+                "a diagnosis compares 2 or more rounds of 1 or more clients at a tolerance between "
+                "0 and 1, not "
                 f"{self.rounds} of {self.clients} at {self.tolerance}"
             )
 
 
 def spread(plan: Plan) -> Plan:
-    """The plan; one of a single round with its epochs as so many rounds of one, to compare it with."""
+    """The plan; one of a single round with its epochs as so many rounds of one, to compare it
+    with."""
     epochs = getattr(plan.local, "epochs", 1)
     if plan.rounds > 1 or epochs == 1:
         return plan
@@ -104,7 +107,9 @@ def diagnose(
     own = None if run is None else _last(run)
     ways = both_ways(site, clients, rounds, tick)
     many, one = ways["rounds"], ways["one"]
-    plain = site.plan.unquantized.model(site.classes)  # without the layout of frozen weights: tuners can be merged
+    plain = site.plan.unquantized.model(
+        site.classes
+    )  # without the layout of frozen weights: tuners can be merged
     at = {name: merged(plain, way.states[-1]) for name, way in ways.items()}
     start = merged(plain, many.states[0])
     smooth = _smoothness(site, clients, many, one)
@@ -142,15 +147,23 @@ def _steps(site: Site, clients: Sequence[ClientId]) -> float:
 
 
 def _smoothness(site: Site, clients: Sequence[ClientId], many: Way, one: Way) -> dict[str, Any]:
-    """Of the loss in what is trained; in merged weights where an aggregator moves frozen ones, since factors then
-    stand for other weights in each round."""
+    """Of the loss in what is trained; in merged weights where an aggregator moves frozen ones,
+    since factors then stand for other weights in each round."""
     places = sorted({0, 1, len(many.states) // 2, len(many.states) - 1})
     states = [*(many.states[place] for place in places), one.states[-1]]
-    points: list[Tensors] = [{name: x.to(site.device) for name, x in state.items()} for state in states]
+    points: list[Tensors] = [
+        {name: x.to(site.device) for name, x in state.items()} for state in states
+    ]
     objective, of = Objective(site.model, site.task), "what is trained"
     if any(under(EXACT, state) for state in states):
-        of, held = "merged weights", {n: torch.zeros_like(x) for n, x in points[0].items() if B in n}
-        objective, points = replace(objective, held=held), [unfactored(site.model, point) for point in points]
+        of, held = (
+            "merged weights",
+            {n: torch.zeros_like(x) for n, x in points[0].items() if B in n},
+        )
+        objective, points = (
+            replace(objective, held=held),
+            [unfactored(site.model, point) for point in points],
+        )
     size = getattr(site.plan.local, "batch_size", 32)
     draws = generator(site.plan.seed, "diagnose")
     first = (next(iter(site.data.batches(client, size, 1, draws))) for client in clients)
@@ -161,7 +174,14 @@ def _smoothness(site: Site, clients: Sequence[ClientId], many: Way, one: Way) ->
     if not found:
         raise RunError("training does not move the model, so that there is nothing to diagnose")
     low, _, high = quantiles(found, n=4) if len(found) > 1 else found * 3
-    return {"of": of, "median": median(found), "q25": low, "q75": high, "max": max(found), "secants": len(found)}
+    return {
+        "of": of,
+        "median": median(found),
+        "q25": low,
+        "q75": high,
+        "max": max(found),
+        "secants": len(found),
+    }
 
 
 def _distance(
@@ -173,14 +193,18 @@ def _distance(
     """
     many, one = ways["rounds"], ways["one"]
     if under(EXACT, one.states[-1]):
-        return dict.fromkeys(("trained", "farthest", "paper_bound", "corrected_bound")) | {"beyond": beyond(site.plan)}
+        return dict.fromkeys(("trained", "farthest", "paper_bound", "corrected_bound")) | {
+            "beyond": beyond(site.plan)
+        }
     farthest, lr = max(many.farthest, one.farthest), getattr(site.plan.local, "lr", None)
     steps = _steps(site, clients)
     return {
         "trained": float(norm(sub(one.states[-1], many.states[-1]))),
         "farthest": farthest,
         "paper_bound": paper_bound(smoothness, farthest, rounds, steps, len(clients)),
-        "corrected_bound": None if lr is None else corrected_bound(smoothness, farthest, rounds, steps, lr),
+        "corrected_bound": None
+        if lr is None
+        else corrected_bound(smoothness, farthest, rounds, steps, lr),
         "beyond": beyond(site.plan),
     }
 
@@ -195,7 +219,11 @@ def _held_out(site: Site, many: Way, one: Way, tolerance: float) -> dict[str, An
     gap, error = float(lost.sum()) / total, sqrt(len(lost) * float(lost.var(correction=0))) / total
     values = [_mean(each) for each in curve]
     gain = sign * (values[-1] - values[0])
-    enough = [k for k, value in enumerate(values) if sign * (value - values[0]) >= (1 - tolerance) * gain > 0]
+    enough = [
+        k
+        for k, value in enumerate(values)
+        if sign * (value - values[0]) >= (1 - tolerance) * gain > 0
+    ]
     return {
         "metric": metric,
         "examples": len(lost),
@@ -218,10 +246,16 @@ def _scores(site: Site, params: Tensors) -> tuple[str, Summed]:
     own = {name: x.to(site.device) for name, x in params.items()}
     metric, totals, weights = "", [], []
     with threads(site.plan.threads):
-        for batch, values in scored(site.task, site.model, own, map(site.on_device, site.data.held_out())):
+        for batch, values in scored(
+            site.task, site.model, own, map(site.on_device, site.data.held_out())
+        ):
             metric = "accuracy" if "accuracy" in values else "loss"
             value = values[metric]
-            each = value if isinstance(value, Summed) else Summed(value, torch.ones_like(batch["mask"]))
+            each = (
+                value
+                if isinstance(value, Summed)
+                else Summed(value, torch.ones_like(batch["mask"]))
+            )
             totals.append(_counted(each.totals, batch["mask"]))
             weights.append(_counted(each.weights, batch["mask"]))
     return metric, Summed(torch.cat(totals), torch.cat(weights))
@@ -239,7 +273,9 @@ def _last(path: Path) -> State:
     return saved.state
 
 
-def _of_run(state: State, site: Site, start: Tensors, end: Tensors, single: Tensors) -> dict[str, Any]:
+def _of_run(
+    state: State, site: Site, start: Tensors, end: Tensors, single: Tensors
+) -> dict[str, Any]:
     """How far the run itself went, and what one round of this budget comes to beside it."""
     metric, scores = _scores(site, state.params)
     return {

@@ -1,4 +1,5 @@
-"""What may be wrong with a contribution file; the file is then not counted, and nothing is changed."""
+"""What may be wrong with a contribution file; the file is then not counted, and nothing is
+changed."""
 
 from enum import Enum
 from pathlib import Path

@@ -2,7 +2,8 @@
 
     plan.toml        the whole plan, of one round, its labels named
     checkpoint/      the starting tensors, as the checkpoint of a run before its first round
-    invitation.json  the study's id, and what a client's own base model, labels and transforms must be
+    invitation.json  the study's id, and what a client's own base model, labels and transforms must
+    be
 
 The private key that opens what clients send lies beside the folder, not in it.
 """
@@ -47,7 +48,8 @@ class Terms:
 
     Attributes:
       study: fresh for each invitation, so that a file counts in one study only.
-      plan: the plan's fingerprint; `base`, `start`, `labels` and `transforms`: digests of what their names say.
+      plan: the plan's fingerprint; `base`, `start`, `labels` and `transforms`: digests of what
+        their names say.
       server: the public key that files are sealed for, in hex.
     """
 
@@ -87,29 +89,42 @@ def check_plan(plan: Plan) -> None:
     """Raises PlanError for a plan that one file from each client cannot carry out."""
     if plan.rounds != 1:
         raise PlanError(
-            f"rounds = {plan.rounds}: a file for each client is one round. Set rounds = 1, and local.epochs to all the "
+            f"rounds = {plan.rounds}: a file for each client is one round. Set rounds = 1, and "
+            "local.epochs to all the "
             "epochs that a client is to train for"
         )
     if plan.buffer:
         raise PlanError("asynchronous steps are many: leave out `buffer`")
     if leaking(plan):
-        raise PlanError("local.as_published hands momentum from client to client, and here each trains alone")
+        raise PlanError(
+            "local.as_published hands momentum from client to client, and here each trains alone"
+        )
     if describe("exchange", plan.exchange)["name"] != "fit":
         raise PlanError('an exchange of several messages needs a connection: set exchange = "fit"')
     if plan.local_shares or plan.personal or any(stage.remembers for stage in plan.stages):
         raise PlanError(
-            "personal tensors, SCAFFOLD and error feedback are for clients that come back: what they keep for the next "
+            "personal tensors, SCAFFOLD and error feedback are for clients that come back: what "
+            "they keep for the next "
             "round never counts when there is none. Leave them out"
         )
     if plan.ranks:
-        raise PlanError("ranks are dealt out along the list of all clients, which nobody has yet: leave them out")
+        raise PlanError(
+            "ranks are dealt out along the list of all clients, which nobody has yet: leave them "
+            "out"
+        )
     if plan.head_start:
-        raise PlanError("head_start needs a message from each client before it trains: leave it out")
+        raise PlanError(
+            "head_start needs a message from each client before it trains: leave it out"
+        )
     if plan.vote:
-        raise PlanError("a vote needs a second message from each client, on the merge of the first ones: leave it out")
+        raise PlanError(
+            "a vote needs a second message from each client, on the merge of the first ones: leave "
+            "it out"
+        )
     if hides_clients(plan):
         raise PlanError(
-            "client_dp adds noise whenever files are merged, so that a late comer would make a second release of all "
+            "client_dp adds noise whenever files are merged, so that a late comer would make a "
+            "second release of all "
             'the others: take stages = ["local_dp"] or local = "dp_sgd", whose noise is in the file'
         )
 
@@ -127,7 +142,9 @@ def invite(plan: Plan, path: Path) -> Terms:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path} is there already: name a new or an empty folder")
     if server_key(path).exists():
-        raise RunError(f"{server_key(path)} is there already, the key of an earlier study: name another folder")
+        raise RunError(
+            f"{server_key(path)} is there already, the key of an earlier study: name another folder"
+        )
     plan = settled(replace(plan, classes=plan.classes or plan.data.load().classes), ["anyone"])
     model = plan.model(plan.classes)
     state = start(plan, read(model, plan.method.names(model)))
@@ -161,16 +178,23 @@ def read_invitation(path: Path) -> Invitation:
     terms = _terms(path, values)
     saved = load_checkpoint(folder.checkpoint, plan)
     if saved is None or terms.plan != plan.fingerprint:
-        raise RunError(f"{path} is not as it was written: its plan was changed, or its starting tensors are gone")
+        raise RunError(
+            f"{path} is not as it was written: its plan was changed, or its starting tensors are "
+            "gone"
+        )
     payload = encoded(plan, saved.state)
     if digest(payload) != terms.start or labels_digest(plan.classes) != terms.labels:
-        raise RunError(f"{path} is not as it was written: its starting tensors or labels were changed")
+        raise RunError(
+            f"{path} is not as it was written: its starting tensors or labels were changed"
+        )
     return Invitation(path, plan, terms, saved.state, payload)
 
 
 def _terms(path: Path, values: Mapping[str, Any]) -> Terms:
     if values.get("format") != FORMAT:
-        raise RunError(f"{path / FILE} is of the kind {values.get('format')!r}; this version reads {FORMAT!r}")
+        raise RunError(
+            f"{path / FILE} is of the kind {values.get('format')!r}; this version reads {FORMAT!r}"
+        )
     try:
         terms = Terms(**{key: str(value) for key, value in values.items()})
         if len(bytes.fromhex(terms.server)) == PUBLIC:
@@ -209,7 +233,8 @@ def base_fingerprint(plan: Plan, model: nn.Module | None = None) -> str:
 
 
 def transforms_digest(task: object) -> str:
-    """A name for what becomes of an example before the model sees it, as it is here: also what comes with the model."""
+    """A name for what becomes of an example before the model sees it, as it is here: also what
+    comes with the model."""
     own: Any = None
     if isinstance(task, ImageClassification):
         own = processor(task.input)

@@ -1,8 +1,8 @@
 """Keys: who signed a file (Ed25519, RFC 8032), and who alone may open it.
 
-Sealing is a Diffie-Hellman exchange between a key made for the one file and the server's (X25519, RFC 7748),
-HKDF-SHA256 (RFC 5869) over what comes of it, and ChaCha20-Poly1305 (RFC 8439). The key of each file is another, so one
-nonce will do.
+Sealing is a Diffie-Hellman exchange between a key made for the one file and the server's (X25519,
+RFC 7748), HKDF-SHA256 (RFC 5869) over what comes of it, and ChaCha20-Poly1305 (RFC 8439). The key
+of each file is another, so one nonce will do.
 """
 
 import os
@@ -33,7 +33,9 @@ def require() -> None:
     try:
         import cryptography  # noqa: F401
     except ImportError:
-        raise RunError("contribution files are signed and sealed: pip install 'fedpeft[oneshot]'") from None
+        raise RunError(
+            "contribution files are signed and sealed: pip install 'fedpeft[oneshot]'"
+        ) from None
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -52,7 +54,9 @@ def write_private(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.link(part, path)  # which, unlike a rename, puts nothing in the place of a key
     except FileExistsError:
-        raise RunError(f"{path} is there already: a key that is overwritten is lost; name another place") from None
+        raise RunError(
+            f"{path} is there already: a key that is overwritten is lost; name another place"
+        ) from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -72,12 +76,17 @@ def _read_raw(path: Path) -> bytes:
 
 
 def make_signing_key(name: str, folder: Path) -> tuple[Path, Path]:
-    """`NAME.key`, for its owner only, and `NAME.pub`, a line for the server's list of those it trusts."""
+    """`NAME.key`, for its owner only, and `NAME.pub`, a line for the server's list of those it
+    trusts."""
     require()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     check_name(name)
-    key, private, public = Ed25519PrivateKey.generate(), folder / f"{name}.key", folder / f"{name}.pub"
+    key, private, public = (
+        Ed25519PrivateKey.generate(),
+        folder / f"{name}.key",
+        folder / f"{name}.pub",
+    )
     write_private(private, _raw(key).hex().encode() + b"\n")
     write_atomically(public, f"{KIND}{key.public_key().public_bytes_raw().hex()} {name}\n".encode())
     return private, public
@@ -118,9 +127,19 @@ def make_sealing_key(path: Path) -> str:
 
 
 def check_name(name: str) -> None:
-    """Raises RunError for what is no good name of a client and of files that are called after it."""
-    if not 0 < len(name) <= 100 or not name.isprintable() or name != name.strip() or name[0] == "." or "/" in name:
-        raise RunError(f"{name!r} is no name for a client: 1 to 100 printable characters, no slash, no dot first")
+    """Raises RunError for what is no good name of a client and of files that are called after
+    it."""
+    if (
+        not 0 < len(name) <= 100
+        or not name.isprintable()
+        or name != name.strip()
+        or name[0] == "."
+        or "/" in name
+    ):
+        raise RunError(
+            f"{name!r} is no name for a client: 1 to 100 printable characters, no slash, no dot "
+            "first"
+        )
 
 
 @dataclass(frozen=True)
@@ -135,7 +154,8 @@ class Trust:
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> "Trust":
-        """Of files with a line `ed25519:<hex> <client>` for each key, as `make_signing_key` writes them.
+        """Of files with a line `ed25519:<hex> <client>` for each key, as `make_signing_key` writes
+        them.
 
         Raises:
           RunError: a file cannot be read, or a line is something else.
@@ -153,7 +173,10 @@ class Trust:
                     raise RunError(f"{path}, line {number}: {error}") from None
                 keys[key] = name
             if not keys:
-                raise RunError(f"{path} holds no key: a line is `ed25519:<hex> <client>`, as in the .pub of `keygen`")
+                raise RunError(
+                    f"{path} holds no key: a line is `ed25519:<hex> <client>`, as in the .pub of "
+                    "`keygen`"
+                )
         return cls(keys)
 
 
@@ -172,11 +195,15 @@ def _covered(head: bytes, body: bytes) -> bytes:
 
 
 def seal(public: str, head: bytes, body: bytes) -> bytes:
-    """`body` for the owner of the public key only, bound to `head`: the file's own public key, then what is sealed."""
+    """`body` for the owner of the public key only, bound to `head`: the file's own public key, then
+    what is sealed."""
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-    own, theirs = X25519PrivateKey.generate(), X25519PublicKey.from_public_bytes(bytes.fromhex(public))
+    own, theirs = (
+        X25519PrivateKey.generate(),
+        X25519PublicKey.from_public_bytes(bytes.fromhex(public)),
+    )
     sender = own.public_key().public_bytes_raw()
     key = _derived(own.exchange(theirs), sender, theirs)
     return sender + ChaCha20Poly1305(key).encrypt(NONCE, body, head)
@@ -205,4 +232,6 @@ def _derived(shared: bytes, sender: bytes, receiver: "X25519PublicKey") -> bytes
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-    return HKDF(SHA256(), 32, salt=sender + receiver.public_bytes_raw(), info=CONTEXT).derive(shared)
+    return HKDF(SHA256(), 32, salt=sender + receiver.public_bytes_raw(), info=CONTEXT).derive(
+        shared
+    )

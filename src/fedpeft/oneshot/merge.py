@@ -1,9 +1,9 @@
 """Contributions as one model, in a run's folder like any other, from which one can be taken again.
 
-Beside what a run has, `contributions/` holds each file as it came, and `study/` the invitation, the server's key, what
-is asked of a file, and in which order they came. Whenever a file comes or goes the model is computed anew from those
-that are there, in the order of the clients' names: it cannot depend on when each came, and nothing is left of one that
-is gone.
+Beside what a run has, `contributions/` holds each file as it came, and `study/` the invitation, the
+server's key, what is asked of a file, and in which order they came. Whenever a file comes or goes
+the model is computed anew from those that are there, in the order of the clients' names: it cannot
+depend on when each came, and nothing is left of one that is gone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,13 @@ from fedpeft.runs.folder import RunFolder, locked, read_json, vacant, write_json
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-STUDY, CONTRIBUTIONS, RULES, ORDER, KEY = "study", "contributions", "rules.json", "order.json", "server.key"
+STUDY, CONTRIBUTIONS, RULES, ORDER, KEY = (
+    "study",
+    "contributions",
+    "rules.json",
+    "order.json",
+    "server.key",
+)
 
 Came: TypeAlias = Mapping[ClientId, tuple[Path, Contribution]]
 """Files and what they hold by client, in the order in which they came."""
@@ -36,11 +42,13 @@ Came: TypeAlias = Mapping[ClientId, tuple[Path, Contribution]]
 
 @dataclass(frozen=True)
 class Rules:
-    """What is asked of a file beyond that it fits the study; kept with what is merged, for those that come later.
+    """What is asked of a file beyond that it fits the study; kept with what is merged, for those
+    that come later.
 
     Attributes:
       trust: by public key, in hex, who signs with it; empty for signed and unsigned files alike.
-      norm_factor: an update may be so many times as long as the median of the others', where there are two or more.
+      norm_factor: an update may be so many times as long as the median of the others', where there
+        are two or more.
       max_norm: the longest that an update may be; infinity for any length.
 
     Raises:
@@ -54,13 +62,20 @@ class Rules:
     def __post_init__(self) -> None:
         if not (self.norm_factor >= 1 and self.max_norm > 0):
             raise RunError(
-                f"the norm factor must be at least 1 and the largest norm positive, got {self.norm_factor} and "
+                "the norm factor must be at least 1 and the largest norm positive, got "
+                f"{self.norm_factor} and "
                 f"{self.max_norm}"
             )
 
-    def but(self, trust: Mapping[str, str], norm_factor: float | None, max_norm: float | None) -> "Rules":
+    def but(
+        self, trust: Mapping[str, str], norm_factor: float | None, max_norm: float | None
+    ) -> "Rules":
         """The same with more keys, and with other bounds where they are given."""
-        given = {key: x for key, x in (("norm_factor", norm_factor), ("max_norm", max_norm)) if x is not None}
+        given = {
+            key: x
+            for key, x in (("norm_factor", norm_factor), ("max_norm", max_norm))
+            if x is not None
+        }
         return replace(self, trust={**self.trust, **trust}, **given)
 
 
@@ -83,7 +98,8 @@ class Merged:
         return self.path / CONTRIBUTIONS
 
     def file(self, client: ClientId) -> Path:
-        """Where a client's file is kept: names may differ only in what a file system takes for the same."""
+        """Where a client's file is kept: names may differ only in what a file system takes for the
+        same."""
         return self.contributions / f"{Folder(self.contributions).place(client).name}.safetensors"
 
 
@@ -92,7 +108,9 @@ def is_merged(path: Path) -> bool:
     return (path / STUDY / FILE).is_file()
 
 
-def merge(invitation: Path, files: Sequence[Path], out: Path, rules: Rules, evaluate: bool = False) -> dict[str, Any]:
+def merge(
+    invitation: Path, files: Sequence[Path], out: Path, rules: Rules, evaluate: bool = False
+) -> dict[str, Any]:
     """Merge files into the new run folder `out`; returns its summary.
 
     Raises:
@@ -105,7 +123,10 @@ def merge(invitation: Path, files: Sequence[Path], out: Path, rules: Rules, eval
     clear(out)
     study, private = read_invitation(invitation), server_key(invitation)
     if not private.is_file():
-        raise RunError(f"{private} is gone, the key that opens this study's files: put it back beside the invitation")
+        raise RunError(
+            f"{private} is gone, the key that opens this study's files: put it back beside the "
+            "invitation"
+        )
     every = _admitted(study, sealing_key(private), rules, {}, files)
     with building(out) as folder:
         summary = _write(Merged(folder), study, every, rules, evaluate)
@@ -120,7 +141,8 @@ def change(
     evaluate: bool = False,
     asked: Callable[[Rules], Rules] = lambda rules: rules,
 ) -> dict[str, Any]:
-    """Take clients out of a merge, then add files to it, all or none of it; returns the new summary.
+    """Take clients out of a merge, then add files to it, all or none of it; returns the new
+    summary.
 
     Args:
       asked: of the rules so far those that hold from now on, for what is merged already too.
@@ -142,7 +164,9 @@ def change(
     return summary
 
 
-def _write(merged: Merged, study: Invitation, came: Came, rules: Rules, evaluate: bool) -> dict[str, Any]:
+def _write(
+    merged: Merged, study: Invitation, came: Came, rules: Rules, evaluate: bool
+) -> dict[str, Any]:
     every = [one for _, one in came.values()]
     if not every:
         raise RunError("no contribution is there to make a model of")
@@ -165,14 +189,17 @@ def _rules(path: Path) -> Rules:
 
 
 def _kept(merged: Merged, study: Invitation, rules: Rules) -> Came:
-    """What was merged before, as strictly read as when it came, in the order of arrival as far as it is known."""
+    """What was merged before, as strictly read as when it came, in the order of arrival as far as
+    it is known."""
     key, trust = merged.key, Trust(rules.trust)
     found = {}
     for file in ahead(list(merged.contributions.glob("*.safetensors"))):
         one = read_contribution(file, study, key, trust)
         found[one.header.client] = file, one
     order = (read_json(merged.study / ORDER) or {}).get("clients", [])
-    return {client: found[client] for client in (*filter(found.__contains__, order), *sorted(found))}
+    return {
+        client: found[client] for client in (*filter(found.__contains__, order), *sorted(found))
+    }
 
 
 def _without(kept: Came, remove: Sequence[ClientId]) -> Came:
@@ -182,7 +209,9 @@ def _without(kept: Came, remove: Sequence[ClientId]) -> Came:
     return {client: one for client, one in kept.items() if client not in remove}
 
 
-def _admitted(study: Invitation, key: "X25519PrivateKey", rules: Rules, before: Came, files: Sequence[Path]) -> Came:
+def _admitted(
+    study: Invitation, key: "X25519PrivateKey", rules: Rules, before: Came, files: Sequence[Path]
+) -> Came:
     """Those before and new ones, each good for itself and beside all others."""
     trust, every = Trust(rules.trust), dict(before)
     for file in ahead(files):
@@ -198,7 +227,8 @@ def _admitted(study: Invitation, key: "X25519PrivateKey", rules: Rules, before: 
 
 
 def _check_norms(every: Came, before: Came, rules: Rules) -> None:
-    """Hold each to the others, whoever came first, so that what is admitted does not depend on the order either."""
+    """Hold each to the others, whoever came first, so that what is admitted does not depend on the
+    order either."""
     norms = {client: one.length for client, (_, one) in every.items()}
     for client in sorted(norms, key=lambda name: (-norms[name], name)):
         others = [x for name, x in norms.items() if name != client]
@@ -211,7 +241,8 @@ def _check_norms(every: Came, before: Came, rules: Rules) -> None:
             raise ContributionError(Flaw.NORM, every[client][0], words)
         if norms[client] > rules.norm_factor * usual:
             words = (
-                f"its update is {length} long, the median of the other {len(others)} is {usual:.4g}, and at most "
+                f"its update is {length} long, the median of the other {len(others)} is "
+                f"{usual:.4g}, and at most "
                 f"{rules.norm_factor:g} times that is allowed; {mend}, or raise --norm-factor"
             )
             raise ContributionError(Flaw.NORM, every[client][0], words)

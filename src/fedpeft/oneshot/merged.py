@@ -1,4 +1,5 @@
-"""A model's weights with the tuners computed into them, so that methods can be compared by how far they move it."""
+"""A model's weights with the tuners computed into them, so that methods can be compared by how far
+they move it."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -27,9 +28,11 @@ class Change:
 
 
 def merged(model: nn.Module, params: Tensors) -> dict[str, Tensor]:
-    """The parameters of a copy of the model with `params` written into it; LoRA's are W + (α/r)·B·A, without A and B.
+    """The parameters of a copy of the model with `params` written into it; LoRA's are W +
+    (α/r)·B·A, without A and B.
 
-    Layers that a method adds to the model, such as adapters and prompts, are parameters like others.
+    Layers that a method adds to the model, such as adapters and prompts, are parameters like
+    others.
     """
     copy = deepcopy(model)
     write(copy, {**params, **lowrank.merged(copy, under(lowrank.EXACT, params))})
@@ -47,10 +50,13 @@ def merged(model: nn.Module, params: Tensors) -> dict[str, Tensor]:
 
 
 def unfactored(model: nn.Module, state: Tensors) -> dict[str, Tensor]:
-    """What is trained as weights alone: W + (α/r)·(E + B·A) by their names in the model, in place of A, B and E, for E
-    what an aggregator merged into the base; they stand for the state where the model's B is zero."""
+    """What is trained as weights alone: W + (α/r)·(E + B·A) by their names in the model, in place
+    of A, B and E, for E what an aggregator merged into the base; they stand for the state where the
+    model's B is zero."""
     sides = {layer: {"left": b, "right": a} for layer, (a, b) in lowrank.pairs(state).items()}
-    products = {f"{layer}.{side}": state[name] for layer, two in sides.items() for side, name in two.items()}
+    products = {
+        f"{layer}.{side}": state[name] for layer, two in sides.items() for side, name in two.items()
+    }
     every = lowrank.accumulated(under(lowrank.EXACT, state), products)
     rest = {n: x for n, x in beside((lowrank.EXACT,), state).items() if not lowrank.is_factor(n)}
     return {**rest, **lowrank.merged(model, every)}
@@ -63,7 +69,9 @@ def change(start: Tensors, end: Tensors, other: Tensors | None = None) -> Change
         owners.setdefault(name.rpartition(".")[0], []).append(name)
     moved, length, layers = 0.0, 0.0, {}
     for owner, names in owners.items():
-        old, new, origin = ({name: side[name] for name in names} for side in (other or start, end, start))
+        old, new, origin = (
+            {name: side[name] for name in names} for side in (other or start, end, start)
+        )
         far, size = float(norm(sub(new, old))), float(norm(origin))
         moved, length = moved + far**2, length + size**2
         if far:

@@ -1,4 +1,5 @@
-"""The same work in many rounds and in one: the same batches, rates and dropout, so that only the exchanges differ."""
+"""The same work in many rounds and in one: the same batches, rates and dropout, so that only the
+exchanges differ."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,8 @@ class Signs:
                 kept[name] = kept.get(name, 0) + seen.cpu().short()
 
     def conflict(self) -> float:
-        """Mean of min(above, below) / (above + below) over the entries that anybody moves, from 0 to ½."""
+        """Mean of min(above, below) / (above + below) over the entries that anybody moves, from 0
+        to ½."""
         shares = []
         for name, above in self.above.items():
             moved = above + self.below[name]
@@ -51,9 +53,10 @@ class Way:
     """What was seen on one of the two ways.
 
     Attributes:
-      states: the shared parameters before the first round, the head that `head_start` makes included, and after each.
-      farthest: how far any iterate of any client, or any state, is from the start; Euclidean, of what is trained. Of a
-        client of lower rank, from what it has of the start.
+      states: the shared parameters before the first round, the head that `head_start` makes
+        included, and after each.
+      farthest: how far any iterate of any client, or any state, is from the start; Euclidean, of
+        what is trained. Of a client of lower rank, from what it has of the start.
       signs: of the first round's updates.
     """
 
@@ -62,14 +65,18 @@ class Way:
     signs: Signs = field(default_factory=Signs)
 
     def see(self, params: Tensors) -> None:
-        """A state, or what a client trains, which may be less: the rest of the last state stands beside it."""
+        """A state, or what a client trains, which may be less: the rest of the last state stands
+        beside it."""
         at = {name: params.get(name, self.states[-1][name]).cpu() for name in self.states[0]}
         moved = {name: at[name] - x[corner(at[name])] for name, x in self.states[0].items()}
         self.farthest = max(self.farthest, float(norm(moved)))
 
     def count(self, delta: Tensors) -> None:
         """An update's signs; entries that a client of lower rank has not do not move."""
-        whole = {name: torch.zeros_like(self.states[0][name], device=x.device) for name, x in delta.items()}
+        whole = {
+            name: torch.zeros_like(self.states[0][name], device=x.device)
+            for name, x in delta.items()
+        }
         for name, x in delta.items():
             whole[name][corner(x)] = x
         self.signs.count(whole)
@@ -82,7 +89,8 @@ def corner(x: Tensor) -> tuple[slice, ...]:
 
 @dataclass(frozen=True)
 class Blocks:
-    """An engine in this process; a job is the local work of `blocks` rounds, out of `rounds`, without an exchange.
+    """An engine in this process; a job is the local work of `blocks` rounds, out of `rounds`,
+    without an exchange.
 
     With one block it is what `Worker` does, to the bit.
     """
@@ -99,10 +107,17 @@ class Blocks:
 
     def _answer(self, job: Job) -> Reply | Failure:
         opened = self.worker.open(job)
-        return self.worker.close(opened, lambda: self._trained(opened)) if isinstance(opened, Opened) else opened
+        return (
+            self.worker.close(opened, lambda: self._trained(opened))
+            if isinstance(opened, Opened)
+            else opened
+        )
 
     def _trained(self, opened: Opened) -> Trained:
-        site, contexts = self.worker.site, [self._context(opened, number) for number in range(self.blocks)]
+        site, contexts = (
+            self.worker.site,
+            [self._context(opened, number) for number in range(self.blocks)],
+        )
         local, on = site.plan.local, {n: x.to(site.device) for n, x in opened.start.items()}
         site.model.train()
         carry = local.begin(on, {}, contexts[0])
@@ -133,19 +148,27 @@ def check_comparable(plan: Plan) -> None:
     """Raises PlanError for a plan of which one round is not the same local work as several."""
     kept = remembers(replace(plan, rounds=max(plan.rounds, 2)))
     refused = [
-        (plan.buffer is not None, "asynchronous steps have no rounds to compare with one: leave out `buffer`"),
+        (
+            plan.buffer is not None,
+            "asynchronous steps have no rounds to compare with one: leave out `buffer`",
+        ),
         (
             describe("sampler", plan.sampler)["name"] == "sequential_chain",
-            "a chain's clients start from each other's results, so that no round of all is the same: leave it out",
+            "a chain's clients start from each other's results, so that no round of all is the "
+            "same: leave it out",
         ),
-        (leaking(plan), "local.as_published hands momentum over once more in each round: leave it out"),
+        (
+            leaking(plan),
+            "local.as_published hands momentum over once more in each round: leave it out",
+        ),
         (
             describe("exchange", plan.exchange)["name"] != "fit",
             'secure aggregation hides the updates, whose signs are counted: set exchange = "fit"',
         ),
         (
             kept,
-            "personal tensors, SCAFFOLD, error feedback and local.restart_schedule = false are what clients keep for "
+            "personal tensors, SCAFFOLD, error feedback and local.restart_schedule = false are "
+            "what clients keep for "
             "the next round, and one round has none: leave them out",
         ),
     ]
@@ -157,7 +180,8 @@ def check_comparable(plan: Plan) -> None:
 def both_ways(
     site: Site, clients: Sequence[ClientId], rounds: int, tick: Callable[[], None] = lambda: None
 ) -> Mapping[str, Way]:
-    """All of `clients` in each of `rounds` rounds, as "rounds", and in one round of the same local work, as "one".
+    """All of `clients` in each of `rounds` rounds, as "rounds", and in one round of the same local
+    work, as "one".
 
     Raises:
       RunError: a client fails; what is left would not be the same work.
@@ -185,10 +209,14 @@ def _alone(plan: Plan, every: Sequence[ClientId], clients: Sequence[ClientId], r
     of = dealt(plan, every)
     ranks = tuple(rank for client in clients if (rank := of[client]) is not None)
     # what a private plan may spend in all is a matter of its own rounds, not of these
-    return replace(plan, rounds=rounds, cohort=len(clients), ranks=ranks or None, target_epsilon=None)
+    return replace(
+        plan, rounds=rounds, cohort=len(clients), ranks=ranks or None, target_epsilon=None
+    )
 
 
 def _complete(round: int, ledger: Ledger) -> None:
     """Raises RunError where a client failed or nothing changed."""
     if ledger.failed or ledger.note:
-        raise RunError(f"round {round}: {'; '.join(filter(None, [ledger.note, *ledger.failed.values()]))}")
+        raise RunError(
+            f"round {round}: {'; '.join(filter(None, [ledger.note, *ledger.failed.values()]))}"
+        )

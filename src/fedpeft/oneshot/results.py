@@ -1,4 +1,5 @@
-"""What contributions come to: a run's folder of one round, and how each arrival changes the model."""
+"""What contributions come to: a run's folder of one round, and how each arrival changes the
+model."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -78,7 +79,9 @@ class Contributors:
         return () if self.test is None or client is not None else self.test.held_out()
 
 
-def write_run(folder: Path, study: Invitation, every: Sequence[Contribution], evaluate: bool) -> dict[str, Any]:
+def write_run(
+    folder: Path, study: Invitation, every: Sequence[Contribution], evaluate: bool
+) -> dict[str, Any]:
     """Everything that a run has, into an empty folder; returns the summary.
 
     The order of `every` is that of arrival, and shows in the curve alone.
@@ -90,14 +93,22 @@ def write_run(folder: Path, study: Invitation, every: Sequence[Contribution], ev
     plan = _plan(study, len(every))
     site = _site(plan, study, every, evaluate)
     run = create(plan, folder)
-    sizes = {one.header.client: one.header.examples for one in sorted(every, key=lambda one: one.header.client)}
-    write_json(run.partition, {"fingerprint": None, "clients": len(every), "size": sizes, "classes": plan.classes})
+    sizes = {
+        one.header.client: one.header.examples
+        for one in sorted(every, key=lambda one: one.header.client)
+    }
+    write_json(
+        run.partition,
+        {"fingerprint": None, "clients": len(every), "size": sizes, "classes": plan.classes},
+    )
     save_checkpoint(run.checkpoint, plan, study.state, environment(plan, site.device))
     [record] = execute(run, site, Answered.of(every))
     if record.failed or record.note:
         raise RunError("; ".join(filter(None, [record.note, *record.failed.values()])))
     rmtree(run.clients, ignore_errors=True)
-    run.secrets[0].unlink(missing_ok=True)  # the noise of a private plan is in the files: here none was drawn
+    run.secrets[0].unlink(
+        missing_ok=True
+    )  # the noise of a private plan is in the files: here none was drawn
     if evaluate:
         write_json(folder / ARRIVALS, {"arrivals": list(_arrivals(site, study, every))})
     summary = summarize(run, site)
@@ -114,7 +125,10 @@ def _plan(study: Invitation, clients: int) -> Plan:
 def _site(plan: Plan, study: Invitation, every: Sequence[Contribution], evaluate: bool) -> Site:
     model = plan.model(plan.classes)
     if (own := base_fingerprint(plan, model)) != study.terms.base:
-        raise RunError(f"the base model here ({own}) is not the one invited with ({study.terms.base}): take that one")
+        raise RunError(
+            f"the base model here ({own}) is not the one invited with ({study.terms.base}): take "
+            "that one"
+        )
     test: Data | None = None
     if evaluate:
         examples = in_order(plan.data.load(), plan.classes, "the plan's data")
@@ -124,7 +138,9 @@ def _site(plan: Plan, study: Invitation, every: Sequence[Contribution], evaluate
     return Site(plan, model, Contributors(sizes, test), plan.classes)
 
 
-def _arrivals(site: Site, study: Invitation, every: Sequence[Contribution]) -> Iterator[dict[str, Any]]:
+def _arrivals(
+    site: Site, study: Invitation, every: Sequence[Contribution]
+) -> Iterator[dict[str, Any]]:
     """What is measured before the first arrival and after each, in the order of `every`."""
     yield {"client": None, "held_out": finite_or_none(measure(site, study.state.params))}
     for number, one in enumerate(every, 1):

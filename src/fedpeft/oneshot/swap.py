@@ -1,4 +1,5 @@
-"""A folder that takes the place of another in one step, so that a kill leaves the old one or the new one."""
+"""A folder that takes the place of another in one step, so that a kill leaves the old one or the
+new one."""
 
 import ctypes
 import glob
@@ -18,10 +19,14 @@ _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 @contextmanager
 def building(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path` that takes its place at the end; after an error `path` is as it was."""
+    """An empty folder beside `path` that takes its place at the end; after an error `path` is as it
+    was."""
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as around, locked(RunFolder(Path(around))):
+    with (
+        TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as around,
+        locked(RunFolder(Path(around))),
+    ):
         folder = Path(around) / path.name
         folder.mkdir()
         yield folder
@@ -35,13 +40,16 @@ def building(path: Path) -> Iterator[Path]:
 
 
 def clear(path: Path) -> None:
-    """Take away what kills left beside `path`: what was being built, or the old folder; not what a process is at."""
+    """Take away what kills left beside `path`: what was being built, or the old folder; not what a
+    process is at."""
     path = path.resolve()
     for around in path.parent.glob(f".{glob.escape(path.name)}.*"):
         drawn = re.fullmatch(r"[a-z0-9_]{8}", around.name.removeprefix(f".{path.name}."))
         if not drawn or not around.is_dir():
             continue
-        with suppress(RunError, FileNotFoundError):  # it is locked, or its owner has just taken it away
+        with suppress(
+            RunError, FileNotFoundError
+        ):  # it is locked, or its owner has just taken it away
             if {inside.name for inside in around.iterdir()} <= {path.name, ".lock"}:
                 with locked(RunFolder(around)):
                     rmtree(around)
@@ -60,7 +68,9 @@ def _exchanged(one: Path, other: Path) -> bool:
     """Whether the system has exchanged the two: Linux can, on most file systems."""
     try:
         libc = ctypes.CDLL(None)
-        return bool(libc.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
+        return bool(
+            libc.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
+        )
     except (OSError, AttributeError, TypeError):
         return False
 

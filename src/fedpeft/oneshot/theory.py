@@ -1,10 +1,13 @@
-"""How far one round may end from many (Wang et al., 2024, arXiv:2412.04650, theorem 1), and what the bound is made of.
+"""How far one round may end from many (Wang et al., 2024, arXiv:2412.04650, theorem 1), and what
+the bound is made of.
 
-With L-smooth client losses, no iterate farther than D = τ·‖w₀‖ from the start w₀, T rounds of k steps and m clients the
-paper has ‖w_one − w_rounds‖ ≤ L·D·T·k·m. Its proof needs a step size, loses a sum, and does not use that the first k
-steps of both ways are the same. With plain SGD of rate at most η and a mean with weights p_i that add up to 1,
+With L-smooth client losses, no iterate farther than D = τ·‖w₀‖ from the start w₀, T rounds of k
+steps and m clients the paper has ‖w_one − w_rounds‖ ≤ L·D·T·k·m. Its proof needs a step size, loses
+a sum, and does not use that the first k steps of both ways are the same. With plain SGD of rate at
+most η and a mean with weights p_i that add up to 1,
 
-    w_one − w_rounds = −Σ_i p_i Σ_s η_s·(∇f_i,s(v_i,s) − ∇f_i,s(w_i,s)),    so    ‖w_one − w_rounds‖ ≤ 2·η·L·D·(T − 1)·k
+    w_one − w_rounds = −Σ_i p_i Σ_s η_s·(∇f_i,s(v_i,s) − ∇f_i,s(w_i,s)),    so    ‖w_one − w_rounds‖
+    ≤ 2·η·L·D·(T − 1)·k
 
 where s runs over the k·(T − 1) later steps, on the same batches in both ways, and ‖v − w‖ ≤ 2·D.
 """
@@ -19,11 +22,14 @@ from fedpeft.plan import Plan
 from fedpeft.registry import describe
 
 CLOSE = 1e-3
-"""Points nearer to each other than this share of the farthest two are left out: their secants would be rounding."""
+"""Points nearer to each other than this share of the farthest two are left out: their secants would
+be rounding."""
 
 
 def secants(
-    gradient: Callable[[Tensors, Batch], Tensors], points: Sequence[Tensors], batches: Iterable[Batch]
+    gradient: Callable[[Tensors, Batch], Tensors],
+    points: Sequence[Tensors],
+    batches: Iterable[Batch],
 ) -> list[float]:
     """‖∇f(a; B) − ∇f(b; B)‖ / ‖a − b‖ for each batch B and each two points: what L is at least."""
     found = []
@@ -32,7 +38,11 @@ def secants(
         pairs = list(combinations(range(len(points)), 2))
         apart = [_apart(points[i], points[j], at[0]) for i, j in pairs]
         least = CLOSE * max(apart, default=0.0)
-        found += [_apart(at[i], at[j], at[0]) / far for (i, j), far in zip(pairs, apart, strict=True) if far > least]
+        found += [
+            _apart(at[i], at[j], at[0]) / far
+            for (i, j), far in zip(pairs, apart, strict=True)
+            if far > least
+        ]
     return found
 
 
@@ -40,18 +50,24 @@ def _apart(a: Tensors, b: Tensors, names: Iterable[str]) -> float:
     return float(norm({name: a[name] - b[name] for name in names}))
 
 
-def paper_bound(smoothness: float, farthest: float, rounds: int, steps: float, clients: int) -> float:
+def paper_bound(
+    smoothness: float, farthest: float, rounds: int, steps: float, clients: int
+) -> float:
     """L·D·T·k·m, as it is printed."""
     return smoothness * farthest * rounds * steps * clients
 
 
-def corrected_bound(smoothness: float, farthest: float, rounds: int, steps: float, lr: float) -> float:
-    """2·η·L·D·(T − 1)·k; steps: the mean over the clients, weighted as they are in the aggregate."""
+def corrected_bound(
+    smoothness: float, farthest: float, rounds: int, steps: float, lr: float
+) -> float:
+    """2·η·L·D·(T − 1)·k; steps: the mean over the clients, weighted as they are in the
+    aggregate."""
     return 2 * lr * smoothness * farthest * (rounds - 1) * steps
 
 
 def coins(clients: int) -> float:
-    """The sign conflict of updates whose signs are tossed: E[min(K, m − K)] / m for K of m heads."""
+    """The sign conflict of updates whose signs are tossed: E[min(K, m − K)] / m for K of m
+    heads."""
     fewer = sum(comb(clients, k) * min(k, clients - k) for k in range(clients + 1))
     return float(fewer / 2**clients / clients)
 
@@ -66,14 +82,18 @@ def beyond(plan: Plan) -> list[str]:
         "SGD has momentum": sgd and getattr(optimizer, "momentum", 0) > 0,
         "SGD decays weights": sgd and getattr(optimizer, "weight_decay", 0) > 0,
         "gradients are clipped": getattr(local, "clip_norm", float("inf")) < float("inf"),
-        "gradients are corrected": correction is not None and describe("correction", correction)["name"] != "none",
+        "gradients are corrected": correction is not None
+        and describe("correction", correction)["name"] != "none",
         "noise is added": plan.private_part is not None,
         "rows of the head have weights of their own": plan.head_rows is not None,
         "clients vote on the merge": plan.vote is not None,
         "some clients attack": bool(plan.attacks),
         "the aggregator is no mean": describe("aggregator", plan.aggregator)["name"] != "mean",
-        "the server does not take the mean as it is": describe("server", plan.server) != {"name": "average", "lr": 1.0},
-        "codecs round what travels": {describe("codec", one)["name"] for one in (plan.uplink, plan.downlink)}
+        "the server does not take the mean as it is": describe("server", plan.server)
+        != {"name": "average", "lr": 1.0},
+        "codecs round what travels": {
+            describe("codec", one)["name"] for one in (plan.uplink, plan.downlink)
+        }
         != {"dense"},
     }
     return [words for words, holds in found.items() if holds]

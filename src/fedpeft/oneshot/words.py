@@ -7,7 +7,8 @@ from typing import Any
 def answer(found: Mapping[str, Any], tolerance: float) -> dict[str, str]:
     """`answer`: yes, no, unclear or nothing learned; and why, in sentences.
 
-    Decided by what one round loses of the held-out gain, whose 95 % interval is over the held-out examples and paired.
+    Decided by what one round loses of the held-out gain, whose 95 % interval is over the held-out
+    examples and paired.
     Smoothness and the bounds do not decide: they are told, since the paper argues with them.
     """
     held = found["held_out"]
@@ -18,7 +19,10 @@ def answer(found: Mapping[str, Any], tolerance: float) -> dict[str, str]:
         short = "yes"
     else:
         short = "no" if held["gap_low"] > allowed else "unclear"
-    return {"answer": short, "words": " ".join([_verdict(short, found, tolerance), *_reasons(found, tolerance)])}
+    return {
+        "answer": short,
+        "words": " ".join([_verdict(short, found, tolerance), *_reasons(found, tolerance)]),
+    }
 
 
 def _verdict(short: str, found: Mapping[str, Any], tolerance: float) -> str:
@@ -26,7 +30,9 @@ def _verdict(short: str, found: Mapping[str, Any], tolerance: float) -> str:
     metric, last = held["metric"], held["rounds"][-1]
     if short == "nothing learned":
         return f"{rounds} rounds leave the {metric} no better than it was: there is nothing that one round could keep."
-    reached = f"one round of the same work reaches {metric} {held['one']:.4g}, {rounds} rounds {last:.4g}"
+    reached = (
+        f"one round of the same work reaches {metric} {held['one']:.4g}, {rounds} rounds {last:.4g}"
+    )
     words = {
         "yes": f"One round will do: {reached}",
         "no": f"One round will not do: {reached}",
@@ -38,16 +44,24 @@ def _verdict(short: str, found: Mapping[str, Any], tolerance: float) -> str:
 
 
 def _reasons(found: Mapping[str, Any], tolerance: float) -> list[str]:
-    conflict, moved, apart = found["conflict"], found["update"]["rounds"], found["distance"]["merged"]["whole"]
+    conflict, moved, apart = (
+        found["conflict"],
+        found["update"]["rounds"],
+        found["distance"]["merged"]["whole"],
+    )
     share = apart / moved["whole"] if moved["whole"] else 0.0
     reasons = [
         f"The two models are {share:.0%} of the way apart that training moves one.",
-        f"Clients' updates of the first round differ in sign in {conflict['first_round']:.0%} of the entries, where "
+        f"Clients' updates of the first round differ in sign in {conflict['first_round']:.0%} of "
+        "the entries, where "
         f"tossed coins would in {conflict['coins']:.0%}.",
     ]
     epochs = found["held_out"]["epochs_to_target"]
     if epochs is not None:
         reasons.append(f"{1 - tolerance:.0%} of the gain is there after {epochs:g} local epochs.")
     if found["distance"]["beyond"]:
-        reasons.append(f"The bounds are for plain SGD and do not hold here: {', '.join(found['distance']['beyond'])}.")
+        reasons.append(
+            "The bounds are for plain SGD and do not hold here: "
+            f"{', '.join(found['distance']['beyond'])}."
+        )
     return reasons

@@ -1,4 +1,5 @@
-"""Adam with decoupled weight decay (Loshchilov and Hutter, 2019, arXiv:1711.05101), as `torch.optim.AdamW` has it."""
+"""Adam with decoupled weight decay (Loshchilov and Hutter, 2019, arXiv:1711.05101), as
+`torch.optim.AdamW` has it."""
 
 from dataclasses import dataclass
 from math import inf, log
@@ -14,7 +15,8 @@ from fedpeft.core.types import Tensors
 class AdamW:
     """θ ← (1 − ηλ)·θ; m ← β₁m + (1 − β₁)g; v ← β₂v + (1 − β₂)g²; θ ← θ − η·m̂ / (√v̂ + ε).
 
-    m̂ = m / (1 − β₁ᵗ) and v̂ = v / (1 − β₂ᵗ) at step t. The memory holds `m/<name>`, `v/<name>` and `t`.
+    m̂ = m / (1 − β₁ᵗ) and v̂ = v / (1 − β₂ᵗ) at step t. The memory holds `m/<name>`, `v/<name>` and
+    `t`.
 
     Attributes:
       beta1, beta2: β₁ and β₂.
@@ -44,7 +46,9 @@ class AdamW:
         device = next((x.device for x in params.values()), None)
         return {**prefixed("m", zero), **prefixed("v", zero), "t": torch.zeros((), device=device)}
 
-    def step(self, params: Tensors, memory: Tensors, gradient: Tensors, lr: Tensor) -> tuple[Tensors, Tensors]:
+    def step(
+        self, params: Tensors, memory: Tensors, gradient: Tensors, lr: Tensor
+    ) -> tuple[Tensors, Tensors]:
         t = memory["t"] + 1
         first, second = _bias(self.beta1, t), _bias(self.beta2, t).sqrt()
         rate, keep = lr / first, 1 - lr * self.weight_decay
@@ -58,5 +62,6 @@ class AdamW:
 
 
 def _bias(beta: float, t: Tensor) -> Tensor:
-    """1 − βᵗ. Subtracted as written it would lose half its digits: 0.999 is close to 1, and t is float32."""
+    """1 − βᵗ. Subtracted as written it would lose half its digits: 0.999 is close to 1, and t is
+    float32."""
     return -torch.expm1(t * (log(beta) if beta else -inf))

@@ -1,4 +1,5 @@
-"""Stochastic gradient descent with Nesterov's momentum (Sutskever et al., 2013), as `torch.optim.SGD` computes it."""
+"""Stochastic gradient descent with Nesterov's momentum (Sutskever et al., 2013), as
+`torch.optim.SGD` computes it."""
 
 from dataclasses import dataclass
 
@@ -32,12 +33,16 @@ class SGD:
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
         if self.nesterov and not self.momentum:
-            raise ValueError("nesterov = true needs a momentum above 0; set nesterov = false or a momentum")
+            raise ValueError(
+                "nesterov = true needs a momentum above 0; set nesterov = false or a momentum"
+            )
 
     def init(self, params: Tensors) -> Tensors:
         return map_tensors(torch.zeros_like, params) if self.momentum else {}
 
-    def step(self, params: Tensors, memory: Tensors, gradient: Tensors, lr: Tensor) -> tuple[Tensors, Tensors]:
+    def step(
+        self, params: Tensors, memory: Tensors, gradient: Tensors, lr: Tensor
+    ) -> tuple[Tensors, Tensors]:
         if self.weight_decay:
             gradient = map_tensors(lambda g, p: g.add(p, alpha=self.weight_decay), gradient, params)
         if not self.momentum:

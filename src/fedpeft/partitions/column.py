@@ -1,4 +1,5 @@
-"""Natural clients: one for each value of a column, such as the speaker, the hospital or the domain."""
+"""Natural clients: one for each value of a column, such as the speaker, the hospital or the
+domain."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from fedpeft.errors import DataError, unknown
 
 @dataclass(frozen=True)
 class Column:
-    """Clients are called as the values of `column`. Notes `clients_left_out`, and `examples_left_out` with them.
+    """Clients are called as the values of `column`. Notes `clients_left_out`, and
+    `examples_left_out` with them.
 
     Attributes:
       min_per_client: a client with fewer examples is left out.
@@ -21,7 +23,8 @@ class Column:
 
     Raises:
       ValueError: a value out of range.
-      DataError: there is no such column, an example has no value there, or no client has enough examples.
+      DataError: there is no such column, an example has no value there, or no client has enough
+        examples.
     """
 
     column: str
@@ -31,7 +34,8 @@ class Column:
     def __post_init__(self) -> None:
         if self.min_per_client < 1 or self.clients < 0:
             raise ValueError(
-                f"min_per_client must be at least 1 and clients at least 0, got {self.min_per_client}, {self.clients}"
+                "min_per_client must be at least 1 and clients at least 0, got "
+                f"{self.min_per_client}, {self.clients}"
             )
 
     def split(self, table: Table, generator: torch.Generator) -> Division:
@@ -40,11 +44,14 @@ class Column:
         members: dict[str, list[int]] = {}
         for place, value in enumerate(_values(table.columns[self.column], self.column)):
             members.setdefault(value, []).append(place)
-        chosen = sorted(name for name, places in members.items() if len(places) >= self.min_per_client)
+        chosen = sorted(
+            name for name, places in members.items() if len(places) >= self.min_per_client
+        )
         if not chosen:
             most = max(map(len, members.values()), default=0)
             raise DataError(
-                f"no value of column {self.column!r} has {self.min_per_client} examples (min_per_client); the "
+                f"no value of column {self.column!r} has {self.min_per_client} examples "
+                "(min_per_client); the "
                 f"commonest has {most}"
             )
         if self.clients and self.clients < len(chosen):
@@ -52,14 +59,17 @@ class Column:
             chosen = [chosen[k] for k in kept.tolist()]
         parts = {name: torch.tensor(members[name]) for name in chosen}
         left_out = sum(map(len, members.values())) - sum(map(len, parts.values()))
-        return Division(parts, {"clients_left_out": len(members) - len(parts), "examples_left_out": left_out})
+        return Division(
+            parts, {"clients_left_out": len(members) - len(parts), "examples_left_out": left_out}
+        )
 
 
 def _values(values: Sequence[Any] | Tensor, column: str) -> list[str]:
     plain = values.tolist() if isinstance(values, Tensor) else list(values)
     if missing := sum(value is None for value in plain):
         raise DataError(
-            f"{missing} of {len(plain)} training examples have no value in column {column!r}, so no client: leave "
+            f"{missing} of {len(plain)} training examples have no value in column {column!r}, so "
+            "no client: leave "
             f"them out with data.where = \"{column} != ''\""
         )
     if any(not isinstance(value, str | int | float) for value in plain):

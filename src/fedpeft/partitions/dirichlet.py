@@ -1,7 +1,9 @@
-"""Label skew: each class is divided over the clients by a draw of Dirichlet(alpha) (Hsu et al., arXiv:1909.06335).
+"""Label skew: each class is divided over the clients by a draw of Dirichlet(alpha) (Hsu et al.,
+arXiv:1909.06335).
 
-With the balance rule of FedPEFT (arXiv:2210.01708, code): a client that already holds n / N examples or more gets no
-share of further classes. A division is drawn anew while a client has fewer than `min_per_client` examples.
+With the balance rule of FedPEFT (arXiv:2210.01708, code): a client that already holds n / N
+examples or more gets no share of further classes. A division is drawn anew while a client has fewer
+than `min_per_client` examples.
 """
 
 from dataclasses import dataclass
@@ -18,12 +20,13 @@ from fedpeft.partitions.naming import by_owner
 
 @dataclass(frozen=True)
 class Dirichlet:
-    """`clients` clients; the smaller alpha, the fewer classes each of them sees. Notes `draws` and `moved`.
+    """`clients` clients; the smaller alpha, the fewer classes each of them sees. Notes `draws` and
+    `moved`.
 
     Attributes:
       tries: how many divisions are drawn before examples are moved.
-      repair: after that, whether as few examples as will do are moved, in the division that lacks the fewest, from the
-        largest clients to those that lack some; if not, it is an error.
+      repair: after that, whether as few examples as will do are moved, in the division that lacks
+        the fewest, from the largest clients to those that lack some; if not, it is an error.
 
     Raises:
       ValueError: a value out of range.
@@ -50,20 +53,26 @@ class Dirichlet:
         counts, draws = self._valid_counts(torch.unique(labels, return_counts=True)[1], generator)
         if (lacking := self._lacking(counts)) and not self.repair:
             raise DataError(
-                f"in {self.tries} draws of Dirichlet({self.alpha}) some client always had fewer than "
-                f"{self.min_per_client} examples ({lacking} are missing at best): raise alpha, lower min_per_client "
+                f"in {self.tries} draws of Dirichlet({self.alpha}) some client always had fewer "
+                "than "
+                f"{self.min_per_client} examples ({lacking} are missing at best): raise alpha, "
+                "lower min_per_client "
                 f"or clients, or set repair = true to move {lacking} examples"
             )
-        # The examples of each class in random order, class by class; so many of them to the first client, and so on.
+        # The examples of each class in random order, class by class; so many of them to the first
+        # client, and so on.
         order = torch.randperm(len(labels), generator=generator)
         order = order[labels[order].sort(stable=True).indices]
         owner = torch.empty_like(labels)
-        owner[order] = torch.arange(self.clients).repeat(len(counts)).repeat_interleave(counts.flatten())
+        owner[order] = (
+            torch.arange(self.clients).repeat(len(counts)).repeat_interleave(counts.flatten())
+        )
         moved = self._repair(owner, generator) if lacking else 0
         return Division(by_owner(owner, self.clients), {"draws": draws, "moved": moved})
 
     def _valid_counts(self, sizes: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
-        """The first division in which nobody lacks anything, else the one that lacks the least; and the draws taken."""
+        """The first division in which nobody lacks anything, else the one that lacks the least; and
+        the draws taken."""
         best = self._counts(sizes, generator)
         for draws in range(1, self.tries):
             if self._lacking(best) == 0:
@@ -72,7 +81,8 @@ class Dirichlet:
         return best, self.tries
 
     def _counts(self, sizes: Tensor, generator: torch.Generator) -> Tensor:
-        """Examples by class and client, int64 (classes, clients), for classes of `sizes` examples (classes,)."""
+        """Examples by class and client, int64 (classes, clients), for classes of `sizes` examples
+        (classes,)."""
         weights = _log_gammas(self.alpha, (len(sizes), self.clients), generator)
         share = int(sizes.sum()) / self.clients
         held = torch.zeros(self.clients, dtype=torch.int64)
@@ -97,14 +107,20 @@ class Dirichlet:
                 take = min(need, int(sizes[rich]) - self.min_per_client)
                 held = (owner == rich).nonzero()[:, 0]
                 owner[held[torch.randperm(len(held), generator=generator)[:take]]] = poor
-                sizes[rich], sizes[poor], moved = sizes[rich] - take, sizes[poor] + take, moved + take
+                sizes[rich], sizes[poor], moved = (
+                    sizes[rich] - take,
+                    sizes[poor] + take,
+                    moved + take,
+                )
         return moved
 
 
 def _log_gammas(alpha: float, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Logarithms of draws of Gamma(alpha), float64; the softmax of a row is a draw of Dirichlet(alpha, ..., alpha).
+    """Logarithms of draws of Gamma(alpha), float64; the softmax of a row is a draw of
+    Dirichlet(alpha, ..., alpha).
 
-    Gamma(a) is drawn as Gamma(a + 1) * U^(1/a), in logarithms, since for small alpha the numbers underflow.
+    Gamma(a) is drawn as Gamma(a + 1) * U^(1/a), in logarithms, since for small alpha the numbers
+    underflow.
     """
     with seeded(int(torch.randint(1 << 62, (1,), generator=generator))):
         one = torch.ones((), dtype=torch.float64)

@@ -1,4 +1,5 @@
-"""Clients that are alike: a random order of the examples, cut into equal parts (FedPEFT's "homogeneous" setting)."""
+"""Clients that are alike: a random order of the examples, cut into equal parts (FedPEFT's
+"homogeneous" setting)."""
 
 from dataclasses import dataclass
 

@@ -31,7 +31,9 @@ class Lists:
 
     def __post_init__(self) -> None:
         if bool(self.clients) == bool(self.file):
-            raise ValueError("give either `clients`, the lists themselves, or `file`, a JSON file with them")
+            raise ValueError(
+                "give either `clients`, the lists themselves, or `file`, a JSON file with them"
+            )
 
     def split(self, table: Table, generator: torch.Generator) -> Division:
         lists = _read(self.file) if self.file else self.clients
@@ -40,9 +42,13 @@ class Lists:
         for client, places in lists.items():
             for place in places:
                 if not 0 <= place < n:
-                    raise DataError(f"client {client!r} lists example {place}; there are {n}, counted from 0")
+                    raise DataError(
+                        f"client {client!r} lists example {place}; there are {n}, counted from 0"
+                    )
                 if place in owner:
-                    raise DataError(f"example {place} is listed twice, for {owner[place]!r} and for {client!r}")
+                    raise DataError(
+                        f"example {place} is listed twice, for {owner[place]!r} and for {client!r}"
+                    )
                 owner[place] = client
         return Division({client: _index(lists[client]) for client in sorted(lists)})
 
@@ -60,7 +66,10 @@ def _read(file: str) -> Mapping[str, list[int]]:
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(lists, dict) or not all(
-        isinstance(places, list) and all(type(place) is int for place in places) for places in lists.values()
+        isinstance(places, list) and all(type(place) is int for place in places)
+        for places in lists.values()
     ):
-        raise DataError(f'{path} must map names of clients to lists of numbers, as {{"north": [0, 2]}}')
+        raise DataError(
+            f'{path} must map names of clients to lists of numbers, as {{"north": [0, 2]}}'
+        )
     return lists

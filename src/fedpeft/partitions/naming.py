@@ -13,7 +13,8 @@ def client_names(count: int) -> list[ClientId]:
 
 
 def by_owner(owner: Tensor, clients: int) -> dict[ClientId, Tensor]:
-    """The indices of each client's examples, ascending, from the number of each example's owner (n,)."""
+    """The indices of each client's examples, ascending, from the number of each example's owner
+    (n,)."""
     order = owner.sort(stable=True).indices
     sizes: list[int] = torch.bincount(owner, minlength=clients).tolist()
     return dict(zip(client_names(clients), torch.split(order, sizes), strict=True))

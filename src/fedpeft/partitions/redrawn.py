@@ -1,4 +1,5 @@
-"""A mistake of FedPEFT's published code (arXiv:2210.01708), for comparison with it: the subset is drawn twice."""
+"""A mistake of FedPEFT's published code (arXiv:2210.01708), for comparison with it: the subset is
+drawn twice."""
 
 from dataclasses import dataclass
 
@@ -15,9 +16,10 @@ from fedpeft.registry import part
 class Redrawn:
     """The partition `of` is computed on one random subset, and its indices are taken into another.
 
-    Clients keep their sizes, while their labels become those of the data: a Dirichlet skew is lost. The right thing is
-    `data.subset`, drawn once before the partition. The published code draws the second subset for each client anew, so
-    that clients share examples; here all take from one, and no example is held twice. The loss of the skew is the same.
+    Clients keep their sizes, while their labels become those of the data: a Dirichlet skew is lost.
+    The right thing is `data.subset`, drawn once before the partition. The published code draws the
+    second subset for each client anew, so that clients share examples; here all take from one, and
+    no example is held twice. The loss of the skew is the same.
 
     Attributes:
       of: the partition, one that looks at labels only.
@@ -38,8 +40,12 @@ class Redrawn:
     def split(self, table: Table, generator: torch.Generator) -> Division:
         labels = labels_of(table, "redrawn")
         if self.subset > len(labels):
-            raise DataError(f"subset = {self.subset}, but there are {len(labels)} training examples")
-        seen, taken = (torch.randperm(len(labels), generator=generator)[: self.subset] for _ in range(2))
+            raise DataError(
+                f"subset = {self.subset}, but there are {len(labels)} training examples"
+            )
+        seen, taken = (
+            torch.randperm(len(labels), generator=generator)[: self.subset] for _ in range(2)
+        )
         division = self.of.split(Table({"label": labels[seen]}), generator)
         parts = {client: taken[index].sort().values for client, index in division.parts.items()}
         return Division(parts, division.notes)

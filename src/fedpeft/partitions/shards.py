@@ -1,4 +1,5 @@
-"""Few classes a client: examples sorted by label, cut in shards, dealt out (McMahan et al., arXiv:1602.05629)."""
+"""Few classes a client: examples sorted by label, cut in shards, dealt out (McMahan et al.,
+arXiv:1602.05629)."""
 
 from dataclasses import dataclass
 
@@ -24,7 +25,9 @@ class Shards:
 
     def __post_init__(self) -> None:
         if self.clients < 1 or self.shards < 1:
-            raise ValueError(f"clients and shards must be at least 1, got {self.clients} and {self.shards}")
+            raise ValueError(
+                f"clients and shards must be at least 1, got {self.clients} and {self.shards}"
+            )
 
     def split(self, table: Table, generator: torch.Generator) -> Division:
         labels, total = labels_of(table, "shards"), self.clients * self.shards

@@ -15,7 +15,8 @@ KEPT = "method"
 class Axis:
     """A plan key that differs, dots between keys.
 
-    A part that is another one in some plans is one axis: its name, with what differs between parts of that name.
+    A part that is another one in some plans is one axis: its name, with what differs between parts
+      of that name.
 
     Attributes:
       values: one for each plan, as text.
@@ -46,14 +47,17 @@ class Axis:
 def axes(plans: Sequence[Mapping[str, Any]]) -> list[Axis]:
     """In what these plans, no two of them equal, differ; first by what a reader looks at first.
 
-    Those that are not `told` are dropped one by one, the least telling first, as long as the others tell all plans
+    Those that are not `told` are dropped one by one, the least telling first, as long as the others
+    tell all plans
     apart: a learning rate chosen for each method makes no axis of its own.
     """
     found = sorted(_shortened(_differences("", plans)), key=lambda axis: _rank(axis.path))
     told = list(found)
     for axis in reversed(found):
         rest = [other for other in told if other is not axis]
-        if axis.path != KEPT and len({tuple(a.values[k] for a in rest) for k in range(len(plans))}) == len(plans):
+        if axis.path != KEPT and len(
+            {tuple(a.values[k] for a in rest) for k in range(len(plans))}
+        ) == len(plans):
             told = rest
     return [replace(axis, told=any(axis is other for other in told)) for axis in found]
 
@@ -61,13 +65,16 @@ def axes(plans: Sequence[Mapping[str, Any]]) -> list[Axis]:
 def label(told: Sequence[Axis], k: int) -> str:
     """What plan k is called: what it has of what differs; what it has none of is not said."""
     words = [(axis.words(k), axis.values[k]) for axis in told if axis.told]
-    return ", ".join([word for word, value in words if value != NONE] or [word for word, _ in words[:1]])
+    return ", ".join(
+        [word for word, value in words if value != NONE] or [word for word, _ in words[:1]]
+    )
 
 
 def _shortened(found: Sequence[Axis]) -> list[Axis]:
     ends = [axis.path.rpartition(".")[2] for axis in found]
     return [
-        replace(axis, short=end if ends.count(end) == 1 else axis.path) for axis, end in zip(found, ends, strict=True)
+        replace(axis, short=end if ends.count(end) == 1 else axis.path)
+        for axis, end in zip(found, ends, strict=True)
     ]
 
 
@@ -82,19 +89,27 @@ def _differences(path: str, values: Sequence[Any]) -> list[Axis]:
         return []
     if not any(isinstance(value, dict) for value in values):
         return [_plain(path, values)]
-    if not all(isinstance(value, dict) for value in values) or (path and len({v.get("name") for v in values}) > 1):
+    if not all(isinstance(value, dict) for value in values) or (
+        path and len({v.get("name") for v in values}) > 1
+    ):
         return [Axis(path, tuple(_parts(values)), names=True)]
     keys = dict.fromkeys(key for value in values for key in value)
     return [
         axis
         for key in keys
-        for axis in _differences(f"{path}.{key}" if path else key, [value.get(key) for value in values])
+        for axis in _differences(
+            f"{path}.{key}" if path else key, [value.get(key) for value in values]
+        )
     ]
 
 
 def _table(value: Any) -> Any:
     """A list of parts as a table by name, so that one part of it may differ."""
-    if isinstance(value, list) and value and all(isinstance(part, dict) and "name" in part for part in value):
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(part, dict) and "name" in part for part in value)
+    ):
         by_name = {str(part["name"]): part for part in value}
         return by_name if len(by_name) == len(value) else value
     return dict(value) if isinstance(value, Mapping) else value
@@ -103,9 +118,13 @@ def _table(value: Any) -> Any:
 def _plain(path: str, values: Sequence[Any]) -> Axis:
     if any(isinstance(value, bool) for value in values):
         values = [value or False for value in values]
-    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    numeric = all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in values
+    )
     texts = tuple(_text(value) for value in values)
-    return Axis(path, texts, tuple(values) if numeric else (), all(isinstance(v, str) and v for v in values))
+    return Axis(
+        path, texts, tuple(values) if numeric else (), all(isinstance(v, str) and v for v in values)
+    )
 
 
 def _text(value: Any) -> str:
@@ -121,7 +140,8 @@ def _text(value: Any) -> str:
 
 
 def _parts(values: Sequence[Any]) -> list[str]:
-    """Each part's name, with what tells it from other parts of that name: "adapter (shared)", "lora (rank 4)"."""
+    """Each part's name, with what tells it from other parts of that name: "adapter (shared)", "lora
+    (rank 4)"."""
     kinds = [_kind(value) for value in values]
     texts = list(kinds)
     for kind in set(kinds):

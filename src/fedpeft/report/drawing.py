@@ -9,7 +9,16 @@ from fedpeft.report.rows import Row
 from fedpeft.report.study import Measure, Section
 
 DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [4, 2, 4, 6], [1, 4], [14, 4], [3, 8])
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "stroke", "stroke")
+SHAPES = (
+    "circle",
+    "square",
+    "triangle-up",
+    "diamond",
+    "cross",
+    "triangle-down",
+    "stroke",
+    "stroke",
+)
 """Of federations, then of each kind of what they are compared with, which is a line across."""
 SEEN = "indexof(hidden, datum.group) < 0"
 
@@ -46,7 +55,9 @@ def altair() -> Any:
         import altair
         import vl_convert  # noqa: F401  it has the page's scripts
     except ImportError as error:
-        raise MissingLibrary(f"a report needs {error.name}: pip install 'fedpeft[report]'") from None
+        raise MissingLibrary(
+            f"a report needs {error.name}: pip install 'fedpeft[report]'"
+        ) from None
     return altair
 
 
@@ -75,10 +86,14 @@ def made(chart: Any, height: int) -> dict[str, Any]:
     return spec
 
 
-def style(section: Section, *channels: str, legend: bool = True, symbol: str = "") -> dict[str, Any]:
-    """Colour, and the dash or shape that tells apart what shares a colour; all by the group, so as to be one legend.
+def style(
+    section: Section, *channels: str, legend: bool = True, symbol: str = ""
+) -> dict[str, Any]:
+    """Colour, and the dash or shape that tells apart what shares a colour; all by the group, so as
+    to be one legend.
 
-    The page has its own beside the figures; a legend is in what is saved, unless the figure names its groups itself.
+    The page has its own beside the figures; a legend is in what is saved, unless the figure names
+    its groups itself.
     """
     alt = altair()
     domain = [group.label for group in section.groups]
@@ -91,25 +106,34 @@ def style(section: Section, *channels: str, legend: bool = True, symbol: str = "
     kinds = {"color": alt.Color, "strokeDash": alt.StrokeDash, "shape": alt.Shape}
     return {
         channel: kinds[channel](
-            "group:N", title=None, scale=alt.Scale(domain=domain, range=ranges[channel]), legend=told
+            "group:N",
+            title=None,
+            scale=alt.Scale(domain=domain, range=ranges[channel]),
+            legend=told,
         )
         for channel in ("color", *channels)
     }
 
 
 def lines_across(section: Section, values: Sequence[Row]) -> list[Any]:
-    """Layers of what is no federation, as lines over the whole width; over all others, where the pointer finds them."""
+    """Layers of what is no federation, as lines over the whole width; over all others, where the
+    pointer finds them."""
     if not values:
         return []
     hover = tip("group", value=section.measure.name, interval="interval")
     base = of_groups(values).encode(y="mean:Q")
     lines = base.mark_rule(strokeWidth=2).encode(**style(section, "strokeDash"))
-    # named, as the page's script keeps names off it; between dashes there is nothing that a pointer could meet
-    return [lines.properties(name="across"), base.mark_rule(strokeWidth=6, opacity=0).encode(tooltip=hover)]
+    # named, as the page's script keeps names off it; between dashes there is nothing that a pointer
+    # could meet
+    return [
+        lines.properties(name="across"),
+        base.mark_rule(strokeWidth=6, opacity=0).encode(tooltip=hover),
+    ]
 
 
 def metric_axis(measure: Measure, **more: Any) -> Any:
-    """Vega gives a label as many digits as tell it from its neighbours, where the format says nothing of them."""
+    """Vega gives a label as many digits as tell it from its neighbours, where the format says
+    nothing of them."""
     return altair().Axis(format="%" if measure.percent else "f", **more)
 
 
@@ -119,7 +143,9 @@ def metric(section: Section) -> str:
 
 def few_dots(values: Sequence[Row]) -> Any:
     """Points where a line has few of them."""
-    return altair().OverlayMarkDef(size=28) if len({row["round"] for row in values}) <= 12 else False
+    return (
+        altair().OverlayMarkDef(size=28) if len({row["round"] for row in values}) <= 12 else False
+    )
 
 
 def tip(*fields: str, **titles: str) -> list[Any]:

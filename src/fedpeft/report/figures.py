@@ -1,6 +1,7 @@
 """The figures of a report, drawn with Vega-Altair and embedded as Vega-Lite.
 
-Colours are names here and values in the page's style sheet, so that one figure serves light, dark and print.
+Colours are names here and values in the page's style sheet, so that one figure serves light, dark
+and print.
 """
 
 from collections.abc import Sequence
@@ -58,7 +59,8 @@ def intervals(section: Section) -> str:
     kinds = {found.kind for group in section.groups if (found := group.last)}
     kinds |= {found.kind for group in section.groups for _, found in group.curve()[-1:]}
     words = {
-        "95 % t interval": "Student's 95 % t interval of the mean where there are three seeds or more",
+        "95 % t interval": "Student's 95 % t interval of the mean where there are three seeds or "
+        "more",
         "range of 2": "the range where there are two seeds",
         "one run": "nothing where there is one",
     }
@@ -76,10 +78,21 @@ def _curves(section: Section) -> Figure:
     scale = _scale([*values, *across], measure)
     y = alt.Y("mean:Q", title=measure.name, scale=scale, axis=metric_axis(measure))
     near = alt.selection_point(
-        name="near", on="pointerover", nearest=True, fields=["group", "round"], empty=False, clear="pointerout"
+        name="near",
+        on="pointerover",
+        nearest=True,
+        fields=["group", "round"],
+        empty=False,
+        clear="pointerout",
     )
-    base = of_groups(values).encode(x=_round(values), detail="group:N", **style(section, symbol="stroke"))
-    band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.1).encode(y="low:Q", y2="high:Q")
+    base = of_groups(values).encode(
+        x=_round(values), detail="group:N", **style(section, symbol="stroke")
+    )
+    band = (
+        base.transform_filter("isValid(datum.low)")
+        .mark_area(opacity=0.1)
+        .encode(y="low:Q", y2="high:Q")
+    )
     line = base.mark_line(strokeWidth=2, point=few_dots(values)).encode(
         y=y, **style(section, "strokeDash", symbol="stroke")
     )
@@ -116,42 +129,73 @@ def _cost(section: Section, way: str, verb: str) -> Figure:
         interpolate="step-after", strokeDash=[2, 3], strokeWidth=1.5, color="var(--faint)"
     )
     hover = tip("group", sent=f"bytes {verb}", value=measure.name, interval="interval")
-    points = base.mark_point(filled=True, size=90, opacity=1).encode(tooltip=hover, **style(section, "shape"))
+    points = base.mark_point(filled=True, size=90, opacity=1).encode(
+        tooltip=hover, **style(section, "shape")
+    )
     whiskers = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, opacity=0.55)
     layers = [
         steps.encode(order="bytes:Q"),
-        points.properties(name=NAMED),  # before the whiskers: the legend of a saved figure is of the first with colours
-        whiskers.encode(y=alt.Y("low:Q", scale=scale), y2="high:Q", tooltip=hover, **style(section)),  # over the points
+        points.properties(
+            name=NAMED
+        ),  # before the whiskers: the legend of a saved figure is of the first with colours
+        whiskers.encode(
+            y=alt.Y("low:Q", scale=scale), y2="high:Q", tooltip=hover, **style(section)
+        ),  # over the points
         *lines_across(section, across),
     ]
     names, told = "; ".join(group.label for group in section.front(way)), ""
     if len(section.compared) > 1:
         told = f"On the Pareto front, by the means: {names}. For every other group there is one that costs no more and "
         told += "is better, or is as good and costs less. "
-    told += f"Bytes: all that was sent, over all clients; logarithmic axis. {_across(section)}".rstrip()
+    told += (
+        f"Bytes: all that was sent, over all clients; logarithmic axis. {_across(section)}".rstrip()
+    )
     return Figure(f"bytes-{way}", title, told, made(alt.layer(*layers), 320), wide=False)
 
 
 def _bars(section: Section, axis: Axis, values: Sequence[Row]) -> Figure:
     alt, measure = altair(), section.measure
     levels, others = _levels(axis, values, measure), sorted({row["other"] for row in values})
-    # the room between bars is the scale's: a bar's own height would be put in the middle of all bars of its level
-    offset = alt.YOffset("other:N", scale=alt.Scale(domain=others, paddingInner=0.22, paddingOuter=0.11))
+    # the room between bars is the scale's: a bar's own height would be put in the middle of all
+    # bars of its level
+    offset = alt.YOffset(
+        "other:N", scale=alt.Scale(domain=others, paddingInner=0.22, paddingOuter=0.11)
+    )
     room = alt.ExprRef(f"max(60, width - {8 * max(len(row['value']) for row in values)})")
     scale = alt.Scale(domain=[0, max(row["end"] for row in values)], nice=False, range=[0, room])
     bare = alt.Axis(domain=False, ticks=False, labelPadding=8)
     y = alt.Y("level:N", title=None, scale=alt.Scale(domain=levels), axis=bare)
-    base = of_groups(values).encode(y=y, yOffset=offset, tooltip=tip("group", value=measure.name, interval="interval"))
+    base = of_groups(values).encode(
+        y=y, yOffset=offset, tooltip=tip("group", value=measure.name, interval="interval")
+    )
     bar = base.mark_bar(cornerRadiusEnd=2, opacity=0.88).encode(
-        x=alt.X("mean:Q", title=measure.name, scale=scale, axis=metric_axis(measure, tickCount=10), stack=None),
+        x=alt.X(
+            "mean:Q",
+            title=measure.name,
+            scale=scale,
+            axis=metric_axis(measure, tickCount=10),
+            stack=None,
+        ),
         **style(section, legend=False),
     )
-    whisker = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, color="var(--ink)")
-    text = base.mark_text(align="left", dx=8, color="var(--ink)", fontSize=11.5).encode(x="end:Q", text="value:N")
-    spec = made(alt.layer(bar, whisker.encode(x="low:Q", x2="high:Q"), text), len(levels) * (20 * len(others) + 8))
+    whisker = base.transform_filter("isValid(datum.low)").mark_rule(
+        strokeWidth=1.5, color="var(--ink)"
+    )
+    text = base.mark_text(align="left", dx=8, color="var(--ink)", fontSize=11.5).encode(
+        x="end:Q", text="value:N"
+    )
+    spec = made(
+        alt.layer(bar, whisker.encode(x="low:Q", x2="high:Q"), text),
+        len(levels) * (20 * len(others) + 8),
+    )
     told = f"After the last round, by {axis.path}"
     told += "; beside each value what else the group is." if len(others) > 1 else "."
-    return Figure(f"axis-{axis.path}", f"{metric(section)} by {axis.path}", f"{told} {intervals(section)}", spec)
+    return Figure(
+        f"axis-{axis.path}",
+        f"{metric(section)} by {axis.path}",
+        f"{told} {intervals(section)}",
+        spec,
+    )
 
 
 def _levels(axis: Axis, values: Sequence[Row], measure: Measure) -> list[str]:
@@ -159,7 +203,10 @@ def _levels(axis: Axis, values: Sequence[Row], measure: Measure) -> list[str]:
     levels = [level for level in axis.order() if any(row["level"] == level for row in values)]
     if axis.numbers:
         return levels
-    return sorted(levels, key=lambda level: -max(measure.worth(r["mean"]) for r in values if r["level"] == level))
+    return sorted(
+        levels,
+        key=lambda level: -max(measure.worth(r["mean"]) for r in values if r["level"] == level),
+    )
 
 
 def _spread(section: Section) -> Figure:
@@ -170,7 +217,9 @@ def _spread(section: Section) -> Figure:
     alt = altair()
     order = list(dict.fromkeys(row["group"] for row in values))
     bare = alt.Axis(domain=False, ticks=False)
-    base = of_groups(values).encode(y=alt.Y("group:N", title=None, scale=alt.Scale(domain=order), axis=bare))
+    base = of_groups(values).encode(
+        y=alt.Y("group:N", title=None, scale=alt.Scale(domain=order), axis=bare)
+    )
     own = Measure("accuracy")
     x = {
         "title": "accuracy on one client",
@@ -182,7 +231,9 @@ def _spread(section: Section) -> Figure:
         tooltip=tip("group", "client", "seed", value="accuracy"),
         **style(section, legend=False),
     )
-    middle = base.mark_point(filled=True, shape="diamond", size=70, opacity=1, color="var(--ink)").encode(
+    middle = base.mark_point(
+        filled=True, shape="diamond", size=70, opacity=1, color="var(--ink)"
+    ).encode(
         x="mean(accuracy):Q", tooltip=[alt.Tooltip("mean(accuracy):Q", title="mean", format=".1%")]
     )
     told = "A tick for each client of each finished run; the diamond is their mean."
@@ -211,11 +262,17 @@ def _division(section: Section) -> Figure:
     values, count = rows.divisions(section)
     if not values:
         return Figure(
-            "partition", title, "Left out: no run here keeps its partition.json with the classes that its clients hold."
+            "partition",
+            title,
+            "Left out: no run here keeps its partition.json with the classes that its clients hold.",
         )
     alt = altair()
-    names, clients = (list(dict.fromkeys(row[field] for row in values)) for field in ("division", "client"))
-    labels = sorted({row["label"]: row["place"] for row in values}.items(), key=lambda pair: pair[1])
+    names, clients = (
+        list(dict.fromkeys(row[field] for row in values)) for field in ("division", "client")
+    )
+    labels = sorted(
+        {row["label"]: row["place"] for row in values}.items(), key=lambda pair: pair[1]
+    )
     few = len(labels) <= CROWD
     pick = {"bind": alt.binding_select(options=names, name="division: ")} if len(names) > 1 else {}
     chart = (
@@ -229,7 +286,9 @@ def _division(section: Section) -> Figure:
             "label:N",
             title="class" if few else f"{len(labels)} classes",
             scale=alt.Scale(domain=[label for label, _ in labels]),
-            axis=alt.Axis(labels=few, ticks=False, labelAngle=0 if len(labels) <= 12 else -60, labelLimit=90),
+            axis=alt.Axis(
+                labels=few, ticks=False, labelAngle=0 if len(labels) <= 12 else -60, labelLimit=90
+            ),
         ),
         y=alt.Y(
             "client:N",
@@ -237,12 +296,16 @@ def _division(section: Section) -> Figure:
             scale=alt.Scale(domain=clients),
             axis=alt.Axis(ticks=False, labelOverlap=True),
         ),
-        fillOpacity=alt.FillOpacity("share:Q", scale=alt.Scale(type="sqrt", range=[0.08, 1]), legend=None),
+        fillOpacity=alt.FillOpacity(
+            "share:Q", scale=alt.Scale(type="sqrt", range=[0.08, 1]), legend=None
+        ),
         tooltip=tip("client", label="class", told="examples"),
     )
     told = "Stronger colour: a larger share of the client's examples."
     told += "" if count <= rows.DIVISIONS else f" The first {rows.DIVISIONS} of {count} divisions."
-    return Figure("partition", title, told, made(drawn, len(clients) * max(7, min(18, 420 // len(clients)))))
+    return Figure(
+        "partition", title, told, made(drawn, len(clients) * max(7, min(18, 420 // len(clients))))
+    )
 
 
 def _round(values: Sequence[Row]) -> Any:
@@ -254,7 +317,9 @@ def _round(values: Sequence[Row]) -> Any:
         step = next(step for step in steps if (at[-1] - at[0]) / step < TICKS)
         ticks = list(range(-(-at[0] // step) * step, at[-1] + 1, step))
     axis = alt.Axis(values=ticks if len(at) > TICKS else at, grid=False, format="d")
-    return alt.X("round:Q", title="round", scale=alt.Scale(domain=[at[0], at[-1]], nice=False), axis=axis)
+    return alt.X(
+        "round:Q", title="round", scale=alt.Scale(domain=[at[0], at[-1]], nice=False), axis=axis
+    )
 
 
 def _bytes(values: Sequence[Row], title: str) -> Any:
@@ -263,13 +328,21 @@ def _bytes(values: Sequence[Row], title: str) -> Any:
     first = floor(log2(min(row["bytes"] for row in values)))
     last = max(first + 1, ceil(log2(max(row["bytes"] for row in values))))
     step = -(-(last - first) // 6)
-    axis = alt.Axis(values=[2**k for k in range(first, last + 1, step)], labelExpr=BYTES, labelFlush=False, grid=False)
+    axis = alt.Axis(
+        values=[2**k for k in range(first, last + 1, step)],
+        labelExpr=BYTES,
+        labelFlush=False,
+        grid=False,
+    )
     scale = alt.Scale(type="log", base=2, domain=[2**first, 2**last], nice=False, padding=24)
     return alt.X("bytes:Q", title=title, scale=scale, axis=axis)
 
 
-def _scale(values: Sequence[Row], measure: Measure, fields: Sequence[str] = ENDS, **more: Any) -> Any:
-    """From a little below what is drawn to a little above, but not to where no value can be: below 0, above 100 %."""
+def _scale(
+    values: Sequence[Row], measure: Measure, fields: Sequence[str] = ENDS, **more: Any
+) -> Any:
+    """From a little below what is drawn to a little above, but not to where no value can be: below
+    0, above 100 %."""
     known = [row[end] for row in values for end in fields if row[end] is not None]
     low, high = min(known), max(known)
     margin = 0.06 * (high - low or abs(high) or 1)

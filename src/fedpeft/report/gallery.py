@@ -1,4 +1,5 @@
-"""What text-to-image models draw, side by side: a picture for each caption and model, as a page shows them."""
+"""What text-to-image models draw, side by side: a picture for each caption and model, as a page
+shows them."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -38,17 +39,22 @@ class Gallery:
 
 
 def galleries(section: Section) -> list[Gallery]:
-    """One for all groups whose models drew the same captions in the same way, each by the run of its first seed."""
+    """One for all groups whose models drew the same captions in the same way, each by the run of
+    its first seed."""
     alike: dict[str, list[tuple[Group, Cell, Pictures]]] = {}
     for group in section.groups:
-        first = next(((cell, drawn) for cell in group.cells if (drawn := cell.pictures) and drawn.pictures), None)
+        first = next(
+            ((cell, drawn) for cell in group.cells if (drawn := cell.pictures) and drawn.pictures),
+            None,
+        )
         if first:
             alike.setdefault(_conditions(*first), []).append((group, *first))
     return [_gallery(members) for members in alike.values()]
 
 
 def _conditions(cell: Cell, drawn: Pictures) -> str:
-    """Equal where the base model, the captions and the noise are the same; each seed has a random base of its own."""
+    """Equal where the base model, the captions and the noise are the same; each seed has a random
+    base of its own."""
     how = [drawn.steps, drawn.guidance, drawn.seed, *(one.caption for one in drawn.pictures)]
     method = cell.plan.get("method")
     base = cell.seed if isinstance(method, dict) and method.get("name") == "scratch" else None
@@ -62,12 +68,21 @@ def _gallery(members: Sequence[tuple[Group, Cell, Pictures]]) -> Gallery:
     judge = next((drawn.clip.model for _, _, drawn in members if drawn.clip), "")
     shown = members[:COLUMNS]
     columns = [
-        Column("held out", _score(members, judge, "truth"), [first.pictures[k].truth for k in rows]),
-        Column("before", ["base model", *_score(members, judge, "before")], [first.pictures[k].before for k in rows]),
+        Column(
+            "held out", _score(members, judge, "truth"), [first.pictures[k].truth for k in rows]
+        ),
+        Column(
+            "before",
+            ["base model", *_score(members, judge, "before")],
+            [first.pictures[k].before for k in rows],
+        ),
         *(
             Column(
                 group.label,
-                [f"seed {cell.seed}, round {drawn.round}", *_score([(group, cell, drawn)], judge, "after")],
+                [
+                    f"seed {cell.seed}, round {drawn.round}",
+                    *_score([(group, cell, drawn)], judge, "after"),
+                ],
                 [drawn.pictures[k].after for k in rows],
                 group.label,
             )
@@ -80,7 +95,9 @@ def _gallery(members: Sequence[tuple[Group, Cell, Pictures]]) -> Gallery:
 
 def _score(members: Sequence[tuple[Group, Cell, Pictures]], judge: str, column: str) -> list[str]:
     """The CLIP score of a column, by the first that has one of this CLIP."""
-    scores = next((getattr(d.clip, column) for _, _, d in members if d.clip and d.clip.model == judge), ())
+    scores = next(
+        (getattr(d.clip, column) for _, _, d in members if d.clip and d.clip.model == judge), ()
+    )
     found = estimate(scores)
     if found is None:
         return []

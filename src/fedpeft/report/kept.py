@@ -74,7 +74,8 @@ class Summary:
 
 @dataclass(frozen=True)
 class Division:
-    """What a report takes from partition.json: the examples of each class that each client holds."""
+    """What a report takes from partition.json: the examples of each class that each client
+    holds."""
 
     fingerprint: str | None = None
     classes: Sequence[str | int] = ()
@@ -114,7 +115,8 @@ class Range:
 
 @dataclass(frozen=True)
 class Compared:
-    """The share of right answers of a base model and of the tuned one, and their difference question by question."""
+    """The share of right answers of a base model and of the tuned one, and their difference
+    question by question."""
 
     base: Range
     tuned: Range
@@ -143,7 +145,8 @@ class Benchmarks:
 
 @dataclass(frozen=True)
 class Picture:
-    """What is held out with a caption, and what the base model and the run's draw of it from the same noise."""
+    """What is held out with a caption, and what the base model and the run's draw of it from the
+    same noise."""
 
     caption: str
     truth: WebP
@@ -163,7 +166,8 @@ class ClipScores:
 
 @dataclass(frozen=True)
 class Pictures:
-    """pictures.json, of the checkpoint after so many rounds; how they were drawn stands beside them."""
+    """pictures.json, of the checkpoint after so many rounds; how they were drawn stands beside
+    them."""
 
     round: int
     steps: int

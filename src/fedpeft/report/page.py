@@ -41,7 +41,9 @@ class Report:
 
     @property
     def title(self) -> str:
-        names = dict.fromkeys(str(cell.plan.get("name", "run")) for s in self.sections for cell in s.cells)
+        names = dict.fromkeys(
+            str(cell.plan.get("name", "run")) for s in self.sections for cell in s.cells
+        )
         return ", ".join(names) if len(names) <= 3 else f"{len(names)} experiments"
 
 
@@ -50,8 +52,12 @@ def html(report: Report) -> str:
     from jinja2 import Environment, StrictUndefined
 
     folder = files("fedpeft") / "assets" / "report"
-    page, style, script = ((folder / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page, style, script = (
+        (folder / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
+    )
+    template = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return template.from_string(page).render(
         report=report,
         parts=[_part(k, section) for k, section in enumerate(report.sections)],
@@ -81,7 +87,8 @@ def _part(k: int, section: Section) -> dict[str, Any]:
         "common": _common(section),
         "plans": [(group.label, _toml(group)) for group in section.groups],
         "chips": [
-            (g.label, look.colour, DASHES[look.form]) for g, look in zip(section.groups, section.looks, strict=True)
+            (g.label, look.colour, DASHES[look.form])
+            for g, look in zip(section.groups, section.looks, strict=True)
         ],
         "versions": _versions(section),
     }
@@ -97,25 +104,37 @@ def _told(section: Section) -> list[str]:
     """What the runs came to, in words."""
     cells, open_ = section.cells, sum(not cell.finished for cell in section.cells)
     seeds = ", ".join(map(str, sorted({cell.seed for cell in cells})))
-    said = [f"{_plural(len(cells), 'run')} in {_plural(len(section.groups), 'group')}; seeds: {seeds}."]
+    said = [
+        f"{_plural(len(cells), 'run')} in {_plural(len(section.groups), 'group')}; seeds: {seeds}."
+    ]
     if ranked := [group for _, group in sorted(_worths(section), key=lambda pair: -pair[0])]:
         said.append(_ranking(section, ranked))
     if across := "; ".join(_together(section, kind) for kind in REFERENCES if _of(section, kind)):
         said.append(f"To compare with, no federations: {across}.")
-    if len(section.compared) > 1 and (front := "; ".join(group.label for group in section.front("up"))):
+    if len(section.compared) > 1 and (
+        front := "; ".join(group.label for group in section.front("up"))
+    ):
         said.append(f"On the Pareto front of {section.measure.name} and bytes sent: {front}.")
-    if failed := sum(c.failed is not None for cell in cells for r in cell.rounds for c in r.clients.values()):
-        said.append(f"{_plural(failed, 'reply', 'replies')} failed and counted for nothing; a table below names them.")
+    if failed := sum(
+        c.failed is not None for cell in cells for r in cell.rounds for c in r.clients.values()
+    ):
+        said.append(
+            f"{_plural(failed, 'reply', 'replies')} failed and counted for nothing; a table below "
+            "names them."
+        )
     if open_:
         said.append(
-            f"{_plural(open_, 'run is', 'runs are')} unfinished and in no mean; only where no run of a group is"
+            f"{_plural(open_, 'run is', 'runs are')} unfinished and in no mean; only where no run "
+            "of a group is"
         )
         said.append("finished, its curve shows them.")
     return said
 
 
 def _worths(section: Section) -> list[tuple[float, Group]]:
-    return [(section.measure.worth(group.last.mean), group) for group in section.compared if group.last]
+    return [
+        (section.measure.worth(group.last.mean), group) for group in section.compared if group.last
+    ]
 
 
 def _of(section: Section, kind: str) -> list[Group]:
@@ -123,7 +142,8 @@ def _of(section: Section, kind: str) -> list[Group]:
 
 
 def _together(section: Section, kind: str) -> str:
-    """A kind of what federations are compared with: the only group, or from where to where several are."""
+    """A kind of what federations are compared with: the only group, or from where to where several
+    are."""
     found = _of(section, kind)
     if len(found) == 1:
         return f"{found[0].label} {with_interval(found[0].last, section.measure)}"
@@ -147,7 +167,13 @@ def _ranking(section: Section, ranked: Sequence[Group]) -> str:
 
 def _overlap(one: Estimate | None, other: Estimate | None) -> bool:
     """Whether two intervals have a point in common; False where there is none."""
-    if not (one and other) or one.low is None or one.high is None or other.low is None or other.high is None:
+    if (
+        not (one and other)
+        or one.low is None
+        or one.high is None
+        or other.low is None
+        or other.high is None
+    ):
         return False
     return one.low <= other.high and other.low <= one.high
 
@@ -183,7 +209,12 @@ def _toml(group: Group) -> str:
 def _versions(section: Section) -> list[str]:
     """With what the runs were made; several lines if with several."""
     found = dict.fromkeys(
-        ", ".join([*(f"{name} {version}" for name, version in told.versions.items()), f"on {told.device} {told.cpu}"])
+        ", ".join(
+            [
+                *(f"{name} {version}" for name, version in told.versions.items()),
+                f"on {told.device} {told.cpu}",
+            ]
+        )
         for cell in section.cells
         if (told := cell.summary)
     )
@@ -201,10 +232,14 @@ def write(report: Report, out: Path, as_csv: bool = False, as_latex: bool = Fals
     texts = {out: html(report)}
     if as_csv:
         for make in (tables.groups, tables.runs, tables.rounds, tables.failures):
-            made: list[tuple[str, Table]] = [(section.title, make(section)) for section in report.sections]
+            made: list[tuple[str, Table]] = [
+                (section.title, make(section)) for section in report.sections
+            ]
             texts[out.with_name(f"{out.stem}-{made[0][1].name}.csv")] = tables.as_csv(made)
     if as_latex:
-        texts[out.with_suffix(".tex")] = tables.as_latex([(s.title, tables.groups(s)) for s in report.sections])
+        texts[out.with_suffix(".tex")] = tables.as_latex(
+            [(s.title, tables.groups(s)) for s in report.sections]
+        )
     for path, text in texts.items():
         write_atomically(path, text.encode())
     return list(texts)

@@ -1,7 +1,8 @@
-"""Run folders as a report reads them: plain values, checked where they enter; nothing that they name is imported.
+"""Run folders as a report reads them: plain values, checked where they enter; nothing that they
+name is imported.
 
-A kept cell, which holds only plan.toml, rounds.jsonl, summary.json and perhaps partition.json, is as good as the
-folder of a run.
+A kept cell, which holds only plan.toml, rounds.jsonl, summary.json and perhaps partition.json, is
+as good as the folder of a run.
 """
 
 import json
@@ -20,9 +21,11 @@ from fedpeft.report.kept import Benchmarks, Division, Pictures, Round, Samples, 
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds
 
 RESULT_IS_THE_SAME = ("seed", "name", "engine", "evaluate_every")
-"""Keys in which plans of one experiment may differ: the seed is what a mean is over, the others change no result."""
+"""Keys in which plans of one experiment may differ: the seed is what a mean is over, the others
+change no result."""
 CALIBRATED = ("noise_multiplier",)
-"""Keys that a run sets itself where its plan has a target_epsilon; they follow from it and from the seed."""
+"""Keys that a run sets itself where its plan has a target_epsilon; they follow from it and from the
+seed."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,18 @@ class Cell:
     def experiment(self) -> Mapping[str, Any]:
         """The plan without what does not matter to the result, and without the seed.
 
-        What is switched off is left out: a key that a plan is too old to have is off in it. So is noise that follows
+        What is switched off is left out: a key that a plan is too old to have is off in it. So is
+          noise that follows
         from a target: how often a client takes part, and with it the noise, depends on the seed.
         """
-        return _on({key: value for key, value in self.asked.items() if key not in RESULT_IS_THE_SAME})
+        return _on(
+            {key: value for key, value in self.asked.items() if key not in RESULT_IS_THE_SAME}
+        )
 
     @property
     def asked(self) -> Mapping[str, Any]:
-        """The plan without the noise that was calibrated to its target: a run of any seed finds its own."""
+        """The plan without the noise that was calibrated to its target: a run of any seed finds its
+        own."""
         return _without(CALIBRATED, self.plan) if self.plan.get("target_epsilon") else self.plan
 
     @property
@@ -76,9 +83,14 @@ class Cell:
 
 
 def _on(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is false, empty text, an empty list or a table of nothing else, in inner tables too."""
+    """Without what is false, empty text, an empty list or a table of nothing else, in inner tables
+    too."""
     inner = {key: _inside(value) for key, value in table.items()}
-    return {key: value for key, value in inner.items() if value is not False and value not in (None, "", [], {})}
+    return {
+        key: value
+        for key, value in inner.items()
+        if value is not False and value not in (None, "", [], {})
+    }
 
 
 def _without(keys: Sequence[str], value: Any) -> Any:
@@ -153,7 +165,10 @@ def read_cell(path: Path) -> Cell:
     try:
         plan = tomllib.loads(folder.plan.read_bytes().decode())
         about = _checked(_Plan, plan, folder.plan)
-        rounds = [_checked(Round, line, folder.rounds, f"line {k}: ") for k, line in enumerate(read_rounds(folder), 1)]
+        rounds = [
+            _checked(Round, line, folder.rounds, f"line {k}: ")
+            for k, line in enumerate(read_rounds(folder), 1)
+        ]
         files = (folder.summary, folder.partition, folder.samples, folder.pictures)
         summary, division, samples, pictures = map(read_json, files)
         return Cell(

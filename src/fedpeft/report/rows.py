@@ -1,6 +1,7 @@
 """The numbers behind the figures, as rows of plain values under fixed names.
 
-What comes from run folders is only ever a value of a row, never a name of a field or a part of an expression.
+What comes from run folders is only ever a value of a row, never a name of a field or a part of an
+expression.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,7 +42,8 @@ def between(found: Estimate, measure: Measure) -> str:
 
 
 def drawn(found: Estimate, measure: Measure) -> Row:
-    """A mean and the ends of its interval as far as a figure has room: accuracies end at 0 and 1."""
+    """A mean and the ends of its interval as far as a figure has room: accuracies end at 0 and
+    1."""
     low, high = found.low, found.high
     if low is not None and high is not None and measure.percent:
         low, high = max(0.0, low), min(1.0, high)
@@ -64,7 +66,8 @@ def curves(section: Section) -> list[Row]:
 
 
 def across(section: Section) -> list[Row]:
-    """The metric after the last round of what is no federation, and so has no rounds and bytes that compare."""
+    """The metric after the last round of what is no federation, and so has no rounds and bytes that
+    compare."""
     return [
         {
             "group": group.label,
@@ -112,7 +115,8 @@ def bars(section: Section, axis: Axis) -> list[Row]:
             "other": rest[k],
             **(ends := drawn(group.last, section.measure)),
             "end": ends["mean"] if ends["high"] is None else ends["high"],
-            "value": with_interval(group.last, section.measure) + (f" · {rest[k]}" if rest[k] else ""),
+            "value": with_interval(group.last, section.measure)
+            + (f" · {rest[k]}" if rest[k] else ""),
             "interval": between(group.last, section.measure),
         }
         for k, group in enumerate(section.compared)
@@ -121,7 +125,8 @@ def bars(section: Section, axis: Axis) -> list[Row]:
 
 
 def spreads(section: Section) -> list[Row]:
-    """The accuracy on each client, in all finished runs of the groups of which all tell it; not of one client."""
+    """The accuracy on each client, in all finished runs of the groups of which all tell it; not of
+    one client."""
     return [
         {
             "group": group.label,
@@ -151,11 +156,21 @@ def _budgets(groups: Sequence[Group]) -> Iterator[Row]:
         for cell in group.cells:
             for r in cell.rounds:
                 if r.privacy and r.privacy.epsilon is not None:
-                    told = f"delta {r.privacy.delta:g}" if r.privacy.delta is not None else "delta not told"
+                    told = (
+                        f"delta {r.privacy.delta:g}"
+                        if r.privacy.delta is not None
+                        else "delta not told"
+                    )
                     told += f", per {r.privacy.unit}" if r.privacy.unit else ""
                     spent[r.round] = max(spent.get(r.round, (0.0, told)), (r.privacy.epsilon, told))
         for at, (epsilon, told) in sorted(spent.items()):
-            yield {"group": group.label, "round": at, "epsilon": epsilon, "value": f"{epsilon:.3g}", "told": told}
+            yield {
+                "group": group.label,
+                "round": at,
+                "epsilon": epsilon,
+                "value": f"{epsilon:.3g}",
+                "told": told,
+            }
 
 
 def divisions(section: Section) -> tuple[list[Row], int]:
@@ -165,7 +180,9 @@ def divisions(section: Section) -> tuple[list[Row], int]:
         for cell in group.cells:
             if cell.division and cell.division.histograms:
                 key = cell.division.fingerprint or f"{cell.path}"
-                every.setdefault(key, {"of": cell.division, "name": _division_name(section, group, cell.seed)})
+                every.setdefault(
+                    key, {"of": cell.division, "name": _division_name(section, group, cell.seed)}
+                )
     names = [one["name"] for one in every.values()]
     rows = []
     for number, one in enumerate(list(every.values())[:DIVISIONS]):
@@ -176,7 +193,9 @@ def divisions(section: Section) -> tuple[list[Row], int]:
 
 def _division_name(section: Section, group: Group, seed: int) -> str:
     k = section.compared.index(group)
-    words = [axis.words(k) for axis in section.axes if axis.path.split(".")[0] in ("partition", "data")]
+    words = [
+        axis.words(k) for axis in section.axes if axis.path.split(".")[0] in ("partition", "data")
+    ]
     return ", ".join([*words, f"seed {seed}"])
 
 
@@ -191,4 +210,10 @@ def _held(division: Any) -> Iterator[Row]:
             if count:
                 share = count / total
                 told = f"{count:,} of {total:,}"
-                yield {"client": client, "label": f"{name}", "place": number, "share": share, "told": told}
+                yield {
+                    "client": client,
+                    "label": f"{name}",
+                    "place": number,
+                    "share": share,
+                    "told": told,
+                }

@@ -12,8 +12,9 @@ LEVEL = 0.95
 class Estimate:
     """A mean over runs that differ in the seed.
 
-    Three or more give Student's t interval of the mean, mean ± t(n - 1) s / √n at 95 %; two only their range, since a
-    t interval of two values is twelve times as wide as they are apart; one gives nothing.
+    Three or more give Student's t interval of the mean, mean ± t(n - 1) s / √n at 95 %; two only
+    their range, since a t interval of two values is twelve times as wide as they are apart; one
+    gives nothing.
 
     Attributes:
       low, high: the interval, None if n = 1.
@@ -48,7 +49,8 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Of (cost, worth), the indices of those that no other equals or beats in both and beats in one; cheapest first."""
+    """Of (cost, worth), the indices of those that no other equals or beats in both and beats in
+    one; cheapest first."""
     front = [
         k
         for k, (cost, worth) in enumerate(points)

@@ -16,7 +16,8 @@ COLOURS, FORMS = 8, 6
 """How many colours, and how many dashes and shapes, a page has for federations."""
 CENTRALISED, LOCAL_ONLY = "centralised", "local only"
 REFERENCES = (CENTRALISED, LOCAL_ONLY)
-"""Runs that are no federation: all data in one client; nothing travels, so that each client learns alone."""
+"""Runs that are no federation: all data in one client; nothing travels, so that each client learns
+alone."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Group:
         return self.over(lambda cell: list(cell.measured(self.measure.name).values())[-1])
 
     def over(self, value: Callable[[Cell], float | None]) -> Estimate | None:
-        """A value over the finished runs; None unless all have it, so that no mean is over fewer seeds than told."""
+        """A value over the finished runs; None unless all have it, so that no mean is over fewer
+        seeds than told."""
         try:
             found = [one for cell in self.finished if (one := value(cell)) is not None]
         except (IndexError, ZeroDivisionError):
@@ -72,16 +74,20 @@ class Group:
         return estimate(found) if len(found) == len(self.finished) else None
 
     def curve(self) -> list[tuple[int, Estimate]]:
-        """The metric by round, where all runs have it; unfinished ones count only if none is finished."""
+        """The metric by round, where all runs have it; unfinished ones count only if none is
+        finished."""
         lines = [cell.measured(self.measure.name) for cell in self.finished or self.cells]
         shared = sorted(set.intersection(*map(set, lines)))
         return [(at, e) for at in shared if (e := estimate([line[at] for line in lines]))]
 
     def sent(self, way: str) -> float | None:
-        """Bytes that a client of a federation sends ("up") or receives in the whole run, on average."""
+        """Bytes that a client of a federation sends ("up") or receives in the whole run, on
+        average."""
         if self.reference:
             return None
-        found = self.over(lambda cell: sum(getattr(r, f"bytes_{way}") for r in cell.rounds) / clients(cell))
+        found = self.over(
+            lambda cell: sum(getattr(r, f"bytes_{way}") for r in cell.rounds) / clients(cell)
+        )
         return found.mean if found else None
 
     def mean(self, key: str) -> float | None:
@@ -131,12 +137,19 @@ class Section:
         """Of each group; what is left when the colours are used up comes again in another form."""
         colours = list(dict.fromkeys(group.colour for group in self.groups))
         rests = list(dict.fromkeys(group.rest for group in self.groups))
-        return tuple(_look(group, colours.index(group.colour), rests.index(group.rest)) for group in self.groups)
+        return tuple(
+            _look(group, colours.index(group.colour), rests.index(group.rest))
+            for group in self.groups
+        )
 
     def front(self, way: str) -> list[Group]:
-        """The federations that no other beats both in bytes and in the metric, cheapest first; by the means alone."""
+        """The federations that no other beats both in bytes and in the metric, cheapest first; by
+        the means alone."""
         known = [(sent, g.last.mean, g) for g in self.groups if g.last and (sent := g.sent(way))]
-        return [known[k][2] for k in pareto([(sent, self.measure.worth(mean)) for sent, mean, _ in known])]
+        return [
+            known[k][2]
+            for k in pareto([(sent, self.measure.worth(mean)) for sent, mean, _ in known])
+        ]
 
 
 def _look(group: Group, colour: int, rest: int) -> Look:
@@ -182,7 +195,9 @@ def _section(title: str, cells: Sequence[Cell]) -> Section:
     measure = _measure(cells)
     kinds = _by(reference, cells)
     federations, found = _groups("", kinds.get("", ()), measure)
-    others = [group for kind in REFERENCES for group in _groups(kind, kinds.get(kind, ()), measure)[0]]
+    others = [
+        group for kind in REFERENCES for group in _groups(kind, kinds.get(kind, ()), measure)[0]
+    ]
     return Section(title, measure, tuple(found), (*federations, *others))
 
 
@@ -200,12 +215,15 @@ def _groups(kind: str, cells: Sequence[Cell], measure: Measure) -> tuple[list[Gr
 
 
 def _named(kind: str, method: str, told: Sequence[Axis], k: int) -> tuple[str, str, str]:
-    """The name of a group, what of it has a colour, and what a shape: of what is no federation, its method and kind."""
+    """The name of a group, what of it has a colour, and what a shape: of what is no federation, its
+    method and kind."""
     if kind and (not told or told[0].path != "method"):
         return ", ".join(filter(None, (kind, method, label(told, k)))), method, kind
     first, rest = (told[0].words(k), label(told[1:], k)) if told else (method, "")
     return (
-        (", ".join(filter(None, (kind, first, rest))), first, kind) if kind else (label(told, k) or first, first, rest)
+        (", ".join(filter(None, (kind, first, rest))), first, kind)
+        if kind
+        else (label(told, k) or first, first, rest)
     )
 
 

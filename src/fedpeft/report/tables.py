@@ -72,7 +72,9 @@ def groups(section: Section) -> Table:
     front = {way: section.front(way) for way in WAYS}
     rows = []
     for group in section.groups:
-        trained, full, spent = (group.mean(key) for key in ("trainable_params", "full_params", "seconds"))
+        trained, full, spent = (
+            group.mean(key) for key in ("trainable_params", "full_params", "seconds")
+        )
         share = trained / full if trained is not None and full else None
         ways = [way for way in WAYS if any(group is one for one in front[way])]
         rows.append(
@@ -84,7 +86,10 @@ def groups(section: Section) -> Table:
                 *(_metric(_over_clients(group, key), section.measure) for key in OVER_CLIENTS),
                 count(trained),
                 number(share, f"{share or 0:.2%}"),
-                *(amount(None if group.reference else group.mean(f"bytes_{way}_per_client_round")) for way in WAYS),
+                *(
+                    amount(None if group.reference else group.mean(f"bytes_{way}_per_client_round"))
+                    for way in WAYS
+                ),
                 *(amount(group.sent(way)) for way in WAYS),
                 word(" and ".join(ways)),
                 number(spent, duration(spent or 0)),
@@ -101,7 +106,9 @@ def _over_clients(group: Group, key: str) -> Estimate | None:
     """What the runs tell of the accuracies of their clients."""
     if group.reference == CENTRALISED:
         return None
-    return group.over(lambda cell: getattr(cell.summary and cell.summary.client_accuracy, key, None))
+    return group.over(
+        lambda cell: getattr(cell.summary and cell.summary.client_accuracy, key, None)
+    )
 
 
 def runs(section: Section) -> Table:
@@ -134,23 +141,43 @@ def _run(group: Group, cell: Cell, measure: Measure) -> list[Entry]:
 
 
 def failures(section: Section) -> Table:
-    """A line for each reply that was not counted and each round that changed nothing, up to `REASONS`."""
+    """A line for each reply that was not counted and each round that changed nothing, up to
+    `REASONS`."""
     rows = []
     for group in section.groups:
         for cell in group.cells:
             for r in cell.rounds:
                 about = [word(group.label), count(cell.seed), count(r.round)]
-                rows += [[*about, word(name), word(c.failed)] for name, c in r.clients.items() if c.failed is not None]
+                rows += [
+                    [*about, word(name), word(c.failed)]
+                    for name, c in r.clients.items()
+                    if c.failed is not None
+                ]
                 rows += [[*about, word("(the round)"), word(r.note)]] if r.note else []
-    title = "Failures" if len(rows) <= REASONS else f"Failures (the first {REASONS} of {len(rows):,})"
+    title = (
+        "Failures" if len(rows) <= REASONS else f"Failures (the first {REASONS} of {len(rows):,})"
+    )
     return Table("failures", title, ("group", "seed", "round", "client", "reason"), rows[:REASONS])
 
 
 def samples(section: Section) -> Table:
     """A line for each sampled answer of a language model."""
-    head = ("group", "seed", "after round", "given", "untuned model", "tuned model", "held-out text")
+    head = (
+        "group",
+        "seed",
+        "after round",
+        "given",
+        "untuned model",
+        "tuned model",
+        "held-out text",
+    )
     rows = [
-        [word(group.label), count(cell.seed), count(told.round), *map(word, (s.given, s.before, s.after, s.truth))]
+        [
+            word(group.label),
+            count(cell.seed),
+            count(told.round),
+            *map(word, (s.given, s.before, s.after, s.truth)),
+        ]
         for group in section.groups
         for cell in group.cells
         if (told := cell.samples)
@@ -195,7 +222,17 @@ def differences(section: Section) -> Table:
 
 def rounds(section: Section) -> Table:
     """A line for each round of each run, for files only."""
-    head = ("group", "seed", "round", section.measure.name, "bytes up", "bytes down", "failed", "epsilon", "seconds")
+    head = (
+        "group",
+        "seed",
+        "round",
+        section.measure.name,
+        "bytes up",
+        "bytes down",
+        "failed",
+        "epsilon",
+        "seconds",
+    )
     rows = []
     for group in section.groups:
         for cell in group.cells:
@@ -203,16 +240,32 @@ def rounds(section: Section) -> Table:
                 value = (r.held_out or {}).get(section.measure.name)
                 failed = sum(client.failed is not None for client in r.clients.values())
                 epsilon = r.privacy.epsilon if r.privacy else None
-                numbers = (cell.seed, r.round, value, r.bytes_up, r.bytes_down, failed, epsilon, r.seconds)
+                numbers = (
+                    cell.seed,
+                    r.round,
+                    value,
+                    r.bytes_up,
+                    r.bytes_down,
+                    failed,
+                    epsilon,
+                    r.seconds,
+                )
                 rows.append([word(group.label), *(number(x, f"{x}") for x in numbers)])
     return Table("rounds", "Rounds", head, rows)
 
 
 def _without_empty(table: Table) -> Table:
     """Without columns of which nothing is known."""
-    some = [k for k in range(len(table.head)) if any(row[k].value not in (None, "") for row in table.rows)]
+    some = [
+        k
+        for k in range(len(table.head))
+        if any(row[k].value not in (None, "") for row in table.rows)
+    ]
     return Table(
-        table.name, table.title, tuple(table.head[k] for k in some), [[r[k] for k in some] for r in table.rows]
+        table.name,
+        table.title,
+        tuple(table.head[k] for k in some),
+        [[r[k] for k in some] for r in table.rows],
     )
 
 
@@ -229,17 +282,27 @@ def as_csv(named: Sequence[tuple[str, Table]]) -> str:
             head = table.head
             writer.writerow(["experiment", *map(_inert, head)])
         for row in table.rows:
-            writer.writerow([_inert(title), *("" if e.value is None else _inert(e.value) for e in row)])
+            writer.writerow(
+                [_inert(title), *("" if e.value is None else _inert(e.value) for e in row)]
+            )
     return file.getvalue()
 
 
 def _inert(value: str | float) -> str | float:
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
+        else value
+    )
 
 
-LATEX = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
-    sign: f"\\{sign}" for sign in "&%$#_"
-}
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+} | {sign: f"\\{sign}" for sign in "&%$#_"}
 SIGNS = {"±": r"$\pm$", "–": "--", "ε": r"$\varepsilon$"}
 
 

@@ -1,4 +1,5 @@
-"""An adapter as Hugging Face `peft` has it: only what differs from the base model, to be loaded on top of it."""
+"""An adapter as Hugging Face `peft` has it: only what differs from the base model, to be loaded on
+top of it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +24,8 @@ class Base:
 
     Attributes:
       place: the folder or hub name.
-      settings: what `from_pretrained` must be told beside the number of classes, e.g. another `image_size`.
+      settings: what `from_pretrained` must be told beside the number of classes, e.g. another
+        `image_size`.
     """
 
     place: str
@@ -33,7 +35,8 @@ class Base:
 def tuned(result: Result, configure: Callable[[nn.Module], Any]) -> tuple[Any, Base]:
     """The base model in `peft`'s wrapper, with the run's tensors; and the base as a user has it.
 
-    What the plan's base has and the user's has not, because it is random or was resized, belongs to the adapter.
+    What the plan's base has and the user's has not, because it is random or was resized, belongs to
+    the adapter.
 
     Args:
       configure: gives `peft`'s configuration for a base model.
@@ -49,7 +52,10 @@ def tuned(result: Result, configure: Callable[[nn.Module], Any]) -> tuple[Any, B
     if hasattr(config, "modules_to_save"):
         config.modules_to_save = also or None
     elif foreign := [name for name in also if name != head_of(model)]:
-        raise result.refuse(f"peft saves no further parts beside a {config.peft_type.value}, and {foreign} are random")
+        raise result.refuse(
+            f"peft saves no further parts beside a {config.peft_type.value}, and {foreign} are "
+            "random"
+        )
     with known_warnings_ignored():
         wrapped: Any = get_peft_model(model, config)
     places = {_bare(name): name for name, _ in wrapped.named_parameters()}
@@ -62,7 +68,9 @@ def save_adapter(wrapped: Any, out: Path) -> None:
     config = wrapped.peft_config["default"]
     for key in ("target_modules", "feedforward_modules", "modules_to_save"):
         if isinstance(value := getattr(config, key, None), list | set):
-            setattr(config, key, sorted(set(value)))  # a set is written in another order by each process
+            setattr(
+                config, key, sorted(set(value))
+            )  # a set is written in another order by each process
     # without the setting peft may ask the hub whether the vocabulary grew
     wrapped.save_pretrained(str(out), save_embedding_layers=False)
 
@@ -74,7 +82,9 @@ def merged(wrapped: Any, result: Result) -> Any:
       RunError: the adapter cannot be.
     """
     if wrapped.peft_config["default"].is_prompt_learning:
-        raise result.refuse("a prefix stands beside the input and cannot be merged into weights; leave out --merge")
+        raise result.refuse(
+            "a prefix stands beside the input and cannot be merged into weights; leave out --merge"
+        )
     model: Any = wrapped.merge_and_unload(safe_merge=True)
     for name, module in list(model.named_modules()):
         if (unloaded := getattr(module, "unload_and_optionally_merge_module", None)) is not None:
@@ -89,23 +99,32 @@ def _base(model: Any, result: Result) -> Base:
     place = model.config._name_or_path
     stock = AutoConfig.from_pretrained(place).to_dict()
     ours = model.config.to_dict()
-    return Base(place, {key: x for key, x in ours.items() if key not in LABELS and x != stock.get(key)})
+    return Base(
+        place, {key: x for key, x in ours.items() if key not in LABELS and x != stock.get(key)}
+    )
 
 
 def _unlike(model: nn.Module, base: Base, result: Result) -> list[str]:
-    """The modules to be saved with the adapter: a new or trained head, and the owners of what the base has not."""
+    """The modules to be saved with the adapter: a new or trained head, and the owners of what the
+    base has not."""
     import transformers
 
     load = getattr(transformers, result.loader.auto).from_pretrained
     settings = {"num_labels": len(result.classes)} if result.loader.classifies else {}
-    plain = load(base.place, dtype=torch.float32, ignore_mismatched_sizes=True, **settings, **base.settings)
+    plain = load(
+        base.place, dtype=torch.float32, ignore_mismatched_sizes=True, **settings, **base.settings
+    )
     theirs, head = plain.state_dict(), head_of(model)
-    unlike = [n for n, x in model.state_dict().items() if n not in theirs or not torch.equal(x, theirs[n])]
+    unlike = [
+        n for n, x in model.state_dict().items() if n not in theirs or not torch.equal(x, theirs[n])
+    ]
     owners = sorted({name.rpartition(".")[0] for name in unlike if not within(name, head)})
     if not result.loader.classifies and not any(within(name, head) for name in result.tensors):
         head = ""  # a language model's is the base's own
     owners = [head, *owners] if head else owners
-    return [one for one in owners if not any(one != other and within(one, other) for other in owners)]
+    return [
+        one for one in owners if not any(one != other and within(one, other) for other in owners)
+    ]
 
 
 def _bare(name: str) -> str:

@@ -1,6 +1,7 @@
 """What a language model knows by multiple-choice questions, before its tuning and after.
 
-An answer is the choice whose tokens have the largest sum of log-likelihoods; `lm-eval` asks, computes and scores.
+An answer is the choice whose tokens have the largest sum of log-likelihoods; `lm-eval` asks,
+computes and scores.
 """
 
 from collections import Counter
@@ -25,7 +26,8 @@ from fedpeft.site import threads
 from fedpeft.tasks.causal_lm import CausalLM
 
 METRICS = ("acc", "acc_norm")
-"""Shares of right answers, as lm-eval calls them; of the second, likelihoods are by the length of the choice."""
+"""Shares of right answers, as lm-eval calls them; of the second, likelihoods are by the length of
+the choice."""
 Z = 1.96
 """Standard errors to either side of an interval of 95 %."""
 TOGETHER = 64
@@ -38,18 +40,23 @@ Tokens = tuple[list[int], list[int]]
 
 
 def benchmark(
-    run: Path, asked: Asked, device: str = "cpu", seen: Callable[[int, int], None] = lambda done, total: None
+    run: Path,
+    asked: Asked,
+    device: str = "cpu",
+    seen: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Ask a run's base model, which nobody tuned, and its last checkpoint the same questions; the record is kept in its
-    folder, in place of an earlier one of the same questions.
+    """Ask a run's base model, which nobody tuned, and its last checkpoint the same questions; the
+    record is kept in its folder, in place of an earlier one of the same questions.
 
-    Questions that are longer than the model's context, with shots and choices, are asked of neither.
+    Questions that are longer than the model's context, with shots and choices, are asked of
+    neither.
 
     Args:
       seen: is told how many of how many answers there are.
 
     Raises:
-      RunError: no run of a language model that all clients share, no such task, or no question that fits.
+      RunError: no run of a language model that all clients share, no such task, or no question that
+        fits.
       DataError: the questions cannot be had.
     """
     folder, plan, params, done = _opened(run)
@@ -58,19 +65,31 @@ def benchmark(
         model = asking(_base(plan), plan, device)
         with quiet():
             tokens = [[encoded(model, *request) for request in one.requests] for one in every]
-        room = model.max_length - getattr(plan.method, "tokens", 0)  # a prefix stands in the context too
-        kept = [k for k, one in enumerate(tokens) if all(len(a) + len(b) <= room + 1 for a, b in one)]
+        room = model.max_length - getattr(
+            plan.method, "tokens", 0
+        )  # a prefix stands in the context too
+        kept = [
+            k for k, one in enumerate(tokens) if all(len(a) + len(b) <= room + 1 for a, b in one)
+        ]
         if len(kept) < 2:
             raise RunError(
-                f"of the {len(every):,} questions of {asked.name!r} with {shots} shots, {len(kept)} fit the {room} "
-                "tokens that the model takes, too few to measure by: ask with fewer --shots, or without --limit"
+                f"of the {len(every):,} questions of {asked.name!r} with {shots} shots, "
+                f"{len(kept)} fit the {room} "
+                "tokens that the model takes, too few to measure by: ask with fewer --shots, or "
+                "without --limit"
             )
         some, their = [every[k] for k in kept], [tokens[k] for k in kept]
         base = answers(model, some, their, lambda n: seen(n, 2 * len(kept)))
         del model
         model = asking(tuned(plan, plan.model(()), params), plan, device)
         after = answers(model, some, their, lambda n: seen(len(kept) + n, 2 * len(kept)))
-    about = {"benchmark": asked.name, "shots": shots, "limit": asked.limit, "round": done, "context": room}
+    about = {
+        "benchmark": asked.name,
+        "shots": shots,
+        "limit": asked.limit,
+        "round": done,
+        "context": room,
+    }
     record = {**about, "lm_eval": version("lm_eval"), **_record(every, some, base, after)}
     _keep(folder, record)
     return record
@@ -83,7 +102,8 @@ def _opened(run: Path) -> tuple[RunFolder, Plan, Tensors, int]:
         raise RunError(f"{run} has no checkpoint yet: no round of it is done")
     if not isinstance(plan.task, CausalLM) or plan.personal:
         raise RunError(
-            f"{run} is no run of a language model (task causal-lm) that all clients share: it has no answers"
+            f"{run} is no run of a language model (task causal-lm) that all clients share: it has "
+            "no answers"
         )
     require()
     return folder, plan, saved.state.params, saved.state.round
@@ -112,15 +132,18 @@ def encoded(model: Any, given: str, choice: str) -> Tokens:
 
 
 def answers(
-    model: Any, some: Sequence[Question], tokens: Sequence[Sequence[Tokens]], seen: Callable[[int], None]
+    model: Any,
+    some: Sequence[Question],
+    tokens: Sequence[Sequence[Tokens]],
+    seen: Callable[[int], None],
 ) -> list[dict[str, float]]:
     """The metrics of each question; the longest are asked first.
 
     Raises:
       RunError: the model has no numbers to say.
     """
-    # one pass for all choices of one token; where some are longer, lm-eval may mistake one question for another that
-    # begins with it
+    # one pass for all choices of one token; where some are longer, lm-eval may mistake one question
+    # for another that begins with it
     model.logits_cache = all(len(b) == 1 for one in tokens for _, b in one)
     order = sorted(range(len(some)), key=lambda k: -max(len(a) + len(b) for a, b in tokens[k]))
     found: dict[int, dict[str, float]] = {}
@@ -154,18 +177,30 @@ def _record(
     for name in names:
         before, after = ([one[name] for one in heard] for heard in (base, tuned))
         apart = [b - a for a, b in zip(before, after, strict=True)]
-        metrics[name] = {"base": share(before), "tuned": share(after), "difference": difference(apart)}
+        metrics[name] = {
+            "base": share(before),
+            "tuned": share(after),
+            "difference": difference(apart),
+        }
     asked, kept = (Counter(one.task for one in which) for which in (every, some))
     tasks = {}
     for task in asked:
         right = {
-            kind: {n: fmean(one[n] for q, one in zip(some, heard, strict=True) if q.task == task) for n in names}
+            kind: {
+                n: fmean(one[n] for q, one in zip(some, heard, strict=True) if q.task == task)
+                for n in names
+            }
             for kind, heard in (("base", base), ("tuned", tuned))
             if kept[task]
         }
         tasks[task] = {"questions": asked[task], "left_out": asked[task] - kept[task], **right}
     counts = {"questions": len(every), "left_out": len(every) - len(some)}
-    return {**counts, "chance": fmean(1 / one.choices for one in some), "metrics": metrics, "tasks": tasks}
+    return {
+        **counts,
+        "chance": fmean(1 / one.choices for one in some),
+        "metrics": metrics,
+        "tasks": tasks,
+    }
 
 
 def share(right: Sequence[float]) -> dict[str, float]:
@@ -177,14 +212,21 @@ def share(right: Sequence[float]) -> dict[str, float]:
 
 
 def difference(apart: Sequence[float]) -> dict[str, float]:
-    """The mean of the differences, question by question: what both models know or do not know says nothing of it.
+    """The mean of the differences, question by question: what both models know or do not know says
+    nothing of it.
 
-    The 95 % interval is that of Agresti and Min (2005, doi:10.1002/sim.1781) for pairs, which adds half a question to
-    each of the four outcomes, so that models that never differed in a few questions are not called equal for certain.
+    The 95 % interval is that of Agresti and Min (2005, doi:10.1002/sim.1781) for pairs, which adds
+    half a question to each of the four outcomes, so that models that never differed in a few
+    questions are not called equal for certain.
     """
     n, total = len(apart) + 2, sum(apart)
     middle, half = total / n, Z * sqrt(sum(one**2 for one in apart) + 1 - total**2 / n) / n
-    return {"value": fmean(apart), "stderr": _error(apart), "low": middle - half, "high": middle + half}
+    return {
+        "value": fmean(apart),
+        "stderr": _error(apart),
+        "low": middle - half,
+        "high": middle + half,
+    }
 
 
 def _error(values: Sequence[float]) -> float:

@@ -42,7 +42,9 @@ def save_checkpoint(
     tensors = {**prefixed("params", state.params), **prefixed("memory", state.memory)}
     metadata = {
         "format": FORMAT,
-        "order": json.dumps(list(tensors)),  # safetensors sorts; sums over tensors and deflated headers depend on it
+        "order": json.dumps(
+            list(tensors)
+        ),  # safetensors sorts; sums over tensors and deflated headers depend on it
         "plan": plan.fingerprint,
         "round": str(state.round),
         "accepted": json.dumps(dict(state.accepted)),

@@ -1,4 +1,5 @@
-"""The tuned denoiser of a text-to-image run as `diffusers` has it: LoRA for a pipeline to load, or a whole `unet`."""
+"""The tuned denoiser of a text-to-image run as `diffusers` has it: LoRA for a pipeline to load, or
+a whole `unet`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,9 @@ def save_denoiser(result: Result, out: Path, merge: bool) -> Literal["adapter", 
         model = result.plan.model(())
         fill(model, result.tensors, result)
         if model.state_dict().keys() != _base(result).state_dict().keys():
-            raise result.refuse("its layers are not the denoiser's own, and diffusers cannot load them")
+            raise result.refuse(
+                "its layers are not the denoiser's own, and diffusers cannot load them"
+            )
     model.save_pretrained(str(out / "unet"))
     return "model"
 
@@ -47,9 +50,13 @@ def _save_lora(result: Result, out: Path) -> Literal["adapter"]:
     model: Any = result.plan.model(())
     config = model.peft_config["default"]
     if config.peft_type.value != "LORA":
-        raise result.refuse(f"diffusers loads no adapter of the kind {config.peft_type.value}; take --merge")
+        raise result.refuse(
+            f"diffusers loads no adapter of the kind {config.peft_type.value}; take --merge"
+        )
     fill(model, result.tensors, result)
-    config.target_modules = sorted(config.target_modules)  # a set is written in another order by each process
+    config.target_modules = sorted(
+        config.target_modules
+    )  # a set is written in another order by each process
     StableDiffusionLoraLoaderMixin.save_lora_weights(
         str(out),
         unet_lora_layers=get_peft_model_state_dict(model),

@@ -30,17 +30,24 @@ def division_at(site: Site) -> dict[str, Any]:
     """The same report, of data that are loaded already."""
     data = site.data
     if not isinstance(data, Partitioned):
-        return {"fingerprint": None, "clients": len(data.clients), "size": {c: data.size(c) for c in data.clients}}
+        return {
+            "fingerprint": None,
+            "clients": len(data.clients),
+            "size": {c: data.size(c) for c in data.clients},
+        }
     report = partition_report(Table(data.train), site.classes, data.parts, data.notes)
     return {**report, "contents": contents(data)}
 
 
 def contents(data: Partitioned) -> str:
-    """A name for what the examples are, as the task has prepared them: CRC-32, which is against accidents."""
+    """A name for what the examples are, as the task has prepared them: CRC-32, which is against
+    accidents."""
     check = 0
     for rows in (data.train, data.test):
         for name, x in rows.items():
-            if name != FEATURES:  # they come of the others, and their last bits depend on the machine
+            if (
+                name != FEATURES
+            ):  # they come of the others, and their last bits depend on the machine
                 check = crc32(f"{name} {x.dtype} {tuple(x.shape)}".encode(), check)
                 check = crc32(x.contiguous().reshape(-1).view(torch.uint8).numpy().data, check)
     return f"{check:08x}"

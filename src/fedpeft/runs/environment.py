@@ -15,7 +15,8 @@ LIBRARIES = ("torch", "transformers", "peft")
 
 
 def environment(plan: Plan, device: str) -> dict[str, Any]:
-    """Versions, `threads` of a worker, device, processor and how frozen weights are multiplied, as plain values."""
+    """Versions, `threads` of a worker, device, processor and how frozen weights are multiplied, as
+    plain values."""
     versions = {"python": platform.python_version(), "fedpeft": __version__}
     for name in (*LIBRARIES, *(["bitsandbytes"] if quantizes(plan.task) else [])):
         try:
@@ -24,7 +25,13 @@ def environment(plan: Plan, device: str) -> dict[str, Any]:
             versions[name] = "none"
     packed = "packed" if plan.pack and device == "cpu" and can_pack(plan.base_dtype) else "plain"
     base = f"{plan.base_dtype}, {packed}"
-    return {"versions": versions, "threads": plan.threads, "device": device, "cpu": processor(), "base": base}
+    return {
+        "versions": versions,
+        "threads": plan.threads,
+        "device": device,
+        "cpu": processor(),
+        "base": base,
+    }
 
 
 def processor() -> str:
@@ -40,8 +47,15 @@ def processor() -> str:
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What changed, each as "torch 2.12.0 then, 2.13.0 now"."""
     before, after = _flat(then), _flat(now)
-    return [f"{key} {before[key]} then, {after[key]} now" for key in after if before.get(key, after[key]) != after[key]]
+    return [
+        f"{key} {before[key]} then, {after[key]} now"
+        for key in after
+        if before.get(key, after[key]) != after[key]
+    ]
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {**values.get("versions", {}), **{key: x for key, x in values.items() if key != "versions"}}
+    return {
+        **values.get("versions", {}),
+        **{key: x for key, x in values.items() if key != "versions"},
+    }

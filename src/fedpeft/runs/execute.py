@@ -41,13 +41,16 @@ def open_run_site(plan: Plan, device: str = "cpu") -> Site:
     """The data and the model of a run, on `device`.
 
     Raises:
-      PlanError: there is no such device, or the examples' own gradients do not make up the whole one.
+      PlanError: there is no such device, or the examples' own gradients do not make up the whole
+        one.
       DataError, PlanError: see `open_site`.
     """
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise PlanError(f"the device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise PlanError(
+            f"the device {device!r} cannot be used here: {str(error).splitlines()[0]}"
+        ) from None
     site = open_site(plan, device)
     event = site.plan.local.event
     if event is not None and event.accounted:
@@ -56,7 +59,8 @@ def open_run_site(plan: Plan, device: str = "cpu") -> Site:
 
 
 def check_workers(plan: Plan, workers: int) -> None:
-    """Make sure that a number of workers, 0 for the engine's own, means something to the plan's engine.
+    """Make sure that a number of workers, 0 for the engine's own, means something to the plan's
+    engine.
 
     Raises:
       PlanError: it does not.
@@ -66,7 +70,10 @@ def check_workers(plan: Plan, workers: int) -> None:
         raise PlanError(f"there cannot be {workers} worker processes")
     engine = find("engine", plan.engine)
     if workers and all(f.name != "workers" for f in fields(engine)):
-        raise PlanError(f'the engine {plan.engine!r} has no workers: leave them out, or take the engine "processes"')
+        raise PlanError(
+            f"the engine {plan.engine!r} has no workers: leave them out, or take the engine "
+            '"processes"'
+        )
     check: Callable[[int], None] = getattr(engine, "check", lambda workers: None)
     check(workers)
 
@@ -75,15 +82,23 @@ def open_engine(folder: RunFolder, site: Site, workers: int = 0) -> OpenEngine:
     """The plan's engine, with the run's folder for what clients remember.
 
     Raises:
-      PlanError: `workers` for an engine that has none, or an engine or keys of clients that are elsewhere.
+      PlanError: `workers` for an engine that has none, or an engine or keys of clients that are
+        elsewhere.
     """
     if site.plan.engine == "flower":
-        raise PlanError('the engine "flower" needs nodes: `fedpeft run --engine flower --federation NAME`')
+        raise PlanError(
+            'the engine "flower" needs nodes: `fedpeft run --engine flower --federation NAME`'
+        )
     if site.plan.exchange.signers:
-        raise PlanError("exchange.keys are of nodes that sign, and a simulation has none: --set exchange.keys=[]")
+        raise PlanError(
+            "exchange.keys are of nodes that sign, and a simulation has none: --set "
+            "exchange.keys=[]"
+        )
     check_workers(site.plan, workers)
     settings: dict[str, Any] = {"workers": workers} if workers else {}
-    engine: OpenEngine = find("engine", site.plan.engine)(site, store=Folder(folder.clients.resolve()), **settings)
+    engine: OpenEngine = find("engine", site.plan.engine)(
+        site, store=Folder(folder.clients.resolve()), **settings
+    )
     return engine
 
 
@@ -97,7 +112,9 @@ def execute(folder: RunFolder, site: Site, engine: Engine) -> Iterator[RoundReco
     clock, begun = perf_counter(), resumed(folder, site)
     own, _ = secrets = _secrets(folder, plan)
     commitments = [secret.commitment for secret in secrets if secret]
-    rounds = federate_async(plan, engine, begun) if plan.buffer else federate(plan, engine, begun, own)
+    rounds = (
+        federate_async(plan, engine, begun) if plan.buffer else federate(plan, engine, begun, own)
+    )
     for state, ledger in rounds:
         due = state.round % plan.evaluate_every == 0 or state.round == plan.rounds
         measured = held_out(site, state, store) if due else None
@@ -124,7 +141,10 @@ def resumed(folder: RunFolder, site: Site) -> State:
         rmtree(folder.clients, ignore_errors=True)  # a stored reply would be sent without training
     state = saved.state if saved else fresh
     if sorted(layout(beside((EXACT,), state.params))) != sorted(layout(fresh.params)):
-        raise RunError(f"{folder.checkpoint} holds other tensors than the plan's model has with these libraries")
+        raise RunError(
+            f"{folder.checkpoint} holds other tensors than the plan's model has with these "
+            "libraries"
+        )
     _same_secrets(folder, saved)
     _write_noise(folder, site.plan)
     keep_rounds(folder, state.round)
@@ -132,7 +152,8 @@ def resumed(folder: RunFolder, site: Site) -> State:
 
 
 def _write_noise(folder: RunFolder, plan: Plan) -> None:
-    """Into the run's plan, where its target alone is there: another version of the library may calibrate otherwise."""
+    """Into the run's plan, where its target alone is there: another version of the library may
+    calibrate otherwise."""
     if plan.target_epsilon is None:
         return
     written = read_plan(folder.plan)
@@ -150,13 +171,15 @@ def _secrets(folder: RunFolder, plan: Plan) -> tuple[Secret | None, Secret | Non
 
 
 def _same_secrets(folder: RunFolder, saved: Checkpoint | None) -> None:
-    """A run that goes on with another secret would give the same round two noises, and their mean has less."""
+    """A run that goes on with another secret would give the same round two noises, and their mean
+    has less."""
     if not saved or not saved.commitments:
         return
     for path, commitment in zip(folder.secrets, saved.commitments, strict=True):
         if not path.exists() or secret_at(path).commitment != commitment:
             raise RunError(
-                f"{path} is not what this run's noise was drawn from: with another secret its guarantee would not "
+                f"{path} is not what this run's noise was drawn from: with another secret its "
+                "guarantee would not "
                 "hold. Put the file back, or begin a new run"
             )
 
@@ -174,11 +197,14 @@ def _same_partition(folder: RunFolder, site: Site) -> None:
         write_json(folder.partition, report, indent=None)
     elif saved.get("fingerprint") != report["fingerprint"]:
         raise RunError(
-            f"the data or its division among the clients changed since {folder.path} was begun: its partition was "
+            f"the data or its division among the clients changed since {folder.path} was begun: "
+            "its partition was "
             f"{saved.get('fingerprint')}, now it is {report['fingerprint']}"
         )
     elif saved.get("contents", report.get("contents")) != report.get("contents"):
         raise RunError(
-            f"the examples changed since {folder.path} was begun, though not who holds which: their checksum was "
-            f"{saved['contents']}, now it is {report['contents']}. Put the old data back, or begin a new run"
+            f"the examples changed since {folder.path} was begun, though not who holds which: "
+            "their checksum was "
+            f"{saved['contents']}, now it is {report['contents']}. Put the old data back, or begin "
+            "a new run"
         )

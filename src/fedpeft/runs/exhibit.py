@@ -1,6 +1,8 @@
-"""Pictures that a text-to-image run keeps in its folder, for its report: held out, by the base model, by its own.
+"""Pictures that a text-to-image run keeps in its folder, for its report: held out, by the base
+model, by its own.
 
-pictures.json   which round's model drew how, and for each caption three pictures, WebP as base64; of a CLIP that was
+pictures.json   which round's model drew how, and for each caption three pictures, WebP as base64;
+of a CLIP that was
                 asked for, the score of each picture
 """
 
@@ -36,9 +38,15 @@ def draws(plan: Plan) -> bool:
 
 
 def exhibit(
-    folder: RunFolder, plan: Plan, state: State, number: int = CAPTIONS, device: str = "cpu", scored_by: str = ""
+    folder: RunFolder,
+    plan: Plan,
+    state: State,
+    number: int = CAPTIONS,
+    device: str = "cpu",
+    scored_by: str = "",
 ) -> dict[str, Any]:
-    """Draw `number` held-out captions, the same noise for both models; returns what the folder then keeps.
+    """Draw `number` held-out captions, the same noise for both models; returns what the folder then
+    keeps.
 
     Args:
       scored_by: a CLIP's folder or hub name; none where it is empty.
@@ -71,7 +79,8 @@ def exhibit(
 
 
 def exhibit_at_end(folder: RunFolder, plan: Plan, device: str = "cpu") -> str:
-    """What a finished run draws, kept; why there is nothing, if it fails: that must not cost a run its end."""
+    """What a finished run draws, kept; why there is nothing, if it fails: that must not cost a run
+    its end."""
     try:
         saved = load_checkpoint(folder.checkpoint, plan)
         if saved is not None:

@@ -1,9 +1,11 @@
-"""A run's result as a folder that `transformers` and `peft` load, without fedpeft, and that computes the same.
+"""A run's result as a folder that `transformers` and `peft` load, without fedpeft, and that
+computes the same.
 
-adapter  a method of `peft`'s: adapter_config.json and adapter_model.safetensors, the head among its tensors
-model    what only changes parameters of the base, or an adapter merged into them: config.json, model.safetensors
-denoiser of a text-to-image run: LoRA as `diffusers` loads it onto a pipeline, or the whole unet
-code     layers of fedpeft's own (adapter, prompt): a model, and modeling_fedpeft.py, which makes them
+adapter  a method of `peft`'s: adapter_config.json and adapter_model.safetensors, the head among its
+tensors model    what only changes parameters of the base, or an adapter merged into them:
+config.json, model.safetensors denoiser of a text-to-image run: LoRA as `diffusers` loads it onto a
+pipeline, or the whole unet code     layers of fedpeft's own (adapter, prompt): a model, and
+modeling_fedpeft.py, which makes them
 """
 
 from collections.abc import Iterator
@@ -24,7 +26,8 @@ from fedpeft.tasks.text_to_image import TextToImage
 
 
 def export_run(path: Path, out: Path, merge: bool = False) -> list[Path]:
-    """Write the last checkpoint of the run in the folder `path` to the new folder `out`, whole or not at all.
+    """Write the last checkpoint of the run in the folder `path` to the new folder `out`, whole or
+    not at all.
 
     Args:
       merge: compute an adapter into the base's weights and write the whole model.
@@ -33,7 +36,8 @@ def export_run(path: Path, out: Path, merge: bool = False) -> list[Path]:
       The files written.
 
     Raises:
-      RunError: no run, no checkpoint, something at `out`, or a model or method that cannot be exported.
+      RunError: no run, no checkpoint, something at `out`, or a model or method that cannot be
+        exported.
       PlanError: the base model cannot be loaded.
     """
     _vacant(out)
@@ -67,13 +71,17 @@ def _write(result: Result, folder: Path, out: Path, merge: bool) -> str:
         fill(model, result.tensors, result)
     if own_layers(model):
         if merge:
-            raise result.refuse("its layers cannot be merged into the base's weights; leave out --merge")
+            raise result.refuse(
+                "its layers cannot be merged into the base's weights; leave out --merge"
+            )
         save_with_code(model, folder, result)
         return model_card(result, out, "code")
     if not is_plain(model):
         raise result.refuse(
-            "it changes the model in a way that transformers and peft do not know. Methods that can be exported give "
-            "a peft configuration (a method `config`), change the base's parameters only, or are adapter and prompt"
+            "it changes the model in a way that transformers and peft do not know. Methods that "
+            "can be exported give "
+            "a peft configuration (a method `config`), change the base's parameters only, or are "
+            "adapter and prompt"
         )
     save_model(model, folder)
     return model_card(result, out, "model")
@@ -88,7 +96,8 @@ def _vacant(out: Path) -> None:
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when all is written; after an error nothing is left of it."""
+    """A folder beside `out` that takes its place when all is written; after an error nothing is
+    left of it."""
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as around:

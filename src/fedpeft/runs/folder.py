@@ -5,12 +5,12 @@
     rounds.jsonl   a line for each round
     checkpoint/    the server's state after the last round
     clients/       the clients' own memory, where the plan's parts keep one
-    secret, clients/secret   in private plans what noise is drawn from: for their owners only, never to be passed on
-    summary.json   written at the end; a run that has it is finished
+    secret, clients/secret   in private plans what noise is drawn from: for their owners only, never
+    to be passed on summary.json   written at the end; a run that has it is finished
     pictures.json  what a text-to-image model draws, before its tuning and after
 
-A round's line is written before its checkpoint: a kill between the two leaves one line too many, never one too few,
-and a resume takes it away.
+A round's line is written before its checkpoint: a kill between the two leaves one line too many,
+never one too few, and a resume takes it away.
 """
 
 import json
@@ -84,7 +84,10 @@ def vacant(path: Path) -> None:
       RunError: something is there.
     """
     if (path / "plan.toml").exists():
-        raise RunError(f"{path} already holds a run: continue it with `fedpeft run --resume {path}`, or change --out")
+        raise RunError(
+            f"{path} already holds a run: continue it with `fedpeft run --resume {path}`, or "
+            "change --out"
+        )
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file: give --out a new folder")
     if path.is_dir() and any(inside.name != ".plan.toml.part" for inside in path.iterdir()):
@@ -104,7 +107,9 @@ def create(plan: Plan, path: Path | None = None) -> RunFolder:
             vacant(path)
             path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"the run's folder cannot be made: {error.filename}: {error.strerror}") from None
+        raise RunError(
+            f"the run's folder cannot be made: {error.filename}: {error.strerror}"
+        ) from None
     folder = RunFolder(path)
     write_atomically(folder.plan, plan.toml().encode())
     return folder
@@ -138,7 +143,8 @@ def reopen(path: Path) -> tuple[RunFolder, Plan]:
 
 @contextmanager
 def locked(folder: RunFolder) -> Iterator[None]:
-    """Nobody else works on this run meanwhile. The system lets go of the lock when the process ends, however it ends.
+    """Nobody else works on this run meanwhile. The system lets go of the lock when the process
+    ends, however it ends.
 
     Raises:
       RunError: another process is at it.
@@ -152,7 +158,9 @@ def locked(folder: RunFolder) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(f"another process is working on {folder.path}: wait for it, or stop it") from None
+            raise RunError(
+                f"another process is working on {folder.path}: wait for it, or stop it"
+            ) from None
         yield
 
 

@@ -32,8 +32,12 @@ def processor(see: ImageInput) -> dict[str, object]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(see.mean) if len(see.mean) == see.channels else list(see.mean) * see.channels,
-        "image_std": list(see.std) if len(see.std) == see.channels else list(see.std) * see.channels,
+        "image_mean": list(see.mean)
+        if len(see.mean) == see.channels
+        else list(see.mean) * see.channels,
+        "image_std": list(see.std)
+        if len(see.std) == see.channels
+        else list(see.std) * see.channels,
     }
 
 

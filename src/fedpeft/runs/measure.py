@@ -1,4 +1,5 @@
-"""Measuring a state: on held-out examples, client by client, and against what full fine-tuning would send."""
+"""Measuring a state: on held-out examples, client by client, and against what full fine-tuning
+would send."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,20 +26,27 @@ from fedpeft.site import Site, threads
 
 
 def measure(site: Site, params: Tensors, client: ClientId | None = None) -> dict[str, float]:
-    """The task's metrics on the common held-out examples, or on the training examples of one client."""
+    """The task's metrics on the common held-out examples, or on the training examples of one
+    client."""
     plan, own = site.plan, _own(site, params)
     batches = (site.on_device(batch) for batch in site.data.held_out(client))
     with threads(plan.threads):
-        return {name: metric.value for name, metric in evaluate(site.task, site.model, own, batches).items()}
+        return {
+            name: metric.value
+            for name, metric in evaluate(site.task, site.model, own, batches).items()
+        }
 
 
 def _own(site: Site, params: Tensors) -> Tensors:
     own = {n: params[n] for n in site.plan.method.names(site.model)}
-    return {n: x.to(site.device) for n, x in {**own, **prefixed(EXACT, under(EXACT, params))}.items()}
+    return {
+        n: x.to(site.device) for n, x in {**own, **prefixed(EXACT, under(EXACT, params))}.items()
+    }
 
 
 def client_params(site: Site, state: State, store: Store, client: ClientId) -> Tensors:
-    """The model of one client: what all share, and of personal tensors its own; those at the start if it has none."""
+    """The model of one client: what all share, and of personal tensors its own; those at the start
+    if it has none."""
     if not site.plan.personal:
         return state.params
     kept = under("personal", store.load(client, state.accepted.get(client)))
@@ -46,10 +54,13 @@ def client_params(site: Site, state: State, store: Store, client: ClientId) -> T
 
 
 def held_out(site: Site, state: State, store: Store) -> dict[str, float]:
-    """The task's metrics on the common held-out examples; with personal tensors the mean over the clients' models."""
+    """The task's metrics on the common held-out examples; with personal tensors the mean over the
+    clients' models."""
     if not site.plan.personal:
         return {**measure(site, state.params), **attacked(site, state.params)}
-    each = [measure(site, client_params(site, state, store, client)) for client in site.data.clients]
+    each = [
+        measure(site, client_params(site, state, store, client)) for client in site.data.clients
+    ]
     return {name: fmean(metrics[name] for metrics in each) for name in each[0]}
 
 
@@ -58,21 +69,29 @@ def attacked(site: Site, params: Tensors) -> dict[str, float]:
     data, plan, rates = site.data, site.plan, dict[str, float]()
     if not isinstance(data, Partitioned):
         return rates
-    test = {name: x for name, x in data.test.items() if name != FEATURES}  # those of a picture are not its trigger's
+    test = {
+        name: x for name, x in data.test.items() if name != FEATURES
+    }  # those of a picture are not its trigger's
     for attack in plan.attacks:
         rows = attack.probe(test, len(site.classes))
         if rows is not None:
-            aim = replace(site, data=Partitioned(plan.task, {}, rows, {}, device=site.device), kept=Kept())
-            rates[f"{describe('attack', attack)['name']} success"] = measure(aim, params)["accuracy"]
+            aim = replace(
+                site, data=Partitioned(plan.task, {}, rows, {}, device=site.device), kept=Kept()
+            )
+            rates[f"{describe('attack', attack)['name']} success"] = measure(aim, params)[
+                "accuracy"
+            ]
     return rates
 
 
 def client_accuracy(site: Site, state: State, store: Store) -> dict[str, Any] | None:
-    """The accuracy that each client may expect on examples like its own, without scoring one that is trained on.
+    """The accuracy that each client may expect on examples like its own, without scoring one that
+    is trained on.
 
-    With a_k the accuracy on the held-out examples of class k and h_k the client's training examples of that class, it
-    is Σ h_k·a_k / Σ h_k over the classes that are held out. `std` is over the clients; a decile is a tenth of them, at
-    least one. None without labels, or for a task that has no accuracy.
+    With a_k the accuracy on the held-out examples of class k and h_k the client's training examples
+    of that class, it is Σ h_k·a_k / Σ h_k over the classes that are held out. `std` is over the
+    clients; a decile is a tenth of them, at least one. None without labels, or for a task that has
+    no accuracy.
     """
     data = site.data
     if not isinstance(data, Partitioned) or not data.clients or "label" not in data.train:
@@ -104,7 +123,8 @@ def _spread(each: Mapping[ClientId, float]) -> dict[str, Any]:
 
 
 def _accuracy_by_class(site: Site, params: Tensors) -> Tensor | None:
-    """Shape (classes,), NaN for a class that is not held out; None for a task that has no accuracy."""
+    """Shape (classes,), NaN for a class that is not held out; None for a task that has no
+    accuracy."""
     right, seen = (torch.zeros(len(site.classes), dtype=torch.float64) for _ in range(2))
     batches = (site.on_device(batch) for batch in site.data.held_out())
     with threads(site.plan.threads):
@@ -133,7 +153,8 @@ class FullPayloads:
 
 
 def full_payloads(plan: Plan, classes: tuple[str, ...]) -> FullPayloads:
-    """Really encode the whole model once, with the plan's codecs, and what the plan's server sends beside it.
+    """Really encode the whole model once, with the plan's codecs, and what the plan's server sends
+    beside it.
 
     Raises:
       ValueError: a codec cannot hold the model's values.
@@ -141,11 +162,14 @@ def full_payloads(plan: Plan, classes: tuple[str, ...]) -> FullPayloads:
     tensors = _whole(plan, classes)
     sent = plan.server.init(tensors)[0] if plan.server.keeps else tensors
     up = len(pack(Update("", sent, 1.0, {"loss": Weighted(1.0, 1.0)}), plan.uplink))
-    return FullPayloads(up, len(plan.downlink.encode(sent)), sum(x.numel() for x in tensors.values()))
+    return FullPayloads(
+        up, len(plan.downlink.encode(sent)), sum(x.numel() for x in tensors.values())
+    )
 
 
 def _whole(plan: Plan, classes: tuple[str, ...]) -> Tensors:
-    """What full fine-tuning would train, of a model that is built for this and let go; of a config alone if need be."""
+    """What full fine-tuning would train, of a model that is built for this and let go; of a config
+    alone if need be."""
     full = untuned(plan)
     model = full.model(classes)
     return read(model, full.method.names(model))
@@ -165,15 +189,22 @@ def tuned(plan: Plan, model: Any, params: Tensors) -> Any:
 
 
 def over_clients(site: Site, state: State, store: Store) -> dict[str, dict[str, float]]:
-    """By metric, the mean over the clients and the mean of the tenth of them that does worst, at least one.
+    """By metric, the mean over the clients and the mean of the tenth of them that does worst, at
+    least one.
 
-    Each client counts once, with its own training examples, not augmented. Losses and perplexities are worst where they
-    are high.
+    Each client counts once, with its own training examples, not augmented. Losses and perplexities
+    are worst where they are high.
     """
-    each = [measure(site, client_params(site, state, store, client), client) for client in site.data.clients]
+    each = [
+        measure(site, client_params(site, state, store, client), client)
+        for client in site.data.clients
+    ]
     tenth = max(1, len(each) // 10)
     spread: dict[str, dict[str, float]] = {}
     for name in each[0] if each else {}:
         values = sorted((metrics[name] for metrics in each), reverse=name in LESS_IS_BETTER)
-        spread[name] = {"mean": sum(values) / len(values), "worst_tenth": sum(values[:tenth]) / tenth}
+        spread[name] = {
+            "mean": sum(values) / len(values),
+            "worst_tenth": sum(values[:tenth]) / tenth,
+        }
     return spread

@@ -1,4 +1,5 @@
-"""The README.md of an exported folder: what it is, how it came about, what it cost, and the lines that load it."""
+"""The README.md of an exported folder: what it is, how it came about, what it cost, and the lines
+that load it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,10 @@ SAYS: dict[Form, str] = {
     "code": "With layers of its own (`modeling_fedpeft.py`), a fine-tuned copy of",
 }
 
-NAMED = ("    id2label=dict(enumerate(classes)),", "    label2id={name: k for k, name in enumerate(classes)},")
+NAMED = (
+    "    id2label=dict(enumerate(classes)),",
+    "    label2id={name: k for k, name in enumerate(classes)},",
+)
 """What tells a classifier the names of its classes."""
 
 
@@ -35,7 +39,11 @@ def model_card(result: Result, out: Path, form: Form, base: Base | None = None) 
       base: what an adapter is loaded on.
     """
     plan, named = result.plan, _named(result)
-    made = "Trained from random weights, a model of the kind of" if not plan.method.pretrained else SAYS[form]
+    made = (
+        "Trained from random weights, a model of the kind of"
+        if not plan.method.pretrained
+        else SAYS[form]
+    )
     parts = [
         _front_matter(result, form),
         f"# {plan.name}: {named}, {result.method}",
@@ -69,7 +77,9 @@ def _front_matter(result: Result, form: Form) -> str:
         values["base_model"] = _named(result)
         values["base_model_relation"] = "adapter" if form == "adapter" else "finetune"
     # what is JSON on one line is YAML too
-    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in values.items()), "---"])
+    return "\n".join(
+        ["---", *(f"{key}: {json.dumps(value)}" for key, value in values.items()), "---"]
+    )
 
 
 def _library(result: Result, form: Form) -> str:
@@ -87,7 +97,10 @@ def _facts(result: Result) -> list[tuple[str, str]]:
     came = sum(client["up"] > 0 for client in asked)
     trained = sum(x.numel() for x in result.tensors.values())
     return [
-        ("base model", f"`{_named(result)}`" + ("" if plan.method.pretrained else ", its weights not used")),
+        (
+            "base model",
+            f"`{_named(result)}`" + ("" if plan.method.pretrained else ", its weights not used"),
+        ),
         *(
             [("in training", f"the base's linear layers in four bits, `{bits}`")]
             if (bits := _quantized(result))
@@ -104,17 +117,28 @@ def _facts(result: Result) -> list[tuple[str, str]]:
             if result.loader.classifies
             else _held_out(rounds, "examples" if result.loader == DENOISER else "tokens")
         ),
-        *([("differential privacy", _privacy(privacy))] if (privacy := result.checkpoint.privacy) else []),
+        *(
+            [("differential privacy", _privacy(privacy))]
+            if (privacy := result.checkpoint.privacy)
+            else []
+        ),
         ("seed", str(plan.seed)),
         ("partition", f"`{division.get('fingerprint')}`"),
         ("plan", f"`{plan.fingerprint}`"),
         ("fedpeft", f"{versions.get('fedpeft', 'unknown')}, exported with {__version__}"),
-        ("libraries", ", ".join(f"{n} {versions[n]}" for n in ("torch", "transformers", "peft") if n in versions)),
+        (
+            "libraries",
+            ", ".join(
+                f"{n} {versions[n]}" for n in ("torch", "transformers", "peft") if n in versions
+            ),
+        ),
     ]
 
 
 def _bytes(total: int, messages: int) -> str:
-    return f"{total:,} in all" + (f", {total / messages:,.0f} for a client and round" if messages else "")
+    return f"{total:,} in all" + (
+        f", {total / messages:,.0f} for a client and round" if messages else ""
+    )
 
 
 def _privacy(privacy: Mapping[str, Any]) -> str:
@@ -138,7 +162,10 @@ def _held_out(rounds: Sequence[dict[str, Any]], what: str) -> list[tuple[str, st
         return [(f"loss on held-out {what}", "not measured")]
     last = measured[-1]
     told = {name: "not finite" if x is None else f"{x:.4f}" for name, x in last["held_out"].items()}
-    return [(f"{name} on held-out {what}", f"{value} after round {last['round']}") for name, value in told.items()]
+    return [
+        (f"{name} on held-out {what}", f"{value} after round {last['round']}")
+        for name, value in told.items()
+    ]
 
 
 def _loading(result: Result, out: Path, form: Form, base: Base | None) -> list[str]:
@@ -147,7 +174,11 @@ def _loading(result: Result, out: Path, form: Form, base: Base | None) -> list[s
     auto, reader = result.loader.auto, result.loader.reader
     what = "processor" if result.loader == IMAGES else "tokenizer"
     trust = ", trust_remote_code=True" if form == "code" else ""
-    lines = [f"from transformers import {', '.join(sorted((auto, reader)))}", "", f"folder = {_text(str(out))}"]
+    lines = [
+        f"from transformers import {', '.join(sorted((auto, reader)))}",
+        "",
+        f"folder = {_text(str(out))}",
+    ]
     if form == "adapter" and base is not None:
         settings: dict[str, Any] = {"dtype": "float32"}
         settings |= {"ignore_mismatched_sizes": True} if result.loader.classifies else {}
@@ -178,7 +209,11 @@ def _denoiser(task: TextToImage, out: Path, form: Form) -> list[str]:
         lines += ['unet.load_lora_adapter(folder, prefix="unet", use_safetensors=True)']
     else:
         lines += ['unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")']
-    return lines if task.vae else [*lines, "pipeline = StableDiffusionPipeline.from_pretrained(base, unet=unet)"]
+    return (
+        lines
+        if task.vae
+        else [*lines, "pipeline = StableDiffusionPipeline.from_pretrained(base, unet=unet)"]
+    )
 
 
 def _quantized(result: Result) -> str | None:
@@ -191,17 +226,21 @@ def _exact(result: Result, form: Form, merged: bool) -> str:
     if bits := _quantized(result):
         asked = f'`quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{bits}")`'
         return (
-            f"It was tuned on a base whose linear layers were in four bits ({bits}, bitsandbytes). Here the base is as "
+            f"It was tuned on a base whose linear layers were in four bits ({bits}, bitsandbytes). "
+            "Here the base is as "
             f"it is saved, so that its {made} are the run's but for what quantization rounds."
-            + (f" With {asked} among the base's arguments it is the one tuned on." if form == "adapter" else "")
+            + (
+                f" With {asked} among the base's arguments it is the one tuned on."
+                if form == "adapter"
+                else ""
+            )
         )
     if merged:
         return f"Its {made} are the run's but for the rounding of the merged weights, about 1e-6 of their size."
     hint = "; that the base's head is new is reported, as the trained one comes with the adapter"
     return (
-        f"With the libraries above, on the same kind of processor, its {made} are those of the run to the bit"
-        + (hint if form == "adapter" and result.loader.classifies else "")
-        + "."
+        f"With the libraries above, on the same kind of processor, its {made} are those of the run "
+        "to the bit" + (hint if form == "adapter" and result.loader.classifies else "") + "."
     )
 
 
@@ -215,7 +254,10 @@ def _using(result: Result) -> list[str]:
         inputs = 'inputs = processor(images=picture, return_tensors="pt")  # a PIL picture, or a list of them'
     else:
         inputs = 'inputs = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")'
-    return [inputs, "print([model.config.id2label[k] for k in model(**inputs).logits.argmax(-1).tolist()])"]
+    return [
+        inputs,
+        "print([model.config.id2label[k] for k in model(**inputs).logits.argmax(-1).tolist()])",
+    ]
 
 
 def _generating(task: CausalLM) -> list[str]:

@@ -39,7 +39,9 @@ class Grid:
 
         side = max(LEAST, next(iter(self.columns.values())).shape[-1])
         step, left = side + MARGIN, LETTERS * 6 + MARGIN
-        sheet = Image.new("RGB", (left + step * len(self.columns), HEAD + step * len(self.captions)), "white")
+        sheet = Image.new(
+            "RGB", (left + step * len(self.columns), HEAD + step * len(self.captions)), "white"
+        )
         pen = ImageDraw.Draw(sheet)
         for row, caption in enumerate(self.captions):
             pen.multiline_text((MARGIN, HEAD + step * row + MARGIN), _folded(caption), fill="black")
@@ -58,17 +60,19 @@ def grid(runs: Sequence[Path], how: Drawing, number: int = 6, captions: Sequence
     """Pictures by the base model and by each run's last checkpoint, all from the same noise.
 
     Args:
-      number: of held-out examples, evenly spread over them, whose own pictures stand first; where `captions` are given,
-        these are drawn instead.
+      number: of held-out examples, evenly spread over them, whose own pictures stand first; where
+        `captions` are given, these are drawn instead.
 
     Raises:
-      RunError: a folder is no run with a checkpoint of a text-to-image model that all clients share, or the runs have
-        different base models.
+      RunError: a folder is no run with a checkpoint of a text-to-image model that all clients
+        share, or the runs have different base models.
     """
     opened = [_opened(run) for run in runs]
     (plan, task, _), columns = opened[0], dict[str, Tensor]()
     if other := next((one for _, one, _ in opened if one != task), None):
-        raise RunError(f"the runs are of different models, {task} and {other}: draw a grid for each")
+        raise RunError(
+            f"the runs are of different models, {task} and {other}: draw a grid for each"
+        )
     with threads(plan.threads):
         drawn = drawing(task, how)
         if not captions:
@@ -94,7 +98,10 @@ def _opened(run: Path) -> tuple[Plan, TextToImage, State]:
     if saved is None:
         raise RunError(f"{run} has no checkpoint yet: no round of it is done")
     if not isinstance(plan.task, TextToImage) or plan.personal:
-        raise RunError(f"{run} is no run of a text-to-image model that all clients share: there is nothing to draw")
+        raise RunError(
+            f"{run} is no run of a text-to-image model that all clients share: there is nothing to "
+            "draw"
+        )
     return plan, plan.task, saved.state
 
 

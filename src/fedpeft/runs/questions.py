@@ -1,5 +1,5 @@
-"""Multiple-choice questions of EleutherAI's `lm-eval`; those of MMLU (Hendrycks et al., 2020, arXiv:2009.03300) also
-from a folder. Nothing but this module and `benchmark` knows that library."""
+"""Multiple-choice questions of EleutherAI's `lm-eval`; those of MMLU (Hendrycks et al., 2020,
+arXiv:2009.03300) also from a folder. Nothing but this module and `benchmark` knows that library."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +31,8 @@ class Asked:
       name: of a task, group or tag of lm-eval, or the YAML file of such a task.
       shots: answered questions before each; None for as many as the task says, as a rule none.
       limit: the first so many questions of each task; None for all.
-      mmlu: a folder of MMLU's tables; None for `mmlu` here or in $FEDPEFT_DATA, and if there is none, for the hub's.
+      mmlu: a folder of MMLU's tables; None for `mmlu` here or in $FEDPEFT_DATA, and if there is
+        none, for the hub's.
     """
 
     name: str
@@ -48,7 +49,8 @@ class Question:
       task: the name of the task that it is from.
       requests: what is given and what may follow, for each choice.
       choices: how many answers there are to choose from.
-      score: from the log-likelihood of each request, and whether it is the likeliest text, to the task's metrics.
+      score: from the log-likelihood of each request, and whether it is the likeliest text, to the
+        task's metrics.
     """
 
     task: str
@@ -78,15 +80,19 @@ def questions(asked: Asked) -> tuple[list[Question], int]:
                 task.build_all_requests(limit=asked.limit)
         except FedpeftError:
             raise
-        except Exception as error:  # a task is a small program of its author, and reads from anywhere
+        except (
+            Exception
+        ) as error:  # a task is a small program of its author, and reads from anywhere
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise DataError(
-                f"the questions of {asked.name!r} cannot be had: {reason}. What is no file of this machine comes from "
+                f"the questions of {asked.name!r} cannot be had: {reason}. What is no file of this "
+                "machine comes from "
                 "the hub: fetch it once where there is a network"
             ) from None
     if len(shots) > 1:
         raise RunError(
-            f"the tasks of {asked.name!r} have {sorted(shots)} shots of their own: say how many, with --shots"
+            f"the tasks of {asked.name!r} have {sorted(shots)} shots of their own: say how many, "
+            "with --shots"
         )
     return [one for task in tasks for one in _questions(task)], shots.pop()
 
@@ -97,7 +103,12 @@ def _questions(task: Any) -> Iterator[Question]:
         by_question.setdefault(request.doc_id, []).append(request)
     for requests in by_question.values():
         doc = requests[0].doc
-        yield Question(task.task_name, [one.args for one in requests], len(task.doc_to_choice(doc)), _scorer(task, doc))
+        yield Question(
+            task.task_name,
+            [one.args for one in requests],
+            len(task.doc_to_choice(doc)),
+            _scorer(task, doc),
+        )
 
 
 def _scorer(task: Any, doc: Any) -> Callable[[Sequence[tuple[float, bool]]], Mapping[str, Any]]:
@@ -114,24 +125,32 @@ def _tasks(asked: Asked) -> list[Any]:
     import lm_eval.tasks
     from lm_eval.tasks import TaskManager
 
-    own = TaskManager(include_defaults=False, include_path=Path(lm_eval.tasks.__file__).parent / MMLU / "default")
+    own = TaskManager(
+        include_defaults=False, include_path=Path(lm_eval.tasks.__file__).parent / MMLU / "default"
+    )
     folder = asked.mmlu or locate(MMLU)
     if folder is not None and asked.name in own.all_tasks:
         return _from_folder(own, asked.name, folder)
     if asked.mmlu is not None:
         raise RunError(f"{asked.name!r} is none of MMLU's tasks: leave out --mmlu")
     # lm-eval reads all of its thousands of files only where it must
-    manager = own if asked.name in own.all_tasks else TaskManager(include_defaults=not Path(asked.name).is_file())
+    manager = (
+        own
+        if asked.name in own.all_tasks
+        else TaskManager(include_defaults=not Path(asked.name).is_file())
+    )
     if asked.name not in manager.all_tasks and not Path(asked.name).is_file():
         near = get_close_matches(asked.name, manager.all_tasks, n=3, cutoff=0.6)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise RunError(
-            f"lm-eval has no task called {asked.name!r}, and there is no such file.{hint} `lm-eval ls tasks` lists them"
+            f"lm-eval has no task called {asked.name!r}, and there is no such file.{hint} `lm-eval "
+            "ls tasks` lists them"
         )
     tasks = list(manager.load(asked.name)["tasks"].values())
     if other := sorted({task.OUTPUT_TYPE for task in tasks} - {CHOSEN}):
         raise RunError(
-            f"{asked.name!r} is no multiple choice but {', '.join(other)}: measured are questions whose answers are "
+            f"{asked.name!r} is no multiple choice but {', '.join(other)}: measured are questions "
+            "whose answers are "
             "chosen by their log-likelihood, such as mmlu, arc_challenge, hellaswag, winogrande"
         )
     return tasks
@@ -146,14 +165,21 @@ def _from_folder(manager: Any, name: str, folder: Path) -> list[Any]:
     from lm_eval.api.task import ConfigurableTask
 
     splits, _ = read_splits(str(folder.resolve()))
-    if "test" not in splits or any(set(COLUMNS) - set(rows.column_names) for rows in splits.values()):
-        raise DataError(f"{folder} is no MMLU: it needs tables dev and test with the columns {', '.join(COLUMNS)}")
+    if "test" not in splits or any(
+        set(COLUMNS) - set(rows.column_names) for rows in splits.values()
+    ):
+        raise DataError(
+            f"{folder} is no MMLU: it needs tables dev and test with the columns "
+            f"{', '.join(COLUMNS)}"
+        )
     tasks = []
     for leaf in _leaves(manager, name):
         about = {key: value for key, value in manager.task_index[leaf].cfg.items() if key != "tag"}
         rows = {split: _of(every, about["dataset_name"]) for split, every in splits.items()}
         if not len(rows["test"]):
-            raise DataError(f"{folder} has no questions of {about['dataset_name']!r}, which belong to {name!r}")
+            raise DataError(
+                f"{folder} has no questions of {about['dataset_name']!r}, which belong to {name!r}"
+            )
         given = {"test": rows["test"], "dev": rows.get("validation")}
         tasks.append(ConfigurableTask(config={**about, "custom_dataset": _always(given)}))
     return tasks
@@ -187,7 +213,9 @@ def _set_shots(task: Any, shots: int | None) -> int:
     """
     own = task.get_config("num_fewshot")
     if shots and own == 0:
-        raise RunError(f"the task {task.task_name!r} is without shots by its own rules: leave out --shots")
+        raise RunError(
+            f"the task {task.task_name!r} is without shots by its own rules: leave out --shots"
+        )
     if shots is not None or own is None:
         task.set_config("num_fewshot", shots or 0)
     task.set_fewshot_seed(SHOTS_SEED)
@@ -196,7 +224,8 @@ def _set_shots(task: Any, shots: int | None) -> int:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings of what is wanted here, or counted, such as long texts; and without a bar for each task."""
+    """Without warnings of what is wanted here, or counted, such as long texts; and without a bar
+    for each task."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -15,15 +15,19 @@ class RoundRecord:
 
     Attributes:
       round: rounds done with this one, from 1.
-      clients: by name the bytes `down` and `up` and the `weight` in the mean, or why it `failed`; of a client whose
-        update was refused, the `refusals` so far. In a secure sum the weight is the mean one: none is known.
+      clients: by name the bytes `down` and `up` and the `weight` in the mean, or why it `failed`;
+        of a client whose update was refused, the `refusals` so far. In a secure sum the weight is
+        the mean one: none is known.
       up_headers: the part of `bytes_up` that is frames and headers rather than tensors.
       metrics: as the clients report them on what they trained on; null where not finite.
-      privacy: `epsilon` and `delta` up to here, the `unit` that they hide, the `accountant`; null where there is none.
-      aggregation_error: ‖mean(B·A) − merged‖ / ‖mean(B·A)‖; null without an aggregator of low-rank factors.
-      vote: what the clients chose: `merge`, `strength`, all `scores`, by how many `examples`, and who `failed` to vote;
-        null without a vote.
-      held_out: the same of the new parameters on held-out examples; null if this round was not evaluated.
+      privacy: `epsilon` and `delta` up to here, the `unit` that they hide, the `accountant`; null
+        where there is none.
+      aggregation_error: ‖mean(B·A) − merged‖ / ‖mean(B·A)‖; null without an aggregator of low-rank
+        factors.
+      vote: what the clients chose: `merge`, `strength`, all `scores`, by how many `examples`, and
+        who `failed` to vote; null without a vote.
+      held_out: the same of the new parameters on held-out examples; null if this round was not
+        evaluated.
     """
 
     round: int

@@ -48,7 +48,8 @@ class Result:
     """A run's last checkpoint and what is needed to make a model of it.
 
     Attributes:
-      classes: the label names, in the order of the head's outputs; none of a model that does not classify.
+      classes: the label names, in the order of the head's outputs; none of a model that does not
+        classify.
     """
 
     folder: RunFolder
@@ -75,14 +76,17 @@ def read_result(path: Path) -> Result:
     """The result of the run in the folder `path`.
 
     Raises:
-      RunError: there is no such run, no round of it is done, or its model is not one of `transformers`.
+      RunError: there is no such run, no round of it is done, or its model is not one of
+        `transformers`.
     """
     folder, plan = reopen(path)
     saved = load_checkpoint(folder.checkpoint, plan)
     if saved is None:
         raise RunError(f"{path} has no checkpoint yet: no round of it is done")
     if plan.personal:
-        raise RunError(f"{path} cannot be exported: {list(plan.personal)} of its tensors are each client's own")
+        raise RunError(
+            f"{path} cannot be exported: {list(plan.personal)} of its tensors are each client's own"
+        )
     loader = _loader(plan, path)
     return Result(folder, plan, loader, _classes(folder, plan) if loader.classifies else (), saved)
 
@@ -120,5 +124,7 @@ def fill(model: nn.Module, tensors: Tensors, result: Result) -> None:
     for name, x in tensors.items():
         if name not in every or every[name].shape != x.shape:
             has = list(every[name].shape) if name in every else "none"
-            raise result.refuse(f"with these libraries the model has {has} for {name!r} of shape {list(x.shape)}")
+            raise result.refuse(
+                f"with these libraries the model has {has} for {name!r} of shape {list(x.shape)}"
+            )
     write(model, tensors)

@@ -34,11 +34,15 @@ def samples(site: Site, state: State, number: int, length: int = 60) -> list[Sam
     """The first `number` held-out examples, continued by `length` tokens at most.
 
     Raises:
-      PlanError: the plan's task is no language model, or there is no one model, since tensors are personal.
+      PlanError: the plan's task is no language model, or there is no one model, since tensors are
+        personal.
     """
     plan = site.plan
     if not isinstance(plan.task, CausalLM) or plan.personal:
-        raise PlanError("samples are of a language or text-to-image model that all clients share; leave out --sample")
+        raise PlanError(
+            "samples are of a language or text-to-image model that all clients share; leave out "
+            "--sample"
+        )
     pairs = plan.task.openings(plan.data.load().test, number)
     model: Any = plan.model(site.classes).eval()
     with threads(plan.threads):

@@ -15,12 +15,16 @@ from fedpeft.runs.measure import FullPayloads, client_accuracy, full_payloads
 from fedpeft.site import Site
 
 
-def summarize(folder: RunFolder, site: Site, choice: Choice | None = None, alone: str = "") -> dict[str, Any]:
+def summarize(
+    folder: RunFolder, site: Site, choice: Choice | None = None, alone: str = ""
+) -> dict[str, Any]:
     """Add up the rounds, compare with full fine-tuning, and write summary.json.
 
-    `choice` is what "auto" came to, `alone` why "cohort" trained clients one after another, if it did.
+    `choice` is what "auto" came to, `alone` why "cohort" trained clients one after another, if it
+    did.
 
-    It is written without the comparison first: a model too large for this machine must not cost the rest.
+    It is written without the comparison first: a model too large for this machine must not cost the
+      rest.
     """
     plan = site.plan
     peak = peak_rss()  # before a whole model is built for the comparison
@@ -60,7 +64,8 @@ def summarize(folder: RunFolder, site: Site, choice: Choice | None = None, alone
 
 
 def _by_client(folder: RunFolder, site: Site, saved: Checkpoint | None) -> dict[str, Any] | None:
-    """None before the first round, and where something is private: what a client has of each class shows in it."""
+    """None before the first round, and where something is private: what a client has of each class
+    shows in it."""
     part = site.plan.private_part
     if saved is None or (part is not None and part.event.accounted):
         return None
@@ -73,7 +78,12 @@ def _accuracy(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     best = max(known, key=lambda pair: (pair[0], -pair[1]), default=(None, None))
     last = measured[-1][0] if measured else None
     metrics = next((r["held_out"] for r in reversed(rounds) if r["held_out"]), None)
-    return {"accuracy_last": last, "accuracy_best": best[0], "best_round": best[1], "held_out_last": metrics}
+    return {
+        "accuracy_last": last,
+        "accuracy_best": best[0],
+        "best_round": best[1],
+        "held_out_last": metrics,
+    }
 
 
 def _traffic(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -105,7 +115,11 @@ def _messages(rounds: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
 
 def _against_full(rounds: Sequence[Mapping[str, Any]], full: FullPayloads | None) -> dict[str, Any]:
     if full is None:
-        ways = (f"full_bytes_{way}{each}" for each in ("_per_client_round", "") for way in ("up", "down"))
+        ways = (
+            f"full_bytes_{way}{each}"
+            for each in ("_per_client_round", "")
+            for way in ("up", "down")
+        )
         return dict.fromkeys(["full_params", *ways])
     asked, came = _messages(rounds)
     return {
@@ -126,5 +140,8 @@ def peak_rss() -> int | None:
         import resource
     except ImportError:  # Windows
         return None
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    peak = max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,4 +1,5 @@
-"""All that a run's factors are, as those of one adapter: frozen ones too, and what was merged into the base."""
+"""All that a run's factors are, as those of one adapter: frozen ones too, and what was merged into
+the base."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,13 +15,16 @@ from fedpeft.runs.result import Result
 
 
 def widened(result: Result) -> Result:
-    """The same result without anything beside its factors: A's that never travelled are made anew, and products that
-    were added to frozen weights become further ranks, under an α that leaves the factors' scale as it is."""
+    """The same result without anything beside its factors: A's that never travelled are made anew,
+    and products that were added to frozen weights become further ranks, under an α that leaves the
+    factors' scale as it is."""
     params = {**result.tensors, **_frozen(result)}
     exact, own = under(EXACT, params), beside((EXACT,), params)
     method: Any = result.plan.method
     if exact:
-        factors = {layer: _stacked(own[a], own[b], layer, exact) for layer, (a, b) in pairs(own).items()}
+        factors = {
+            layer: _stacked(own[a], own[b], layer, exact) for layer, (a, b) in pairs(own).items()
+        }
         rank = max(len(a) for a, _ in factors.values())
         for layer, (a, b) in pairs(own).items():
             one, two = factors[layer]
@@ -36,7 +40,9 @@ def widened(result: Result) -> Result:
 
 def _frozen(result: Result) -> Tensors:
     """The A's of trained B's, where they are not among what was trained."""
-    missing = [a for a in (n.replace(B, A) for n in result.tensors if B in n) if a not in result.tensors]
+    missing = [
+        a for a in (n.replace(B, A) for n in result.tensors if B in n) if a not in result.tensors
+    ]
     return read(result.plan.model(result.classes), missing) if missing else {}
 
 

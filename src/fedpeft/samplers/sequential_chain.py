@@ -1,4 +1,5 @@
-"""One client after another, each from the last one's result (Chang et al., 2018, cyclical weight transfer)."""
+"""One client after another, each from the last one's result (Chang et al., 2018, cyclical weight
+transfer)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from fedpeft.core.types import ClientId
 
 @dataclass(frozen=True)
 class SequentialChain:
-    """In each round the next client, in the order of the list, again from the first after the last: `rounds` is the
-    number of visits, and the mean of one is that one.
+    """In each round the next client, in the order of the list, again from the first after the last:
+    `rounds` is the number of visits, and the mean of one is that one.
 
-    This is not federated averaging, in which all clients of a round start from the same state. The published code of
-    arXiv:2412.04650 trains its clients so, without resetting them, and then averages what it saved on the way.
+    This is not federated averaging, in which all clients of a round start from the same state. The
+    published code of arXiv:2412.04650 trains its clients so, without resetting them, and then
+    averages what it saved on the way.
     """
 
     def choose(

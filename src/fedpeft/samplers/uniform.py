@@ -10,7 +10,8 @@ from fedpeft.core.types import ClientId
 
 @dataclass(frozen=True)
 class Uniform:
-    """Draw `cohort` clients without replacement (McMahan et al., 2017, arXiv:1602.05629, Algorithm 1)."""
+    """Draw `cohort` clients without replacement (McMahan et al., 2017, arXiv:1602.05629, Algorithm
+    1)."""
 
     def choose(
         self, clients: Sequence[ClientId], cohort: int, generator: torch.Generator, round: int

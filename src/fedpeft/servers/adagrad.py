@@ -33,6 +33,8 @@ class Adagrad:
     def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
         return params, begin(params, self.tau)
 
-    def step(self, params: Tensors, memory: Tensors, delta: Tensors, cohort: Cohort) -> tuple[Tensors, Tensors]:
+    def step(
+        self, params: Tensors, memory: Tensors, delta: Tensors, cohort: Cohort
+    ) -> tuple[Tensors, Tensors]:
         second = lambda v, square: v + square
         return adapt(params, memory, delta, second, lr=self.lr, beta1=self.beta1, tau=self.tau)

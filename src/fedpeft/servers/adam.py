@@ -34,6 +34,8 @@ class Adam:
     def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
         return params, begin(params, self.tau)
 
-    def step(self, params: Tensors, memory: Tensors, delta: Tensors, cohort: Cohort) -> tuple[Tensors, Tensors]:
+    def step(
+        self, params: Tensors, memory: Tensors, delta: Tensors, cohort: Cohort
+    ) -> tuple[Tensors, Tensors]:
         second = lambda v, square: v.lerp(square, 1 - self.beta2)
         return adapt(params, memory, delta, second, lr=self.lr, beta1=self.beta1, tau=self.tau)

@@ -1,4 +1,5 @@
-"""The step that FedAdagrad, FedYogi and FedAdam share (Reddi et al., 2021, arXiv:2003.00295, Algorithm 2)."""
+"""The step that FedAdagrad, FedYogi and FedAdam share (Reddi et al., 2021, arXiv:2003.00295,
+Algorithm 2)."""
 
 from collections.abc import Callable
 
@@ -34,7 +35,8 @@ def adapt(
     beta1: float,
     tau: float,
 ) -> tuple[Tensors, Tensors]:
-    """m ← β₁·m + (1 − β₁)·Δ; v ← second(v, Δ²); θ ← θ + η·m / (√v + τ). The bias of m is not corrected."""
+    """m ← β₁·m + (1 − β₁)·Δ; v ← second(v, Δ²); θ ← θ + η·m / (√v + τ). The bias of m is not
+    corrected."""
     m = map_tensors(lambda m, d: m.lerp(d, 1 - beta1), under("m", memory), delta)
     v = map_tensors(lambda v, d: second(v, d.square()), under("v", memory), delta)
     params = map_tensors(lambda p, m, v: p.addcdiv(m, v.sqrt() + tau, value=lr), params, m, v)

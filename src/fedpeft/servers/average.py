@@ -30,5 +30,7 @@ class Average:
     def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
         return params, {}
 
-    def step(self, params: Tensors, memory: Tensors, delta: Tensors, cohort: Cohort) -> tuple[Tensors, Tensors]:
+    def step(
+        self, params: Tensors, memory: Tensors, delta: Tensors, cohort: Cohort
+    ) -> tuple[Tensors, Tensors]:
         return map_tensors(lambda p, d: p.add(d, alpha=self.lr), params, delta), memory

@@ -34,7 +34,11 @@ class Momentum:
     def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
         return params, prefixed("m", zeros_like(params))
 
-    def step(self, params: Tensors, memory: Tensors, delta: Tensors, cohort: Cohort) -> tuple[Tensors, Tensors]:
-        velocity = map_tensors(lambda v, d: d.add(v, alpha=self.momentum), under("m", memory), delta)
+    def step(
+        self, params: Tensors, memory: Tensors, delta: Tensors, cohort: Cohort
+    ) -> tuple[Tensors, Tensors]:
+        velocity = map_tensors(
+            lambda v, d: d.add(v, alpha=self.momentum), under("m", memory), delta
+        )
         params = map_tensors(lambda p, v: p.add(v, alpha=self.lr), params, velocity)
         return params, prefixed("m", velocity)

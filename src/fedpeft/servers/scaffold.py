@@ -12,10 +12,12 @@ SHARE = "c"
 
 @dataclass(frozen=True)
 class Scaffold:
-    """c ← c + (|S| / N)·Δc for the |S| of N clients that answered; the parameters move by the inner optimizer.
+    """c ← c + (|S| / N)·Δc for the |S| of N clients that answered; the parameters move by the inner
+    optimizer.
 
-    c is the mean of the clients' control variates, zero at first; it travels as `c/<name>`. It is exactly that mean
-    with `weighting = "uniform"`; by examples, a client with more of them counts more in it, as in the model.
+    c is the mean of the clients' control variates, zero at first; it travels as `c/<name>`. It is
+    exactly that mean with `weighting = "uniform"`; by examples, a client with more of them counts
+    more in it, as in the model.
 
     Attributes:
       inner: the optimizer of the parameters.
@@ -38,8 +40,14 @@ class Scaffold:
         begun, memory = self.inner.init(params)
         return {**begun, **prefixed(SHARE, zeros_like(params))}, memory
 
-    def step(self, params: Tensors, memory: Tensors, delta: Tensors, cohort: Cohort) -> tuple[Tensors, Tensors]:
+    def step(
+        self, params: Tensors, memory: Tensors, delta: Tensors, cohort: Cohort
+    ) -> tuple[Tensors, Tensors]:
         share = len(cohort.weights) / cohort.population
-        control = map_tensors(lambda c, d: c.add(d, alpha=share), under(SHARE, params), under(SHARE, delta))
-        moved, memory = self.inner.step(beside((SHARE,), params), memory, beside((SHARE,), delta), cohort)
+        control = map_tensors(
+            lambda c, d: c.add(d, alpha=share), under(SHARE, params), under(SHARE, delta)
+        )
+        moved, memory = self.inner.step(
+            beside((SHARE,), params), memory, beside((SHARE,), delta), cohort
+        )
         return {**moved, **prefixed(SHARE, control)}, memory

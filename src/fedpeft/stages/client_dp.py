@@ -11,12 +11,15 @@ from fedpeft.core.types import Cohort, Context, Event, Tensors, Update
 
 @dataclass(frozen=True)
 class ClientDp:
-    """Δ = (Σ clip(Δₖ, C) + N(0, (z·C)²)) / m, where m is the number of clients asked, however many answer.
+    """Δ = (Σ clip(Δₖ, C) + N(0, (z·C)²)) / m, where m is the number of clients asked, however many
+    answer.
 
-    A client's update is clipped with all its tensors as one vector, by the client and again where it arrives, as the
-    client may not have done it or a codec may have made it longer. Every client counts once. Whether one answers or
-    not, the sum moves by at most C and m stays, so that no drop-out weakens the guarantee. What clients measured stays
-    with them. The server sees the updates and adds the noise: it is trusted; who sees its states is not.
+    A client's update is clipped with all its tensors as one vector, by the client and again where
+    it arrives, as the client may not have done it or a codec may have made it longer. Every client
+    counts once. Whether one answers or not, the sum moves by at most C and m stays, so that no
+    drop-out weakens the guarantee. What clients measured stays
+    with them. The server sees the updates and adds the noise: it is trusted; who sees its states is
+      not.
 
     Attributes:
       clip_norm: C.
@@ -40,7 +43,9 @@ class ClientDp:
     def event(self) -> Event | None:
         return Event("client", self.noise_multiplier, central=True)
 
-    def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]:
+    def on_client(
+        self, update: Update, memory: Tensors, context: Context
+    ) -> tuple[Update, Tensors]:
         return limited(update, self.clip_norm), {}
 
     def on_arrival(self, update: Update) -> Update:
@@ -49,10 +54,16 @@ class ClientDp:
     def on_server(self, update: Update, cohort: Cohort) -> Update:
         assert cohort.secret is not None and self.noise_multiplier is not None, "not calibrated"
         share = len(cohort.weights) / cohort.planned
-        std = self.noise_multiplier * self.clip_norm / cohort.planned if self.noise_multiplier else 0.0
+        std = (
+            self.noise_multiplier * self.clip_norm / cohort.planned
+            if self.noise_multiplier
+            else 0.0
+        )
         secret = cohort.secret.bound(update.delta)
         noisy = {
-            name: (x.double() * share + secret.at(name).normal(x.shape).to(x.device) * std).to(x.dtype)
+            name: (x.double() * share + secret.at(name).normal(x.shape).to(x.device) * std).to(
+                x.dtype
+            )
             for name, x in update.delta.items()
         }
         return replace(update, delta=noisy)
@@ -66,5 +77,7 @@ def limited(update: Update, clip_norm: float) -> Update:
     """
     for name, x in update.delta.items():
         if x.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"{name!r} is {x.dtype}: the sensitivity is that of float32, so train in that")
+            raise ValueError(
+                f"{name!r} is {x.dtype}: the sensitivity is that of float32, so train in that"
+            )
     return replace(update, delta=clipped(update.delta, clip_norm), weight=1.0, metrics={})

@@ -1,4 +1,5 @@
-"""Send next time what the codec dropped this time (Karimireddy et al., 2019, arXiv:1901.09847, Algorithm 2)."""
+"""Send next time what the codec dropped this time (Karimireddy et al., 2019, arXiv:1901.09847,
+Algorithm 2)."""
 
 from dataclasses import dataclass, replace
 
@@ -13,8 +14,9 @@ from fedpeft.registry import part
 class ErrorFeedback:
     """p = Δ + e; what is sent is C(p); e ← p − C(p), in float32 or wider.
 
-    e is this client's memory under the delta's names, zero at first. C is what the codec makes of its argument there
-    and back, so what this sends passes the uplink unchanged. Integers have no residual.
+    e is this client's memory under the delta's names, zero at first. C is what the codec makes of
+    its argument there and back, so what this sends passes the uplink unchanged. Integers have no
+    residual.
 
     Attributes:
       codec: C, the plan's uplink.
@@ -30,9 +32,13 @@ class ErrorFeedback:
     def event(self) -> Event | None:
         return None
 
-    def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]:
+    def on_client(
+        self, update: Update, memory: Tensors, context: Context
+    ) -> tuple[Update, Tensors]:
         wanted = {name: _plus(x, memory.get(name)) for name, x in update.delta.items()}
-        sent = self.codec.decode(self.codec.encode({n: x.to(update.delta[n].dtype) for n, x in wanted.items()}))
+        sent = self.codec.decode(
+            self.codec.encode({n: x.to(update.delta[n].dtype) for n, x in wanted.items()})
+        )
         floats = (name for name, x in wanted.items() if x.is_floating_point())
         return replace(update, delta=sent), {name: wanted[name] - sent[name] for name in floats}
 

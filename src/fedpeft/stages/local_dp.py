@@ -1,4 +1,5 @@
-"""Local differential privacy: noise on what a client sends (Kasiviswanathan et al., 2008, arXiv:0803.0924)."""
+"""Local differential privacy: noise on what a client sends (Kasiviswanathan et al., 2008,
+arXiv:0803.0924)."""
 
 from dataclasses import dataclass, replace
 
@@ -9,10 +10,12 @@ from fedpeft.stages.client_dp import limited
 
 @dataclass(frozen=True)
 class LocalDp:
-    """Δ = clip(Δₖ, C) + N(0, (z·C)²), on the client and from its own entropy: no server need be trusted.
+    """Δ = clip(Δₖ, C) + N(0, (z·C)²), on the client and from its own entropy: no server need be
+    trusted.
 
-    Any two updates must look alike to the server, and two vectors of length C lie up to 2C apart: as a mechanism this
-    has the noise multiplier z / 2. The mean over m clients has noise of z·C/√m, not of z·C/m.
+    Any two updates must look alike to the server, and two vectors of length C lie up to 2C apart:
+    as a mechanism this has the noise multiplier z / 2. The mean over m clients has noise of z·C/√m,
+    not of z·C/m.
 
     Attributes:
       clip_norm: C.
@@ -36,12 +39,17 @@ class LocalDp:
     def event(self) -> Event | None:
         return Event("client", None if self.noise_multiplier is None else self.noise_multiplier / 2)
 
-    def on_client(self, update: Update, memory: Tensors, context: Context) -> tuple[Update, Tensors]:
+    def on_client(
+        self, update: Update, memory: Tensors, context: Context
+    ) -> tuple[Update, Tensors]:
         assert context.secret is not None and self.noise_multiplier is not None
         update = limited(update, self.clip_norm)
         std = self.noise_multiplier * self.clip_norm if self.noise_multiplier else 0.0
         secret = context.secret.at("local_dp")
-        noisy = {n: (x.double() + secret.at(n).normal(x.shape) * std).to(x.dtype) for n, x in update.delta.items()}
+        noisy = {
+            n: (x.double() + secret.at(n).normal(x.shape) * std).to(x.dtype)
+            for n, x in update.delta.items()
+        }
         return replace(update, delta=noisy), {}
 
     def on_arrival(self, update: Update) -> Update:

@@ -29,8 +29,11 @@ class Estimate:
 
 
 def seconds_of(cell: Cell, done: Sequence[Outcome]) -> float | None:
-    """The mean seconds of the finished cells that have the most labels in common with this one; None without any."""
-    alike = [(sum(one.cell.labels.get(k) == v for k, v in cell.labels.items()), one.wall) for one in done]
+    """The mean seconds of the finished cells that have the most labels in common with this one;
+    None without any."""
+    alike = [
+        (sum(one.cell.labels.get(k) == v for k, v in cell.labels.items()), one.wall) for one in done
+    ]
     most = max((count for count, _ in alike), default=0)
     nearest = [wall for count, wall in alike if count == most]
     return sum(nearest) / len(nearest) if nearest else None
@@ -39,7 +42,8 @@ def seconds_of(cell: Cell, done: Sequence[Outcome]) -> float | None:
 def estimate(
     shelf: Shelf, cells: Sequence[Cell], done: Sequence[Outcome], jobs: int, options: Sequence[str]
 ) -> Estimate:
-    """From the cells that are finished; without any, from one round of the one with the fewest client epochs.
+    """From the cells that are finished; without any, from one round of the one with the fewest
+    client epochs.
 
     Raises:
       RunError: that round fails.
@@ -61,18 +65,25 @@ def estimate(
 
 
 def _passes(plan: Plan, held: Mapping[str, Any]) -> float:
-    """Passes over the training data of all clients that a run makes, the subset of `data.subset` as a share."""
+    """Passes over the training data of all clients that a run makes, the subset of `data.subset` as
+    a share."""
     clients = getattr(plan.partition, "clients", 0) or held.get("clients", plan.cohort)
     subset, examples = getattr(plan.data, "subset", 0), held.get("examples", 0)
     share = min(1.0, subset / examples) if subset and examples else 1.0
     return float(plan.rounds * plan.local.passes * min(plan.cohort, clients) / clients * share)
 
 
-def _one_round(cell: Cell, shelf: Shelf, options: Sequence[str]) -> tuple[float, float, Mapping[str, Any]]:
+def _one_round(
+    cell: Cell, shelf: Shelf, options: Sequence[str]
+) -> tuple[float, float, Mapping[str, Any]]:
     """Seconds before and after a round, those of the round, and the report of the partition."""
     short = replace(cell, plan=replace(cell.plan, rounds=1))
     with TemporaryDirectory() as folder:
-        ended = [one for batch in sweep(replace(shelf, out=Path(folder)), [short], 1, options) for one in batch]
+        ended = [
+            one
+            for batch in sweep(replace(shelf, out=Path(folder)), [short], 1, options)
+            for one in batch
+        ]
         if ended[0].error:
             raise RunError(f"nothing can be estimated: {cell.name} fails: {ended[0].error}")
         seconds = float(ended[0].summary["seconds"])

@@ -1,4 +1,5 @@
-"""Where the cells of a study lie: run folders, and what is kept of finished ones for a repository."""
+"""Where the cells of a study lie: run folders, and what is kept of finished ones for a
+repository."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from fedpeft.runs.folder import RunFolder, create, read_json, read_rounds
 from fedpeft.studies.study import Cell, Study
 
 KEPT = ("plan.toml", "rounds.jsonl", "summary.json")
-"""What is kept of a finished run: no weights; the summary names the partition by its fingerprint."""
+"""What is kept of a finished run: no weights; the summary names the partition by its
+fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Shelf:
     keep: Path | None = None
 
     def finished(self) -> dict[str, Path]:
-        """By the fingerprint of its cell's plan, the folder of every finished run here, whatever it is called.
+        """By the fingerprint of its cell's plan, the folder of every finished run here, whatever it
+        is called.
 
         Raises:
           RunError: the summary of a run is damaged.
@@ -58,11 +61,15 @@ class Shelf:
         if not (path / "plan.toml").exists():
             return create(cell.plan, path)
         if cell.plan.fingerprint not in _fingerprints(path):
-            raise RunError(f"{path} holds a run of another plan: the study was changed; move it away, or change --out")
+            raise RunError(
+                f"{path} holds a run of another plan: the study was changed; move it away, or "
+                "change --out"
+            )
         return RunFolder(path)
 
     def store(self, cell: Cell, folder: Path) -> None:
-        """Copy what is kept of a finished cell; the summary last, since it makes a folder count as finished."""
+        """Copy what is kept of a finished cell; the summary last, since it makes a folder count as
+        finished."""
         if self.keep is None:
             return
         place = self.keep / self.study.name / cell.name
@@ -75,7 +82,8 @@ class Shelf:
 
 
 def _fingerprints(folder: Path) -> list[str]:
-    """Of the plan in a folder, then of what it was before its noise was calibrated; none if it cannot be read today."""
+    """Of the plan in a folder, then of what it was before its noise was calibrated; none if it
+    cannot be read today."""
     try:
         plan = read_plan(folder / "plan.toml")
     except FedpeftError:

@@ -1,7 +1,8 @@
-"""A study: a base plan, axes along which it is changed, and seeds; every combination is a cell, and a cell is a run.
+"""A study: a base plan, axes along which it is changed, and seeds; every combination is a cell, and
+a cell is a run.
 
-base = "../plans/mine.toml"          # beside the study's file, or an inline table; without it, the package's own plan
-set = ["rounds=20"]                  # for every cell
+base = "../plans/mine.toml"          # beside the study's file, or an inline table; without it, the
+package's own plan set = ["rounds=20"]                  # for every cell
 seeds = [1, 42, 3407]
 
 [[axis]]                             # grid: one key, many values
@@ -63,13 +64,17 @@ class AxisTable:
 
     def __post_init__(self) -> None:
         if sum(map(bool, (self.key or self.values, self.keys or self.rows, self.point))) != 1:
-            raise ValueError("takes `key` and `values`, or `keys` and `rows`, or tables `[[axis.point]]`")
+            raise ValueError(
+                "takes `key` and `values`, or `keys` and `rows`, or tables `[[axis.point]]`"
+            )
         if bool(self.key) != bool(self.values) or bool(self.keys) != bool(self.rows):
             raise ValueError("has a key without values, or values without a key")
         if self.point and not self.name:
             raise ValueError("of points needs a `name`")
         if wrong := [row for row in self.rows if len(row) != len(self.keys)]:
-            raise ValueError(f"has {len(self.keys)} keys, but a row {list(wrong[0])} of {len(wrong[0])} values")
+            raise ValueError(
+                f"has {len(self.keys)} keys, but a row {list(wrong[0])} of {len(wrong[0])} values"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +139,8 @@ def read_study(path: Path) -> Study:
     """The study in a file, with the plan of every cell.
 
     Raises:
-      PlanError: it cannot be read, an axis names no key of the plan, a value is out of range, or two cells are alike.
+      PlanError: it cannot be read, an axis names no key of the plan, a value is out of range, or
+        two cells are alike.
     """
     try:
         return _study(path)
@@ -151,7 +157,9 @@ def _study(path: Path) -> Study:
     if not table.seeds:
         raise PlanError("the study is empty: seeds = []")
     if repeated := _repeated([*(axis.name for axis in axes), ROW, "seed"]):
-        raise PlanError(f"two axes are called {repeated!r}, or it is a name that every study has: set `name`")
+        raise PlanError(
+            f"two axes are called {repeated!r}, or it is a name that every study has: set `name`"
+        )
     base = _base(table.base, path)
     cells = []
     for seed in table.seeds:
@@ -192,13 +200,20 @@ def _base(base: str | Mapping[str, Any], path: Path) -> Mapping[str, Any]:
 def _axis(place: int, values: Mapping[str, Any]) -> Axis:
     what = f"axis {values.get('name') or values.get('key') or place + 1!r}"
     table: AxisTable = construct(AxisTable, values, what, what)
-    name = table.name or table.key.rpartition(".")[2] or "-".join(key.rpartition(".")[2] for key in table.keys)
+    name = (
+        table.name
+        or table.key.rpartition(".")[2]
+        or "-".join(key.rpartition(".")[2] for key in table.keys)
+    )
     if table.point:
         return Axis(name, "", _points(table.point, what))
     keys = table.keys or (table.key,)
     rows = table.rows or tuple((value,) for value in table.values)
     points = (
-        Point(" ".join(map(_label, row)), tuple(f"{k}={_toml(v)}" for k, v in zip(keys, row, strict=True)))
+        Point(
+            " ".join(map(_label, row)),
+            tuple(f"{k}={_toml(v)}" for k, v in zip(keys, row, strict=True)),
+        )
         for row in rows
     )
     return Axis(name, table.key, _distinct(tuple(points), what))
@@ -236,14 +251,19 @@ def _toml(value: Any) -> str:
 
 
 def _combined(axes: Sequence[Axis]) -> Iterator[tuple[dict[str, str], tuple[str, ...]]]:
-    """Labels and settings of every combination; later axes are set after earlier ones. Nothing without axes."""
+    """Labels and settings of every combination; later axes are set after earlier ones. Nothing
+    without axes."""
     for points in product(*(axis.points for axis in axes)) if axes else ():
         labels = {axis.name: point.label for axis, point in zip(axes, points, strict=True)}
         yield labels, tuple(setting for point in points for setting in point.set)
 
 
 def _cell(
-    base: Mapping[str, Any], common: Sequence[str], labels: Mapping[str, str], settings: Sequence[str], seed: int
+    base: Mapping[str, Any],
+    common: Sequence[str],
+    labels: Mapping[str, str],
+    settings: Sequence[str],
+    seed: int,
 ) -> Cell:
     told = (label if label[:1].isalpha() else f"{axis} {label}" for axis, label in labels.items())
     words = re.sub(r"[^\w.]+", "-", " ".join(told)).strip("-.").lower()
@@ -263,13 +283,15 @@ def _refuse_twins(cells: Sequence[Cell]) -> None:
             raise PlanError(f"two cells alike: {twin.name} and {cell.name} are the same plan")
         if twin := names.get(cell.name):
             raise PlanError(
-                f"{dict(twin.labels)} and {dict(cell.labels)} would both be called {cell.name}: change a label"
+                f"{dict(twin.labels)} and {dict(cell.labels)} would both be called {cell.name}: "
+                "change a label"
             )
         plans[cell.plan.fingerprint] = names[cell.name] = cell
 
 
 def chosen(study: Study, only: Sequence[str]) -> tuple[Cell, ...]:
-    """The cells that fit every `key=value`: an axis by name or plan key, `row` or `seed`; of one key, any value.
+    """The cells that fit every `key=value`: an axis by name or plan key, `row` or `seed`; of one
+    key, any value.
 
     A value may have the wildcards of file names.
 
@@ -285,7 +307,9 @@ def chosen(study: Study, only: Sequence[str]) -> tuple[Cell, ...]:
         if key not in known:
             raise PlanError(f"--only {pair!r}: {unknown('axis', key, known)}")
         wanted.setdefault(study.keys.get(key, key), []).append(value)
-    cells = tuple(cell for cell in study.cells if all(_fits(cell, key, any_) for key, any_ in wanted.items()))
+    cells = tuple(
+        cell for cell in study.cells if all(_fits(cell, key, any_) for key, any_ in wanted.items())
+    )
     if not cells:
         there = {key: sorted({_value(cell, key) for cell in study.cells} - {""}) for key in wanted}
         raise PlanError(f"--only {' '.join(only)} leaves no cell; there are {there}")

@@ -1,4 +1,5 @@
-"""Running the cells of a study, each in a process of its own, so that the end of one is its own failure."""
+"""Running the cells of a study, each in a process of its own, so that the end of one is its own
+failure."""
 
 import os
 import subprocess
@@ -54,11 +55,15 @@ def reused(shelf: Shelf, cells: Sequence[Cell]) -> list[Outcome]:
     for cell in cells:
         if folder := done.get(cell.plan.fingerprint):
             summary = read_json(folder / "summary.json") or {}
-            found.append(Outcome(cell, folder, summary, wall=float(summary.get("seconds") or 0), reused=True))
+            found.append(
+                Outcome(cell, folder, summary, wall=float(summary.get("seconds") or 0), reused=True)
+            )
     return found
 
 
-def sweep(shelf: Shelf, cells: Sequence[Cell], jobs: int, options: Sequence[str] = ()) -> Iterator[list[Outcome]]:
+def sweep(
+    shelf: Shelf, cells: Sequence[Cell], jobs: int, options: Sequence[str] = ()
+) -> Iterator[list[Outcome]]:
     """Run cells, `jobs` at a time; yields, several times a second, those that have ended since.
 
     Whoever leaves in the middle ends the processes; what they did is kept.
@@ -90,7 +95,8 @@ def sweep(shelf: Shelf, cells: Sequence[Cell], jobs: int, options: Sequence[str]
 def _begin(shelf: Shelf, cell: Cell, options: Sequence[str]) -> _Running:
     folder = shelf.place(cell).path
     with (folder / LOG).open("ab") as log:
-        # the pipe to its standard input closes with this process, however it ends, and the cell then ends too
+        # the pipe to its standard input closes with this process, however it ends, and the cell
+        # then ends too
         process = subprocess.Popen(
             [sys.executable, "-m", "fedpeft.cli.bound", "run", "--resume", str(folder), *options],
             stdin=subprocess.PIPE,
@@ -110,7 +116,9 @@ def _end(one: _Running) -> Outcome:
         return Outcome(one.cell, one.folder, error=str(error), wall=wall)
     if code == 0 and summary is not None:
         return Outcome(one.cell, one.folder, summary, wall=wall)
-    reason = f"its process was ended by signal {-code}" if code < 0 else _last_line(one.folder / LOG)
+    reason = (
+        f"its process was ended by signal {-code}" if code < 0 else _last_line(one.folder / LOG)
+    )
     return Outcome(one.cell, one.folder, error=reason, wall=wall)
 
 

@@ -55,7 +55,12 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     if not done:
         return row
     first = done[0].summary
-    for name in ("method", "trainable_params", "bytes_up_per_client_round", "bytes_down_per_client_round"):
+    for name in (
+        "method",
+        "trainable_params",
+        "bytes_up_per_client_round",
+        "bytes_down_per_client_round",
+    ):
         row[name] = first.get(name)
     for name, read in MEASURED.items():
         values = [value for one in done if (value := read(one.summary)) is not None]
@@ -68,7 +73,9 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
 def write_tables(study: Study, rows: Sequence[Mapping[str, Any]], out: Path, command: str) -> None:
     """table.json and table.md in `out`."""
     whole = {"study": study.name, "command": command, "rows": list(rows), "note": study.note}
-    write_atomically(out / "table.json", json.dumps(whole, indent=1, allow_nan=False).encode() + b"\n")
+    write_atomically(
+        out / "table.json", json.dumps(whole, indent=1, allow_nan=False).encode() + b"\n"
+    )
     write_atomically(out / "table.md", markdown(study, rows, command).encode())
 
 
@@ -125,7 +132,9 @@ def texts(study: Study, row: Mapping[str, Any], shown: Mapping[str, str]) -> lis
 def _percent(value: Mapping[str, Any] | None) -> str:
     if value is None:
         return "-"
-    return f"{100 * value['mean']:.1f}" + ("" if value["half"] is None else f" ± {100 * value['half']:.1f}")
+    return f"{100 * value['mean']:.1f}" + (
+        "" if value["half"] is None else f" ± {100 * value['half']:.1f}"
+    )
 
 
 def _plain(value: Mapping[str, Any] | None) -> str:
@@ -153,7 +162,10 @@ def markdown(study: Study, rows: Sequence[Mapping[str, Any]], command: str) -> s
         f"| {' | '.join(headings)} |",
         f"|{'---|' * len(headings)}",
         *(f"| {' | '.join(_escaped(text) for text in texts(study, row, shown))} |" for row in rows),
-        *(f"\n{' '.join(row['labels'].values())}, seed {seed}, failed: {why}" for row, seed, why in _failures(rows)),
+        *(
+            f"\n{' '.join(row['labels'].values())}, seed {seed}, failed: {why}"
+            for row, seed, why in _failures(rows)
+        ),
         *(["", study.note] if study.note else []),
     ]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,5 @@
-"""Language models that read left to right, tuned on plain texts or on instructions with their answers."""
+"""Language models that read left to right, tuned on plain texts or on instructions with their
+answers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from fedpeft.tasks.text_classification import check_length, padding, resolved, t
 LOSS_ON = ("all", "answer")
 QUANTIZE = ("nf4",)
 SHORTEST = 4
-"""Tokens of the shortest example that has room for a beginning, an answer of one token, and an end."""
+"""Tokens of the shortest example that has room for a beginning, an answer of one token, and an
+end."""
 UNCOUNTED = -100
 """The label of a token that no loss counts, as `transformers` has it."""
 OPENING = 8
@@ -29,21 +31,25 @@ MEASURED = 16
 
 @dataclass(frozen=True)
 class CausalLM:
-    """Cross entropy of each token given those before it. Of one example, the mean over its counted tokens.
+    """Cross entropy of each token given those before it. Of one example, the mean over its counted
+    tokens.
 
-    An example begins with the tokenizer's token for that, if it has one, and ends with the other unless it is cut. In
-    training each example counts the same, as everywhere; held-out examples count by their tokens, so that `loss` is
-    the mean over all held-out tokens and `perplexity` its exponential.
+    An example begins with the tokenizer's token for that, if it has one, and ends with the other
+    unless it is cut. In training each example counts the same, as everywhere; held-out examples
+    count by their tokens, so that `loss` is the mean over all held-out tokens and `perplexity` its
+    exponential.
 
     Attributes:
       model: a folder or hub name of a decoder.
       template: "none" for texts, in the column `text`; "alpaca" for instructions.
-      instruction, context, response: the columns of instructions; there may be no context, or an empty one.
+      instruction, context, response: the columns of instructions; there may be no context, or an
+        empty one.
       loss_on: "all" tokens but the first, or those of the "answer".
-      max_length: tokens an example is cut to. A text loses its end. Of an instruction, the answer keeps at least half
-        of the room and loses its end; what stands before it loses its beginning.
-      quantize: "nf4" holds the frozen linear layers in four bits (QLoRA, arXiv:2305.14314), through `bitsandbytes`;
-        left out: in float32.
+      max_length: tokens an example is cut to. A text loses its end. Of an instruction, the answer
+        keeps at least half of the room and loses its end; what stands before it loses its
+        beginning.
+      quantize: "nf4" holds the frozen linear layers in four bits (QLoRA, arXiv:2305.14314), through
+        `bitsandbytes`; left out: in float32.
 
     Raises:
       ValueError: a value out of range.
@@ -69,7 +75,9 @@ class CausalLM:
         if self.loss_on == "answer" and self.template == "none":
             raise ValueError('loss_on = "answer" needs a template: a plain text has no answer')
         if self.max_length < SHORTEST:
-            raise ValueError(f"max_length is a number of tokens, at least {SHORTEST}, got {self.max_length}")
+            raise ValueError(
+                f"max_length is a number of tokens, at least {SHORTEST}, got {self.max_length}"
+            )
 
     @property
     def base(self) -> str:
@@ -81,18 +89,28 @@ class CausalLM:
         return language_model(self.base, pretrained, self.quantize)
 
     def prepare(self, table: Table) -> Tensors:
-        """`input_ids` and `labels` (int32), `attention_mask` (bool), all (n, tokens of the longest); `label` if any.
+        """`input_ids` and `labels` (int32), `attention_mask` (bool), all (n, tokens of the
+        longest); `label` if any.
 
         `labels` are the tokens themselves where they count, else -100.
         """
         check_length(self.model, self.base, self.max_length)
         cut, pad = self._tokens(self._pairs(table)), padding(self.base)
-        rows = [torch.tensor([*prompt, *answer] or [pad], dtype=torch.int32) for prompt, answer in cut]
+        rows = [
+            torch.tensor([*prompt, *answer] or [pad], dtype=torch.int32) for prompt, answer in cut
+        ]
         unasked = [len(prompt) if self.loss_on == "answer" else 1 for prompt, _ in cut]
         ids = pad_sequence(rows, batch_first=True, padding_value=pad)
-        place, lengths = torch.arange(ids.shape[1]), torch.tensor([len(row) for row in rows])[:, None]
+        place, lengths = (
+            torch.arange(ids.shape[1]),
+            torch.tensor([len(row) for row in rows])[:, None],
+        )
         counted = (place < lengths) & (place >= torch.tensor(unasked)[:, None])
-        made = {"input_ids": ids, "attention_mask": place < lengths, "labels": ids.masked_fill(~counted, UNCOUNTED)}
+        made = {
+            "input_ids": ids,
+            "attention_mask": place < lengths,
+            "labels": ids.masked_fill(~counted, UNCOUNTED),
+        }
         return {**made, "label": table.columns["label"]} if "label" in table.columns else made
 
     def _pairs(self, table: Table) -> list[tuple[str, str]]:
@@ -100,40 +118,64 @@ class CausalLM:
         if self.template == "none":
             return [("", text) for text in scoring.column(table, "text", "a language model")]
         given, answers = (
-            scoring.column(table, name, f"the template {self.template!r}") for name in (self.instruction, self.response)
+            scoring.column(table, name, f"the template {self.template!r}")
+            for name in (self.instruction, self.response)
         )
         contexts = table.columns.get(self.context, [None] * len(table))
         if missing := sum(not text for text in given):
             raise DataError(f"{missing} of {len(table)} examples have no {self.instruction!r}")
         make = TEMPLATES[self.template]
-        return [(make(*one), answer or "") for *one, answer in zip(given, contexts, answers, strict=True)]
+        return [
+            (make(*one), answer or "")
+            for *one, answer in zip(given, contexts, answers, strict=True)
+        ]
 
     def openings(self, table: Table, number: int) -> list[tuple[list[int], str]]:
-        """Of the first rows, the tokens to go on from, a prompt or some tokens of a text, and the text that follows."""
+        """Of the first rows, the tokens to go on from, a prompt or some tokens of a text, and the
+        text that follows."""
         read = ("text", self.instruction, self.context, self.response)
-        pairs = self._pairs(Table({name: x[:number] for name, x in table.columns.items() if name in read}))
+        pairs = self._pairs(
+            Table({name: x[:number] for name, x in table.columns.items() if name in read})
+        )
         if self.template != "none":
-            return [(ids, answer) for (ids, _), (_, answer) in zip(self._tokens(pairs), pairs, strict=True)]
+            return [
+                (ids, answer)
+                for (ids, _), (_, answer) in zip(self._tokens(pairs), pairs, strict=True)
+            ]
         begun = [(ids, text, min(OPENING, len(text) // 2)) for ids, text in self._tokens(pairs)]
         return [
-            ([*ids, *text[:k]], str(tokenizer(self.base).decode(text[k:], skip_special_tokens=True)))
+            (
+                [*ids, *text[:k]],
+                str(tokenizer(self.base).decode(text[k:], skip_special_tokens=True)),
+            )
             for ids, text, k in begun
         ]
 
     def _tokens(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        """What is given and what is learned as tokens, with those that begin and end an example, cut to fit."""
+        """What is given and what is learned as tokens, with those that begin and end an example,
+        cut to fit."""
         read = tokenizer(self.base)
-        first, last = ([] if one is None else [one] for one in (read.bos_token_id, read.eos_token_id))
+        first, last = (
+            [] if one is None else [one] for one in (read.bos_token_id, read.eos_token_id)
+        )
 
         def tokens(texts: Sequence[str]) -> list[list[int]]:
-            made = read(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+            made = read(
+                list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+            )
             return list(made["input_ids"])
 
         before, after = (tokens(texts) for texts in zip(*pairs, strict=True))
-        return [self._cut(first, prompt, [*answer, *last]) for prompt, answer in zip(before, after, strict=True)]
+        return [
+            self._cut(first, prompt, [*answer, *last])
+            for prompt, answer in zip(before, after, strict=True)
+        ]
 
-    def _cut(self, first: list[int], prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
-        """What is given, with the token that begins it, and what follows, so long that both have room."""
+    def _cut(
+        self, first: list[int], prompt: list[int], answer: list[int]
+    ) -> tuple[list[int], list[int]]:
+        """What is given, with the token that begins it, and what follows, so long that both have
+        room."""
         room = self.max_length - len(first)
         kept = min(len(answer), max(room - len(prompt), room // 2))
         return [*first, *prompt[max(0, len(prompt) - (room - kept)) :]], answer[:kept]
@@ -141,7 +183,10 @@ class CausalLM:
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
         """As long as the longest example in the batch."""
         longest = int(rows["attention_mask"].sum(1).max())
-        return {name: rows[name][:, :longest].long() for name in ("input_ids", "attention_mask", "labels")}
+        return {
+            name: rows[name][:, :longest].long()
+            for name in ("input_ids", "attention_mask", "labels")
+        }
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         total, counted = _sums(model, batch)
@@ -150,7 +195,10 @@ class CausalLM:
     def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Summed]:
         parts = [_sums(model, self.batch(rows, None)) for rows in _chunks(batch)]
         total, counted = (torch.cat(each) for each in zip(*parts, strict=True))
-        return {"loss": Summed(total, counted), "perplexity": Summed(total, counted, geometric=True)}
+        return {
+            "loss": Summed(total, counted),
+            "perplexity": Summed(total, counted, geometric=True),
+        }
 
 
 def _sums(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

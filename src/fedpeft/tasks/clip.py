@@ -1,4 +1,5 @@
-"""How well pictures fit their captions, by a CLIP model: CLIPScore (Hessel et al., 2021, arXiv:2104.08718)."""
+"""How well pictures fit their captions, by a CLIP model: CLIPScore (Hessel et al., 2021,
+arXiv:2104.08718)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ TOGETHER = 32
 class Clip:
     """2.5·max(cos(f(picture), g(caption)), 0), with a CLIP's encoders f and g.
 
-    Captions stand as they are, without the paper's "A photo depicts": a generator is judged by what it was told. What
-    does not fit into the text encoder is cut off.
+    Captions stand as they are, without the paper's "A photo depicts": a generator is judged by what
+    it was told. What does not fit into the text encoder is cut off.
 
     Attributes:
       name: the folder or hub name.
@@ -40,7 +41,9 @@ class Clip:
         for at in range(0, len(images), TOGETHER):
             part = slice(at, at + TOGETHER)
             words = {"padding": True, "truncation": True, "return_tensors": "pt"}
-            told = self.model(**self.processor(text=list(captions[part]), images=images[part], **words))
+            told = self.model(
+                **self.processor(text=list(captions[part]), images=images[part], **words)
+            )
             cosines.append((told.image_embeds * told.text_embeds).sum(-1))  # both of length 1
         return 2.5 * torch.cat(cosines).clamp(min=0)
 
@@ -61,6 +64,8 @@ def clip(name: str) -> Clip:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise PlanError(
-            f"{name!r} is no CLIP that can be read: a folder (looked for here, in $FEDPEFT_DATA and in the package) or "
-            f"a hub name with a CLIPModel in safetensors and its processor, as transformers saves them: {first}"
+            f"{name!r} is no CLIP that can be read: a folder (looked for here, in $FEDPEFT_DATA "
+            "and in the package) or "
+            "a hub name with a CLIPModel in safetensors and its processor, as transformers saves "
+            f"them: {first}"
         ) from None

@@ -1,5 +1,5 @@
-"""The parts of a diffusion model as `diffusers` saves it: a folder or a hub name with `unet`, `vae`, `text_encoder`,
-`tokenizer` and `scheduler`. Only safetensors are read."""
+"""The parts of a diffusion model as `diffusers` saves it: a folder or a hub name with `unet`,
+`vae`, `text_encoder`, `tokenizer` and `scheduler`. Only safetensors are read."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -29,7 +29,8 @@ EXTRA = "pip install 'fedpeft[diffusion]'"
 
 
 def denoiser(model: str, pretrained: bool = True) -> Any:
-    """The `UNet2DConditionModel` in float32; with `pretrained = false` from torch's default generator.
+    """The `UNet2DConditionModel` in float32; with `pretrained = false` from torch's default
+    generator.
 
     Raises:
       PlanError: see `denoiser_config`.
@@ -37,7 +38,9 @@ def denoiser(model: str, pretrained: bool = True) -> Any:
     unet: Any = library().UNet2DConditionModel
     if not pretrained:
         return unet.from_config(denoiser_config(model))
-    return _part(model, "unet", lambda place: unet.from_pretrained(place, subfolder="unet", **_FLOAT32))
+    return _part(
+        model, "unet", lambda place: unet.from_pretrained(place, subfolder="unet", **_FLOAT32)
+    )
 
 
 @cache
@@ -48,11 +51,14 @@ def denoiser_config(model: str) -> dict[str, Any]:
       PlanError: there is none, or it must be told more than a time and a caption.
     """
     unet: Any = library().UNet2DConditionModel
-    config: dict[str, Any] = _part(model, "unet", lambda place: unet.load_config(place, subfolder="unet"))
+    config: dict[str, Any] = _part(
+        model, "unet", lambda place: unet.load_config(place, subfolder="unet")
+    )
     for key in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type"):
         if config.get(key) is not None:
             raise PlanError(
-                f"the denoiser of {model!r} must be told more than a caption ({key} = {config[key]!r}, as that of "
+                f"the denoiser of {model!r} must be told more than a caption ({key} = "
+                f"{config[key]!r}, as that of "
                 "SDXL): this task takes those of Stable Diffusion 1 and 2"
             )
     return config
@@ -60,20 +66,29 @@ def denoiser_config(model: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Noising:
-    """How pictures become noise: x_t = √ᾱ_t·x + √(1 − ᾱ_t)·ε, and what of it the denoiser is to tell.
+    """How pictures become noise: x_t = √ᾱ_t·x + √(1 − ᾱ_t)·ε, and what of it the denoiser is to
+    tell.
 
     Attributes:
       alphas: ᾱ, (times,).
-      tells: "epsilon" for ε, "sample" for x, "v_prediction" for √ᾱ_t·ε − √(1 − ᾱ_t)·x (arXiv:2202.00512).
+      tells: "epsilon" for ε, "sample" for x, "v_prediction" for √ᾱ_t·ε − √(1 − ᾱ_t)·x
+        (arXiv:2202.00512).
     """
 
     alphas: Tensor
     tells: str
 
     def __call__(self, x: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """The noisy latents and what is to be told of them, as `noise` (..., c, h, w); `time` is (...)."""
-        kept, lost = (a.sqrt()[..., None, None, None] for a in (self.alphas[time], 1 - self.alphas[time]))
-        told = {"epsilon": noise, "sample": x.expand_as(noise), "v_prediction": kept * noise - lost * x}
+        """The noisy latents and what is to be told of them, as `noise` (..., c, h, w); `time` is
+        (...)."""
+        kept, lost = (
+            a.sqrt()[..., None, None, None] for a in (self.alphas[time], 1 - self.alphas[time])
+        )
+        told = {
+            "epsilon": noise,
+            "sample": x.expand_as(noise),
+            "v_prediction": kept * noise - lost * x,
+        }
         return kept * x + lost * noise, told[self.tells]
 
 
@@ -84,12 +99,16 @@ def scheduler_config(model: str) -> dict[str, Any]:
       PlanError: there is none, or it is not one of noise that is added by a schedule of betas.
     """
     reader: Any = library().DDPMScheduler
-    config: dict[str, Any] = _part(model, "scheduler", lambda place: reader.load_config(place, subfolder="scheduler"))
+    config: dict[str, Any] = _part(
+        model, "scheduler", lambda place: reader.load_config(place, subfolder="scheduler")
+    )
     tells = config.get("prediction_type", "epsilon")
     if "beta_schedule" not in config or tells not in PREDICTIONS:
         raise PlanError(
-            f"the scheduler of {model!r} ({config.get('_class_name')}, prediction_type = {tells!r}) adds no noise by a "
-            "schedule of betas, as flow matching does not: this task takes models such as Stable Diffusion 1 and 2"
+            f"the scheduler of {model!r} ({config.get('_class_name')}, prediction_type = "
+            f"{tells!r}) adds no noise by a "
+            "schedule of betas, as flow matching does not: this task takes models such as Stable "
+            "Diffusion 1 and 2"
         )
     return config
 
@@ -103,7 +122,8 @@ def noising(model: str) -> Noising:
 
 
 class Pictures(nn.Module):
-    """An autoencoder of `diffusers` as one from pictures in [0, 1] to what the denoiser sees, and back."""
+    """An autoencoder of `diffusers` as one from pictures in [0, 1] to what the denoiser sees, and
+    back."""
 
     def __init__(self, module: Any) -> None:
         super().__init__()
@@ -137,7 +157,9 @@ def autoencoder(model: str, vae: str) -> Pictures | Taef2:
             raise PlanError(f"vae = {vae!r} is no TAEF2: {str(error).splitlines()[0]}") from None
     auto: Any = library().AutoModel
     where = {} if vae else {"subfolder": "vae"}
-    made: Any = _part(vae or model, "vae", lambda place: auto.from_pretrained(place, **where, **_FLOAT32))
+    made: Any = _part(
+        vae or model, "vae", lambda place: auto.from_pretrained(place, **where, **_FLOAT32)
+    )
     return Pictures(made.requires_grad_(False).eval())
 
 
@@ -149,7 +171,11 @@ def caption_tokenizer(model: str) -> Any:
     """
     from transformers import CLIPTokenizer
 
-    return _part(model, "tokenizer", lambda place: CLIPTokenizer.from_pretrained(place, subfolder="tokenizer"))
+    return _part(
+        model,
+        "tokenizer",
+        lambda place: CLIPTokenizer.from_pretrained(place, subfolder="tokenizer"),
+    )
 
 
 def text_encoder(model: str) -> Any:
@@ -161,7 +187,9 @@ def text_encoder(model: str) -> Any:
     from transformers import CLIPTextModel
 
     settings = {"subfolder": "text_encoder", "dtype": torch.float32, "use_safetensors": True}
-    made: Any = _part(model, "text_encoder", lambda place: CLIPTextModel.from_pretrained(place, **settings))
+    made: Any = _part(
+        model, "text_encoder", lambda place: CLIPTextModel.from_pretrained(place, **settings)
+    )
     return made.eval()
 
 
@@ -176,9 +204,12 @@ def read_captions(model: str, texts: Sequence[str]) -> Tensor:
 def latents_of(pictures: Sequence[Any], size: int, module: Pictures | Taef2) -> Tensor:
     """Latents (n, c, h, w) of pictures, cut to a square and scaled to `size` a side; kept in files.
 
-    A file is named after the pixels, the autoencoder's weights and what computes; it may be deleted any time.
+    A file is named after the pixels, the autoencoder's weights and what computes; it may be deleted
+    any time.
     """
-    base = blake2b(f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()}".encode(), digest_size=16)
+    base = blake2b(
+        f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()}".encode(), digest_size=16
+    )
     base.update(f"{torch.get_num_threads()} {getattr(module, 'module', module)}".encode())
     for x in module.state_dict().values():
         base.update(x.contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -187,7 +218,11 @@ def latents_of(pictures: Sequence[Any], size: int, module: Pictures | Taef2) -> 
     for part in squares(pictures, size):
         name = base.copy()
         name.update(part.numpy().data)
-        made.append(_kept(place / f"{name.hexdigest()}.safetensors", lambda: module.encode(part.float() / 255)))  # noqa: B023
+        made.append(
+            _kept(
+                place / f"{name.hexdigest()}.safetensors", lambda: module.encode(part.float() / 255)
+            )
+        )
     return torch.cat(made)
 
 
@@ -199,8 +234,15 @@ def squares(pictures: Sequence[Any], size: int) -> Iterator[Tensor]:
     few = max(1, PIXELS // size**2)
     for at in range(0, len(pictures), few):
         chosen = (pictures[k] for k in range(at, min(at + few, len(pictures))))
-        square = [ImageOps.fit(one.convert("RGB"), (size, size), Image.Resampling.BICUBIC) for one in chosen]
-        yield torch.from_numpy(np.stack([np.asarray(one) for one in square])).permute(0, 3, 1, 2).contiguous()
+        square = [
+            ImageOps.fit(one.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+            for one in chosen
+        ]
+        yield (
+            torch.from_numpy(np.stack([np.asarray(one) for one in square]))
+            .permute(0, 3, 1, 2)
+            .contiguous()
+        )
 
 
 def _kept(file: Path, make: Callable[[], Tensor]) -> Tensor:
@@ -208,7 +250,9 @@ def _kept(file: Path, make: Callable[[], Tensor]) -> Tensor:
         return load_tensors(file)[0]["latent"]
     except (OSError, RunError, KeyError):
         with torch.no_grad():
-            made = make().contiguous()  # as from the file: a convolution's last bits depend on how rows lie
+            made = (
+                make().contiguous()
+            )  # as from the file: a convolution's last bits depend on how rows lie
         with suppress(OSError):  # a full disk costs time and nothing else
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             dump_tensors(file, {"latent": made}, {})
@@ -243,7 +287,9 @@ def _part(model: str, name: str, load: Callable[[str], Loaded]) -> Loaded:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise PlanError(
-            f"{model!r} has no {name} that can be read; a diffusion model is a folder (looked for here, in "
-            f"$FEDPEFT_DATA and in the package) or a hub name with unet, vae, text_encoder, tokenizer and scheduler, "
+            f"{model!r} has no {name} that can be read; a diffusion model is a folder (looked for "
+            "here, in "
+            "$FEDPEFT_DATA and in the package) or a hub name with unet, vae, text_encoder, "
+            "tokenizer and scheduler, "
             f"as diffusers saves them: {first}"
         ) from None

@@ -1,4 +1,5 @@
-"""Drawing pictures with a diffusion model by DDIM (Song et al., 2021, arXiv:2010.02502), the same ones each time."""
+"""Drawing pictures with a diffusion model by DDIM (Song et al., 2021, arXiv:2010.02502), the same
+ones each time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,13 +46,20 @@ class Drawn:
         scheduler.set_timesteps(self.how.steps)
         side = self.size // self.autoencoder.factor
         noise = [
-            torch.randn(self.autoencoder.channels, side, side, generator=generator(self.how.seed, "picture", k))
+            torch.randn(
+                self.autoencoder.channels,
+                side,
+                side,
+                generator=generator(self.how.seed, "picture", k),
+            )
             for k in range(len(captions))
         ]
         x = torch.stack(noise).to(model.device) * scheduler.init_noise_sigma
         for time in scheduler.timesteps:
             with_caption, without = model(torch.cat([x, x]), time, told).sample.chunk(2)
-            x = scheduler.step(without + self.how.guidance * (with_caption - without), time, x).prev_sample
+            x = scheduler.step(
+                without + self.how.guidance * (with_caption - without), time, x
+            ).prev_sample
         return (self.autoencoder.decode(x.cpu()) * 255).round().to(torch.uint8)
 
 

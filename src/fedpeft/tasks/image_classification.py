@@ -1,4 +1,5 @@
-"""Image classification with any `transformers` backbone. Pictures are uint8 tensors; they are changed by the batch."""
+"""Image classification with any `transformers` backbone. Pictures are uint8 tensors; they are
+changed by the batch."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ class ImageClassification:
 
     Attributes:
       model: "micro-vit" (ships with the package), a folder or a hub name.
-      size: pixels a side that the model sees; 0 for what it was trained with. Position embeddings are resized.
+      size: pixels a side that the model sees; 0 for what it was trained with. Position embeddings
+        are resized.
       crop: pixels of padding, at the size of the model's input, for a random crop.
       flip: whether pictures are mirrored at random.
       mean, std: of the normalisation, one value or one a channel; empty for the model's own.
@@ -38,13 +40,18 @@ class ImageClassification:
 
     def __post_init__(self) -> None:
         if self.size < 0 or self.crop < 0:
-            raise ValueError(f"size and crop are pixels and must not be negative, got {self.size} and {self.crop}")
+            raise ValueError(
+                f"size and crop are pixels and must not be negative, got {self.size} and "
+                f"{self.crop}"
+            )
 
     @property
     def input(self) -> ImageInput:
         """What the model sees."""
         own = image_input(self.model)
-        return ImageInput(self.size or own.size, own.channels, self.mean or own.mean, self.std or own.std)
+        return ImageInput(
+            self.size or own.size, own.channels, self.mean or own.mean, self.std or own.std
+        )
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
         from transformers import AutoModelForImageClassification
@@ -58,8 +65,8 @@ class ImageClassification:
     def prepare(self, table: Table) -> Tensors:
         """`image` as uint8 (n, channels, height, width), and `label`.
 
-        Pictures of one size that are not larger than the input are kept as they are and enlarged batch by batch; all
-        others are brought to the input's size here.
+        Pictures of one size that are not larger than the input are kept as they are and enlarged
+        batch by batch; all others are brought to the input's size here.
 
         Raises:
           DataError: there are no pictures, or one cannot be read.
@@ -89,7 +96,9 @@ class ImageClassification:
             plain = picture.convert(mode)
             kept.append(fitted(plain) if max(plain.size) > side else plain)
         if len({picture.size for picture in kept}) > 1:
-            kept = [picture if picture.size == (side, side) else fitted(picture) for picture in kept]
+            kept = [
+                picture if picture.size == (side, side) else fitted(picture) for picture in kept
+            ]
         stacked = torch.from_numpy(np.stack([np.asarray(picture) for picture in kept]))
         return stacked[:, None] if mode == "L" else stacked.permute(0, 3, 1, 2).contiguous()
 
@@ -97,8 +106,12 @@ class ImageClassification:
         see = self.input
         x = rows["image"].float() / 255
         if x.shape[-2:] != (see.size, see.size):
-            x = interpolate(x, (see.size, see.size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
-        mean, std = (torch.tensor(values, device=x.device).view(-1, 1, 1) for values in (see.mean, see.std))
+            x = interpolate(
+                x, (see.size, see.size), mode="bicubic", align_corners=False, antialias=True
+            ).clamp(0, 1)
+        mean, std = (
+            torch.tensor(values, device=x.device).view(-1, 1, 1) for values in (see.mean, see.std)
+        )
         x = (x - mean) / std
         if generator is not None:
             x = _cropped(x, self.crop, generator) if self.crop else x
@@ -118,7 +131,8 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _with_channels(image: Tensor, channels: int) -> Tensor:
-    """Grey for a model of one channel, grey repeated or what is beyond colour (opacity) dropped for one of more."""
+    """Grey for a model of one channel, grey repeated or what is beyond colour (opacity) dropped for
+    one of more."""
     has = image.shape[1]
     if channels == has:
         return image
@@ -131,11 +145,15 @@ def _with_channels(image: Tensor, channels: int) -> Tensor:
 
 
 def _cropped(x: Tensor, by: int, generator: torch.Generator) -> Tensor:
-    """Pad with zeros (the mean colour) and cut out the old size at a place of its own for each picture."""
+    """Pad with zeros (the mean colour) and cut out the old size at a place of its own for each
+    picture."""
     (n, _, height, width), device = x.shape, x.device
     x = pad(x, [by] * 4)
     top, left = torch.randint(0, 2 * by + 1, (2, n, 1), generator=generator).to(device)
-    rows, columns = top + torch.arange(height, device=device), left + torch.arange(width, device=device)  # (n, side)
+    rows, columns = (
+        top + torch.arange(height, device=device),
+        left + torch.arange(width, device=device),
+    )  # (n, side)
     picture = torch.arange(n, device=device)[:, None, None]
     return x.permute(0, 2, 3, 1)[picture, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 

@@ -22,21 +22,25 @@ COUNTS = ("classes", "num_classes")
 
 @dataclass(frozen=True, eq=False)
 class ModuleTask:
-    """A module from a batch of inputs (n, ...) to logits (n, classes). Methods need its head's name: `method.head`.
+    """A module from a batch of inputs (n, ...) to logits (n, classes). Methods need its head's
+    name: `method.head`.
 
-    What makes the module is called with torch's generators seeded, so that server and clients start from the same
-    weights, and gets the number of classes where it takes an argument `classes` or `num_classes`.
+    What makes the module is called with torch's generators seeded, so that server and clients start
+    from the same weights, and gets the number of classes where it takes an argument `classes` or
+    `num_classes`.
 
     Attributes:
-      module: "package.module:name" of a class or function, or the class or function itself, or a module made already,
-        of which every model is then a copy.
+      module: "package.module:name" of a class or function, or the class or function itself, or a
+        module made already, of which every model is then a copy.
       arguments: for the call, by keyword.
-      column: the inputs; empty for `x`, or `image` where there is no `x`. Bytes go in as numbers from 0 to 1.
+      column: the inputs; empty for `x`, or `image` where there is no `x`. Bytes go in as numbers
+        from 0 to 1.
       loss: "cross_entropy".
 
     Raises:
       ValueError: no name and nothing to call, or an unknown loss.
-      PlanError: the module cannot be imported or made; or it must go to another process and has no name to go by.
+      PlanError: the module cannot be imported or made; or it must go to another process and has no
+        name to go by.
     """
 
     module: Any
@@ -48,7 +52,10 @@ class ModuleTask:
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
         if not (":" in self.module if isinstance(self.module, str) else callable(self.module)):
-            raise ValueError(f"module must be a name like package.module:Class, or a callable, got {self.module!r}")
+            raise ValueError(
+                "module must be a name like package.module:Class, or a callable, got "
+                f"{self.module!r}"
+            )
         if not isinstance(self.module, str) and (name := _name_of(self.module)):
             object.__setattr__(self, "module", name)
 
@@ -56,8 +63,10 @@ class ModuleTask:
         """What goes to another process."""
         if not isinstance(self.module, str | nn.Module):
             raise PlanError(
-                f"{self.module!r} lives in this process only: to train in several, move it to the top of a module "
-                'that can be imported and name it as "package.module:name", or use the engine "inprocess"'
+                f"{self.module!r} lives in this process only: to train in several, move it to the "
+                "top of a module "
+                'that can be imported and name it as "package.module:name", or use the engine '
+                '"inprocess"'
             )
         return self.__dict__
 
@@ -67,14 +76,18 @@ class ModuleTask:
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
         if isinstance(self.module, nn.Module):
             if not pretrained:
-                raise PlanError("a module made already cannot start from scratch: give the class that makes it")
+                raise PlanError(
+                    "a module made already cannot start from scratch: give the class that makes it"
+                )
             return deepcopy(self.module)
         make = _imported(self.module) if isinstance(self.module, str) else self.module
         counts = {name: len(classes) for name in _parameters(make) if name in COUNTS}
         try:
             model = make(**{**counts, **self.arguments})
         except TypeError as error:
-            raise PlanError(f"{self.module} cannot be called with {dict(self.arguments)}: {error}") from None
+            raise PlanError(
+                f"{self.module} cannot be called with {dict(self.arguments)}: {error}"
+            ) from None
         if not isinstance(model, nn.Module):
             raise PlanError(f"{self.module} gives {type(model).__name__}, no torch.nn.Module")
         return model
@@ -83,7 +96,9 @@ class ModuleTask:
         name = self.column or ("x" if "x" in table.columns else "image")
         x = scoring.column(table, name, "a module")
         if not isinstance(x, Tensor):
-            raise DataError(f"a module learns from a tensor; the column {name!r} holds {type(x).__name__}")
+            raise DataError(
+                f"a module learns from a tensor; the column {name!r} holds {type(x).__name__}"
+            )
         return {"x": x, "label": scoring.column(table, "label", "a module")}
 
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
@@ -101,7 +116,10 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
     out = model(batch["x"])
     logits = out if isinstance(out, Tensor) else getattr(out, "logits", None)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise PlanError(f"the module must give logits (n, classes), not {getattr(out, 'shape', type(out).__name__)}")
+        raise PlanError(
+            "the module must give logits (n, classes), not "
+            f"{getattr(out, 'shape', type(out).__name__)}"
+        )
     return logits
 
 

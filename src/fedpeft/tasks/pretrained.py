@@ -1,4 +1,5 @@
-"""Models of Hugging Face `transformers`, by name or folder, with a new head for the task's classes."""
+"""Models of Hugging Face `transformers`, by name or folder, with a new head for the task's
+classes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ from fedpeft.errors import PlanError
 
 @dataclass(frozen=True)
 class ImageInput:
-    """What an image model was trained on: pixels a side, channels, and the normalisation of pixels in [0, 1]."""
+    """What an image model was trained on: pixels a side, channels, and the normalisation of pixels
+    in [0, 1]."""
 
     size: int
     channels: int
@@ -39,7 +41,8 @@ def config_of(name: str) -> Any:
         return AutoConfig.from_pretrained(str(locate(name) or name))
     except (OSError, ValueError) as error:
         raise PlanError(
-            f"model {name!r} is neither a folder (looked here, in $FEDPEFT_DATA and in the package) nor a hub model "
+            f"model {name!r} is neither a folder (looked here, in $FEDPEFT_DATA and in the "
+            "package) nor a hub model "
             f"that can be read: {str(error).splitlines()[0]}"
         ) from None
 
@@ -47,7 +50,8 @@ def config_of(name: str) -> Any:
 def classifier(auto: Any, name: str, classes: Sequence[str], pretrained: bool) -> nn.Module:
     """A model for classification in float32: `auto` is the `AutoModelFor...` of the task.
 
-    The head is new, so its weights come from torch's default generator, as do all of them with `pretrained = false`.
+    The head is new, so its weights come from torch's default generator, as do all of them with
+    `pretrained = false`.
     """
     config = config_of(name)
     config.id2label = dict(enumerate(classes))
@@ -58,10 +62,12 @@ def classifier(auto: Any, name: str, classes: Sequence[str], pretrained: bool) -
 
 
 def language_model(name: str, pretrained: bool, quantize: str | None = None) -> nn.Module:
-    """A decoder with its own output layer, in float32; with `pretrained = false` from torch's default generator.
+    """A decoder with its own output layer, in float32; with `pretrained = false` from torch's
+    default generator.
 
-    With `quantize = "nf4"` the linear layers but the output have four bits a weight, and a float32 for every 64. They
-    are quantized on the processor, whatever computes later, and without a second quantization of these scales, which
+    With `quantize = "nf4"` the linear layers but the output have four bits a weight, and a float32
+    for every 64. They are quantized on the processor, whatever computes later, and without a second
+    quantization of these scales, which
     would take a mean: so the codes do not depend on the device or on the number of threads.
 
     Raises:
@@ -73,14 +79,24 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
     if quantize is None:
         return _loaded(AutoModelForCausalLM, name, config, pretrained)
     if not pretrained:
-        raise PlanError(f'quantize = "{quantize}": a model that is trained whole stays in float32; leave out one')
+        raise PlanError(
+            f'quantize = "{quantize}": a model that is trained whole stays in float32; leave out '
+            "one"
+        )
     if getattr(config, "quantization_config", None):
-        raise PlanError(f'quantize = "{quantize}": {name!r} is saved quantized; name the model that it was made of')
+        raise PlanError(
+            f'quantize = "{quantize}": {name!r} is saved quantized; name the model that it was '
+            "made of"
+        )
     if find_spec("bitsandbytes") is None:
-        raise PlanError(f"quantize = \"{quantize}\" needs bitsandbytes: pip install 'fedpeft[4bit]'")
+        raise PlanError(
+            f"quantize = \"{quantize}\" needs bitsandbytes: pip install 'fedpeft[4bit]'"
+        )
     # it tells of a kernel to download, for a product that is not used
     getLogger("bitsandbytes.backends.cpu").setLevel(ERROR)
-    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=quantize, bnb_4bit_compute_dtype=torch.float32)
+    how = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=quantize, bnb_4bit_compute_dtype=torch.float32
+    )
     settings = {"quantization_config": how, "device_map": {"": "cpu"}}
     return prepare_quantized(_loaded(AutoModelForCausalLM, name, config, pretrained, **settings))
 
@@ -121,7 +137,8 @@ def _checked(model: nn.Module, name: str) -> nn.Module:
 
 
 def _renewed(model: nn.Module, config: Any) -> nn.Module:
-    """A new head even where the checkpoint's has the right number of classes: they are other classes."""
+    """A new head even where the checkpoint's has the right number of classes: they are other
+    classes."""
     from fedpeft.core.trainable import head_of
 
     head = model.get_submodule(head_of(model))
@@ -146,11 +163,14 @@ def image_input(name: str) -> ImageInput:
     except (OSError, ValueError, TypeError, AttributeError):
         mean, std = (0.5,), (0.5,)
     size = getattr(config, "image_size", None) or 224
-    return ImageInput(size if isinstance(size, int) else int(size[0]), channels, mean[:channels], std[:channels])
+    return ImageInput(
+        size if isinstance(size, int) else int(size[0]), channels, mean[:channels], std[:channels]
+    )
 
 
 def resize_positions(model: nn.Module, config: Any, size: int) -> None:
-    """Let a vision transformer take pictures of `size` pixels a side: interpolate its position embeddings, bicubically.
+    """Let a vision transformer take pictures of `size` pixels a side: interpolate its position
+    embeddings, bicubically.
 
     A model without such embeddings takes any size as it is.
 

