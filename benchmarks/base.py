@@ -44,12 +44,12 @@ from fedpeft.core.seeds import seeded
 from fedpeft.core.trainable import read
 from fedpeft.core.types import Batch, State, Tensors
 from fedpeft.local.descent import Descent
-from fedpeft.loop import Ledger
 from fedpeft.methods.head import Head
 from fedpeft.methods.lora import LoRA
 from fedpeft.optimizers.sgd import SGD
 from fedpeft.partitions.iid import IID
-from fedpeft.plan import read_plan
+from fedpeft.plan.reading import read_plan
+from fedpeft.rounds.loop import Ledger
 from fedpeft.runs.measure import measure
 
 WAYS = {
@@ -144,7 +144,7 @@ def head(repeats: int, threads: int) -> dict[str, Any]:
         began = time.perf_counter()
         kept = open_site(plan)
         prepare = time.perf_counter() - began
-        whole = open_site(replace(plan, features=False))
+        whole = open_site(replace(plan, compute=replace(plan.compute, features=False)))
         ways = [
             federate(site.plan, InProcess(site), start(plan, site.params()))
             for site in (kept, whole)

@@ -37,7 +37,7 @@ from typing import Any
 
 from benchmarks.federation import ROOT, Federation, federation
 from fedpeft.core.stores import Folder
-from fedpeft.plan import read_plan
+from fedpeft.plan.reading import read_plan
 from fedpeft.runs.folder import RunFolder, read_rounds
 
 PLAN = """

@@ -73,7 +73,7 @@ def race(plan: Plan, forward: Any, repeats: int) -> dict[str, float]:
     ]
     local = plan.local
     assert isinstance(local, Descent)
-    torch.set_num_threads(plan.threads)
+    torch.set_num_threads(plan.compute.threads)
 
     def ours() -> None:
         _, ledger = next(rounds)

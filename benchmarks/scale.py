@@ -32,16 +32,16 @@ from benchmarks.gpu import Pictures
 from benchmarks.overhead import machine, peak, resident
 from benchmarks.work import Noise
 from fedpeft import InProcess, Plan, federate, open_site, start
-from fedpeft.admission import Door, Ledger
 from fedpeft.codecs.float16 import Float16
 from fedpeft.core.interfaces import Data, LossFn
+from fedpeft.core.payloads import pack
 from fedpeft.core.stores import Folder, ahead
 from fedpeft.core.tensors import layout, map_tensors
 from fedpeft.core.types import Batch, Carry, Context, Reply, State, Tensors, Update
-from fedpeft.core.wire import pack
-from fedpeft.loop import aggregate
 from fedpeft.methods.lora import LoRA
 from fedpeft.partitions.iid import IID
+from fedpeft.rounds.admission import Door, Ledger
+from fedpeft.rounds.loop import aggregate
 from fedpeft.stages.error_feedback import ErrorFeedback
 
 

@@ -8,11 +8,11 @@ from fedpeft.core.interfaces import Store
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Failure, Job, Reply
 from fedpeft.engines.inprocess import InProcess
-from fedpeft.loop import federate, start
-from fedpeft.plan import Plan
+from fedpeft.plan.plan import Plan
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import open_site
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import RunFolder, read_rounds
-from fedpeft.site import open_site
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from running import PLAN
 
+from fedpeft.core.payloads import pack, unpack
 from fedpeft.core.stores import load_tensors
 from fedpeft.core.tensors import layout
 from fedpeft.core.types import Update
-from fedpeft.core.wire import pack, unpack
 from fedpeft.oneshot.contribute import contribute, from_partition
 from fedpeft.oneshot.contribution import Contribution, read_contribution, write_contribution
 from fedpeft.oneshot.invitation import Invitation, invite, read_invitation, server_key
 from fedpeft.oneshot.keys import Trust, make_signing_key, sealing_key, signing_key
-from fedpeft.plan import read_plan
+from fedpeft.plan.reading import read_plan
 
 ONE_ROUND = ["rounds=1", "cohort=4", "local.epochs=3"]
 

@@ -22,10 +22,10 @@ from fedpeft.core.seeds import seeded
 from fedpeft.core.tensors import under
 from fedpeft.core.types import Batch
 from fedpeft.registry import CATALOGUE
+from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.execute import execute, open_engine, open_run_site
 from fedpeft.runs.folder import RunFolder, create
-from fedpeft.site import Site
 
 SMALL: dict[str, Any] = {
     "name": "small",

@@ -10,10 +10,11 @@ from fedpeft.core.interfaces import Engine, LowRank, Store
 from fedpeft.core.stores import Nowhere
 from fedpeft.core.types import Failure, Job, Reply, State, Tensors
 from fedpeft.engines.inprocess import InProcess
-from fedpeft.loop import Ledger, federate, start
-from fedpeft.plan import Plan, read_plan
+from fedpeft.plan.plan import Plan
+from fedpeft.plan.reading import read_plan
 from fedpeft.registry import build
-from fedpeft.site import Site
+from fedpeft.rounds.loop import Ledger, federate, start
+from fedpeft.rounds.site import Site
 
 DIGITS = {
     "method": "head",

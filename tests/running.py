@@ -6,10 +6,10 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from fedpeft.cli.app import app
+from fedpeft.rounds.site import Site
 from fedpeft.runs.execute import execute, open_engine
 from fedpeft.runs.folder import RunFolder
 from fedpeft.runs.record import RoundRecord
-from fedpeft.site import Site
 
 PLAN = """
 name = "blobs"

@@ -7,13 +7,13 @@ from pathlib import Path
 from rounds import Recording, on, points_plan
 
 from fedpeft.core.interfaces import Engine
+from fedpeft.core.payloads import unpack
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import layout
 from fedpeft.core.types import Failure, Job, Reply, State, Tensors, Update
-from fedpeft.core.wire import unpack
-from fedpeft.loop import Ledger, federate, start
-from fedpeft.plan import Plan
-from fedpeft.site import Site
+from fedpeft.plan.plan import Plan
+from fedpeft.rounds.loop import Ledger, federate, start
+from fedpeft.rounds.site import Site
 
 SECURE = {
     "exchange": {"name": "secure", "threshold": 4},

@@ -9,16 +9,16 @@ import pytest
 import torch
 from rounds import Tampering, on, points_plan, run
 
-from fedpeft.admission import FEW, WINDOW, Door, Ledger
+from fedpeft.core.payloads import pack, unpack
 from fedpeft.core.tensors import equal, layout, scale
 from fedpeft.core.types import Failure, Reply, State, Update
-from fedpeft.core.wire import pack, unpack
 from fedpeft.errors import PlanError
-from fedpeft.loop import federate, start
-from fedpeft.plan import NORM_FACTOR, Plan
+from fedpeft.plan.plan import NORM_FACTOR, Plan
+from fedpeft.rounds.admission import FEW, WINDOW, Door, Ledger
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import Site, open_site
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.record import record_of
-from fedpeft.site import Site, open_site
 
 Harm = Callable[[Reply | Failure], Reply | Failure]
 
@@ -173,7 +173,7 @@ def test_honest_runs_notice_nothing(points: Site, alpha: float) -> None:
     )
     site = open_site(plan)
     bounded, free = (
-        run(site, replace(plan, norm_factor=factor)) for factor in (None, float("inf"))
+        run(site, replace(plan, admission=replace(plan.admission, norm_factor=factor))) for factor in (None, float("inf"))
     )
     assert equal(bounded[-1][0].params, free[-1][0].params) and bounded[-1][0].refusals == {}
     norms = sorted(bounded[-1][0].norms)

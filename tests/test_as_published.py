@@ -18,9 +18,9 @@ from fedpeft.core.types import Division, Table
 from fedpeft.errors import DataError
 from fedpeft.partitions.dirichlet import Dirichlet
 from fedpeft.partitions.redrawn import Redrawn
+from fedpeft.rounds.site import Site, open_site
 from fedpeft.runs.folder import create
 from fedpeft.runs.measure import measure
-from fedpeft.site import Site, open_site
 
 
 def test_weights_are_rounded_up_to_batches(points: Site) -> None:

@@ -19,7 +19,7 @@ from fedpeft.cli.attack import _lines
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Batch, Division, Examples, Table
 from fedpeft.errors import PlanError, RunError
-from fedpeft.site import Site, open_site, site_of
+from fedpeft.rounds.site import Site, open_site, site_of
 
 PLAIN = {"name": "sgd", "momentum": 0.0, "nesterov": False}
 POINT = {"method": "full", "local": {"lr": 0.1, "epochs": 3, "optimizer": PLAIN}}

@@ -6,15 +6,15 @@ from rounds import DIGITS, Recording, on, plan_of, points_plan
 
 from fedpeft.attacking import attackers, poisoned
 from fedpeft.core.interfaces import Attack
+from fedpeft.core.payloads import unpack
 from fedpeft.core.tensors import equal, layout, scale
 from fedpeft.core.types import Tensors, Update
-from fedpeft.core.wire import unpack
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.errors import PlanError
-from fedpeft.loop import federate, start
 from fedpeft.registry import build, names
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import Site, open_site
 from fedpeft.runs.measure import attacked, measure
-from fedpeft.site import Site, open_site
 
 every = pytest.mark.parametrize("name", sorted(names("attack")))
 

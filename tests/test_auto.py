@@ -13,9 +13,9 @@ from fedpeft.core.tensors import equal
 from fedpeft.engines.auto import Auto, company, seconds, trial, typical
 from fedpeft.engines.cohort import Cohort
 from fedpeft.engines.inprocess import InProcess
-from fedpeft.loop import federate, start
-from fedpeft.plan import read_plan
-from fedpeft.site import Site, open_site
+from fedpeft.plan.reading import read_plan
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import Site, open_site
 
 BATCHNORM = {"name": "parts:Points", "network": "convolution"}
 SHAKEN = {"name": "parts:Points", "network": "shaken"}

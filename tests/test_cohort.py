@@ -19,10 +19,11 @@ from fedpeft.core.types import Failure, Job, Reply, Update
 from fedpeft.core.wire import headers, layout_of, unframe, unpack
 from fedpeft.engines.cohort import Cohort
 from fedpeft.engines.inprocess import InProcess
-from fedpeft.loop import federate, start
-from fedpeft.plan import Plan, read_plan
+from fedpeft.plan.plan import Plan
+from fedpeft.plan.reading import read_plan
 from fedpeft.registry import names
-from fedpeft.site import Site, open_site
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import Site, open_site
 
 TOLERANCE = 1e-4
 RAGGED: dict[str, Any] = {

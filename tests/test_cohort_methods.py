@@ -14,9 +14,9 @@ from test_cohort import TOLERANCE, both, read
 from torch import nn
 
 from fedpeft.core.types import Batch, Table, Tensors
-from fedpeft.plan import read_plan
+from fedpeft.plan.reading import read_plan
 from fedpeft.registry import names
-from fedpeft.site import open_site
+from fedpeft.rounds.site import open_site
 
 KEYS = "k_proj.bias"
 """It adds the same to all scores of a query, which softmax takes away again: the true gradient is

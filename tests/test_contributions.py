@@ -27,7 +27,7 @@ from fedpeft.oneshot.keys import (
     verified,
 )
 from fedpeft.oneshot.merge import Rules, change, merge
-from fedpeft.plan import read_plan
+from fedpeft.plan.reading import read_plan
 from fedpeft.runs.folder import read_json
 
 

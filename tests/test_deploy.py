@@ -19,7 +19,7 @@ from running import PLAN, fedpeft
 
 from benchmarks.federation import CERTIFICATES
 from fedpeft.deploy.doctor import Finding, certificate, private_key, superlink, worker
-from fedpeft.plan import read_plan
+from fedpeft.plan.reading import read_plan
 
 pytest.importorskip("cryptography")
 pytestmark = pytest.mark.skipif(

@@ -20,8 +20,8 @@ from fedpeft.oneshot.merged import change, merged
 from fedpeft.oneshot.paths import Signs, both_ways
 from fedpeft.oneshot.theory import beyond, coins
 from fedpeft.oneshot.words import answer
-from fedpeft.plan import read_plan
-from fedpeft.site import Site, site_of
+from fedpeft.plan.reading import read_plan
+from fedpeft.rounds.site import Site, site_of
 
 PLAIN = {"name": "sgd", "momentum": 0.0, "nesterov": False}
 

@@ -15,9 +15,9 @@ from fedpeft.errors import PlanError
 from fedpeft.oneshot.diagnose import Budget, _smoothness, diagnose
 from fedpeft.oneshot.merged import unfactored
 from fedpeft.oneshot.paths import Way, _alone, both_ways, check_comparable
-from fedpeft.plan import read_plan
-from fedpeft.ranks import dealt
-from fedpeft.site import Site, open_site
+from fedpeft.plan.reading import read_plan
+from fedpeft.rounds.site import Site, open_site
+from fedpeft.routing.ranks import dealt
 
 
 def low_rank(**changes: object) -> Site:

@@ -8,14 +8,14 @@ import torch
 from rounds import points_plan, run
 from torch import Tensor
 
-from fedpeft.client import Worker
 from fedpeft.core.secrets import Secret
 from fedpeft.core.stores import Nowhere
 from fedpeft.core.tensors import norm, prefixed
 from fedpeft.core.types import Batch, Context, Tensors
 from fedpeft.local.dp_as_published import DpAsPublished, Noisy
 from fedpeft.local.dp_sgd import Private
-from fedpeft.site import Site
+from fedpeft.rounds.client import Worker
+from fedpeft.rounds.site import Site
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,21 @@ from parts import Points
 from rounds import on, points_plan, run
 from torch import Tensor, nn
 
-from fedpeft.client import Worker
+from fedpeft.core.payloads import unpack
 from fedpeft.core.secrets import Secret
 from fedpeft.core.stores import Nowhere
 from fedpeft.core.tensors import layout, prefixed
 from fedpeft.core.types import Batch, Context, Failure, Job, Reply, Tensors
-from fedpeft.core.wire import unpack
 from fedpeft.errors import PlanError
 from fedpeft.local.dp_sgd import DpSgd, Private
-from fedpeft.loop import federate, start
-from fedpeft.plan import Plan, read_plan
+from fedpeft.plan.plan import Plan
+from fedpeft.plan.reading import read_plan
+from fedpeft.rounds.client import Worker
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import Site, open_site
 from fedpeft.runs.execute import open_run_site
 from fedpeft.runs.measure import measure
 from fedpeft.runs.probe import check_gradients
-from fedpeft.site import Site, open_site
 
 SECRET = Secret(bytes(32))
 DP = {"weighting": "uniform", "delta": 1e-3, "accountant": "rdp"}

@@ -18,9 +18,10 @@ from fedpeft.core.types import Failure, Job, Reply, State
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.processes import Processes
 from fedpeft.errors import PlanError
-from fedpeft.loop import Ledger, federate, start
-from fedpeft.plan import Plan, read_plan
-from fedpeft.site import Site, open_site
+from fedpeft.plan.plan import Plan
+from fedpeft.plan.reading import read_plan
+from fedpeft.rounds.loop import Ledger, federate, start
+from fedpeft.rounds.site import Site, open_site
 
 POINTS = {
     "task": {"name": "parts:Points"},

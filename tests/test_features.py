@@ -19,10 +19,10 @@ from fedpeft.core.tensors import equal, finite
 from fedpeft.core.trainable import read, train_only, trainable
 from fedpeft.core.types import Batch, State, Tensors
 from fedpeft.engines.processes import Processes
-from fedpeft.loop import federate, start
-from fedpeft.plan import Plan
+from fedpeft.plan.plan import Plan
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import Site, open_site
 from fedpeft.runs.measure import measure, over_clients
-from fedpeft.site import Site, open_site
 
 FEW = {"partition": {"name": "dirichlet", "clients": 4, "alpha": 10.0}}
 
@@ -145,7 +145,7 @@ def plan() -> Plan:
 @pytest.fixture(scope="module")
 def sites(plan: Plan) -> tuple[Site, Site]:
     """Without features and with them."""
-    return open_site(replace(plan, features=False)), open_site(plan)
+    return open_site(replace(plan, compute=replace(plan.compute, features=False))), open_site(plan)
 
 
 def test_rounds_and_metrics_are_those_of_the_whole_model(sites: tuple[Site, Site]) -> None:

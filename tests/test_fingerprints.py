@@ -16,7 +16,8 @@ from transformers import ByT5Tokenizer
 from fedpeft.core.tensors import map_tensors
 from fedpeft.errors import PlanError
 from fedpeft.oneshot.invitation import base_fingerprint, transforms_digest
-from fedpeft.plan import Plan, read_plan
+from fedpeft.plan.plan import Plan
+from fedpeft.plan.reading import read_plan
 from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.taef2 import Taef2
 from fedpeft.tasks.text_classification import TextClassification, tokenizer, tokenizer_settings

@@ -21,8 +21,8 @@ from fedpeft.core.tensors import equal
 from fedpeft.engines.flower import AGAIN, SOON
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.errors import RunError
-from fedpeft.loop import federate, start
-from fedpeft.site import Site, open_site
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import Site, open_site
 
 pytestmark = pytest.mark.skipif(find_spec("flwr") is None, reason="flwr is not installed")
 

@@ -21,12 +21,12 @@ from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
 from fedpeft.engines.flower import AGAIN
 from fedpeft.engines.inprocess import InProcess
-from fedpeft.loop import federate, start
 from fedpeft.oneshot.keys import make_signing_key
-from fedpeft.plan import read_plan
+from fedpeft.plan.reading import read_plan
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import open_site
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import RunFolder, read_rounds
-from fedpeft.site import open_site
 
 pytestmark = [
     pytest.mark.skipif(find_spec("flwr") is None, reason="flwr is not installed"),

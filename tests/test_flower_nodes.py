@@ -18,12 +18,13 @@ from fedpeft.core.stores import load_tensors
 from fedpeft.deploy.node import Node
 from fedpeft.deploy.terms import node_site, server_site
 from fedpeft.errors import PlanError
-from fedpeft.loop import start
-from fedpeft.plan import Plan, read_plan
+from fedpeft.plan.plan import Plan
+from fedpeft.plan.reading import read_plan
+from fedpeft.rounds.loop import start
+from fedpeft.rounds.site import Site, open_site
 from fedpeft.runs.execute import execute
 from fedpeft.runs.folder import create
 from fedpeft.runs.summary import summarize
-from fedpeft.site import Site, open_site
 
 pytestmark = pytest.mark.skipif(find_spec("flwr") is None, reason="flwr is not installed")
 

@@ -11,18 +11,18 @@ from contributions import study
 from rounds import Recording, Tampering, changed, distance, last, on, points_plan, run
 
 from fedpeft import PlanError
+from fedpeft.aggregators.class_rows import class_counts
+from fedpeft.core.payloads import pack, unpack
 from fedpeft.core.stores import load_tensors
 from fedpeft.core.tensors import equal, layout
 from fedpeft.core.types import Reply, State, Update
-from fedpeft.core.wire import pack, unpack
 from fedpeft.engines.cohort import Cohort
 from fedpeft.errors import WireError
-from fedpeft.head_rows import class_counts
-from fedpeft.loop import aggregate, federate, start
 from fedpeft.oneshot.flaws import ContributionError, Flaw
 from fedpeft.oneshot.merge import Rules, change, merge
 from fedpeft.registry import names
-from fedpeft.site import Site, open_site
+from fedpeft.rounds.loop import aggregate, federate, start
+from fedpeft.rounds.site import Site, open_site
 
 ROWS: dict[str, Any] = {"head_rows": "class_counts"}
 START = State(

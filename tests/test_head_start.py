@@ -11,19 +11,19 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fedpeft import PlanError
+from fedpeft.algorithms.class_means import PHASE
 from fedpeft.codecs.dense import Dense
+from fedpeft.core.payloads import pack
 from fedpeft.core.stores import Folder, load_tensors
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Failure, Reply, Update
-from fedpeft.core.wire import pack
 from fedpeft.engines.cohort import Cohort
-from fedpeft.head_start import PHASE
-from fedpeft.loop import federate, start
 from fedpeft.oneshot.invitation import invite
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import Site, open_site
 from fedpeft.runs.execute import execute, open_engine
 from fedpeft.runs.folder import create, read_rounds
 from fedpeft.runs.measure import measure
-from fedpeft.site import Site, open_site
 
 START: dict[str, Any] = {"head_start": PHASE, "rounds": 1}
 

@@ -17,10 +17,10 @@ from fedpeft.core.trainable import read
 from fedpeft.core.types import Tensors
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.errors import PlanError
-from fedpeft.loop import federate, start
-from fedpeft.plan import read_plan
+from fedpeft.plan.reading import read_plan
 from fedpeft.registry import build, names
-from fedpeft.site import open_site
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import open_site
 
 ROOMS = {
     kind: sorted(names(kind))

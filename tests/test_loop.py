@@ -19,17 +19,18 @@ from rounds import (
     run,
 )
 
-from fedpeft.client import Worker
 from fedpeft.core.objective import evaluate
+from fedpeft.core.payloads import unpack
 from fedpeft.core.seeds import fold, generator
 from fedpeft.core.stores import Folder, Nowhere
 from fedpeft.core.tensors import beside, equal, layout, scale
 from fedpeft.core.types import Cohort, Job, Reply, State, Update
-from fedpeft.core.wire import unpack
 from fedpeft.local.descent import Descent
-from fedpeft.loop import Ledger, advance, federate, start
-from fedpeft.plan import Plan, read_plan
-from fedpeft.site import Site, open_site
+from fedpeft.plan.plan import Plan
+from fedpeft.plan.reading import read_plan
+from fedpeft.rounds.client import Worker
+from fedpeft.rounds.loop import Ledger, advance, federate, start
+from fedpeft.rounds.site import Site, open_site
 
 
 def by_hand(site: Site, plan: Plan, client: str) -> dict[str, torch.Tensor]:

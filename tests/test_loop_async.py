@@ -12,17 +12,18 @@ from rounds import run as rounds_of
 from running import SMALL
 from running import run as executed
 
+from fedpeft.algorithms.fedbuff import Arrival, drawn_speeds, federate_async, timetable
 from fedpeft.core.stores import load_tensors
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Division, Examples, State, Table
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.errors import PlanError
-from fedpeft.loop import Ledger, start
-from fedpeft.loop_async import Arrival, drawn_speeds, federate_async, timetable
-from fedpeft.plan import Plan, read_plan
+from fedpeft.plan.plan import Plan
+from fedpeft.plan.reading import read_plan
+from fedpeft.rounds.loop import Ledger, start
+from fedpeft.rounds.site import Site, site_of
 from fedpeft.runs.execute import open_run_site
 from fedpeft.runs.folder import create
-from fedpeft.site import Site, site_of
 
 PACE = {"a": 1.0, "b": 2.5}
 

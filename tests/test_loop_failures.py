@@ -10,6 +10,7 @@ import pytest
 import torch
 from rounds import FEEDBACK, MEMORIES, Recording, Tampering, good, last, on, points_plan, run
 
+from fedpeft.core.payloads import pack, unpack
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal, finite, layout
 from fedpeft.core.types import (
@@ -23,11 +24,10 @@ from fedpeft.core.types import (
     Update,
     Weighted,
 )
-from fedpeft.core.wire import pack, unpack
 from fedpeft.errors import PlanError
-from fedpeft.loop import Ledger, advance, aggregate, federate, start
-from fedpeft.plan import Plan
-from fedpeft.site import Site
+from fedpeft.plan.plan import Plan
+from fedpeft.rounds.loop import Ledger, advance, aggregate, federate, start
+from fedpeft.rounds.site import Site
 
 
 def test_a_reply_that_was_not_counted_leaves_no_memory(points: Site, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedpeft.core.objective import LOSS_SCALE, Objective
 from fedpeft.core.trainable import read
 from fedpeft.core.types import Batch, Tensors
-from fedpeft.site import Site
+from fedpeft.rounds.site import Site
 
 TOLERANCES = {"bfloat16": 0.03, "float16": 0.004}
 """Of the gradient as one vector, the error over the length: eight and eleven significant bits,

@@ -27,11 +27,11 @@ from fedpeft.core.trainable import read, tensors_of, write
 from fedpeft.core.types import Tensors
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.errors import PlanError
-from fedpeft.loop import federate, start
 from fedpeft.optimizers.sgd import SGD
-from fedpeft.plan import read_plan
+from fedpeft.plan.reading import read_plan
 from fedpeft.registry import build, describe
 from fedpeft.registry import names as registered
+from fedpeft.rounds.loop import federate, start
 
 VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in registered("method")} | {
     "adapter shared": {"name": "adapter", "shared": True},

@@ -11,8 +11,8 @@ from torch.nn.functional import linear
 from fedpeft.core.packed import LEAST_WEIGHT, Forward, can_pack, prepare_frozen
 from fedpeft.core.tensors import equal
 from fedpeft.errors import PlanError
+from fedpeft.rounds.site import open_site
 from fedpeft.runs.environment import environment
-from fedpeft.site import open_site
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.03}
 PREPARED = [("float32", True), ("bfloat16", True), ("bfloat16", False)]

@@ -17,7 +17,8 @@ from fedpeft.data.digits import Digits
 from fedpeft.data.images import Images
 from fedpeft.data.table import HubTable
 from fedpeft.errors import PlanError
-from fedpeft.plan import Plan, read_plan
+from fedpeft.plan.plan import Plan
+from fedpeft.plan.reading import read_plan
 from fedpeft.registry import build
 from fedpeft.stages.error_feedback import ErrorFeedback
 

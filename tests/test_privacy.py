@@ -20,10 +20,10 @@ from fedpeft.core.tensors import equal
 from fedpeft.core.types import Event, Failure, Tensors
 from fedpeft.engines.processes import Processes
 from fedpeft.errors import PlanError
-from fedpeft.loop import federate, start
-from fedpeft.plan import read_plan
-from fedpeft.privacy import chosen
-from fedpeft.site import Site, open_site
+from fedpeft.plan.calibration import select_cohort
+from fedpeft.plan.reading import read_plan
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import Site, open_site
 
 SECRET = Secret(bytes(range(32)))
 CLIENT: dict[str, Any] = {
@@ -181,7 +181,7 @@ def test_epsilon_is_that_of_whoever_took_part_most_often(
     told = [ledger.privacy for _, ledger in run(points, plan)]
     event, times = plan.private_part.event, dict.fromkeys(points.data.clients, 0)
     for round_, privacy in enumerate(told):
-        for client in chosen(plan, points.data.clients, round_):
+        for client in select_cohort(plan, points.data.clients, round_):
             times[client] += 1
         assert privacy == {
             "epsilon": pytest.approx(epsilon(event, max(times.values()), 1e-3, "rdp"), abs=1e-9),

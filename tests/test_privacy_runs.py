@@ -19,15 +19,15 @@ from fedpeft.core.secrets import Secret
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
 from fedpeft.errors import RunError
-from fedpeft.loop import federate, start
-from fedpeft.plan import read_plan
-from fedpeft.privacy import with_noise
+from fedpeft.plan.calibration import with_noise
+from fedpeft.plan.reading import read_plan
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.execute import open_engine, open_run_site
 from fedpeft.runs.folder import RunFolder, create, read_json, read_rounds, reopen
 from fedpeft.runs.measure import measure
 from fedpeft.runs.summary import summarize
-from fedpeft.site import Site
 from fedpeft.studies.shelf import Shelf
 from fedpeft.studies.study import read_study
 

@@ -18,12 +18,12 @@ from fedpeft.core.stores import load_tensors
 from fedpeft.core.tensors import beside, equal
 from fedpeft.core.types import Batch, Tensors
 from fedpeft.engines.cohort import Cohort
-from fedpeft.loop import federate, start
-from fedpeft.ranks import dealt
 from fedpeft.registry import build, names
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import Site
+from fedpeft.routing.ranks import dealt
 from fedpeft.runs.execute import execute, open_engine
 from fedpeft.runs.folder import create, read_rounds
-from fedpeft.site import Site
 
 KNOWING = [
     name for name in sorted(names("aggregator")) if isinstance(build("aggregator", name), LowRank)

@@ -11,7 +11,7 @@ from fedpeft import open_site, read_plan
 from fedpeft.core.stores import load_tensors
 from fedpeft.core.tensors import equal
 from fedpeft.core.trainable import read
-from fedpeft.privacy import uncalibrated
+from fedpeft.plan.calibration import uncalibrated
 from fedpeft.registry import settings_of
 from fedpeft.runs.division import division_of
 from fedpeft.runs.measure import full_payloads
@@ -149,7 +149,11 @@ def test_the_paper_scale_has_the_papers_settings(axis: str) -> None:
             5e-2 if "MobileNetV2" in label else rates[method if method in rates else "bias"]
         )
         if private:
-            assert (plan.target_epsilon, plan.delta, local["clip_norm"]) == (5, 1e-3, 1)
+            assert (plan.privacy.target_epsilon, plan.privacy.delta, local["clip_norm"]) == (
+                5,
+                1e-3,
+                1,
+            )
         if "centralised" in label or "local only" in label:  # see decision 0013
             continue
         told = {"clients": partition.clients, "cohort": plan.cohort, "rounds": plan.rounds}

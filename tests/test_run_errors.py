@@ -12,11 +12,11 @@ from running import SMALL, run
 
 from fedpeft import Plan, PlanError, RunError, open_site, read_plan
 from fedpeft.data.partitioned import Partitioned
+from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.environment import differences
 from fedpeft.runs.execute import check_workers, moved, open_run_site
 from fedpeft.runs.folder import RunFolder, append_round, create, locked, read_rounds, reopen
-from fedpeft.site import Site
 
 
 @pytest.fixture(scope="module")

@@ -13,18 +13,18 @@ from rounds import Recording, on, points_plan, run
 from running import PLAN
 
 from fedpeft import PlanError, read_plan
-from fedpeft.client import Worker
 from fedpeft.codecs.dense import Dense
+from fedpeft.core.payloads import unpack
 from fedpeft.core.stores import Folder, Nowhere, load_tensors
 from fedpeft.core.tensors import add, equal, layout, under
 from fedpeft.core.types import Failure, Job, Reply, Tensors
-from fedpeft.core.wire import unpack
 from fedpeft.engines.cohort import Cohort
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.processes import Processes
-from fedpeft.loop import federate, start
 from fedpeft.oneshot.merge import Rules, merge
-from fedpeft.site import Site, open_site
+from fedpeft.rounds.client import Worker
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import Site, open_site
 
 DECAYING = {
     "lr": 0.1,

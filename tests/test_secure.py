@@ -28,8 +28,8 @@ from fedpeft.engines.cohort import Cohort
 from fedpeft.engines.processes import Processes
 from fedpeft.errors import PlanError
 from fedpeft.exchanges import masking
-from fedpeft.loop import federate, start
-from fedpeft.site import Site
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import Site
 
 
 @pytest.mark.parametrize(

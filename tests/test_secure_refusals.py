@@ -15,8 +15,8 @@ from fedpeft.core.types import Failure, Job
 from fedpeft.core.wire import frame, unframe
 from fedpeft.errors import PlanError
 from fedpeft.exchanges import sharing
-from fedpeft.loop import federate, start
-from fedpeft.site import Site
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import Site
 
 
 def changed(payload: bytes) -> bytes:

@@ -19,12 +19,12 @@ from fedpeft.core.wire import frame, unframe
 from fedpeft.deploy.terms import check_signer
 from fedpeft.errors import PlanError, RunError
 from fedpeft.exchanges.sharing import public
-from fedpeft.loop import Ledger, federate, start
 from fedpeft.oneshot.keys import make_signing_key
-from fedpeft.plan import Plan
+from fedpeft.plan.plan import Plan
+from fedpeft.rounds.loop import Ledger, federate, start
+from fedpeft.rounds.site import Site
 from fedpeft.runs.execute import open_engine
 from fedpeft.runs.folder import RunFolder
-from fedpeft.site import Site
 
 CLIENTS = [f"c{k:03}" for k in range(24)]
 PRIVATE = {name: blake2b(name.encode(), digest_size=32).digest() for name in CLIENTS}

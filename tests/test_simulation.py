@@ -22,8 +22,8 @@ from fedpeft.core.types import Failure, Job
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.simulation import FlowerSimulation
 from fedpeft.errors import RunError
-from fedpeft.loop import federate, start
-from fedpeft.site import Site, open_site
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import Site, open_site
 
 pytestmark = [
     pytest.mark.timeout(900),

@@ -13,8 +13,8 @@ from fedpeft.core.seeds import generator
 from fedpeft.core.types import Table
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.table import HubTable
-from fedpeft.plan import read_plan
-from fedpeft.site import open_site
+from fedpeft.plan.reading import read_plan
+from fedpeft.rounds.site import open_site
 from fedpeft.tasks.image_classification import ImageClassification
 
 LABEL = torch.tensor([0, 1, 2])

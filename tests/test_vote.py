@@ -9,19 +9,19 @@ import torch
 from rounds import Recording, Tampering, last, on, points_plan, run
 
 from fedpeft import PlanError
+from fedpeft.algorithms.vote import PHASE, between, counted, merges
 from fedpeft.codecs.dense import Dense
 from fedpeft.core.objective import evaluate
+from fedpeft.core.payloads import pack
 from fedpeft.core.stores import Nowhere, load_tensors
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Failure, Reply, State, Update
-from fedpeft.core.wire import pack
 from fedpeft.engines.processes import Processes
-from fedpeft.loop import federate, start
 from fedpeft.oneshot.invitation import invite
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import Site, open_site
 from fedpeft.runs.execute import execute, open_engine
 from fedpeft.runs.folder import create, read_rounds
-from fedpeft.site import Site, open_site
-from fedpeft.vote import PHASE, between, counted, merges
 
 VOTE: dict[str, Any] = {"vote": [1.0, 0.25, 1.5], "cohort": 6, "rounds": 2}
 SKEW: dict[str, Any] = {"partition": {"name": "dirichlet", "clients": 6, "alpha": 0.1}}

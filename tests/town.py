@@ -14,8 +14,8 @@ from fedpeft.deploy.node import Node
 from fedpeft.deploy.terms import terms_of
 from fedpeft.engines.flower import Flower
 from fedpeft.engines.inprocess import InProcess
-from fedpeft.loop import Ledger, federate, start
-from fedpeft.site import Site
+from fedpeft.rounds.loop import Ledger, federate, start
+from fedpeft.rounds.site import Site
 
 PLAN = points_plan(
     partition={"name": "dirichlet", "clients": 3, "alpha": 10.0}, cohort=3, **SCAFFOLD

@@ -19,7 +19,8 @@ from typing import Any
 
 from fedpeft.attacks.attack import Effort, attack, favourite
 from fedpeft.oneshot.diagnose import Budget, diagnose
-from fedpeft.plan import Plan, read_plan
+from fedpeft.plan.plan import Plan
+from fedpeft.plan.reading import read_plan
 from fedpeft.runs.execute import open_run_site
 
 MARK = "<!-- table -->\n"

@@ -20,7 +20,7 @@ from fedpeft.local.descent import Descent
 from fedpeft.methods.head import Head
 from fedpeft.methods.lora import LoRA
 from fedpeft.partitions.iid import IID
-from fedpeft.privacy import chosen, round_seed
+from fedpeft.plan.calibration import round_seed, select_cohort
 
 LR = 0.01
 
@@ -148,7 +148,7 @@ def orders(plan: Plan, parts: Mapping[str, torch.Tensor], round_: int) -> dict[s
         rows: list[int] = mine[torch.randperm(len(mine), generator=draws)].tolist()
         return rows
 
-    return {client: order(client) for client in chosen(plan, list(parts), round_)}
+    return {client: order(client) for client in select_cohort(plan, list(parts), round_)}
 
 
 VARIANTS: Mapping[str, tuple[dict[str, Any], str]] = {

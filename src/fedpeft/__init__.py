@@ -4,16 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedpeft.client import Worker
     from fedpeft.core.objective import evaluate
     from fedpeft.core.stores import Folder
     from fedpeft.engines.cohort import Cohort
     from fedpeft.engines.inprocess import InProcess
     from fedpeft.engines.processes import Processes
     from fedpeft.errors import DataError, FedpeftError, PlanError, RunError, WireError
-    from fedpeft.loop import Ledger, federate, start
-    from fedpeft.plan import Plan, read_plan
-    from fedpeft.site import Site, open_site
+    from fedpeft.plan.plan import Plan
+    from fedpeft.plan.reading import read_plan
+    from fedpeft.rounds.client import Worker
+    from fedpeft.rounds.loop import Ledger, federate, start
+    from fedpeft.rounds.site import Site, open_site
 
 __all__ = [
     "Cohort",
@@ -38,16 +39,17 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "client": ("Worker",),
+    "rounds.client": ("Worker",),
     "core.objective": ("evaluate",),
     "core.stores": ("Folder",),
     "engines.cohort": ("Cohort",),
     "engines.inprocess": ("InProcess",),
     "engines.processes": ("Processes",),
     "errors": ("DataError", "FedpeftError", "PlanError", "RunError", "WireError"),
-    "loop": ("Ledger", "federate", "start"),
-    "plan": ("Plan", "read_plan"),
-    "site": ("Site", "open_site"),
+    "rounds.loop": ("Ledger", "federate", "start"),
+    "plan.plan": ("Plan",),
+    "plan.reading": ("read_plan",),
+    "rounds.site": ("Site", "open_site"),
 }
 
 

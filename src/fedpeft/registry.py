@@ -21,6 +21,7 @@ from fedpeft.errors import PlanError, unknown
 
 CATALOGUE: dict[str, dict[str, str]] = {
     "aggregator": {
+        "class_rows": "fedpeft.aggregators.class_rows:ClassRows",
         "fedex": "fedpeft.aggregators.fedex:FedEx",
         "fedit": "fedpeft.aggregators.fedit:FedIT",
         "flexlora": "fedpeft.aggregators.flexlora:FlexLoRA",
@@ -33,6 +34,11 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "multi_krum": "fedpeft.aggregators.multi_krum:MultiKrum",
         "rolora": "fedpeft.aggregators.rolora:RoLoRA",
         "trimmed_mean": "fedpeft.aggregators.trimmed_mean:TrimmedMean",
+    },
+    "algorithm": {
+        "class_means": "fedpeft.algorithms.class_means:ClassMeans",
+        "fedbuff": "fedpeft.algorithms.fedbuff:FedBuff",
+        "vote": "fedpeft.algorithms.vote:Vote",
     },
     "attack": {
         "backdoor": "fedpeft.attackers.backdoor:Backdoor",
@@ -68,7 +74,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "processes": "fedpeft.engines.processes:Processes",
     },
     "exchange": {
-        "fit": "fedpeft.exchanges.fit:Fit",
+        "plain": "fedpeft.exchanges.plain:Plain",
         "secure": "fedpeft.exchanges.secure:Secure",
     },
     "local": {
@@ -104,6 +110,11 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "redrawn": "fedpeft.partitions.redrawn:Redrawn",
         "shards": "fedpeft.partitions.shards:Shards",
     },
+    "routing": {
+        "alternate": "fedpeft.routing.alternate:Alternate",
+        "personal": "fedpeft.routing.personal:Personal",
+        "ranks": "fedpeft.routing.ranks:Ranks",
+    },
     "sampler": {
         "sequential_chain": "fedpeft.samplers.sequential_chain:SequentialChain",
         "uniform": "fedpeft.samplers.uniform:Uniform",
@@ -116,6 +127,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "scaffold": "fedpeft.servers.scaffold:Scaffold",
         "yogi": "fedpeft.servers.yogi:Yogi",
     },
+    "server_step": {},
     "stage": {
         "client_dp": "fedpeft.stages.client_dp:ClientDp",
         "error_feedback": "fedpeft.stages.error_feedback:ErrorFeedback",
@@ -167,6 +179,11 @@ def part(kind: str, default: str) -> Any:
     return field(
         default_factory=lambda: build(kind, default), metadata={"kind": kind, "default": default}
     )
+
+
+def table(cls: type) -> Any:
+    """A dataclass field that holds settings of one kind, as a table of the plan."""
+    return field(default_factory=cls, metadata={"table": cls})
 
 
 def parts(kind: str) -> Any:
@@ -232,11 +249,22 @@ def construct(cls: type, settings: Mapping[str, Any], what: str, path: str) -> A
 def _value(slot: Field[Any], hint: Any, value: Any, path: str) -> Any:
     if "kind" in slot.metadata:
         return _part(slot, hint, value, path)
+    if "table" in slot.metadata:
+        return _table(slot.metadata["table"], value, path)
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise PlanError(f"{path} = {value!r}: {reason[0].lower()}{reason[1:]}") from None
+
+
+def _table(cls: type, value: Any, path: str) -> Any:
+    if isinstance(value, cls):
+        return value
+    if not isinstance(value, Mapping):
+        known = ", ".join(f.name for f in fields(cls))
+        raise PlanError(f"{path} = {value!r}: must be a table; its keys are {known}")
+    return construct(cls, value, path, path)
 
 
 def _part(slot: Field[Any], hint: Any, value: Any, path: str) -> Any:
@@ -290,7 +318,9 @@ def settings_of(built: Any) -> dict[str, Any]:
             continue
         value = getattr(built, f.name)
         kind = f.metadata.get("kind")
-        if kind is None:
+        if "table" in f.metadata:
+            plain[f.name] = settings_of(value)
+        elif kind is None:
             plain[f.name] = list(value) if isinstance(value, tuple) else value
         elif isinstance(value, tuple):
             plain[f.name] = [describe(kind, one) for one in value]

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from fedpeft.aggregators.mean import Mean
-from fedpeft.core.lowrank import EXACT, Product, is_factor, padded, pairs
-from fedpeft.core.tensors import prefixed
+from fedpeft.core.lowrank import Product, is_factor, padded, pairs
 from fedpeft.core.types import ClientId, State, Tensors, Update
 
 
@@ -47,9 +46,7 @@ class Gathered:
                 f"{layer}.left": product.left.to(like),
                 f"{layer}.right": product.right.to(like),
             }
-        return replace(
-            self.mean, delta=delta, exact=prefixed(EXACT, more), error=self._error(delta, more)
-        )
+        return replace(self.mean, delta=delta, exact=more, error=self._error(delta, more))
 
     def _error(self, delta: Tensors, more: Tensors) -> float | None:
         params, off, all_ = self.state.params, 0.0, 0.0

@@ -22,7 +22,7 @@ class FedEx:
     """
 
     plain: ClassVar[bool] = True
-    still: ClassVar[tuple[str, ...]] = ()
+    merges_base: ClassVar[bool] = True
 
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]

@@ -19,7 +19,6 @@ class FedIT:
     """
 
     plain: ClassVar[bool] = False
-    still: ClassVar[tuple[str, ...]] = ()
 
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]

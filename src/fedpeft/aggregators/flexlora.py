@@ -26,7 +26,6 @@ class FlexLoRA:
     """
 
     plain: ClassVar[bool] = True
-    still: ClassVar[tuple[str, ...]] = ()
 
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]

@@ -33,7 +33,7 @@ class FLoRA:
     strength: float = 1.0
     seed: int = 0
     plain: ClassVar[bool] = True
-    still: ClassVar[tuple[str, ...]] = ()
+    merges_base: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.strength < float("inf"):

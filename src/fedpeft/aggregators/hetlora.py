@@ -22,7 +22,6 @@ class HetLoRA:
     """
 
     plain: ClassVar[bool] = False
-    still: ClassVar[tuple[str, ...]] = ()
 
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]

@@ -1,11 +1,12 @@
 """RoLoRA: B and A trained in turn (Chen et al., 2025, arXiv:2502.01755)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from fedpeft.aggregators.factors import gathered
 from fedpeft.core.types import ClientId, State, Tensors, Update
+from fedpeft.core.views import View
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,14 @@ class RoLoRA:
     """
 
     plain: ClassVar[bool] = True
-    still: ClassVar[tuple[str, ...]] = ("A", "B")
+    turns: ClassVar[tuple[str, ...]] = ("A", "B")  # the factors that stand still, in turn
 
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
     ) -> Update:
         return gathered(updates, state, received).change({})
+
+    def view(self, client: ClientId, round: int, clients: Sequence[ClientId]) -> View:
+        """All receive both factors, and send back the one that is trained in this round."""
+        still = self.turns[round % len(self.turns)]
+        return View(trains=((f"!*.lora_{still}.*",),))

@@ -16,10 +16,10 @@ from fedpeft.core.seeds import generator
 from fedpeft.core.trainable import head_of
 from fedpeft.core.types import Batch, ClientId, Tensors
 from fedpeft.errors import PlanError
-from fedpeft.plan import Plan
-from fedpeft.privacy import chosen
+from fedpeft.plan.calibration import select_cohort
+from fedpeft.plan.plan import Plan
 from fedpeft.registry import describe
-from fedpeft.site import Site, threads
+from fedpeft.rounds.site import Site, threads
 
 BASELINES = ("class_mean", "mean", "other")
 """What is had without a message."""
@@ -115,7 +115,7 @@ class Attacker:
             return self.site.on_device({**rows, "mask": torch.ones(len(label))})
 
         self.site.model.eval()
-        with threads(self.site.plan.threads):
+        with threads(self.site.plan.compute.threads):
             found = solved(messages[0], begin, batch(begin))
             if found is None:
                 found = sought(messages, begin, batch, self.span, steps, tick)
@@ -182,7 +182,9 @@ def _noise(plan: Plan) -> dict[str, Any]:
 def favourite(site: Site) -> ClientId:
     """The client that takes part most often, of several the first."""
     plan, every = site.plan, site.data.clients
-    times = Counter(name for round_ in range(plan.rounds) for name in chosen(plan, every, round_))
+    times = Counter(
+        name for round_ in range(plan.rounds) for name in select_cohort(plan, every, round_)
+    )
     return min(times, key=lambda name: (-times[name], name))
 
 

@@ -21,7 +21,7 @@ from fedpeft.core.objective import Objective
 from fedpeft.core.tensors import count, map_tensors, norm
 from fedpeft.core.types import Batch, ClientId, Tensors
 from fedpeft.errors import DataError
-from fedpeft.site import Site, threads
+from fedpeft.rounds.site import Site, threads
 
 CHUNK = 32
 DRAWS = 1000
@@ -66,7 +66,7 @@ def scores(
     untouched = Objective(site.model, site.task)
     site.model.eval()
     found: dict[str, list[Tensor]] = {"loss": [], "gain": [], "cosine": [], "before": []}
-    with threads(site.plan.threads):
+    with threads(site.plan.compute.threads):
         for batch in batches:
             before = [
                 _losses(message.objective, site, message.received, batch) for message in messages

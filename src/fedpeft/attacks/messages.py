@@ -7,16 +7,18 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from fedpeft.client import Worker
 from fedpeft.core.objective import Objective
+from fedpeft.core.payloads import unpack
+from fedpeft.core.rounds import update_layout
 from fedpeft.core.stores import Folder
-from fedpeft.core.tensors import beside, layout
+from fedpeft.core.tensors import beside
 from fedpeft.core.types import ClientId, Failure, Job, Reply, Tensors
-from fedpeft.core.wire import unpack
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.errors import DataError, PlanError, RunError
-from fedpeft.loop import federate, start
-from fedpeft.site import Site
+from fedpeft.plan.calibration import without_target
+from fedpeft.rounds.client import Worker
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import Site
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,12 @@ class Overheard:
                 f"{job.client!r} failed in round {job.round + 1} and sent nothing: {reply.reason}"
             )
         plan = self.worker.site.plan
-        received, objective = self.worker.receive(job.payload, job.round)
-        delta = unpack(job.client, reply.payload, plan.uplink, layout(received)).delta
-        own, moved = (beside(plan.local_shares, side) for side in (received, delta))
-        return Message(job.round, own, moved, objective)
+        view = plan.view(job.client, job.round, self.clients)
+        found = self.worker.receive(job.payload, view, job.phase)
+        expected = update_layout(found.message, view, plan.local_shares)
+        delta = unpack(job.client, reply.payload, plan.uplink, expected).delta
+        own, moved = (beside(plan.local_shares, side) for side in (found.start, delta))
+        return Message(job.round, own, moved, found.objective)
 
 
 def overheard(
@@ -95,13 +99,11 @@ def overheard(
         raise PlanError(
             'exchange = "secure": single messages cannot be read, which is what secure sums are '
             "for. To measure what "
-            'they would tell, attack a run of the same plan with exchange = "fit"'
+            'they would tell, attack a run of the same plan with exchange = "plain"'
         )
-    if site.plan.buffer:
-        raise PlanError("messages are heard in rounds: leave out `buffer`")
-    site = replace(
-        site, plan=replace(site.plan, target_epsilon=None)
-    )  # what is spent here is nobody's budget
+    if site.plan.asynchronous:
+        raise PlanError("messages are heard in rounds: leave out fedbuff")
+    site = replace(site, plan=without_target(site.plan))  # what is spent here is nobody's budget
     with TemporaryDirectory() as memory:
         engine = Overheard(Worker(site, Folder(Path(memory))), target, tick)
         for _ in federate(site.plan, engine, start(site.plan, site.params())):

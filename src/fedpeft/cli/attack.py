@@ -62,9 +62,9 @@ def attack(
             "find with. Attack a simulation of the plan: `fedpeft run` it, and name that run"
         )
     # a search needs second derivatives, down to the pictures
-    site = open_run_site(
-        replace(reopen(run)[1], pack=False, features=False, base_dtype="float32"), device
-    )
+    plan = reopen(run)[1]
+    exact = replace(plan.compute, pack=False, features=False, base_dtype="float32")
+    site = open_run_site(replace(plan, compute=exact), device)
     if client and client not in site.data.clients:
         raise RunError(unknown("client", client, site.data.clients))
     with Progress(console=Console(stderr=True), transient=True) as progress:

@@ -13,7 +13,7 @@ from fedpeft.cli.options import AsJson, Debug, Device, RunPath
 if TYPE_CHECKING:
     from fedpeft.core.interfaces import Store
     from fedpeft.core.types import State
-    from fedpeft.site import Site
+    from fedpeft.rounds.site import Site
 
 EXAMPLES = """\
   fedpeft evaluate runs/digits-lora-1-001

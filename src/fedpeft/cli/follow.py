@@ -11,7 +11,7 @@ from fedpeft.errors import RunError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fedpeft.plan import Plan
+    from fedpeft.plan.plan import Plan
     from fedpeft.runs.folder import RunFolder
 
 NAMELESS = "say which SuperLink: --federation NAME, a name in Flower's config.toml"

@@ -8,7 +8,7 @@ import click
 import typer
 
 if TYPE_CHECKING:
-    from fedpeft.plan import Plan
+    from fedpeft.plan.plan import Plan
 
 _DEBUG = "fedpeft.debug"
 
@@ -65,7 +65,7 @@ def resolve(plan: Path | None, settings: list[str] | None, own: str = "digits") 
     Raises:
       PlanError: see `read_plan`.
     """
-    from fedpeft.plan import read_plan
+    from fedpeft.plan.reading import read_plan
 
     default = files("fedpeft") / "assets" / "plans" / f"{own}.toml"
     return read_plan(default.read_text(encoding="utf-8") if plan is None else plan, settings or ())

@@ -26,9 +26,9 @@ from fedpeft.cli.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fedpeft.plan import Plan
+    from fedpeft.plan.plan import Plan
+    from fedpeft.rounds.site import Site
     from fedpeft.runs.folder import RunFolder
-    from fedpeft.site import Site
 
 ELSEWHERE = "flower"
 """The engine whose runs are only submitted and followed here."""

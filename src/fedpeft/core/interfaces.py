@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.core.secrets import Secret
-from fedpeft.core.tensors import Layout
 from fedpeft.core.types import (
     Batch,
     Carry,
@@ -222,14 +221,10 @@ class LowRank(Aggregator, Protocol):
 
     Attributes:
       plain: whether its result holds only if the server adds it as it is.
-      still: "A" or "B", the factors that nobody trains, in the rounds in turn; empty where both are
-        always trained.
     """
 
     @property
     def plain(self) -> bool: ...
-    @property
-    def still(self) -> tuple[str, ...]: ...
 
 
 class ServerOptimizer(Protocol):
@@ -265,50 +260,13 @@ class Engine(Protocol):
     def run(self, jobs: Iterable[Job]) -> Iterator[Reply | Failure]: ...
 
 
-class Reception(Protocol):
-    """Where the replies of a round come in and are accounted for.
-
-    A call checks a reply that is an update, and gives None after noting the failure. For other
-    messages there are `sent`, of jobs beside the first ones; `content`, the bytes of a reply of
-    which so many are tensors, or None after noting the failure; `refuse`, of what is not as it must
-    be; `counted`, of a client whose update is in a sum; and `tell`, of what befell the round.
-    """
-
-    @property
-    def expected(self) -> Layout: ...
-    def __call__(self, reply: Reply | Failure) -> Update | None: ...
-    def sent(self, jobs: Sequence[Job]) -> None: ...
-    def content(self, reply: Reply | Failure, tensors: int = 0) -> bytes | None: ...
-    def refuse(self, client: ClientId, reason: str) -> None: ...
-    def counted(self, client: ClientId, weight: float) -> None: ...
-    def tell(self, note: str) -> None: ...
-
-
-class Exchange(Protocol):
-    """The messages of a round: `collect` on the server; on a client `reply` with what it trained,
-    packed as in the open, and `answer` to every phase that is not "fit".
-
-    Attributes:
-      sums: whether the server gets the sum of the updates alone; clients then need a store.
-      signers: by client the public key that it signs with, where clients must.
-    """
-
-    @property
-    def sums(self) -> bool: ...
-    @property
-    def signers(self) -> Mapping[ClientId, str]: ...
-    def collect(
-        self, engine: Engine, jobs: Sequence[Job], receive: Reception
-    ) -> Iterator[Update]: ...
-    def reply(self, job: Job, packed: bytes, store: "Store") -> bytes: ...
-    def answer(self, job: Job, store: "Store") -> bytes: ...
-
-
 class Store(Protocol):
     """A client's own memory between rounds, and a note between the messages of one. It never leaves
     the client."""
 
-    def load(self, client: ClientId, accepted: int | None) -> Tensors: ...
+    def load(
+        self, client: ClientId, accepted: int | None, before: Job | None = None
+    ) -> Tensors: ...
     def reply(self, job: Job) -> bytes | None: ...
     def save(self, job: Job, memory: Tensors, payload: bytes) -> None: ...
     def secret(self, client: ClientId) -> Secret: ...

@@ -1,6 +1,9 @@
 """Factors of low rank, as LoRA has them (Hu et al., 2022, arXiv:2106.09685), and sums of their
 products.
 
+What is added to frozen weights is kept by layer: `<layer>.left` (out, R) and `<layer>.right` (R, in),
+or `<layer>.whole` (out, in), in units of B·A.
+
 A layer's A has the shape (r, in) and is called `<layer>.lora_A.<adapter>.weight`, its B (out, r);
 its weight changes by (α/r)·B·A. A client of rank k has the first k rows of A and columns of B,
 under the α/r of all: its product is then one of the full rank whose other rows and columns are
@@ -19,8 +22,7 @@ from fedpeft.core.types import Tensors
 
 A, B = ".lora_A.", ".lora_B."
 EXACT = "exact"
-"""The prefix of shared tensors that are added to frozen weights: for a layer `left` (out, R) and
-`right` (R, in), or `whole` (out, in), in units of B·A."""
+"""The owner, among what is shared, of what is added to frozen weights."""
 
 
 def pairs(tensors: Tensors) -> dict[str, tuple[str, str]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import zip_longest
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +23,10 @@ SECRET = "secret"
 """The file of the root that all keys of a folder come from."""
 AHEAD = 4
 """Files that the system is asked for before they are read."""
+
+
+_Version: TypeAlias = tuple[int, int]
+"""A round, and the number of a message in it."""
 
 
 class StoreError(OSError):
@@ -111,7 +116,7 @@ class Nowhere:
 
     root: Secret = field(default_factory=Secret.fresh)
 
-    def load(self, client: ClientId, accepted: int | None) -> Tensors:
+    def load(self, client: ClientId, accepted: int | None, before: Job | None = None) -> Tensors:
         return {}
 
     def reply(self, job: Job) -> bytes | None:
@@ -149,30 +154,31 @@ class Folder:
     path: Path
     signing: Mapping[ClientId, bytes] = field(default_factory=dict, repr=False)
 
-    def load(self, client: ClientId, accepted: int | None) -> Tensors:
-        return {} if accepted is None else under("memory", self._version(client, accepted)[0])
+    def load(self, client: ClientId, accepted: int | None, before: Job | None = None) -> Tensors:
+        """What the client remembers: as it was after its last message in the accepted round, or,
+        where it has answered an earlier message of the round of `before`, after that one."""
+        version = None if before is None else self._latest(client, before.round, before.step)
+        if version is None and accepted is not None:
+            version = self._latest(client, accepted)
+        return {} if version is None else under("memory", self._version(client, *version)[0])
 
     def reply(self, job: Job) -> bytes | None:
-        tensors, metadata = self._version(job.client, job.round)
+        """The reply to this message, if the client has given it before."""
+        tensors, metadata = self._version(job.client, job.round, job.step)
         return tensors["reply"].numpy().tobytes() if metadata.get("run") == job.run else None
 
     def save(self, job: Job, memory: Tensors, payload: bytes) -> None:
+        """Keep the client's memory after a message, with the reply to it."""
         if not memory:
             return
-        file = self._file(job.client, job.round)
+        file = self._file(job.client, job.round, job.step)
         file.parent.mkdir(parents=True, exist_ok=True)
         reply = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-        dump_tensors(
-            file,
-            {**prefixed("memory", memory), "reply": reply},
-            {"run": job.run, "client": job.client},
-        )
-        kept = {
-            file.name,
-            self._file(job.client, -1 if job.accepted is None else job.accepted).name,
-        }
+        metadata = {"run": job.run, "client": job.client}
+        dump_tensors(file, {**prefixed("memory", memory), "reply": reply}, metadata)
+        needed = {job.round, job.accepted}
         for old in file.parent.glob("*.safetensors"):
-            if old.name not in kept:
+            if _numbers(old)[0] not in needed:
                 old.unlink(missing_ok=True)
 
     def secret(self, client: ClientId) -> Secret:
@@ -200,19 +206,32 @@ class Folder:
         words = re.sub(r"[^A-Za-z0-9]+", "_", client)[:32]
         return self.path / f"{words}-{blake2b(client.encode(), digest_size=8).hexdigest()}"
 
-    def _file(self, client: ClientId, version: int) -> Path:
-        return self.place(client) / f"{version}.safetensors"
+    def _file(self, client: ClientId, round: int, step: int = 0) -> Path:
+        """The first message of a round needs no number."""
+        return self.place(client) / f"{round}{f'.{step}' if step else ''}.safetensors"
 
-    def _version(self, client: ClientId, version: int) -> tuple[Tensors, dict[str, str]]:
+    def _latest(self, client: ClientId, round: int, before: int | None = None) -> _Version | None:
+        """The last message of a round, before the one given, at which the client kept something."""
+        versions = [_numbers(file) for file in self.place(client).glob(f"{round}.*safetensors")]
+        steps = [s for r, s in versions if r == round and (before is None or s < before)]
+        return (round, max(steps)) if steps else None
+
+    def _version(self, client: ClientId, round: int, step: int) -> tuple[Tensors, dict[str, str]]:
         """A version's tensors and metadata, both empty where there is none.
 
         Raises:
           RunError: the file is damaged or another client's.
         """
-        file = self._file(client, version)
+        file = self._file(client, round, step)
         if not file.exists():
             return {}, {}
         tensors, metadata = _read(file)
         if metadata.get("client") != client:
             raise RunError(f"{file} is the memory of {metadata.get('client')!r}, not of {client!r}")
         return tensors, metadata
+
+
+def _numbers(file: Path) -> _Version:
+    """The round and the step that a file of memory is of."""
+    round, _, step = file.name.removesuffix(".safetensors").partition(".")
+    return int(round), int(step or 0)

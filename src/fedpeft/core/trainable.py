@@ -41,6 +41,27 @@ def head_of(model: nn.Module, head: str = "auto") -> str:
     )
 
 
+def linear_head(params: Tensors, head: str, asked: str) -> str:
+    """The name of the head's weight (classes, features) among what is trained and shared.
+
+    Args:
+      head: the name of the head's module; "auto" for the usual ones.
+      asked: what needs it, for the error.
+
+    Raises:
+      PlanError: there is none.
+    """
+    for name, x in params.items():
+        module = name.removesuffix(".weight")
+        wanted = module in HEADS if head == "auto" else module == head
+        if x.ndim == 2 and name != module and wanted:
+            return name
+    raise PlanError(
+        f"{asked} needs a linear head that is trained and shared, and there is none: leave it out, "
+        "or name the head's module with its key `head`"
+    )
+
+
 def _top(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_children()]
 

@@ -95,11 +95,10 @@ class Update:
     Attributes:
       delta: trained minus received, under the received names.
       weight: how much it counts in a weighted mean; the cohort's sum once reduced.
-      exact: of the cohort, what frozen weights change by past the server optimizer; see
-        `core.lowrank.EXACT`.
+      exact: of the cohort, by layer what frozen weights change by past the server optimizer, as
+        `<layer>.left` and `<layer>.right`; see `core.lowrank`.
       error: of the cohort, how far its merged factors are from the mean of the clients' products.
-      counts: by class how many examples the client trained on, where the plan weights the head's
-        rows by them.
+      told: further plain values that ride on the update, by name, such as "class_counts".
     """
 
     client: ClientId
@@ -108,7 +107,7 @@ class Update:
     metrics: Mapping[str, Weighted] = field(default_factory=dict)
     exact: Tensors = field(default_factory=dict)
     error: float | None = None
-    counts: tuple[int, ...] = ()
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,9 +117,9 @@ class State:
 
     Attributes:
       round: the number of rounds done.
-      params: what every client receives: the method's tensors, and what else is shared: `c/<name>`,
-        `exact/<layer>`.
-      memory: what the server optimizer keeps to itself, e.g. `m/<name>`.
+      params: the method's tensors, which clients train.
+      shared: by owner what clients receive beside them, e.g. "exact" or SCAFFOLD's "c".
+      memory: by owner what the server keeps to itself, e.g. the moments of the "server" optimizer.
       accepted: for each client the last round whose reply was counted.
       norms: lengths of the last updates that were let in, by which others are judged.
       refusals: how many updates of each client were refused, where any were.
@@ -128,10 +127,17 @@ class State:
 
     round: int
     params: Tensors
-    memory: Tensors = field(default_factory=dict)
+    shared: Mapping[str, Tensors] = field(default_factory=dict)
+    memory: Mapping[str, Tensors] = field(default_factory=dict)
     accepted: Mapping[ClientId, int] = field(default_factory=dict)
     norms: tuple[float, ...] = ()
     refusals: Mapping[ClientId, int] = field(default_factory=dict)
+
+    @property
+    def flat(self) -> dict[str, Tensor]:
+        """All that clients receive: shared tensors as `<owner>/<name>` beside the parameters."""
+        shared = {f"{owner}/{n}": x for owner, some in self.shared.items() for n, x in some.items()}
+        return {**self.params, **shared}
 
 
 @dataclass(frozen=True)
@@ -174,11 +180,12 @@ class Event:
 
 @dataclass(frozen=True)
 class Job:
-    """One client's work for one round. Only bytes and plain values, so any engine can carry it.
+    """One message to one client. Only bytes and plain values, so any engine can carry it.
 
     Attributes:
       accepted: the last round whose reply by this client was counted; memory newer than that is
         void.
+      step: the number of the message in its round, from 0.
     """
 
     run: str
@@ -188,6 +195,7 @@ class Job:
     seed: int
     accepted: int | None
     payload: bytes
+    step: int = 0
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,14 @@ import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from math import isfinite, prod
+from math import prod
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from fedpeft.core.interfaces import Codec
 from fedpeft.core.tensors import Layout, layout
-from fedpeft.core.types import Tensors, Update, Weighted
+from fedpeft.core.types import Tensors
 from fedpeft.errors import WireError
 
 _HEAD = struct.Struct("<IBI")
@@ -156,13 +155,11 @@ def _declared(text: bytes, flags: int) -> tuple[list[tuple[str, list[int], str]]
         match entry:
             case [str(name), list(shape), str(dtype)] if dtype in _DTYPES and name not in shapes:
                 if not _possible(shape):
-                    raise WireError(
-                        f"tensor {name[:80]!r} has the impossible shape {_shown(shape)}"
-                    )
+                    raise WireError(f"tensor {name[:80]!r} has the impossible shape {shown(shape)}")
                 shapes[name] = (name, shape, dtype)
             case _:
                 raise WireError(
-                    f"a payload's layout has the malformed or repeated entry {_shown(entry)}"
+                    f"a payload's layout has the malformed or repeated entry {shown(entry)}"
                 )
     return list(shapes.values()), values
 
@@ -171,7 +168,7 @@ def _declared(text: bytes, flags: int) -> tuple[list[tuple[str, list[int], str]]
 _declared_again = lru_cache(maxsize=16)(_declared)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A part of a hostile value, for a message: it may be long, or nested deeper than Python
     prints."""
     try:
@@ -232,80 +229,25 @@ def kinds(shapes: Layout) -> list[tuple[int, torch.dtype]]:
     return [(prod(shape), getattr(torch, dtype)) for _, shape, dtype in shapes]
 
 
-def pack(update: Update, codec: Codec) -> bytes:
-    """An update as a client sends it; its name travels with the job."""
-    metrics = {name: [m.total, m.weight] for name, m in update.metrics.items()}
-    header = [update.weight, metrics, *([list(update.counts)] if update.counts else [])]
-    return frame(header, codec.encode(update.delta), nested=True)
-
-
-def unpack(client: str, blob: bytes, codec: Codec, expected: Layout) -> Update:
-    """The inverse of `pack`. The declared layout is checked before a tensor is allocated.
-
-    Raises:
-      WireError: the blob is corrupt, or holds other names, shapes or dtypes than expected, or a
-        number that is not finite.
-    """
-    header, body = unframe(blob, nested=True)
-    match header:
-        case [weight, dict(pairs), *rest] if len(rest) <= 1:
-            weight, counts = _number(weight, "weight"), _counts(*rest)
-        case _:
-            raise WireError("an update's header is malformed")
-    if not weight > 0:
-        raise WireError(f"an update's weight is {weight}; it must be positive")
-    declared = layout_of(body)
-    if declared != expected and sorted(declared) != sorted(expected):
-        _halves(body)  # what differs by an accident on the way is called that
-        raise WireError(_difference(declared, expected))
-    metrics = {name: _weighted(pair, name) for name, pair in pairs.items()}
-    return Update(client, codec.decode(body), weight, metrics, counts=counts)
-
-
-def _counts(values: Any = ()) -> tuple[int, ...]:
-    """Examples by class, exact as floats too."""
-    if isinstance(values, (list, tuple)) and all(
-        type(x) is int and 0 <= x <= 2**53 for x in values
-    ):
-        return tuple(values)
-    raise WireError("an update's header is malformed: its class counts are no numbers of examples")
-
-
-def _number(value: Any, what: str) -> float:
-    """JSON as Python reads it has NaN, infinities and integers that no float can hold."""
-    try:
-        if isinstance(value, (int, float)) and isfinite(value):
-            return float(value)
-    except OverflowError:
-        pass
-    raise WireError(f"an update's {what[:80]} is {_shown(value)}, which is no finite number")
-
-
-def _weighted(pair: Any, name: str) -> Weighted:
-    match pair:
-        case [total, weight] if _number(weight, name) >= 0:
-            return Weighted(_number(total, name), _number(weight, name))
-        case _:
-            raise WireError(f"an update's metric {name[:80]!r} is malformed")
-
-
 def layout_of(blob: bytes) -> Layout:
     """The layout that any codec's blob declares."""
     return decode_tensors(blob, extra=None, check=False)[0]
 
 
-def _difference(declared: Layout, expected: Layout) -> str:
-    got, want = {n: (s, d) for n, s, d in declared}, {n: (s, d) for n, s, d in expected}
-    if missing := sorted(set(want) - set(got)):
-        return f"an update lacks {len(missing)} tensors of the plan, first {missing[0]!r}"
-    if extra := sorted(set(got) - set(want)):
-        return f"an update holds {len(extra)} tensors that the plan does not send, first {extra[0][:80]!r}"
-    name = next(n for n in sorted(want) if got[n] != want[n])
-    return f"tensor {name!r} came as {got[name]}; the plan sends {want[name]}"
+def check_blob(blob: bytes) -> None:
+    """Raises WireError for a blob whose checksum does not match."""
+    _halves(blob)
+
+
+def is_nested(blob: bytes) -> bool:
+    """Whether a frame is around another one; of what is too short for a frame, False."""
+    return len(blob) >= _HEAD.size and bool(_HEAD.unpack_from(blob)[1] & _NESTED)
 
 
 def headers(payload: bytes) -> int:
     """How many bytes of a payload are frames and headers rather than tensors."""
     outer: int = _HEAD.size + _HEAD.unpack_from(payload)[2]
+    if not is_nested(payload):
+        return outer
     inner: int = _HEAD.size + _HEAD.unpack_from(payload, outer)[2]
     return outer + inner

@@ -11,7 +11,7 @@ import tomli_w
 from fedpeft import __version__
 from fedpeft.deploy.terms import check_plan
 from fedpeft.errors import RunError
-from fedpeft.plan import Plan
+from fedpeft.plan.plan import Plan
 
 COURIER = "fedpeft.engines.courier"
 

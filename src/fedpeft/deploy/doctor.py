@@ -186,7 +186,7 @@ def site(
 ) -> Iterator[Finding]:
     """Whether the plan, the base model and the data can be used here."""
     from fedpeft.deploy.terms import node_site, server_site, terms_of
-    from fedpeft.plan import read_plan
+    from fedpeft.plan.reading import read_plan
 
     try:
         read = read_plan(plan or "", settings or ())

@@ -15,15 +15,15 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from fedpeft.client import Worker
 from fedpeft.core.letters import SOCKET, Letter, listening, receive, send
 from fedpeft.core.stores import Folder, StoreError
 from fedpeft.core.types import ClientId, Failure, Job
 from fedpeft.deploy.terms import check_signer, disagreement, terms_of
 from fedpeft.errors import RunError, WireError
+from fedpeft.rounds.client import Worker
+from fedpeft.rounds.site import Site
 from fedpeft.runs.environment import differences, environment
 from fedpeft.runs.folder import RunFolder, locked
-from fedpeft.site import Site
 
 PATIENCE = (
     60.0  # seconds for the other end to write or read its part; both ends are on this machine
@@ -35,6 +35,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "phase": (str,),
     "seed": (int,),
     "accepted": (int, type(None)),
+    "step": (int,),
 }
 
 

@@ -15,13 +15,13 @@ from fedpeft.deploy.submit import ended, here
 from fedpeft.deploy.terms import server_site, terms_of, token_at
 from fedpeft.engines.flower import Flower, server_app
 from fedpeft.errors import RunError
-from fedpeft.plan import read_plan
+from fedpeft.plan.reading import read_plan
+from fedpeft.rounds.site import Site
 from fedpeft.runs.environment import environment
 from fedpeft.runs.execute import execute
 from fedpeft.runs.exhibit import draws, exhibit_at_end
 from fedpeft.runs.folder import RunFolder, create, locked, reopen
 from fedpeft.runs.summary import summarize
-from fedpeft.site import Site
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -70,7 +70,7 @@ def _run(folder: RunFolder, site: Site, grid: "Grid") -> None:
         "environment": environment(plan, site.device),
         **terms_of(site),
     }
-    engine = Flower(grid, site.data.clients, terms, plan.deadline or PATIENCE, say)
+    engine = Flower(grid, site.data.clients, terms, plan.nodes.deadline or PATIENCE, say)
     say(f"{plan.name} in {folder.path.resolve()}: waiting for {', '.join(site.data.clients)}")
     engine.gather()
     for record in execute(folder, site, engine):

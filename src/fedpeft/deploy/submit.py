@@ -17,7 +17,7 @@ from typing import Any
 
 from fedpeft.deploy.bundle import write_app
 from fedpeft.errors import RunError
-from fedpeft.plan import Plan
+from fedpeft.plan.plan import Plan
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds, write_json
 from fedpeft.runs.record import RoundRecord
 

@@ -12,16 +12,16 @@ from fedpeft.core.stores import write_atomically
 from fedpeft.core.types import ClientId
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.errors import DataError, PlanError
-from fedpeft.fitting import leaking
 from fedpeft.oneshot.contribute import in_order, own_site
 from fedpeft.oneshot.invitation import base_fingerprint, labels_digest, transforms_digest
 from fedpeft.oneshot.results import Contributors
-from fedpeft.plan import Plan
-from fedpeft.privacy import settled
+from fedpeft.plan.calibration import calibrate_noise
+from fedpeft.plan.fitting import leaking
+from fedpeft.plan.plan import Plan
+from fedpeft.rounds.site import Site
 from fedpeft.runs.environment import environment
 from fedpeft.runs.execute import open_run_site
 from fedpeft.runs.folder import RunFolder
-from fedpeft.site import Site
 
 LIBRARIES = ("fedpeft", "torch", "transformers", "peft")
 WHAT = {
@@ -72,10 +72,10 @@ def check_plan(plan: Plan) -> None:
             "local.as_published hands momentum from client to client, and here each is a machine "
             "of its own"
         )
-    if plan.buffer is not None:
+    if plan.asynchronous:
         raise PlanError(
             "asynchronous steps run on a simulated clock, which nodes do not have: leave out "
-            "`buffer`"
+            "fedbuff"
         )
     if plan.personal:
         raise PlanError(
@@ -108,12 +108,12 @@ def node_site(plan: Plan, path: str, name: ClientId, device: str = "cpu") -> Sit
       DataError: the data cannot be read, or have a label that the plan does not have.
     """
     check_plan(plan)
-    if name not in (plan.nodes or ()):
-        known = ", ".join(plan.nodes or ()) or "none"
+    if name not in (plan.nodes.names or ()):
+        known = ", ".join(plan.nodes.names or ()) or "none"
         raise PlanError(
             f"the plan names no node {name!r}: its nodes are {known}; set nodes = [...] in it"
         )
-    return own_site(settled(named(plan), plan.nodes or ()), path, name, device)
+    return own_site(calibrate_noise(named(plan), plan.nodes.names or ()), path, name, device)
 
 
 def rehearsal_site(plan: Plan, number: int, device: str = "cpu") -> tuple[Site, ClientId]:
@@ -123,7 +123,7 @@ def rehearsal_site(plan: Plan, number: int, device: str = "cpu") -> tuple[Site, 
       PlanError: its clients are nodes with data of their own, or there is no such client.
     """
     check_plan(plan)
-    if plan.nodes is not None:
+    if plan.nodes.names is not None:
         raise PlanError(
             "the plan's clients are nodes with their own data: give --data and --name, or leave "
             "out `nodes`"
@@ -147,9 +147,9 @@ def server_site(plan: Plan, say: Callable[[str], None] = lambda words: None) -> 
       DataError, PlanError: what is wrong with the plan or its data.
     """
     check_plan(plan)
-    if plan.nodes is None:
+    if plan.nodes.names is None:
         return open_run_site(plan)
-    nodes, plan = plan.nodes, settled(named(plan), plan.nodes)
+    nodes, plan = plan.nodes.names, calibrate_noise(named(plan), plan.nodes.names)
     test: Data | None = None
     try:
         examples = in_order(plan.data.load(), plan.classes, "the plan's data")
@@ -157,7 +157,7 @@ def server_site(plan: Plan, say: Callable[[str], None] = lambda words: None) -> 
     except DataError as error:
         say(f"the server has no held-out examples, so nothing is measured: {error}")
     model = plan.model(plan.classes)
-    prepare_frozen(model, plan.method.names(model), plan.base_dtype, plan.pack)
+    prepare_frozen(model, plan.method.names(model), plan.compute.base_dtype, plan.compute.pack)
     return Site(plan, model, Contributors(dict.fromkeys(nodes, 0), test), plan.classes)
 
 

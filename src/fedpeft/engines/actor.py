@@ -40,7 +40,7 @@ def _worker(held: Any) -> Callable[[Job], Reply | Failure]:
     import ray
 
     plan, device, store = ray.get(held)
-    torch.set_num_threads(plan.threads)
+    torch.set_num_threads(plan.compute.threads)
     return answering(plan, device, store)
 
 

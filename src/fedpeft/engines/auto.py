@@ -7,7 +7,6 @@ from time import perf_counter
 
 import torch
 
-from fedpeft.client import Opened, Worker
 from fedpeft.core.interfaces import Data, Store
 from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.stores import Nowhere
@@ -16,7 +15,9 @@ from fedpeft.engines.cohort import Cohort, unfit
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.processes import Processes, processors
 from fedpeft.engines.stacks import Stacks, Trainee
-from fedpeft.site import Site, threads
+from fedpeft.rounds.client import ClientRound, Worker
+from fedpeft.rounds.post import encode_start
+from fedpeft.rounds.site import Site, threads
 
 FEW, MANY = 8, 100
 """Clients that take a step together in the trial: of many, as many as take a second one after
@@ -99,7 +100,7 @@ def choose(site: Site, workers: int = 0) -> Choice:
         return Choice("inprocess", f"a step cannot be tried: {type(error).__name__}: {error}")
     each = sum(plan.local.steps_for(site.data.size(client)) for client in clients) / len(clients)
     run = alone * each * min(plan.cohort, len(clients)) * plan.rounds
-    hands = min(workers or max(1, processors() // plan.threads), plan.cohort, len(clients))
+    hands = min(workers or max(1, processors() // plan.compute.threads), plan.cohort, len(clients))
     share = why or f"a step of clients together takes {together / alone:.2f} of one after another"
     if hands > 1 and run / hands + STARTING < GAIN * min(
         run, run if why else run * together / alone
@@ -116,7 +117,7 @@ def trial(site: Site, why: str = "") -> tuple[float, float, str]:
     cohort = site.data.clients[: min(MANY, site.plan.cohort)]
     worker = Worker(site, Nowhere())
     stacks = Stacks(site)
-    payload = site.plan.downlink.encode(site.plan.server.init(site.params())[0])
+    payload = encode_start(site.plan, site.plan.first_state(site.params()))
 
     def begun(client: ClientId) -> Trainee:
         opened = worker.open(
@@ -124,7 +125,7 @@ def trial(site: Site, why: str = "") -> tuple[float, float, str]:
         )
         if isinstance(opened, Failure):
             raise RuntimeError(opened.reason)
-        assert isinstance(opened, Opened)
+        assert isinstance(opened, ClientRound)
         return stacks.begin(opened)
 
     def one() -> None:
@@ -137,7 +138,7 @@ def trial(site: Site, why: str = "") -> tuple[float, float, str]:
             raise RuntimeError(stacks.why)
 
     site.model.train()
-    with threads(site.plan.threads), seeded(0):
+    with threads(site.plan.compute.threads), seeded(0):
         alone = seconds(one)
         if not why and alone > LONG:
             why = (

@@ -13,14 +13,14 @@ from logging import getLogger
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedpeft.client import Opened, Trained, Worker
 from fedpeft.core.interfaces import Store
 from fedpeft.core.memory import available
 from fedpeft.core.stores import Nowhere
 from fedpeft.core.types import ClientId, Failure, Job, Reply, Tensors
 from fedpeft.engines.stacks import Stacks, Trainee
-from fedpeft.plan import Plan
-from fedpeft.site import Site, open_site, threads
+from fedpeft.plan.plan import Plan
+from fedpeft.rounds.client import ClientRound, Trained, Worker
+from fedpeft.rounds.site import Site, open_site, threads
 
 MOST = 256
 """Clients opened at once; beyond it a larger stack saves no more."""
@@ -78,27 +78,29 @@ class Cohort:
                 yield self.worker(waiting.popleft())
                 continue
             opened = self._opened(waiting)
-            trained = self._trained([one for one in opened if isinstance(one, Opened)])
+            trained = self._trained([one for one in opened if isinstance(one, ClientRound)])
             for one in opened:
                 yield (
-                    self.worker.close(one, next(trained).result) if isinstance(one, Opened) else one
+                    self.worker.close(one, next(trained).result)
+                    if isinstance(one, ClientRound)
+                    else one
                 )
 
-    def _opened(self, waiting: deque[Job]) -> list[Opened | Reply | Failure]:
+    def _opened(self, waiting: deque[Job]) -> list[ClientRound | Reply | Failure]:
         """A chunk of the jobs."""
-        opened: list[Opened | Reply | Failure] = []
+        opened: list[ClientRound | Reply | Failure] = []
         most = MOST
         while waiting and len(opened) < most:
             one = self.worker.open(waiting.popleft())
-            if isinstance(one, Opened) and not opened:
+            if isinstance(one, ClientRound) and not opened:
                 most = room(one.start, available(self.site.device))
             opened.append(one)
         return opened
 
-    def _trained(self, opened: Sequence[Opened]) -> "Iterator[Outcome]":
+    def _trained(self, opened: Sequence[ClientRound]) -> "Iterator[Outcome]":
         stacks, outcomes = self.stacks, [Outcome() for _ in opened]
         trainees: dict[Trainee, Outcome] = {}
-        with threads(self.site.plan.threads):
+        with threads(self.site.plan.compute.threads):
             for one, outcome in zip(opened, outcomes, strict=True):
                 with outcome:
                     trainees[stacks.begin(one)] = outcome

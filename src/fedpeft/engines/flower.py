@@ -301,7 +301,8 @@ def words(value: object) -> str:
 def head_of(job: Job) -> dict[str, Any]:
     """All of a job but its payload, as a letter's head has it."""
     return {
-        key: getattr(job, key) for key in ("run", "round", "client", "phase", "seed", "accepted")
+        key: getattr(job, key)
+        for key in ("run", "round", "client", "phase", "seed", "accepted", "step")
     }
 
 

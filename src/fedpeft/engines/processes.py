@@ -18,14 +18,14 @@ from threading import Thread
 
 import torch
 
-from fedpeft.client import Worker
 from fedpeft.core.interfaces import Store
 from fedpeft.core.stores import Nowhere, StoreError
 from fedpeft.core.types import ClientId, Failure, Job, Reply
 from fedpeft.errors import PlanError
-from fedpeft.fitting import leaking
-from fedpeft.plan import Plan
-from fedpeft.site import Site, open_site
+from fedpeft.plan.fitting import leaking
+from fedpeft.plan.plan import Plan
+from fedpeft.rounds.client import Worker
+from fedpeft.rounds.site import Site, open_site
 
 PARTING = 5.0  # seconds that an idle worker process has to end
 ATTEMPTS = (
@@ -36,7 +36,7 @@ ATTEMPTS = (
 def _serve(connection: Connection, plan: Plan, device: str, store: Store) -> None:
     """A worker process: answer jobs until the other end is gone."""
     Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(plan.threads)
+    torch.set_num_threads(plan.compute.threads)
     worker = answering(plan, device, store)
     while True:
         try:
@@ -116,7 +116,7 @@ class Processes:
     """Replies come in the order of the jobs; a worker that is killed costs nothing but time.
 
     Attributes:
-      workers: processes; 0 for as many as there are processors for `plan.threads` each.
+      workers: processes; 0 for as many as there are processors for `plan.compute.threads` each.
 
     Raises:
       PlanError: the plan needs clients in one process.
@@ -145,7 +145,7 @@ class Processes:
           StoreError: the disk fails under the clients' memory.
         """
         waiting = deque((place, job, 1) for place, job in enumerate(jobs))
-        wanted = self.workers or max(1, processors() // self.site.plan.threads)
+        wanted = self.workers or max(1, processors() // self.site.plan.compute.threads)
         while len(self._hands) < min(wanted, len(waiting)):
             self._hands.append(self._hire())
         done: dict[int, Reply | Failure] = {}

@@ -28,7 +28,7 @@ from fedpeft.engines.actor import client_app, result
 from fedpeft.engines.flower import head_of, server_app, words
 from fedpeft.engines.processes import ATTEMPTS, processors
 from fedpeft.errors import PlanError, RunError
-from fedpeft.site import Site
+from fedpeft.rounds.site import Site
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
@@ -54,7 +54,7 @@ class FlowerSimulation:
     """Replies come in the order of the jobs; an actor that is killed costs nothing but time.
 
     Attributes:
-      workers: actors, each with `plan.threads` processors; 0 for as many as there is room for.
+      workers: actors, each with `plan.compute.threads` processors; 0 for as many as there is room for.
 
     Raises:
       RunError: Flower or Ray is not installed, or a number is given for a cluster, which has its
@@ -190,7 +190,7 @@ def begin(site: Site, store: Store, workers: int) -> Simulation:
       PlanError: a part of the plan cannot be sent to another process.
       RunError: Ray or Flower does not begin.
     """
-    threads = site.plan.threads
+    threads = site.plan.compute.threads
     wanted = min(
         workers or max(1, processors() // threads), site.plan.cohort, len(site.data.clients)
     )

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fedpeft.client import Opened, Trained
 from fedpeft.core.memory import available, kept, out_of_memory
 from fedpeft.core.stacked import Divided, Draws, StackedObjective
 from fedpeft.core.tensors import beside
 from fedpeft.core.types import Batch, Carry, Tensors
-from fedpeft.site import Site
+from fedpeft.rounds.client import ClientRound, Trained
+from fedpeft.rounds.site import Site
 
 SHARE = 0.5
 """Of the memory that is there, what a step may take."""
@@ -32,7 +32,7 @@ class Trainee:
       error: what went wrong with it alone.
     """
 
-    opened: Opened
+    opened: ClientRound
     shapes: Kind
     received: Tensors
     memory: Tensors
@@ -67,7 +67,7 @@ class Stacks:
     limits: dict[Kind, int] = field(default_factory=dict)
     why: str = ""
 
-    def begin(self, opened: Opened) -> Trainee:
+    def begin(self, opened: ClientRound) -> Trainee:
         """A client before its first step."""
         local, site, context = self.site.plan.local, self.site, opened.context
         received, memory = (

@@ -1,18 +1,17 @@
-"""The server's side of a secure sum: each message to the clients, and what must come back."""
+"""The server's side of a secure sum: what must come back to each message."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from fedpeft.core.interfaces import Engine, Reception
-from fedpeft.core.signing import verified
-from fedpeft.core.types import ClientId, Job
-from fedpeft.core.wire import unframe
-from fedpeft.errors import WireError
+import torch
+
+from fedpeft.core.conversation import Message
+from fedpeft.core.rounds import Round
+from fedpeft.core.tensors import Layout
+from fedpeft.core.types import ClientId
 from fedpeft.exchanges.sharing import KEY, agreed, check_signed, joined
-
-Answer = TypeVar("Answer")
 
 
 class Unrecovered(Exception):
@@ -21,84 +20,64 @@ class Unrecovered(Exception):
 
 @dataclass(frozen=True)
 class Asking:
-    """A round's messages to its clients."""
+    """What the server needs to know to check the answers of a round."""
 
-    engine: Engine
-    jobs: Mapping[ClientId, Job]
-    receive: Reception
+    run: str
+    round: Round
     threshold: int
+    signers: Mapping[ClientId, str]
 
-    def ask(
-        self,
-        phase: str,
-        letters: Mapping[ClientId, bytes],
-        check: Callable[[ClientId, bytes], Answer],
-        tensors: int = 0,
-    ) -> dict[ClientId, Answer]:
-        """The answers that are as they must be, in the order of the names.
-
-        Raises:
-          Unrecovered: too few are.
-        """
-        jobs = [replace(self.jobs[c], phase=phase, payload=letter) for c, letter in letters.items()]
-        if phase != "fit":
-            self.receive.sent(jobs)
-        found: dict[ClientId, Answer] = {}
-        for reply in self.engine.run(jobs):
-            payload = self.receive.content(reply, tensors)
-            try:
-                if payload is not None:
-                    found[reply.client] = check(reply.client, payload)
-            except (ValueError, WireError) as error:
-                self.receive.refuse(reply.client, f"{phase}: {error}")
+    def enough(self, phase: str, found: Mapping[ClientId, Any]) -> None:
+        """Raises Unrecovered where fewer clients answered than must."""
         if len(found) < self.threshold:
             raise Unrecovered(
                 f"{len(found)} clients answered {phase!r}, {self.threshold} are needed"
             )
-        return found
 
-
-def public_keys(
-    jobs: Mapping[ClientId, Job], signers: Mapping[ClientId, str]
-) -> Callable[[ClientId, bytes], tuple[str, list[str]]]:
-    """A check for the commitment to a client's own mask, and its two public keys with the signature
-    if clients sign."""
-
-    def check(client: ClientId, payload: bytes) -> tuple[str, list[str]]:
-        header, body = unframe(payload)
-        if (
-            len(body) != 2 * KEY
-            or not isinstance(header, dict)
-            or not isinstance(header.get("own"), str)
-        ):
+    def check_keys(self, client: ClientId, message: Message) -> None:
+        """Raises ValueError for an answer without the commitment to a client's own mask, or whose
+        two public keys are none, or are not signed where clients sign."""
+        if not isinstance(message.values.get("own"), str):
             raise ValueError("no two public keys came")
-        for key in (body[:KEY], body[KEY:]):
-            agreed(
-                os.urandom(KEY), key, "trial", [client]
-            )  # of a key of small order all others would choke
-        check_signed(jobs[client], client, body, header.get("signature"), signers)
-        return header["own"], [
-            body[:KEY].hex(),
-            body[KEY:].hex(),
-            *([header["signature"]] if signers else []),
-        ]
-
-    return check
+        keys = bytes_of(message, "keys")
+        for key in (keys[:KEY], keys[KEY:]):
+            agreed(os.urandom(KEY), key, "trial", [client])  # with a bad key all others would choke
+        signature = message.values.get("signature")
+        check_signed(self.run, self.round.index, client, keys, signature, self.signers)
 
 
-def story_signature(
-    story: bytes, signers: Mapping[ClientId, str]
-) -> Callable[[ClientId, bytes], str]:
-    """A check for a client's signature of the story."""
+def bytes_message(values: Mapping[str, Any], **groups: bytes) -> Message:
+    """A message of plain values and named bytes."""
+    tensors = {
+        name: {"bytes": torch.frombuffer(bytearray(content), dtype=torch.uint8)}
+        for name, content in groups.items()
+        if content
+    }
+    return Message(tensors, values)
 
-    def check(client: ClientId, payload: bytes) -> str:
-        header = unframe(payload)[0]
-        told = header.get("signature") if isinstance(header, dict) else None
-        if not verified(signers[client], told, story):
-            raise ValueError("it did not sign what it was told")
-        return str(told)
 
-    return check
+def bytes_of(message: Message, group: str) -> bytes:
+    """The inverse of `bytes_message`; nothing where the message has no such group.
+
+    Raises:
+      ValueError: the group holds something else.
+    """
+    tensors = message.tensors.get(group, {})
+    if tensors and (list(tensors) != ["bytes"] or tensors["bytes"].dtype is not torch.uint8):
+        raise ValueError(f"the message holds no bytes under {group!r}")
+    return tensors["bytes"].numpy().tobytes() if tensors else b""
+
+
+def bytes_layout(**sizes: int) -> dict[str, Layout]:
+    """The layout of a message of so many bytes by name."""
+    return {name: [("bytes", [size], "uint8")] for name, size in sizes.items() if size}
+
+
+def public_keys(message: Message, signed: bool) -> tuple[str, list[str]]:
+    """A client's commitment, and its two public keys in hex with the signature if clients sign."""
+    keys = bytes_of(message, "keys")
+    signature = [message.values["signature"]] if signed else []
+    return message.values["own"], [keys[:KEY].hex(), keys[KEY:].hex(), *signature]
 
 
 def secrets_of(
@@ -116,9 +95,7 @@ def secrets_of(
     for peer in peers:
         known = {places[c]: shares[peer] for c, shares in opened.items() if peer in shares}
         if len(known) < asking.threshold:
-            asking.receive.refuse(
-                peer, f"{len(known)} clients could read the shares that it sealed"
-            )
+            asking.round.refuse(peer, f"{len(known)} clients could read the shares that it sealed")
             raise Unrecovered(
                 f"{len(known)} clients could read the shares of {peer!r}, {asking.threshold} are "
                 "needed"
@@ -127,27 +104,19 @@ def secrets_of(
     return told
 
 
-def pieces(size: int, count: int) -> Callable[[ClientId, bytes], list[bytes]]:
-    """A check for so many pieces of such a size."""
-
-    def check(client: ClientId, payload: bytes) -> list[bytes]:
-        body = unframe(payload)[1]
-        if len(body) != size * count:
-            raise ValueError(f"{len(body)} bytes came, not {count} times {size}")
-        return [body[at : at + size] for at in range(0, len(body), size)]
-
-    return check
+def pieces(body: bytes, size: int) -> list[bytes]:
+    """Bytes cut into pieces of one size."""
+    return [body[at : at + size] for at in range(0, len(body), size)]
 
 
-def readable(peers: Sequence[ClientId]) -> Callable[[ClientId, bytes], dict[ClientId, bytes]]:
-    """A check for a share of each peer, without those that its reader could not read."""
-    cut = pieces(KEY, len(peers))
+def readable(message: Message, peers: Sequence[ClientId]) -> dict[ClientId, bytes]:
+    """A share of each peer, without those that its reader could not read."""
+    unread = message.values["unread"]
+    each = zip(peers, pieces(bytes_of(message, "shares"), KEY), strict=True)
+    return {peer: piece for peer, piece in each if peer not in unread}
 
-    def check(client: ClientId, payload: bytes) -> dict[ClientId, bytes]:
-        header = unframe(payload)[0]
-        if not isinstance(header, dict) or not isinstance(header.get("unread"), list):
-            raise ValueError("it does not say what it could not read")
-        each = zip(peers, cut(client, payload), strict=True)
-        return {peer: piece for peer, piece in each if peer not in header["unread"]}
 
-    return check
+def check_unread(client: ClientId, message: Message) -> None:
+    """Raises ValueError for an answer that does not say what its reader could not read."""
+    if not isinstance(message.values.get("unread"), list):
+        raise ValueError("it does not say what it could not read")

@@ -1,7 +1,7 @@
 """Secure aggregation (Bonawitz et al., 2017, https://eprint.iacr.org/2017/281): the server learns
 the sum alone."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from math import prod
@@ -9,24 +9,39 @@ from typing import Any
 
 import numpy as np
 
-from fedpeft.core.interfaces import Codec, Engine, Reception, Store
+from fedpeft.core.conversation import Answer, Ask, Check, Message, accept
+from fedpeft.core.hooks import Handler
+from fedpeft.core.interfaces import Codec, Store
+from fedpeft.core.payloads import DELTA, encode_answer, message_of, unpack
+from fedpeft.core.rounds import Round
 from fedpeft.core.secrets import Secret
 from fedpeft.core.signing import public_line, signature, verified
 from fedpeft.core.tensors import Layout, norm
 from fedpeft.core.types import ClientId, Job, Update
-from fedpeft.core.wire import frame, layout_of, pack, unframe, unpack
+from fedpeft.core.wire import layout_of, unframe
 from fedpeft.exchanges.asking import (
     Asking,
     Unrecovered,
+    bytes_layout,
+    bytes_message,
+    bytes_of,
+    check_unread,
     pieces,
     public_keys,
     readable,
     secrets_of,
-    story_signature,
 )
 from fedpeft.exchanges.masking import Integers, carried, integers, mask, mean, read, shift
 from fedpeft.exchanges.session import Session
-from fedpeft.exchanges.sharing import SEALED, agreed, check_signed, one_story, public, require
+from fedpeft.exchanges.sharing import (
+    KEY,
+    SEALED,
+    agreed,
+    check_signed,
+    one_story,
+    public,
+    require,
+)
 from fedpeft.registry import build
 
 MASKED = "masked"
@@ -99,9 +114,26 @@ class Secure:
         """f for so many clients."""
         return shift(self.bits, clients, self.max_weight * self.limit)
 
-    def reply(self, job: Job, packed: bytes, store: Store) -> bytes:
+    @property
+    def remembers_clients(self) -> bool:
+        """Clients keep an update until it is masked."""
+        return True
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """The client's side of every message after the first."""
+        phases = {"shares": self._shares, "masked": self._mask, "unmask": self._unmask}
+        return {**phases, "story": self._sign} if self.signers else phases
+
+    def receives(self, phase: str, layout: Mapping[str, Layout]) -> Mapping[str, Layout] | None:
+        """Each message is checked where it is answered."""
+        return None
+
+    def seal(self, client: Any, packed: bytes) -> bytes:
+        """The first answer: instead of the update, which waits here, two public keys."""
+        job, store = client.job, client.store
         self._check(_plain(job.client, packed))
-        return Session.begun(job, packed).kept(store).opening(store)
+        opening = Session.begun(job, packed).kept(store).opening(store)
+        return encode_answer(opening, _dense())
 
     def _check(self, update: Update) -> None:
         """What the server cannot see must be in order before it is hidden."""
@@ -125,39 +157,36 @@ class Secure:
                 f"its weight is {update.weight:g}, exchange.max_weight is {self.max_weight}"
             )
 
-    def answer(self, job: Job, store: Store) -> bytes:
-        session, (header, body) = Session.at(job, store), unframe(job.payload)
-        if job.phase == "shares":
-            session = session.once(job)
-            self._crowd(job, header["roster"])
-            for client, (cipher, masks, *told) in header["roster"].items():
-                check_signed(
-                    job, client, bytes.fromhex(cipher + masks), "".join(told), self.signers
-                )
-            return (
-                session.enrolled(header["roster"], store).kept(store).shares(store, self.threshold)
-            )
-        if job.phase == "masked":
-            session = session.once(job, after="shares")
-            session = replace(
-                session, peers=self._crowd(job, header["peers"], session.roster)
-            ).kept(store)
-            return pack(
-                Update(job.client, {MASKED: carried(self._masked(session, store))}), _dense()
-            )
-        if job.phase == "story" and self.signers:
-            session = session.once(job, after="masked")
-            story = session.story(self._crowd(job, header["alive"], session.peers))
-            session.kept(store)
-            return frame({"signature": signature(store.signer(job.client) or b"", story)}, b"")
-        if job.phase == "unmask":
-            session = replace(
-                session.once(job, after="story" if self.signers else "masked"), packed=b""
-            )
-            alive = self._crowd(job, header["alive"], session.peers)
-            self._check_story(session.story(alive), header.get("signatures"), alive)
-            return session.kept(store).opened(store, alive, body)
-        raise ValueError(f"asked for {job.phase!r}, which is no message of a secure sum")
+    def _shares(self, client: Any, message: Message) -> Message:
+        job, store, roster = client.job, client.store, message.values["roster"]
+        session = Session.at(job, store).once(job)
+        self._crowd(job, roster)
+        for name, (cipher, masks, *told) in roster.items():
+            keys = bytes.fromhex(cipher + masks)
+            check_signed(job.run, job.round, name, keys, "".join(told), self.signers)
+        return session.enrolled(roster, store).kept(store).shares(store, self.threshold)
+
+    def _mask(self, client: Any, message: Message) -> Message:
+        job, store = client.job, client.store
+        session = Session.at(job, store).once(job, after="shares")
+        peers = self._crowd(job, message.values["peers"], session.roster)
+        session = replace(session, peers=peers).kept(store)
+        return Message({MASKED: {MASKED: carried(self._masked(session, store))}})
+
+    def _sign(self, client: Any, message: Message) -> Message:
+        job, store = client.job, client.store
+        session = Session.at(job, store).once(job, after="masked")
+        story = session.story(self._crowd(job, message.values["alive"], session.peers))
+        session.kept(store)
+        return Message({}, {"signature": signature(store.signer(job.client) or b"", story)})
+
+    def _unmask(self, client: Any, message: Message) -> Message:
+        job, store, values = client.job, client.store, message.values
+        session = Session.at(job, store).once(job, after="story" if self.signers else "masked")
+        session = replace(session, packed=b"")
+        alive = self._crowd(job, values["alive"], session.peers)
+        self._check_story(session.story(alive), values.get("signatures"), alive)
+        return session.kept(store).opened(store, alive, bytes_of(message, "sealed"))
 
     def _crowd(self, job: Job, crowd: object, of: Collection[ClientId] = ()) -> list[ClientId]:
         """The names in it.
@@ -220,46 +249,66 @@ class Secure:
                 values = _added(values, mask(key, len(values), self.bits), me < other)
         return values
 
-    def collect(self, engine: Engine, jobs: Sequence[Job], receive: Reception) -> Iterator[Update]:
+    def collect(self, ask: Ask, round: Round) -> Generator[Ask, Iterator[Answer], Iterator[Answer]]:
+        """The sum of the updates as one answer; none where it stays hidden."""
         require()
         try:
-            yield self._sum(
-                Asking(engine, {job.client: job for job in jobs}, receive, self.threshold)
-            )
+            return iter([(yield from self._sum(ask, round))])
         except Unrecovered as error:
-            receive.tell(f"{error}: nothing changes")
+            round.report("note", f"{error}: nothing changes")
+            return iter(())
 
-    def _sum(self, asking: Asking) -> Update:
-        check = public_keys(asking.jobs, self.signers)
-        roster = asking.ask("fit", {c: job.payload for c, job in asking.jobs.items()}, check)
-        everyone = frame({"roster": {c: keys for c, (_, keys) in roster.items()}}, b"")
-        sealed = asking.ask("shares", dict.fromkeys(roster, everyone), pieces(SEALED, len(roster)))
-        peers = list(sealed)
-        size = sum(prod(shape) for _, shape, _ in asking.receive.expected) + 1
-        masked = asking.ask(
-            "masked",
-            dict.fromkeys(peers, frame({"peers": peers}, b"")),
-            self._vector(size),
-            size * self.bits // 8,
+    def _sum(self, ask: Ask, round: Round) -> Generator[Ask, Iterator[Answer], Answer]:
+        asking = Asking(round.plan.run, round, self.threshold, self.signers)
+        layout = next(iter(ask.expects(client)[DELTA] for client in ask.to), [])
+        roster = yield from self._roster(ask, asking)
+        everyone = Message({}, {"roster": {c: keys for c, (_, keys) in roster.items()}})
+        answers = yield _question(
+            "shares", dict.fromkeys(roster, everyone), bytes_layout(sealed=SEALED * len(roster))
         )
+        sealed = {a.client: pieces(bytes_of(a.message, "sealed"), SEALED) for a in answers}
+        asking.enough("shares", sealed)
+        masked = yield from self._masked_updates(list(sealed), layout, asking)
         alive = list(masked)
-        head = self._agreed(asking, {c: keys for c, (_, keys) in roster.items()}, peers, alive)
-        places = {client: place for place, client in enumerate(roster)}
-        letters = {
-            c: frame(head, b"".join(sealed[p][places[c]] for p in peers))
-            for c in head.get("signatures", alive)
-        }
-        told = secrets_of(asking, peers, places, asking.ask("unmask", letters, readable(peers)))
+        public_of = {c: keys for c, (_, keys) in roster.items()}
+        head = yield from self._agreed(asking, public_of, list(sealed), alive)
+        told = yield from self._secrets(asking, head, roster, sealed, alive)
         total = reduce(np.add, masked.values())
         for peer, secret in told.items():
             total = self._without(total, peer, secret, roster, alive)
         try:
-            update = mean(total, self.shift(len(roster)), asking.receive.expected)
+            update = mean(total, self.shift(len(roster)), layout)
         except ValueError as error:
             raise Unrecovered(str(error)) from None
-        for client in alive:
-            asking.receive.counted(client, update.weight / len(alive))
-        return update
+        return Answer("", message_of(update), members=tuple(alive))
+
+    def _roster(
+        self, ask: Ask, asking: Asking
+    ) -> Generator[Ask, Iterator[Answer], dict[ClientId, tuple[str, list[str]]]]:
+        """By client that has trained, its commitment and its public keys."""
+        keys = replace(
+            ask,
+            expects=lambda _: bytes_layout(keys=2 * KEY),
+            check=asking.check_keys,
+            length=None,
+            updates=False,
+        )
+        signed = bool(self.signers)
+        answers = yield keys
+        roster = {a.client: public_keys(a.message, signed) for a in answers}
+        asking.enough("fit", roster)
+        return roster
+
+    def _masked_updates(
+        self, peers: Sequence[ClientId], layout: Layout, asking: Asking
+    ) -> Generator[Ask, Iterator[Answer], dict[ClientId, Integers]]:
+        size = sum(prod(shape) for _, shape, _ in layout) + 1
+        expected: dict[str, Layout] = {MASKED: [(MASKED, [size], f"int{self.bits}")]}
+        question = dict.fromkeys(peers, Message({}, {"peers": list(peers)}))
+        answers = yield _question("masked", question, expected)
+        masked = {a.client: read(a.message.tensors[MASKED][MASKED]) for a in answers}
+        asking.enough("masked", masked)
+        return masked
 
     def _agreed(
         self,
@@ -267,23 +316,42 @@ class Secure:
         roster: Mapping[ClientId, Sequence[str]],
         peers: Sequence[ClientId],
         alive: Sequence[ClientId],
-    ) -> dict[str, Any]:
+    ) -> Generator[Ask, Iterator[Answer], dict[str, Any]]:
         """What clients must be told before they unmask; where they sign, with who signed it."""
-        head: dict[str, Any] = {"alive": alive}
+        head: dict[str, Any] = {"alive": list(alive)}
         if not self.signers:
             return head
-        job = asking.jobs[alive[0]]
-        check = story_signature(one_story(job.run, job.round, roster, peers, alive), self.signers)
-        return {
-            **head,
-            "signatures": asking.ask("story", dict.fromkeys(alive, frame(head, b"")), check),
-        }
+        story = one_story(asking.run, asking.round.index, roster, peers, alive)
 
-    def _vector(self, size: int) -> Callable[[ClientId, bytes], Integers]:
-        expected: Layout = [(MASKED, [size], f"int{self.bits}")]
-        return lambda client, payload: read(
-            unpack(client, payload, _dense(), expected).delta[MASKED]
-        )
+        def check(client: ClientId, message: Message) -> None:
+            if not verified(self.signers[client], message.values.get("signature"), story):
+                raise ValueError("it did not sign what it was told")
+
+        answers = yield _question("story", dict.fromkeys(alive, Message({}, head)), {}, check)
+        signatures = {a.client: str(a.message.values["signature"]) for a in answers}
+        asking.enough("story", signatures)
+        return {**head, "signatures": signatures}
+
+    def _secrets(
+        self,
+        asking: Asking,
+        head: Mapping[str, Any],
+        roster: Mapping[ClientId, Any],
+        sealed: Mapping[ClientId, Sequence[bytes]],
+        alive: Sequence[ClientId],
+    ) -> Generator[Ask, Iterator[Answer], dict[ClientId, bytes]]:
+        """Each peer's secret, joined from the shares that those who are alive opened."""
+        peers = list(sealed)
+        places = {client: place for place, client in enumerate(roster)}
+        question = {
+            c: bytes_message(head, sealed=b"".join(sealed[p][places[c]] for p in peers))
+            for c in head.get("signatures", alive)
+        }
+        expected = bytes_layout(shares=KEY * len(peers))
+        answers = yield _question("unmask", question, expected, check_unread)
+        opened = {a.client: readable(a.message, peers) for a in answers}
+        asking.enough("unmask", opened)
+        return secrets_of(asking, peers, places, opened)
 
     def _without(
         self,
@@ -310,6 +378,15 @@ class Secure:
             common = agreed(secret, bytes.fromhex(roster[client][1][1]), "mask", [peer, client])
             total = _added(total, mask(common, len(total), self.bits), client > peer)
         return total
+
+
+def _question(
+    phase: str,
+    to: Mapping[ClientId, Message],
+    expected: Mapping[str, Layout],
+    check: Check = accept,
+) -> Ask:
+    return Ask(phase, to, lambda _: expected, check)
 
 
 def _plain(client: ClientId, packed: bytes) -> Update:

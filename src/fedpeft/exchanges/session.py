@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
+from fedpeft.core.conversation import Message
 from fedpeft.core.interfaces import Store
 from fedpeft.core.secrets import Secret
 from fedpeft.core.signing import signature
 from fedpeft.core.types import ClientId, Job
 from fedpeft.core.wire import frame, unframe
+from fedpeft.exchanges.asking import bytes_message
 from fedpeft.exchanges.sharing import (
     KEY,
     SEALED,
@@ -103,17 +105,17 @@ class Session:
     def keys(self, store: Store) -> Keys:
         return Keys.of(store.secret(self.client).at("secure", self.run, self.round, self.name))
 
-    def opening(self, store: Store) -> bytes:
+    def opening(self, store: Store) -> Message:
         """Public keys, by what the client's own mask is known again, and if it signs a signature of
         the keys."""
         keys, signer = self.keys(store), store.signer(self.client)
         opened = public(keys.cipher) + public(keys.mask)
-        head = {"own": Secret(keys.own).commitment}
+        head: dict[str, Any] = {"own": Secret(keys.own).commitment}
         if signer:
             head["signature"] = signature(
                 signer, own_keys(self.run, self.round, self.client, opened)
             )
-        return frame(head, opened)
+        return bytes_message(head, keys=opened)
 
     def enrolled(self, roster: Mapping[ClientId, Sequence[str]], store: Store) -> "Session":
         """The same with its roster.
@@ -129,7 +131,7 @@ class Session:
     def story(self, alive: Sequence[ClientId]) -> bytes:
         return one_story(self.run, self.round, self.roster, self.peers, alive)
 
-    def shares(self, store: Store, threshold: int) -> bytes:
+    def shares(self, store: Store, threshold: int) -> Message:
         """Of the two secrets a share for each client, sealed for it."""
         keys, names = self.keys(store), list(self.roster)
         each = zip(
@@ -143,9 +145,9 @@ class Session:
                 keys.cipher, bytes.fromhex(self.roster[name][0]), "shares", [self.client, name]
             )
             sealed.append(seal(key, own + masks, self.client, name))
-        return frame({}, b"".join(sealed))
+        return bytes_message({}, sealed=b"".join(sealed))
 
-    def opened(self, store: Store, alive: Sequence[ClientId], sealed: bytes) -> bytes:
+    def opened(self, store: Store, alive: Sequence[ClientId], sealed: bytes) -> Message:
         """Of each peer one share and never both: of its own mask if it is alive, else of the masks
         it agreed on.
 
@@ -163,4 +165,4 @@ class Session:
                 unread.append(name)
                 pair = bytes(2 * KEY)
             found.append(pair[:KEY] if name in alive else pair[KEY:])
-        return frame({"unread": unread}, b"".join(found))
+        return bytes_message({"unread": unread}, shares=b"".join(found))

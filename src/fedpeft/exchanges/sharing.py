@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from fedpeft.core.secrets import Secret
 from fedpeft.core.signing import verified
-from fedpeft.core.types import ClientId, Job
+from fedpeft.core.types import ClientId
 from fedpeft.errors import PlanError
 
 KEY = 32
@@ -73,13 +73,17 @@ def one_story(
 
 
 def check_signed(
-    job: Job, client: ClientId, keys: bytes, told: object, signers: Mapping[ClientId, str]
+    run: str,
+    round: int,
+    client: ClientId,
+    keys: bytes,
+    told: object,
+    signers: Mapping[ClientId, str],
 ) -> None:
     """Raises ValueError where clients sign and these two public keys are not signed by the client's
     own."""
-    if signers and not verified(
-        signers.get(client, ""), told, own_keys(job.run, job.round, client, keys)
-    ):
+    said = own_keys(run, round, client, keys)
+    if signers and not verified(signers.get(client, ""), told, said):
         raise ValueError(
             f"the keys that came as those of {client!r} are not signed by the one that the plan "
             "has for it"

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fedpeft.client import Worker
 from fedpeft.core.interfaces import Data
 from fedpeft.core.places import locate
 from fedpeft.core.stores import Nowhere
 from fedpeft.core.types import Batch, ClientId, Division, Examples, Failure, Job, Reply, Table
 from fedpeft.data.short import source
 from fedpeft.errors import DataError, RunError, unknown
-from fedpeft.loop import federate
 from fedpeft.oneshot.contribution import Header, untold, write_contribution
 from fedpeft.oneshot.invitation import Invitation, base_fingerprint, transforms_digest
 from fedpeft.oneshot.keys import check_name
-from fedpeft.plan import Plan
+from fedpeft.plan.plan import Plan
 from fedpeft.registry import build, names
+from fedpeft.rounds.client import Worker
+from fedpeft.rounds.loop import federate
+from fedpeft.rounds.site import Site, site_of
 from fedpeft.runs.execute import open_run_site
 from fedpeft.runs.probe import check_gradients
-from fedpeft.site import Site, site_of
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -19,17 +19,16 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
-from fedpeft.client import weight
-from fedpeft.core.tensors import finite, layout, norm
-from fedpeft.core.types import ClientId, Tensors, Update
-from fedpeft.core.wire import unpack
+from fedpeft.core.payloads import PARAMS, decode_sent, unpack
+from fedpeft.core.rounds import update_layout
+from fedpeft.core.tensors import Layout, finite, norm
+from fedpeft.core.types import ClientId, Update
 from fedpeft.errors import RunError, WireError
-from fedpeft.head_rows import check_counts, rows_told
 from fedpeft.oneshot.flaws import ContributionError, Flaw
 from fedpeft.oneshot.invitation import Invitation
 from fedpeft.oneshot.keys import SealError, Trust, check_name, seal, signed, unseal, verified
-from fedpeft.plan import Plan
-from fedpeft.ranks import trained
+from fedpeft.plan.plan import Plan
+from fedpeft.rounds.client import weight
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -273,9 +272,10 @@ def _check_signature(
 def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitation) -> Update:
     """What the loop would make of the frame, where it enters."""
     plan = invitation.plan
-    own = trained(plan, received(invitation), 0)
     try:
-        update = unpack(header.client, frame, plan.uplink, layout(own))
+        update = unpack(
+            header.client, frame, plan.uplink, expected_update(invitation, header.client)
+        )
     except WireError as error:
         raise ContributionError(
             Flaw.TENSORS, file, f"{_short(error)}; it must hold what the plan trains"
@@ -289,10 +289,12 @@ def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitati
                 f"it {'tells' if untold(plan) else 'does not tell'} how many examples its client "
                 "has"
             )
-        check_counts(plan, update, rows_told(plan, own))
-        if update.counts and sum(update.counts) != header.examples:
+        for check in plan.hooks("check_update"):
+            check(update, invitation.state, plan)
+        counts = update.told.get("class_counts")
+        if counts and sum(counts) != header.examples:
             raise ValueError(
-                f"it says {header.examples} examples, and its class counts {sum(update.counts)}"
+                f"it says {header.examples} examples, and its class counts {sum(counts)}"
             )
     except ValueError as error:
         raise ContributionError(Flaw.WEIGHT, file, f"{error}; make it with this version") from None
@@ -304,6 +306,8 @@ def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitati
     return update
 
 
-def received(invitation: Invitation) -> Tensors:
-    """What a client has of the starting tensors, after the downlink's codec."""
-    return invitation.plan.downlink.decode(invitation.payload)
+def expected_update(invitation: Invitation, client: ClientId) -> Layout:
+    """The layout of what a client of the study sends."""
+    plan = invitation.plan
+    sent = decode_sent(invitation.payload, plan.downlink, {PARAMS, *plan.shares({})})
+    return update_layout(sent, plan.view(client, 0, [client]), plan.local_shares)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpeft.client import weight
 from fedpeft.core.amounts import LESS_IS_BETTER
 from fedpeft.core.lowrank import EXACT, B
 from fedpeft.core.objective import Objective, scored
@@ -24,12 +23,13 @@ from fedpeft.oneshot.merged import change, merged, unfactored
 from fedpeft.oneshot.paths import Way, both_ways, check_comparable
 from fedpeft.oneshot.theory import beyond, coins, corrected_bound, paper_bound, secants
 from fedpeft.oneshot.words import answer
-from fedpeft.plan import Plan
-from fedpeft.privacy import chosen
+from fedpeft.plan.calibration import select_cohort
+from fedpeft.plan.plan import Plan
 from fedpeft.registry import describe
+from fedpeft.rounds.client import weight
+from fedpeft.rounds.site import Site, threads
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import reopen
-from fedpeft.site import Site, threads
 
 MOST_ROUNDS = 8
 """Beyond so many the default compares no more: a diagnosis is to be quick."""
@@ -81,7 +81,7 @@ def work(site: Site, budget: Budget) -> tuple[list[ClientId], int]:
     check_comparable(site.plan)
     every = site.data.clients
     plan = replace(site.plan, cohort=budget.clients or site.plan.cohort)
-    clients = chosen(plan, every, 0)
+    clients = select_cohort(plan, every, 0)
     mean = site.plan.rounds * min(site.plan.cohort, len(every)) / len(every)
     return clients, budget.rounds or min(MOST_ROUNDS, max(2, round(mean)))
 
@@ -168,7 +168,7 @@ def _smoothness(site: Site, clients: Sequence[ClientId], many: Way, one: Way) ->
     draws = generator(site.plan.seed, "diagnose")
     first = (next(iter(site.data.batches(client, size, 1, draws))) for client in clients)
     site.model.eval()
-    with threads(site.plan.threads):
+    with threads(site.plan.compute.threads):
         rows = (site.on_device(batch) for batch in islice(first, BATCHES))
         found = secants(lambda at, batch: objective.gradient(at, batch)[0], points, rows)
     if not found:
@@ -245,7 +245,7 @@ def _scores(site: Site, params: Tensors) -> tuple[str, Summed]:
     """The accuracy of each held-out example, or its loss where the task has no accuracy."""
     own = {name: x.to(site.device) for name, x in params.items()}
     metric, totals, weights = "", [], []
-    with threads(site.plan.threads):
+    with threads(site.plan.compute.threads):
         for batch, values in scored(
             site.task, site.model, own, map(site.on_device, site.data.held_out())
         ):
@@ -277,7 +277,7 @@ def _of_run(
     state: State, site: Site, start: Tensors, end: Tensors, single: Tensors
 ) -> dict[str, Any]:
     """How far the run itself went, and what one round of this budget comes to beside it."""
-    metric, scores = _scores(site, state.params)
+    metric, scores = _scores(site, state.flat)
     return {
         "rounds": state.round,
         "update": asdict(change(start, end)),

@@ -23,12 +23,13 @@ from fedpeft.core.signing import PUBLIC
 from fedpeft.core.trainable import read, tensors_of
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError, RunError
-from fedpeft.fitting import leaking, quantizes
-from fedpeft.loop import encoded, hides_clients, start
 from fedpeft.oneshot.keys import make_sealing_key, require
-from fedpeft.plan import Plan
-from fedpeft.privacy import settled
+from fedpeft.plan.calibration import calibrate_noise
+from fedpeft.plan.fitting import leaking, quantizes
+from fedpeft.plan.plan import Plan
 from fedpeft.registry import describe
+from fedpeft.rounds.loop import start
+from fedpeft.rounds.post import encode_start
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.environment import environment
 from fedpeft.runs.folder import RunFolder, read_json, reopen, write_json
@@ -93,14 +94,16 @@ def check_plan(plan: Plan) -> None:
             "local.epochs to all the "
             "epochs that a client is to train for"
         )
-    if plan.buffer:
-        raise PlanError("asynchronous steps are many: leave out `buffer`")
+    if plan.asynchronous:
+        raise PlanError("asynchronous steps are many: leave out fedbuff")
     if leaking(plan):
         raise PlanError(
             "local.as_published hands momentum from client to client, and here each trains alone"
         )
-    if describe("exchange", plan.exchange)["name"] != "fit":
-        raise PlanError('an exchange of several messages needs a connection: set exchange = "fit"')
+    if describe("exchange", plan.exchange)["name"] != "plain":
+        raise PlanError(
+            'an exchange of several messages needs a connection: set exchange = "plain"'
+        )
     if plan.local_shares or plan.personal or any(stage.remembers for stage in plan.stages):
         raise PlanError(
             "personal tensors, SCAFFOLD and error feedback are for clients that come back: what "
@@ -112,16 +115,14 @@ def check_plan(plan: Plan) -> None:
             "ranks are dealt out along the list of all clients, which nobody has yet: leave them "
             "out"
         )
-    if plan.head_start:
-        raise PlanError(
-            "head_start needs a message from each client before it trains: leave it out"
-        )
-    if plan.vote:
-        raise PlanError(
-            "a vote needs a second message from each client, on the merge of the first ones: leave "
-            "it out"
-        )
-    if hides_clients(plan):
+    for algorithm in plan.algorithms:
+        if hasattr(algorithm, "handlers"):
+            name = describe("algorithm", algorithm)["name"]
+            raise PlanError(
+                f"{name!r} asks each client more than once, and a file for each is one answer: "
+                "leave it out"
+            )
+    if plan.hides_clients:
         raise PlanError(
             "client_dp adds noise whenever files are merged, so that a late comer would make a "
             "second release of all "
@@ -145,7 +146,9 @@ def invite(plan: Plan, path: Path) -> Terms:
         raise RunError(
             f"{server_key(path)} is there already, the key of an earlier study: name another folder"
         )
-    plan = settled(replace(plan, classes=plan.classes or plan.data.load().classes), ["anyone"])
+    plan = calibrate_noise(
+        replace(plan, classes=plan.classes or plan.data.load().classes), ["anyone"]
+    )
     model = plan.model(plan.classes)
     state = start(plan, read(model, plan.method.names(model)))
     path.mkdir(parents=True, exist_ok=True)
@@ -156,7 +159,7 @@ def invite(plan: Plan, path: Path) -> Terms:
         study=token_hex(16),
         plan=plan.fingerprint,
         base=base_fingerprint(plan, model),
-        start=digest(encoded(plan, state)),
+        start=digest(encode_start(plan, state)),
         labels=labels_digest(plan.classes),
         transforms=transforms_digest(plan.task),
         server=make_sealing_key(server_key(path)),
@@ -182,7 +185,7 @@ def read_invitation(path: Path) -> Invitation:
             f"{path} is not as it was written: its plan was changed, or its starting tensors are "
             "gone"
         )
-    payload = encoded(plan, saved.state)
+    payload = encode_start(plan, saved.state)
     if digest(payload) != terms.start or labels_digest(plan.classes) != terms.labels:
         raise RunError(
             f"{path} is not as it was written: its starting tensors or labels were changed"

@@ -7,19 +7,22 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from fedpeft.client import Opened, Trained, Worker
+from fedpeft.core.conversation import Flow
+from fedpeft.core.hooks import Inner
+from fedpeft.core.rounds import Round
 from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.stores import Nowhere
 from fedpeft.core.tensors import norm
-from fedpeft.core.types import ClientId, Context, Failure, Job, Reply, Tensors
+from fedpeft.core.types import ClientId, Context, Failure, Job, Reply, State, Tensors
 from fedpeft.errors import PlanError, RunError
-from fedpeft.fitting import leaking
-from fedpeft.loop import Ledger, federate, headed, remembers, start
-from fedpeft.plan import Plan
-from fedpeft.privacy import round_seed
-from fedpeft.ranks import dealt
+from fedpeft.plan.calibration import round_seed, without_target
+from fedpeft.plan.fitting import leaking
+from fedpeft.plan.plan import Plan
 from fedpeft.registry import describe
-from fedpeft.site import Site, threads
+from fedpeft.rounds.client import ClientRound, Trained, Worker
+from fedpeft.rounds.loop import Ledger, federate, remembers, start
+from fedpeft.rounds.site import Site, threads
+from fedpeft.routing.ranks import Ranks
 
 
 @dataclass
@@ -109,11 +112,11 @@ class Blocks:
         opened = self.worker.open(job)
         return (
             self.worker.close(opened, lambda: self._trained(opened))
-            if isinstance(opened, Opened)
+            if isinstance(opened, ClientRound)
             else opened
         )
 
-    def _trained(self, opened: Opened) -> Trained:
+    def _trained(self, opened: ClientRound) -> Trained:
         site, contexts = (
             self.worker.site,
             [self._context(opened, number) for number in range(self.blocks)],
@@ -123,7 +126,7 @@ class Blocks:
         carry = local.begin(on, {}, contexts[0])
         for number, context in enumerate(contexts):
             dropout = fold(context.seed, "dropout") if number else opened.dropout
-            with threads(site.plan.threads), seeded(dropout):
+            with threads(site.plan.compute.threads), seeded(dropout):
                 for batch in local.batches(site.data, on, context):
                     carry = local.step(carry, site.on_device(batch), opened.objective)
                     self.way.see(carry["params"])
@@ -133,7 +136,7 @@ class Blocks:
             self.way.count(delta)
         return delta, memory, totals
 
-    def _context(self, opened: Opened, number: int) -> Context:
+    def _context(self, opened: ClientRound, number: int) -> Context:
         """The round that is `number` after the job's own, as the client would find it."""
         own, client = opened.context, opened.job.client
         if number == 0:  # its clock is the one that counts: for all the blocks
@@ -149,7 +152,7 @@ def check_comparable(plan: Plan) -> None:
     kept = remembers(replace(plan, rounds=max(plan.rounds, 2)))
     refused = [
         (
-            plan.buffer is not None,
+            plan.asynchronous,
             "asynchronous steps have no rounds to compare with one: leave out `buffer`",
         ),
         (
@@ -162,8 +165,8 @@ def check_comparable(plan: Plan) -> None:
             "local.as_published hands momentum over once more in each round: leave it out",
         ),
         (
-            describe("exchange", plan.exchange)["name"] != "fit",
-            'secure aggregation hides the updates, whose signs are counted: set exchange = "fit"',
+            describe("exchange", plan.exchange)["name"] != "plain",
+            'secure aggregation hides the updates, whose signs are counted: set exchange = "plain"',
         ),
         (
             kept,
@@ -191,27 +194,41 @@ def both_ways(
         plan = _alone(site.plan, site.data.clients, clients, exchanges)
         here = replace(site, plan=plan)
         begun = start(plan, here.params())
-        way = Way([begun.params])
+        way = Way([begun.flat])
         engine = Blocks(Worker(here, Nowhere()), clients, rounds, rounds // exchanges, way, tick)
-        first, ledger = headed(plan, engine, begun)
-        _complete(first.round, ledger)
-        way.states[0] = first.params
-        for state, ledger in federate(replace(plan, head_start=None), engine, first):
+        watching = Watching()
+        watching.way = way
+        watched = replace(plan, algorithms=(*plan.algorithms, watching))
+        for state, ledger in federate(watched, engine, begun):
             _complete(state.round, ledger)
-            way.states.append(state.params)
-            way.see(state.params)
+            way.states.append(state.flat)
+            way.see(state.flat)
         found[name] = way
     return found
 
 
+@dataclass
+class Watching:
+    """An innermost algorithm that sees with what the first round's training begins: a head from
+    class means is then in it."""
+
+    way: Way = field(init=False, repr=False)
+
+    def round(self, state: State, round: Round, inner: Inner) -> Flow:
+        if state.round == 0:
+            self.way.states[0] = state.flat
+        return (yield from inner(state, round))
+
+
 def _alone(plan: Plan, every: Sequence[ClientId], clients: Sequence[ClientId], rounds: int) -> Plan:
     """The plan of these clients without the others, each with the rank that it has among all."""
-    of = dealt(plan, every)
-    ranks = tuple(rank for client in clients if (rank := of[client]) is not None)
+    routing = plan.routing
+    if plan.ranks:
+        own = (plan.view(client, 0, every).rank for client in clients)
+        ranks = Ranks(tuple(rank for rank in own if rank is not None))
+        routing = tuple(one for one in routing if not isinstance(one, Ranks)) + (ranks,)
     # what a private plan may spend in all is a matter of its own rounds, not of these
-    return replace(
-        plan, rounds=rounds, cohort=len(clients), ranks=ranks or None, target_epsilon=None
-    )
+    return replace(without_target(plan), rounds=rounds, cohort=len(clients), routing=routing)
 
 
 def _complete(round: int, ledger: Ledger) -> None:

@@ -13,11 +13,12 @@ from fedpeft.core.packed import prepare_frozen
 from fedpeft.core.types import Batch, ClientId, Failure, Job, Reply
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.errors import DataError, RunError
-from fedpeft.loop import federate
 from fedpeft.oneshot.contribute import in_order
 from fedpeft.oneshot.contribution import Contribution
 from fedpeft.oneshot.invitation import Invitation, base_fingerprint
-from fedpeft.plan import Plan
+from fedpeft.plan.plan import Plan
+from fedpeft.rounds.loop import federate
+from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import save_checkpoint
 from fedpeft.runs.environment import environment
 from fedpeft.runs.execute import execute
@@ -26,7 +27,6 @@ from fedpeft.runs.folder import create, write_json
 from fedpeft.runs.measure import measure
 from fedpeft.runs.record import finite_or_none
 from fedpeft.runs.summary import summarize
-from fedpeft.site import Site
 
 ARRIVALS = "arrivals.json"
 
@@ -119,7 +119,11 @@ def write_run(
 
 def _plan(study: Invitation, clients: int) -> Plan:
     """For so many clients, whose lengths the merge's own rules have judged already."""
-    return replace(study.plan, cohort=clients, norm_factor=float("inf"))
+    return replace(
+        study.plan,
+        cohort=clients,
+        admission=replace(study.plan.admission, norm_factor=float("inf")),
+    )
 
 
 def _site(plan: Plan, study: Invitation, every: Sequence[Contribution], evaluate: bool) -> Site:
@@ -133,7 +137,7 @@ def _site(plan: Plan, study: Invitation, every: Sequence[Contribution], evaluate
     if evaluate:
         examples = in_order(plan.data.load(), plan.classes, "the plan's data")
         test = Partitioned(plan.task, {}, plan.task.prepare(examples.test), {})
-    prepare_frozen(model, plan.method.names(model), plan.base_dtype, plan.pack)
+    prepare_frozen(model, plan.method.names(model), plan.compute.base_dtype, plan.compute.pack)
     sizes = {one.header.client: one.header.examples or 0 for one in every}
     return Site(plan, model, Contributors(sizes, test), plan.classes)
 
@@ -142,7 +146,7 @@ def _arrivals(
     site: Site, study: Invitation, every: Sequence[Contribution]
 ) -> Iterator[dict[str, Any]]:
     """What is measured before the first arrival and after each, in the order of `every`."""
-    yield {"client": None, "held_out": finite_or_none(measure(site, study.state.params))}
+    yield {"client": None, "held_out": finite_or_none(measure(site, study.state.flat))}
     for number, one in enumerate(every, 1):
         plan = _plan(study, number)
         [(state, _)] = federate(plan, Answered.of(every[:number]), study.state)
@@ -151,5 +155,5 @@ def _arrivals(
             "examples": one.header.examples,
             "weight": one.weight,
             "norm": one.length,
-            "held_out": finite_or_none(measure(site, state.params)),
+            "held_out": finite_or_none(measure(site, state.flat)),
         }

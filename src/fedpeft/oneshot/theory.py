@@ -18,7 +18,7 @@ from math import comb
 
 from fedpeft.core.tensors import norm
 from fedpeft.core.types import Batch, Tensors
-from fedpeft.plan import Plan
+from fedpeft.plan.plan import Plan
 from fedpeft.registry import describe
 
 CLOSE = 1e-3
@@ -85,8 +85,8 @@ def beyond(plan: Plan) -> list[str]:
         "gradients are corrected": correction is not None
         and describe("correction", correction)["name"] != "none",
         "noise is added": plan.private_part is not None,
-        "rows of the head have weights of their own": plan.head_rows is not None,
-        "clients vote on the merge": plan.vote is not None,
+        "rows of the head have weights of their own": hasattr(plan.aggregator, "weights_rows"),
+        "clients vote on the merge": bool(plan.sets_apart),
         "some clients attack": bool(plan.attacks),
         "the aggregator is no mean": describe("aggregator", plan.aggregator)["name"] != "mean",
         "the server does not take the mean as it is": describe("server", plan.server)

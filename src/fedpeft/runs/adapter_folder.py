@@ -46,7 +46,7 @@ def tuned(result: Result, configure: Callable[[nn.Module], Any]) -> tuple[Any, B
     """
     from peft import get_peft_model
 
-    model: Any = replace(result.plan.unquantized, method=Full(), ranks=None).model(result.classes)
+    model: Any = replace(result.plan.unquantized.of_one_rank, method=Full()).model(result.classes)
     base = _base(model, result)
     config, also = configure(model), _unlike(model, base, result)
     if hasattr(config, "modules_to_save"):

@@ -17,12 +17,12 @@ from torch import nn
 from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.types import Tensors
 from fedpeft.errors import RunError
-from fedpeft.plan import Plan
+from fedpeft.plan.plan import Plan
+from fedpeft.rounds.site import threads
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import RunFolder, read_json, reopen, write_json
 from fedpeft.runs.measure import tuned
 from fedpeft.runs.questions import Asked, Question, questions, quiet, require
-from fedpeft.site import threads
 from fedpeft.tasks.causal_lm import CausalLM
 
 METRICS = ("acc", "acc_norm")
@@ -61,7 +61,7 @@ def benchmark(
     """
     folder, plan, params, done = _opened(run)
     every, shots = questions(asked)
-    with threads(plan.threads):
+    with threads(plan.compute.threads):
         model = asking(_base(plan), plan, device)
         with quiet():
             tokens = [[encoded(model, *request) for request in one.requests] for one in every]
@@ -106,7 +106,7 @@ def _opened(run: Path) -> tuple[RunFolder, Plan, Tensors, int]:
             "no answers"
         )
     require()
-    return folder, plan, saved.state.params, saved.state.round
+    return folder, plan, saved.state.flat, saved.state.round
 
 
 def _base(plan: Plan) -> nn.Module:

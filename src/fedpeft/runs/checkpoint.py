@@ -8,11 +8,11 @@ from typing import Any
 
 from fedpeft.core.stores import dump_tensors, load_tensors
 from fedpeft.core.tensors import prefixed, under
-from fedpeft.core.types import State
+from fedpeft.core.types import State, Tensors
 from fedpeft.errors import RunError
-from fedpeft.plan import Plan
+from fedpeft.plan.plan import Plan
 
-FORMAT = "fedpeft-state-1"
+FORMAT = "fedpeft-state-2"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,10 @@ def save_checkpoint(
     commitments: Sequence[str] = (),
 ) -> None:
     """Replace the checkpoint. A kill leaves the old one or the new one."""
-    tensors = {**prefixed("params", state.params), **prefixed("memory", state.memory)}
+    tensors = prefixed("params", state.params)
+    for kind, owners in (("shared", state.shared), ("memory", state.memory)):
+        for owner, own in owners.items():
+            tensors |= prefixed(f"{kind}/{owner}", own)
     metadata = {
         "format": FORMAT,
         "order": json.dumps(
@@ -70,12 +73,16 @@ def load_checkpoint(path: Path, plan: Plan) -> Checkpoint | None:
     try:
         tensors, metadata = load_tensors(path)
         if metadata.get("format") != FORMAT:
-            raise RunError(f"{path} is not a checkpoint of the kind {FORMAT}")
+            raise RunError(
+                f"{path} is a checkpoint of the kind {metadata.get('format')!r}, and this fedpeft "
+                f"reads {FORMAT!r}: begin a new run"
+            )
         tensors = {name: tensors[name] for name in json.loads(metadata["order"])}
         accepted, refusals = (_counts(metadata.get(key, "{}")) for key in ("accepted", "refusals"))
         norms = tuple(map(float, json.loads(metadata.get("norms", "[]"))))
-        params, memory = under("params", tensors), under("memory", tensors)
-        state = State(int(metadata["round"]), params, memory, accepted, norms, refusals)
+        shared, memory = (_by_owner(under(kind, tensors)) for kind in ("shared", "memory"))
+        params, round = under("params", tensors), int(metadata["round"])
+        state = State(round, params, shared, memory, accepted, norms, refusals)
         environment = json.loads(metadata["environment"])
         privacy = json.loads(metadata.get("privacy", "null"))
         commitments = json.loads(metadata.get("commitments", "[]"))
@@ -89,3 +96,8 @@ def load_checkpoint(path: Path, plan: Plan) -> Checkpoint | None:
 def _counts(text: str) -> dict[str, int]:
     """By client a round, or how many."""
     return {str(client): int(count) for client, count in json.loads(text).items()}
+
+
+def _by_owner(tensors: Tensors) -> dict[str, Tensors]:
+    owners = dict.fromkeys(name.partition("/")[0] for name in tensors)
+    return {owner: under(owner, tensors) for owner in owners}

@@ -40,7 +40,7 @@ def save_denoiser(result: Result, out: Path, merge: bool) -> Literal["adapter", 
 
 
 def _base(result: Result) -> Any:
-    return replace(result.plan, method=Full(), ranks=None).model(())
+    return replace(result.plan.of_one_rank, method=Full()).model(())
 
 
 def _save_lora(result: Result, out: Path) -> Literal["adapter"]:

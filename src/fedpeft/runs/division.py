@@ -10,8 +10,8 @@ from fedpeft.core.seeds import generator
 from fedpeft.core.types import Table
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import check_division, partition_report
-from fedpeft.plan import Plan
-from fedpeft.site import Site
+from fedpeft.plan.plan import Plan
+from fedpeft.rounds.site import Site
 
 
 def division_of(plan: Plan) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from fedpeft import __version__
 from fedpeft.core.packed import can_pack
-from fedpeft.fitting import quantizes
-from fedpeft.plan import Plan
+from fedpeft.plan.fitting import quantizes
+from fedpeft.plan.plan import Plan
 
 LIBRARIES = ("torch", "transformers", "peft")
 
@@ -23,11 +23,15 @@ def environment(plan: Plan, device: str) -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "none"
-    packed = "packed" if plan.pack and device == "cpu" and can_pack(plan.base_dtype) else "plain"
-    base = f"{plan.base_dtype}, {packed}"
+    packed = (
+        "packed"
+        if plan.compute.pack and device == "cpu" and can_pack(plan.compute.base_dtype)
+        else "plain"
+    )
+    base = f"{plan.compute.base_dtype}, {packed}"
     return {
         "versions": versions,
-        "threads": plan.threads,
+        "threads": plan.compute.threads,
         "device": device,
         "cpu": processor(),
         "base": base,

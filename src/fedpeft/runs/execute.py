@@ -9,18 +9,18 @@ from typing import Any, Protocol
 import torch
 
 from fedpeft.core.interfaces import Engine
-from fedpeft.core.lowrank import EXACT
 from fedpeft.core.secrets import Secret, secret_at
 from fedpeft.core.stores import Folder, write_atomically
-from fedpeft.core.tensors import beside, layout
+from fedpeft.core.tensors import layout
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError, RunError
-from fedpeft.fitting import leaking
-from fedpeft.loop import federate, start
-from fedpeft.loop_async import federate_async
-from fedpeft.plan import Plan, read_plan
-from fedpeft.privacy import with_noise
+from fedpeft.plan.calibration import with_noise
+from fedpeft.plan.fitting import leaking
+from fedpeft.plan.plan import Plan
+from fedpeft.plan.reading import read_plan
 from fedpeft.registry import find
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import Site, open_site
 from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fedpeft.runs.division import division_at
 from fedpeft.runs.environment import differences, environment
@@ -28,7 +28,6 @@ from fedpeft.runs.folder import RunFolder, append_round, keep_rounds, read_json,
 from fedpeft.runs.measure import held_out
 from fedpeft.runs.probe import check_gradients
 from fedpeft.runs.record import RoundRecord, record_of
-from fedpeft.site import Site, open_site
 
 
 class OpenEngine(Engine, Protocol):
@@ -112,10 +111,7 @@ def execute(folder: RunFolder, site: Site, engine: Engine) -> Iterator[RoundReco
     clock, begun = perf_counter(), resumed(folder, site)
     own, _ = secrets = _secrets(folder, plan)
     commitments = [secret.commitment for secret in secrets if secret]
-    rounds = (
-        federate_async(plan, engine, begun) if plan.buffer else federate(plan, engine, begun, own)
-    )
-    for state, ledger in rounds:
+    for state, ledger in federate(plan, engine, begun, own):
         due = state.round % plan.evaluate_every == 0 or state.round == plan.rounds
         measured = held_out(site, state, store) if due else None
         now = perf_counter()
@@ -140,7 +136,7 @@ def resumed(folder: RunFolder, site: Site) -> State:
         write_atomically(folder.rounds, b"")
         rmtree(folder.clients, ignore_errors=True)  # a stored reply would be sent without training
     state = saved.state if saved else fresh
-    if sorted(layout(beside((EXACT,), state.params))) != sorted(layout(fresh.params)):
+    if sorted(layout(state.params)) != sorted(layout(fresh.params)):
         raise RunError(
             f"{folder.checkpoint} holds other tensors than the plan's model has with these "
             "libraries"
@@ -154,7 +150,7 @@ def resumed(folder: RunFolder, site: Site) -> State:
 def _write_noise(folder: RunFolder, plan: Plan) -> None:
     """Into the run's plan, where its target alone is there: another version of the library may
     calibrate otherwise."""
-    if plan.target_epsilon is None:
+    if plan.privacy.target_epsilon is None:
         return
     written = read_plan(folder.plan)
     if written.private_part.noise_multiplier is None:

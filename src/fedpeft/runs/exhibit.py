@@ -15,12 +15,12 @@ from torch import Tensor
 
 from fedpeft.core.types import State
 from fedpeft.errors import RunError
-from fedpeft.plan import Plan
+from fedpeft.plan.plan import Plan
+from fedpeft.rounds.site import threads
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import RunFolder, write_json
 from fedpeft.runs.measure import tuned
 from fedpeft.runs.pictures import chosen
-from fedpeft.site import threads
 from fedpeft.tasks.clip import clip
 from fedpeft.tasks.drawing import Drawing, drawing
 from fedpeft.tasks.text_to_image import TextToImage
@@ -58,12 +58,12 @@ def exhibit(
     if not isinstance(plan.task, TextToImage) or plan.personal:
         raise RunError(f"{folder.path} is no run of a text-to-image model that all clients share")
     judge, how = clip(scored_by) if scored_by else None, Drawing()
-    with threads(plan.threads):
+    with threads(plan.compute.threads):
         drawn = drawing(plan.task, how)
         captions, truth = chosen(plan, drawn, number)
         model: Any = plan.model(()).eval()
         columns = {"truth": truth, "before": drawn(model.to(device), captions)}
-        columns["after"] = drawn(tuned(plan, model.cpu(), state.params).to(device), captions)
+        columns["after"] = drawn(tuned(plan, model.cpu(), state.flat).to(device), captions)
         scores = {name: judge(x, captions).tolist() for name, x in columns.items()} if judge else {}
     kept = {
         "round": state.round,

@@ -25,7 +25,8 @@ from typing import Any
 
 from fedpeft.core.stores import SECRET, write_atomically
 from fedpeft.errors import RunError
-from fedpeft.plan import Plan, read_plan
+from fedpeft.plan.plan import Plan
+from fedpeft.plan.reading import read_plan
 from fedpeft.registry import describe
 
 

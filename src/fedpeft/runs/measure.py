@@ -14,15 +14,15 @@ from fedpeft.core.features import FEATURES, Kept
 from fedpeft.core.interfaces import Store
 from fedpeft.core.lowrank import EXACT, merged
 from fedpeft.core.objective import evaluate, scored
+from fedpeft.core.payloads import pack
 from fedpeft.core.tensors import prefixed, under
 from fedpeft.core.trainable import read, write
 from fedpeft.core.types import ClientId, State, Tensors, Update, Weighted
-from fedpeft.core.wire import pack
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import histograms
-from fedpeft.plan import Plan
+from fedpeft.plan.plan import Plan
 from fedpeft.registry import build, describe
-from fedpeft.site import Site, threads
+from fedpeft.rounds.site import Site, threads
 
 
 def measure(site: Site, params: Tensors, client: ClientId | None = None) -> dict[str, float]:
@@ -30,7 +30,7 @@ def measure(site: Site, params: Tensors, client: ClientId | None = None) -> dict
     client."""
     plan, own = site.plan, _own(site, params)
     batches = (site.on_device(batch) for batch in site.data.held_out(client))
-    with threads(plan.threads):
+    with threads(plan.compute.threads):
         return {
             name: metric.value
             for name, metric in evaluate(site.task, site.model, own, batches).items()
@@ -48,16 +48,16 @@ def client_params(site: Site, state: State, store: Store, client: ClientId) -> T
     """The model of one client: what all share, and of personal tensors its own; those at the start
     if it has none."""
     if not site.plan.personal:
-        return state.params
+        return state.flat
     kept = under("personal", store.load(client, state.accepted.get(client)))
-    return {**site.plan.personal_of(site.params()), **kept, **state.params}
+    return {**site.plan.personal_of(site.params()), **kept, **state.flat}
 
 
 def held_out(site: Site, state: State, store: Store) -> dict[str, float]:
     """The task's metrics on the common held-out examples; with personal tensors the mean over the
     clients' models."""
     if not site.plan.personal:
-        return {**measure(site, state.params), **attacked(site, state.params)}
+        return {**measure(site, state.flat), **attacked(site, state.flat)}
     each = [
         measure(site, client_params(site, state, store, client)) for client in site.data.clients
     ]
@@ -127,7 +127,7 @@ def _accuracy_by_class(site: Site, params: Tensors) -> Tensor | None:
     accuracy."""
     right, seen = (torch.zeros(len(site.classes), dtype=torch.float64) for _ in range(2))
     batches = (site.on_device(batch) for batch in site.data.held_out())
-    with threads(site.plan.threads):
+    with threads(site.plan.compute.threads):
         for batch, values in scored(site.task, site.model, _own(site, params), batches):
             accuracy = values.get("accuracy")
             if not isinstance(accuracy, Tensor) or "label" not in batch:
@@ -178,7 +178,7 @@ def _whole(plan: Plan, classes: tuple[str, ...]) -> Tensors:
 def untuned(plan: Plan) -> Plan:
     """The plan whose model is the base as it is, with nothing put into it."""
     method = build("method", "full" if plan.method.pretrained else "scratch")
-    return replace(plan.unquantized, method=method, ranks=None)
+    return replace(plan.unquantized.of_one_rank, method=method)
 
 
 def tuned(plan: Plan, model: Any, params: Tensors) -> Any:

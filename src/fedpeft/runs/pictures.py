@@ -12,11 +12,11 @@ from torch import Tensor
 
 from fedpeft.core.types import State
 from fedpeft.errors import RunError
-from fedpeft.plan import Plan
+from fedpeft.plan.plan import Plan
+from fedpeft.rounds.site import threads
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import reopen
 from fedpeft.runs.measure import tuned
-from fedpeft.site import threads
 from fedpeft.tasks.diffusion import squares
 from fedpeft.tasks.drawing import Drawing, Drawn, drawing
 from fedpeft.tasks.text_to_image import TextToImage
@@ -73,14 +73,14 @@ def grid(runs: Sequence[Path], how: Drawing, number: int = 6, captions: Sequence
         raise RunError(
             f"the runs are of different models, {task} and {other}: draw a grid for each"
         )
-    with threads(plan.threads):
+    with threads(plan.compute.threads):
         drawn = drawing(task, how)
         if not captions:
             captions, columns["held out"] = chosen(plan, drawn, number)
         model: Any = plan.model(()).eval()
         columns["before"] = drawn(model, captions)
         for run, (each, _, state) in zip(runs, opened, strict=True):
-            columns[run.name] = drawn(tuned(each, each.model(()).eval(), state.params), captions)
+            columns[run.name] = drawn(tuned(each, each.model(()).eval(), state.flat), captions)
     return Grid(captions, columns)
 
 

@@ -6,7 +6,7 @@ import torch
 from fedpeft.core.objective import Objective
 from fedpeft.core.seeds import generator
 from fedpeft.errors import PlanError
-from fedpeft.site import Site, threads
+from fedpeft.rounds.site import Site, threads
 
 ROWS = 4
 TOLERANCE = 1e-3  # of a tensor's gradient
@@ -30,7 +30,7 @@ def check_gradients(site: Site) -> None:
     }
     objective = Objective(site.model, site.task)
     site.model.eval()  # whose dropout would be another each time
-    with threads(plan.threads):
+    with threads(plan.compute.threads):
         wanted, _, _ = objective.gradient(params, rows)
         each = objective.gradients(params, rows)
     if not any(g.any() for g in each.values()):

@@ -6,7 +6,7 @@ from math import isfinite
 from typing import Any
 
 from fedpeft.core.types import ClientId
-from fedpeft.loop import Ledger
+from fedpeft.rounds.loop import Ledger
 
 
 @dataclass(frozen=True)

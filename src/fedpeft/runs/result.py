@@ -10,7 +10,7 @@ from fedpeft.core.tensors import beside
 from fedpeft.core.trainable import tensors_of, write
 from fedpeft.core.types import Tensors
 from fedpeft.errors import RunError
-from fedpeft.plan import Plan
+from fedpeft.plan.plan import Plan
 from fedpeft.registry import describe
 from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint
 from fedpeft.runs.folder import RunFolder, read_json, reopen
@@ -65,7 +65,7 @@ class Result:
     @property
     def tensors(self) -> Tensors:
         """The method's tensors, without what an algorithm shares beside them."""
-        return beside(self.plan.local_shares, self.checkpoint.state.params)
+        return beside(self.plan.local_shares, self.checkpoint.state.flat)
 
     def refuse(self, reason: str) -> RunError:
         """The error that says why this result cannot be exported."""

@@ -8,8 +8,8 @@ import torch
 
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError
+from fedpeft.rounds.site import Site, threads
 from fedpeft.runs.measure import tuned
-from fedpeft.site import Site, threads
 from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.text_classification import padding, tokenizer
 
@@ -45,9 +45,9 @@ def samples(site: Site, state: State, number: int, length: int = 60) -> list[Sam
         )
     pairs = plan.task.openings(plan.data.load().test, number)
     model: Any = plan.model(site.classes).eval()
-    with threads(plan.threads):
+    with threads(plan.compute.threads):
         before = [_continued(model, plan.task, ids, length) for ids, _ in pairs]
-        tuned(plan, model, state.params)
+        tuned(plan, model, state.flat)
         after = [_continued(model, plan.task, ids, length) for ids, _ in pairs]
     read = tokenizer(plan.task.base)
     return [

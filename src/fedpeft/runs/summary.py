@@ -8,11 +8,11 @@ from fedpeft.core.stores import Folder
 from fedpeft.engines.auto import Choice
 from fedpeft.errors import FedpeftError
 from fedpeft.registry import describe
+from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint
 from fedpeft.runs.environment import environment
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds, write_json
 from fedpeft.runs.measure import FullPayloads, client_accuracy, full_payloads
-from fedpeft.site import Site
 
 
 def summarize(

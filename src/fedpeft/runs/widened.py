@@ -33,8 +33,8 @@ def widened(result: Result) -> Result:
         by = rank / method.rank
         scaled = by**0.5 if result.method == "rslora" else by
         method = replace(method, rank=rank, alpha=method.alpha * scaled, init="")
-    state = replace(result.checkpoint.state, params=own)
-    plan = replace(result.plan, method=method, ranks=None)
+    state = replace(result.checkpoint.state, params=own, shared={})
+    plan = replace(result.plan.of_one_rank, method=method)
     return replace(result, plan=plan, checkpoint=replace(result.checkpoint, state=state))
 
 

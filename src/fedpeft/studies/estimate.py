@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fedpeft.errors import RunError
-from fedpeft.plan import Plan
+from fedpeft.plan.plan import Plan
 from fedpeft.runs.folder import read_json
 from fedpeft.studies.shelf import Shelf
 from fedpeft.studies.study import Cell

@@ -8,8 +8,8 @@ from shutil import copyfile
 
 from fedpeft.core.stores import write_atomically
 from fedpeft.errors import FedpeftError, RunError
-from fedpeft.plan import read_plan
-from fedpeft.privacy import uncalibrated
+from fedpeft.plan.calibration import uncalibrated
+from fedpeft.plan.reading import read_plan
 from fedpeft.runs.folder import RunFolder, create, read_json, read_rounds
 from fedpeft.studies.study import Cell, Study
 

@@ -36,7 +36,8 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.errors import PlanError, unknown
-from fedpeft.plan import Plan, read_plan
+from fedpeft.plan.plan import Plan
+from fedpeft.plan.reading import read_plan
 from fedpeft.registry import construct
 
 ROW = "row"

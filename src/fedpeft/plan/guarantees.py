@@ -4,10 +4,10 @@ set instead."""
 from collections.abc import Sequence
 from typing import Any
 
-from fedpeft.core.accounting import ACCOUNTANTS
 from fedpeft.core.interfaces import Aggregator, Local, ServerOptimizer, Stage
 from fedpeft.core.types import Event
-from fedpeft.errors import PlanError, unknown
+from fedpeft.errors import PlanError
+from fedpeft.plan.tables import Privacy
 from fedpeft.registry import find
 
 
@@ -28,30 +28,22 @@ def private_part(local: Local, stages: Sequence[Stage]) -> Local | Stage | None:
     return found[0] if found else None
 
 
-def check_budget(
-    event: Event | None, target: float | None, delta: float | None, accountant: str | None
-) -> None:
+def check_budget(event: Event | None, privacy: Privacy) -> None:
     """Raises PlanError where ε, δ or the noise is missing, out of range, or means nothing."""
+    target, delta = privacy.target_epsilon, privacy.delta
     if event is None or not event.accounted:
-        given = [
-            key
-            for key, x in (("target_epsilon", target), ("delta", delta), ("accountant", accountant))
-            if x
-        ]
+        given = [key for key, x in (("target_epsilon", target), ("delta", delta)) if x]
         if given:
             raise PlanError(
                 f"{' and '.join(given)}: nothing in this plan gives a guarantee. For one example's "
-                "privacy set "
-                'local = "dp_sgd"; for a client\'s, stages = ["client_dp"] or ["local_dp"]'
+                'privacy set local = "dp_sgd"; for a client\'s, stages = ["client_dp"] or '
+                '["local_dp"]'
             )
         return
-    if accountant not in (None, *ACCOUNTANTS):
-        raise PlanError(unknown("accountant", accountant, ACCOUNTANTS))
     if delta is None or not 0 < delta < 1:
         raise PlanError(
             "a private plan needs delta, the probability with which the guarantee may fail, "
-            "between 0 and 1; got "
-            f"{delta}. Well below 1 / the number of {event.unit}s is usual"
+            f"between 0 and 1; got {delta}. Well below 1 / the number of {event.unit}s is usual"
         )
     if target is not None and not 0 < target < float("inf"):
         raise PlanError(f"target_epsilon must be positive and finite, got {target}")
@@ -81,10 +73,10 @@ def check_calibration(plan: Any, event: Event | None) -> None:
             )
         _check_order(plan.stages)
     if event.central:
-        _check_mean(plan.aggregator, plan.server, plan.min_replies)
+        _check_mean(plan.aggregator, plan.server, plan.admission.min_replies)
         if plan.norm_bound != float("inf"):
             raise PlanError(
-                f"norm_factor = {plan.norm_factor}: whether a client is let in would depend on the "
+                f"norm_factor = {plan.admission.norm_factor}: whether a client is let in would depend on the "
                 "others, which the "
                 "noise is not made for, and the clipping bounds the length already: leave it out"
             )

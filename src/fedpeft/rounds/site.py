@@ -22,11 +22,9 @@ from fedpeft.core.types import Batch, Division, Examples, Tensors, Update
 from fedpeft.data.partitioned import Partitioned, lengths, set_apart
 from fedpeft.data.report import check_division
 from fedpeft.errors import DataError, PlanError
-from fedpeft.plan import Plan
-from fedpeft.privacy import settled
+from fedpeft.plan.calibration import calibrate_noise
+from fedpeft.plan.plan import Plan
 from fedpeft.registry import describe
-
-VOTE_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -96,25 +94,23 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
     """
     task = plan.task
     reuse_freed()
-    with threads(plan.threads):  # a task may compute here what it keeps
+    with threads(plan.compute.threads):  # a task may compute here what it keeps
         train, test = task.prepare(examples.train), task.prepare(examples.test)
     train = poisoned(plan.attacks, plan.seed, train, division.parts, len(examples.classes))
     if getattr(plan.local, "group_by_length", False):
         lengths(train)
-    plan = settled(plan, list(division.parts))
+    plan = calibrate_noise(plan, list(division.parts))
     model = plan.model(examples.classes).to(device)
     _check_personal(plan, plan.method.names(model))
     _check_ranks(plan, plan.method.names(model))
-    prepare_frozen(model, plan.method.names(model), plan.base_dtype, plan.pack)
+    prepare_frozen(model, plan.method.names(model), plan.compute.base_dtype, plan.compute.pack)
     kept = _kept(plan, device, model, train, test, len(division.parts))
     train, test = kept.beside(train, test)
     task, parts, notes, apart = featured(task, kept), division.parts, division.notes, None
-    if plan.vote is not None:
-        parts, voting = set_apart(
-            parts, VOTE_SHARE if plan.vote_share is None else plan.vote_share, plan.seed
-        )
-        apart = Partitioned(task, train, {}, voting, device=device)
-        notes = {**notes, "set_apart": sum(map(len, voting.values()))}
+    if plan.sets_apart:
+        parts, own = set_apart(parts, plan.sets_apart, plan.seed)
+        apart = Partitioned(task, train, {}, own, device=device)
+        notes = {**notes, "set_apart": sum(map(len, own.values()))}
     data = Partitioned(task, train, test, parts, notes, device)
     return Site(plan, model, data, examples.classes, device, kept, apart)
 
@@ -144,20 +140,20 @@ def _kept(
     plan: Plan, device: str, model: nn.Module, train: Tensors, test: Tensors, clients: int
 ) -> Kept:
     """Features, where they are wanted and each example is seen twice or more on average."""
-    if not plan.features or plan.local.precision != "float32":
+    if not plan.compute.features or plan.local.precision != "float32":
         return Kept()
     if plan.rounds * min(plan.cohort, clients) * plan.local.passes < 2 * clients:
         return Kept()
     numbers = [
         torch.__version__,
         torch.backends.cpu.get_cpu_capability(),
-        plan.threads,
-        plan.base_dtype,
-        plan.pack,
+        plan.compute.threads,
+        plan.compute.base_dtype,
+        plan.compute.pack,
         device,
     ]
     setting = json.dumps([describe("task", plan.task), *numbers], default=str, sort_keys=True)
-    with threads(plan.threads):
+    with threads(plan.compute.threads):
         return keep(plan.task, model, plan.method.names(model), train, test, setting)
 
 

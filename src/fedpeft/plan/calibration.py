@@ -9,9 +9,8 @@ from fedpeft.core.accounting import calibrate, epsilon, told
 from fedpeft.core.seeds import fold, generator
 from fedpeft.core.types import ClientId
 from fedpeft.errors import PlanError
-from fedpeft.plan import Plan
+from fedpeft.plan.plan import Plan
 
-PLD = "pld"
 TOLERANCE = 1e-6  # relative, between computers
 
 
@@ -20,7 +19,7 @@ def round_seed(plan: Plan, round_: int) -> int:
     return fold(plan.seed, "round", round_)
 
 
-def chosen(plan: Plan, clients: Sequence[ClientId], round_: int) -> list[ClientId]:
+def select_cohort(plan: Plan, clients: Sequence[ClientId], round_: int) -> list[ClientId]:
     """A round's clients, by name. Anyone who has the plan can tell, so no amplification is ever
     claimed for it."""
     return sorted(
@@ -30,7 +29,7 @@ def chosen(plan: Plan, clients: Sequence[ClientId], round_: int) -> list[ClientI
     )
 
 
-def settled(plan: Plan, clients: Sequence[ClientId]) -> Plan:
+def calibrate_noise(plan: Plan, clients: Sequence[ClientId]) -> Plan:
     """The plan with the noise that its `target_epsilon` asks for; as it is where the noise is
     given.
 
@@ -38,24 +37,28 @@ def settled(plan: Plan, clients: Sequence[ClientId]) -> Plan:
       PlanError: no noise is enough, or dp-accounting is missing.
     """
     part = plan.private_part
-    if part is None or plan.target_epsilon is None or part.event.noise_multiplier is not None:
+    if (
+        part is None
+        or plan.privacy.target_epsilon is None
+        or part.event.noise_multiplier is not None
+    ):
         return plan
     spending = Spending(plan, clients)
     for round_ in range(plan.rounds):
-        spending.count(chosen(plan, clients, round_))
+        spending.count(select_cohort(plan, clients, round_))
     noise = calibrate(
         lambda z: replace(part, noise_multiplier=z).event,
         spending.most,
-        plan.target_epsilon,
-        plan.delta or 0,
-        plan.accountant or PLD,
+        plan.privacy.target_epsilon,
+        plan.privacy.delta or 0,
+        plan.privacy.accountant,
     )
     return with_noise(plan, noise)
 
 
 def uncalibrated(plan: Plan) -> Plan:
     """The plan that leaves its noise to its `target_epsilon`; as it is without a target."""
-    return plan if plan.target_epsilon is None else with_noise(plan, None)
+    return plan if plan.privacy.target_epsilon is None else with_noise(plan, None)
 
 
 def with_noise(plan: Plan, noise: float | None) -> Plan:
@@ -88,19 +91,19 @@ class Spending:
         part = self.plan.private_part
         if part is None:
             return None
-        event, accountant = part.event, self.plan.accountant or PLD
+        event, accountant = part.event, self.plan.privacy.accountant
         if not event.accounted:
             return {"epsilon": None, "delta": None, "unit": event.unit, "accountant": None}
-        spent = told(epsilon(event, self.most, self.plan.delta or 0, accountant))
+        spent = told(epsilon(event, self.most, self.plan.privacy.delta or 0, accountant))
         return {
             "epsilon": spent,
-            "delta": self.plan.delta,
+            "delta": self.plan.privacy.delta,
             "unit": event.unit,
             "accountant": accountant,
         }
 
 
-def opened(plan: Plan, clients: Sequence[ClientId], round_: int) -> Spending:
+def resume_accounting(plan: Plan, clients: Sequence[ClientId], round_: int) -> Spending:
     """The account of a run that has done so many rounds.
 
     Raises:
@@ -116,17 +119,22 @@ def opened(plan: Plan, clients: Sequence[ClientId], round_: int) -> Spending:
             "open_site(plan).plan"
         )
     for k in range(max(plan.rounds, round_)):
-        cohort = chosen(plan, clients, k)
+        cohort = select_cohort(plan, clients, k)
         whole.count(cohort)
         if k < round_:
             so_far.count(cohort)
-    if plan.target_epsilon is not None:
-        spent = epsilon(part.event, whole.most, plan.delta or 0, plan.accountant or PLD)
-        if spent > plan.target_epsilon * (1 + TOLERANCE):
+    if plan.privacy.target_epsilon is not None:
+        spent = epsilon(part.event, whole.most, plan.privacy.delta or 0, plan.privacy.accountant)
+        if spent > plan.privacy.target_epsilon * (1 + TOLERANCE):
             raise PlanError(
                 f"noise_multiplier = {part.noise_multiplier} comes to epsilon = {spent:.4g} after "
                 "all rounds, more "
-                f"than target_epsilon = {plan.target_epsilon}: leave noise_multiplier out, and it "
+                f"than target_epsilon = {plan.privacy.target_epsilon}: leave noise_multiplier out, and it "
                 "is calibrated"
             )
     return so_far
+
+
+def without_target(plan: Plan) -> Plan:
+    """The same plan without a bound on what its noise may cost in all."""
+    return replace(plan, privacy=replace(plan.privacy, target_epsilon=None))

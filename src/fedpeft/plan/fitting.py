@@ -11,26 +11,16 @@ from fedpeft.errors import PlanError, unknown
 from fedpeft.registry import build, find, names
 
 WEIGHTINGS = ("examples", "uniform", "batches")
-HEAD_STARTS = ("class_means",)
-HEAD_ROWS = ("class_counts",)
 
 
 def check_values(plan: Any) -> None:
     """Raises PlanError for a value out of range."""
-    for key in ("rounds", "cohort", "min_replies", "max_refusals", "threads", "evaluate_every"):
+    for key in ("rounds", "cohort", "evaluate_every"):
         if getattr(plan, key) < 1:
             raise PlanError(f"{key} must be at least 1, got {getattr(plan, key)}")
-    if plan.norm_factor is not None and not plan.norm_factor >= 1:
-        raise PlanError(f"norm_factor must be at least 1, got {plan.norm_factor}")
-    for key, known in (
-        ("weighting", WEIGHTINGS),
-        ("base_dtype", BASE_DTYPES),
-        ("engine", names("engine")),
-    ):
+    for key, known in (("weighting", WEIGHTINGS), ("engine", names("engine"))):
         if getattr(plan, key) not in known:
             raise PlanError(unknown(key, getattr(plan, key), known))
-    check_nodes(plan.nodes, plan.deadline)
-    check_pace(plan.buffer, staleness=plan.staleness, pace_spread=plan.pace_spread)
 
 
 def check_parts(plan: Any) -> None:
@@ -51,10 +41,9 @@ def check_parts(plan: Any) -> None:
     check_codecs(plan.stages, plan.uplink, plan.downlink)
     check_low_rank(plan)
     check_sum(plan)
-    check_head_start(plan)
-    check_head_rows(plan)
+    check_telling(plan)
     check_vote(plan)
-    if plan.buffer is not None:
+    if plan.asynchronous:
         check_asynchronous(plan)
 
 
@@ -75,85 +64,55 @@ def shares(local: Local) -> tuple[str, ...]:
     return correction.shares if correction is not None else ()
 
 
-def check_head_start(plan: Any) -> None:
-    """Raises PlanError for a start that there is not, or that tells what it must not."""
-    if plan.head_start not in (None, *HEAD_STARTS):
-        raise PlanError(unknown("head_start", plan.head_start, HEAD_STARTS))
-    if plan.head_start and plan.private_part:
-        raise PlanError(
-            "head_start tells the means of a client's classes without noise: leave it out"
-        )
-    if plan.head_start and not isinstance(plan.exchange, find("exchange", "fit")):
-        raise PlanError(
-            "head_start tells the server each client's class means, which sums are to hide: leave "
-            "it out"
-        )
-    if plan.head_start and plan.buffer is not None:
-        raise PlanError(
-            "head_start comes before the first round, and asynchronous steps have none: leave it "
-            "out"
-        )
+TELLS = {
+    "class_means": "the means of each client's classes",
+    "class_counts": "how many examples of each class a client has",
+    "scores": "how well models do on each client's examples",
+}
+"""What parts tell the server beside updates, in words."""
 
 
-def check_head_rows(plan: Any) -> None:
-    """Raises PlanError for rows that there are not, that tell what they must not, or that undo
-    another part's work."""
-    if plan.head_rows not in (None, *HEAD_ROWS):
-        raise PlanError(unknown("head_rows", plan.head_rows, HEAD_ROWS))
-    if plan.head_rows and plan.private_part:
+def check_telling(plan: Any) -> None:
+    """Raises PlanError for what a part tells the server where noise or sums are to hide it."""
+    for one in plan.each_part():
+        for fact in sorted(getattr(one, "reveals", ())):
+            what = f"{type(one).__name__} tells the server {TELLS.get(fact, fact)}"
+            if plan.private_part:
+                raise PlanError(f"{what}, without noise: leave it out of a private plan")
+            if plan.exchange.sums:
+                raise PlanError(f"{what}, which sums are to hide: leave it out")
+            if plan.asynchronous and fact != "class_counts":
+                raise PlanError(
+                    f"{what} in a round, and asynchronous steps have none: leave it out"
+                )
+    inner = getattr(plan.aggregator, "inner", None)
+    if inner is not None and not isinstance(inner, (find("aggregator", "mean"), LowRank)):
         raise PlanError(
-            "head_rows tells how many examples of each class a client has, without noise: leave it "
-            "out"
-        )
-    if plan.head_rows and not isinstance(plan.exchange, find("exchange", "fit")):
-        raise PlanError(
-            "head_rows tells the server each client's class counts, which sums are to hide: leave "
-            "it out"
-        )
-    if plan.head_rows and not isinstance(plan.aggregator, (find("aggregator", "mean"), LowRank)):
-        raise PlanError(
-            f"head_rows takes a mean of rows, past what {type(plan.aggregator).__name__} keeps "
-            "out: leave it out, or "
-            'take a mean, such as aggregator = "mean"'
+            f"class_rows takes a mean of rows, past what {type(inner).__name__} keeps out: leave it "
+            'out, or take a mean, such as inner = "mean"'
         )
 
 
 def check_vote(plan: Any) -> None:
-    """Raises PlanError for a vote among nothing, on what clients do not have, or that tells what it
-    must not."""
-    if plan.vote is None:
-        if plan.vote_share is not None:
-            raise PlanError(
-                "vote_share: nobody votes; set `vote` to strengths to choose from, or leave it out"
-            )
+    """Raises PlanError for a vote on what clients do not have alike, or that no vote can scale."""
+    if not any(hasattr(one, "sets_apart") for one in plan.algorithms):
         return
-    if (
-        not plan.vote
-        or len(set(plan.vote)) < len(plan.vote)
-        or not all(0 < x < float("inf") for x in plan.vote)
-    ):
-        raise PlanError(f"vote must be positive strengths, each once, got {list(plan.vote)}")
-    if plan.vote_share is not None and not 0 < plan.vote_share < 1:
-        raise PlanError(f"vote_share must be between 0 and 1, got {plan.vote_share}")
-    if plan.private_part or not isinstance(plan.exchange, find("exchange", "fit")):
-        raise PlanError(
-            "a vote tells the server how well models do on each client's examples: leave out `vote`"
-        )
     if plan.personal or plan.ranks or plan.local_shares:
         raise PlanError(
             "a vote is on models that all clients have alike: leave out personal, ranks and "
             "SCAFFOLD"
         )
-    if plan.buffer is not None:
+    aggregator = inner_aggregator(plan)
+    if isinstance(aggregator, LowRank) and aggregator.plain:
         raise PlanError(
-            "a vote is on a round's merge, and asynchronous steps have no rounds: leave it out"
+            f"{type(aggregator).__name__} gives factors that hold only as they are, and a vote "
+            'scales them: take aggregator = "mean" or "fedit", or leave out the vote'
         )
-    if isinstance(plan.aggregator, LowRank) and plan.aggregator.plain:
-        raise PlanError(
-            f"{type(plan.aggregator).__name__} gives factors that hold only as they are, and a "
-            "vote scales them: take "
-            'aggregator = "mean" or "fedit", or leave out `vote`'
-        )
+
+
+def inner_aggregator(plan: Any) -> Any:
+    """The aggregator of most tensors: the one inside where one wraps another."""
+    return getattr(plan.aggregator, "inner", plan.aggregator)
 
 
 def check_scaffold(local: Local, server: ServerOptimizer) -> None:
@@ -213,8 +172,8 @@ def check_codecs(stages: Sequence[Stage], uplink: Codec, downlink: Codec) -> Non
 def check_low_rank(plan: Any) -> None:
     """Raises PlanError for ranks that no factors have or nobody can average, and for what goes
     wrong with factors."""
-    aggregator = plan.aggregator
-    if plan.ranks is not None:
+    aggregator = inner_aggregator(plan)
+    if plan.ranks:
         _check_ranks(plan.ranks, plan.method, leaking(plan))
         if not isinstance(aggregator, LowRank):
             raise PlanError(
@@ -225,9 +184,7 @@ def check_low_rank(plan: Any) -> None:
     if not isinstance(aggregator, LowRank):
         return
     name = type(aggregator).__name__
-    if quantizes(plan.task) and isinstance(
-        aggregator, tuple(find("aggregator", one) for one in ("flora", "fedex"))
-    ):
+    if quantizes(plan.task) and getattr(aggregator, "merges_base", False):
         raise PlanError(
             f"{name} adds to frozen weights, and task.quantize makes codes of them: leave out one "
             "of both"
@@ -245,7 +202,8 @@ def check_low_rank(plan: Any) -> None:
     remembering = getattr(plan.local, "remembers", False) or any(
         stage.remembers for stage in plan.stages
     )
-    if aggregator.still and (leaking(plan) or remembering):
+    alternates = any(plan.hooks("turns"))
+    if alternates and (leaking(plan) or remembering):
         raise PlanError(
             f"with {name} a client trains other tensors in each round, so that nothing can be "
             "remembered of the last: "
@@ -269,30 +227,15 @@ def _check_ranks(ranks: tuple[int, ...], method: Any, leaks: bool) -> None:
         )
 
 
-def check_pace(buffer: int | None, **settings: float | None) -> None:
-    """Raises PlanError for asynchronous steps that cannot be taken, or settings of theirs without
-    them."""
-    given = {key: x for key, x in settings.items() if x is not None}
-    if buffer is None and given:
-        raise PlanError(
-            f"{' and '.join(given)}: only asynchronous steps have it; set `buffer`, or leave it out"
-        )
-    if buffer is not None and buffer < 1:
-        raise PlanError(f"buffer must be at least 1, got {buffer}")
-    for key, x in given.items():
-        if not 0 <= x < float("inf"):
-            raise PlanError(f"{key} must not be negative, and be finite, got {x}")
-
-
 def check_asynchronous(plan: Any) -> None:
     """Raises PlanError for what steps without rounds have no rule for."""
     if isinstance(plan.aggregator, LowRank):
         raise PlanError(
-            f"{type(plan.aggregator).__name__} makes factors for all of a round: with `buffer` "
+            f"{type(plan.aggregator).__name__} makes factors for all of a round: with fedbuff "
             "take the mean"
         )
     if isinstance(plan.sampler, find("sampler", "sequential_chain")):
-        raise PlanError("a chain waits for each client: leave out `buffer`, or the chain")
+        raise PlanError("a chain waits for each client: leave out fedbuff, or the chain")
 
 
 def check_batchnorm(model: nn.Module, trained: Sequence[str], private: bool) -> None:
@@ -325,11 +268,11 @@ def check_sum(plan: Any) -> None:
         raise PlanError(
             f"{type(plan.aggregator).__name__} compares the clients' updates, and secure "
             "aggregation shows their sum "
-            'alone: set aggregator = "mean", or exchange = "fit"'
+            'alone: set aggregator = "mean", or exchange = "plain"'
         )
-    if plan.norm_factor not in (None, float("inf")):
+    if plan.admission.norm_factor not in (None, float("inf")):
         raise PlanError(
-            f"norm_factor = {plan.norm_factor}: how long an update is cannot be seen in a sum: "
+            f"norm_factor = {plan.admission.norm_factor}: how long an update is cannot be seen in a sum: "
             "leave it out, and set "
             "exchange.max_norm, which honest clients hold themselves to"
         )
@@ -344,12 +287,12 @@ def check_sum(plan: Any) -> None:
             raise PlanError(
                 f"{type(stage).__name__} has work to do where each update arrives, or with what "
                 "the codec drops, and "
-                'secure aggregation leaves neither: leave it out, or exchange = "fit"'
+                'secure aggregation leaves neither: leave it out, or exchange = "plain"'
             )
-    if plan.ranks or plan.buffer:
+    if plan.ranks or plan.asynchronous:
         raise PlanError(
             "a secure sum is of one round's updates, all of one layout: leave out `ranks` and "
-            "`buffer`"
+            "fedbuff"
         )
     if plan.local_shares:
         raise PlanError(
@@ -370,7 +313,11 @@ def _check_crowd(plan: Any) -> None:
             "two groups of clients can tell both secrets of another, and at most all; two thirds "
             "are usual"
         )
-    if plan.nodes and exchange.signers and (odd := set(plan.nodes) ^ set(exchange.signers)):
+    if (
+        plan.nodes.names
+        and exchange.signers
+        and (odd := set(plan.nodes.names) ^ set(exchange.signers))
+    ):
         raise PlanError(
             "nodes and exchange.keys must name the same clients; only one of them has "
             f"{sorted(odd)}"
@@ -387,11 +334,3 @@ def _check_crowd(plan: Any) -> None:
             "max_weight = "
             f"{exchange.limit * exchange.max_weight:g}: set bits = 64, or a smaller limit"
         )
-
-
-def check_nodes(nodes: Sequence[str] | None, deadline: float | None) -> None:
-    """Raises PlanError for nodes that are not names, each once, or a deadline that is none."""
-    if nodes is not None and (not nodes or len(set(nodes)) < len(nodes)):
-        raise PlanError(f"nodes must be names, each once, got {list(nodes)}")
-    if deadline is not None and not 0 < deadline < float("inf"):
-        raise PlanError(f"deadline must be a positive number of seconds, got {deadline}")

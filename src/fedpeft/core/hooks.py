@@ -1,0 +1,96 @@
+"""What a part may do in a round's conversation: small interfaces, of which it implements any subset.
+
+A plan collects each hook from all its parts: an algorithm, an aggregator or an exchange may answer
+messages, tell values beside an update, or narrow what a client sees.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+from fedpeft.core.conversation import Answer, Ask, Flow, Message
+from fedpeft.core.rounds import Round
+from fedpeft.core.tensors import Layout
+from fedpeft.core.types import ClientId, State, Tensors, Update
+from fedpeft.core.views import View
+
+Inner: TypeAlias = Callable[[State, Round], Flow]
+"""A round of what an algorithm wraps."""
+Handler: TypeAlias = Callable[[Any, Message], Message]
+"""A client's answer to a message; the first argument is the `rounds.client.Client` that answers."""
+
+
+class Algorithm(Protocol):
+    """An algorithm with messages or steps of its own, around an inner one.
+
+    It yields questions, is sent answers, and returns the state of the next round. It must read all
+    answers before it asks again, and it must be a function of the state, the round and the answers
+    alone: a resume repeats it.
+    """
+
+    def round(self, state: State, round: Round, inner: Inner) -> Flow: ...
+
+
+class Handles(Protocol):
+    """A part with a client's side: by phase, what answers a message of that name."""
+
+    def handlers(self) -> Mapping[str, Handler]: ...
+
+
+class Receives(Protocol):
+    """What a client may be sent in a phase; without it, what it receives to "fit".
+
+    `layout` is that of a fit, by group. None stands for anything: the handler checks it then.
+    """
+
+    def receives(self, phase: str, layout: Mapping[str, Layout]) -> Mapping[str, Layout] | None: ...
+
+
+class Tells(Protocol):
+    """Plain values that ride on an update.
+
+    `check_update` raises ValueError for values that no honest client tells; it gets the update, the
+    state and the plan.
+    """
+
+    def tell(self, client: Any) -> Mapping[str, Any]: ...
+    def check_update(self, update: Update, state: State, plan: Any) -> None: ...
+
+
+class Routing(Protocol):
+    """What a client sees: the views of all parts of a plan are intersected."""
+
+    def view(self, client: ClientId, round: int, clients: Sequence[ClientId]) -> View: ...
+
+
+class Shares(Protocol):
+    """By owner, the layout of what clients receive beside the parameters; `params` are these."""
+
+    def shares(self, params: Tensors) -> Mapping[str, Layout]: ...
+
+
+class ServerStep(Protocol):
+    """A step of the server after its optimizer's: it may use the model and the server's own data,
+    `round.bench`."""
+
+    def step(self, after: State, before: State, round: Round) -> State: ...
+
+
+class Exchange(Protocol):
+    """How the answers to a question come in: in the open, as a secure sum, over the air.
+
+    `collect` is a part of the server's generator; it may ask several times. `seal` is the client's
+    answer in the place of its update.
+
+    Attributes:
+      sums: whether the server gets the sum of the updates alone; clients then need a store.
+      signers: by client the public key that it signs with, where clients must.
+    """
+
+    @property
+    def sums(self) -> bool: ...
+    @property
+    def signers(self) -> Mapping[ClientId, str]: ...
+    def collect(
+        self, ask: Ask, round: Round
+    ) -> Generator[Ask, Iterator[Answer], Iterator[Answer]]: ...
+    def seal(self, client: Any, packed: bytes) -> bytes: ...

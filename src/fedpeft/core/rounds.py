@@ -1,0 +1,128 @@
+"""One round as an algorithm sees it: who takes part, with which seed and view, and on what plan."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fedpeft.core.conversation import Ask, Message
+from fedpeft.core.payloads import DELTA, PARAMS
+from fedpeft.core.secrets import Secret
+from fedpeft.core.tensors import Layout, layout, norm
+from fedpeft.core.types import ClientId, State, Tensors
+from fedpeft.core.views import View
+
+
+def _ignore(*_: Any) -> None:
+    """What is reported to nobody."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the server itself has, for steps that compute something: model, task, public data.
+
+    Attributes:
+      model: with the method injected; parameters are swapped in for each call and never written.
+      data: the server's own held-out examples, as batches by `data.held_out()`.
+    """
+
+    model: Any
+    task: Any
+    data: Any
+
+
+@dataclass(frozen=True)
+class Round:
+    """Frozen; an algorithm passes it on to the one that it wraps, changed with `replace` if need be.
+
+    Attributes:
+      plan: as it is in this round, with schedules resolved.
+      clients: all clients of the federation; `cohort`: those drawn for this round, by name.
+      seed: the root of the round's public randomness.
+      secret: what the server's noise is drawn from.
+      bench: the server's own model and data, where the engine lies beside them.
+      report: takes a name and a plain value for the round's ledger, e.g. "aggregation_error".
+      refuse: takes a client and the reason why what it sent cannot be used.
+    """
+
+    index: int
+    plan: Any
+    clients: Sequence[ClientId]
+    cohort: Sequence[ClientId]
+    seed: int
+    secret: Secret | None = None
+    bench: Bench | None = None
+    report: Callable[[str, Any], None] = _ignore
+    refuse: Callable[[ClientId, str], None] = _ignore
+
+    def view(self, client: ClientId) -> View:
+        """What this client sees in this round."""
+        view: View = self.plan.view(client, self.index, self.clients)
+        return view
+
+    def silent(self) -> "Round":
+        """The same round, whose reports and refusals reach nobody: for what is tried out."""
+        return replace(self, report=_ignore, refuse=_ignore)
+
+    def messages(
+        self, state: State, clients: Sequence[ClientId], **groups: Tensors
+    ) -> dict[ClientId, Message]:
+        """What each client receives of a state; clients with equal views share one message."""
+        views = {client: self.view(client) for client in clients}
+        by_view = {
+            view: Message({PARAMS: view.select(state.params), **state.shared, **groups})
+            for view in set(views.values())
+        }
+        return {client: by_view[view] for client, view in views.items()}
+
+    def ask_to_fit(
+        self,
+        clients: Sequence[ClientId],
+        states: Mapping[ClientId, State],
+        rounds: Mapping[ClientId, int] | None = None,
+    ) -> Ask:
+        """The question of federated averaging: train what you see, and send the change back.
+
+        Args:
+          states: the state from which each client starts; usually one for all.
+          rounds: the round for which a client trains, where it is another than the present one.
+        """
+        to: dict[ClientId, Message] = {}
+        groups: dict[int, list[ClientId]] = {}
+        for client in clients:
+            groups.setdefault(id(states[client]), []).append(client)
+        for same in groups.values():
+            to |= self.messages(states[same[0]], same)
+        views = {client: self.view(client) for client in clients}
+        shares: tuple[str, ...] = self.plan.local_shares
+        known: dict[tuple[int, View], dict[str, Layout]] = {}
+
+        def expects(client: ClientId) -> dict[str, Layout]:
+            key = id(to[client]), views[client]
+            if key not in known:
+                known[key] = {DELTA: update_layout(to[client], views[client], shares)}
+            return known[key]
+
+        return Ask(
+            "fit",
+            to,
+            expects,
+            length=lambda message: update_length(message.tensors.get(DELTA, {})),
+            updates=True,
+            rounds=rounds or {},
+            views=views,
+        )
+
+
+def update_layout(sent: Message, view: View, shares: Sequence[str] = ()) -> Layout:
+    """The layout of the update of a client that received `sent`; `shares` are the groups whose
+    changes it sends back beside those of the parameters."""
+    changes = dict(view.trained(sent.tensors[PARAMS]))
+    for group in shares:
+        changes |= {f"{group}/{name}": x for name, x in sent.tensors.get(group, {}).items()}
+    return layout(changes)
+
+
+def update_length(delta: Tensors) -> float:
+    """The length of all that is no count, as one vector."""
+    floats = {name: x for name, x in delta.items() if x.is_floating_point()}
+    return float(norm(floats)) if floats else 0.0

@@ -1,0 +1,292 @@
+"""An experiment, complete and frozen: everything a round needs to know, and nothing that changes."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from hashlib import blake2b
+from typing import Any
+
+import tomli_w
+from torch import Tensor, nn
+
+from fedpeft.core.conversation import Expected
+from fedpeft.core.hooks import Algorithm, Exchange, Handler, Routing, ServerStep
+from fedpeft.core.interfaces import (
+    Aggregator,
+    Attack,
+    Codec,
+    Local,
+    Method,
+    Partition,
+    Sampler,
+    ServerOptimizer,
+    Source,
+    Stage,
+    Task,
+)
+from fedpeft.core.lowrank import EXACT
+from fedpeft.core.seeds import fold, seeded
+from fedpeft.core.tensors import Layout, layout, under
+from fedpeft.core.types import ClientId, State, Tensors
+from fedpeft.core.views import View
+from fedpeft.errors import PlanError
+from fedpeft.plan.fitting import check_batchnorm, check_parts, check_values, quantizes, shares
+from fedpeft.plan.guarantees import check_budget, check_calibration, private_part
+from fedpeft.plan.tables import AdmissionRules, Compute, Nodes, Privacy
+from fedpeft.registry import build, part, parts, settings_of, table
+
+SCHEMA = 2
+"""The version of the plan's keys; version 1 is converted where a plan is read."""
+NORM_FACTOR = 100.0
+"""Beyond what honest clients with a hundred times the usual examples come to."""
+UNNAMED = ("name", "engine")
+"""Keys that do not change what is computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is learned from whom, how, and for how long.
+
+    Attributes:
+      algorithms: what wraps a round of federated averaging, outermost first.
+      routing: what each client receives, trains and keeps; the views of all are intersected.
+      server_steps: what the server does after its optimizer's step, in order.
+      adversaries: what some clients do to the others, in simulations only.
+      cohort: clients per round.
+      weighting: what a client counts in the mean: its number of "examples", or "uniform". "batches"
+        is the number rounded up to a multiple of `local.batch_size`, a mistake of FedPEFT's
+        published code, to compare with it.
+      classes: label names; empty for the data's own. Needed where the server holds no data.
+      evaluate_every: rounds between evaluations; the last round is always evaluated.
+      privacy, admission, compute, nodes: tables; see `plan.tables`.
+
+    Raises:
+      ValueError: a value out of range.
+      PlanError: parts that do not fit together.
+    """
+
+    name: str = "run"
+    task: Task = part("task", "image-classification")
+    data: Source = part("data", "digits")
+    partition: Partition = part("partition", "dirichlet")
+    method: Method = part("method", "lora")
+    local: Local = part("local", "descent")
+    sampler: Sampler = part("sampler", "uniform")
+    algorithms: tuple[Algorithm, ...] = parts("algorithm")
+    routing: tuple[Routing, ...] = parts("routing")
+    exchange: Exchange = part("exchange", "plain")
+    aggregator: Aggregator = part("aggregator", "mean")
+    server: ServerOptimizer = part("server", "average")
+    server_steps: tuple[ServerStep, ...] = parts("server_step")
+    stages: tuple[Stage, ...] = parts("stage")
+    attacks: tuple[Attack, ...] = parts("attack")
+    uplink: Codec = part("codec", "dense")
+    downlink: Codec = part("codec", "dense")
+    rounds: int = 10
+    cohort: int = 8
+    weighting: str = "examples"
+    seed: int = 1
+    evaluate_every: int = 1
+    classes: tuple[str, ...] = ()
+    engine: str = "inprocess"
+    privacy: Privacy = table(Privacy)
+    admission: AdmissionRules = table(AdmissionRules)
+    compute: Compute = table(Compute)
+    nodes: Nodes = table(Nodes)
+    schema: int = field(default=SCHEMA)
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        check_parts(self)
+        event = self.private_part.event if self.private_part else None
+        check_budget(event, self.privacy)
+        check_calibration(self, event)
+        self.handlers()
+
+    @property
+    def private_part(self) -> Any:
+        """The part of the local training or the stages that adds noise, or None."""
+        return private_part(self.local, self.stages)
+
+    @property
+    def norm_bound(self) -> float:
+        """How many times as long as is usual an update may be."""
+        if self.admission.norm_factor is not None:
+            return self.admission.norm_factor
+        event = self.private_part.event if self.private_part else None
+        return float("inf") if self.exchange.sums or (event and event.central) else NORM_FACTOR
+
+    @property
+    def hides_clients(self) -> bool:
+        """Whether the server's step must not tell who answered."""
+        return any(stage.event is not None and stage.event.central for stage in self.stages)
+
+    @property
+    def local_shares(self) -> tuple[str, ...]:
+        """Groups that travel in both directions beside the method's tensors."""
+        return shares(self.local)
+
+    @property
+    def lossless(self) -> Codec:
+        """The codec of every answer that is not an update."""
+        codec: Codec = build("codec", "dense")
+        return codec
+
+    @property
+    def run(self) -> str:
+        """What a client tells this experiment from others by."""
+        return f"{self.name}-{self.fingerprint}"
+
+    @property
+    def sets_apart(self) -> float:
+        """The share of each client's examples on which it does not train, for its algorithms."""
+        return max(self.hooks("sets_apart"), default=0.0)
+
+    @property
+    def personal(self) -> tuple[str, ...]:
+        """Patterns of trained tensors that never travel."""
+        return tuple(p for one in self.routing for p in getattr(one, "patterns", ()))
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks of the clients' low-rank factors, dealt out in turn; empty for the method's."""
+        return tuple(rank for one in self.routing for rank in getattr(one, "ranks", ()))
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the server takes steps without waiting for rounds."""
+        return any(self.hooks("asynchronous"))
+
+    def at(self, round: int) -> "Plan":
+        """The plan of one round, with phases and schedules resolved."""
+        return self
+
+    def each_part(self) -> Iterator[Any]:
+        """All parts of the plan and the parts in them, in the order of the plan's keys."""
+        yield from _parts_in(self)
+
+    def hooks(self, name: str) -> list[Any]:
+        """What of that name the plan's parts have, in their order; see `core.hooks`."""
+        return [getattr(one, name) for one in self.each_part() if hasattr(one, name)]
+
+    def handlers(self) -> dict[str, Handler]:
+        """The client's side of the conversation: by phase, what answers a message beside "fit".
+
+        Raises:
+          PlanError: two parts answer one phase.
+        """
+        found: dict[str, Handler] = {}
+        for handlers in self.hooks("handlers"):
+            for phase, handler in handlers().items():
+                if phase in found or phase == "fit":
+                    raise PlanError(
+                        f"two parts of this plan answer the message {phase!r}: leave out one of "
+                        "them, or give its message another name"
+                    )
+                found[phase] = handler
+        return found
+
+    def view(self, client: ClientId, round: int, clients: Sequence[ClientId]) -> View:
+        """What a client sees in a round: what the views of all parts let through."""
+        whole = View()
+        for view in self.hooks("view"):
+            whole = whole & view(client, round, clients)
+        return whole
+
+    def known_clients(self, here: Sequence[ClientId]) -> Sequence[ClientId]:
+        """All clients of the federation, of which a process may have only some."""
+        return self.nodes.names or here
+
+    def shares(self, params: Tensors) -> dict[str, Layout]:
+        """By owner the layout of what travels down beside the parameters."""
+        found: dict[str, Layout] = {owner: layout(params) for owner in self.server.keeps}
+        if any(self.hooks("merges_base")):
+            found[EXACT] = []  # as many ranks as were merged; each layer is checked by its shape
+        for own in self.hooks("shares"):
+            found |= own(params) if callable(own) else {}
+        return found
+
+    def receives(self, phase: str, fit: Expected) -> Mapping[str, Layout] | None:
+        """What a client may be sent in a phase; None for anything, where the handler checks it."""
+        for one in self.each_part():
+            if hasattr(one, "handlers") and phase in one.handlers() and hasattr(one, "receives"):
+                allowed: Mapping[str, Layout] | None = one.receives(phase, fit)
+                return allowed
+        return fit
+
+    def first_state(self, params: Tensors) -> State:
+        """The state before the first round, of the parameters that travel."""
+        begun, memory = self.server.init(params)
+        owners = self.server.keeps
+        shared = {owner: under(owner, begun) for owner in owners}
+        plain = {n: x for n, x in begun.items() if n.partition("/")[0] not in owners}
+        return State(0, plain, shared, {"server": memory} if memory else {})
+
+    def personal_of(self, params: Tensors) -> dict[str, Tensor]:
+        """Of the trained tensors, those that stay with the clients."""
+        return View(keeps=self.personal).kept(params) if self.personal else {}
+
+    def model(self, classes: Sequence[str]) -> nn.Module:
+        """The same weights on the server and on every client, frozen ones included."""
+        with seeded(fold(self.seed, "model")):
+            model = self.task.build(classes, self.method.pretrained)
+            model.requires_grad_(False)
+            try:
+                model = self.method.inject(model)
+            except RuntimeError as error:  # torch's word for codes that are asked for a gradient
+                if not quantizes(self.task):
+                    raise
+                raise PlanError(
+                    f"{type(self.method).__name__} cannot train what is quantized: leave out "
+                    f'task.quantize, or the method, e.g. for "lora" ({error})'
+                ) from None
+        names = self.method.names(model)
+        check_batchnorm(model, names, private=self.local.event is not None)
+        return model
+
+    @property
+    def unquantized(self) -> "Plan":
+        """The same with the base's weights as they are saved."""
+        task: Any = self.task
+        return replace(self, task=replace(task, quantize=None)) if quantizes(task) else self
+
+    @property
+    def of_one_rank(self) -> "Plan":
+        """The same with the method's rank for all clients."""
+        kept = tuple(one for one in self.routing if not hasattr(one, "ranks"))
+        return replace(self, routing=kept)
+
+    @property
+    def fingerprint(self) -> str:
+        """A name for this experiment: equal plans have equal ones, whatever the engine and its
+        patience."""
+        settings = {key: x for key, x in settings_of(self).items() if key not in UNNAMED}
+        settings["nodes"] = {"names": self.nodes.names}
+        text = json.dumps(settings, sort_keys=True, default=str)
+        return blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def toml(self) -> str:
+        """The whole plan, defaults included, as the text that reads back to it.
+
+        Raises:
+          PlanError: a part was given in Python and has no name.
+        """
+        try:
+            return tomli_w.dumps(settings_of(self))
+        except TypeError as error:
+            raise PlanError(
+                "this plan holds what cannot be written to a file, such as data or a function "
+                f"given in Python: {error}"
+            ) from None
+
+
+def _parts_in(whole: Any) -> Iterator[Any]:
+    """The parts in the fields of a dataclass, and those in them."""
+    for slot in fields(whole):
+        if "kind" not in slot.metadata:
+            continue
+        value = getattr(whole, slot.name)
+        for one in value if isinstance(value, tuple) else (value,):
+            yield one
+            if is_dataclass(one):
+                yield from _parts_in(one)

@@ -1,0 +1,135 @@
+"""Plans as people write them: TOML with short forms, of this version or of the first."""
+
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import fields, is_dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from fedpeft.data.short import source
+from fedpeft.errors import PlanError
+from fedpeft.plan.convert import convert
+from fedpeft.plan.plan import SCHEMA, Plan
+from fedpeft.registry import construct, find, names
+
+UPLINK = object()
+"""Stands for the uplink's codec in a stage while a plan is read."""
+
+
+def read_plan(spec: Mapping[str, Any] | str | Path = "", overrides: Sequence[str] = ()) -> Plan:
+    """Build a plan from plain values, from TOML text or a TOML file; then set `key=value` pairs,
+    e.g. `local.lr=0.1`.
+
+    Short forms: a part without settings is its name; `model` belongs to the task; `data` may be a
+    file, a folder or a dataset of the hub, which is looked at here; a stage's `codec` is the
+    uplink's, and follows it where it is set. Keys of version 1 are converted, with one line in the
+    log that says what they are called now.
+
+    Raises:
+      PlanError: unreadable TOML, an unknown key or name, a value out of range.
+    """
+    values = _plain(spec)
+    uplink = values.get("uplink", "dense")
+    values["stages"] = _each(values.get("stages", []), lambda stage: _without_codec(stage, uplink))
+    for override in overrides:
+        _override(values, override)
+    if values.get("schema", SCHEMA) not in (1, SCHEMA):
+        raise PlanError(
+            f"this plan is of version {values['schema']!r}, and this fedpeft reads versions 1 and "
+            f"{SCHEMA}: use a newer fedpeft"
+        )
+    values, changes = convert(values)
+    if changes:
+        getLogger("fedpeft").info("keys of plan version 1: %s", "; ".join(changes))
+    built: Plan = construct(Plan, _expanded(values), "the plan", "plan")
+    return built
+
+
+def _plain(spec: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+    if isinstance(spec, Mapping):
+        return deepcopy(dict(spec))
+    try:
+        text = spec.read_text() if isinstance(spec, Path) else spec
+        return tomllib.loads(text)
+    except OSError as error:
+        raise PlanError(f"the plan {spec} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PlanError(f"the plan is no TOML: {error}") from None
+
+
+def _override(values: dict[str, Any], pair: str) -> None:
+    path, equals, text = pair.partition("=")
+    if not equals or not path.strip():
+        raise PlanError(f"{pair!r} is not of the form key=value, e.g. local.lr=0.05")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *parents, last = path.strip().split(".")
+    for depth, key in enumerate(parents, start=1):
+        inner = _table(key, values.get(key, {}))
+        if inner is None:
+            parent = ".".join(parents[:depth])
+            raise PlanError(
+                f"{pair!r}: {parent} is {values[key]!r}, which has no keys; set {parent} itself"
+            )
+        values[key] = inner
+        values = inner
+    values[last] = value
+
+
+def _table(key: str, value: Any) -> dict[str, Any] | None:
+    """A part's name as a table to which keys can be added; a copy of a table; None for anything
+    else."""
+    if isinstance(value, str):
+        return source(value, names("data")) if key == "data" else {"name": value}
+    return dict(value) if isinstance(value, Mapping) else None
+
+
+def _expanded(values: dict[str, Any]) -> dict[str, Any]:
+    """Short forms written out."""
+    values = dict(values)
+    if "model" in values:
+        task = _table("task", values.get("task", {}))
+        if task is None:
+            raise PlanError(
+                f"model = {values['model']!r} belongs to the task, but plan.task = "
+                f"{values['task']!r} is neither a "
+                "name nor a table"
+            )
+        values["task"] = {**task, "model": values.pop("model")}
+    if isinstance(values.get("data"), str):
+        values["data"] = _table("data", values["data"])
+    uplink = values.get("uplink", "dense")
+    values["stages"] = _each(values.pop("stages"), lambda stage: _with_codec(stage, uplink))
+    return values
+
+
+def _each(stages: Any, change: Callable[[Any], Any]) -> Any:
+    """The stages changed one by one, or the only one."""
+    return (
+        [change(stage) for stage in stages] if isinstance(stages, (list, tuple)) else change(stages)
+    )
+
+
+def _without_codec(stage: Any, uplink: Any) -> Any:
+    """A plan written out in full repeats the uplink's codec: such a stage takes what the uplink is
+    in the end."""
+    if not isinstance(stage, Mapping) or "codec" not in stage:
+        return stage
+    mine, uplinks = (_table("codec", codec) for codec in (stage["codec"], uplink))
+    return {**stage, "codec": UPLINK} if mine is not None and mine == uplinks else stage
+
+
+def _with_codec(stage: Any, uplink: Any) -> Any:
+    """A stage that must know the uplink's codec (error feedback) need not be told twice."""
+    spec = {"name": stage} if isinstance(stage, str) else stage
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
+        return spec
+    if "codec" in spec:
+        return {**spec, "codec": uplink} if spec["codec"] is UPLINK else spec
+    cls = find("stage", spec["name"])
+    wants = is_dataclass(cls) and any(f.name == "codec" for f in fields(cls))
+    return {**spec, "codec": uplink} if wants else spec

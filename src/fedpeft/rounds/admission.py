@@ -1,0 +1,144 @@
+"""Admission: what is asked of an answer before any algorithm sees it.
+
+An update must be what the plan sends (names, shapes, types, checksum), finite, and no longer than
+`norm_factor` times the median of those let in before. What came and is not so is refused: it costs
+its client that round, with a reason in the ledger, and after `max_refusals` of them the client is
+asked no more.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from statistics import median
+from typing import TypeVar
+
+from fedpeft.core.conversation import Answer, Ask, Message
+from fedpeft.core.payloads import decode_answer, message_of, update_of
+from fedpeft.core.tensors import finite
+from fedpeft.core.types import ClientId, State
+from fedpeft.errors import WireError
+from fedpeft.plan.plan import Plan
+from fedpeft.rounds.ledger import Ledger
+
+Thing = TypeVar("Thing")
+FEW = 8
+"""Updates of the first round that wait for each other, as there are none before them to be held
+against."""
+WINDOW = 100
+"""Lengths that the median is of: old ones go, since later rounds take shorter steps."""
+
+
+@dataclass
+class Admission:
+    """Who is asked in a round, and which answers are let in.
+
+    Attributes:
+      norms: lengths of updates let in so far, of earlier rounds too.
+      refused: how often each client was refused so far.
+    """
+
+    plan: Plan
+    state: State
+    ledger: Ledger
+    norms: list[float]
+    refused: dict[ClientId, int]
+
+    @classmethod
+    def of(cls, plan: Plan, state: State, ledger: Ledger) -> "Admission":
+        return cls(plan, state, ledger, list(state.norms), dict(state.refusals))
+
+    def eligible(self, clients: Sequence[ClientId]) -> list[ClientId]:
+        """Those who are asked; the ledger tells of the others."""
+        most = self.plan.admission.max_refusals
+        for client in clients:
+            if self.refused.get(client, 0) >= most and client not in self.ledger.failed:
+                self.ledger.down[client] = 0
+                self.ledger.refusals[client] = self.refused[client]
+                self.ledger.failed[client] = (
+                    f"left out: {self.refused[client]} of its updates were refused"
+                )
+        return [client for client in clients if client not in self.ledger.failed]
+
+    def refuse(self, client: ClientId, reason: str) -> None:
+        """Note that what came of this client is not what it must be."""
+        self.ledger.failed[client] = reason
+        self.refused[client] = self.ledger.refusals[client] = self.refused.get(client, 0) + 1
+
+    def decode(self, ask: Ask, client: ClientId, payload: bytes) -> Message | None:
+        """An answer's message, or None after noting why it is refused."""
+        codec = self.plan.uplink if ask.updates else self.plan.lossless
+        try:
+            message = decode_answer(payload, codec, ask.expects(client))
+            if ask.updates:
+                message = self._update(client, message)
+            elif not all(finite(tensors) for tensors in message.tensors.values()):
+                raise ValueError("it holds numbers that are not finite")
+            ask.check(client, message)
+        except (WireError, ValueError) as error:
+            self.refuse(client, str(error) if ask.updates else f"{ask.phase}: {error}")
+            return None
+        return message
+
+    def _update(self, client: ClientId, message: Message) -> Message:
+        """An update as the stages let it in.
+
+        Raises:
+          WireError, ValueError: it is not what the plan asks for.
+        """
+        update = update_of(client, message)
+        if not finite(update.delta):
+            raise ValueError("the delta is not finite")
+        for check in self.plan.hooks("check_update"):
+            check(update, self.state, self.plan)
+        for stage in reversed(self.plan.stages):
+            update = stage.on_arrival(update)
+        return message_of(update)
+
+    def bounded(self, ask: Ask, answers: Iterable[Answer]) -> Iterator[Answer]:
+        """Those that are not far longer than usual; see `within_usual_length`."""
+        factor, length = self.plan.norm_bound, ask.length
+        if length is None or factor == float("inf"):
+            yield from answers
+            return
+
+        def refuse(answer: Answer, why: str) -> None:
+            self.refuse(answer.client, f"its {'update' if ask.updates else ask.phase} is {why}")
+
+        lengths = ((answer, length(answer.message)) for answer in answers)
+        norms = self.norms if ask.updates else []
+        yield from within_usual_length(lengths, factor, norms, refuse)
+
+    def after(self, state: State) -> State:
+        """The state with what admission has learnt of the clients."""
+        return replace(state, norms=tuple(self.norms), refusals=dict(self.refused))
+
+
+def within_usual_length(
+    things: Iterable[tuple[Thing, float]],
+    factor: float,
+    norms: list[float],
+    refuse: Callable[[Thing, str], None],
+) -> Iterator[Thing]:
+    """Of things and their lengths, those that are not far longer than the ones before; `norms`
+    learns of them.
+
+    The first few of all are held against each other; without them, nothing is known of what is
+    usual.
+    """
+    things = iter(things)
+    first = [] if norms else list(islice(things, FEW))
+    together = [length for _, length in first]
+    for place, (thing, length) in enumerate(chain(first, things)):
+        known = together if place < len(first) else norms
+        middle = median(known) if known else length
+        if middle and length > factor * middle:
+            refuse(
+                thing,
+                f"{length:.4g} long, the median of {len(known)} is {middle:.4g}, and at most "
+                f"{factor:g} times that is "
+                "let in (norm_factor)",
+            )
+            continue
+        norms.append(length)
+        del norms[:-WINDOW]
+        yield thing

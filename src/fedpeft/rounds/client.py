@@ -1,0 +1,426 @@
+"""A client's side of a round. Every engine runs this, so simulation and deployment share it to the
+byte."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from hashlib import blake2b
+from math import ceil, isfinite
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from fedpeft.core.conversation import Message
+from fedpeft.core.hooks import Handler
+from fedpeft.core.interfaces import Store
+from fedpeft.core.lowrank import EXACT, in_step, merged
+from fedpeft.core.objective import Objective, evaluate, scored
+from fedpeft.core.payloads import PARAMS, decode_sent, encode_answer, message_of
+from fedpeft.core.seeds import fold, seeded
+from fedpeft.core.stores import StoreError, storing
+from fedpeft.core.tensors import finite, layout, prefixed, under
+from fedpeft.core.trainable import tensors_of
+from fedpeft.core.types import ClientId, Context, Failure, Job, Reply, Tensors, Update, Weighted
+from fedpeft.core.views import View
+from fedpeft.errors import PlanError, RunError, unknown
+from fedpeft.plan.fitting import leaking
+from fedpeft.plan.plan import Plan
+from fedpeft.rounds.received import Received, check_received
+from fedpeft.rounds.site import Site, threads
+
+Result = TypeVar("Result")
+Trained: TypeAlias = tuple[Tensors, Tensors, Tensors]
+"""A client's delta, its new memory and its totals."""
+FIT = "fit"
+
+
+@dataclass
+class Client:
+    """The client that answers a message, as a handler sees it.
+
+    Attributes:
+      view: what it sees of the server's tensors in this round.
+      memory: what it remembers, by owner.
+      changed: whether a handler has told it to remember something.
+    """
+
+    site: Site
+    store: Store
+    job: Job
+    view: View
+    found: Received
+    memory: dict[str, Tensors]
+    changed: bool = False
+
+    @property
+    def name(self) -> ClientId:
+        return self.job.client
+
+    @property
+    def received(self) -> Tensors:
+        """What of the server's parameters it trains."""
+        return self.found.trained
+
+    def recall(self, owner: str) -> Tensors:
+        """What an algorithm of that name remembers here; empty at first."""
+        return self.memory.get(owner, {})
+
+    def remember(self, owner: str, tensors: Tensors) -> None:
+        """Keep tensors until the next message of the algorithm; they never leave the client."""
+        self.memory = {**self.memory, owner: dict(tensors)}
+        self.changed = True
+
+    def class_counts(self, classes: int) -> list[int]:
+        """How many examples of each class it trains on.
+
+        Raises:
+          PlanError: its examples have no labels.
+        """
+        counts = torch.zeros(classes, dtype=torch.int64)
+        for batch in self.site.data.held_out(self.name):
+            if "label" not in batch:
+                raise PlanError("class counts are for examples with labels: leave them out")
+            label, mask = batch["label"].cpu(), batch["mask"].cpu()
+            counts += torch.bincount(label[mask > 0], minlength=classes)
+        return [int(count) for count in counts]
+
+    def sums_by_class(self, weight: str, message: Message) -> tuple[Tensor, Tensor]:
+        """By class the sum of the inputs of a linear head, (classes, features), and the number of
+        examples, (classes,), over the examples that it trains on.
+
+        Args:
+          weight: the name of the head's weight.
+
+        Raises:
+          PlanError: its examples have no labels.
+        """
+        return sums_by_class(self, weight)
+
+    def measure(self, params: Tensors, batches: Any) -> Mapping[str, Weighted]:
+        """The task's metrics of parameters on batches of its own."""
+        site = self.site
+        on = {name: x.to(site.device) for name, x in params.items()}
+        with threads(site.plan.compute.threads):
+            return evaluate(site.task, site.model, on, map(site.on_device, batches))
+
+    def measure_apart(self, params: Tensors) -> Mapping[str, Weighted]:
+        """The same on the examples that it sets apart; empty if it has none."""
+        apart = self.site.apart
+        if apart is None or self.name not in apart.clients:
+            return {}
+        return self.measure(params, apart.held_out(self.name))
+
+
+def sums_by_class(client: Client, weight: str) -> tuple[Tensor, Tensor]:
+    """See `Client.sums_by_class`."""
+    site, params = client.site, {**client.found.objective.held, **client.received}
+    sums, counts = torch.zeros(params[weight].shape), torch.zeros(len(params[weight]))
+    seen: list[Tensor] = []
+    name = weight.removesuffix(".weight")
+    # where features are kept, a hook would see what stands in their place
+    kept = site.kept.cut is not None and site.kept.cut.at == name
+    hook = site.model.get_submodule(name).register_forward_pre_hook(
+        lambda _, given: seen.append(given[0])
+    )
+    on = {name: x.to(site.device) for name, x in params.items()}
+    batches = map(site.on_device, site.data.held_out(client.name))
+    try:
+        with threads(site.plan.compute.threads):
+            for batch, _ in scored(site.task, site.model, on, batches):
+                if "label" not in batch:
+                    raise PlanError("class means are for examples with labels: leave them out")
+                label, mask = batch["label"].cpu(), batch["mask"].cpu()
+                features = batch["features"] if kept else seen[-1]
+                sums.index_add_(0, label, features.float().cpu() * mask[:, None])
+                counts.index_add_(0, label, mask)
+                seen.clear()
+    finally:
+        hook.remove()
+    return sums, counts
+
+
+@dataclass(frozen=True)
+class ClientRound:
+    """A client that is about to train.
+
+    Attributes:
+      personal: this client's own trained tensors, which do not travel.
+      dropout: the seed of this client's dropout in this round.
+    """
+
+    client: Client
+    personal: Tensors
+    context: Context
+    dropout: int
+
+    @property
+    def job(self) -> Job:
+        return self.client.job
+
+    @property
+    def received(self) -> Tensors:
+        """What local training starts from: trained parameters, and what is shared beside them."""
+        return self.client.found.start
+
+    @property
+    def objective(self) -> Objective:
+        """The loss, with what came and is not trained."""
+        return self.client.found.objective
+
+    @property
+    def start(self) -> Tensors:
+        """All that is trained, and what is shared beside it."""
+        return {**self.received, **self.personal} if self.personal else self.received
+
+    @property
+    def own(self) -> Tensors:
+        """What local training remembers."""
+        return self.client.recall("local")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Serves one message at a time. A message leaves no trace but the client's own memory.
+
+    Attributes:
+      handlers: by phase, what answers a message; "fit" is local training.
+      own: the method's tensors as they are called and shaped, without their numbers.
+      leaked: what the optimizer of the last job remembered, where the plan asks for that mistake.
+    """
+
+    site: Site
+    store: Store
+    objective: Objective = field(init=False)
+    personal: Tensors = field(init=False, repr=False)
+    handlers: Mapping[str, Handler] = field(init=False, repr=False)
+    own: Tensors = field(init=False, repr=False)
+    receive: Callable[[bytes, View, str], Received] = field(init=False, repr=False)
+    leaked: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        site, plan = self.site, self.site.plan
+        own = site.params()
+        set_ = object.__setattr__
+        set_(self, "objective", Objective(site.model, site.task, plan.local.precision))
+        set_(self, "personal", plan.personal_of(own))
+        set_(self, "handlers", plan.handlers())
+        # the clients of a round with one view receive the same bytes, and nobody writes to what
+        # they hold
+        set_(self, "own", {name: x.to("meta") for name, x in own.items()})
+        kinds = len(set(plan.ranks or (0,)))
+        set_(self, "receive", lru_cache(maxsize=max(2, kinds))(self._received))
+
+    def __call__(self, job: Job) -> Reply | Failure:
+        """Answer a message; what goes wrong here is this client's failure and nobody else's.
+
+        Raises:
+          StoreError: the disk fails under the clients' memory. Were it a client's failure, a run
+            that is resumed with more room would end in other bits than one that had it from the
+            start.
+        """
+        opened = self.open(job)
+        if not isinstance(opened, ClientRound):
+            return opened
+        return self.close(opened, lambda: self.alone(opened))
+
+    def open(self, job: Job) -> "ClientRound | Reply | Failure":
+        """What the client trains from; of every other message, and of one that it has answered
+        before, the reply. It raises as a call does."""
+        return self._guarded(job.client, lambda: self._opened(job))
+
+    def close(self, opened: ClientRound, train: Callable[[], Trained]) -> Reply | Failure:
+        """The reply with what `train` gives, or why there is none; it raises as a call does."""
+        client = opened.job.client
+        return self._guarded(client, lambda: Reply(client, self._closed(opened, *train())))
+
+    def alone(self, opened: ClientRound) -> Trained:
+        """Train one client, with its own stream of dropout."""
+        with threads(self.site.plan.compute.threads), seeded(opened.dropout):
+            return self.train(opened.start, opened.own, opened.context, opened.objective)
+
+    def _opened(self, job: Job) -> "ClientRound | Reply":
+        if job.phase != FIT and job.phase not in self.handlers:
+            known = (FIT, *self.handlers)
+            raise PlanError(
+                f"{unknown('message', job.phase, known)} This plan has no other, and no other is "
+                "answered"
+            )
+        with storing():
+            stored = self.store.reply(job)
+        if stored is not None:
+            return Reply(job.client, self._sealed(job, stored))
+        client = self._client(job)
+        return self._training(client) if job.phase == FIT else self._answered(client)
+
+    def _client(self, job: Job) -> Client:
+        plan = self.site.plan
+        view = plan.view(job.client, job.round, plan.known_clients(self.site.data.clients))
+        found = self.receive(job.payload, view, job.phase)
+        with storing():
+            memory = self.store.load(job.client, job.accepted, job)
+        return Client(self.site, self.store, job, view, found, _by_owner(memory))
+
+    def _training(self, client: Client) -> ClientRound:
+        context = self._context(client.job)
+        hidden = context.secret if self.site.plan.local.event else None
+        seed = client.job.seed
+        dropout = hidden.at("dropout").seed if hidden else fold(seed, "dropout")
+        personal = client.recall("personal") or self.personal
+        return ClientRound(client, personal, context, dropout)
+
+    def _answered(self, client: Client) -> Reply:
+        """The reply of a handler; what it remembers is stored with it."""
+        answer = self.handlers[client.job.phase](client, client.found.message)
+        payload = encode_answer(answer, self.site.plan.lossless)
+        if client.changed:
+            with storing():
+                self.store.save(client.job, _flat(client.memory), payload)
+        return Reply(client.name, payload)
+
+    def _sealed(self, job: Job, payload: bytes) -> bytes:
+        if job.phase != FIT:
+            return payload
+        with storing():
+            sealed: bytes = self.site.plan.exchange.seal(
+                Client(self.site, self.store, job, View(), Received.empty(self.objective), {}),
+                payload,
+            )
+        return sealed
+
+    def _received(self, payload: bytes, view: View, phase: str) -> Received:
+        """What of a message is trained, and the loss with the rest of it in its place.
+
+        Raises:
+          WireError: the message holds other tensors than the plan sends.
+        """
+        site, plan = self.site, self.site.plan
+        mine = view.select(self.own)
+        allowed = plan.receives(phase, {PARAMS: layout(mine), **plan.shares(mine)})
+        message = decode_sent(payload, plan.downlink, None if allowed is None else allowed.keys())
+        if allowed is not None:
+            check_received(message, phase, allowed, mine)
+        params = message.tensors.get(PARAMS, {})
+        own = view.trained(params)
+        held = {name: x for name, x in params.items() if name not in own}
+        held |= merged(site.model, message.tensors.get(EXACT, {}))
+        if view.rank is not None:
+            held |= in_step(tensors_of(site.model), params)
+        beside = {
+            f"{owner}/{name}": x
+            for owner in plan.local_shares
+            for name, x in message.tensors.get(owner, {}).items()
+        }
+        start = {**own, **beside} if beside else own
+        objective = self.objective
+        if held:
+            on = {name: x.to(site.device) for name, x in held.items()}
+            objective = replace(self.objective, held=on)
+        return Received(message, own, start, objective)
+
+    def _closed(self, opened: ClientRound, delta: Tensors, kept: Tensors, totals: Tensors) -> bytes:
+        plan, job, client = self.site.plan, opened.job, opened.client
+        delta = {n: x.cpu() for n, x in delta.items()}
+        personal = {n: x + delta[n] for n, x in opened.personal.items()}
+        update = self._update(opened, delta, totals)
+        memory = {**client.memory, "local": {n: x.cpu() for n, x in kept.items()}}
+        memory["personal"] = personal
+        for i, stage in enumerate(plan.stages):
+            update, own = stage.on_client(update, client.recall(f"stage{i}"), opened.context)
+            memory[f"stage{i}"] = own
+        update = self.site.sent(update)
+        if any(memory.values()) and not client.memory and job.accepted is not None:
+            raise RunError(
+                f"its memory of round {job.accepted} is gone: it would start afresh, unseen"
+            )
+        _check_converged(update, personal)
+        payload = encode_answer(message_of(update), plan.uplink)
+        with storing():
+            self.store.save(job, _flat(memory), payload)
+        return self._sealed(job, payload)
+
+    def _update(self, opened: ClientRound, delta: Tensors, totals: Tensors) -> Update:
+        """What is sent of a client's training, before the stages."""
+        plan, client = self.site.plan, opened.client
+        metrics = {}
+        if totals:
+            metrics["loss"] = Weighted(float(totals["loss"]), float(totals["examples"]))
+        shared = {n: x for n, x in delta.items() if n in opened.received}
+        told: dict[str, Any] = {}
+        for tell in plan.hooks("tell"):
+            told |= tell(client)
+        size = opened.context.size
+        return Update(client.name, shared, weight(plan, size), metrics, told=told)
+
+    def _context(self, job: Job) -> Context:
+        plan, size = self.site.plan, self.site.data.size(job.client)
+        secret = None
+        if plan.private_part:
+            # of everything that a reply depends on: the same noise on two replies would take itself
+            # away
+            asked = blake2b(job.payload).hexdigest()
+            with storing():
+                own = self.store.secret(job.client)
+            secret = own.at(job.run, job.round, job.phase, job.seed, job.accepted, asked)
+        steps = plan.local.steps_for(size)
+        return Context(job.run, job.round, plan.rounds, job.client, size, steps, job.seed, secret)
+
+    def train(
+        self,
+        received: Tensors,
+        memory: Tensors,
+        context: Context,
+        objective: Objective | None = None,
+    ) -> Trained:
+        """The delta, the new memory and the totals; what an engine may do otherwise, and nothing
+        else."""
+        local, site = self.site.plan.local, self.site
+        on = {n: x.to(site.device) for n, x in received.items()}
+        own = {n: x.to(site.device) for n, x in memory.items()}
+        site.model.train()
+        carry = local.begin(on, own, context)
+        if self.leaked:
+            carry = {**carry, "optimizer": dict(self.leaked)}
+        for batch in local.batches(site.data, received, context):
+            carry = local.step(carry, site.on_device(batch), objective or self.objective)
+        if leaking(site.plan):
+            self.leaked.update(carry["optimizer"])
+        return local.finish(carry, on, own)
+
+    def _guarded(self, client: ClientId, work: Callable[[], Result]) -> Result | Failure:
+        try:
+            return work()
+        except StoreError:
+            raise
+        except Exception as error:  # parts that users write may raise anything
+            words = str(error)
+            if self.site.plan.private_part and not isinstance(error, PlanError):
+                words = "its words stay here, as they may tell of an example"
+            return Failure(client, f"{type(error).__name__}: {words}")
+
+
+def weight(plan: Plan, size: int) -> float:
+    """What a client with so many examples counts in the mean."""
+    if plan.weighting == "uniform":
+        return 1.0
+    batch = getattr(plan.local, "batch_size", 1) if plan.weighting == "batches" else 1
+    return float(ceil(size / batch) * batch)
+
+
+def _check_converged(update: Update, personal: Tensors) -> None:
+    """Raises ArithmeticError for an update that is not finite."""
+    numbers = [m.total for m in update.metrics.values()]
+    if finite(update.delta) and finite(personal) and all(map(isfinite, numbers)):
+        return
+    loss = update.metrics.get("loss")
+    mean = f" (mean loss {loss.value:.3g})" if loss else ""
+    raise ArithmeticError(f"training diverged{mean}: lower local.lr or set clip_norm")
+
+
+def _by_owner(memory: Tensors) -> dict[str, Tensors]:
+    owners = dict.fromkeys(name.partition("/")[0] for name in memory)
+    return {owner: under(owner, memory) for owner in owners}
+
+
+def _flat(memory: Mapping[str, Tensors]) -> dict[str, Tensor]:
+    return {n: x for owner, some in memory.items() for n, x in prefixed(owner, some).items()}

@@ -1,0 +1,152 @@
+"""Federated training in rounds: each is a conversation that an algorithm leads."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
+
+from fedpeft.algorithms.fedavg import compose
+from fedpeft.core.conversation import converse
+from fedpeft.core.interfaces import Engine, Store
+from fedpeft.core.rounds import Bench, Round
+from fedpeft.core.secrets import Secret
+from fedpeft.core.stores import Nowhere
+from fedpeft.core.types import State, Tensors
+from fedpeft.errors import PlanError
+from fedpeft.plan.calibration import Spending, resume_accounting, round_seed, select_cohort
+from fedpeft.plan.plan import Plan
+from fedpeft.rounds.admission import Admission
+from fedpeft.rounds.ledger import Ledger as Ledger
+from fedpeft.rounds.post import Post
+from fedpeft.rounds.site import Site, open_site
+
+
+@runtime_checkable
+class LocalEngine(Engine, Protocol):
+    """An engine in this process, beside the data of its clients and what they remember."""
+
+    @property
+    def site(self) -> Site: ...
+    @property
+    def store(self) -> Store: ...
+
+
+def start(plan: Plan, params: Tensors | None = None) -> State:
+    """The state before the first round; `params` are the method's, where the model is at hand.
+
+    Raises:
+      PlanError: a part needs a tensor, e.g. a linear head, that is not there.
+    """
+    params = open_site(plan).params() if params is None else params
+    personal = plan.personal_of(params)
+    shared = {n: x for n, x in params.items() if n not in personal}
+    for check in plan.hooks("check_params"):  # before anybody trains
+        check(shared)
+    return plan.first_state(shared)
+
+
+def federate(
+    plan: Plan, engine: Engine, state: State | None = None, secret: Secret | None = None
+) -> Iterator[tuple[State, Ledger]]:
+    """Yield the state and the ledger after each round, from `state` on.
+
+    The server's noise is drawn from `secret`; if there is none, from one that nobody keeps.
+
+    With no algorithm around it this is McMahan et al. (arXiv:1602.05629), Algorithm 1. Evaluation,
+    logging, checkpoints and early stopping are the body of the caller's `for`.
+
+    Raises:
+      PlanError: the clients must remember something and the engine has no place for it, or the
+        downlink's codec cannot hold the state.
+    """
+    beside = _local(plan, engine)
+    state = state or start(plan, beside.site.params() if beside else None)
+    secret, clients = secret or Secret.fresh(), engine.clients
+    spending = resume_accounting(plan, clients, state.round)
+    while state.round < plan.rounds:
+        now, ledger = plan.at(state.round), Ledger(state.round)
+        admission = Admission.of(now, state, ledger)
+        round = _open_round(now, state, clients, secret, admission, beside)
+        post = Post(now, engine, admission, ledger)
+        after = converse(compose(now.algorithms)(state, round), post)
+        _account(spending, round, ledger)
+        state = admission.after(_guarded(now, state, after, ledger))
+        yield state, ledger
+
+
+def remembers(plan: Plan) -> bool:
+    """Whether clients keep something between rounds or messages."""
+    kept = plan.local_shares or plan.personal
+    several = plan.rounds > 1 and getattr(plan.local, "remembers", False)
+    staged = any(stage.remembers for stage in plan.stages)
+    return bool(kept or several or staged or any(plan.hooks("remembers_clients")))
+
+
+def _local(plan: Plan, engine: Engine) -> LocalEngine | None:
+    """The engine, if it lies beside the data.
+
+    Raises:
+      PlanError: its clients have no place for what they must remember.
+    """
+    if not isinstance(engine, LocalEngine):
+        return None
+    if isinstance(engine.store, Nowhere) and remembers(plan):
+        raise PlanError(
+            "this plan's clients have a memory: give the engine a store for it, e.g. "
+            "store=Folder(path)"
+        )
+    return engine
+
+
+def _open_round(
+    plan: Plan,
+    state: State,
+    clients: Sequence[str],
+    secret: Secret,
+    admission: Admission,
+    beside: LocalEngine | None,
+) -> Round:
+    bench = None
+    if beside is not None:
+        bench = Bench(beside.site.model, beside.site.task, beside.site.data)
+    return Round(
+        index=state.round,
+        plan=plan,
+        clients=clients,
+        cohort=select_cohort(plan, clients, state.round),
+        seed=round_seed(plan, state.round),
+        secret=secret.at("round", state.round),
+        bench=bench,
+        report=admission.ledger.report,
+        refuse=admission.refuse,
+    )
+
+
+def _account(spending: Spending, round: Round, ledger: Ledger) -> None:
+    """Note what the round's noise has cost, and close its ledger."""
+    spending.count(round.cohort)
+    ledger.privacy = spending.so_far()
+    ledger.close()
+
+
+def _guarded(plan: Plan, before: State, after: State, ledger: Ledger) -> State:
+    """The next state, or the last one where an algorithm made numbers that are none.
+
+    Raises:
+      RuntimeError: an algorithm gives back the state of another round.
+    """
+    if after.round != before.round + 1:
+        raise RuntimeError(
+            f"an algorithm gave back the state of round {after.round} in round {before.round}"
+        )
+    if not plan.algorithms and not plan.server_steps:  # federated averaging has looked at it
+        return after
+    groups = {"params": after.params, **after.shared, **after.memory}
+    for owner, tensors in groups.items():
+        for name, x in tensors.items():
+            if not x.isfinite().all():
+                where = name if owner == "params" else f"{owner}/{name}"
+                ledger.report(
+                    "note", f"this round makes {where!r} infinite or no number: nothing changes"
+                )
+                return replace(before, round=before.round + 1)
+    return after

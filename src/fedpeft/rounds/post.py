@@ -1,0 +1,116 @@
+"""The post: it carries the questions of a round to the engine, and the answers back.
+
+It encodes equal messages once, counts bytes, admits, decodes, and gives the answers in the order of
+the clients' names, so that no result depends on when each came.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from fedpeft.core.conversation import Answer, Ask, Message
+from fedpeft.core.interfaces import Engine
+from fedpeft.core.payloads import PARAMS, decode_sent, encode_message
+from fedpeft.core.seeds import fold
+from fedpeft.core.types import ClientId, Job, Reply, State
+from fedpeft.core.wire import headers
+from fedpeft.errors import PlanError
+from fedpeft.plan.calibration import round_seed
+from fedpeft.plan.plan import Plan
+from fedpeft.registry import describe
+from fedpeft.rounds.admission import Admission
+from fedpeft.rounds.ledger import Ledger
+
+
+def encode_start(plan: Plan, state: State) -> bytes:
+    """What every client without a view of its own receives of a state to train on."""
+    return _encode(plan, Message({PARAMS: state.params, **state.shared}), state.round)
+
+
+def _encode(plan: Plan, message: Message, round: int) -> bytes:
+    try:
+        return encode_message(message, plan.downlink)
+    except ValueError as error:
+        name = describe("codec", plan.downlink)["name"]
+        raise PlanError(
+            f"the downlink codec {name!r} cannot hold the state of round {round}: {error}"
+        ) from None
+
+
+@dataclass(eq=False)
+class _Parcel:
+    """A message as it is sent, and as its readers find it."""
+
+    payload: bytes
+    read: Message
+
+
+@dataclass(eq=False)
+class Post:
+    """It is called with a question and gives the answers, lazily.
+
+    Attributes:
+      step: the number of questions asked in this round so far.
+    """
+
+    plan: Plan
+    engine: Engine
+    admission: Admission
+    ledger: Ledger
+    step: int = 0
+    run: str = field(init=False)
+    _open: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.run = self.plan.run  # a digest of the whole plan, the same for all messages
+
+    def __call__(self, ask: Ask) -> Iterator[Answer]:
+        """The answers that are admitted.
+
+        Raises:
+          RuntimeError: the flow asks before it has read all answers to its last question.
+          PlanError: the downlink's codec cannot hold what is sent.
+        """
+        if self._open:
+            raise RuntimeError(
+                f"{ask.phase!r} is asked before all answers to the last question were read: an "
+                "algorithm must read them all"
+            )
+        clients = self.admission.eligible(sorted(ask.to))
+        parcels: dict[int, _Parcel] = {}
+        for client in clients:
+            message = ask.to[client]
+            if id(message) not in parcels:
+                parcels[id(message)] = self._parcel(message)
+        sent = {client: parcels[id(ask.to[client])] for client in clients}
+        jobs = [self._job(ask, client, parcel.payload) for client, parcel in sent.items()]
+        self.step += 1
+        for job in jobs:
+            self.ledger.down[job.client] = self.ledger.down.get(job.client, 0) + len(job.payload)
+        self._open = bool(jobs)
+        return self.admission.bounded(ask, self._answers(ask, jobs, sent))
+
+    def _parcel(self, message: Message) -> _Parcel:
+        payload = _encode(self.plan, message, self.ledger.round)
+        return _Parcel(payload, decode_sent(payload, self.plan.downlink, set(message.tensors)))
+
+    def _job(self, ask: Ask, client: ClientId, payload: bytes) -> Job:
+        plan, state = self.plan, self.admission.state
+        round = ask.rounds.get(client, state.round)
+        seed = fold(round_seed(plan, round), "client", client)
+        accepted = state.accepted.get(client) if round == state.round else None
+        return Job(self.run, round, client, ask.phase, seed, accepted, payload, self.step)
+
+    def _answers(
+        self, ask: Ask, jobs: list[Job], sent: dict[ClientId, _Parcel]
+    ) -> Iterator[Answer]:
+        for reply in self.engine.run(jobs):
+            if not isinstance(reply, Reply):
+                self.ledger.failed[reply.client] = reply.reason
+                continue
+            client, payload = reply.client, reply.payload
+            self.ledger.up[client] = self.ledger.up.get(client, 0) + len(payload)
+            message = self.admission.decode(ask, client, payload)
+            if message is not None:
+                self.ledger.up_headers += headers(payload)
+                yield Answer(client, message, sent[client].read)
+        self._open = False

@@ -1,0 +1,73 @@
+"""What a client makes of a message, and the check that it is one of its plan's."""
+
+from dataclasses import dataclass
+
+from fedpeft.core.conversation import Expected, Message
+from fedpeft.core.lowrank import EXACT, pairs
+from fedpeft.core.objective import Objective
+from fedpeft.core.payloads import PARAMS, check_layout
+from fedpeft.core.tensors import finite, layout
+from fedpeft.core.types import Tensors
+from fedpeft.errors import WireError
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message as local training and handlers find it.
+
+    Attributes:
+      trained: what of the parameters is trained in this round.
+      start: the same, with what is shared beside it as `<owner>/<name>`.
+      objective: the loss, with what came and is not trained.
+    """
+
+    message: Message
+    trained: Tensors
+    start: Tensors
+    objective: Objective
+
+    @classmethod
+    def empty(cls, objective: Objective) -> "Received":
+        return cls(Message(), {}, {}, objective)
+
+
+def check_received(message: Message, phase: str, allowed: Expected, own: Tensors) -> None:
+    """Check what came down before anything is done with it: a site trains and measures the tensors
+    of its plan, whatever a server sends.
+
+    Args:
+      allowed: by group the layout that the plan sends in this phase.
+      own: what of the parameters this client sees.
+
+    Raises:
+      WireError: the message holds other tensors than the plan sends, or numbers that are not
+        finite.
+    """
+    for group, tensors in message.tensors.items():
+        if group not in allowed:
+            raise WireError(
+                f"the message {phase!r} holds {group[:80]!r}, which this plan does not send; it "
+                f"sends {', '.join(allowed)}"
+            )
+        if not finite(tensors):
+            raise WireError(f"the message {phase!r} holds numbers that are not finite")
+        if group == EXACT:
+            _check_exact(tensors, own)
+        else:
+            check_layout(layout(tensors), allowed[group])
+    if phase == "fit" and PARAMS not in message.tensors and own:
+        raise WireError("the message 'fit' holds no parameters")
+
+
+def _check_exact(tensors: Tensors, own: Tensors) -> None:
+    """Raises WireError for additions to frozen weights that fit no layer with LoRA's factors."""
+    factors = pairs(own)
+    for name, x in tensors.items():
+        layer, _, side = name.rpartition(".")
+        if layer not in factors or side not in ("left", "right", "whole") or x.ndim != 2:
+            raise WireError(f"{name[:80]!r} is added to no weight that has low-rank factors")
+        a, b = factors[layer]
+        out, into = len(own[b]), own[a].shape[1]
+        rows = {"left": (out, x.shape[1]), "right": (len(x), into), "whole": (out, into)}[side]
+        if tuple(x.shape) != rows:
+            raise WireError(f"{name[:80]!r} has the shape {tuple(x.shape)}, and not {rows}")
