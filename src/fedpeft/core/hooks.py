@@ -31,7 +31,11 @@ class Algorithm(Protocol):
 
 
 class Handles(Protocol):
-    """A part with a client's side: by phase, what answers a message of that name."""
+    """A part with a client's side: by phase, what answers a message of that name.
+
+    Where an answer makes the client remember something, the part says so with
+    `remembers_clients = True`; engines then need a store.
+    """
 
     def handlers(self) -> Mapping[str, Handler]: ...
 
