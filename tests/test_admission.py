@@ -173,7 +173,8 @@ def test_honest_runs_notice_nothing(points: Site, alpha: float) -> None:
     )
     site = open_site(plan)
     bounded, free = (
-        run(site, replace(plan, admission=replace(plan.admission, norm_factor=factor))) for factor in (None, float("inf"))
+        run(site, replace(plan, admission=replace(plan.admission, norm_factor=factor)))
+        for factor in (None, float("inf"))
     )
     assert equal(bounded[-1][0].params, free[-1][0].params) and bounded[-1][0].refusals == {}
     norms = sorted(bounded[-1][0].norms)

@@ -89,9 +89,7 @@ def test_what_it_does_is_what_its_author_wrote(tmp_path: Path) -> None:
     states = [s for s, _ in federate(plan, InProcess(site, Folder(tmp_path)), start(plan))]
     assert float(states[0].memory["drift"]["calls"]) == 24
     assert float(states[1].memory["drift"]["calls"]) == 24 + 48
-    mean = torch.cat(
-        [b["point"] for c in site.data.clients for b in site.data.held_out(c)]
-    ).mean(0)
+    mean = torch.cat([b["point"] for c in site.data.clients for b in site.data.held_out(c)]).mean(0)
     for state in states:  # of all clients, hence of all points
         torch.testing.assert_close(state.memory["drift"]["centre"], mean, atol=1e-5, rtol=0)
     plain = replace(plan, algorithms=(), server_steps=(), rounds=1)
@@ -107,9 +105,7 @@ def test_what_it_does_is_what_its_author_wrote(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", range(0, 13, 3))
-def test_a_kill_after_any_answer_and_a_resume_end_in_the_same_bits(
-    tmp_path: Path, at: int
-) -> None:
+def test_a_kill_after_any_answer_and_a_resume_end_in_the_same_bits(tmp_path: Path, at: int) -> None:
     plan = plan_of(rounds=2, cohort=3)
     site = open_site(plan)
     whole = run(plan, InProcess(site, Folder(tmp_path / "whole")), site)
@@ -120,9 +116,9 @@ def test_a_kill_after_any_answer_and_a_resume_end_in_the_same_bits(
             pass
     except Ended:
         pass
-    *_, (end, ledger) = federate(plan, InProcess(site, store), state) if state.round < 2 else [
-        (state, None)
-    ]
+    *_, (end, ledger) = (
+        federate(plan, InProcess(site, store), state) if state.round < 2 else [(state, None)]
+    )
     assert same(end, whole)
 
 

@@ -114,6 +114,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "alternate": "fedpeft.routing.alternate:Alternate",
         "personal": "fedpeft.routing.personal:Personal",
         "ranks": "fedpeft.routing.ranks:Ranks",
+        "subset": "fedpeft.routing.subset:Subset",
     },
     "sampler": {
         "sequential_chain": "fedpeft.samplers.sequential_chain:SequentialChain",
@@ -186,6 +187,11 @@ def table(cls: type) -> Any:
     return field(default_factory=cls, metadata={"table": cls})
 
 
+def tables(cls: type) -> Any:
+    """A dataclass field that holds any number of such tables, none by default."""
+    return field(default=(), metadata={"tables": cls})
+
+
 def parts(kind: str) -> Any:
     """A dataclass field that holds any number of parts, none by default."""
     return field(default=(), metadata={"kind": kind, "default": None})
@@ -251,6 +257,10 @@ def _value(slot: Field[Any], hint: Any, value: Any, path: str) -> Any:
         return _part(slot, hint, value, path)
     if "table" in slot.metadata:
         return _table(slot.metadata["table"], value, path)
+    if "tables" in slot.metadata:
+        each = value if isinstance(value, (list, tuple)) else [value]
+        cls = slot.metadata["tables"]
+        return tuple(_table(cls, one, f"{path}[{i}]") for i, one in enumerate(each))
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
@@ -320,6 +330,8 @@ def settings_of(built: Any) -> dict[str, Any]:
         kind = f.metadata.get("kind")
         if "table" in f.metadata:
             plain[f.name] = settings_of(value)
+        elif "tables" in f.metadata:
+            plain[f.name] = [settings_of(one) for one in value]
         elif kind is None:
             plain[f.name] = list(value) if isinstance(value, tuple) else value
         elif isinstance(value, tuple):

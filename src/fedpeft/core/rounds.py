@@ -35,7 +35,8 @@ class Round:
     """Frozen; an algorithm passes it on to the one that it wraps, changed with `replace` if need be.
 
     Attributes:
-      plan: as it is in this round, with schedules resolved.
+      plan: as it is in this round, with phases and schedules resolved.
+      run: what clients tell the experiment from others by.
       clients: all clients of the federation; `cohort`: those drawn for this round, by name.
       seed: the root of the round's public randomness.
       secret: what the server's noise is drawn from.
@@ -49,6 +50,7 @@ class Round:
     clients: Sequence[ClientId]
     cohort: Sequence[ClientId]
     seed: int
+    run: str = ""
     secret: Secret | None = None
     bench: Bench | None = None
     report: Callable[[str, Any], None] = _ignore

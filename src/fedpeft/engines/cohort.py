@@ -158,6 +158,8 @@ def room(start: Tensors, free: int) -> int:
 def unfit(site: Site) -> str:
     """Why the clients of a site cannot be stacked, as far as that can be told beforehand; empty if
     they can."""
+    if site.plan.changes:
+        return "its plan changes from round to round"
     if site.plan.local.event:
         return f"{type(site.plan.local).__name__} takes gradients example by example"
     names = site.plan.method.names(site.model)

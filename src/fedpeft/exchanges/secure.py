@@ -259,7 +259,7 @@ class Secure:
             return iter(())
 
     def _sum(self, ask: Ask, round: Round) -> Generator[Ask, Iterator[Answer], Answer]:
-        asking = Asking(round.plan.run, round, self.threshold, self.signers)
+        asking = Asking(round.run, round, self.threshold, self.signers)
         layout = next(iter(ask.expects(client)[DELTA] for client in ask.to), [])
         roster = yield from self._roster(ask, asking)
         everyone = Message({}, {"roster": {c: keys for c, (_, keys) in roster.items()}})

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -32,8 +32,9 @@ from fedpeft.core.views import View
 from fedpeft.errors import PlanError
 from fedpeft.plan.fitting import check_batchnorm, check_parts, check_values, quantizes, shares
 from fedpeft.plan.guarantees import check_budget, check_calibration, private_part
+from fedpeft.plan.phases import Phase, Schedule
 from fedpeft.plan.tables import AdmissionRules, Compute, Nodes, Privacy
-from fedpeft.registry import build, part, parts, settings_of, table
+from fedpeft.registry import build, part, parts, settings_of, table, tables
 
 SCHEMA = 2
 """The version of the plan's keys; version 1 is converted where a plan is read."""
@@ -59,6 +60,7 @@ class Plan:
       classes: label names; empty for the data's own. Needed where the server holds no data.
       evaluate_every: rounds between evaluations; the last round is always evaluated.
       privacy, admission, compute, nodes: tables; see `plan.tables`.
+      phase, schedule: what changes from round to round; see `plan.phases`.
 
     Raises:
       ValueError: a value out of range.
@@ -93,7 +95,9 @@ class Plan:
     admission: AdmissionRules = table(AdmissionRules)
     compute: Compute = table(Compute)
     nodes: Nodes = table(Nodes)
-    schema: int = field(default=SCHEMA)
+    phase: tuple[Phase, ...] = tables(Phase)
+    schedule: tuple[Schedule, ...] = tables(Schedule)
+    schema: int = SCHEMA
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -157,9 +161,10 @@ class Plan:
         """Whether the server takes steps without waiting for rounds."""
         return any(self.hooks("asynchronous"))
 
-    def at(self, round: int) -> "Plan":
-        """The plan of one round, with phases and schedules resolved."""
-        return self
+    @property
+    def changes(self) -> bool:
+        """Whether the plan is another in other rounds; `plan.reading.plan_at` gives each."""
+        return bool(self.phase or self.schedule)
 
     def each_part(self) -> Iterator[Any]:
         """All parts of the plan and the parts in them, in the order of the plan's keys."""

@@ -11,8 +11,9 @@ from typing import Any
 from fedpeft.data.short import source
 from fedpeft.errors import PlanError
 from fedpeft.plan.convert import convert
+from fedpeft.plan.phases import Schedule, take_schedules
 from fedpeft.plan.plan import SCHEMA, Plan
-from fedpeft.registry import construct, find, names
+from fedpeft.registry import construct, find, names, settings_of
 
 UPLINK = object()
 """Stands for the uplink's codec in a stage while a plan is read."""
@@ -43,8 +44,48 @@ def read_plan(spec: Mapping[str, Any] | str | Path = "", overrides: Sequence[str
     values, changes = convert(values)
     if changes:
         getLogger("fedpeft").info("keys of plan version 1: %s", "; ".join(changes))
+    values, schedules = take_schedules(values)
+    if schedules:
+        values["schedule"] = [*values.get("schedule", []), *schedules]
     built: Plan = construct(Plan, _expanded(values), "the plan", "plan")
+    _check_rounds(built)
     return built
+
+
+def plan_at(plan: Plan, round: int) -> Plan:
+    """The plan of one round, counted from 0, with its phase and its schedules resolved.
+
+    Raises:
+      PlanError: a phase makes parts meet that do not fit together.
+    """
+    if not plan.changes:
+        return plan
+    values = settings_of(plan)
+    phases, schedules = values.pop("phase"), values.pop("schedule")
+    pairs = [f"{one['key']}={Schedule(**one).at(round, plan.rounds)!r}" for one in schedules]
+    now = next((p for p in phases if p.get("until") is None or round < p["until"]), None)
+    built = read_plan(values, [*pairs, *(now["set"] if now else ())])
+    if plan.private_part is not None:
+        _check_private(plan, built, round)
+    return built
+
+
+def _check_rounds(plan: Plan) -> None:
+    """Read the plans of the rounds at which something changes, so that errors come before work."""
+    if plan.changes:
+        ends = [phase.until for phase in plan.phase if phase.until is not None]
+        for round in sorted({0, plan.rounds - 1, *(end for end in ends if end < plan.rounds)}):
+            plan_at(plan, round)
+
+
+def _check_private(plan: Plan, now: Plan, round: int) -> None:
+    same = ("private_part", "sampler", "cohort", "local_shares", "weighting")
+    for name in same:
+        if getattr(plan, name) != getattr(now, name):
+            raise PlanError(
+                f"round {round} has another {name} than the plan, and its noise is accounted for "
+                "over all rounds alike: leave it out of the phases and schedules"
+            )
 
 
 def _plain(spec: Mapping[str, Any] | str | Path) -> dict[str, Any]:

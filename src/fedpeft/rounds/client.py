@@ -26,6 +26,7 @@ from fedpeft.core.views import View
 from fedpeft.errors import PlanError, RunError, unknown
 from fedpeft.plan.fitting import leaking
 from fedpeft.plan.plan import Plan
+from fedpeft.plan.reading import plan_at
 from fedpeft.rounds.received import Received, check_received
 from fedpeft.rounds.site import Site, threads
 
@@ -197,6 +198,7 @@ class Worker:
     own: Tensors = field(init=False, repr=False)
     receive: Callable[[bytes, View, str], Received] = field(init=False, repr=False)
     leaked: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict)
+    others: dict[int, "Worker"] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         site, plan = self.site, self.site.plan
@@ -219,10 +221,22 @@ class Worker:
             that is resumed with more room would end in other bits than one that had it from the
             start.
         """
-        opened = self.open(job)
+        worker = self.at(job.round)
+        opened = worker.open(job)
         if not isinstance(opened, ClientRound):
             return opened
-        return self.close(opened, lambda: self.alone(opened))
+        return worker.close(opened, lambda: worker.alone(opened))
+
+    def at(self, round: int) -> "Worker":
+        """The worker of a round: itself, unless the plan changes from round to round."""
+        plan = self.site.plan
+        if not plan.changes:
+            return self
+        if round not in self.others:
+            self.others.clear()
+            now = replace(plan_at(plan, round), name=plan.name)
+            self.others[round] = Worker(replace(self.site, plan=now), self.store)
+        return self.others[round]
 
     def open(self, job: Job) -> "ClientRound | Reply | Failure":
         """What the client trains from; of every other message, and of one that it has answered

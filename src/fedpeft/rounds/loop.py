@@ -14,6 +14,7 @@ from fedpeft.core.types import State, Tensors
 from fedpeft.errors import PlanError
 from fedpeft.plan.calibration import Spending, resume_accounting, round_seed, select_cohort
 from fedpeft.plan.plan import Plan
+from fedpeft.plan.reading import plan_at
 from fedpeft.rounds.admission import Admission
 from fedpeft.rounds.ledger import Ledger as Ledger
 from fedpeft.rounds.post import Post
@@ -60,13 +61,13 @@ def federate(
     """
     beside = _local(plan, engine)
     state = state or start(plan, beside.site.params() if beside else None)
-    secret, clients = secret or Secret.fresh(), engine.clients
+    secret, clients, run = secret or Secret.fresh(), engine.clients, plan.run
     spending = resume_accounting(plan, clients, state.round)
     while state.round < plan.rounds:
-        now, ledger = plan.at(state.round), Ledger(state.round)
+        now, ledger = plan_at(plan, state.round), Ledger(state.round)
         admission = Admission.of(now, state, ledger)
-        round = _open_round(now, state, clients, secret, admission, beside)
-        post = Post(now, engine, admission, ledger)
+        round = _open_round(now, state, clients, secret, admission, beside, run)
+        post = Post(now, engine, admission, ledger, run)
         after = converse(compose(now.algorithms)(state, round), post)
         _account(spending, round, ledger)
         state = admission.after(_guarded(now, state, after, ledger))
@@ -104,6 +105,7 @@ def _open_round(
     secret: Secret,
     admission: Admission,
     beside: LocalEngine | None,
+    run: str,
 ) -> Round:
     bench = None
     if beside is not None:
@@ -114,6 +116,7 @@ def _open_round(
         clients=clients,
         cohort=select_cohort(plan, clients, state.round),
         seed=round_seed(plan, state.round),
+        run=run,
         secret=secret.at("round", state.round),
         bench=bench,
         report=admission.ledger.report,

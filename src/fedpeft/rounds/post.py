@@ -49,6 +49,7 @@ class Post:
     """It is called with a question and gives the answers, lazily.
 
     Attributes:
+      run: what clients tell the experiment from others by.
       step: the number of questions asked in this round so far.
     """
 
@@ -56,12 +57,9 @@ class Post:
     engine: Engine
     admission: Admission
     ledger: Ledger
+    run: str
     step: int = 0
-    run: str = field(init=False)
     _open: bool = field(default=False, init=False)
-
-    def __post_init__(self) -> None:
-        self.run = self.plan.run  # a digest of the whole plan, the same for all messages
 
     def __call__(self, ask: Ask) -> Iterator[Answer]:
         """The answers that are admitted.
