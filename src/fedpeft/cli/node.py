@@ -6,6 +6,7 @@ from typing import Annotated
 import click
 import typer
 
+from fedpeft.cli.consent import ask_for_consent
 from fedpeft.cli.options import Debug, Device, PlanFile, Settings, resolve
 
 EXAMPLES = """\
@@ -38,6 +39,13 @@ def node(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Its folder; else nodes/NAME.")
     ] = None,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Agree to one more run of a plan that was answered before."),
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Agree to the terms without being asked.")
+    ] = False,
     device: Device = "cpu",
     debug: Debug = False,
 ) -> None:
@@ -49,6 +57,7 @@ def node(
     """
     if (client is None) == (data is None) or (data is None) != (name is None):
         raise click.UsageError("give --data and --name, or --client")
+    from fedpeft.deploy.consent import consent_to
     from fedpeft.deploy.node import Node
     from fedpeft.deploy.terms import node_site, rehearsal_site
     from fedpeft.oneshot.keys import signing_key
@@ -59,9 +68,11 @@ def node(
     else:
         site, who = rehearsal_site(read, client or 0, device)
     folder = (out or Path("nodes") / who).resolve()
-    worker = Node(
-        site, who, folder, typer.echo, signing_key(key).private_bytes_raw() if key else None
-    )
+    signing = signing_key(key).private_bytes_raw() if key else None
+    worker = Node(site, who, folder, typer.echo, signing, again)
+    earlier = len(worker.agreement.answers.tokens)
+    consent = consent_to(site, who, worker.agreement.clients, earlier if again else 0)
+    ask_for_consent(consent, folder / site.plan.fingerprint, yes)
 
     def ready() -> None:
         typer.echo(

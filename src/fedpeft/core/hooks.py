@@ -33,8 +33,12 @@ class Algorithm(Protocol):
 class Handles(Protocol):
     """A part with a client's side: by phase, what answers a message of that name.
 
-    Where an answer makes the client remember something, the part says so with
-    `remembers_clients = True`; engines then need a store.
+    Further attributes that a part may have, which a site's agreement reads:
+
+      remembers_clients: True where an answer makes the client remember something; engines then
+        need a store.
+      asks_everyone: the phases in which all clients are asked, whoever is drawn for the round.
+      asks_times: by phase how often a client is asked in one round, where that is more than once.
     """
 
     def handlers(self) -> Mapping[str, Handler]: ...

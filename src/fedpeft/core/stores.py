@@ -149,10 +149,12 @@ class Folder:
 
     Attributes:
       signing: by client the private key that it signs with, which lies elsewhere.
+      secrets: the folder of the secret from which noise is drawn, where that is not `path`.
     """
 
     path: Path
     signing: Mapping[ClientId, bytes] = field(default_factory=dict, repr=False)
+    secrets: Path | None = None
 
     def load(self, client: ClientId, accepted: int | None, before: Job | None = None) -> Tensors:
         """What the client remembers: as it was after its last message in the accepted round, or,
@@ -184,7 +186,7 @@ class Folder:
     def secret(self, client: ClientId) -> Secret:
         """A key for each client from one file, `secret`, that stands for the one each would
         have."""
-        return secret_at(self.path / SECRET).at(client)
+        return secret_at((self.secrets or self.path) / SECRET).at(client)
 
     def signer(self, client: ClientId) -> bytes | None:
         return self.signing.get(client)

@@ -18,6 +18,7 @@ from typing import Any
 from fedpeft.core.letters import SOCKET, Letter, listening, receive, send
 from fedpeft.core.stores import Folder, StoreError
 from fedpeft.core.types import ClientId, Failure, Job
+from fedpeft.deploy.agreement import Agreement, Answers, Refused
 from fedpeft.deploy.terms import check_signer, disagreement, terms_of
 from fedpeft.errors import RunError, WireError
 from fedpeft.rounds.client import Worker
@@ -46,7 +47,9 @@ class Node:
     Attributes:
       say: told in words of each job.
       signing: the private key that the plan's secure sum knows the client by.
+      again: whether the owner agrees to one more run of the plan than were answered.
       terms: what a letter must agree with.
+      agreement: what the owner agreed to, and what was answered.
 
     Raises:
       PlanError: the plan has another key for the client, or none is given where it has one.
@@ -57,11 +60,20 @@ class Node:
     folder: Path
     say: Callable[[str], None] = print
     signing: bytes | None = field(default=None, repr=False)
+    again: bool = False
     terms: Mapping[str, str] = field(init=False)
+    agreement: Agreement = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_signer(self.site.plan, self.client, self.signing)
+        plan = self.site.plan
+        check_signer(plan, self.client, self.signing)
         object.__setattr__(self, "terms", terms_of(self.site))
+        answers = Answers.at(self.folder, plan)
+        if self.again:
+            answers.agree_again()
+        clients = plan.known_clients(self.site.data.clients)
+        agreement = Agreement(plan, self.client, clients, answers)
+        object.__setattr__(self, "agreement", agreement)
 
     def answer(self, asked: Letter) -> Letter:
         """The answer to one letter."""
@@ -81,9 +93,15 @@ class Node:
         if kind != "job":
             return self._cannot(f"a letter of the kind {kind!r} has no sense here")
         try:
-            job, worker = self._job(asked), Worker(self.site, self._store(head.get("token")))
+            job, token = self._job(asked), token_of(head)
+            digest = self.agreement.check(token, job)
+            worker = Worker(self.site, self._store(token))
             began, done = monotonic(), worker(job)
-        except WireError as error:
+            if not isinstance(done, Failure):
+                self.agreement.answers.record(token, job, digest)
+        except (WireError, Refused) as error:
+            if isinstance(error, Refused):
+                self.say(f"refused: {error}")
             return self._cannot(str(error))
         except (
             StoreError
@@ -113,14 +131,11 @@ class Node:
             )
         return job
 
-    def _store(self, token: Any) -> Folder:
+    def _store(self, token: str) -> Folder:
         """A run's own folder: with another run of the same plan a round's reply need not be the
-        same."""
-        if not isinstance(token, str) or not re.fullmatch(r"[0-9a-f]{32}", token):
-            raise WireError("a job without a run's token")
-        return Folder(
-            self.folder / "clients" / token, {self.client: self.signing} if self.signing else {}
-        )
+        same. What noise is drawn from lies beside the runs."""
+        signing = {self.client: self.signing} if self.signing else {}
+        return Folder(self.folder / "clients" / token, signing, self.folder)
 
     def serve(self, ready: Callable[[], None] = lambda: None) -> None:
         """Answer letters until the process is ended.
@@ -154,3 +169,15 @@ class Node:
         except Exception as error:  # a head may hold anything, and the worker is to stay
             answer = self._cannot(f"{type(error).__name__} at its node")
         send(connection, answer)
+
+
+def token_of(head: Mapping[str, Any]) -> str:
+    """What tells a run from others of the same plan.
+
+    Raises:
+      WireError: there is none.
+    """
+    token = head.get("token")
+    if not isinstance(token, str) or not re.fullmatch(r"[0-9a-f]{32}", token):
+        raise WireError("a job without a run's token")
+    return token

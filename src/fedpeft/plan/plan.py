@@ -200,7 +200,7 @@ class Plan:
 
     def known_clients(self, here: Sequence[ClientId]) -> Sequence[ClientId]:
         """All clients of the federation, of which a process may have only some."""
-        return self.nodes.names or here
+        return sorted(self.nodes.names) if self.nodes.names else here
 
     def shares(self, params: Tensors) -> dict[str, Layout]:
         """By owner the layout of what travels down beside the parameters."""

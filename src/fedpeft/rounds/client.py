@@ -197,6 +197,7 @@ class Worker:
     handlers: Mapping[str, Handler] = field(init=False, repr=False)
     own: Tensors = field(init=False, repr=False)
     receive: Callable[[bytes, View, str], Received] = field(init=False, repr=False)
+    digest: Callable[[ClientId], str] = field(init=False, repr=False)
     leaked: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict)
     others: dict[int, "Worker"] = field(init=False, repr=False, default_factory=dict)
 
@@ -211,6 +212,7 @@ class Worker:
         # they hold
         set_(self, "own", {name: x.to("meta") for name, x in own.items()})
         kinds = len(set(plan.ranks or (0,)))
+        set_(self, "digest", lru_cache(maxsize=1024)(self._digest))
         set_(self, "receive", lru_cache(maxsize=max(2, kinds))(self._received))
 
     def __call__(self, job: Job) -> Reply | Failure:
@@ -370,14 +372,25 @@ class Worker:
         plan, size = self.site.plan, self.site.data.size(job.client)
         secret = None
         if plan.private_part:
-            # of everything that a reply depends on: the same noise on two replies would take itself
-            # away
+            # of everything that a reply depends on, the examples too: the same noise on two
+            # replies would take itself away
             asked = blake2b(job.payload).hexdigest()
             with storing():
                 own = self.store.secret(job.client)
-            secret = own.at(job.run, job.round, job.phase, job.seed, job.accepted, asked)
+            examples = self.digest(job.client)
+            place = (job.run, job.round, job.phase, job.seed, job.accepted, job.step)
+            secret = own.at(*place, asked, examples)
         steps = plan.local.steps_for(size)
         return Context(job.run, job.round, plan.rounds, job.client, size, steps, job.seed, secret)
+
+    def _digest(self, client: ClientId) -> str:
+        """A name for the examples that a client trains on."""
+        found = blake2b(digest_size=16)
+        for batch in self.site.data.held_out(client):
+            for name, x in sorted(batch.items()):
+                found.update(name.encode())
+                found.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return found.hexdigest()
 
     def train(
         self,

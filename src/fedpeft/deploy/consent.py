@@ -1,0 +1,126 @@
+"""What an owner agrees to, in plain words on one screen, and the file that says that he did."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedpeft.core.accounting import epsilon
+from fedpeft.core.stores import write_atomically
+from fedpeft.core.types import ClientId
+from fedpeft.core.views import View
+from fedpeft.plan.calibration import select_cohort
+from fedpeft.plan.plan import Plan
+from fedpeft.plan.reading import plan_at
+from fedpeft.registry import describe
+from fedpeft.rounds.site import Site
+
+FILE = "agreement.json"
+TELLS = {
+    "class_means": "for each class the sum of its examples' features, and how many there are",
+    "class_counts": "how many examples of each class there are here",
+    "scores": "how well several models do on examples from here",
+}
+"""What parts of a plan tell the server beside updates."""
+
+
+@dataclass(frozen=True)
+class Consent:
+    """The terms of one owner.
+
+    Attributes:
+      lines: what and how, in pairs of a word and a sentence.
+    """
+
+    lines: tuple[tuple[str, str], ...]
+
+    def text(self) -> list[str]:
+        """The screen."""
+        width = max(len(word) for word, _ in self.lines)
+        return [f"  {word.ljust(width)}  {sentence}" for word, sentence in self.lines]
+
+    def given_at(self, folder: Path) -> bool:
+        """Whether the owner agreed to just this before."""
+        try:
+            kept = json.loads((folder / FILE).read_text())
+        except (OSError, ValueError):
+            return False
+        return isinstance(kept, dict) and kept.get("lines") == [list(line) for line in self.lines]
+
+    def keep(self, folder: Path) -> None:
+        """Write down that the owner agreed."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(folder / FILE, json.dumps({"lines": self.lines}, indent=2).encode())
+
+
+def consent_to(
+    site: Site, client: ClientId, clients: Sequence[ClientId], earlier: int = 0
+) -> Consent:
+    """What a client agrees to when it takes part in a plan.
+
+    Args:
+      clients: all clients of the federation.
+      earlier: how many runs of this plan it has answered before.
+    """
+    plan = site.plan
+    times = sum(client in select_cohort(plan_at(plan, k), clients, k) for k in range(plan.rounds))
+    return Consent(
+        (
+            ("model", _model(site)),
+            ("leaves here", _leaves(site, client, clients)),
+            ("rounds", f"{times} of {plan.rounds}, as the plan draws them; each answered once"),
+            ("messages", _messages(plan)),
+            ("noise", _noise(plan, times, earlier)),
+            ("not hidden", "; ".join(_visible(plan))),
+        )
+    )
+
+
+def _model(site: Site) -> str:
+    task: Any = site.plan.task
+    base = getattr(task, "model", "") or type(task).__name__
+    method = describe("method", site.plan.method)["name"]
+    return f"{base}, tuned with {method!r}; its other weights and your examples stay here"
+
+
+def _leaves(site: Site, client: ClientId, clients: Sequence[ClientId]) -> str:
+    view: View = site.plan.view(client, 0, clients)
+    sent = view.trained(view.select(site.params()))
+    numbers = sum(x.numel() for x in sent.values())
+    whole = sum(x.numel() for x in site.model.parameters())
+    return f"{numbers:,} numbers a round (of {whole:,} in the model), and no example"
+
+
+def _messages(plan: Plan) -> str:
+    others = sorted(plan.handlers())
+    if not others:
+        return "a model to train, and its change back; every other message is refused"
+    return f"a model to train, and its change back; {', '.join(others)}; no other is answered"
+
+
+def _noise(plan: Plan, times: int, earlier: int) -> str:
+    part = plan.private_part
+    if part is None or not part.event.accounted:
+        return "none: the server sees the change as it is" + (
+            "" if not plan.exchange.sums else ", but only added to those of others"
+        )
+    event, delta = part.event, plan.privacy.delta or 0.0
+    spent = epsilon(event, times * (earlier + 1), delta, plan.privacy.accountant)
+    where = "the server adds it after it has seen the change" if event.central else "added here"
+    runs = f" after {earlier + 1} runs" if earlier else ""
+    return (
+        f"hides each {event.unit}: epsilon = {spent:.3g} at delta = {delta:g}{runs} over all "
+        f"rounds; {where}"
+    )
+
+
+def _visible(plan: Plan) -> Iterator[str]:
+    """What the server learns whatever is hidden."""
+    yield "that this site takes part, and when"
+    if plan.weighting != "uniform":
+        yield "how many examples there are here"
+    if plan.private_part is None:
+        yield "the mean loss in training"
+    for facts in plan.hooks("reveals"):
+        yield from (TELLS.get(fact, fact) for fact in sorted(facts))
