@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.aggregators.gathering import back, wide
+from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Aggregator
 from fedpeft.core.trainable import linear_head
 from fedpeft.core.types import ClientId, State, Tensors, Update
@@ -37,6 +38,10 @@ class ClassRows:
     inner: Aggregator = part("aggregator", "mean")
     head: str = "auto"
     weights_rows: ClassVar[bool] = True
+    forbids: ClassVar[Mapping[Fact, str]] = {
+        Fact.COMPARES: "class_rows takes a mean of rows, past what {other} keeps out: leave it "
+        'out, or take a mean, such as inner = "mean"',
+    }
     reveals: ClassVar[frozenset[str]] = frozenset({COUNTS})
 
     def check_params(self, params: Tensors) -> None:

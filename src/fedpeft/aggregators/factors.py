@@ -7,8 +7,29 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from fedpeft.aggregators.mean import Mean
+from fedpeft.core.facts import Fact
 from fedpeft.core.lowrank import Product, is_factor, padded, pairs
 from fedpeft.core.types import ClientId, State, Tensors, Update
+
+FACTORS_FORBID: Mapping[Fact, str] = {
+    Fact.CONTROL: "{one} has no rule for SCAFFOLD's control variates: leave SCAFFOLD out, or take "
+    "another",
+    Fact.ASYNCHRONOUS: "{one} makes factors for all of a round: with fedbuff take the mean",
+}
+PLAIN_FORBIDS: Mapping[Fact, str] = {
+    Fact.SCALES_STEP: "{one} gives factors that hold only as they are, and {other} would change "
+    'them: leave it out, or take aggregator = "mean" or "fedit"',
+}
+BASE_FORBIDS: Mapping[Fact, str] = {
+    Fact.QUANTIZED: "{one} adds to frozen weights, and task.quantize makes codes of them: leave out "
+    "one of both",
+}
+TURNS_FORBID: Mapping[Fact, str] = {
+    Fact.REMEMBERS: "with {one} a client trains other tensors in each round, so that nothing can be "
+    "remembered of the last: leave out {other}, e.g. error feedback or restart_schedule = false",
+    Fact.HANDS_OVER: "with {one} a client trains other tensors in each round, so that no momentum "
+    "can be handed over: leave out as_published",
+}
 
 
 @dataclass

@@ -1,11 +1,17 @@
 """FedEx-LoRA: averaged factors, and what they miss in the frozen weight (Singhal et al., 2025,
 arXiv:2410.09432)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregators.factors import gathered
+from fedpeft.aggregators.factors import (
+    BASE_FORBIDS,
+    FACTORS_FORBID,
+    PLAIN_FORBIDS,
+    gathered,
+)
+from fedpeft.core.facts import Fact
 from fedpeft.core.types import ClientId, State, Tensors, Update
 
 
@@ -22,6 +28,10 @@ class FedEx:
     """
 
     plain: ClassVar[bool] = True
+    offers: ClassVar[frozenset[Fact]] = frozenset(
+        {Fact.FACTORS, Fact.MIXED_RANKS_MERGED, Fact.AS_THEY_ARE, Fact.MERGES_BASE}
+    )
+    forbids: ClassVar[Mapping[Fact, str]] = {**FACTORS_FORBID, **PLAIN_FORBIDS, **BASE_FORBIDS}
     merges_base: ClassVar[bool] = True
 
     def __call__(

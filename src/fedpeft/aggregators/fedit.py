@@ -1,10 +1,14 @@
 """FedIT: A and B averaged each for itself (Zhang et al., 2024, arXiv:2305.05644)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregators.factors import gathered
+from fedpeft.aggregators.factors import (
+    FACTORS_FORBID,
+    gathered,
+)
+from fedpeft.core.facts import Fact
 from fedpeft.core.types import ClientId, State, Tensors, Update
 
 
@@ -19,6 +23,8 @@ class FedIT:
     """
 
     plain: ClassVar[bool] = False
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.FACTORS, Fact.MIXED_RANKS_MERGED})
+    forbids: ClassVar[Mapping[Fact, str]] = FACTORS_FORBID
 
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]

@@ -1,14 +1,19 @@
 """FlexLoRA: the mean product, cut to rank by its singular values (Bai et al., 2024,
 arXiv:2402.11505)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fedpeft.aggregators.factors import gathered
+from fedpeft.aggregators.factors import (
+    FACTORS_FORBID,
+    PLAIN_FORBIDS,
+    gathered,
+)
+from fedpeft.core.facts import Fact
 from fedpeft.core.types import ClientId, State, Tensors, Update
 
 
@@ -26,6 +31,10 @@ class FlexLoRA:
     """
 
     plain: ClassVar[bool] = True
+    offers: ClassVar[frozenset[Fact]] = frozenset(
+        {Fact.FACTORS, Fact.MIXED_RANKS_MERGED, Fact.AS_THEY_ARE}
+    )
+    forbids: ClassVar[Mapping[Fact, str]] = {**FACTORS_FORBID, **PLAIN_FORBIDS}
 
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]

@@ -1,6 +1,6 @@
 """FLoRA: factors stacked and merged into the base (Wang et al., 2024, arXiv:2409.05976)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import sqrt
 from typing import ClassVar
@@ -8,7 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.aggregators.factors import gathered
+from fedpeft.aggregators.factors import (
+    BASE_FORBIDS,
+    FACTORS_FORBID,
+    PLAIN_FORBIDS,
+    gathered,
+)
+from fedpeft.core.facts import Fact
 from fedpeft.core.seeds import generator
 from fedpeft.core.types import ClientId, State, Tensors, Update
 
@@ -33,6 +39,10 @@ class FLoRA:
     strength: float = 1.0
     seed: int = 0
     plain: ClassVar[bool] = True
+    offers: ClassVar[frozenset[Fact]] = frozenset(
+        {Fact.FACTORS, Fact.MIXED_RANKS_MERGED, Fact.AS_THEY_ARE, Fact.MERGES_BASE}
+    )
+    forbids: ClassVar[Mapping[Fact, str]] = {**FACTORS_FORBID, **PLAIN_FORBIDS, **BASE_FORBIDS}
     merges_base: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

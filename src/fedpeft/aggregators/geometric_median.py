@@ -3,11 +3,13 @@ Algorithm 2)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fedpeft.aggregators.gathering import gathered, reduced
+from fedpeft.core.facts import Fact
 from fedpeft.core.tensors import map_tensors
 from fedpeft.core.types import ClientId, State, Tensors, Update
 
@@ -31,6 +33,8 @@ class GeometricMedian:
     Raises:
       ValueError: a value out of range, or no update arrived.
     """
+
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.COMPARES})
 
     steps: int = 32
     smoothing: float = 1e-6

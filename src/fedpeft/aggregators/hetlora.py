@@ -1,11 +1,16 @@
 """HetLoRA: ranks filled up with zeros, clients weighted by what they learnt (Cho et al., 2024,
 arXiv:2401.06432)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fedpeft.aggregators.factors import gathered, product
+from fedpeft.aggregators.factors import (
+    FACTORS_FORBID,
+    gathered,
+    product,
+)
+from fedpeft.core.facts import Fact
 from fedpeft.core.lowrank import Product, pairs
 from fedpeft.core.types import ClientId, State, Tensors, Update
 
@@ -22,6 +27,8 @@ class HetLoRA:
     """
 
     plain: ClassVar[bool] = False
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.FACTORS, Fact.MIXED_RANKS_MERGED})
+    forbids: ClassVar[Mapping[Fact, str]] = FACTORS_FORBID
 
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]

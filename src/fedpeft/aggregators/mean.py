@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fedpeft.aggregators.gathering import back, plus, wide
+from fedpeft.core.facts import Fact
 from fedpeft.core.tensors import layout, map_tensors, together, vector
 from fedpeft.core.types import ClientId, State, Tensors, Update, Weighted
 
@@ -23,6 +25,8 @@ class Mean:
     Raises:
       ValueError: no update, or a weight that is not positive.
     """
+
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAIN_MEAN})
 
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from fedpeft.aggregators.gathering import gathered, reduced
+from fedpeft.core.facts import Fact
 from fedpeft.core.types import ClientId, State, Tensors, Update
 
 
@@ -21,6 +23,8 @@ class Median:
     Raises:
       ValueError: no update arrived.
     """
+
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.COMPARES})
 
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedpeft.aggregators.distances import borne, check_share, ranked
 from fedpeft.aggregators.gathering import gathered, reduced
+from fedpeft.core.facts import Fact
 from fedpeft.core.types import ClientId, State, Tensors, Update
 
 
@@ -22,6 +24,8 @@ class MultiKrum:
     Raises:
       ValueError: `attackers` is not in [0, 0.5), or no update arrived.
     """
+
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.COMPARES})
 
     attackers: float = 0.2
 

@@ -1,10 +1,16 @@
 """RoLoRA: B and A trained in turn (Chen et al., 2025, arXiv:2502.01755)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregators.factors import gathered
+from fedpeft.aggregators.factors import (
+    FACTORS_FORBID,
+    PLAIN_FORBIDS,
+    TURNS_FORBID,
+    gathered,
+)
+from fedpeft.core.facts import Fact
 from fedpeft.core.types import ClientId, State, Tensors, Update
 from fedpeft.core.views import View
 
@@ -21,6 +27,10 @@ class RoLoRA:
     """
 
     plain: ClassVar[bool] = True
+    offers: ClassVar[frozenset[Fact]] = frozenset(
+        {Fact.FACTORS, Fact.MIXED_RANKS_MERGED, Fact.AS_THEY_ARE, Fact.TURNS}
+    )
+    forbids: ClassVar[Mapping[Fact, str]] = {**FACTORS_FORBID, **PLAIN_FORBIDS, **TURNS_FORBID}
     turns: ClassVar[tuple[str, ...]] = ("A", "B")  # the factors that stand still, in turn
 
     def __call__(

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import ceil
+from typing import ClassVar
 
 from torch import Tensor
 
 from fedpeft.aggregators.gathering import gathered, reduced
+from fedpeft.core.facts import Fact
 from fedpeft.core.types import ClientId, State, Tensors, Update
 
 
@@ -25,6 +27,8 @@ class TrimmedMean:
     Raises:
       ValueError: `trim` is not in [0, 0.5), or no update arrived.
     """
+
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.COMPARES})
 
     trim: float = 0.1
 

@@ -18,6 +18,7 @@ import torch
 
 from fedpeft.algorithms.fedavg import merge
 from fedpeft.core.conversation import Answer, Flow
+from fedpeft.core.facts import NOISE, Fact
 from fedpeft.core.hooks import Inner
 from fedpeft.core.payloads import DELTA
 from fedpeft.core.rounds import Round
@@ -63,6 +64,23 @@ class FedBuff:
     pace_spread: float = 0.5
     speeds: tuple[float, ...] = ()
     asynchronous: ClassVar[bool] = True
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.ASYNCHRONOUS})
+    forbids: ClassVar[Mapping[Fact, str]] = {
+        **{
+            fact: "asynchronous steps are for clients that remember nothing: leave out fedbuff, or "
+            "{other}"
+            for fact in (Fact.REMEMBERS, Fact.HANDS_OVER, Fact.CONTROL, Fact.PERSONAL)
+        },
+        **{
+            noise: "noise is accounted by rounds, and asynchronous steps have none: leave out "
+            "fedbuff"
+            for noise in NOISE
+        },
+        Fact.MANY_MESSAGES: "{other} asks clients in a round, and asynchronous steps have none: "
+        "leave it out",
+        Fact.MIXED_RANKS: "ranks are of one round's updates: leave out fedbuff, or the ranks",
+        Fact.SUM_ONLY: "a sum is of one round's updates: leave out fedbuff, or secure sums",
+    }
 
     def __post_init__(self) -> None:
         if self.buffer < 1:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.conversation import Answer, Ask, Flow, Message, recorded, replay
+from fedpeft.core.facts import Fact
 from fedpeft.core.hooks import Handler, Inner
 from fedpeft.core.rounds import Round
 from fedpeft.core.tensors import Layout
@@ -46,6 +47,17 @@ class Vote:
     strengths: tuple[float, ...] = (0.5, 1.0, 1.5)
     share: float = 0.2
     reveals: ClassVar[frozenset[str]] = frozenset({"scores"})
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.SCALES_STEP})
+    forbids: ClassVar[Mapping[Fact, str]] = {
+        **{
+            fact: "a vote is on models that all clients have alike: leave out personal, ranks and "
+            "SCAFFOLD"
+            for fact in (Fact.PERSONAL, Fact.MIXED_RANKS, Fact.CONTROL)
+        },
+        Fact.ASYNCHRONOUS: "a vote is on a round's merge, and asynchronous steps have no rounds: "
+        "leave it out",
+        Fact.SUM_ONLY: "a vote replays the clients' updates, which sums hide: leave it out",
+    }
 
     def __post_init__(self) -> None:
         good = all(0 < x < float("inf") for x in self.strengths)

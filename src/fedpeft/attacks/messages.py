@@ -1,12 +1,13 @@
 """What a server sees of one client: the model it sent, and the update that came back, each time."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
+from fedpeft.core.facts import Fact
 from fedpeft.core.objective import Objective
 from fedpeft.core.payloads import unpack
 from fedpeft.core.rounds import update_layout
@@ -14,8 +15,9 @@ from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import beside
 from fedpeft.core.types import ClientId, Failure, Job, Reply, Tensors
 from fedpeft.data.partitioned import Partitioned
-from fedpeft.errors import DataError, PlanError, RunError
+from fedpeft.errors import DataError, RunError
 from fedpeft.plan.calibration import without_target
+from fedpeft.plan.checks import refuse
 from fedpeft.rounds.client import Worker
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site
@@ -78,6 +80,15 @@ class Overheard:
         return Message(job.round, own, moved, found.objective)
 
 
+NOT_HEARD: Mapping[Fact, str] = {
+    Fact.PERSONAL: "the server does not know personal tensors: leave them out",
+    Fact.SUM_ONLY: 'exchange = "secure": single messages cannot be read, which is what secure sums '
+    'are for. To measure what they would tell, attack a run of the same plan with exchange = "plain"',
+    Fact.ASYNCHRONOUS: "messages are heard in rounds: leave out fedbuff",
+}
+"""What a server that listens to one client cannot hear."""
+
+
 def overheard(
     site: Site, target: ClientId, most: int = 0, tick: Callable[[], None] = lambda: None
 ) -> list[Message]:
@@ -90,19 +101,7 @@ def overheard(
       PlanError: personal tensors, beside which what is trained is not the server's to see; secure
         sums, of which it sees no part; or asynchronous steps.
     """
-    if site.plan.personal:
-        raise PlanError(
-            f"personal = {list(site.plan.personal)}: the server does not know those tensors; leave "
-            "them out"
-        )
-    if site.plan.exchange.sums:
-        raise PlanError(
-            'exchange = "secure": single messages cannot be read, which is what secure sums are '
-            "for. To measure what "
-            'they would tell, attack a run of the same plan with exchange = "plain"'
-        )
-    if site.plan.asynchronous:
-        raise PlanError("messages are heard in rounds: leave out fedbuff")
+    refuse(site.plan, NOT_HEARD)
     site = replace(site, plan=without_target(site.plan))  # what is spent here is nobody's budget
     with TemporaryDirectory() as memory:
         engine = Overheard(Worker(site, Folder(Path(memory))), target, tick)

@@ -1,10 +1,12 @@
 """Two bytes an entry, with the exponent of float32 (Kalamkar et al., 2019, arXiv:1905.12322)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from fedpeft.codecs.narrowing import decode_as, encode_as, narrowed
+from fedpeft.core.facts import Fact
 from fedpeft.core.types import Tensors
 
 
@@ -15,6 +17,8 @@ class BFloat16:
     Wider floating-point tensors are rounded to nearest and decode to their own type, so sums run in
     it. Integers, and floats of two bytes, travel as they are.
     """
+
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.LOSSY})
 
     def encode(self, tensors: Tensors) -> bytes:
         return encode_as(tensors, lambda _, x: x.to(narrowed(x.dtype, torch.bfloat16)))

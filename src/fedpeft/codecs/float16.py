@@ -1,11 +1,13 @@
 """Two bytes an entry, in IEEE half precision (Micikevicius et al., 2018, arXiv:1710.03740)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fedpeft.codecs.narrowing import decode_as, encode_as, narrowed
+from fedpeft.core.facts import Fact
 from fedpeft.core.types import Tensors
 
 
@@ -16,6 +18,8 @@ class Float16:
     Wider floating-point tensors are rounded to nearest and decode to their own type, so sums run in
     it. Integers, and floats of two bytes, travel as they are.
     """
+
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.LOSSY})
 
     def encode(self, tensors: Tensors) -> bytes:
         """Raises ValueError when an entry is beyond 65504: an infinity must not travel in its

@@ -3,10 +3,12 @@ arXiv:1806.08342)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from fedpeft.core.facts import Fact
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import Tensors
 from fedpeft.core.wire import cut, decode_tensors, encode_tensors, join, kinds
@@ -26,6 +28,8 @@ class Int8:
 
     body = one peak for each floating-point tensor | all tensors, in the order of the layout
     """
+
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.LOSSY})
 
     def encode(self, tensors: Tensors) -> bytes:
         """Raises ValueError for a tensor with an entry that is not finite: it has no scale."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.codecs import positions
+from fedpeft.core.facts import Fact
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import Tensors
 from fedpeft.core.wire import Body, cut, decode_tensors, encode_tensors, join, kinds
@@ -37,6 +38,10 @@ class TopK:
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise ValueError(f"density must be in (0, 1], got {self.density}")
+
+    @property
+    def offers(self) -> frozenset[Fact]:
+        return frozenset({Fact.LOSSY, Fact.SPARSE}) if self.sparse else frozenset()
 
     @property
     def sparse(self) -> bool:

@@ -1,10 +1,13 @@
 """SCAFFOLD, the client's half (Karimireddy et al., 2020, arXiv:1910.06378, Algorithm 1, option
 II)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
+from fedpeft.core.facts import Fact
 from fedpeft.core.tensors import prefixed, sub, under, zeros_like
 from fedpeft.core.types import Tensors
 
@@ -21,6 +24,15 @@ class Scaffold:
     Δ / path is a mean gradient only where steps are sums of gradients: a plan takes no optimizer
       but SGD beside this.
     """
+
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.CONTROL, Fact.REMEMBERS})
+    needs: ClassVar[Mapping[Fact, str]] = {
+        Fact.KEEPS_CONTROL: "the clients' correction shares control variates, and the server keeps "
+        'none: for SCAFFOLD set both local.correction and server to "scaffold"',
+        Fact.PLAIN_STEPS: "SCAFFOLD's control variates are mean gradients, which it tells from what "
+        "SGD's steps add up to; those of another optimizer are no sums of gradients: set "
+        'local.optimizer to "sgd", or go without SCAFFOLD',
+    }
 
     @property
     def shares(self) -> tuple[str, ...]:

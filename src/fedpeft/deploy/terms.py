@@ -5,6 +5,7 @@ from dataclasses import replace
 from secrets import token_hex
 from typing import Any
 
+from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Data
 from fedpeft.core.packed import prepare_frozen
 from fedpeft.core.signing import public_of
@@ -16,7 +17,7 @@ from fedpeft.oneshot.contribute import in_order, own_site
 from fedpeft.oneshot.invitation import base_fingerprint, labels_digest, transforms_digest
 from fedpeft.oneshot.results import Contributors
 from fedpeft.plan.calibration import calibrate_noise
-from fedpeft.plan.fitting import leaking
+from fedpeft.plan.checks import refuse
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.site import Site
 from fedpeft.runs.environment import environment
@@ -65,23 +66,20 @@ def disagreement(own: Mapping[str, str], asked: Mapping[str, Any]) -> str:
     return ""
 
 
+NOT_AT_NODES: Mapping[Fact, str] = {
+    Fact.HANDS_OVER: "local.as_published hands momentum from client to client, and here each is a "
+    "machine of its own",
+    Fact.ASYNCHRONOUS: "asynchronous steps run on a simulated clock, which nodes do not have: leave "
+    "out fedbuff",
+    Fact.PERSONAL: "personal tensors stay with their nodes, where this server cannot measure them: "
+    "leave them out",
+}
+"""What cannot be carried out where the server sees no client."""
+
+
 def check_plan(plan: Plan) -> None:
     """Raises PlanError for a plan that cannot be carried out where the server sees no client."""
-    if leaking(plan):
-        raise PlanError(
-            "local.as_published hands momentum from client to client, and here each is a machine "
-            "of its own"
-        )
-    if plan.asynchronous:
-        raise PlanError(
-            "asynchronous steps run on a simulated clock, which nodes do not have: leave out "
-            "fedbuff"
-        )
-    if plan.personal:
-        raise PlanError(
-            "personal tensors stay with their nodes, where this server cannot measure them: leave "
-            "them out"
-        )
+    refuse(plan, NOT_AT_NODES)
 
 
 def check_signer(plan: Plan, name: ClientId, private: bytes | None) -> None:

@@ -22,8 +22,8 @@ from fedpeft.core.interfaces import Store
 from fedpeft.core.stores import Nowhere, StoreError
 from fedpeft.core.types import ClientId, Failure, Job, Reply
 from fedpeft.errors import PlanError
-from fedpeft.plan.fitting import leaking
 from fedpeft.plan.plan import Plan
+from fedpeft.plan.values import leaking
 from fedpeft.rounds.client import Worker
 from fedpeft.rounds.site import Site, open_site
 

@@ -5,11 +5,12 @@ from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from fedpeft.core.conversation import Answer, Ask, Check, Message, accept
+from fedpeft.core.facts import Fact
 from fedpeft.core.hooks import Handler
 from fedpeft.core.interfaces import Codec, Store
 from fedpeft.core.payloads import DELTA, encode_answer, message_of, unpack
@@ -19,6 +20,7 @@ from fedpeft.core.signing import public_line, signature, verified
 from fedpeft.core.tensors import Layout, norm
 from fedpeft.core.types import ClientId, Job, Update
 from fedpeft.core.wire import layout_of, unframe
+from fedpeft.errors import PlanError
 from fedpeft.exchanges.asking import (
     Asking,
     Unrecovered,
@@ -85,6 +87,21 @@ class Secure:
     max_weight: int = 1
     bits: int = 32
     keys: tuple[str, ...] = ()
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.SUM_ONLY})
+    forbids: ClassVar[Mapping[Fact, str]] = {
+        Fact.COMPARES: "{other} compares the clients' updates, and secure aggregation shows their "
+        'sum alone: set aggregator = "mean", or exchange = "plain"',
+        Fact.FACTORS: "{other} reads the clients' factors, and secure aggregation shows their sum "
+        'alone: set aggregator = "mean", or exchange = "plain"',
+        Fact.LOSSY: "{other} as uplink: masked integers are as random as noise, and only a lossless "
+        'codec keeps them; they are rounded already, to exchange.bits: set uplink = "dense"',
+        Fact.REVEALS: "{other} {what}, which sums are to hide: leave it out",
+        Fact.MIXED_RANKS: "a secure sum is of updates of one layout: leave out ranks",
+        Fact.CONTROL: "control variates are not of the updates' size: leave SCAFFOLD out of a "
+        "secure sum",
+        Fact.SERVER_NOISE: "{other} has work to do where each update arrives, and secure "
+        'aggregation leaves none: leave it out, or exchange = "plain"',
+    }
 
     def __post_init__(self) -> None:
         if self.threshold < 2 or self.max_weight < 1 or not (self.limit > 0 and self.max_norm > 0):
@@ -100,6 +117,41 @@ class Secure:
         ):
             raise ValueError(
                 "keys must have a line for each client, a key of its own and its name behind it"
+            )
+
+    def check_plan(self, plan: Any) -> None:
+        """Raises PlanError for a threshold that two crowds have, keys that are not the nodes',
+        weights too large, or a bound that nobody can apply."""
+        if plan.admission.norm_factor not in (None, float("inf")):
+            raise PlanError(
+                f"norm_factor = {plan.admission.norm_factor}: how long an update is cannot be seen "
+                "in a sum: leave it out, and set exchange.max_norm, which honest clients hold "
+                "themselves to"
+            )
+        if not plan.cohort < 2 * self.threshold <= 2 * plan.cohort:
+            raise PlanError(
+                f"exchange.threshold = {self.threshold} must be more than half of cohort = "
+                f"{plan.cohort}, so that no two groups of clients can tell both secrets of another, "
+                "and at most all; two thirds are usual"
+            )
+        odd = set(plan.nodes.names or ()) ^ set(self.signers)
+        if plan.nodes.names and self.signers and odd:
+            raise PlanError(
+                "nodes and exchange.keys must name the same clients; only one of them has "
+                f"{sorted(odd)}"
+            )
+        self._check_numbers(plan)
+
+    def _check_numbers(self, plan: Any) -> None:
+        if plan.weighting != "uniform" and self.max_weight == 1:
+            raise PlanError(
+                f'weighting = "{plan.weighting}": set exchange.max_weight to the most examples '
+                'that a client has, from which the rounding follows, or weighting = "uniform"'
+            )
+        if self.shift(plan.cohort) < 8:
+            raise PlanError(
+                f"exchange.bits = {self.bits} cannot hold {plan.cohort} updates of limit * "
+                f"max_weight = {self.limit * self.max_weight:g}: set bits = 64, or a smaller limit"
             )
 
     @property

@@ -4,13 +4,14 @@ ClientUpdate).
 An optimizer and a correction are its parts, so FedProx with AdamW is a matter of two keys.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil, pi
 
 import torch
 from torch import Tensor
 
+from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Correction, Data, LossFn, Optimizer
 from fedpeft.core.objective import PRECISIONS
 from fedpeft.core.seeds import generator
@@ -98,6 +99,20 @@ class Descent:
     def remembers(self) -> bool:
         """Whether a client keeps what its optimizer remembers."""
         return self.restart_schedule is False
+
+    @property
+    def offers(self) -> frozenset[Fact]:
+        return frozenset({Fact.HANDS_OVER}) if self.as_published else frozenset()
+
+    @property
+    def forbids(self) -> Mapping[Fact, str]:
+        if not self.as_published:
+            return {}
+        words = (
+            "local.as_published hands momentum from client to client, one after another, and this "
+            'engine has no such order: set engine = "inprocess"'
+        )
+        return {Fact.MANY_PROCESSES: words}
 
     @property
     def event(self) -> Event | None:

@@ -19,14 +19,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedpeft.core.facts import Fact
 from fedpeft.core.signing import PUBLIC
 from fedpeft.core.trainable import read, tensors_of
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError, RunError
 from fedpeft.oneshot.keys import make_sealing_key, require
 from fedpeft.plan.calibration import calibrate_noise
-from fedpeft.plan.fitting import leaking, quantizes
+from fedpeft.plan.checks import refuse
 from fedpeft.plan.plan import Plan
+from fedpeft.plan.values import quantizes
 from fedpeft.registry import describe
 from fedpeft.rounds.loop import start
 from fedpeft.rounds.post import encode_start
@@ -94,40 +96,28 @@ def check_plan(plan: Plan) -> None:
             "local.epochs to all the "
             "epochs that a client is to train for"
         )
-    if plan.asynchronous:
-        raise PlanError("asynchronous steps are many: leave out fedbuff")
-    if leaking(plan):
-        raise PlanError(
-            "local.as_published hands momentum from client to client, and here each trains alone"
-        )
-    if describe("exchange", plan.exchange)["name"] != "plain":
-        raise PlanError(
-            'an exchange of several messages needs a connection: set exchange = "plain"'
-        )
-    if plan.local_shares or plan.personal or any(stage.remembers for stage in plan.stages):
-        raise PlanError(
-            "personal tensors, SCAFFOLD and error feedback are for clients that come back: what "
-            "they keep for the next "
-            "round never counts when there is none. Leave them out"
-        )
-    if plan.ranks:
-        raise PlanError(
-            "ranks are dealt out along the list of all clients, which nobody has yet: leave them "
-            "out"
-        )
-    for algorithm in plan.algorithms:
-        if hasattr(algorithm, "handlers"):
-            name = describe("algorithm", algorithm)["name"]
-            raise PlanError(
-                f"{name!r} asks each client more than once, and a file for each is one answer: "
-                "leave it out"
-            )
-    if plan.hides_clients:
-        raise PlanError(
-            "client_dp adds noise whenever files are merged, so that a late comer would make a "
-            "second release of all "
-            'the others: take stages = ["local_dp"] or local = "dp_sgd", whose noise is in the file'
-        )
+    refuse(plan, NOT_IN_ONE_FILE)
+
+
+NOT_IN_ONE_FILE: Mapping[Fact, str] = {
+    Fact.ASYNCHRONOUS: "asynchronous steps are many: leave out fedbuff",
+    Fact.HANDS_OVER: "local.as_published hands momentum from client to client, and here each trains "
+    "alone",
+    Fact.SUM_ONLY: "a secure sum is of several messages, which need a connection: set exchange = "
+    '"plain"',
+    Fact.MANY_MESSAGES: "{other} asks each client more than once, and a file for each is one "
+    "answer: leave it out",
+    Fact.PERSONAL: "personal tensors are for clients that come back for the next round, and there "
+    "is none: leave them out",
+    Fact.REMEMBERS: "{other} makes clients remember something for the next round, and there is "
+    "none: leave it out",
+    Fact.MIXED_RANKS: "ranks are dealt out along the list of all clients, which nobody has yet: "
+    "leave them out",
+    Fact.SERVER_NOISE: "client_dp adds noise whenever files are merged, so that a late comer would "
+    'make a second release of all the others: take stages = ["local_dp"] or local = "dp_sgd", '
+    "whose noise is in the file",
+}
+"""What one file from each client cannot carry out, and what to do."""
 
 
 def invite(plan: Plan, path: Path) -> Terms:

@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.conversation import Flow
+from fedpeft.core.facts import Fact
 from fedpeft.core.hooks import Inner
 from fedpeft.core.rounds import Round
 from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.stores import Nowhere
 from fedpeft.core.tensors import norm
 from fedpeft.core.types import ClientId, Context, Failure, Job, Reply, State, Tensors
-from fedpeft.errors import PlanError, RunError
+from fedpeft.errors import RunError
 from fedpeft.plan.calibration import round_seed, without_target
-from fedpeft.plan.fitting import leaking
+from fedpeft.plan.checks import refuse
 from fedpeft.plan.plan import Plan
-from fedpeft.registry import describe
 from fedpeft.rounds.client import ClientRound, Trained, Worker
-from fedpeft.rounds.loop import Ledger, federate, remembers, start
+from fedpeft.rounds.loop import Ledger, federate, start
 from fedpeft.rounds.site import Site, threads
 from fedpeft.routing.ranks import Ranks
 
@@ -147,37 +147,24 @@ class Blocks:
         return replace(own, round=at, rounds=self.rounds, seed=seed, secret=secret)
 
 
+NOT_COMPARABLE: Mapping[Fact, str] = {
+    Fact.ASYNCHRONOUS: "asynchronous steps have no rounds to compare with one: leave out fedbuff",
+    Fact.ONE_AT_A_TIME: "a chain's clients start from each other's results, so that no round of all "
+    "is the same: leave it out",
+    Fact.HANDS_OVER: "local.as_published hands momentum over once more in each round: leave it out",
+    Fact.SUM_ONLY: "secure aggregation hides the updates, whose signs are counted: set exchange = "
+    '"plain"',
+    Fact.PERSONAL: "personal tensors are for clients that come back for the next round, and there "
+    "is none: leave them out",
+    Fact.REMEMBERS: "{other} makes clients keep something for the next round, and one round has "
+    "none: leave it out",
+}
+"""Of what one round is not the same local work as several."""
+
+
 def check_comparable(plan: Plan) -> None:
     """Raises PlanError for a plan of which one round is not the same local work as several."""
-    kept = remembers(replace(plan, rounds=max(plan.rounds, 2)))
-    refused = [
-        (
-            plan.asynchronous,
-            "asynchronous steps have no rounds to compare with one: leave out `buffer`",
-        ),
-        (
-            describe("sampler", plan.sampler)["name"] == "sequential_chain",
-            "a chain's clients start from each other's results, so that no round of all is the "
-            "same: leave it out",
-        ),
-        (
-            leaking(plan),
-            "local.as_published hands momentum over once more in each round: leave it out",
-        ),
-        (
-            describe("exchange", plan.exchange)["name"] != "plain",
-            'secure aggregation hides the updates, whose signs are counted: set exchange = "plain"',
-        ),
-        (
-            kept,
-            "personal tensors, SCAFFOLD, error feedback and local.restart_schedule = false are "
-            "what clients keep for "
-            "the next round, and one round has none: leave them out",
-        ),
-    ]
-    for holds, words in refused:
-        if holds:
-            raise PlanError(words)
+    refuse(plan, NOT_COMPARABLE)
 
 
 def both_ways(
@@ -226,7 +213,8 @@ def _alone(plan: Plan, every: Sequence[ClientId], clients: Sequence[ClientId], r
     if plan.ranks:
         own = (plan.view(client, 0, every).rank for client in clients)
         ranks = Ranks(tuple(rank for rank in own if rank is not None))
-        routing = tuple(one for one in routing if not isinstance(one, Ranks)) + (ranks,)
+        others = (one for one in routing if not isinstance(one, Ranks))
+        routing = (*others, ranks)
     # what a private plan may spend in all is a matter of its own rounds, not of these
     return replace(without_target(plan), rounds=rounds, cohort=len(clients), routing=routing)
 

@@ -2,10 +2,12 @@
 `torch.optim.SGD` computes it."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from fedpeft.core.facts import Fact
 from fedpeft.core.tensors import map_tensors
 from fedpeft.core.types import Tensors
 
@@ -26,6 +28,7 @@ class SGD:
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 0.0
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.PLAIN_STEPS})
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:

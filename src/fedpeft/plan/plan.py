@@ -30,10 +30,19 @@ from fedpeft.core.tensors import Layout, layout, under
 from fedpeft.core.types import ClientId, State, Tensors
 from fedpeft.core.views import View
 from fedpeft.errors import PlanError
-from fedpeft.plan.fitting import check_batchnorm, check_parts, check_values, quantizes, shares
-from fedpeft.plan.guarantees import check_budget, check_calibration, private_part
+from fedpeft.plan.checks import check_fit
 from fedpeft.plan.phases import Phase, Schedule
 from fedpeft.plan.tables import AdmissionRules, Compute, Nodes, Privacy
+from fedpeft.plan.values import (
+    check_batchnorm,
+    check_budget,
+    check_codecs,
+    check_order,
+    check_values,
+    private_part,
+    quantizes,
+    shares,
+)
 from fedpeft.registry import build, part, parts, settings_of, table, tables
 
 SCHEMA = 2
@@ -101,10 +110,12 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_values(self)
-        check_parts(self)
-        event = self.private_part.event if self.private_part else None
-        check_budget(event, self.privacy)
-        check_calibration(self, event)
+        check_codecs(self)
+        check_fit(self)
+        check_order(self.stages)
+        for check in self.hooks("check_plan"):
+            check(self)
+        check_budget(self.private_part.event if self.private_part else None, self.privacy)
         self.handlers()
 
     @property

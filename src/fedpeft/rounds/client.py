@@ -24,9 +24,9 @@ from fedpeft.core.trainable import tensors_of
 from fedpeft.core.types import ClientId, Context, Failure, Job, Reply, Tensors, Update, Weighted
 from fedpeft.core.views import View
 from fedpeft.errors import PlanError, RunError, unknown
-from fedpeft.plan.fitting import leaking
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import plan_at
+from fedpeft.plan.values import leaking
 from fedpeft.rounds.received import Received, check_received
 from fedpeft.rounds.site import Site, threads
 
@@ -389,7 +389,9 @@ class Worker:
         for batch in self.site.data.held_out(client):
             for name, x in sorted(batch.items()):
                 found.update(name.encode())
-                found.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+                found.update(
+                    x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+                )
         return found.hexdigest()
 
     def train(

@@ -1,8 +1,10 @@
 """Tensors that are trained in turn: in each round some of them stand still."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+from fedpeft.core.facts import Fact
 from fedpeft.core.types import ClientId
 from fedpeft.core.views import View
 
@@ -21,6 +23,12 @@ class Alternate:
     """
 
     turns: tuple[str, ...] = ("*.lora_B.*", "*.lora_A.*")
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.TURNS})
+    forbids: ClassVar[Mapping[Fact, str]] = {
+        fact: "a client trains other tensors in each round, so that nothing can be remembered of "
+        "the last: leave out {other}, or {one}"
+        for fact in (Fact.REMEMBERS, Fact.HANDS_OVER)
+    }
 
     def __post_init__(self) -> None:
         if len(self.turns) < 2:

@@ -1,9 +1,11 @@
 """Tensors that never travel: each client keeps its own (FedPer: Arivazhagan et al., 2019,
 arXiv:1912.00818)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+from fedpeft.core.facts import Fact
 from fedpeft.core.types import ClientId
 from fedpeft.core.views import View
 
@@ -21,6 +23,11 @@ class Personal:
     """
 
     patterns: tuple[str, ...]
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.PERSONAL})
+    forbids: ClassVar[Mapping[Fact, str]] = {
+        Fact.CONTROL: "SCAFFOLD's control variates belong to tensors that travel: leave out "
+        "personal, or SCAFFOLD",
+    }
 
     def __post_init__(self) -> None:
         if not self.patterns:

@@ -8,8 +8,8 @@ from typing import Any
 
 from fedpeft import __version__
 from fedpeft.core.packed import can_pack
-from fedpeft.plan.fitting import quantizes
 from fedpeft.plan.plan import Plan
+from fedpeft.plan.values import quantizes
 
 LIBRARIES = ("torch", "transformers", "peft")
 

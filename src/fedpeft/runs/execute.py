@@ -15,9 +15,9 @@ from fedpeft.core.tensors import layout
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError, RunError
 from fedpeft.plan.calibration import with_noise
-from fedpeft.plan.fitting import leaking
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
+from fedpeft.plan.values import leaking
 from fedpeft.registry import find
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site

@@ -1,7 +1,9 @@
 """FedAdam (Reddi et al., 2021, arXiv:2003.00295, Algorithm 2)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from fedpeft.core.facts import Fact
 from fedpeft.core.types import Cohort, Tensors
 from fedpeft.servers.adaptive import adapt, begin, check
 
@@ -23,6 +25,7 @@ class Adam:
     beta1: float = 0.9
     beta2: float = 0.99
     tau: float = 1e-3
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.SCALES_STEP})
 
     def __post_init__(self) -> None:
         check(self.lr, self.tau, beta1=self.beta1, beta2=self.beta2)

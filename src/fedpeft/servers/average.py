@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fedpeft.core.facts import Fact
 from fedpeft.core.tensors import map_tensors
 from fedpeft.core.types import Cohort, Tensors
 
@@ -22,6 +23,10 @@ class Average:
     def __post_init__(self) -> None:
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
+
+    @property
+    def offers(self) -> frozenset[Fact]:
+        return frozenset() if self.lr == 1 else frozenset({Fact.SCALES_STEP})
 
     @property
     def keeps(self) -> tuple[str, ...]:

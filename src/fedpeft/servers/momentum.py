@@ -1,7 +1,9 @@
 """FedAvgM: averaging with momentum on the server (Hsu et al., 2019, arXiv:1909.06335)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from fedpeft.core.facts import Fact
 from fedpeft.core.tensors import map_tensors, prefixed, under, zeros_like
 from fedpeft.core.types import Cohort, Tensors
 
@@ -20,6 +22,7 @@ class Momentum:
 
     lr: float = 1.0
     momentum: float = 0.9
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.SCALES_STEP})
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < float("inf"):

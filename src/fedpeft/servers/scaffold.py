@@ -1,7 +1,10 @@
 """SCAFFOLD, the server's half (Karimireddy et al., 2020, arXiv:1910.06378, Algorithm 1)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
+from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import ServerOptimizer
 from fedpeft.core.tensors import beside, map_tensors, prefixed, under, zeros_like
 from fedpeft.core.types import Cohort, Tensors
@@ -27,6 +30,11 @@ class Scaffold:
     """
 
     inner: ServerOptimizer = part("server", "average")
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.KEEPS_CONTROL})
+    needs: ClassVar[Mapping[Fact, str]] = {
+        Fact.CONTROL: "the server keeps control variates, and the clients' correction shares none: "
+        'for SCAFFOLD set both local.correction and server to "scaffold"',
+    }
 
     def __post_init__(self) -> None:
         if SHARE in self.inner.keeps:

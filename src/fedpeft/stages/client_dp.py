@@ -1,10 +1,13 @@
 """Differential privacy for whole clients (McMahan et al., 2018, arXiv:1710.06963, Algorithm 1)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
 from fedpeft.core.accounting import check_noise
+from fedpeft.core.facts import Fact
 from fedpeft.core.tensors import clipped
 from fedpeft.core.types import Cohort, Context, Event, Tensors, Update
 
@@ -31,6 +34,10 @@ class ClientDp:
 
     clip_norm: float = 1.0
     noise_multiplier: float | None = None
+    needs: ClassVar[Mapping[Fact, str]] = {
+        Fact.PLAIN_MEAN: "the noise is made for a mean: one client moves the result of another "
+        'aggregator by more than clip_norm / clients. Set aggregator = "mean"',
+    }
 
     def __post_init__(self) -> None:
         check_noise(self.clip_norm, self.noise_multiplier)

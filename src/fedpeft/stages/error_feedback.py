@@ -2,9 +2,11 @@
 Algorithm 2)."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
+from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Codec
 from fedpeft.core.types import Cohort, Context, Event, Tensors, Update
 from fedpeft.registry import part
@@ -23,6 +25,7 @@ class ErrorFeedback:
     """
 
     codec: Codec = part("codec", "topk")
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.SENDS_LATER})
 
     @property
     def remembers(self) -> bool:

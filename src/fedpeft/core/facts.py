@@ -1,0 +1,77 @@
+"""Facts by which parts fit together or do not.
+
+A part declares what is true of it (`offers`), what some other part must offer (`needs`), and what no
+other part may offer (`forbids`); the last two say in words what to do. Nothing here judges: the
+checker of a plan, the settings that refuse some facts ("invite", "diagnose", ...), and the tests
+that build every fitting combination read the same facts.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+
+class Fact(Enum):
+    """Something true of a part or a setting; the value says it in words, after a subject."""
+
+    COMPARES = "compares the clients' updates one by one"
+    FACTORS = "merges LoRA's factors by a rule of their own"
+    MIXED_RANKS_MERGED = "can merge factors of different ranks"
+    PLAIN_MEAN = "is the weighted mean"
+    AS_THEY_ARE = "gives factors that hold only as they are"
+    MERGES_BASE = "adds to frozen weights"
+    SCALES_STEP = "changes the step that the aggregator gives"
+    LOW_RANK = "trains low-rank factors"
+    MIXED_RANKS = "gives clients different ranks"
+    PERSONAL = "keeps tensors with each client"
+    TURNS = "lets other tensors stand still in each round"
+    REMEMBERS = "makes clients remember something for the next round"
+    SENDS_LATER = "sends in a later round what it leaves out now"
+    CONTROL = "shares control variates"
+    KEEPS_CONTROL = "keeps control variates on the server"
+    PLAIN_STEPS = "takes steps that are sums of gradients"
+    HANDS_OVER = "hands momentum from client to client"
+    ONE_AT_A_TIME = "has one client in each round"
+    MANY_AT_A_TIME = "has several clients in each round"
+    MANY_PROCESSES = "trains clients in no fixed order"
+    MANY_MESSAGES = "asks each client more than once"
+    ASYNCHRONOUS = "takes steps without rounds"
+    REVEALS = "tells the server something of a client's examples"
+    SUM_ONLY = "shows the server a sum alone"
+    EXAMPLE_NOISE = "hides each example by noise"
+    CLIENT_NOISE = "hides each client by its own noise"
+    SERVER_NOISE = "hides each client by the server's noise"
+    SPARSE = "drops entries"
+    LOSSY = "rounds or drops entries"
+    QUANTIZED = "makes codes of frozen weights"
+    WEIGHTS_BY_SIZE = "weights clients by their numbers of examples"
+    GIVES_UP = "gives up a round for want of replies"
+    JUDGES_LENGTH = "judges a client's length by the others'"
+
+
+NOISE = (Fact.EXAMPLE_NOISE, Fact.CLIENT_NOISE, Fact.SERVER_NOISE)
+
+
+def offered_by(part: Any) -> frozenset[Fact]:
+    """What is true of a part: what it declares, and what its other attributes say."""
+    found = set(getattr(part, "offers", ()))
+    found |= {Fact.REVEALS} if getattr(part, "reveals", ()) else set()
+    found |= {Fact.REMEMBERS} if getattr(part, "remembers", False) else set()
+    found |= {Fact.MANY_MESSAGES} if hasattr(part, "handlers") else set()
+    event = getattr(part, "event", None)
+    if event is not None and event.accounted:
+        client = Fact.SERVER_NOISE if event.central else Fact.CLIENT_NOISE
+        found.add(client if event.unit == "client" else Fact.EXAMPLE_NOISE)
+    return frozenset(found)
+
+
+def needed_by(part: Any) -> Mapping[Fact, str]:
+    """What some other part must offer, with what to do where none does."""
+    needs: Mapping[Fact, str] = getattr(part, "needs", {})
+    return needs
+
+
+def forbidden_by(part: Any) -> Mapping[Fact, str]:
+    """What no other part may offer, with why and what to do."""
+    forbids: Mapping[Fact, str] = getattr(part, "forbids", {})
+    return forbids

@@ -1,0 +1,115 @@
+"""Which parts and settings of a plan fit together: one checker that reads their facts."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedpeft.core.facts import NOISE, Fact, forbidden_by, needed_by, offered_by
+from fedpeft.errors import PlanError
+
+RULES: Mapping[Fact, Mapping[Fact, str]] = {
+    **{
+        noise: {
+            Fact.WEIGHTS_BY_SIZE: 'weighting = "examples" tells how many examples a client has, '
+            "and lets one count more than the noise is made for: with differential privacy set "
+            'weighting = "uniform"',
+            Fact.REVEALS: "{other} {what}, without noise: leave it out of a private plan",
+        }
+        for noise in NOISE
+    }
+}
+"""What goes with no noise, whichever part adds it."""
+CLIENTS: Mapping[Fact, str] = {
+    Fact.PERSONAL: "personal tensors have no noise, and rounds.jsonl would tell how well each "
+    "client's own model does: leave {other} out of a plan with client-level privacy",
+    Fact.SENDS_LATER: "{other} sends later what the clipping cut off now, for ever: leave it out of a "
+    "plan with client-level privacy",
+}
+"""What goes with no noise that hides clients."""
+CENTRAL: Mapping[Fact, str] = {
+    Fact.KEEPS_CONTROL: "{other} shares control variates beside the update, scaled by how many "
+    "answered, which the noise is not made for: set server and local.correction to something else "
+    'than "scaffold"',
+    Fact.GIVES_UP: "min_replies: a round that is given up for want of one reply tells of that "
+    "client. Set it to 1",
+    Fact.JUDGES_LENGTH: "norm_factor: whether a client is let in would depend on the others, which "
+    "the noise is not made for, and the clipping bounds the length already: leave it out",
+}
+"""What goes with no noise that the server adds."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A part or a setting, with its facts.
+
+    Attributes:
+      name: what people call it.
+    """
+
+    name: str
+    offers: frozenset[Fact]
+    needs: Mapping[Fact, str]
+    forbids: Mapping[Fact, str]
+
+
+def check_fit(plan: Any) -> None:
+    """Raises PlanError, with a remedy, for the first two parts of a plan that do not fit."""
+    holders = list(_holders(plan))
+    for one in holders:
+        for other in holders:
+            if other is not one:
+                _check_pair(one, other)
+    for one in holders:
+        for fact, words in one.needs.items():
+            if not any(fact in other.offers for other in holders if other is not one):
+                raise PlanError(words.format(one=one.name))
+
+
+def refuse(plan: Any, forbids: Mapping[Fact, str]) -> None:
+    """Raises PlanError where a setting, such as one file for each client, has no place for a fact.
+
+    Args:
+      forbids: by fact why it has none, and what to do.
+    """
+    setting = Holder("this", frozenset(), {}, forbids)
+    for holder in _holders(plan):
+        _check_pair(setting, holder)
+
+
+def offers(plan: Any) -> frozenset[Fact]:
+    """All that is true of a plan's parts and settings."""
+    return frozenset(fact for holder in _holders(plan) for fact in holder.offers)
+
+
+def _check_pair(one: Holder, other: Holder) -> None:
+    for fact, words in one.forbids.items():
+        if fact in other.offers:
+            raise PlanError(words.format(one=one.name, other=other.name, what=fact.value))
+
+
+def _holders(plan: Any) -> Iterator[Holder]:
+    for part in plan.each_part():
+        facts = offered_by(part)
+        if part is plan.downlink and part is not plan.uplink:
+            facts -= {Fact.LOSSY}  # the server knows what became of what it sent
+        forbids = {**forbidden_by(part)}
+        for fact in facts:
+            forbids |= RULES.get(fact, {})
+        if facts & {Fact.CLIENT_NOISE, Fact.SERVER_NOISE}:
+            forbids |= CLIENTS
+        if Fact.SERVER_NOISE in facts:
+            forbids |= CENTRAL
+        yield Holder(type(part).__name__, facts, needed_by(part), forbids)
+    for name, set_ in _settings(plan):
+        yield Holder(name, frozenset(set_), {}, {})
+
+
+def _settings(plan: Any) -> Iterator[tuple[str, Sequence[Fact]]]:
+    """What is true of the plan's own keys."""
+    yield "weighting", [Fact.WEIGHTS_BY_SIZE] * (plan.weighting != "uniform")
+    yield "cohort", [Fact.MANY_AT_A_TIME] * (plan.cohort != 1)
+    yield "engine", [Fact.MANY_PROCESSES] * (plan.engine != "inprocess")
+    yield "min_replies", [Fact.GIVES_UP] * (plan.admission.min_replies > 1)
+    yield "norm_factor", [Fact.JUDGES_LENGTH] * (plan.norm_bound != float("inf"))
+    quantized = getattr(plan.task, "quantize", None) is not None
+    yield "task.quantize", [Fact.QUANTIZED] * quantized

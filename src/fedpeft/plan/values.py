@@ -1,0 +1,136 @@
+"""What a plan's own values must be, whichever parts it has."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from fedpeft.core.facts import Fact, offered_by
+from fedpeft.core.interfaces import Local, Stage
+from fedpeft.core.types import Event
+from fedpeft.errors import PlanError, unknown
+from fedpeft.plan.tables import Privacy
+from fedpeft.registry import names
+
+WEIGHTINGS = ("examples", "uniform", "batches")
+
+
+def check_values(plan: Any) -> None:
+    """Raises PlanError for a value out of range."""
+    for key in ("rounds", "cohort", "evaluate_every"):
+        if getattr(plan, key) < 1:
+            raise PlanError(f"{key} must be at least 1, got {getattr(plan, key)}")
+    for key, known in (("weighting", WEIGHTINGS), ("engine", names("engine"))):
+        if getattr(plan, key) not in known:
+            raise PlanError(unknown(key, getattr(plan, key), known))
+
+
+def check_codecs(plan: Any) -> None:
+    """Raises PlanError for a downlink that drops entries, or a stage with another codec than the
+    uplink's."""
+    if Fact.SPARSE in offered_by(plan.downlink):
+        raise PlanError(
+            f"downlink = {plan.downlink}: what goes down are the parameters themselves, not their "
+            "changes, and clients would receive most of them as zero. Use a codec that keeps every "
+            'entry, such as "dense", "float16", "bfloat16" or "int8"'
+        )
+    for i, stage in enumerate(plan.stages):
+        codec = getattr(stage, "codec", plan.uplink)
+        if codec is not plan.uplink and codec != plan.uplink:
+            raise PlanError(
+                f"stages[{i}].codec = {codec} is not the uplink's {plan.uplink}: what "
+                f"{type(stage).__name__} keeps for the next round must be what the uplink drops. "
+                "Give both the same codec, or leave out the stage's in the plan's file"
+            )
+
+
+def check_order(stages: Sequence[Stage]) -> None:
+    """Raises PlanError for a stage after the noise or the clipping that hides clients."""
+    hiding = [stage for stage in stages if stage.event is not None and stage.event.unit == "client"]
+    if hiding and stages[-1].event is None:
+        raise PlanError(
+            f"{type(stages[-1]).__name__} comes after the noise or the clipping: put "
+            f"{type(hiding[0]).__name__} last"
+        )
+
+
+def leaking(plan: Any) -> bool:
+    """Whether what a client's optimizer remembers goes over to the next client, and to the next
+    round."""
+    return bool(getattr(plan.local, "as_published", False))
+
+
+def quantizes(task: Any) -> bool:
+    """Whether the base's weights are codes."""
+    return getattr(task, "quantize", None) is not None
+
+
+def shares(local: Local) -> tuple[str, ...]:
+    """Prefixes of what a client's correction shares beside the method's tensors."""
+    correction = getattr(local, "correction", None)
+    return correction.shares if correction is not None else ()
+
+
+def check_batchnorm(model: nn.Module, trained: Sequence[str], private: bool) -> None:
+    """Raises PlanError for statistics over a batch that do not travel, or under `private`, where
+    none has a gradient of its own."""
+    for name, module in model.named_modules():
+        if private and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise PlanError(
+                f"{name!r} is a BatchNorm: it computes with all examples of a batch, so that none "
+                "has a gradient of "
+                "its own to clip. Use a model with LayerNorm or GroupNorm, or stages = "
+                '["client_dp"]'
+            )
+        if (
+            isinstance(module, nn.modules.batchnorm._BatchNorm)
+            and f"{name}.running_mean" not in trained
+        ):
+            raise PlanError(
+                f"{name!r} is a BatchNorm: its running statistics change in training but do not "
+                "travel with this "
+                'method. Use method = "full" or "scratch", or a model with LayerNorm or GroupNorm'
+            )
+
+
+def private_part(local: Local, stages: Sequence[Stage]) -> Local | Stage | None:
+    """The one part that adds noise, if any.
+
+    Raises:
+      PlanError: there are several.
+    """
+    parts: list[Local | Stage] = [local, *stages]
+    found = [part for part in parts if part.event is not None]
+    if len(found) > 1:
+        listed = " and ".join(type(part).__name__ for part in found)
+        raise PlanError(
+            f"{listed} each give a guarantee of their own, and a run reports one: choose one of "
+            "them"
+        )
+    return found[0] if found else None
+
+
+def check_budget(event: Event | None, privacy: Privacy) -> None:
+    """Raises PlanError where ε, δ or the noise is missing, out of range, or means nothing."""
+    target, delta = privacy.target_epsilon, privacy.delta
+    if event is None or not event.accounted:
+        given = [key for key, x in (("target_epsilon", target), ("delta", delta)) if x]
+        if given:
+            raise PlanError(
+                f"{' and '.join(given)}: nothing in this plan gives a guarantee. For one example's "
+                'privacy set local = "dp_sgd"; for a client\'s, stages = ["client_dp"] or '
+                '["local_dp"]'
+            )
+        return
+    if delta is None or not 0 < delta < 1:
+        raise PlanError(
+            "a private plan needs delta, the probability with which the guarantee may fail, "
+            f"between 0 and 1; got {delta}. Well below 1 / the number of {event.unit}s is usual"
+        )
+    if target is not None and not 0 < target < float("inf"):
+        raise PlanError(f"target_epsilon must be positive and finite, got {target}")
+    if target is None and event.noise_multiplier is None:
+        raise PlanError(
+            "a private plan needs target_epsilon, from which the noise follows, or a "
+            "noise_multiplier"
+        )
