@@ -18,6 +18,7 @@ from fedpeft.data.partitioned import Partitioned
 from fedpeft.errors import DataError, RunError
 from fedpeft.plan.calibration import without_target
 from fedpeft.plan.checks import refuse
+from fedpeft.plan.coding import uplink_coding
 from fedpeft.rounds.client import Worker
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site
@@ -73,9 +74,10 @@ class Overheard:
             )
         plan = self.worker.site.plan
         view = plan.view(job.client, job.round, self.clients)
-        found = self.worker.receive(job.payload, view, job.phase)
+        found = self.worker.receive(job.payload, view, job.phase, job.round)
         expected = update_layout(found.message, view, plan.local_shares)
-        delta = unpack(job.client, reply.payload, plan.uplink, expected).delta
+        how = uplink_coding(plan, job.round, job.client)
+        delta = unpack(job.client, reply.payload, plan.uplink, expected, how).delta
         own, moved = (beside(plan.local_shares, side) for side in (found.start, delta))
         return Message(job.round, own, moved, found.objective)
 

@@ -7,6 +7,7 @@ import torch
 
 from fedpeft.codecs.narrowing import decode_as, encode_as, narrowed
 from fedpeft.core.facts import Fact
+from fedpeft.core.interfaces import Coding
 from fedpeft.core.types import Tensors
 
 
@@ -20,9 +21,9 @@ class BFloat16:
 
     offers: ClassVar[frozenset[Fact]] = frozenset({Fact.LOSSY})
 
-    def encode(self, tensors: Tensors) -> bytes:
+    def encode(self, tensors: Tensors, how: Coding = Coding()) -> bytes:
         return encode_as(tensors, lambda _, x: x.to(narrowed(x.dtype, torch.bfloat16)))
 
-    def decode(self, blob: bytes) -> Tensors:
+    def decode(self, blob: bytes, how: Coding = Coding()) -> Tensors:
         """Raises WireError on anything that `encode` cannot have made."""
         return decode_as(blob, lambda dtype: narrowed(dtype, torch.bfloat16))

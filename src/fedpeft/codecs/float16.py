@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedpeft.codecs.narrowing import decode_as, encode_as, narrowed
 from fedpeft.core.facts import Fact
+from fedpeft.core.interfaces import Coding
 from fedpeft.core.types import Tensors
 
 
@@ -21,12 +22,12 @@ class Float16:
 
     offers: ClassVar[frozenset[Fact]] = frozenset({Fact.LOSSY})
 
-    def encode(self, tensors: Tensors) -> bytes:
+    def encode(self, tensors: Tensors, how: Coding = Coding()) -> bytes:
         """Raises ValueError when an entry is beyond 65504: an infinity must not travel in its
         place."""
         return encode_as(tensors, _half)
 
-    def decode(self, blob: bytes) -> Tensors:
+    def decode(self, blob: bytes, how: Coding = Coding()) -> Tensors:
         """Raises WireError on anything that `encode` cannot have made."""
         return decode_as(blob, lambda dtype: narrowed(dtype, torch.float16))
 

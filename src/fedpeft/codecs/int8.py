@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.facts import Fact
+from fedpeft.core.interfaces import Coding
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import Tensors
 from fedpeft.core.wire import cut, decode_tensors, encode_tensors, join, kinds
@@ -31,13 +32,13 @@ class Int8:
 
     offers: ClassVar[frozenset[Fact]] = frozenset({Fact.LOSSY})
 
-    def encode(self, tensors: Tensors) -> bytes:
+    def encode(self, tensors: Tensors, how: Coding = Coding()) -> bytes:
         """Raises ValueError for a tensor with an entry that is not finite: it has no scale."""
         peaks = {name: _peak(name, x) for name, x in tensors.items() if x.is_floating_point()}
         codes = (_quantized(x, peaks[name]) if name in peaks else x for name, x in tensors.items())
         return encode_tensors([], tensors, join(peaks.values()) + join(codes))
 
-    def decode(self, blob: bytes) -> Tensors:
+    def decode(self, blob: bytes, how: Coding = Coding()) -> Tensors:
         """Raises WireError on anything that `encode` cannot have made."""
         shapes, _, body = decode_tensors(blob)
         carried = [

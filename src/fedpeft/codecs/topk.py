@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedpeft.codecs import positions
 from fedpeft.core.facts import Fact
+from fedpeft.core.interfaces import Coding
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import Tensors
 from fedpeft.core.wire import Body, cut, decode_tensors, encode_tensors, join, kinds
@@ -48,7 +49,7 @@ class TopK:
         """Whether entries are dropped, which fits changes of parameters, but not parameters."""
         return self.density < 1
 
-    def encode(self, tensors: Tensors) -> bytes:
+    def encode(self, tensors: Tensors, how: Coding = Coding()) -> bytes:
         flat = {name: x.detach().reshape(-1) for name, x in tensors.items()}
         ranked = [x.abs() for x in flat.values() if x.is_floating_point()]
         every = torch.cat(ranked) if ranked else torch.zeros(0)
@@ -59,7 +60,7 @@ class TopK:
         values = [x[next(local)] if x.is_floating_point() else x for x in flat.values()]
         return encode_tensors([], tensors, positions.encode(index, len(every)) + join(values))
 
-    def decode(self, blob: bytes) -> Tensors:
+    def decode(self, blob: bytes, how: Coding = Coding()) -> Tensors:
         """Raises WireError on anything that `encode` cannot have made."""
         shapes, _, body = decode_tensors(blob)
         counts = [count for count, dtype in kinds(shapes) if dtype.is_floating_point]

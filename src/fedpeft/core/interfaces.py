@@ -1,6 +1,7 @@
 """The interfaces of the parts: what each kind must be able to do, and nothing of how."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -198,12 +199,30 @@ class Attack(Protocol):
     def send(self, update: Update) -> Update: ...
 
 
-class Codec(Protocol):
-    """Tensors to bytes and back. `decode(encode(x))` keeps names, shapes and dtypes, and is
-    idempotent."""
+@dataclass(frozen=True)
+class Coding:
+    """What a codec is told of a message. Both ends know it, so that none of it travels.
 
-    def encode(self, tensors: Tensors) -> bytes: ...
-    def decode(self, blob: bytes) -> Tensors: ...
+    Attributes:
+      direction: "down" to the clients or "up" to the server.
+      seed: of this message's own random stream: of the round on the way down, of the round and the
+        client on the way up.
+      round: counted from 0.
+      layout: what the receiver expects, where it knows; empty otherwise, and for the sender.
+    """
+
+    direction: str = "up"
+    seed: int = 0
+    round: int = 0
+    layout: Sequence[tuple[str, list[int], str]] = ()
+
+
+class Codec(Protocol):
+    """Tensors to bytes and back. `decode(encode(x, how), how)` keeps names, shapes and dtypes, and
+    is idempotent; the same tensors at the same place give the same bytes."""
+
+    def encode(self, tensors: Tensors, how: Coding = Coding()) -> bytes: ...
+    def decode(self, blob: bytes, how: Coding = Coding()) -> Tensors: ...
 
 
 class Aggregator(Protocol):

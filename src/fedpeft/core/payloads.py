@@ -9,11 +9,12 @@ as `<group>/<name>`: one blob, whose codec sees all of them.
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
 from fedpeft.core.conversation import Expected, Message
-from fedpeft.core.interfaces import Codec
+from fedpeft.core.interfaces import Codec, Coding
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import ClientId, Tensors, Update, Weighted
 from fedpeft.core.wire import check_blob, frame, is_nested, layout_of, shown, unframe
@@ -60,15 +61,16 @@ def flat_layout(expected: Expected) -> Layout:
     ]
 
 
-def encode_message(message: Message, codec: Codec) -> bytes:
+def encode_message(message: Message, codec: Codec, how: Coding = Coding()) -> bytes:
     """A message as it goes down; a codec that cannot hold its tensors raises ValueError."""
-    blob = codec.encode(flatten(message.tensors))
+    blob = codec.encode(flatten(message.tensors), how)
     return frame(_header(message.values), blob, nested=True) if message.values else blob
 
 
-def encode_answer(message: Message, codec: Codec) -> bytes:
+def encode_answer(message: Message, codec: Codec, how: Coding = Coding()) -> bytes:
     """A message as it goes up: it has a header whether it has values or not."""
-    return frame(_header(message.values), codec.encode(flatten(message.tensors)), nested=True)
+    blob = codec.encode(flatten(message.tensors), how)
+    return frame(_header(message.values), blob, nested=True)
 
 
 def _header(values: Mapping[str, Any]) -> list[Any]:
@@ -77,7 +79,9 @@ def _header(values: Mapping[str, Any]) -> list[Any]:
     return [values.get("weight"), metrics, *([rest] if rest else [])]
 
 
-def decode_sent(blob: bytes, codec: Codec, groups: Collection[str] | None) -> Message:
+def decode_sent(
+    blob: bytes, codec: Codec, groups: Collection[str] | None, how: Coding = Coding("down")
+) -> Message:
     """What a client received; `groups` are those that it may hold, None for any.
 
     Raises:
@@ -87,10 +91,10 @@ def decode_sent(blob: bytes, codec: Codec, groups: Collection[str] | None) -> Me
     if is_nested(blob):
         header, blob = unframe(blob, nested=True)
         values = _values(header)
-    return Message(split(codec.decode(blob), groups, PARAMS), values)
+    return Message(split(codec.decode(blob, how), groups, PARAMS), values)
 
 
-def decode_answer(blob: bytes, codec: Codec, expected: Expected) -> Message:
+def decode_answer(blob: bytes, codec: Codec, expected: Expected, how: Coding = Coding()) -> Message:
     """What a client said. The declared layout is checked before a tensor is allocated.
 
     Raises:
@@ -99,10 +103,11 @@ def decode_answer(blob: bytes, codec: Codec, expected: Expected) -> Message:
     """
     header, body = unframe(blob, nested=True)
     values = _values(header)
-    check_layout(layout_of(body), flat_layout(expected), body)
+    wanted = flat_layout(expected)
+    check_layout(layout_of(body), wanted, body)
     main = next((group for group in expected if group in MAIN), "")
     others = [group for group in expected if group != main]
-    flat = codec.decode(body)
+    flat = codec.decode(body, replace(how, layout=wanted))
     return Message(split(flat, others, main or DELTA), values)
 
 
@@ -183,10 +188,12 @@ def pack(update: Update, codec: Codec) -> bytes:
     return encode_answer(message_of(update), codec)
 
 
-def unpack(client: ClientId, blob: bytes, codec: Codec, expected: Layout) -> Update:
+def unpack(
+    client: ClientId, blob: bytes, codec: Codec, expected: Layout, how: Coding = Coding()
+) -> Update:
     """The inverse of `pack`.
 
     Raises:
       WireError: see `decode_answer` and `update_of`.
     """
-    return update_of(client, decode_answer(blob, codec, {DELTA: expected}))
+    return update_of(client, decode_answer(blob, codec, {DELTA: expected}, how))

@@ -27,6 +27,7 @@ from fedpeft.errors import RunError, WireError
 from fedpeft.oneshot.flaws import ContributionError, Flaw
 from fedpeft.oneshot.invitation import Invitation
 from fedpeft.oneshot.keys import SealError, Trust, check_name, seal, signed, unseal, verified
+from fedpeft.plan.coding import downlink_coding, uplink_coding
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.client import weight
 
@@ -273,9 +274,9 @@ def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitati
     """What the loop would make of the frame, where it enters."""
     plan = invitation.plan
     try:
-        update = unpack(
-            header.client, frame, plan.uplink, expected_update(invitation, header.client)
-        )
+        expected = expected_update(invitation, header.client)
+        how = uplink_coding(plan, 0, header.client)
+        update = unpack(header.client, frame, plan.uplink, expected, how)
     except WireError as error:
         raise ContributionError(
             Flaw.TENSORS, file, f"{_short(error)}; it must hold what the plan trains"
@@ -309,5 +310,6 @@ def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitati
 def expected_update(invitation: Invitation, client: ClientId) -> Layout:
     """The layout of what a client of the study sends."""
     plan = invitation.plan
-    sent = decode_sent(invitation.payload, plan.downlink, {PARAMS, *plan.shares({})})
+    groups = {PARAMS, *plan.shares({})}
+    sent = decode_sent(invitation.payload, plan.downlink, groups, downlink_coding(plan, 0))
     return update_layout(sent, plan.view(client, 0, [client]), plan.local_shares)

@@ -17,6 +17,7 @@ from fedpeft.core.payloads import decode_answer, message_of, update_of
 from fedpeft.core.tensors import finite
 from fedpeft.core.types import ClientId, State
 from fedpeft.errors import WireError
+from fedpeft.plan.coding import uplink_coding
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.ledger import Ledger
 
@@ -68,7 +69,8 @@ class Admission:
         """An answer's message, or None after noting why it is refused."""
         codec = self.plan.uplink if ask.updates else self.plan.lossless
         try:
-            message = decode_answer(payload, codec, ask.expects(client))
+            how = uplink_coding(self.plan, ask.rounds.get(client, self.state.round), client)
+            message = decode_answer(payload, codec, ask.expects(client), how)
             if ask.updates:
                 message = self._update(client, message)
             elif not all(finite(tensors) for tensors in message.tensors.values()):

@@ -24,6 +24,7 @@ from fedpeft.core.trainable import tensors_of
 from fedpeft.core.types import ClientId, Context, Failure, Job, Reply, Tensors, Update, Weighted
 from fedpeft.core.views import View
 from fedpeft.errors import PlanError, RunError, unknown
+from fedpeft.plan.coding import downlink_coding, uplink_coding
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import plan_at
 from fedpeft.plan.values import leaking
@@ -196,7 +197,7 @@ class Worker:
     personal: Tensors = field(init=False, repr=False)
     handlers: Mapping[str, Handler] = field(init=False, repr=False)
     own: Tensors = field(init=False, repr=False)
-    receive: Callable[[bytes, View, str], Received] = field(init=False, repr=False)
+    receive: Callable[[bytes, View, str, int], Received] = field(init=False, repr=False)
     digest: Callable[[ClientId], str] = field(init=False, repr=False)
     leaked: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict)
     others: dict[int, "Worker"] = field(init=False, repr=False, default_factory=dict)
@@ -272,7 +273,7 @@ class Worker:
     def _client(self, job: Job) -> Client:
         plan = self.site.plan
         view = plan.view(job.client, job.round, plan.known_clients(self.site.data.clients))
-        found = self.receive(job.payload, view, job.phase)
+        found = self.receive(job.payload, view, job.phase, job.round)
         with storing():
             memory = self.store.load(job.client, job.accepted, job)
         return Client(self.site, self.store, job, view, found, _by_owner(memory))
@@ -304,7 +305,7 @@ class Worker:
             )
         return sealed
 
-    def _received(self, payload: bytes, view: View, phase: str) -> Received:
+    def _received(self, payload: bytes, view: View, phase: str, round: int) -> Received:
         """What of a message is trained, and the loss with the rest of it in its place.
 
         Raises:
@@ -313,7 +314,8 @@ class Worker:
         site, plan = self.site, self.site.plan
         mine = view.select(self.own)
         allowed = plan.receives(phase, {PARAMS: layout(mine), **plan.shares(mine)})
-        message = decode_sent(payload, plan.downlink, None if allowed is None else allowed.keys())
+        groups = None if allowed is None else allowed.keys()
+        message = decode_sent(payload, plan.downlink, groups, downlink_coding(plan, round))
         if allowed is not None:
             check_received(message, phase, allowed, mine)
         params = message.tensors.get(PARAMS, {})
@@ -350,7 +352,8 @@ class Worker:
                 f"its memory of round {job.accepted} is gone: it would start afresh, unseen"
             )
         _check_converged(update, personal)
-        payload = encode_answer(message_of(update), plan.uplink)
+        how = uplink_coding(plan, job.round, job.client)
+        payload = encode_answer(message_of(update), plan.uplink, how)
         with storing():
             self.store.save(job, _flat(memory), payload)
         return self._sealed(job, payload)

@@ -15,6 +15,7 @@ from fedpeft.core.types import ClientId, Job, Reply, State
 from fedpeft.core.wire import headers
 from fedpeft.errors import PlanError
 from fedpeft.plan.calibration import round_seed
+from fedpeft.plan.coding import downlink_coding
 from fedpeft.plan.plan import Plan
 from fedpeft.registry import describe
 from fedpeft.rounds.admission import Admission
@@ -28,7 +29,7 @@ def encode_start(plan: Plan, state: State) -> bytes:
 
 def _encode(plan: Plan, message: Message, round: int) -> bytes:
     try:
-        return encode_message(message, plan.downlink)
+        return encode_message(message, plan.downlink, downlink_coding(plan, round))
     except ValueError as error:
         name = describe("codec", plan.downlink)["name"]
         raise PlanError(
@@ -89,7 +90,9 @@ class Post:
 
     def _parcel(self, message: Message) -> _Parcel:
         payload = _encode(self.plan, message, self.ledger.round)
-        return _Parcel(payload, decode_sent(payload, self.plan.downlink, set(message.tensors)))
+        how = downlink_coding(self.plan, self.ledger.round)
+        read = decode_sent(payload, self.plan.downlink, set(message.tensors), how)
+        return _Parcel(payload, read)
 
     def _job(self, ask: Ask, client: ClientId, payload: bytes) -> Job:
         plan, state = self.plan, self.admission.state

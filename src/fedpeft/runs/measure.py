@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedpeft.core.amounts import LESS_IS_BETTER
 from fedpeft.core.features import FEATURES, Kept
-from fedpeft.core.interfaces import Store
+from fedpeft.core.interfaces import Coding, Store
 from fedpeft.core.lowrank import EXACT, merged
 from fedpeft.core.objective import evaluate, scored
 from fedpeft.core.payloads import pack
@@ -163,7 +163,9 @@ def full_payloads(plan: Plan, classes: tuple[str, ...]) -> FullPayloads:
     sent = plan.server.init(tensors)[0] if plan.server.keeps else tensors
     up = len(pack(Update("", sent, 1.0, {"loss": Weighted(1.0, 1.0)}), plan.uplink))
     return FullPayloads(
-        up, len(plan.downlink.encode(sent)), sum(x.numel() for x in tensors.values())
+        up,
+        len(plan.downlink.encode(sent, Coding("down"))),
+        sum(x.numel() for x in tensors.values()),
     )
 
 

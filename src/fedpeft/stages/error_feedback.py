@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedpeft.core.facts import Fact
-from fedpeft.core.interfaces import Codec
+from fedpeft.core.interfaces import Codec, Coding
 from fedpeft.core.types import Cohort, Context, Event, Tensors, Update
 from fedpeft.registry import part
 
@@ -39,9 +39,9 @@ class ErrorFeedback:
         self, update: Update, memory: Tensors, context: Context
     ) -> tuple[Update, Tensors]:
         wanted = {name: _plus(x, memory.get(name)) for name, x in update.delta.items()}
-        sent = self.codec.decode(
-            self.codec.encode({n: x.to(update.delta[n].dtype) for n, x in wanted.items()})
-        )
+        how = Coding("up", context.seed, context.round)
+        narrow = {n: x.to(update.delta[n].dtype) for n, x in wanted.items()}
+        sent = self.codec.decode(self.codec.encode(narrow, how), how)
         floats = (name for name, x in wanted.items() if x.is_floating_point())
         return replace(update, delta=sent), {name: wanted[name] - sent[name] for name in floats}
 

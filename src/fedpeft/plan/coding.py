@@ -1,0 +1,17 @@
+"""What codecs are told of a message: both ends know it, and none of it travels."""
+
+from fedpeft.core.interfaces import Coding
+from fedpeft.core.seeds import fold
+from fedpeft.core.types import ClientId
+from fedpeft.plan.calibration import round_seed
+from fedpeft.plan.plan import Plan
+
+
+def downlink_coding(plan: Plan, round: int) -> Coding:
+    """Of what the server sends in a round; the same for all clients, who share a payload."""
+    return Coding("down", fold(round_seed(plan, round), "downlink"), round)
+
+
+def uplink_coding(plan: Plan, round: int, client: ClientId) -> Coding:
+    """Of what a client sends in a round."""
+    return Coding("up", fold(round_seed(plan, round), "client", client), round)
