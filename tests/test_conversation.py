@@ -202,3 +202,26 @@ def test_a_replay_of_recorded_answers_is_the_conversation() -> None:
 def test_two_parts_that_answer_one_message_do_not_fit() -> None:
     with pytest.raises(Exception, match="two parts of this plan answer the message 'drift'"):
         plan_of(algorithms=["drift", "drift"])
+
+
+def test_a_sampler_that_learns_goes_on_where_it_was_and_is_accounted_by_its_bound(
+    tmp_path: Path,
+) -> None:
+    private = {"stages": [{"name": "client_dp", "noise_multiplier": 1.0}], "delta": 1e-3}
+    plan = plan_of(
+        algorithms=[],
+        server_steps=[],
+        sampler="least_asked",
+        rounds=4,
+        cohort=6,
+        weighting="uniform",
+        **private,
+    )
+    site = open_site(plan)
+    rounds = list(federate(plan, InProcess(site), start(plan)))
+    drawn = [sorted(ledger.weights) for _, ledger in rounds]
+    assert len({client for some in drawn for client in some}) == 24, "each of 24 clients once"
+    resumed = list(federate(plan, InProcess(site), rounds[1][0]))
+    assert [sorted(ledger.weights) for _, ledger in resumed] == drawn[2:]
+    spent = [ledger.privacy["epsilon"] for _, ledger in (*rounds, *resumed) if ledger.privacy]
+    assert len(set(spent)) == 1, "nobody takes part twice in four rounds"

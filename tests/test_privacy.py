@@ -145,7 +145,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**CLIENT, "min_replies": 2}, "given up for want of one reply"),
     ({**CLIENT, "server": "scaffold", "local": {"correction": "scaffold"}}, "how many answered"),
     ({**CLIENT, "stages": ["error_feedback", *CLIENT["stages"]]}, "ErrorFeedback sends later"),
-    ({**CLIENT, "stages": [*CLIENT["stages"], "error_feedback"]}, "put that stage last"),
+    ({**CLIENT, "stages": [*CLIENT["stages"], "error_feedback"]}, "put ClientDp last"),
     ({**CLIENT, "personal": ["head.*"]}, "leave it out of a plan with client-level privacy"),
     ({**EXAMPLE, "server": "scaffold"}, "for SCAFFOLD set both"),
     ({**EXAMPLE, "stages": CLIENT["stages"]}, "choose one of them"),

@@ -74,3 +74,26 @@ class Shrink:
     def step(self, after: State, before: State, round: Round) -> State:
         params = {name: x * (1 - self.rate) for name, x in after.params.items()}
         return replace(after, params=params)
+
+
+@dataclass(frozen=True)
+class LeastAsked:
+    """It draws those who were asked least often, by a count that it keeps."""
+
+    def choose(
+        self,
+        clients: Sequence[ClientId],
+        cohort: int,
+        generator: torch.Generator,
+        round: int,
+        memory: Mapping[str, Tensor],
+    ) -> list[ClientId]:
+        asked = {c: float(memory.get(c, torch.zeros(()))) for c in clients}
+        return sorted(clients, key=lambda c: (asked[c], c))[:cohort]
+
+    def learn(self, memory: Mapping[str, Tensor], ledger: Any) -> dict[str, Tensor]:
+        one = torch.ones(())
+        return {**memory, **{c: memory.get(c, torch.zeros(())) + one for c in ledger.weights}}
+
+    def most(self, rounds: int, cohort: int, clients: int) -> int:
+        return -(-rounds * cohort // clients)

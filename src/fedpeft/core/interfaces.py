@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -268,6 +268,25 @@ class Sampler(Protocol):
     def choose(
         self, clients: Sequence[ClientId], cohort: int, generator: torch.Generator, round: int
     ) -> list[ClientId]: ...
+
+
+class LearningSampler(Protocol):
+    """A sampler that goes by what it has learnt from the ledgers of earlier rounds.
+
+    Nobody can tell beforehand whom it draws, so that the accountant takes `most`: how often one
+    client takes part at most in so many rounds.
+    """
+
+    def choose(
+        self,
+        clients: Sequence[ClientId],
+        cohort: int,
+        generator: torch.Generator,
+        round: int,
+        memory: Tensors,
+    ) -> list[ClientId]: ...
+    def learn(self, memory: Tensors, ledger: Any) -> Tensors: ...
+    def most(self, rounds: int, cohort: int, clients: int) -> int: ...
 
 
 class Engine(Protocol):

@@ -17,7 +17,7 @@ from typing import Any
 from fedpeft.core.seeds import fold
 from fedpeft.core.types import ClientId, Job
 from fedpeft.errors import PlanError, RunError
-from fedpeft.plan.calibration import round_seed, select_cohort
+from fedpeft.plan.calibration import learns, round_seed, select_cohort
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import plan_at
 
@@ -146,7 +146,7 @@ class Agreement:
                 f"asked in round {job.round} to go on from its memory of round {job.accepted}"
             )
         everyone = any(job.phase in phases for phases in plan.hooks("asks_everyone"))
-        if everyone:
+        if everyone or learns(plan):  # whom a sampler that learns draws, only the server can tell
             return
         drawn = select_cohort(plan_at(plan, job.round), self.clients, job.round)
         if self.client not in drawn:

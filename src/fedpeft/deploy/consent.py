@@ -10,7 +10,7 @@ from fedpeft.core.accounting import epsilon
 from fedpeft.core.stores import write_atomically
 from fedpeft.core.types import ClientId
 from fedpeft.core.views import View
-from fedpeft.plan.calibration import select_cohort
+from fedpeft.plan.calibration import learns, select_cohort
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import plan_at
 from fedpeft.registry import describe
@@ -64,7 +64,7 @@ def consent_to(
       earlier: how many runs of this plan it has answered before.
     """
     plan = site.plan
-    times = sum(client in select_cohort(plan_at(plan, k), clients, k) for k in range(plan.rounds))
+    times = _times(plan, client, clients)
     return Consent(
         (
             ("model", _model(site)),
@@ -75,6 +75,15 @@ def consent_to(
             ("not hidden", "; ".join(_visible(plan))),
         )
     )
+
+
+def _times(plan: Plan, client: ClientId, clients: Sequence[ClientId]) -> int:
+    """In how many rounds the client takes part; at most, where the sampler learns."""
+    if learns(plan):
+        sampler: Any = plan.sampler
+        return int(sampler.most(plan.rounds, plan.cohort, len(clients)))
+    drawn = (select_cohort(plan_at(plan, k), clients, k) for k in range(plan.rounds))
+    return sum(client in cohort for cohort in drawn)
 
 
 def _model(site: Site) -> str:

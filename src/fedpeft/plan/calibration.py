@@ -7,7 +7,7 @@ from typing import Any
 
 from fedpeft.core.accounting import calibrate, epsilon, told
 from fedpeft.core.seeds import fold, generator
-from fedpeft.core.types import ClientId
+from fedpeft.core.types import ClientId, Tensors
 from fedpeft.errors import PlanError
 from fedpeft.plan.plan import Plan
 
@@ -19,14 +19,25 @@ def round_seed(plan: Plan, round_: int) -> int:
     return fold(plan.seed, "round", round_)
 
 
-def select_cohort(plan: Plan, clients: Sequence[ClientId], round_: int) -> list[ClientId]:
+def select_cohort(
+    plan: Plan, clients: Sequence[ClientId], round_: int, memory: Tensors | None = None
+) -> list[ClientId]:
     """A round's clients, by name. Anyone who has the plan can tell, so no amplification is ever
-    claimed for it."""
-    return sorted(
-        plan.sampler.choose(
-            clients, plan.cohort, generator(round_seed(plan, round_), "choose"), round_
-        )
-    )
+    claimed for it.
+
+    Args:
+      memory: what a sampler that learns has learnt so far.
+    """
+    draws = generator(round_seed(plan, round_), "choose")
+    if learns(plan):
+        learning: Any = plan.sampler
+        return sorted(learning.choose(clients, plan.cohort, draws, round_, memory or {}))
+    return sorted(plan.sampler.choose(clients, plan.cohort, draws, round_))
+
+
+def learns(plan: Plan) -> bool:
+    """Whether who is drawn depends on what came before, so that nobody can tell it beforehand."""
+    return hasattr(plan.sampler, "learn")
 
 
 def calibrate_noise(plan: Plan, clients: Sequence[ClientId]) -> Plan:
@@ -45,7 +56,7 @@ def calibrate_noise(plan: Plan, clients: Sequence[ClientId]) -> Plan:
         return plan
     spending = Spending(plan, clients)
     for round_ in range(plan.rounds):
-        spending.count(select_cohort(plan, clients, round_))
+        spending.count_round(round_)
     noise = calibrate(
         lambda z: replace(part, noise_multiplier=z).event,
         spending.most,
@@ -78,12 +89,24 @@ class Spending:
     clients: Sequence[ClientId]
     times: Counter[ClientId] = field(default_factory=Counter)
 
+    rounds: int = 0
+
     @property
     def most(self) -> int:
+        """How often the client took part that did most often; a bound where the sampler learns."""
+        if learns(self.plan):
+            sampler: Any = self.plan.sampler
+            return int(sampler.most(self.rounds, self.plan.cohort, len(self.clients)))
         return max(self.times.values(), default=0)
+
+    def count_round(self, round_: int) -> None:
+        """Count those whom the plan draws for a round."""
+        known = () if learns(self.plan) else select_cohort(self.plan, self.clients, round_)
+        self.count(known)
 
     def count(self, cohort: Sequence[ClientId]) -> None:
         self.times.update(cohort)
+        self.rounds += 1
 
     def so_far(self) -> dict[str, Any] | None:
         """ε and δ as rounds.jsonl tells them; None for a plan without noise, ε None for noise
@@ -119,10 +142,9 @@ def resume_accounting(plan: Plan, clients: Sequence[ClientId], round_: int) -> S
             "open_site(plan).plan"
         )
     for k in range(max(plan.rounds, round_)):
-        cohort = select_cohort(plan, clients, k)
-        whole.count(cohort)
+        whole.count_round(k)
         if k < round_:
-            so_far.count(cohort)
+            so_far.count_round(k)
     if plan.privacy.target_epsilon is not None:
         spent = epsilon(part.event, whole.most, plan.privacy.delta or 0, plan.privacy.accountant)
         if spent > plan.privacy.target_epsilon * (1 + TOLERANCE):

@@ -111,8 +111,8 @@ class Plan:
     def __post_init__(self) -> None:
         check_values(self)
         check_codecs(self)
-        check_fit(self)
         check_order(self.stages)
+        check_fit(self)
         for check in self.hooks("check_plan"):
             check(self)
         check_budget(self.private_part.event if self.private_part else None, self.privacy)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from fedpeft.algorithms.fedavg import compose
 from fedpeft.core.conversation import converse
@@ -12,13 +12,23 @@ from fedpeft.core.secrets import Secret
 from fedpeft.core.stores import Nowhere
 from fedpeft.core.types import State, Tensors
 from fedpeft.errors import PlanError
-from fedpeft.plan.calibration import Spending, resume_accounting, round_seed, select_cohort
+from fedpeft.plan.calibration import (
+    Spending,
+    learns,
+    resume_accounting,
+    round_seed,
+    select_cohort,
+)
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import plan_at
 from fedpeft.rounds.admission import Admission
 from fedpeft.rounds.ledger import Ledger as Ledger
 from fedpeft.rounds.post import Post
 from fedpeft.rounds.site import Site, open_site
+
+
+SAMPLER = "sampler"
+"""The owner of what a sampler has learnt."""
 
 
 @runtime_checkable
@@ -70,7 +80,8 @@ def federate(
         post = Post(now, engine, admission, ledger, run)
         after = converse(compose(now.algorithms)(state, round), post)
         _account(spending, round, ledger)
-        state = admission.after(_guarded(now, state, after, ledger))
+        after = _guarded(now, state, after, ledger)
+        state = admission.after(_learned(now, after, ledger))
         yield state, ledger
 
 
@@ -114,7 +125,7 @@ def _open_round(
         index=state.round,
         plan=plan,
         clients=clients,
-        cohort=select_cohort(plan, clients, state.round),
+        cohort=select_cohort(plan, clients, state.round, state.memory.get(SAMPLER)),
         seed=round_seed(plan, state.round),
         run=run,
         secret=secret.at("round", state.round),
@@ -129,6 +140,15 @@ def _account(spending: Spending, round: Round, ledger: Ledger) -> None:
     spending.count(round.cohort)
     ledger.privacy = spending.so_far()
     ledger.close()
+
+
+def _learned(plan: Plan, state: State, ledger: Ledger) -> State:
+    """The state with what a sampler that learns makes of the round."""
+    if not learns(plan):
+        return state
+    sampler: Any = plan.sampler
+    memory = sampler.learn(state.memory.get(SAMPLER, {}), ledger)
+    return replace(state, memory={**state.memory, SAMPLER: memory})
 
 
 def _guarded(plan: Plan, before: State, after: State, ledger: Ledger) -> State:
