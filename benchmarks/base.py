@@ -49,6 +49,7 @@ from fedpeft.methods.lora import LoRA
 from fedpeft.optimizers.sgd import SGD
 from fedpeft.partitions.iid import IID
 from fedpeft.plan.reading import read_plan
+from fedpeft.plan.tables import Compute
 from fedpeft.rounds.loop import Ledger
 from fedpeft.runs.measure import measure
 
@@ -137,7 +138,7 @@ def head(repeats: int, threads: int) -> dict[str, Any]:
         local=Descent(lr=0.01, batch_size=20),
         rounds=max(20, repeats + 1),
         cohort=10,
-        threads=threads,
+        compute=Compute(threads=threads),
     )
     with TemporaryDirectory() as folder:
         os.environ["FEDPEFT_CACHE"] = folder

@@ -65,7 +65,7 @@ PLANS: dict[str, Callable[[], Plan]] = {
 
 def race(plan: Plan, repeats: int, device: str) -> dict[str, float]:
     """Client steps per second of both, and how many times as fast the cohort is."""
-    plan = replace(plan, rounds=repeats + 1, threads=1)
+    plan = replace(plan, rounds=repeats + 1, compute=replace(plan.compute, threads=1))
     site = open_site(plan, device)
     rounds = [
         federate(plan, engine, start(plan, site.params()))

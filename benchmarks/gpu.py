@@ -36,6 +36,7 @@ from fedpeft.core.types import Batch
 from fedpeft.local.descent import Descent
 from fedpeft.methods.lora import LoRA
 from fedpeft.partitions.iid import IID
+from fedpeft.plan.tables import Compute
 
 STEPS = 2
 SQUARE = 8192
@@ -120,9 +121,8 @@ def plan_of(name: str, clients: int, batch: int, tiny: bool) -> Plan:
         partition=IID(clients=clients),
         method=method,
         local=Descent(lr=0.01, batch_size=batch, precision="bfloat16"),
-        base_dtype="bfloat16",
         cohort=clients,
-        features=False,
+        compute=Compute(base_dtype="bfloat16", features=False),
     )
 
 

@@ -37,6 +37,7 @@ from fedpeft.local.descent import Descent
 from fedpeft.methods.head import Head
 from fedpeft.methods.lora import LoRA
 from fedpeft.partitions.iid import IID
+from fedpeft.plan.tables import Compute
 
 
 def pairs(ours: Callable[[], None], bare: Callable[[], None], repeats: int) -> dict[str, float]:
@@ -93,7 +94,7 @@ def few(repeats: int, threads: int) -> dict[str, float]:
         local=Descent(lr=0.01, batch_size=16),
         rounds=repeats + 1,
         cohort=8,
-        threads=threads,
+        compute=Compute(threads=threads),
     )
     return race(plan, lambda model, x: model(pixel_values=x).logits, repeats)
 
@@ -108,7 +109,7 @@ def many(repeats: int, threads: int) -> dict[str, float]:
         local=Descent(lr=0.01, batch_size=20),
         rounds=repeats + 1,
         cohort=100,
-        threads=threads,
+        compute=Compute(threads=threads),
     )
     return race(plan, lambda model, x: model(x), repeats)
 
@@ -129,7 +130,7 @@ def _memory(threads: int) -> dict[str, float]:
         local=Descent(lr=0.01, batch_size=4),
         rounds=2,
         cohort=clients,
-        threads=threads,
+        compute=Compute(threads=threads),
     )
     site = open_site(plan)
     small = sum(x.numel() * x.element_size() for x in site.params().values())

@@ -26,6 +26,7 @@ from benchmarks.racing.works import VARIANTS, WORKS
 from fedpeft import Plan, open_site
 from fedpeft.core.objective import Objective
 from fedpeft.core.types import Context
+from fedpeft.plan.tables import Compute
 
 KINDS = {
     "laid-out products": ("mkldnn::",),
@@ -82,7 +83,10 @@ def main() -> None:
     for name in chosen.only:
         for way in WAYS:
             results[f"{name} {way}"] = step(
-                replace(WORKS[name].plan(1), threads=1, **VARIANTS[way][0]), chosen.steps
+                replace(
+                    WORKS[name].plan(1), compute=Compute(**{"pack": False, **VARIANTS[way][0]})
+                ),
+                chosen.steps,
             )
             print(f"{name} {way}: {json.dumps(results[f'{name} {way}'])}", flush=True)
     if chosen.out:

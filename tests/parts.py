@@ -213,8 +213,8 @@ class DiesAfterSaving:
     client: str
     once: str
 
-    def load(self, client: str, accepted: int | None) -> Tensors:
-        return self.folder.load(client, accepted)
+    def load(self, client: str, accepted: int | None, before: Job | None = None) -> Tensors:
+        return self.folder.load(client, accepted, before)
 
     def reply(self, job: Job) -> bytes | None:
         return self.folder.reply(job)
@@ -245,9 +245,9 @@ class FailingDisk:
     client: str
     method: str
 
-    def load(self, client: str, accepted: int | None) -> Tensors:
+    def load(self, client: str, accepted: int | None, before: Job | None = None) -> Tensors:
         self._at("load", client)
-        return self.folder.load(client, accepted)
+        return self.folder.load(client, accepted, before)
 
     def reply(self, job: Job) -> bytes | None:
         self._at("reply", job.client)

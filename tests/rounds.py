@@ -6,13 +6,18 @@ from dataclasses import dataclass, field, replace
 import pytest
 from torch import Tensor
 
-from fedpeft.core.interfaces import Engine, LowRank, Store
+from fedpeft.algorithms.fedavg import merge
+from fedpeft.core.conversation import Answer, Message
+from fedpeft.core.interfaces import Engine, Store
+from fedpeft.core.payloads import message_of
+from fedpeft.core.rounds import Round
+from fedpeft.core.secrets import Secret
 from fedpeft.core.stores import Nowhere
-from fedpeft.core.types import Failure, Job, Reply, State, Tensors
+from fedpeft.core.types import Failure, Job, Reply, State, Tensors, Update
 from fedpeft.engines.inprocess import InProcess
+from fedpeft.errors import PlanError
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
-from fedpeft.registry import build
 from fedpeft.rounds.loop import Ledger, federate, start
 from fedpeft.rounds.site import Site
 
@@ -51,18 +56,13 @@ def staged(stage: str) -> dict[str, object]:
     return {"stages": [noisy], "weighting": "uniform", "delta": 1e-3, "accountant": "rdp"}
 
 
-def factors_fit(aggregator: str, server: str, correction: str, stage: str) -> bool:
-    """Whether an aggregator that knows low-rank factors goes with the other parts; the rest go with
-    all."""
-    knowing = build("aggregator", aggregator)
-    if not isinstance(knowing, LowRank):
-        return True
-    fits = server == "average" or not knowing.plain
-    return (
-        fits
-        and "scaffold" not in (server, correction)
-        and (stage != "error_feedback" or not knowing.still)
-    )
+def fits(**changes: object) -> bool:
+    """Whether parts go together, as their own facts say."""
+    try:
+        points_plan(**changes)
+    except PlanError:
+        return False
+    return True
 
 
 def plan_of(**changes: object) -> Plan:
@@ -136,6 +136,30 @@ class Tampering:
     def run(self, jobs: Iterable[Job]) -> Iterator[Reply | Failure]:
         for reply in self.inner.run(jobs):
             yield self.harm[reply.client](reply) if reply.client in self.harm else reply
+
+
+def round_of(plan: Plan, state: State, clients: Sequence[str], ledger: Ledger) -> Round:
+    """A round of a plan, as an algorithm sees it."""
+    return Round(
+        index=state.round,
+        plan=plan,
+        clients=clients,
+        cohort=clients,
+        seed=0,
+        secret=Secret(bytes(32)),
+        report=ledger.report,
+    )
+
+
+def merged(
+    plan: Plan, updates: Iterable[Update], state: State, ledger: Ledger, planned: int | None = None
+) -> State:
+    """The server's step along updates that have come in already."""
+    sent = Message({"params": state.params})
+    answers = [Answer(update.client, message_of(update), sent) for update in updates]
+    clients = [answer.client for answer in answers]
+    whole = round_of(plan, state, clients, ledger)
+    return merge(state, iter(answers), whole, len(clients) if planned is None else planned)
 
 
 def good(recording: Recording, jobs: list[Job]) -> list[Reply]:

@@ -1,20 +1,22 @@
 """Laws of admission: what is far too long is refused by name, who is refused too often is asked no
 more, a resume remembers both, and honest runs notice nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from rounds import Tampering, on, points_plan, run
+from rounds import Tampering, on, points_plan, round_of, run
 
-from fedpeft.core.payloads import pack, unpack
+from fedpeft.core.conversation import Answer
+from fedpeft.core.payloads import message_of, pack, unpack
 from fedpeft.core.tensors import equal, layout, scale
 from fedpeft.core.types import Failure, Reply, State, Update
 from fedpeft.errors import PlanError
 from fedpeft.plan.plan import NORM_FACTOR, Plan
-from fedpeft.rounds.admission import FEW, WINDOW, Door, Ledger
+from fedpeft.rounds.admission import FEW, WINDOW, Admission
+from fedpeft.rounds.ledger import Ledger
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -42,21 +44,26 @@ def lost(reply: Reply | Failure) -> Failure:
     return Failure(reply.client, "lost")
 
 
-def door(**changes: object) -> Door:
-    plan = points_plan(**changes)
-    return Door.of(plan, State(0, {}), {}, Ledger(0))
+def admission(**changes: object) -> Admission:
+    return Admission.of(points_plan(**changes), State(0, {}), Ledger(0))
 
 
 def of_lengths(*lengths: float) -> list[Update]:
     return [Update(f"c{k}", {"a": torch.tensor([x, 0.0])}) for k, x in enumerate(lengths)]
 
 
-def let_in(door: Door, *lengths: float) -> list[float]:
-    return [float(update.delta["a"][0]) for update in door.bounded(iter(of_lengths(*lengths)))]
+def bounded(rules: Admission, updates: Iterable[Update]) -> Iterator[Answer]:
+    ask = round_of(rules.plan, rules.state, [], rules.ledger).ask_to_fit([], {})
+    return rules.bounded(ask, (Answer(one.client, message_of(one)) for one in updates))
+
+
+def let_in(rules: Admission, *lengths: float) -> list[float]:
+    answers = bounded(rules, of_lengths(*lengths))
+    return [float(answer.message.tensors["delta"]["a"][0]) for answer in answers]
 
 
 def test_the_first_few_are_held_against_each_other_and_the_rest_against_them() -> None:
-    first = door(norm_factor=10)
+    first = admission(norm_factor=10)
     assert let_in(first, 1e9, 1, 2, 3, 4, 5, 29, 31, 41, 39) == [1, 2, 3, 4, 5, 29, 31, 39]
     assert first.norms == [1, 2, 3, 4, 5, 29, 31, 39]
     assert first.ledger.failed == {
@@ -65,11 +72,11 @@ def test_the_first_few_are_held_against_each_other_and_the_rest_against_them() -
         "c8": "its update is 41 long, the median of 7 is 4, and at most 10 times that is let in "
         "(norm_factor)",
     }
-    assert first.refusals == first.ledger.refusals == {"c0": 1, "c8": 1} and FEW == 8
+    assert first.refused == first.ledger.refusals == {"c0": 1, "c8": 1} and FEW == 8
 
 
 def test_later_ones_are_held_against_what_was_let_in_before() -> None:
-    second = door(norm_factor=10)
+    second = admission(norm_factor=10)
     second.norms = [1.0] * WINDOW
     assert let_in(second, 11, 10, 10) == [10, 10] and second.norms == [1.0] * (WINDOW - 2) + [
         10,
@@ -78,12 +85,12 @@ def test_later_ones_are_held_against_what_was_let_in_before() -> None:
 
 
 def test_where_the_usual_length_is_nothing_nothing_is_refused() -> None:
-    assert let_in(door(), 0, 0, 1e9) == [0, 0, 1e9]
+    assert let_in(admission(), 0, 0, 1e9) == [0, 0, 1e9]
 
 
 def test_no_bound_and_nothing_waits() -> None:
     updates = iter(of_lengths(1, 1, 1e30))
-    every = door(norm_factor=float("inf")).bounded(updates)
+    every = bounded(admission(norm_factor=float("inf")), updates)
     assert next(every).client == "c0" and len(list(updates)) == 2, (
         "what is not asked for does not train"
     )

@@ -19,6 +19,7 @@ from fedpeft.cli.attack import _lines
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Batch, Division, Examples, Table
 from fedpeft.errors import PlanError, RunError
+from fedpeft.plan.tables import Privacy
 from fedpeft.rounds.site import Site, open_site, site_of
 
 PLAIN = {"name": "sgd", "momentum": 0.0, "nesterov": False}
@@ -136,8 +137,7 @@ def test_noise_hides_who_was_there(fitted: Site) -> None:
         fitted.plan,
         local=points_plan(local=local, weighting="uniform", delta=1e-3).local,
         weighting="uniform",
-        delta=1e-3,
-        accountant="rdp",
+        privacy=Privacy(delta=1e-3, accountant="rdp"),
     )
     site = replace(fitted, plan=plan)
     found = membership(site, "a", overheard(site, "a"))

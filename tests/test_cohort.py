@@ -14,9 +14,10 @@ from parts import Blobs, FailingDisk, Odd, Points, Raising
 from rounds import PRIVATE, Recording, distance, staged
 
 from fedpeft.core.interfaces import Store
+from fedpeft.core.payloads import unpack
 from fedpeft.core.stores import SECRET, Folder, Nowhere, StoreError
 from fedpeft.core.types import Failure, Job, Reply, Update
-from fedpeft.core.wire import headers, layout_of, unframe, unpack
+from fedpeft.core.wire import headers, layout_of, unframe
 from fedpeft.engines.cohort import Cohort
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.plan.plan import Plan

@@ -17,7 +17,6 @@ from fedpeft.oneshot.merged import unfactored
 from fedpeft.oneshot.paths import Way, _alone, both_ways, check_comparable
 from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.site import Site, open_site
-from fedpeft.routing.ranks import dealt
 
 
 def low_rank(**changes: object) -> Site:
@@ -90,7 +89,8 @@ def test_clients_keep_the_ranks_that_they_have_among_all() -> None:
     """The second and the third of ranks 2, 4 and 8."""
     site = low_rank(aggregator="fedit", ranks=[2, 4, 8])
     every = site.data.clients
-    assert dealt(_alone(site.plan, every, every[1:3], 2), every[1:3]) == {every[1]: 4, every[2]: 8}
+    alone = _alone(site.plan, every, every[1:3], 2)
+    assert [alone.view(client, 0, every[1:3]).rank for client in every[1:3]] == [4, 8]
     assert _alone(low_rank(aggregator="fedit").plan, every, every[1:3], 2).ranks is None
 
 

@@ -20,8 +20,10 @@ from fedpeft.deploy.terms import node_site, server_site
 from fedpeft.errors import PlanError
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
+from fedpeft.plan.tables import Nodes
 from fedpeft.rounds.loop import start
 from fedpeft.rounds.site import Site, open_site
+from fedpeft.routing.personal import Personal
 from fedpeft.runs.execute import execute
 from fedpeft.runs.folder import create
 from fedpeft.runs.summary import summarize
@@ -130,20 +132,20 @@ def refused(plan: Plan, words: str, **changes: Any) -> None:
 
 def test_a_node_must_be_named_by_the_plan_and_the_labels_too() -> None:
     refused(PLAN, "the plan names no node 'a': its nodes are none")
-    refused(PLAN, "the plan names no node 'a': its nodes are b, c", nodes=("b", "c"))
-    refused(PLAN, "the plan does not name the labels", nodes=("a", "b"))
+    refused(PLAN, "the plan names no node 'a': its nodes are b, c", nodes=Nodes(("b", "c")))
+    refused(PLAN, "the plan does not name the labels", nodes=Nodes(("a", "b")))
     refused(
         PLAN,
         "personal tensors stay with their nodes",
-        personal=("*",),
+        routing=(Personal(("*",)),),
         local=points_plan().local,
         server=points_plan().server,
     )
-    with pytest.raises(PlanError, match="nodes must be names, each once"):
-        replace(PLAN, nodes=("a", "a"))
-    with pytest.raises(PlanError, match="deadline must be a positive number of seconds"):
-        replace(PLAN, deadline=-1.0)
-    assert replace(PLAN, deadline=5.0).fingerprint == PLAN.fingerprint
+    with pytest.raises(ValueError, match="names must be those of the nodes, each once"):
+        Nodes(("a", "a"))
+    with pytest.raises(ValueError, match="deadline must be a positive number of seconds"):
+        Nodes(deadline=-1.0)
+    assert replace(PLAN, nodes=Nodes(deadline=5.0)).fingerprint == PLAN.fingerprint
 
 
 def test_a_disk_that_fails_at_a_node_is_its_clients_failure(site: Site, tmp_path: Path) -> None:

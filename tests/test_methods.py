@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from fedpeft.codecs.dense import Dense
 from fedpeft.core.objective import Objective
+from fedpeft.core.payloads import pack
 from fedpeft.core.tensors import equal
 from fedpeft.core.trainable import read, tensors_of, write
 from fedpeft.core.types import Update
-from fedpeft.core.wire import headers, pack
+from fedpeft.core.wire import headers
 from fedpeft.errors import PlanError
 from fedpeft.methods.injection import known_warnings_ignored
 from fedpeft.optimizers.sgd import SGD

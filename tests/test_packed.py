@@ -182,7 +182,9 @@ def test_a_round_with_prepared_weights_is_the_plain_round_but_for_rounding(metho
     plan = plan_of(method=method, rounds=1)
     every = [("float32", False), *PREPARED]
     sites = {
-        (dtype, pack): open_site(replace(plan, base_dtype=dtype, pack=pack))
+        (dtype, pack): open_site(
+            replace(plan, compute=replace(plan.compute, base_dtype=dtype, pack=pack))
+        )
         for dtype, pack in every
     }
     ends = {way: last(run(site, site.plan)) for way, site in sites.items()}

@@ -63,7 +63,9 @@ def same_end(folder: RunFolder, undisturbed: RunFolder, plan: Plan) -> None:
     ours, theirs = state_of(folder, plan), state_of(undisturbed, plan)
     assert ours.round == plan.rounds
     assert equal(ours.params, theirs.params)
-    assert equal(ours.memory, theirs.memory)
+    assert ours.memory.keys() == theirs.memory.keys() and ours.shared.keys() == theirs.shared.keys()
+    for owner, own in {**ours.memory, **ours.shared}.items():
+        assert equal(own, {**theirs.memory, **theirs.shared}[owner])
     assert ours.accepted == theirs.accepted
     assert without_seconds(folder) == without_seconds(undisturbed)
 
@@ -100,7 +102,9 @@ def test_a_line_tells_of_each_client_asked(undisturbed: RunFolder, site: Site) -
 
 def test_a_checkpoint_reads_back_to_the_state(plan: Plan, tmp_path: Path) -> None:
     params = {"z": torch.ones(1), "a.b": torch.tensor([1.5, -0.0])}
-    state = State(3, params, {"m/a.b": torch.ones(2, dtype=torch.bfloat16)}, {"c/1": 2})
+    memory = {"server": {"m/a.b": torch.ones(2, dtype=torch.bfloat16)}}
+    shared = {"c": {"z": torch.zeros(1)}}
+    state = State(3, params, shared, memory, {"c/1": 2})
     save_checkpoint(tmp_path / "state.safetensors", plan, state, {"threads": 1})
     saved = load_checkpoint(tmp_path / "state.safetensors", plan)
     assert saved is not None
@@ -110,7 +114,8 @@ def test_a_checkpoint_reads_back_to_the_state(plan: Plan, tmp_path: Path) -> Non
         {"threads": 1},
     )
     assert equal(saved.state.params, state.params)
-    assert equal(saved.state.memory, state.memory)
+    assert equal(saved.state.memory["server"], memory["server"])
+    assert equal(saved.state.shared["c"], shared["c"])
     assert list(saved.state.params) == ["z", "a.b"]
 
 

@@ -20,10 +20,11 @@ from secure_rounds import (
     updates_in_the_open,
 )
 
+from fedpeft.core.payloads import unpack
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Reply
-from fedpeft.core.wire import unframe, unpack
+from fedpeft.core.wire import unframe
 from fedpeft.engines.cohort import Cohort
 from fedpeft.engines.processes import Processes
 from fedpeft.errors import PlanError

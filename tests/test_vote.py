@@ -6,19 +6,22 @@ from typing import Any
 
 import pytest
 import torch
-from rounds import Recording, Tampering, last, on, points_plan, run
+from rounds import Recording, Tampering, last, on, points_plan, round_of, run
 
 from fedpeft import PlanError
-from fedpeft.algorithms.vote import PHASE, between, counted, merges
-from fedpeft.codecs.dense import Dense
+from fedpeft.aggregators.class_rows import ClassRows
+from fedpeft.algorithms.vote import PHASE, Choice, Vote, between
+from fedpeft.core.conversation import Answer, Message
 from fedpeft.core.objective import evaluate
-from fedpeft.core.payloads import pack
+from fedpeft.core.payloads import encode_answer
 from fedpeft.core.stores import Nowhere, load_tensors
 from fedpeft.core.tensors import equal
-from fedpeft.core.types import Failure, Reply, State, Update
+from fedpeft.core.types import Failure, Reply, State
 from fedpeft.engines.processes import Processes
 from fedpeft.oneshot.invitation import invite
-from fedpeft.rounds.loop import federate, start
+from fedpeft.plan.tables import AdmissionRules
+from fedpeft.rounds.admission import Admission
+from fedpeft.rounds.loop import Ledger, federate, start
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.runs.execute import execute, open_engine
 from fedpeft.runs.folder import create, read_rounds
@@ -32,39 +35,55 @@ def voting() -> Site:
     return open_site(points_plan(**VOTE, **SKEW))
 
 
-def replies(*told: tuple[list[float], float]) -> Any:
-    for number, (scores, weight) in enumerate(told):
-        delta = {
-            "scores": torch.tensor(scores, dtype=torch.float64),
-            "weight": torch.tensor(weight, dtype=torch.float64),
-        }
-        yield Reply(f"c{number}", pack(Update(f"c{number}", delta), Dense()))
+def said(scores: list[float], weight: float) -> Message:
+    told = {
+        "scores": torch.tensor(scores, dtype=torch.float64),
+        "weight": torch.tensor(weight, dtype=torch.float64),
+    }
+    return Message({PHASE: told})
+
+
+def counted(*told: tuple[list[float], float], silent: int = 0) -> Choice:
+    """The choice of a vote on one merge with the strengths 1 and 0.5."""
+    vote = Vote((1.0, 0.5))
+    messages = [said(*one) for one in told]
+    names = [f"c{k}" for k in range(len(told) + silent)]
+    ask = vote._ask(State(0, {}), [State(1, {})], dict.fromkeys(names))
+    answers = [Answer(name, one) for name, one in zip(names, messages, strict=False)]
+    return vote._count(["weights uniform"], iter(answers), ask)
 
 
 def test_the_best_by_all_examples_is_taken_and_of_equals_the_first() -> None:
-    plan = points_plan(vote=[1.0, 0.5], weighting="uniform")
-    choice = counted(plan, replies(([6, 5], 10), ([0, 2], 2), ([0, 0], 0)))
+    choice = counted(([6, 5], 10), ([0, 2], 2), ([0, 0], 0))
     assert (choice.number, choice.strength, choice.told["examples"]) == (
         0,
         0.5,
         12,
     )  # 7 of 12 against 6
     assert [one["score"] for one in choice.told["scores"]] == [0.5, 7 / 12]
-    assert counted(plan, replies(([3, 3], 4))).strength == 1.0
-    nobody = counted(plan, iter([Failure("c0", "away")]))
-    assert (nobody.number, nobody.strength, nobody.told["failed"]) == (0, 1.0, {"c0": "away"})
+    assert counted(([3, 3], 4)).strength == 1.0
+    nobody = counted(silent=1)
+    assert (nobody.number, nobody.strength, nobody.told["failed"]) == (0, 1.0, ["c0"])
 
 
-def test_what_is_no_vote_is_named_and_not_counted() -> None:
-    plan = points_plan(vote=[1.0, 0.5], weighting="uniform")
-    bad: list[tuple[list[float], float]] = [
-        ([float("nan"), 1], 2),
-        ([1, 1], -1),
-        ([1, 1, 1], 3),
-        ([1, 2], 2),
-    ]
-    choice = counted(plan, replies(*bad))
-    assert sorted(choice.told["failed"]) == ["c0", "c1", "c2"] and choice.told["examples"] == 2
+@pytest.mark.parametrize(
+    ("scores", "weight", "words"),
+    [
+        ([float("nan"), 1], 2, "not finite"),
+        ([1, 1], -1, "fewer examples than none"),
+        ([1, 1, 1], 3, "came as"),
+        ([1, 2], 2, ""),
+    ],
+)
+def test_what_is_no_vote_is_named_and_not_counted(
+    scores: list[float], weight: float, words: str
+) -> None:
+    plan, vote, ledger = points_plan(vote=[1.0, 0.5]), Vote((1.0, 0.5)), Ledger(0)
+    ask = vote._ask(State(0, {}), [State(1, {})], {"c0": None})
+    payload = encode_answer(said(scores, weight), plan.lossless)
+    message = Admission.of(plan, State(0, {}), ledger).decode(ask, "c0", payload)
+    assert (message is None) == bool(words)
+    assert words in ledger.failed.get("c0", "")
 
 
 def test_candidates_lie_on_the_line_and_measured_numbers_stay() -> None:
@@ -80,15 +99,21 @@ def test_candidates_lie_on_the_line_and_measured_numbers_stay() -> None:
 
 
 def test_which_merges_there_are() -> None:
-    assert list(merges(points_plan(vote=[1.0]))) == ["weights examples", "weights uniform"]
-    rows = merges(points_plan(vote=[1.0], weighting="uniform", head_rows="class_counts"))
-    assert list(rows) == ["weights uniform, rows class_counts", "weights uniform"]
+    def merges(**changes: Any) -> list[str]:
+        plan = points_plan(vote=[1.0], **changes)
+        whole = round_of(plan, State(0, {}), ["a"], Ledger(0))
+        return list(Vote((1.0,))._merges(whole))
+
+    assert merges() == ["weights examples", "weights uniform"]
+    rows = merges(weighting="uniform", head_rows="class_counts")
+    assert rows == ["weights uniform, rows class_counts", "weights uniform"]
 
 
 def test_who_votes_has_set_its_examples_apart(voting: Site) -> None:
     whole = open_site(points_plan(**SKEW))
     for client in whole.data.clients:
-        own, train, apart = (x.parts.get(client) for x in (whole.data, voting.data, voting.apart))
+        every: Any = (whole.data, voting.data, voting.apart)
+        own, train, apart = (x.parts.get(client) for x in every)
         assert voting.data.size(client) == len(own) - int(0.2 * len(own))
         assert torch.equal(own, train if apart is None else torch.cat([train, apart]).sort().values)
 
@@ -101,8 +126,8 @@ def test_the_round_ends_with_what_scores_best(voting: Site) -> None:
     begun, apart, scores, ends = start(plan, voting.params()), voting.apart, [], []
     assert apart is not None
     for weighting in ("examples", "uniform"):
-        [(end, _)] = run(voting, replace(plan, vote=None, weighting=weighting))
-        for strength in plan.vote or ():
+        [(end, _)] = run(voting, replace(plan, algorithms=(), weighting=weighting))
+        for strength in VOTE["vote"]:
             ends.append(between(begun.params, end.params, strength))
             found = [
                 evaluate(voting.task, voting.model, ends[-1], apart.held_out(client))["accuracy"]
@@ -114,7 +139,7 @@ def test_the_round_ends_with_what_scores_best(voting: Site) -> None:
 
 
 def test_bytes_are_counted_and_every_engine_agrees(voting: Site) -> None:
-    plan = replace(voting.plan, head_rows="class_counts")
+    plan = replace(voting.plan, aggregator=ClassRows())
     engine = Recording(on(voting, plan))
     here = list(federate(plan, engine, start(plan, voting.params())))
     asked = [job for job in engine.jobs if job.phase == PHASE]
@@ -142,12 +167,9 @@ def test_a_voter_that_fails_loses_its_vote_alone(voting: Site) -> None:
     [(_, ledger)] = federate(
         plan, Tampering(on(voting, plan), {first: second}), start(plan, voting.params())
     )
-    assert (
-        ledger.vote is not None
-        and ledger.vote["failed"] == {first: "away"}
-        and first in ledger.weights
-    )
-    assert not ledger.failed
+    assert ledger.vote is not None and ledger.vote["failed"] == [first]
+    assert first in ledger.weights and not ledger.failed
+    assert ledger.note == f"{first} counts, but did not answer afterwards: away"
 
 
 def test_a_resume_is_not_noticed_and_the_rounds_tell_of_the_vote(
@@ -167,7 +189,7 @@ def test_a_resume_is_not_noticed_and_the_rounds_tell_of_the_vote(
 
 
 def test_with_too_few_replies_there_is_nothing_to_choose(voting: Site) -> None:
-    plan = replace(voting.plan, min_replies=6, rounds=1)
+    plan = replace(voting.plan, admission=AdmissionRules(min_replies=6), rounds=1)
     harm = {voting.data.clients[0]: lambda reply: Failure(reply.client, "away")}
     begun = start(plan, voting.params())
     [(state, ledger)] = federate(plan, Tampering(on(voting, plan), harm), begun)
@@ -182,13 +204,12 @@ def test_with_too_few_replies_there_is_nothing_to_choose(voting: Site) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"vote": []}, "positive strengths, each once"),
-        ({"vote": [1.0, 1.0]}, "positive strengths, each once"),
-        ({"vote": [-1.0]}, "positive strengths, each once"),
-        ({"vote": None, "vote_share": 0.2}, "nobody votes"),
+        ({"vote": []}, "must be positive, each once"),
+        ({"vote": [1.0, 1.0]}, "must be positive, each once"),
+        ({"vote": [-1.0]}, "must be positive, each once"),
         ({"vote_share": 1.0}, "between 0 and 1"),
         ({"personal": ["*"]}, "that all clients have alike"),
-        ({"buffer": 2}, "have no rounds"),
+        ({"buffer": 2}, "asynchronous steps have no"),
         ({"aggregator": "flora"}, "hold only as they are"),
         (
             {
@@ -196,9 +217,12 @@ def test_with_too_few_replies_there_is_nothing_to_choose(voting: Site) -> None:
                 "weighting": "uniform",
                 "delta": 0.1,
             },
-            "how well",
+            "tells the server",
         ),
-        ({"exchange": {"name": "secure", "threshold": 4}, "weighting": "uniform"}, "how well"),
+        (
+            {"exchange": {"name": "secure", "threshold": 4}, "weighting": "uniform"},
+            "which sums hide",
+        ),
     ],
 )
 def test_what_does_not_fit(changes: dict[str, Any], words: str) -> None:
@@ -207,5 +231,5 @@ def test_what_does_not_fit(changes: dict[str, Any], words: str) -> None:
 
 
 def test_a_file_from_each_client_is_no_vote(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="second message"):
+    with pytest.raises(PlanError, match="asks each client more than once"):
         invite(points_plan(vote=[1.0], rounds=1), tmp_path / "study")

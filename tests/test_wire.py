@@ -11,18 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedpeft.core.payloads import pack, unpack
 from fedpeft.core.tensors import equal, layout
 from fedpeft.core.types import Update, Weighted
-from fedpeft.core.wire import (
-    cut,
-    decode_tensors,
-    encode_tensors,
-    frame,
-    headers,
-    pack,
-    unframe,
-    unpack,
-)
+from fedpeft.core.wire import cut, decode_tensors, encode_tensors, frame, headers, unframe
 from fedpeft.errors import WireError
 from fedpeft.registry import build
 

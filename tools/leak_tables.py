@@ -99,7 +99,7 @@ def plan_of(settings: list[str]) -> Plan:
 def measured(what: str, plan: Plan) -> dict[str, Any]:
     if what == "diagnose":
         return diagnose(open_run_site(plan), Budget(rounds=plan.rounds))
-    site = open_run_site(replace(plan, pack=False, features=False))
+    site = open_run_site(replace(plan, compute=replace(plan.compute, pack=False, features=False)))
     return attack(site, favourite(site), Effort(pictures=4, steps=80))
 
 

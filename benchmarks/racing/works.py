@@ -21,6 +21,7 @@ from fedpeft.methods.head import Head
 from fedpeft.methods.lora import LoRA
 from fedpeft.partitions.iid import IID
 from fedpeft.plan.calibration import round_seed, select_cohort
+from fedpeft.plan.tables import Compute
 
 LR = 0.01
 
@@ -67,7 +68,7 @@ class Work:
             local=Descent(lr=LR, batch_size=self.batch),
             cohort=self.cohort,
             rounds=rounds,
-            pack=False,
+            compute=Compute(pack=False),
         )
 
 
@@ -167,6 +168,6 @@ def ours(work: Work, rounds: int, variant: str, processors: int) -> tuple[Plan, 
     """The plan of a variant and its engine. All have all processors, but for "auto", whose stack
     has one thread."""
     settings, engine = VARIANTS[variant]
-    return replace(
-        work.plan(rounds), threads=1 if variant in ONE_THREAD else processors, **settings
-    ), engine
+    plan = work.plan(rounds)
+    threads = 1 if variant in ONE_THREAD else processors
+    return replace(plan, compute=replace(plan.compute, threads=threads, **settings)), engine

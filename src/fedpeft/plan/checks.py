@@ -1,7 +1,7 @@
 """Which parts and settings of a plan fit together: one checker that reads their facts."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedpeft.core.facts import NOISE, Fact, forbidden_by, needed_by, offered_by
@@ -54,7 +54,11 @@ class Holder:
 
 def check_fit(plan: Any) -> None:
     """Raises PlanError, with a remedy, for the first two parts of a plan that do not fit."""
-    holders = list(_holders(plan))
+    check_holders(list(_holders(plan)))
+
+
+def check_holders(holders: Sequence[Holder]) -> None:
+    """Raises PlanError for the first two that do not fit, or for one that lacks another."""
     for one in holders:
         for other in holders:
             if other is not one:
@@ -89,19 +93,26 @@ def _check_pair(one: Holder, other: Holder) -> None:
 
 def _holders(plan: Any) -> Iterator[Holder]:
     for part in plan.each_part():
-        facts = offered_by(part)
+        holder = holder_of(part)
         if part is plan.downlink and part is not plan.uplink:
-            facts -= {Fact.LOSSY}  # the server knows what became of what it sent
-        forbids = {**forbidden_by(part)}
-        for fact in facts:
-            forbids |= RULES.get(fact, {})
-        if facts & {Fact.CLIENT_NOISE, Fact.SERVER_NOISE}:
-            forbids |= CLIENTS
-        if Fact.SERVER_NOISE in facts:
-            forbids |= CENTRAL
-        yield Holder(type(part).__name__, facts, needed_by(part), forbids)
+            facts = holder.offers - {Fact.LOSSY}  # the server knows what became of what it sent
+            holder = replace(holder, offers=facts)
+        yield holder
     for name, set_ in _settings(plan):
         yield Holder(name, frozenset(set_), {}, {})
+
+
+def holder_of(part: Any) -> Holder:
+    """A part's facts, with the rules that follow from them."""
+    facts = offered_by(part)
+    forbids = {**forbidden_by(part)}
+    for fact in facts:
+        forbids |= RULES.get(fact, {})
+    if facts & {Fact.CLIENT_NOISE, Fact.SERVER_NOISE}:
+        forbids |= CLIENTS
+    if Fact.SERVER_NOISE in facts:
+        forbids |= CENTRAL
+    return Holder(type(part).__name__, facts, needed_by(part), forbids)
 
 
 def _settings(plan: Any) -> Iterator[tuple[str, Sequence[Fact]]]:

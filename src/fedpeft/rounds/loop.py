@@ -26,7 +26,6 @@ from fedpeft.rounds.ledger import Ledger as Ledger
 from fedpeft.rounds.post import Post
 from fedpeft.rounds.site import Site, open_site
 
-
 SAMPLER = "sampler"
 """The owner of what a sampler has learnt."""
 

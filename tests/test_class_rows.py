@@ -11,17 +11,15 @@ from contributions import study
 from rounds import Recording, Tampering, changed, distance, last, on, points_plan, run
 
 from fedpeft import PlanError
-from fedpeft.aggregators.class_rows import class_counts
 from fedpeft.core.payloads import pack, unpack
 from fedpeft.core.stores import load_tensors
 from fedpeft.core.tensors import equal, layout
 from fedpeft.core.types import Reply, State, Update
 from fedpeft.engines.cohort import Cohort
-from fedpeft.errors import WireError
 from fedpeft.oneshot.flaws import ContributionError, Flaw
 from fedpeft.oneshot.merge import Rules, change, merge
-from fedpeft.registry import names
-from fedpeft.rounds.loop import aggregate, federate, start
+from fedpeft.registry import build, names
+from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
 
 ROWS: dict[str, Any] = {"head_rows": "class_counts"}
@@ -32,15 +30,12 @@ START = State(
 
 def of(client: str, value: float, *counts: int) -> Update:
     delta = {name: torch.full_like(x, value) for name, x in START.params.items()}
-    return Update(client, delta, float(sum(counts)), counts=counts)
+    return Update(client, delta, float(sum(counts)), told={"class_counts": list(counts)})
 
 
 def merged(*updates: Update, **changes: Any) -> Update:
-    found = aggregate(
-        points_plan(**ROWS, **changes), iter(updates), START, lambda client: START.params
-    )
-    assert found is not None
-    return found
+    aggregator = points_plan(**ROWS, **changes).aggregator
+    return aggregator(iter(updates), START, lambda client: START.params)
 
 
 def test_rows_by_hand() -> None:
@@ -63,7 +58,7 @@ def test_in_any_order_next_to_the_same_and_of_one_that_one(name: str) -> None:
             f"c{k}",
             {n: torch.randn(x.shape, generator=draws) for n, x in START.params.items()},
             9.0,
-            counts=counts,
+            told={"class_counts": list(counts)},
         )
         for k, counts in enumerate([(4, 5, 0), (0, 1, 8), (9, 0, 0), (2, 2, 5)])
     ]
@@ -92,17 +87,13 @@ def test_under_skew_the_rows_are_other_ones_and_a_client_tells_what_it_has(skewe
     plan, data = skewed.plan, skewed.data
     engine, train = Recording(on(skewed, plan)), getattr(data, "train")  # noqa: B009
     [(state, _), *_] = federate(plan, engine, start(plan, skewed.params()))
-    [(plain, _), *_] = run(skewed, replace(plan, head_rows=None))
+    [(plain, _), *_] = run(skewed, replace(plan, aggregator=build("aggregator", "mean")))
     assert not equal(state.params, plain.params)
     for job, reply in zip(engine.jobs, engine.replies, strict=True):
         assert isinstance(reply, Reply)
-        told = unpack(job.client, reply.payload, plan.uplink, layout(state.params)).counts
+        told = unpack(job.client, reply.payload, plan.uplink, layout(state.params)).told
         labels = train["label"][getattr(data, "parts")[job.client]]  # noqa: B009
-        assert (
-            told
-            == tuple(int((labels == k).sum()) for k in range(3))
-            == class_counts(data, job.client, 3)
-        )
+        assert told == {"class_counts": [int((labels == k).sum()) for k in range(3)]}
 
 
 def test_counts_that_are_not_of_its_examples_are_refused(skewed: Site) -> None:
@@ -111,7 +102,10 @@ def test_counts_that_are_not_of_its_examples_are_refused(skewed: Site) -> None:
     def lying(counts: tuple[int, ...]) -> Any:
         def harm(reply: Any) -> Any:
             update = unpack(reply.client, reply.payload, plan.uplink, layout(skewed.params()))
-            return replace(reply, payload=pack(replace(update, counts=counts), plan.uplink))
+            return replace(
+                reply,
+                payload=pack(replace(update, told={"class_counts": list(counts)}), plan.uplink),
+            )
 
         return harm
 
@@ -126,11 +120,12 @@ def test_counts_that_are_not_of_its_examples_are_refused(skewed: Site) -> None:
 
 
 @pytest.mark.parametrize("counts", [(-1,), (1.5,), (True,), ("9",), (2**53 + 1,)])
-def test_what_is_no_number_of_examples_is_a_wire_error(counts: Any) -> None:
-    delta = {"a": torch.zeros(1)}
-    blob = pack(Update("c", delta, counts=counts), points_plan().uplink)
-    with pytest.raises(WireError, match="class counts are no numbers"):
-        unpack("c", blob, points_plan().uplink, layout(delta))
+def test_what_is_no_number_of_examples_is_refused(counts: Any) -> None:
+    plan = points_plan(**ROWS)
+    lying = replace(of("c", 1.0, 1, 1, 1), told={"class_counts": list(counts)})
+    [check] = plan.hooks("check_update")
+    with pytest.raises(ValueError, match="class counts are no numbers"):
+        check(lying, START, plan)
 
 
 def test_files_of_one_round_merge_to_its_rows_in_any_order(tmp_path: Path) -> None:
@@ -148,7 +143,10 @@ def test_files_of_one_round_merge_to_its_rows_in_any_order(tmp_path: Path) -> No
         torch.equal(ends[0][f"params/{n}"], x) for n, x in state.params.items()
     )
     liar = four.forged(
-        tmp_path / "liar", lambda update: replace(update, counts=(1, *update.counts[1:]))
+        tmp_path / "liar",
+        lambda update: replace(
+            update, told={"class_counts": [1, *update.told["class_counts"][1:]]}
+        ),
     )
     with pytest.raises(ContributionError) as refused:
         merge(four.path, [liar], tmp_path / "other", Rules())
