@@ -1,16 +1,15 @@
-"""Kept cells of studies, and tables of them."""
+"""Rows of tables, from the results of studies in docs/results/STUDY.csv."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 from fedpeft.studies.table import interval
+from tools.results.rows import Result, newest_results, read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
-CELLS = RESULTS / "cells"
 
 Seeds = Mapping[int, float]
 """Accuracy in percent, or what else was measured, after the last round, by seed."""
@@ -24,36 +23,47 @@ class Row:
     parameters: int
 
 
-def kept(study: str, name: str, label: str = "", metric: str = "accuracy") -> Row:
-    """The cells `name`-seedN of a study; accuracy in percent, anything else as it was measured."""
-    row = found(study, name, label, metric)
+def results_of(study: str, name: str) -> dict[int, Result]:
+    """The results of the cells `name`-seedN by seed, in the order of the seeds."""
+    found = {one.seed: one for one in _study(study) if one.name == name}
+    return dict(sorted(found.items()))
+
+
+@cache
+def _study(name: str) -> tuple[Result, ...]:
+    return tuple(newest_results(read_results(RESULTS / f"{name}.csv")))
+
+
+def read_row(study: str, name: str, label: str = "", metric: str = "accuracy") -> Row:
+    """The cells `name`-seedN of a study; accuracy in percent, anything else as it was measured.
+
+    Raises:
+      SystemExit: the study has no result of this name.
+    """
+    row = find_row(study, name, label, metric)
     if row is None:
-        raise SystemExit(f"no cells {name}-seed* under {CELLS / study}")
+        raise SystemExit(f"no row of {RESULTS / study}.csv is of a cell {name}-seed*")
     return row
 
 
-def found(study: str, name: str, label: str = "", metric: str = "accuracy") -> Row | None:
-    """The same; None where no such cell was kept."""
-    folders = (CELLS / study).glob(f"{name}-seed*")
-    cells = {
-        int(one.name.rpartition("-seed")[2]): json.loads((one / "summary.json").read_text())
-        for one in folders
-    }
+def find_row(study: str, name: str, label: str = "", metric: str = "accuracy") -> Row | None:
+    """The same; None where the study has no such result."""
+    cells = results_of(study, name)
     if not cells:
         return None
-    first = cells[min(cells)]
+    first = next(iter(cells.values()))
     return Row(
         label,
-        {seed: _measured(one, metric) for seed, one in sorted(cells.items())},
-        (first["bytes_up"] + first["bytes_down"]) / 2**20,
-        first["trainable_params"],
+        {seed: _measured(one, metric) for seed, one in cells.items()},
+        (first.number("bytes_up") + first.number("bytes_down")) / 2**20,
+        int(first.number("trainable_params")),
     )
 
 
-def _measured(summary: Mapping[str, Any], metric: str) -> float:
-    return float(
-        100 * summary["accuracy_last"] if metric == "accuracy" else summary["held_out_last"][metric]
-    )
+def _measured(one: Result, metric: str) -> float:
+    if metric == "accuracy":
+        return 100 * one.number("accuracy_last")
+    return one.number(f"held_out_last.{metric}")
 
 
 def spread(values: Seeds, digits: int = 1) -> str:
