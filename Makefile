@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-all chaos picture check clean
+.PHONY: run test test-all chaos picture results check clean
 
 run: $(VENV)/ready
 	$(BIN)/fedpeft run
@@ -21,9 +21,16 @@ chaos: $(VENV)/ready
 	$(BIN)/python -m pytest -rs tests/test_flower*.py tests/test_supernode.py tests/test_kill.py tests/test_admission.py \
 		tests/test_loop_failures.py tests/test_letters.py
 
-# What the README shows of a report; needs an installed Chromium.
+# What the README shows of a report; needs an installed Chromium. CELLS is the folder of a sweep of
+# studies/communication-small.toml, or that study's folder in an unpacked archive of results.
+CELLS ?= runs/communication-small
 picture: $(VENV)/ready
-	$(BIN)/python tools/report_picture.py docs/results/cells/communication-small docs/report.png
+	$(BIN)/python tools/report_picture.py $(CELLS) docs/report.png
+
+# The finished cells of all sweeps in RUNS as dist/results-VERSION.tar.xz, with its SHA-256.
+RUNS ?= runs
+results: $(VENV)/ready
+	$(BIN)/python -m tools.results pack $(RUNS)
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -194,6 +194,7 @@ def test_the_summary_adds_up(plan: Plan, site: Site, undisturbed: RunFolder) -> 
     summary = summarize(undisturbed, site)
     lines = read_rounds(undisturbed)
     assert summary == json.loads(undisturbed.summary.read_text())
+    assert summary["schema"] == plan.schema
     assert summary["rounds"] == 4
     assert summary["accuracy_last"] == lines[-1]["held_out"]["accuracy"]
     assert summary["accuracy_best"] == max(line["held_out"]["accuracy"] for line in lines)

@@ -1,9 +1,9 @@
 """Accuracy of a merge as contribution files arrive one after another, and as their clients leave
 again.
 
-    python tools/arrivals.py                    docs/results/arrivals.json; then `python
-    tools/claims one-shot` python tools/arrivals.py "Dirichlet 100"    these federations anew,
-    beside the others of the file
+    python tools/arrivals.py                    # docs/results/arrivals.json
+    python tools/arrivals.py "Dirichlet 100"    # these federations anew, beside the others
+    python -m tools.claims one-shot             # afterwards: the table of the page
 
 The commands a user types: `fedpeft invite` without a plan (handwritten digits, LoRA, one round),
 for each of eight of 32 clients `fedpeft contribute`, then `fedpeft merge --evaluate`, and for each

@@ -1,7 +1,7 @@
 """Pre-train the micro vision transformer as a masked autoencoder (He et al., 2022,
 arXiv:2111.06377).
 
-    python tools/pretrain_mae.py --out studies/weights/micro-vit-mae
+    python -m tools.pretrain_mae --out studies/weights/micro-vit-mae
 
 The same drawn letters as `tools/pretrain_micro_vit.py`, without their labels: the encoder sees a
 quarter of the patches, a small decoder fills in the pixels of the others, each patch normalised.
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pretrain_micro_vit import SIDE, build, distort, glyphs, save
 from torch import Tensor, nn
+
+from tools.pretrain_micro_vit import SIDE, build, distort, glyphs, save
 
 PATCH = 4
 PATCHES = (SIDE // PATCH) ** 2

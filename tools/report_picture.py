@@ -1,7 +1,10 @@
 """Pictures of a report's page, light and dark, as a Chromium that is installed shows its head.
 
-python tools/report_picture.py docs/results/cells/communication-small docs/report.png     # and
-docs/report-dark.png
+    python tools/report_picture.py runs/communication-small docs/report.png
+
+It writes docs/report-dark.png too. The first argument is the folder of the study's runs: that of
+`fedpeft sweep studies/communication-small.toml`, or the study's folder in an archive of raw cells
+(`python -m tools.results unpack`).
 """
 
 import shutil
@@ -45,6 +48,8 @@ def take(page: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     cells, out = Path(sys.argv[1]), Path(sys.argv[2])
+    if not cells.is_dir():
+        raise SystemExit(f"no picture is taken: there is no folder {cells}")
     with TemporaryDirectory() as folder:
         page = Path(folder) / "report.html"
         write(Report(sections(read_cells([cells])[0]), (), f"fedpeft report {cells}"), page)

@@ -1,8 +1,8 @@
-"""Draw the tables of pages about claims from the kept cells, in place, between their marks.
+"""Draw the tables of pages about claims from docs/results/*.csv, in place, between their marks.
 
-    python tools/claims                     every page
-    python tools/claims fedpeft             docs/results/fedpeft.md
-    python tools/claims --check             exit 1 if a table on a page is not that of the cells
+    python -m tools.claims                  # every page
+    python -m tools.claims fedpeft          # docs/results/fedpeft.md
+    python -m tools.claims --check          # exit 1 if a table on a page is not that of the results
 
 A difference is taken within each seed, whose runs share partition, cohorts and starting head; what
 is printed is its mean over the seeds and half of the 95 % interval (Student's t).
@@ -11,10 +11,8 @@ is printed is its mean over the seeds and half of the 95 % interval (Student's t
 import sys
 from collections.abc import Callable, Mapping
 
-import generation_claims
-import one_shot_claims
-import peft_claims
-from keeping import RESULTS
+from tools.claims import generation_claims, one_shot_claims, peft_claims
+from tools.claims.rows import RESULTS
 
 PAGES = {
     "fedpeft": peft_claims.TABLES,
@@ -47,7 +45,7 @@ def main(arguments: list[str]) -> None:
             if "--check" not in arguments:
                 file.write_text(after)
     if stale and "--check" in arguments:
-        raise SystemExit(f"not what the cells say: {', '.join(stale)}")
+        raise SystemExit(f"not what the results say: {', '.join(stale)}")
 
 
 if __name__ == "__main__":

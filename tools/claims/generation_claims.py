@@ -3,7 +3,7 @@ from captions."""
 
 from collections.abc import Mapping
 
-from keeping import difference, kept, lines, signed, spread
+from tools.claims.rows import difference, lines, read_row, signed, spread
 
 EMOJI = {
     "rounds-epochs-3-1": "three rounds of one epoch",
@@ -23,7 +23,7 @@ DOLLY = {
 
 def _losses(study: str, names: Mapping[str, str], digits: int) -> list[list[str]]:
     """Each with its difference to the first."""
-    rows = [kept(study, name, label, "loss") for name, label in names.items()]
+    rows = [read_row(study, name, label, "loss") for name, label in names.items()]
     return [
         [
             row.label,

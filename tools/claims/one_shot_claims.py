@@ -3,8 +3,20 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
-from keeping import CELLS, RESULTS, Row, difference, found, kept, lines, signed, spread
+from tools.claims.rows import (
+    RESULTS,
+    Row,
+    difference,
+    find_row,
+    lines,
+    read_row,
+    results_of,
+    signed,
+    spread,
+)
+from tools.results.rows import Result
 
 SKEWS = {"dirichlet-0.1": "Dirichlet 0.1", "dirichlet-100": "Dirichlet 100"}
 
@@ -14,7 +26,7 @@ def _pair(study: str, start: str, many: str, end: str) -> list[Row]:
     rounds, _, epochs = many.partition("-")
     whole = int(rounds) * int(epochs)
     names = [f"{start}rounds-epochs-{times}-{end}" for times in (many, f"1-{whole}")]
-    return [kept(study, name) for name in names]
+    return [read_row(study, name) for name in names]
 
 
 def _against(rows: list[tuple[str, list[Row]]], many: str) -> str:
@@ -58,7 +70,7 @@ def photographs() -> str:
             (f"{label}, {skew}", _pair("one-shot-vit-tiny", f"{start}-", "10-1", name))
             for name, label in methods.items()
             for start, skew in SKEWS.items()
-            if any((CELLS / "one-shot-vit-tiny").glob(f"{start}-rounds-epochs-1-10-{name}-seed*"))
+            if find_row("one-shot-vit-tiny", f"{start}-rounds-epochs-1-10-{name}")
         ],
         "ten rounds",
     )
@@ -76,12 +88,10 @@ def photographs_beside() -> str:
         "local-only": "local only, LoRA, Dirichlet 0.1",
         "centralised-lora": "centralised, LoRA",
     }
-    there = [
-        (label, row) for name, label in names.items() if (row := found("one-shot-vit-tiny", name))
-    ]
+    found = [find_row("one-shot-vit-tiny", name, label) for name, label in names.items()]
     return lines(
         ["", "seeds", "accuracy"],
-        [[label, str(len(row.values)), spread(row.values)] for label, row in there],
+        [[row.label, str(len(row.values)), spread(row.values)] for row in found if row],
     )
 
 
@@ -100,7 +110,7 @@ def beside() -> str:
 def _accuracies(study: str, names: Mapping[str, str]) -> str:
     return lines(
         ["", "accuracy"],
-        [[label, spread(kept(study, name).values)] for name, label in names.items()],
+        [[label, spread(read_row(study, name).values)] for name, label in names.items()],
     )
 
 
@@ -120,7 +130,7 @@ SWITCHES = {
 def _switches(method: str) -> str:
     """One round with each switch, against one round without and against ten rounds; those that were
     run."""
-    many, plain = kept(SKEW, f"ten-rounds-{method}"), kept(SKEW, f"{method}-none")
+    many, plain = read_row(SKEW, f"ten-rounds-{method}"), read_row(SKEW, f"{method}-none")
     beside = [
         str(len(many.values)),
         spread(many.values),
@@ -130,9 +140,9 @@ def _switches(method: str) -> str:
     ]
     rows = [["ten rounds, none", *beside]]
     for name, label in SWITCHES.items():
-        if not any((CELLS / SKEW).glob(f"{method}-{name}-seed*")):
+        one = find_row(SKEW, f"{method}-{name}")
+        if one is None:
             continue
-        one = kept(SKEW, f"{method}-{name}")
         ahead = "" if name == "none" else signed(difference(one, plain))
         behind = signed(difference(one, many))
         rows.append(
@@ -164,23 +174,23 @@ def skew_full() -> str:
 
 def chosen() -> str:
     """What clients voted for, seed by seed."""
-    rows = []
-    for method, label in {"head": "head", "lora": "LoRA", "full": "full"}.items():
-        for name in (name for name in SWITCHES if name.endswith("vote")):
-            for folder in sorted((CELLS / SKEW).glob(f"{method}-{name}-seed*")):
-                vote = json.loads((folder / "rounds.jsonl").read_text())["vote"]
-                scores = sorted(100 * one["score"] for one in vote["scores"])
-                rows.append(
-                    [
-                        f"{label}, {SWITCHES[name]}",
-                        folder.name.rpartition("-seed")[2],
-                        vote["merge"],
-                        f"{vote['strength']:g}",
-                        f"{scores[0]:.1f} to {scores[-1]:.1f}",
-                        f"{vote['examples']:g}",
-                    ]
-                )
+    names = {"head": "head", "lora": "LoRA", "full": "full"}
+    votes = [
+        (f"{label}, {SWITCHES[name]}", one)
+        for method, label in names.items()
+        for name in SWITCHES
+        if name.endswith("vote")
+        for one in sorted(results_of(SKEW, f"{method}-{name}").values(), key=lambda one: one.cell)
+    ]
+    rows = [[label, str(one.seed), *_vote(one)] for label, one in votes]
     return lines(["", "seed", "merge", "λ", "scores of the candidates", "by examples"], rows)
+
+
+def _vote(one: Result) -> list[str]:
+    vote = one.plain("vote_last")
+    scores = sorted(100 * candidate["score"] for candidate in vote["scores"])
+    between = f"{scores[0]:.1f} to {scores[-1]:.1f}"
+    return [vote["merge"], f"{vote['strength']:g}", between, f"{vote['examples']:g}"]
 
 
 def skew_beside() -> str:
@@ -200,21 +210,20 @@ def arrivals() -> str:
     columns = {}
     for label in dict.fromkeys(one["federation"] for one in told["federations"]):
         of = {one["seed"]: one for one in told["federations"] if one["federation"] == label}
-        came = [
-            {seed: 100 * one["came"][k]["accuracy"] for seed, one in of.items()}
-            for k in range(told["files"] + 1)
-        ]
-        left = [
-            {seed: 100 * one["left"][k]["accuracy"] for seed, one in of.items()}
-            for k in range(told["files"] - 1)
-        ]
-        columns[label] = [spread(each) for each in (*came, *left)]
+        columns[label] = _steps(of, "came", told["files"] + 1)
+        columns[label] += _steps(of, "left", told["files"] - 1)
     labels = ["nobody yet", *(f"{k} arrived" for k in range(1, told["files"] + 1))]
-    labels += [
-        f"the first {k} left again" if k > 1 else "the first left again"
-        for k in range(1, told["files"])
-    ]
+    labels.append("the first left again")
+    labels += [f"the first {k} left again" for k in range(2, told["files"])]
     return lines(["", *columns], [list(row) for row in zip(labels, *columns.values(), strict=True)])
+
+
+def _steps(of: Mapping[int, Any], step: str, count: int) -> list[str]:
+    """The accuracy after each of so many steps of a kind, over the seeds."""
+    return [
+        spread({seed: 100 * one[step][k]["accuracy"] for seed, one in of.items()})
+        for k in range(count)
+    ]
 
 
 AGGREGATORS = "lora-aggregators-small"
@@ -244,15 +253,16 @@ MERGES = {
 
 def aggregators() -> str:
     """Ten rounds and one of each rule for LoRA's factors, with its error in the last round; empty
-    where not kept."""
-    plain = found(AGGREGATORS, MERGES[RULES["fedit"]][0])
+    where there is no result."""
+    plain = find_row(AGGREGATORS, MERGES[RULES["fedit"]][0])
     rows = []
     for label, names in MERGES.items():
-        many, one = (found(AGGREGATORS, name) if name else None for name in names)
-        own = [many and spread(many.values), one and spread(one.values)]
-        own += [_lead(one, many), "" if many == plain else _lead(many, plain)]
-        errors = [_error(name) if name else "" for name in names]
-        rows.append([label, *(x or "" for x in own), *errors, *map(_megabytes, (many, one))])
+        many, one = (find_row(AGGREGATORS, name) for name in names)
+        accuracies = [_accuracy(many), _accuracy(one)]
+        leads = [_lead(one, many), "" if many == plain else _lead(many, plain)]
+        rows.append(
+            [label, *accuracies, *leads, *map(_error, names), *map(_megabytes, (many, one))]
+        )
     head = [
         "",
         "ten rounds",
@@ -263,6 +273,10 @@ def aggregators() -> str:
         "error, one",
     ]
     return lines([*head, "MiB of ten", "MiB of one"], rows)
+
+
+def _accuracy(row: Row | None) -> str:
+    return spread(row.values) if row else ""
 
 
 def _lead(row: Row | None, other: Row | None) -> str:
@@ -277,8 +291,7 @@ def _megabytes(row: Row | None) -> str:
 def _error(name: str) -> str:
     """‖mean(B·A) − merged‖ / ‖mean(B·A)‖ of the last round, the mean over the seeds; empty where
     none was told."""
-    rounds = [one / "rounds.jsonl" for one in (CELLS / AGGREGATORS).glob(f"{name}-seed*")]
-    told = [json.loads(one.read_text().splitlines()[-1]).get("aggregation_error") for one in rounds]
+    told = [one.plain("aggregation_error_last") for one in results_of(AGGREGATORS, name).values()]
     every = [x for x in told if x is not None]
     return f"{sum(every) / len(every):.2g}" if every else ""
 

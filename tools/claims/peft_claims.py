@@ -6,15 +6,25 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from statistics import fmean
 
-from keeping import RESULTS, Row, against, difference, found, kept, lines, signed, spread
+from tools.claims.rows import (
+    RESULTS,
+    Row,
+    against,
+    difference,
+    find_row,
+    lines,
+    read_row,
+    signed,
+    spread,
+)
 
 EARLIER = RESULTS / "cifar100-vit-tiny.json"
 
 
 def photographs(name: str, label: str) -> Row:
-    """CIFAR-100: seeds of the earlier table and the kept ones."""
+    """CIFAR-100: seeds of the earlier table and those of the results."""
     cell = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
-    row = kept("methods-cifar100", cell, label)
+    row = read_row("methods-cifar100", cell, label)
     earlier = {
         one["seed"]: 100 * one["accuracy_last"] for one in json.loads(EARLIER.read_text())[name]
     }
@@ -23,7 +33,7 @@ def photographs(name: str, label: str) -> Row:
 
 def digits() -> str:
     study = "communication-small"
-    full = kept(study, "full-m-8", "full, M = 8")
+    full = read_row(study, "full-m-8", "full, M = 8")
     others = {
         "full-m-4": "full, M = 4",
         "full-m-2": "full, M = 2",
@@ -39,7 +49,7 @@ def digits() -> str:
         "centralised-lora": "centralised, LoRA",
         "local-only": "local only",
     }
-    return against([full, *(kept(study, name, label) for name, label in others.items())], full)
+    return against([full, *(read_row(study, name, label) for name, label in others.items())], full)
 
 
 METHODS = {"full": "full", "head": "head", "bias": "bias", "lora": "LoRA", "prompt": "prompt"}
@@ -69,7 +79,7 @@ BESIDE = {
 
 def cifar() -> str:
     rows = [photographs(name, label) for name, label in PHOTOGRAPHS.items()]
-    beside = [found("communication-vit-tiny", name, label) for name, label in BESIDE.items()]
+    beside = [find_row("communication-vit-tiny", name, label) for name, label in BESIDE.items()]
     return against(rows + [row for row in beside if row], rows[0])
 
 
@@ -81,7 +91,7 @@ def headline() -> str:
     fine-tuning there."""
     cells = {
         PHOTOGRAPHS[earlier]: [
-            found("headline-vit-tiny", f"homogeneous-{name}"),
+            find_row("headline-vit-tiny", f"homogeneous-{name}"),
             photographs(earlier, name),
         ]
         for name, earlier in HEADLINE.items()
@@ -108,7 +118,7 @@ def _beside(row: Row | None, full: Row | None) -> str:
 def domain() -> str:
     near = {label: photographs(name, label) for name, label in PHOTOGRAPHS.items()}
     names = METHODS | {"full-rate-0.001": "full"}  # the better of its rates there
-    far = {label: kept("domain-gap-vit-tiny", name, label) for name, label in names.items()}
+    far = {label: read_row("domain-gap-vit-tiny", name, label) for name, label in names.items()}
     rows = []
     for label, row in far.items():
         ahead = [
@@ -122,7 +132,8 @@ def domain() -> str:
         "local-only": "local only",
     }
     for name, label in others.items():
-        rows.append([label, "", "", spread(kept("domain-gap-vit-tiny", name, label).values), ""])
+        accuracy = spread(read_row("domain-gap-vit-tiny", name).values)
+        rows.append([label, "", "", accuracy, ""])
     return lines(["", "photographs", "against full", "digits", "against full"], rows)
 
 
@@ -131,8 +142,8 @@ def privacy() -> str:
     for name, label in (METHODS | {"adapter": "adapter"}).items():
         open_name = "full-none-lr-0.01" if name == "full" else f"none-{name}"
         clear, private = (
-            kept("privacy-small", open_name, label),
-            kept("privacy-small", f"epsilon-8-{name}", label),
+            read_row("privacy-small", open_name, label),
+            read_row("privacy-small", f"epsilon-8-{name}", label),
         )
         lost = signed(difference(private, clear))
         rows.append(
@@ -142,9 +153,9 @@ def privacy() -> str:
         "none-full": "full at rate 0.05",
         "centralised-bias-none": "centralised, bias",
     }.items():
-        rows.append([label, "3", spread(kept("privacy-small", name, label).values), "", ""])
-    rows.append(["local only", "3", spread(kept("privacy-small", "local-only").values), "", ""])
-    as_published = kept("privacy-small", "bias-as-published")
+        rows.append([label, "3", spread(read_row("privacy-small", name, label).values), "", ""])
+    rows.append(["local only", "3", spread(read_row("privacy-small", "local-only").values), "", ""])
+    as_published = read_row("privacy-small", "bias-as-published")
     rows.append(["bias, the paper's noise", "3", "", spread(as_published.values), ""])
     return lines(["", "seeds", "no noise", "ε = 8", "lost"], rows)
 
@@ -156,7 +167,7 @@ def scarcity() -> str:
     """Differences are means over the sizes, within a seed."""
     labels = METHODS | {"adapter": "adapter", "local-only": "local only"}
     every = {
-        name: [kept("scarcity-small", f"examples-{k}-{name}", label) for k in SIZES]
+        name: [read_row("scarcity-small", f"examples-{k}-{name}", label) for k in SIZES]
         for name, label in labels.items()
     }
     rows = []
@@ -166,7 +177,7 @@ def scarcity() -> str:
             for other in ("full", "head")
         ]
         rows.append([label, *(spread(row.values) for row in every[name]), *ahead])
-    central = [spread(kept("scarcity-small", f"centralised-lora-{k}").values) for k in SIZES]
+    central = [spread(read_row("scarcity-small", f"centralised-lora-{k}").values) for k in SIZES]
     rows.append(["centralised, LoRA", *central, "", ""])
     return lines(["", *(f"K = {k}" for k in SIZES), "against full", "against head"], rows)
 
@@ -190,7 +201,7 @@ def along(
     what a method is ahead of full fine-tuning there; below, rows that are the same in all settings.
     A cell that was not run is left empty."""
     rows = [
-        [label, *[spread(kept(study, name).values)] * len(columns)]
+        [label, *[spread(read_row(study, name).values)] * len(columns)]
         for name, label in common.items()
     ]
     return lines(["", *columns], _settings(study, columns, names) + rows)
@@ -201,8 +212,8 @@ def _settings(study: str, columns: Mapping[str, str], names: Mapping[str, str]) 
     for name, label in names.items():
         row = [label]
         for cell in columns.values():
-            full = found(study, cell.format("full")) if name != "full" else None
-            row.append(_beside(found(study, cell.format(name)), full))
+            full = find_row(study, cell.format("full")) if name != "full" else None
+            row.append(_beside(find_row(study, cell.format(name)), full))
         rows.append(row)
     return rows
 
@@ -214,7 +225,7 @@ def pretraining() -> str:
         "none": "{}",
     }
     rows = _settings("pretraining-small", columns, EVERY | {"scratch": "all, from scratch"})
-    central = spread(kept("pretraining-small", "centralised-lora-supervised").values)
+    central = spread(read_row("pretraining-small", "centralised-lora-supervised").values)
     return lines(["", *columns], [*rows, ["centralised, LoRA", central, "", ""]])
 
 
@@ -236,10 +247,10 @@ def capability(clients: str) -> str:
     sizes = ((16, 16), (16, 2), (64, 64), (64, 8))
     columns = {f"N = {n}, M = {m}": f"{clients}-n{n}-m{m}-{{}}" for n, m in sizes}
     study, methods = "capability-small", {"scratch": "scratch"} | METHODS | {"adapter": "adapter"}
-    alone = [spread(kept(study, f"local-only-{clients}-n{n}").values) for n, _ in sizes]
+    alone = [spread(read_row(study, f"local-only-{clients}-n{n}").values) for n, _ in sizes]
     rows = [
         ["local only", *alone],
-        *([label, *[spread(kept(study, name).values)] * 4] for name, label in CENTRAL.items()),
+        *([label, *[spread(read_row(study, name).values)] * 4] for name, label in CENTRAL.items()),
     ]
     return lines(["", *columns], _settings(study, columns, methods) + rows)
 

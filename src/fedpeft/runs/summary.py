@@ -31,6 +31,7 @@ def summarize(
     rounds = read_rounds(folder)
     saved = load_checkpoint(folder.checkpoint, plan)
     summary = {
+        "schema": plan.schema,
         "name": plan.name,
         "method": describe("method", plan.method)["name"],
         "seed": plan.seed,

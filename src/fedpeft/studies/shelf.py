@@ -1,5 +1,5 @@
-"""Where the cells of a study lie: run folders, and what is kept of finished ones for a
-repository."""
+"""Where the cells of a study lie: run folders, and what is kept of finished ones in another
+folder."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
