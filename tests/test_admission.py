@@ -90,7 +90,7 @@ def test_where_the_usual_length_is_nothing_nothing_is_refused() -> None:
 
 def test_no_bound_and_nothing_waits() -> None:
     updates = iter(of_lengths(1, 1, 1e30))
-    every = bounded(admission(norm_factor=float("inf")), updates)
+    every = bounded(admission(norm_factor=float("inf"), weight_factor=float("inf")), updates)
     assert next(every).client == "c0" and len(list(updates)) == 2, (
         "what is not asked for does not train"
     )
@@ -186,3 +186,36 @@ def test_honest_runs_notice_nothing(points: Site, alpha: float) -> None:
     assert equal(bounded[-1][0].params, free[-1][0].params) and bounded[-1][0].refusals == {}
     norms = sorted(bounded[-1][0].norms)
     assert norms[-1] < NORM_FACTOR / 3 * norms[len(norms) // 2]
+
+
+def claiming(plan: Plan, site: Site, weight: float) -> Harm:
+    def harm(reply: Reply | Failure) -> Reply:
+        assert isinstance(reply, Reply)
+        update = unpack(reply.client, reply.payload, plan.uplink, layout(site.params()))
+        return Reply(reply.client, pack(replace(update, weight=weight), plan.uplink))
+
+    return harm
+
+
+def test_where_all_count_alike_nobody_counts_more(points: Site) -> None:
+    plan = points_plan(weighting="uniform", cohort=6)
+    begun = start(plan, points.params())
+    _, honest = next(federate(plan, on(points, plan), begun))
+    liar = sorted(honest.weights)[2]
+    engine = Tampering(on(points, plan), {liar: claiming(plan, points, 1e6)})
+    state, ledger = next(federate(plan, engine, begun))
+    assert "all count alike" in ledger.failed[liar]
+    lost = Tampering(on(points, plan), {liar: lambda reply: Failure(reply.client, "lost")})
+    without, _ = next(federate(plan, lost, begun))
+    assert equal(state.params, without.params)
+
+
+def test_a_claim_of_far_more_examples_than_is_usual_is_refused_by_name(points: Site) -> None:
+    plan = points_plan(cohort=6, weight_factor=50.0)
+    begun = start(plan, points.params())
+    _, honest = next(federate(plan, on(points, plan), begun))
+    liar = sorted(honest.weights)[0]
+    engine = Tampering(on(points, plan), {liar: claiming(plan, points, 1e9)})
+    state, ledger = next(federate(plan, engine, begun))
+    assert "at most 50 times that is let in (weight_factor)" in ledger.failed[liar]
+    assert 1e9 not in state.weights and len(state.weights) == 5

@@ -108,6 +108,19 @@ def recorded(flow: Flow, heard: list[tuple[Ask, Sequence[Answer]]]) -> Flow:
         answers = iter(came)
 
 
+def changed_answers(flow: Flow, change: Callable[[Answer], Answer]) -> Flow:
+    """Pass a conversation on, with each update that comes in changed."""
+    answers: Iterator[Answer] | None = None
+    while True:
+        try:
+            ask = next(flow) if answers is None else flow.send(answers)
+        except StopIteration as end:
+            state: State = end.value
+            return state
+        came = yield ask
+        answers = map(change, came) if ask.updates else came
+
+
 def replay(flow: Flow, heard: Sequence[tuple[Ask, Sequence[Answer]]]) -> State:
     """The state to which a conversation leads with remembered answers; nobody is asked.
 

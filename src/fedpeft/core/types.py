@@ -122,6 +122,7 @@ class State:
       memory: by owner what the server keeps to itself, e.g. the moments of the "server" optimizer.
       accepted: for each client the last round whose reply was counted.
       norms: lengths of the last updates that were let in, by which others are judged.
+      weights: what the last updates that were let in counted.
       refusals: how many updates of each client were refused, where any were.
     """
 
@@ -132,6 +133,7 @@ class State:
     accepted: Mapping[ClientId, int] = field(default_factory=dict)
     norms: tuple[float, ...] = ()
     refusals: Mapping[ClientId, int] = field(default_factory=dict)
+    weights: tuple[float, ...] = ()
 
     @property
     def flat(self) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from typing import Any
 
 TABLES = {
     "privacy": ("target_epsilon", "delta", "accountant"),
-    "admission": ("min_replies", "norm_factor", "max_refusals"),
+    "admission": ("min_replies", "norm_factor", "max_refusals", "weight_factor"),
     "compute": ("threads", "base_dtype", "pack", "features"),
 }
 EXCHANGES = {"fit": "plain"}

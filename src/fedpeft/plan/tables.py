@@ -35,14 +35,15 @@ class AdmissionRules:
         for any length. Left out: 100, or infinity where a guarantee for clients bounds the length,
         or secure aggregation hides it.
       max_refusals: a client of which so many updates were refused is asked no more.
-      max_weight: the most that an update may count in a mean. Left out: what the plan says a client
-        counts, and no bound where that is its number of examples.
+      weight_factor: where weights are claims, as numbers of examples are, an update may count so
+        many times as much as the median of the last ones. In simulations the sizes are known, and
+        nothing is claimed.
     """
 
     min_replies: int = 1
     norm_factor: float | None = None
     max_refusals: int = 3
-    max_weight: float | None = None
+    weight_factor: float = 1000.0
 
     def __post_init__(self) -> None:
         for key in ("min_replies", "max_refusals"):
@@ -50,8 +51,8 @@ class AdmissionRules:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
         if self.norm_factor is not None and not self.norm_factor >= 1:
             raise ValueError(f"norm_factor must be at least 1, got {self.norm_factor}")
-        if self.max_weight is not None and not self.max_weight > 0:
-            raise ValueError(f"max_weight must be positive, got {self.max_weight}")
+        if not self.weight_factor >= 1:
+            raise ValueError(f"weight_factor must be at least 1, got {self.weight_factor}")
 
 
 @dataclass(frozen=True)

@@ -35,18 +35,23 @@ class Admission:
 
     Attributes:
       norms: lengths of updates let in so far, of earlier rounds too.
+      weights: what updates let in so far counted.
       refused: how often each client was refused so far.
+      claims: whether weights are claims of clients whose data nobody here knows.
     """
 
     plan: Plan
     state: State
     ledger: Ledger
     norms: list[float]
+    weights: list[float]
     refused: dict[ClientId, int]
+    claims: bool = True
 
     @classmethod
-    def of(cls, plan: Plan, state: State, ledger: Ledger) -> "Admission":
-        return cls(plan, state, ledger, list(state.norms), dict(state.refusals))
+    def of(cls, plan: Plan, state: State, ledger: Ledger, claims: bool = True) -> "Admission":
+        kept = list(state.norms), list(state.weights), dict(state.refusals)
+        return cls(plan, state, ledger, *kept, claims)
 
     def eligible(self, clients: Sequence[ClientId]) -> list[ClientId]:
         """Those who are asked; the ledger tells of the others."""
@@ -88,6 +93,10 @@ class Admission:
           WireError, ValueError: it is not what the plan asks for.
         """
         update = update_of(client, message)
+        if self.plan.weighting == "uniform" and update.weight != 1:
+            raise ValueError(
+                f"it wants to count {update.weight:g}, and in this plan all count alike: 1"
+            )
         if not finite(update.delta):
             raise ValueError("the delta is not finite")
         for check in self.plan.hooks("check_update"):
@@ -97,7 +106,9 @@ class Admission:
         return message_of(update)
 
     def bounded(self, ask: Ask, answers: Iterable[Answer]) -> Iterator[Answer]:
-        """Those that are not far longer than usual; see `within_usual_length`."""
+        """Those that are not far longer than usual; see `within_usual`."""
+        if ask.updates and self.claims and self.plan.weighting != "uniform":
+            answers = self._weighed(answers)
         factor, length = self.plan.norm_bound, ask.length
         if length is None or factor == float("inf"):
             yield from answers
@@ -108,39 +119,63 @@ class Admission:
 
         lengths = ((answer, length(answer.message)) for answer in answers)
         norms = self.norms if ask.updates else []
-        yield from within_usual_length(lengths, factor, norms, refuse)
+        yield from within_usual(lengths, factor, norms, refuse, "norm_factor")
+
+    def _weighed(self, answers: Iterable[Answer]) -> Iterator[Answer]:
+        """Those that do not claim to count far more than is usual."""
+        factor = self.plan.admission.weight_factor
+        if factor == float("inf"):
+            return iter(answers)
+
+        def refuse(answer: Answer, why: str) -> None:
+            self.refuse(answer.client, f"its weight is {why}")
+
+        weights = ((answer, answer.message.values["weight"]) for answer in answers)
+        return within_usual(weights, factor, self.weights, refuse, "weight_factor")
 
     def after(self, state: State) -> State:
         """The state with what admission has learnt of the clients."""
-        return replace(state, norms=tuple(self.norms), refusals=dict(self.refused))
+        return replace(
+            state,
+            norms=tuple(self.norms),
+            weights=tuple(self.weights),
+            refusals=dict(self.refused),
+        )
 
 
-def within_usual_length(
+def within_usual(
     things: Iterable[tuple[Thing, float]],
     factor: float,
-    norms: list[float],
+    known: list[float],
     refuse: Callable[[Thing, str], None],
+    key: str,
 ) -> Iterator[Thing]:
-    """Of things and their lengths, those that are not far longer than the ones before; `norms`
-    learns of them.
+    """Of things and their sizes, those that are not far larger than the ones before; `known` learns
+    of them.
 
     The first few of all are held against each other; without them, nothing is known of what is
     usual.
+
+    Args:
+      key: what the plan calls the factor, for the reason.
     """
     things = iter(things)
-    first = [] if norms else list(islice(things, FEW))
-    together = [length for _, length in first]
-    for place, (thing, length) in enumerate(chain(first, things)):
-        known = together if place < len(first) else norms
-        middle = median(known) if known else length
-        if middle and length > factor * middle:
-            refuse(
-                thing,
-                f"{length:.4g} long, the median of {len(known)} is {middle:.4g}, and at most "
-                f"{factor:g} times that is "
-                "let in (norm_factor)",
-            )
+    first = [] if known else list(islice(things, FEW))
+    together = [size for _, size in first]
+    for place, (thing, size) in enumerate(chain(first, things)):
+        others = together if place < len(first) else known
+        middle = median(others) if others else size
+        if middle and size > factor * middle:
+            refuse(thing, _too_large(size, len(others), middle, factor, key))
             continue
-        norms.append(length)
-        del norms[:-WINDOW]
+        known.append(size)
+        del known[:-WINDOW]
         yield thing
+
+
+def _too_large(size: float, others: int, middle: float, factor: float, key: str) -> str:
+    what = f"{size:.4g} long" if key == "norm_factor" else f"{size:.4g}"
+    return (
+        f"{what}, the median of {others} is {middle:.4g}, and at most {factor:g} times that is let "
+        f"in ({key})"
+    )

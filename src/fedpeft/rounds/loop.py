@@ -74,7 +74,7 @@ def federate(
     spending = resume_accounting(plan, clients, state.round)
     while state.round < plan.rounds:
         now, ledger = plan_at(plan, state.round), Ledger(state.round)
-        admission = Admission.of(now, state, ledger)
+        admission = Admission.of(now, state, ledger, claims=beside is None)
         round = _open_round(now, state, clients, secret, admission, beside, run)
         post = Post(now, engine, admission, ledger, run)
         after = converse(compose(now.algorithms)(state, round), post)

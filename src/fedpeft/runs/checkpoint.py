@@ -52,6 +52,7 @@ def save_checkpoint(
         "round": str(state.round),
         "accepted": json.dumps(dict(state.accepted)),
         "norms": json.dumps(state.norms),
+        "weights": json.dumps(state.weights),
         "refusals": json.dumps(dict(state.refusals)),
         "environment": json.dumps(dict(environment)),
     }
@@ -79,10 +80,12 @@ def load_checkpoint(path: Path, plan: Plan) -> Checkpoint | None:
             )
         tensors = {name: tensors[name] for name in json.loads(metadata["order"])}
         accepted, refusals = (_counts(metadata.get(key, "{}")) for key in ("accepted", "refusals"))
-        norms = tuple(map(float, json.loads(metadata.get("norms", "[]"))))
+        norms, weights = (
+            tuple(map(float, json.loads(metadata.get(key, "[]")))) for key in ("norms", "weights")
+        )
         shared, memory = (_by_owner(under(kind, tensors)) for kind in ("shared", "memory"))
         params, round = under("params", tensors), int(metadata["round"])
-        state = State(round, params, shared, memory, accepted, norms, refusals)
+        state = State(round, params, shared, memory, accepted, norms, refusals, weights)
         environment = json.loads(metadata["environment"])
         privacy = json.loads(metadata.get("privacy", "null"))
         commitments = json.loads(metadata.get("commitments", "[]"))

@@ -1,0 +1,192 @@
+"""Laws of every registered algorithm and routing. A new one is tested by being registered."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rounds import POINTS, run
+
+from fedpeft.core.facts import Fact, offered_by
+from fedpeft.core.interfaces import Engine
+from fedpeft.core.stores import Folder
+from fedpeft.core.tensors import equal, finite
+from fedpeft.core.types import Failure, Job, Reply, State
+from fedpeft.engines.inprocess import InProcess
+from fedpeft.errors import PlanError
+from fedpeft.plan.plan import Plan
+from fedpeft.plan.reading import read_plan
+from fedpeft.registry import names
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.site import Site, open_site
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "fedbuff": {"buffer": 3},
+    "personal": {"patterns": ["*.bias"]},
+    "ranks": {"ranks": [2, 4]},
+    "alternate": {"turns": ["*.bias", "*.weight"]},
+    "subset": {"trains": ["*.bias"]},
+}
+"""What a part must be given; a new one whose defaults do is not here."""
+LOW_RANK = {
+    "task": {"name": "parts:Points", "network": "hidden"},
+    "method": {"name": "lora", "rank": 4, "target": ["first"], "head": "head"},
+    "aggregator": "fedit",
+}
+EVERY = [(kind, name) for kind in ("algorithm", "routing") for name in sorted(names(kind))]
+every = pytest.mark.parametrize(("kind", "name"), EVERY, ids=[name for _, name in EVERY])
+
+
+def plan_of(kind: str, name: str, **changes: Any) -> Plan:
+    """Three rounds on points with the part."""
+    slot = "algorithms" if kind == "algorithm" else "routing"
+    part = {"name": name, **SETTINGS.get(name, {})}
+    plain = {"method": "full", "rounds": 3, "cohort": 4}
+    own = {**POINTS, **plain, **(LOW_RANK if name == "ranks" else {}), slot: [part]}
+    return read_plan({**own, **changes})
+
+
+def same(one: State, other: State) -> bool:
+    both = ({**s.shared, **s.memory, "params": s.params} for s in (one, other))
+    mine, others = both
+    return mine.keys() == others.keys() and all(equal(x, others[k]) for k, x in mine.items())
+
+
+class Ended(BaseException):
+    """The server's process is gone."""
+
+
+@dataclass
+class Counting:
+    """An engine that counts what crosses it, and ends before reply number `at`.
+
+    Attributes:
+      lost: the client whose replies to all phases but "fit" do not come.
+    """
+
+    inner: Engine
+    at: int = -1
+    lost: str = ""
+    down: int = 0
+    up: int = 0
+    given: int = 0
+    phases: set[str] = field(default_factory=set)
+
+    @property
+    def clients(self) -> Sequence[str]:
+        return self.inner.clients
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Reply | Failure]:
+        jobs = list(jobs)
+        self.down += sum(len(job.payload) for job in jobs)
+        for job, reply in zip(jobs, self.inner.run(jobs), strict=True):
+            self.phases.add(job.phase)
+            if self.given == self.at:
+                raise Ended
+            self.given += 1
+            if job.phase != "fit" and job.client == self.lost:
+                reply = Failure(job.client, "lost")
+            self.up += len(reply.payload) if isinstance(reply, Reply) else 0
+            yield reply
+
+
+@every
+def test_every_byte_is_counted_and_the_state_is_finite(
+    kind: str, name: str, tmp_path: Path
+) -> None:
+    plan = plan_of(kind, name)
+    site = open_site(plan)
+    engine = Counting(InProcess(site, Folder(tmp_path)))
+    rounds = list(federate(plan, engine, start(plan, site.params())))
+    assert engine.down == sum(ledger.bytes_down for _, ledger in rounds)
+    assert engine.up == sum(ledger.bytes_up for _, ledger in rounds)
+    assert not any(ledger.failed or ledger.note for _, ledger in rounds)
+    assert [state.round for state, _ in rounds] == [1, 2, 3]
+    assert all(finite(state.flat) for state, _ in rounds)
+
+
+@every
+@pytest.mark.parametrize("at", [0, 2, 5, 8])
+def test_a_kill_after_any_answer_and_a_resume_end_in_the_same_bits(
+    kind: str, name: str, at: int, tmp_path: Path
+) -> None:
+    plan = plan_of(kind, name)
+    site = open_site(plan)
+    whole = run(site, plan, Folder(tmp_path / "whole"))[-1][0]
+    store, state = Folder(tmp_path / "cut"), start(plan, site.params())
+    ended = False
+    try:
+        for state, _ in federate(plan, Counting(InProcess(site, store), at), state):
+            pass
+    except Ended:
+        ended = True
+    for state, _ in federate(plan, InProcess(site, store), state):
+        pass
+    assert ended and same(state, whole)
+
+
+@every
+def test_the_order_of_the_clients_in_memory_does_not_matter(kind: str, name: str) -> None:
+    """A result depends on names and seeds, not on what a process did before."""
+    plan = plan_of(kind, name)
+    if plan.personal:
+        pytest.skip("its clients have a memory")
+    site = open_site(plan)
+    engine = InProcess(site)
+    first = [state for state, _ in federate(plan, engine)][-1]
+    again = [state for state, _ in federate(plan, engine)][-1]
+    assert same(first, again)
+
+
+@every
+def test_a_client_that_does_not_answer_a_later_message_costs_that_alone(
+    kind: str, name: str, tmp_path: Path
+) -> None:
+    plan = plan_of(kind, name, cohort=24)
+    site = open_site(plan)
+    engine = Counting(InProcess(site, Folder(tmp_path)), lost=site.data.clients[0])
+    for state, ledger in federate(plan, engine, start(plan, site.params())):
+        assert len(ledger.weights) >= 3 and finite(state.flat)
+
+
+def private(site: Site) -> Iterator[dict[str, Any]]:
+    """Settings in which nothing but noisy updates, or their sum, may be told."""
+    noise = {"noise_multiplier": 1.0}
+    uniform = {"weighting": "uniform"}
+    for stage in ("client_dp", "local_dp"):
+        yield {"stages": [{"name": stage, **noise}], "delta": 1e-3, **uniform}
+    yield {"local": {"name": "dp_sgd", **noise}, "delta": 1e-3, **uniform}
+    yield {"exchange": {"name": "secure", "threshold": 3}, **uniform}
+
+
+@pytest.mark.parametrize("name", sorted(names("algorithm")))
+def test_what_it_asks_beside_training_is_refused_where_nothing_may_be_told(name: str) -> None:
+    plan = plan_of("algorithm", name)
+    if not plan.handlers():
+        pytest.skip("it asks nothing beside")
+    [part] = plan.algorithms
+    assert Fact.REVEALS in offered_by(part), "what it asks beside training is in `reveals`"
+    for settings in private(open_site(plan)):
+        with pytest.raises(PlanError):
+            plan_of("algorithm", name, **settings)
+
+
+@pytest.mark.parametrize("name", sorted(names("routing")))
+def test_views_cover_the_state_and_what_nobody_trains_keeps_its_start(
+    name: str, tmp_path: Path
+) -> None:
+    plan = plan_of("routing", name)
+    site = open_site(plan)
+    begun = start(plan, site.params())
+    clients = site.data.clients
+    views = [plan.view(client, k, clients) for client in clients for k in range(plan.rounds)]
+    received = {n for view in views for n in view.select(begun.params)}
+    assert received == begun.params.keys()
+    trained = {n for view in views for n in view.trained(view.select(begun.params))}
+    end = run(site, plan, Folder(tmp_path))[-1][0]
+    for tensor, x in begun.params.items():
+        if tensor not in trained:
+            assert torch.equal(end.params[tensor], x)
+    assert any(not torch.equal(end.params[n], begun.params[n]) for n in trained)
