@@ -115,16 +115,13 @@ def test_a_kill_after_any_answer_and_a_resume_end_in_the_same_bits(
     plan = plan_of(kind, name)
     site = open_site(plan)
     whole = run(site, plan, Folder(tmp_path / "whole"))[-1][0]
-    store, state = Folder(tmp_path / "cut"), start(plan, site.params())
-    ended = False
-    try:
-        for state, _ in federate(plan, Counting(InProcess(site, store), at), state):
-            pass
-    except Ended:
-        ended = True
-    for state, _ in federate(plan, InProcess(site, store), state):
-        pass
-    assert ended and same(state, whole)
+    store, states = Folder(tmp_path / "cut"), [start(plan, site.params())]
+    with pytest.raises(Ended):
+        rounds = federate(plan, Counting(InProcess(site, store), at), states[0])
+        for state, _ in rounds:
+            states.append(state)
+    states += [state for state, _ in federate(plan, InProcess(site, store), states[-1])]
+    assert same(states[-1], whole)
 
 
 @every

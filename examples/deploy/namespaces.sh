@@ -66,7 +66,7 @@ number=0
 for ns in a b c; do
     ssh-keygen -q -t ecdsa -b 384 -N "" -f "$root/$ns/key"
     in_ns server flwr supernode register "$root/$ns/key.pub" here --name "$ns"
-    begin "worker-$ns" "$ns" fedpeft node "$plan" --client $number --out "$root/$ns/worker"
+    begin "worker-$ns" "$ns" fedpeft node "$plan" --client $number --yes --out "$root/$ns/worker"
     begin "supernode-$ns" "$ns" fedpeft supernode --node "$root/$ns/worker" -- --superlink "$net.1:8443" \
         --root-certificates "$root/keys/ca.crt" --auth-supernode-private-key "$root/$ns/key" --port 9100
     number=$((number + 1))

@@ -1,8 +1,11 @@
 """A package of somebody else's: an algorithm with a message, a memory, a view and a server step."""
 
+import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,14 +26,26 @@ class Drift:
 
     Each client counts, in a memory of its own, how often it was asked. In odd rounds biases stand
     still.
+
+    Attributes:
+      folder: while the file `die` is in it, the server's process is killed after the last message
+        of a round, and the file is taken away.
     """
+
+    folder: str = ""
+    remembers_clients: ClassVar[bool] = True
 
     def round(self, state: State, round: Round, inner: Inner) -> Flow:
         after = yield from inner(state, round)
         message = Message({"centre": self._centre(state)}, {"round": state.round})
         asked = dict.fromkeys(round.cohort, message)
         answers = yield Ask("drift", asked, lambda _: {"drift": CENTRE})
-        return self._kept(after, answers)
+        state = self._kept(after, answers)
+        file = Path(self.folder or "/nowhere") / "die"
+        if file.exists():
+            file.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return state
 
     def handlers(self) -> Mapping[str, Handler]:
         return {"drift": self._answer}
