@@ -89,9 +89,8 @@ def _files(found: Path) -> dict[str, list[Path]]:
     files = sorted(
         file for file in found.rglob("*") if file.is_file() and _suffix(file) in BUILDERS
     )
-    files = [
-        file for file in files if not file.name.startswith((".", "dataset_", "state."))
-    ]  # save_to_disk's notes
+    # save_to_disk's notes.
+    files = [file for file in files if not file.name.startswith((".", "dataset_", "state."))]
     kinds = sorted({_suffix(file) for file in files})
     if len(kinds) != 1:
         what = f"files of {len(kinds)} kinds ({', '.join(kinds)})" if kinds else "no file"

@@ -48,9 +48,8 @@ def terms_of(site: Site) -> dict[str, str]:
     plan = replace(site.plan, classes=site.classes)
     versions = environment(plan, site.device)["versions"]
     return {
-        **{
-            name: versions[name].partition("+")[0] for name in LIBRARIES
-        },  # "+cpu" and "+cu126" are of one source
+        # "+cpu" and "+cu126" are of one source.
+        **{name: versions[name].partition("+")[0] for name in LIBRARIES},
         "plan": site.plan.fingerprint,
         "base": base_fingerprint(plan),
         "labels": labels_digest(site.classes),

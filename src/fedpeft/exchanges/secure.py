@@ -56,10 +56,11 @@ class Secure:
         fit      trains; gives two public keys
         shares   gets all keys; gives of two secrets a share for each client, sealed for it
         masked   gets who shared; gives q(w·Δ), w + PRG(own) ± PRG(agreed with each other client),
-        modulo 2^bits story    only with `keys`: gets who is alive; signs that and all that it was
-        told before unmask   gets who is alive, and with `keys` `threshold` signatures of the same
-        story; gives of those who are
-                 alive the shares of `own`, of those who are not the shares of their masks
+                 modulo 2^bits
+        story    only with `keys`: gets who is alive; signs that and all that it was told before
+        unmask   gets who is alive, and with `keys` `threshold` signatures of the same story; gives
+                 of those who are alive the shares of `own`, of those who are not the shares of
+                 their masks
 
     What is added up is exact: the mean is that of the rounded updates. A client that drops out
     costs its own update; while `threshold` clients answer, the sum of the others is recovered. The

@@ -107,9 +107,8 @@ def diagnose(
     own = None if run is None else _last(run)
     ways = both_ways(site, clients, rounds, tick)
     many, one = ways["rounds"], ways["one"]
-    plain = site.plan.unquantized.model(
-        site.classes
-    )  # without the layout of frozen weights: tuners can be merged
+    # Without the layout of frozen weights: tuners can be merged.
+    plain = site.plan.unquantized.model(site.classes)
     at = {name: merged(plain, way.states[-1]) for name, way in ways.items()}
     start = merged(plain, many.states[0])
     smooth = _smoothness(site, clients, many, one)

@@ -3,7 +3,7 @@
     plan.toml        the whole plan, of one round, its labels named
     checkpoint/      the starting tensors, as the checkpoint of a run before its first round
     invitation.json  the study's id, and what a client's own base model, labels and transforms must
-    be
+                     be
 
 The private key that opens what clients send lies beside the folder, not in it.
 """

@@ -29,7 +29,10 @@ def _verdict(short: str, found: Mapping[str, Any], tolerance: float) -> str:
     held, rounds = found["held_out"], found["rounds"]
     metric, last = held["metric"], held["rounds"][-1]
     if short == "nothing learned":
-        return f"{rounds} rounds leave the {metric} no better than it was: there is nothing that one round could keep."
+        return (
+            f"{rounds} rounds leave the {metric} no better than it was: "
+            "there is nothing that one round could keep."
+        )
     reached = (
         f"one round of the same work reaches {metric} {held['one']:.4g}, {rounds} rounds {last:.4g}"
     )

@@ -65,9 +65,8 @@ def benchmark(
         model = asking(_base(plan), plan, device)
         with quiet():
             tokens = [[encoded(model, *request) for request in one.requests] for one in every]
-        room = model.max_length - getattr(
-            plan.method, "tokens", 0
-        )  # a prefix stands in the context too
+        # A prefix stands in the context too.
+        room = model.max_length - getattr(plan.method, "tokens", 0)
         kept = [
             k for k, one in enumerate(tokens) if all(len(a) + len(b) <= room + 1 for a, b in one)
         ]
@@ -162,9 +161,11 @@ def answers(
 
 
 def _record(
-    every: Sequence[Question], some: Sequence[Question], base: Sequence[Mapping[str, float]],
+    every: Sequence[Question],
+    some: Sequence[Question],
+    base: Sequence[Mapping[str, float]],
     tuned: Sequence[Mapping[str, float]],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """What the answers came to.
 
     Raises:

@@ -80,9 +80,8 @@ def questions(asked: Asked) -> tuple[list[Question], int]:
                 task.build_all_requests(limit=asked.limit)
         except FedpeftError:
             raise
-        except (
-            Exception
-        ) as error:  # a task is a small program of its author, and reads from anywhere
+        # A task is a small program of its author, and reads from anywhere.
+        except Exception as error:
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise DataError(
                 f"the questions of {asked.name!r} cannot be had: {reason}. What is no file of this "

@@ -218,11 +218,7 @@ def latents_of(pictures: Sequence[Any], size: int, module: Pictures | Taef2) -> 
     for part in squares(pictures, size):
         name = base.copy()
         name.update(part.numpy().data)
-        made.append(
-            _kept(
-                place / f"{name.hexdigest()}.safetensors", lambda: module.encode(part.float() / 255)
-            )
-        )
+        made.append(_kept(place / f"{name.hexdigest()}.safetensors", module, part))
     return torch.cat(made)
 
 
@@ -245,14 +241,13 @@ def squares(pictures: Sequence[Any], size: int) -> Iterator[Tensor]:
         )
 
 
-def _kept(file: Path, make: Callable[[], Tensor]) -> Tensor:
+def _kept(file: Path, module: Any, part: Tensor) -> Tensor:
     try:
         return load_tensors(file)[0]["latent"]
     except (OSError, RunError, KeyError):
         with torch.no_grad():
-            made = (
-                make().contiguous()
-            )  # as from the file: a convolution's last bits depend on how rows lie
+            # As from the file: a convolution's last bits depend on how rows lie.
+            made: Tensor = module.encode(part.float() / 255).contiguous()
         with suppress(OSError):  # a full disk costs time and nothing else
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             dump_tensors(file, {"latent": made}, {})
