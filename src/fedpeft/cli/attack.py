@@ -57,9 +57,9 @@ def attack(
     effort = Effort(pictures, steps, messages)
     if is_merged(run):
         raise RunError(
-            f"{run} was merged from files: its clients' examples lie with them, and there is "
-            "nothing here to compare a "
-            "find with. Attack a simulation of the plan: `fedpeft run` it, and name that run"
+            f"{run} was merged from files: its clients' examples lie with them, "
+            "and there is nothing here to compare a find with. Attack a simulation of the plan: "
+            "`fedpeft run` it, and name that run"
         )
     # a search needs second derivatives, down to the pictures
     plan = reopen(run)[1]
@@ -87,8 +87,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"the noise of {found['privacy']} {own}"
     yield ""
     yield (
-        "was this example among the client's? "
-        "AUC against held-out ones of its class; 0.5 is guessing"
+        "was this example among the client's? AUC against held-out ones of its class; "
+        "0.5 is guessing"
     )
     for name, score in found["membership"].items():
         interval = f"95 % interval {score['low']:.3f} to {score['high']:.3f}"
@@ -99,8 +99,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"what did it train on? not tried: {inversion['skipped']}"
         return
     yield (
-        "what did it train on? "
-        "PSNR in dB; the best that needs no message is a mean, or another example"
+        "what did it train on? PSNR in dB; the best that needs no message is a mean, "
+        "or another example"
     )
     for key, name in (("one_example", "one example"), ("as_sent", "as sent")):
         one = inversion[key]
@@ -109,7 +109,6 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
             ahead += f", 95 % interval {one['ahead_low']:.1f} to {one['ahead_high']:.1f}"
         yield (
             f"  {name:<12}found {one['psnr_found']:.1f}, class mean {one['psnr_class_mean']:.1f}, "
-            "another "
-            f"{one['psnr_other']:.1f}; ahead by {ahead}; {one['labels_right']:.0%} of the labels "
-            "right"
+            f"another {one['psnr_other']:.1f}; ahead by {ahead}; "
+            f"{one['labels_right']:.0%} of the labels right"
         )

@@ -120,9 +120,8 @@ def _estimate(
         return
     together = f", {jobs} at a time" if jobs > 1 else ""
     console.print(
-        f"{shelf.study.name}: {found.cells} cells, {found.finished} of them finished; the rest "
-        "takes about "
-        f"{duration(found.hours * 3600)}{together} ({found.source})"
+        f"{shelf.study.name}: {found.cells} cells, {found.finished} of them finished; "
+        f"the rest takes about {duration(found.hours * 3600)}{together} ({found.source})"
     )
 
 

@@ -133,9 +133,8 @@ def _quiet(datasets: Any) -> Iterator[None]:
 def _explained(path: str, found: Path | None, error: BaseException) -> str:
     if found is None:
         return (
-            f"{path!r} is neither a file nor a folder (looked here and in $FEDPEFT_DATA), nor a "
-            "hub dataset that can "
-            f"be read: {_first_line(error)}"
+            f"{path!r} is neither a file nor a folder (looked here and in $FEDPEFT_DATA), "
+            f"nor a hub dataset that can be read: {_first_line(error)}"
         )
     while error.__cause__ is not None:
         error = error.__cause__

@@ -27,9 +27,9 @@ POLL = 0.3  # seconds between two looks at the folder
 ASK = 30.0
 WAITS = 3  # answers that the run is pending until that is told
 PENDING = (
-    "the SuperLink has not begun the run for %g s: others may come first, or its process that "
-    "begins runs "
-    "(flower-superexec) has ended; then start the SuperLink again. `%s` takes the run back"
+    "the SuperLink has not begun the run for %g s: others may come first, "
+    "or its process that begins runs (flower-superexec) has ended; then start the SuperLink again. "
+    "`%s` takes the run back"
 )
 
 

@@ -32,12 +32,10 @@ WHAT = {
     },
     "plan": "the plan here is not the run's: give both sides the same file, with the same settings",
     "base": "the base model here is not the run's: take the same weights and the same versions of "
-    "torch, transformers "
-    "and peft",
+    "torch, transformers and peft",
     "labels": "the labels here are not the run's: name them in the plan, classes = [...]",
     "transforms": "what becomes of an example here is not what the run does: take the same version "
-    "of fedpeft, and the "
-    "same image processor or tokenizer with the base model",
+    "of fedpeft, and the same image processor or tokenizer with the base model",
 }
 """By what is compared, what to do where it differs; versions first, since the rest may follow from
 them."""

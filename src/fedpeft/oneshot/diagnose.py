@@ -58,8 +58,7 @@ class Budget:
         if self.rounds < 0 or self.rounds == 1 or self.clients < 0 or not 0 < self.tolerance < 1:
             raise PlanError(
                 "a diagnosis compares 2 or more rounds of 1 or more clients at a tolerance between "
-                "0 and 1, not "
-                f"{self.rounds} of {self.clients} at {self.tolerance}"
+                f"0 and 1, not {self.rounds} of {self.clients} at {self.tolerance}"
             )
 
 

@@ -62,9 +62,8 @@ class Rules:
     def __post_init__(self) -> None:
         if not (self.norm_factor >= 1 and self.max_norm > 0):
             raise RunError(
-                "the norm factor must be at least 1 and the largest norm positive, got "
-                f"{self.norm_factor} and "
-                f"{self.max_norm}"
+                "the norm factor must be at least 1 and the largest norm positive, "
+                f"got {self.norm_factor} and {self.max_norm}"
             )
 
     def but(
@@ -251,7 +250,7 @@ def _check_norms(every: Came, before: Came, rules: Rules) -> None:
         if norms[client] > rules.norm_factor * usual:
             words = (
                 f"its update is {length} long, the median of the other {len(others)} is "
-                f"{usual:.4g}, and at most "
-                f"{rules.norm_factor:g} times that is allowed; {mend}, or raise --norm-factor"
+                f"{usual:.4g}, and at most {rules.norm_factor:g} times that is allowed; "
+                f"{mend}, or raise --norm-factor"
             )
             raise ContributionError(Flaw.NORM, every[client][0], words)

@@ -56,8 +56,7 @@ def _reasons(found: Mapping[str, Any], tolerance: float) -> list[str]:
     reasons = [
         f"The two models are {share:.0%} of the way apart that training moves one.",
         f"Clients' updates of the first round differ in sign in {conflict['first_round']:.0%} of "
-        "the entries, where "
-        f"tossed coins would in {conflict['coins']:.0%}.",
+        f"the entries, where tossed coins would in {conflict['coins']:.0%}.",
     ]
     epochs = found["held_out"]["epochs_to_target"]
     if epochs is not None:

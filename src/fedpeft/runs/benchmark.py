@@ -73,9 +73,8 @@ def benchmark(
         if len(kept) < 2:
             raise RunError(
                 f"of the {len(every):,} questions of {asked.name!r} with {shots} shots, "
-                f"{len(kept)} fit the {room} "
-                "tokens that the model takes, too few to measure by: ask with fewer --shots, or "
-                "without --limit"
+                f"{len(kept)} fit the {room} tokens that the model takes, too few to measure by: "
+                "ask with fewer --shots, or without --limit"
             )
         some, their = [every[k] for k in kept], [tokens[k] for k in kept]
         base = answers(model, some, their, lambda n: seen(n, 2 * len(kept)))

@@ -80,10 +80,9 @@ def _write(result: Result, folder: Path, out: Path, merge: bool) -> str:
         return model_card(result, out, "code")
     if not is_plain(model):
         raise result.refuse(
-            "it changes the model in a way that transformers and peft do not know. Methods that "
-            "can be exported give "
-            "a peft configuration (a method `config`), change the base's parameters only, or are "
-            "adapter and prompt"
+            "it changes the model in a way that transformers and peft do not know. "
+            "Methods that can be exported give a peft configuration (a method `config`), "
+            "change the base's parameters only, or are adapter and prompt"
         )
     save_model(model, folder)
     return model_card(result, out, "model")
