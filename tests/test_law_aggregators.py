@@ -75,7 +75,7 @@ def test_nobody_is_an_error(name: str) -> None:
 @every
 def test_a_tensor_that_some_did_not_send_is_of_the_others_or_an_error(name: str) -> None:
     whole, part = cohort(2), Update("c9", {"a": torch.zeros(2, 3)}, 5.0)
-    if not Fact.COMPARES in offered_by(build("aggregator", name)):
+    if Fact.COMPARES not in offered_by(build("aggregator", name)):
         got = reduced(name, [*whole, part])
         others = {key for key in got.delta if key != "a"}
         assert others

@@ -66,8 +66,8 @@ def disagreement(own: Mapping[str, str], asked: Mapping[str, Any]) -> str:
 NOT_AT_NODES: Mapping[Fact, str] = {
     Fact.HANDS_OVER: "local.as_published hands momentum from client to client, and here each is a "
     "machine of its own",
-    Fact.ASYNCHRONOUS: "asynchronous steps run on a simulated clock, which nodes do not have: leave "
-    "out fedbuff",
+    Fact.ASYNCHRONOUS: "asynchronous steps run on a simulated clock, which nodes do not have: "
+    "leave out fedbuff",
     Fact.PERSONAL: "personal tensors stay with their nodes, where this server cannot measure them: "
     "leave them out",
 }

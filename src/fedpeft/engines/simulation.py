@@ -54,7 +54,8 @@ class FlowerSimulation:
     """Replies come in the order of the jobs; an actor that is killed costs nothing but time.
 
     Attributes:
-      workers: actors, each with `plan.compute.threads` processors; 0 for as many as there is room for.
+      workers: actors, each with `plan.compute.threads` processors; 0 for as many as there is room
+        for.
 
     Raises:
       RunError: Flower or Ray is not installed, or a number is given for a cluster, which has its

@@ -136,9 +136,8 @@ def within_usual_length(
         if middle and length > factor * middle:
             refuse(
                 thing,
-                f"{length:.4g} long, the median of {len(known)} is {middle:.4g}, and at most "
-                f"{factor:g} times that is "
-                "let in (norm_factor)",
+                f"{length:.4g} long, the median of {len(known)} is {middle:.4g}, "
+                f"and at most {factor:g} times that is let in (norm_factor)",
             )
             continue
         norms.append(length)
