@@ -8,9 +8,8 @@ features to a new head.
 vision  ViT of 5.4 M parameters, 32x32 pixels, patch 4
 text    a BERT of MiniLM's size (hidden 384, 6 layers), 64 tokens
 head    the ViT again, head only: rounds of 10 of 100 clients with 20 pictures each
-accuracy  whole runs of the plans that are given, or of the package's own digits, with a frozen base
-in float32 and in
-        bfloat16: the held-out accuracy at the end, in percent, for each seed
+accuracy  whole runs of the plans that are given, or of the package's own digits, with a frozen
+        base in float32 and in bfloat16: the held-out accuracy at the end, in percent, for each seed
 
 Every time of the first two is a client's step, forward, backward and SGD, in one process. The ways
 are measured one after another in each repeat, each ratio is to the plain step of the same repeat,

@@ -5,8 +5,8 @@
     python -m benchmarks.cohort --out benchmarks/results
 
 vit-N   ViT of 5.4 M parameters, LoRA r=8 + head, 32x32 pixels, 8 clients a round, 4 steps of N
-images each. heads   1,000 clients, 100 a round, one step of 20 examples each, head only on 192
-features.
+        images each.
+heads   1,000 clients, 100 a round, one step of 20 examples each, head only on 192 features.
 
 Both engines run the same rounds in this process, in turn, on one thread; the median of the pairs'
 ratios counts. A round is all of it: the bytes, the mean, the server's step. On a machine that does

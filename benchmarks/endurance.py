@@ -54,9 +54,8 @@ local = {batch_size = 8, lr = 0.05, correction = "scaffold"}
 """
 VICTIMS = {"worker": 4, "supernode": 2, "courier": 2, "server": 1}
 """What is killed, and how often against the others."""
-WITHIN = (
-    6.0  # seconds of a round in which the moment lies; without a kill a round takes about so long
-)
+# Seconds of a round in which the moment lies; without a kill a round takes about so long.
+WITHIN = 6.0
 AWAY = 3.0  # seconds until what was killed is begun again
 ROLES = {
     "flower-superlink": "superlink",

@@ -73,9 +73,13 @@ class Federation:
         (self.root / "database").mkdir(exist_ok=True)
         kept = ["--database", str(self.root / "database" / "state.db")] if database else []
         self.begin(
-            "superlink", SCRIPTS / "flower-superlink", "--port", str(self.port), *kept,
+            "superlink",
+            SCRIPTS / "flower-superlink",
+            "--port",
+            str(self.port),
+            *kept,
             *(self._certified() if self.tls else ["--insecure"]),
-        )  # fmt: skip
+        )
         until(
             lambda: "startup complete" in self.log("superlink"), 60, lambda: self.log("superlink")
         )
@@ -177,9 +181,15 @@ class Federation:
         if self.quick:
             command = [sys.executable, "-m", "fedpeft", "supernode", "--node", folder, "--"]
         self.begin(
-            name or f"supernode{number}", *behind, *command, *safety,
-            "--superlink", f"{net}.1:{self.port}", "--port", str(free_port()),
-        )  # fmt: skip
+            name or f"supernode{number}",
+            *behind,
+            *command,
+            *safety,
+            "--superlink",
+            f"{net}.1:{self.port}",
+            "--port",
+            str(free_port()),
+        )
 
     def kill(self, name: str) -> None:
         """kill -9, of this process alone."""
@@ -216,9 +226,8 @@ class Federation:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        for pid in [
-            pid for name in (*self.processes, "user") for pid in self.inside(name)
-        ]:  # of sessions of their own
+        # Of sessions of their own.
+        for pid in [pid for name in (*self.processes, "user") for pid in self.inside(name)]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

@@ -6,11 +6,11 @@
     python -m benchmarks.flower --out benchmarks/results
 
 rounds   4 nodes, LoRA r=8 on a ViT-Tiny ($FEDPEFT_DATA: vit-tiny, cifar100; else the package's
-micro ViT and digits):
-         seconds of a round over those of the client that trained longest in it. Wanted: at most 8.
+         micro ViT and digits): seconds of a round over those of the client that trained longest in
+         it. Wanted: at most 8.
 plain    the same with Flower's own SuperNodes in place of `fedpeft supernode`.
 payload  one message of so many random bytes to a node and back, through SuperLink, SuperNode,
-courier and worker.
+         courier and worker.
 """
 
 import argparse
@@ -98,9 +98,8 @@ def payload(root: Path, size: int) -> dict[str, Any]:
     """Seconds of one message there and back, and the most memory that a process of each kind
     had."""
     with federation(root, quick=False) as here:
-        here.superlink(
-            database=False
-        )  # in a file, 1 GB locks it for so long that Flower's own calls fail
+        # In a file, 1 GB locks it for so long that Flower's own calls fail.
+        here.superlink(database=False)
         here.begin("worker0", sys.executable, "-m", "benchmarks.flower", "--echo", root / "node0")
         here.supernode(0)
         settings = {"bytes": size, "out": str(root / "result.json")}

@@ -1,8 +1,8 @@
 """A slow and lossy link in user space: a command in a network of its own, whose packets wait, queue
 and get lost.
 
-    python -m benchmarks.link --net 10.79.1 --port 9092 --delay 0.2 --loss 0.02 --rate 125000 --
-    COMMAND ...
+    python -m benchmarks.link --net 10.79.1 --port 9092 --delay 0.2 --loss 0.02 --rate 125000 \\
+        -- COMMAND ...
 
 COMMAND is at NET.2 and reaches, of this machine's loopback, PORT alone, as NET.1:PORT. Each way has
 the delay in seconds, the loss as a share of the packets (seeded), and the rate in bytes a second.
@@ -134,9 +134,8 @@ def main() -> None:
     outside = tunnel(f"link{chosen.net.rpartition('.')[2]}", here, there)
     listening = socket.create_server((here, chosen.port))
     threading.Thread(target=forward, args=(listening, chosen.port), daemon=True).start()
-    if ctypes.CDLL(None, use_errno=True).unshare(
-        CLONE_NEWNET
-    ):  # this thread alone, and what it begins from now on
+    # This thread alone, and what it begins from now on.
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "no network of its own")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     inside = tunnel("eth0", there, here)

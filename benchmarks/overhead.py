@@ -5,13 +5,13 @@
     python -m benchmarks.overhead --out benchmarks/results
 
 few     ViT of 5.4 M parameters, LoRA r=8 + head, 32x32 pixels, 64 clients, 8 per round, 64 images
-each, batch 16:
-        seconds per round over those of the bare PyTorch loop that does the same steps. Wanted: at
-          most 1.10.
+        each, batch 16: seconds per round over those of the bare PyTorch loop that does the same
+        steps. Wanted: at most 1.10.
 many    1,000 clients, 100 per round, 20 examples each, head only on 192 features: the same ratio.
-Wanted: at most 3. memory  10,000 clients in one round, head only, in a process of its own: how far
-the peak rises above what is resident
-        once data and model are loaded, over the sum of the clients' small tensors. Wanted: at most
+        Wanted: at most 3.
+memory  10,000 clients in one round, head only, in a process of its own: how far the peak rises
+        above what is resident once data and model are loaded, over the sum of the clients' small
+        tensors. Wanted: at most 1.10.
         1.10.
 
 Both sides run in this process, in turn, and the median of the pairs' ratios is what counts.

@@ -1,17 +1,17 @@
 """What grows with the number of clients, on a ViT-B/16 with LoRA r=8 and 100 classes: 371,812
 numbers a client.
 
-    python -m benchmarks.scale                                           # some minutes, memory
-    about five of them python -m benchmarks.scale --only server --out benchmarks/results    # the
-    other part stays as it is in scale.json
+    python -m benchmarks.scale                  # some minutes, memory about five of them
+    python -m benchmarks.scale --only server --out benchmarks/results
+
+With --only and --out the other part of scale.json stays as it is.
 
 memory  A round of 10,000 clients: resident are the base, and of the clients one. What they remember
-lies on the disk.
-        They train in name only, as the memory of a step does not depend on the number of clients.
+        lies on the disk. They train in name only, as the memory of a step does not depend on the
+        number of clients.
 server  1,000 updates are read from files, checked and averaged: seconds over those of reading the
-bytes once, from the
-        disk and from the page cache. Wanted: at most 1.5, and memory that does not depend on the
-          number of updates.
+        bytes once, from the disk and from the page cache. Wanted: at most 1.5, and memory that does
+        not depend on the number of updates.
 """
 
 import argparse

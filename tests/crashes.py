@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,9 +203,8 @@ def kill_at_file_events(folder: str, chosen: str) -> None:
     )
     for moment in moments:
         out = Path(folder) / f"killed{moment}"
-        assert (
-            os.WTERMSIG(in_fork(lambda: killed_before(moment, out, plan, events))) == signal.SIGKILL
-        )
+        status = in_fork(partial(killed_before, moment, out, plan, events))
+        assert os.WTERMSIG(status) == signal.SIGKILL
         again: list[str | Path] = (
             ["--resume", out] if (out / "plan.toml").exists() else [plan, "--out", out]
         )

@@ -36,9 +36,8 @@ SMALL: dict[str, Any] = {
 }
 RESIZED = {"name": "image-classification", "size": 16}
 CASES: dict[str, Mapping[str, Any]] = {
-    **{
-        name: {"method": name} for name in CATALOGUE["method"] if name != "prefix"
-    },  # which no vision model takes
+    # Which no vision model takes.
+    **{name: {"method": name} for name in CATALOGUE["method"] if name != "prefix"},
     "adapter, shared": {"method": {"name": "adapter", "shared": True}},
     "prompt, shallow": {"method": {"name": "prompt", "deep": False}},
     "lora, head not trained": {"method": {"name": "lora", "head": "", "target": ["fc1", "o_proj"]}},
@@ -97,7 +96,8 @@ for folder in json.loads(sys.argv[1]):
         save_file({"logits": names["model"](**load_file(f"{folder}.in")).logits}, f"{folder}.out")
     with open(f"{folder}.json", "w") as file:
         labels = names["model"].config.id2label
-        json.dump({"labels": [labels[k] for k in sorted(labels)], "class": type(names["model"]).__name__}, file)
+        kind = type(names["model"]).__name__
+        json.dump({"labels": [labels[k] for k in sorted(labels)], "class": kind}, file)
 """
 
 
@@ -122,9 +122,8 @@ def done(path: Path, **changes: Any) -> Done:
     batch = next(iter(site.data.held_out()))
     inputs = {name: x[:16] for name, x in batch.items() if name not in ("label", "mask", FEATURES)}
     own = {name: saved.state.params[name] for name in plan.method.names(site.model)}
-    model = plan.model(
-        site.classes
-    ).eval()  # the site's multiplies by packed weights, which rounds otherwise
+    # The site's multiplies by packed weights, which rounds otherwise.
+    model = plan.model(site.classes).eval()
     own |= merged(model, under(EXACT, saved.state.params))
     with torch.inference_mode():
         logits = functional_call(model, own, (), inputs).logits

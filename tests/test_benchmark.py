@@ -143,9 +143,8 @@ def test_scores_are_those_of_lm_evals_own_command_with_shots_drawn_alike(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    task = str(
-        own_task(tmp_path, counting(), fewshot_config=None)
-    )  # shots at random, as of a task that says nothing
+    # Shots at random, as of a task that says nothing.
+    task = str(own_task(tmp_path, counting(), fewshot_config=None))
     theirs = simple_evaluate(
         HFLM(str(llama), device="cpu", dtype="float32", logits_cache=False),
         tasks=[task],
@@ -354,9 +353,8 @@ def test_an_interval_is_wilsons_and_a_difference_is_of_pairs() -> None:
     )
     one = difference([1, 0, -1, 1])
     assert one["value"] == 0.25 and one["stderr"] == pytest.approx(0.478714)
-    assert (one["low"], one["high"]) == pytest.approx(
-        (1 / 6 - 0.64, 1 / 6 + 0.64), abs=1e-3
-    )  # 1.96 √(4 - 1/6) / 6
+    # 1.96 √(4 - 1/6) / 6.
+    assert (one["low"], one["high"]) == pytest.approx((1 / 6 - 0.64, 1 / 6 + 0.64), abs=1e-3)
     never = difference([0.0] * 9)
     assert never["value"] == 0 and never["high"] == -never["low"] == pytest.approx(
         1.96 / 11, abs=1e-4

@@ -60,9 +60,8 @@ def test_it_costs_a_message_from_each_client(points: Site) -> None:
     )
     assert sorted(ledger.weights) == sorted(usual.weights)
     told = sum(len(reply.payload) for reply in engine.replies[:24] if isinstance(reply, Reply))
-    assert ledger.bytes_up - told == pytest.approx(
-        usual.bytes_up, abs=8
-    )  # losses have more digits or fewer
+    # Losses have more digits or fewer.
+    assert ledger.bytes_up - told == pytest.approx(usual.bytes_up, abs=8)
     assert 24 * 4 * (3 * 8 + 3) < told < 24 * (4 * (3 * 8 + 3) + 150)
 
 

@@ -43,9 +43,8 @@ def test_rows_by_hand() -> None:
     got = merged(of("a", 1.0, 3, 0, 0), of("b", 5.0, 1, 8, 0))
     assert got.delta["head.weight"].tolist() == [[2.0, 2.0], [5.0, 5.0], [0.0, 0.0]]
     assert got.delta["head.bias"].tolist() == [2.0, 5.0, 0.0]
-    assert (
-        got.delta["body"].tolist() == [4.0, 4.0] and got.weight == 12.0
-    )  # (3·1 + 9·5) / 12, as ever
+    # (3·1 + 9·5) / 12, as ever.
+    assert got.delta["body"].tolist() == [4.0, 4.0] and got.weight == 12.0
 
 
 @pytest.mark.parametrize(

@@ -65,9 +65,9 @@ def test_json_is_all_that_is_on_standard_output(plan: Path, tmp_path: Path) -> N
 def test_settings_and_flags_change_the_plan(plan: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     result = fedpeft(
-        "run", plan, "--set", "rounds=1", "-s", "local.lr=0.5", "--seed", 7, "--engine", "processes",
-        "--workers", 1, "--out", out, "--quiet",
-    )  # fmt: skip
+        *("run", plan, "--set", "rounds=1", "-s", "local.lr=0.5", "--seed", 7),
+        *("--engine", "processes", "--workers", 1, "--out", out, "--quiet"),
+    )
     assert result.exit_code == 0, result.stderr
     left = read_plan(out / "plan.toml")
     assert (left.rounds, left.local.lr, left.seed, left.engine) == (1, 0.5, 7, "processes")  # type: ignore[attr-defined]

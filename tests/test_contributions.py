@@ -217,8 +217,10 @@ def test_the_folder_to_send_does_not_hold_the_key(four: Study) -> None:
 
 OWN = """
 name = "own"
-task = {name = "module", module = "torch.nn:Linear", arguments = {in_features = 2, out_features = 3}}
 data = {name = "arrays", path = "server.npz"}
+task.name = "module"
+task.module = "torch.nn:Linear"
+task.arguments = {in_features = 2, out_features = 3}
 method = "full"
 rounds = 1
 classes = ["c", "b", "a"]
@@ -244,9 +246,8 @@ def test_own_data_with_some_of_the_labels_and_no_data_at_the_server(tmp_path: Pa
     weight, bias = (tensors(tmp_path / "merged")[f"params/{name}"] for name in ("weight", "bias"))
     points = torch.tensor([[0.0, 5.0], [-5.0, 0.0], [5.0, 0.0]])  # c, b, a
     assert (points @ weight.T + bias).argmax(1).tolist() == [0, 1, 2]
-    assert (
-        fedpeft("merge", tmp_path / "merged", "--evaluate").exit_code == 2
-    )  # there is no server.npz
+    # There is no server.npz.
+    assert fedpeft("merge", tmp_path / "merged", "--evaluate").exit_code == 2
     assert "--data" in fedpeft("contribute", tmp_path / "study", "-o", tmp_path / "x").output
     again = fedpeft(
         "contribute",

@@ -187,10 +187,8 @@ def test_rules_may_be_changed_with_what_they_are_for(four: Study, tmp_path: Path
     merge(four.path, four.files[:2], out, Rules())
     long = four.forged(tmp_path / "long", lambda u: replace(u, delta=scale(u.delta, 1e4)), number=2)
     before = tree(out)
-    for given in (
-        "--norm-factor=9",
-        "--max-norm=1e-9",
-    ):  # the latter by those that were there before
+    # The latter by those that were there before.
+    for given in ("--norm-factor=9", "--max-norm=1e-9"):
         said = fedpeft("merge", out, "--add", long, given)
         assert said.exit_code == 2 and "absurd norm" in said.output and tree(out) == before
     assert (
@@ -228,9 +226,8 @@ def test_an_outlier_that_came_first_is_found_by_those_that_follow(
 ) -> None:
     out = tmp_path / "merged"
     long = four.forged(tmp_path / "long", lambda u: replace(u, delta=scale(u.delta, 1e4)))
-    merge(
-        four.path, [long], out, Rules()
-    )  # alone it cannot be told, nor of two which is the wrong one
+    # Alone it cannot be told, nor of two which is the wrong one.
+    merge(four.path, [long], out, Rules())
     change(out, add=[four.files[1]])
     before = tree(out)
     with pytest.raises(

@@ -118,9 +118,8 @@ def test_where_keeps_rows_and_drops_classes_that_vanished(tmp_path: Path) -> Non
     assert len(got.train) + len(got.test) == 20
     assert set(got.train.columns["label"].tolist()) == {0, 1}
     assert HubTable(str(file), where="domain = 'home' and label != a").load().classes == ("b",)
-    assert HubTable(str(file), where="domain = ''").load().classes == (
-        "c",
-    )  # '' is a missing value
+    # '' is a missing value.
+    assert HubTable(str(file), where="domain = ''").load().classes == ("c",)
     with pytest.raises(DataError, match=r"leaves nothing of .*domain is any of: , home, oos"):
         HubTable(str(file), where="domain = bank").load()
     with pytest.raises(DataError, match="Did you mean 'domain'"):
@@ -193,8 +192,7 @@ def test_pictures_in_a_table_as_bytes_as_paths_and_as_datasets_keeps_them(tmp_pa
         assert (picture.size, picture.getpixel((3, 2))) == ((6, 4), (200, 10, 30)), name
 
 
-# --- real sets
-# ------------------------------------------------------------------------------------------------------
+# --- real sets ---
 
 
 def test_cifar100_as_it_lies(real_data: Path) -> None:

@@ -227,9 +227,13 @@ def test_what_the_bound_is_not_for(changes: dict[str, object], words: list[str])
 
 @pytest.mark.parametrize(
     ("gap", "gain", "short"),
-    [((0.01, 0.0, 0.02), 0.5, "yes"), ((0.1, 0.05, 0.15), 0.5, "no"), ((0.02, 0.0, 0.04), 0.5, "unclear"),
-     ((0.0, 0.0, 0.0), -0.1, "nothing learned")],
-)  # fmt: skip
+    [
+        ((0.01, 0.0, 0.02), 0.5, "yes"),
+        ((0.1, 0.05, 0.15), 0.5, "no"),
+        ((0.02, 0.0, 0.04), 0.5, "unclear"),
+        ((0.0, 0.0, 0.0), -0.1, "nothing learned"),
+    ],
+)
 def test_the_answer(gap: tuple[float, float, float], gain: float, short: str) -> None:
     held = dict(zip(("gap", "gap_low", "gap_high"), gap, strict=True))
     found = {

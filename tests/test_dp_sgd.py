@@ -108,9 +108,8 @@ def test_every_example_is_drawn_as_often_as_the_rate_says(points: Site) -> None:
     assert len(drawn) == local.steps_for(size) == steps
     counts = torch.tensor([float(batch["mask"].sum()) for batch in drawn])
     assert float(counts.mean()) == pytest.approx(rate * size, rel=0.03)
-    assert float(counts.var()) == pytest.approx(
-        rate * (1 - rate) * size, rel=0.1
-    )  # a binomial's, not a fixed size's
+    # A binomial's, not a fixed size's.
+    assert float(counts.var()) == pytest.approx(rate * (1 - rate) * size, rel=0.1)
     firsts = torch.stack([batch["point"][0] for batch in drawn if batch["mask"][0]])
     mine = points.data.train["point"][points.data.parts[client]]  # type: ignore[attr-defined]
     assert all(bool((firsts == row).all(1).any()) for row in mine[:2])

@@ -15,8 +15,12 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 def test_it_learns(example: Path) -> None:
     ended = subprocess.run(
         [sys.executable, example],
-        cwd=example.parents[1], env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=example.parents[1],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ended.returncode == 0, ended.stderr
     assert float(re.findall(r"accuracy (\d\.\d+)", ended.stdout)[-1]) > 0.9
 

@@ -35,9 +35,8 @@ def test_what_is_loaded_computes_what_the_run_does(
     logits, what = output(folders[name])
     assert run.logits.abs().max() > 1e-3
     assert what["labels"] == list(run.site.classes)
-    if name.endswith(
-        ("merged", "FedEx", "FLoRA")
-    ):  # W + BA is rounded, where the adapter computes Wx + B(Ax)
+    # W + BA is rounded, where the adapter computes Wx + B(Ax).
+    if name.endswith(("merged", "FedEx", "FLoRA")):
         torch.testing.assert_close(logits, run.logits, rtol=0, atol=1e-5)
     else:
         assert torch.equal(logits, run.logits)
@@ -68,9 +67,8 @@ def test_files_say_the_same_in_every_process(folders: Mapping[str, Path]) -> Non
 def test_what_the_base_does_not_have_is_in_the_adapter(folders: Mapping[str, Path]) -> None:
     resized = load_file(folders["lora, resized"] / "adapter_model.safetensors")
     positions = [x for name, x in resized.items() if name.endswith("position_embeddings")]
-    assert [x.shape for x in positions] == [
-        (1, 1 + 16, 128)
-    ]  # 16 pixels, patches of 4, and the class token
+    # 16 pixels, patches of 4, and the class token.
+    assert [x.shape for x in positions] == [(1, 1 + 16, 128)]
     pooler = load_file(folders["bert, lora"] / "adapter_model.safetensors")
     assert "base_model.model.bert.pooler.dense.weight" in pooler
 

@@ -112,9 +112,8 @@ def test_after_an_error_in_the_middle_nothing_is_left(
     runs: Mapping[str, Done], tmp_path: Path
 ) -> None:
     copied = shutil.copytree(runs["full"].folder.path, tmp_path / "run")
-    (copied / "rounds.jsonl").write_text(
-        "damaged\n"
-    )  # read for the card, when the model is written
+    # Read for the card, when the model is written.
+    (copied / "rounds.jsonl").write_text("damaged\n")
     refused(copied, tmp_path / "out", "damaged")
 
 

@@ -23,7 +23,8 @@ def test_a_client_killed_in_training_costs_a_round_its_update_and_nothing_else(
 ) -> None:
     """Three nodes, SCAFFOLD with its memories; a worker is killed by kill -9 in the first round and
     comes back."""
-    killed = f'stages = [{{name = "crashes:Killed", folder = "{tmp_path}", client = "c001", round = 0}}]\n'
+    stage = f'{{name = "crashes:Killed", folder = "{tmp_path}", client = "c001", round = 0}}'
+    killed = f"stages = [{stage}]\n"
     with three(tmp_path, killed + SCAFFOLD) as here:
         process = submit(here)
         until((tmp_path / "killed").exists, 200, lambda: here.log("run"))

@@ -100,12 +100,10 @@ def test_a_worker_that_is_not_there_and_a_courier_that_is_killed_cost_a_round_th
         os.kill(courier, signal.SIGKILL)
         until((tmp_path / "run" / "rounds.jsonl").exists, 400, lambda: here.log("run"), process)
         here.worker(tmp_path / "plan.toml", 0)
-        until(
-            lambda: here.log("worker0").count("start the SuperNode beside it") == 2, 400
-        )  # before rounds are short
-        time.sleep(
-            AGAIN
-        )  # its node may have said in this round that it cannot serve, and is not asked again before
+        # Before rounds are short.
+        until(lambda: here.log("worker0").count("start the SuperNode beside it") == 2, 400)
+        # Its node may have said in this round that it cannot serve, and is not asked again before.
+        time.sleep(AGAIN)
         (tmp_path / "closed").unlink()
         assert process.wait(600) == 0, here.log("run")
         first, *_, last = of(here, "c000")
@@ -299,9 +297,8 @@ def test_a_full_disk_under_the_superlinks_database_loses_nothing(tmp_path: Path)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "small", disk], check=True)
     (tmp_path / "closed").touch()
     try:
-        settings = (
-            "deadline = 60\nnorm_factor = 1e6\n"  # one client's lone update is far from the others'
-        )
+        # One client's lone update is far from the others'.
+        settings = "deadline = 60\nnorm_factor = 1e6\n"
         with three(tmp_path, settings + GATE.format(tmp_path) + LARGE) as here:
             process = submit(here)
             until((tmp_path / "reached").exists, 400, lambda: here.log("run"), process)
@@ -334,7 +331,8 @@ def test_a_secure_sum_over_a_federation_has_the_bits_of_one_process(tmp_path: Pa
     """Five messages to each node in a round, with keys that the nodes sign; in the end the server
     has the sums, and the parameters of a simulation in which nobody signs."""
     lines = [make_signing_key(f"c{k:03}", tmp_path)[1].read_text().strip() for k in range(3)]
-    secure = f'weighting = "uniform"\nexchange = {{name = "secure", threshold = 2, keys = {json.dumps(lines)}}}\n'
+    exchange = f'{{name = "secure", threshold = 2, keys = {json.dumps(lines)}}}'
+    secure = f'weighting = "uniform"\nexchange = {exchange}\n'
     with three(tmp_path, secure + NODES.replace("rounds = 3", "rounds = 2")) as here:
         assert submit(here).wait(900) == 0, here.log("run")
         plan = read_plan(tmp_path / "plan.toml", ["exchange.keys=[]"])

@@ -93,8 +93,10 @@ def test_a_worker_does_only_its_own_plan(
 
 OWN = """
 name = "own"
-task = {name = "module", module = "torch.nn:Linear", arguments = {in_features = 2, out_features = 3}}
 data = {name = "arrays", path = "server.npz"}
+task.name = "module"
+task.module = "torch.nn:Linear"
+task.arguments = {in_features = 2, out_features = 3}
 method = "full"
 rounds = 1
 cohort = 3

@@ -168,9 +168,12 @@ def check_labels(opened: Opened) -> None:
     """No axis of accuracies goes beyond 100 %, and no two ticks of any have the same label, close
     as values may be."""
     axes = opened.page.evaluate(
-        """[...document.querySelectorAll('.plot')].flatMap(plot => [...plot.querySelectorAll('.role-axis-label')]
-        .map(axis => [plot.dataset.figure, [...axis.querySelectorAll('text')].filter(t => +getComputedStyle(t).opacity)
-        .map(t => t.textContent)]))"""
+        """[...document.querySelectorAll('.plot')].flatMap(plot =>
+          [...plot.querySelectorAll('.role-axis-label')].map(axis => [
+            plot.dataset.figure,
+            [...axis.querySelectorAll('text')]
+              .filter(t => +getComputedStyle(t).opacity)
+              .map(t => t.textContent)]))"""
     )
     percents = [
         (name, labels)
@@ -196,7 +199,8 @@ def check_bars(opened: Opened) -> None:
     middles = opened.page.evaluate(
         """['.mark-rect.role-mark path', '.mark-text.role-mark text'].map(mark =>
         [...document.querySelectorAll(`[data-figure="axis-method"] ${mark}`)]
-        .map(one => one.getBoundingClientRect()).map(box => (box.top + box.bottom) / 2).sort((a, b) => a - b))"""
+        .map(one => one.getBoundingClientRect())
+        .map(box => (box.top + box.bottom) / 2).sort((a, b) => a - b))"""
     )
     bars, values = middles
     assert len(bars) == 4 and values == pytest.approx(bars, abs=3)

@@ -56,9 +56,8 @@ def begin(*arguments: str | Path) -> "subprocess.Popen[str]":
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # which a test run in the background ignores
+        # Which a test run in the background ignores.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -232,9 +231,8 @@ def test_ctrl_c_while_the_workers_are_being_loaded(tmp_path: Path) -> None:
         pytest.skip("processes are looked up in /proc")
     plan = write(tmp_path / "plan.toml", 'engine = "processes"\n', BLOBS)
     process = begin("run", plan, "--out", tmp_path / "run", "--workers", "2", "--quiet")
-    until(
-        lambda: len(children(process.pid)) > 2, process
-    )  # beside the workers there is a tracker of resources
+    # Beside the workers there is a tracker of resources.
+    until(lambda: len(children(process.pid)) > 2, process)
     workers = children(process.pid)
     time.sleep(0.6)  # they import torch meanwhile
     os.killpg(process.pid, signal.SIGINT)
@@ -258,8 +256,11 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     )
     ended = subprocess.run(
         [sys.executable, "-c", limited, "run", str(plan), "--out", str(out), "--quiet"],
-        cwd=TESTS, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=TESTS,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ended.returncode == 1
     assert ended.stderr.splitlines() == [
         f"error: {out} cannot be written: File too large: what is done is kept; go on with "
@@ -277,8 +278,8 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_for_a_clients_memory_loses_nothing(
     tmp_path: Path, engine: str
 ) -> None:
-    stage = f'stages = [{{name = "crashes:FullDisk", folder = "{tmp_path}", client = "c002", round = 1}}]\n'
-    text = stage + BLOBS.replace("cohort = 2", "cohort = 4")
+    stage = f'{{name = "crashes:FullDisk", folder = "{tmp_path}", client = "c002", round = 1}}'
+    text = f"stages = [{stage}]\n" + BLOBS.replace("cohort = 2", "cohort = 4")
     plan, out = write(tmp_path / "plan.toml", text), tmp_path / "run"
     (tmp_path / "full").touch()
     process = begin("run", plan, "--out", out, "--quiet", "--engine", engine)
@@ -310,8 +311,12 @@ def test_a_closed_pipe_is_no_full_disk(tmp_path: Path) -> None:
     path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     ended = subprocess.run(
         [sys.executable, "-m", "fedpeft", "run", str(plan), "--out", str(out)],
-        env={**os.environ, "PYTHONPATH": path}, stdout=writing, stderr=subprocess.PIPE, text=True, check=False,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     os.close(writing)
     assert ended.returncode == 1
     after = f"what is done is kept; go on with `fedpeft run --resume {out}`"

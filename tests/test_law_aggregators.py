@@ -216,9 +216,8 @@ def test_krum_by_hand() -> None:
     values = [one.delta["a"].item() for one in seven]
     assert [values[k] for k in ranked(seven, 0.25)[:4]] == [2, 1, 3, 0], "2 is nearer to all than 1"
     assert reduced({"name": "krum", "attackers": 0.25}, seven).delta["a"].item() == 2
-    assert (
-        reduced({"name": "multi_krum", "attackers": 0.25}, seven).delta["a"].item() == 3
-    )  # of 0, 1, 2, 3, 9
+    # Of 0, 1, 2, 3, 9.
+    assert reduced({"name": "multi_krum", "attackers": 0.25}, seven).delta["a"].item() == 3
     pairs = cohort_of_pairs()
     one = reduced("krum", pairs).delta
     assert any(equal(one, update.delta) for update in pairs), (

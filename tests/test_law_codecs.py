@@ -259,16 +259,14 @@ def test_positions_come_back(n: int, share: float, seed: int) -> None:
 
 def test_positions_cost_little_more_than_their_information() -> None:
     n, k = 100_000, 1_000
-    assert (
-        positions.size(k, n) * 8 / k < 9
-    )  # the logarithm of n over k, to base 2, is 8.06 bits an entry
+    # The logarithm of n over k, to base 2, is 8.06 bits an entry.
+    assert positions.size(k, n) * 8 / k < 9
     assert positions.size(n, n) == positions.size(0, 0) == 0
 
 
 def test_a_position_beyond_the_end_is_a_wire_error() -> None:
-    index = torch.tensor(
-        [3, 40, 96]
-    )  # 96 is 12 * 8 + 0 in blocks of 8; 12 * 8 + 7 would fit the code, not the 100
+    # 96 is 12 * 8 + 0 in blocks of 8; 12 * 8 + 7 would fit the code, not the 100.
+    index = torch.tensor([3, 40, 96])
     n = 100
     body = bytearray(positions.encode(index, n))
     low = (n // len(index)).bit_length() - 1

@@ -71,9 +71,8 @@ def test_only_what_has_a_gradient_is_corrected(name: str) -> None:
 def test_prox_by_hand() -> None:
     correction = build("correction", {"name": "prox", "mu": 0.5})
     got = correction.apply(GRADIENT, NOW, correction.begin(PARAMS, {}))
-    torch.testing.assert_close(
-        got["a"], torch.tensor([0.35, 0.2, -0.05])
-    )  # 0.1 + 0.5 (1 - 0.5), and so on
+    # 0.1 + 0.5 (1 - 0.5), and so on.
+    torch.testing.assert_close(got["a"], torch.tensor([0.35, 0.2, -0.05]))
     torch.testing.assert_close(got["b"], torch.full((2, 2), 0.2))
 
 

@@ -113,13 +113,11 @@ def test_averages_by_hand() -> None:
     assert fedit.delta[A].flatten().tolist() == [0.5, 1.0] and fedit.delta[
         B
     ].flatten().tolist() == [2.0, 0.5]
-    assert fedit.error == pytest.approx(
-        (2.5 - 1.5) / 2.5
-    )  # the products are 3 and 2; 2·0.5 + 0.5·1
+    # The products are 3 and 2; 2·0.5 + 0.5·1.
+    assert fedit.error == pytest.approx((2.5 - 1.5) / 2.5)
     hetlora = build("aggregator", "hetlora")([one, two], state, held.__getitem__)
-    torch.testing.assert_close(
-        hetlora.delta[B], torch.tensor([[0.6 * 3 + 0.4, 0.4]])
-    )  # weights as 3 to 2
+    # Weights as 3 to 2.
+    torch.testing.assert_close(hetlora.delta[B], torch.tensor([[0.6 * 3 + 0.4, 0.4]]))
     assert hetlora.weight == 2
 
 

@@ -117,9 +117,8 @@ def test_sent_and_waiting_are_all_that_came(codec: str, dtype: torch.dtype, seed
         up, memory = stage.on_client(given_, memory, CONTEXT)
         came, sent = came + given_.delta["a"].double(), sent + up.delta["a"].double()
         codec_ = build("codec", codec)
-        assert equal(
-            codec_.decode(codec_.encode(up.delta)), up.delta
-        )  # the uplink drops nothing further
+        # The uplink drops nothing further.
+        assert equal(codec_.decode(codec_.encode(up.delta)), up.delta)
     torch.testing.assert_close(sent + memory["a"].double(), came, rtol=0, atol=1e-5)
     assert memory["a"].dtype == (torch.float64 if dtype is torch.float64 else torch.float32)
 

@@ -37,9 +37,8 @@ def test_what_is_sent_arrives(tmp_path: Path, size: int) -> None:
 def test_only_its_user_can_open_the_socket(tmp_path: Path) -> None:
     with listening(tmp_path / "socket"):
         assert stat.S_IMODE((tmp_path / "socket").stat().st_mode) == 0o600
-    listening(
-        tmp_path / "socket"
-    ).close()  # what a worker that was killed left does not stand in the way
+    # What a worker that was killed left does not stand in the way.
+    listening(tmp_path / "socket").close()
 
 
 def test_nobody_there_and_nobody_answering_are_errors(tmp_path: Path) -> None:

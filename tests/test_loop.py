@@ -120,9 +120,8 @@ def test_a_half_done_round_is_done_again_and_no_memory_advances_twice(
     half = recording.jobs[:10]
     fresh = Folder(tmp_path / "fresh")
     state = next(federate(plan, on(points, plan, fresh), start(plan, points.params())))[0]
-    done = list(
-        on(points, plan, fresh).run(half)
-    )  # and here everything stops: ten replies are stored, none counted
+    # And here everything stops: ten replies are stored, none counted.
+    done = list(on(points, plan, fresh).run(half))
     assert done == recording.replies[:10]
     again = run(points, plan, fresh, state)
     assert equal(last(again), last(whole))

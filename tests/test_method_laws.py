@@ -46,11 +46,8 @@ MISFITS = {
     "lm": {"prompt", "bias", "head"},  # and its output layer is not new
 }
 CHANGES_AT_ONCE = ("prompt", "prefix")  # random tokens are in the way from the start
-NEVER_LEARN = (
-    "adapter.down.weight",
-    "adapter.down.bias",
-    "adapter.up.weight",
-)  # of the published adapter
+# Of the published adapter.
+NEVER_LEARN = ("adapter.down.weight", "adapter.down.bias", "adapter.up.weight")
 WITHOUT_EFFECT = ("k_proj.bias", "key.bias")  # softmax does not see what all keys have in common
 
 
@@ -96,9 +93,8 @@ def test_untouched_the_model_computes_what_the_base_computes(
     model, names = injected(spec, kind)
     assert (logits_of(model, batch) - base).abs().max() <= 1e-6 or spec["name"] in CHANGES_AT_ONCE
     write(model, random_like(read(model, names)))
-    assert (
-        logits_of(model, batch) - base
-    ).abs().max() > 1e-3  # and the tensors do reach the output
+    # And the tensors do reach the output.
+    assert (logits_of(model, batch) - base).abs().max() > 1e-3
 
 
 @every_fit
@@ -156,9 +152,8 @@ def test_training_moves_every_tensor_and_nothing_of_the_module(
     assert equal(model.state_dict(), before)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:There is a performance drop:UserWarning"
-)  # of attention, for want of a rule
+# Of attention, for want of a rule.
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 @every_fit
 def test_many_clients_may_run_as_one(kind: str, spec: Mapping[str, Any]) -> None:
     model, names = injected(spec, kind)

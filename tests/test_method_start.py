@@ -110,9 +110,8 @@ def test_the_old_names_are_those_that_transformers_writes(tmp_path: Path) -> Non
     inside = [name for name, _ in model.named_parameters()]
     assert written == {old_name(name) for name in inside}
     assert inside == [new_name(old_name(name)) for name in inside]
-    assert (
-        sum(old_name(name) != name for name in inside) == 3 * 16
-    )  # each of a block's weights and biases
+    # Each of a block's weights and biases.
+    assert sum(old_name(name) != name for name in inside) == 3 * 16
     assert (
         new_name("vit.encoder.layer.11.attention.attention.query")
         == "vit.layers.11.attention.q_proj"

@@ -134,9 +134,8 @@ def test_prompts_stand_after_the_patches_and_are_cut_off(deep: bool, tokens: int
     assert [tuple(x.shape) for x in prompts] == [(tokens, 32)] * (3 if deep else 1)
     base, batch = model_of("vit"), batch_of("vit")
     write(base, {name: x for name, x in read(model, names).items() if "classifier" in name})
-    x = base.get_submodule("vit.embeddings")(
-        batch["pixel_values"]
-    )  # (4, 5, 32): the class token and four patches
+    # (4, 5, 32): the class token and four patches.
+    x = base.get_submodule("vit.embeddings")(batch["pixel_values"])
     for k in range(3):
         if deep or k == 0:
             x = torch.cat([x, prompts[k].expand(4, -1, -1)], 1)
@@ -241,10 +240,8 @@ def test_prefix_on_a_language_model_is_peft_s_too() -> None:
     assert names == ["prompt_encoder.default.embedding.weight"]
     values = random_like(read(model, names))
     write(model, values)
-    assert values[names[0]].shape == (
-        3,
-        2 * 3 * 2 * 8,
-    )  # keys and values, 3 layers, 2 key-value heads of 8
+    # Keys and values, 3 layers, 2 key-value heads of 8.
+    assert values[names[0]].shape == (3, 2 * 3 * 2 * 8)
     config = peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
     with known_warnings_ignored():
         wrapper = peft.get_peft_model(model_of("lm"), config).eval()

@@ -29,11 +29,8 @@ EACH_ONCE = 13  # draws after which the longest list of parts has been through
 UNFIT = {
     "method": {"prefix"},  # needs a decoder
     "aggregator": {"class_rows"},  # rows of a head that some methods do not have
-    "partition": {
-        "column",
-        "lists",
-        "redrawn",
-    },  # need columns or lists of the data's; a mistake, not to be built on
+    # Need columns or lists of the data's; a mistake, not to be built on.
+    "partition": {"column", "lists", "redrawn"},
     "downlink": {"topk"},  # drops parameters
 }
 

@@ -35,8 +35,7 @@ def everyone(parts: Mapping[str, Tensor]) -> list[int]:
     return sorted(place for part in parts.values() for place in part.tolist())
 
 
-# --- laws
-# -----------------------------------------------------------------------------------------------------------
+# --- laws ---
 
 
 @st.composite
@@ -108,8 +107,7 @@ def test_natural_clients_hold_what_is_theirs(values: list[str], least: int, most
     assert division.notes == left_out
 
 
-# --- Dirichlet
-# ------------------------------------------------------------------------------------------------------
+# --- Dirichlet ---
 
 
 def test_dirichlet_is_the_papers_partition_of_cifar100() -> None:
@@ -124,9 +122,8 @@ def test_dirichlet_is_the_papers_partition_of_cifar100() -> None:
     )
     assert 250 <= report["size"]["min"] <= 450
     assert 760 <= report["size"]["median"] <= 830
-    assert (
-        report["size"]["max"] <= 50_000 / 64 + 500
-    )  # full at n / N, so that at most one class comes on top
+    # Full at n / N, so that at most one class comes on top.
+    assert report["size"]["max"] <= 50_000 / 64 + 500
     assert 25 <= report["classes_per_client"]["median"] <= 45
     assert report["notes"] == {"draws": 1, "moved": 0}
 
@@ -177,9 +174,8 @@ def test_scarce_and_large_divisions() -> None:
         Dirichlet(64, 0.1, min_per_client=10), torch.randint(100, (1000,), generator=generator(3))
     )
     assert min(sizes(scarce)) == 10
-    two = cut(
-        Dirichlet(64, 0.1, min_per_client=10), torch.arange(20_000) % 2
-    )  # PCam's shape: no draw is valid
+    # PCam's shape: no draw is valid.
+    two = cut(Dirichlet(64, 0.1, min_per_client=10), torch.arange(20_000) % 2)
     assert two.notes["draws"] == 100
     assert two.notes["moved"] > 0
     assert len(cut(Dirichlet(1000, 0.1), torch.arange(50_000) % 100).parts) == 1000
@@ -191,8 +187,7 @@ def test_one_client_and_one_class(partition: Partition) -> None:
     assert cut(partition, labels).parts["c000"].tolist() == list(range(30))
 
 
-# --- shards, columns, lists
-# -----------------------------------------------------------------------------------------
+# --- shards, columns, lists ---
 
 
 def test_two_shards_of_ten_classes_are_two_classes_at_most() -> None:

@@ -51,13 +51,8 @@ KINDS = pytest.mark.parametrize(
 
 
 GOLDEN = [
-    (
-        Event("example", 1.0, 0.01, 100),
-        10,
-        1e-5,
-        1.8282436455855,
-        2.1013665254203,
-    ),  # opacus 1.6.0 has 2.1014 too
+    # Opacus 1.6.0 has 2.1014 too.
+    (Event("example", 1.0, 0.01, 100), 10, 1e-5, 1.8282436455855, 2.1013665254203),
     (Event("example", 1.3, 0.3, 4), 6, 1e-3, 4.7131753143842, 5.5070019821129),
     (Event("client", 2.0), 13, 1e-3, 6.6189197744643, 7.3649297502272),
 ]
@@ -203,9 +198,8 @@ def test_the_target_is_met_at_the_end(points: Site, private: dict[str, Any]) -> 
     )
     site = open_site(plan)
     assert site.plan.private_part.noise_multiplier > 0
-    assert (
-        read_plan(site.plan.toml()) == site.plan
-    )  # with its noise written down, it is a plan like any other
+    # With its noise written down, it is a plan like any other.
+    assert read_plan(site.plan.toml()) == site.plan
     (*_, (_, ledger)) = run(site, site.plan)
     assert ledger.privacy is not None and 2.95 < ledger.privacy["epsilon"] <= 3.0
 

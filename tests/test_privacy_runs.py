@@ -145,7 +145,10 @@ label = "calibrated"
 set = ["target_epsilon=5"]
 [[row]]
 label = "given"
-set = ["target_epsilon=5", 'stages=[{{ name = "client_dp", clip_norm = 0.5, noise_multiplier = 9.0 }}]']
+set = [
+    "target_epsilon=5",
+    'stages=[{{ name = "client_dp", clip_norm = 0.5, noise_multiplier = 9.0 }}]',
+]
 """
 
 
@@ -163,9 +166,8 @@ def test_a_cell_keeps_its_noise_and_is_known_by_its_plan_before_it(tmp_path: Pat
     site = open_run_site(reopen(folder.path)[1])
     run_folder(folder, site, rounds=1)
     assert noise_in(folder.path) == site.plan.private_part.noise_multiplier is not None
-    assert (
-        replace(read_plan(folder.plan), stages=cell.plan.stages) == cell.plan
-    )  # and nothing else was changed
+    # And nothing else was changed.
+    assert replace(read_plan(folder.plan), stages=cell.plan.stages) == cell.plan
 
     assert shelf.place(cell) == folder
     assert fedpeft("run", "--resume", folder.path).exit_code == 0
@@ -175,9 +177,8 @@ def test_a_cell_keeps_its_noise_and_is_known_by_its_plan_before_it(tmp_path: Pat
     assert noise_in(kept) is not None and elsewhere.finished() == {cell.plan.fingerprint: kept}
     write(kept / "plan.toml", cell.plan.toml())  # as they were kept once, without their noise
     assert elsewhere.finished() == {cell.plan.fingerprint: kept}
-    write(
-        kept / "plan.toml", given.plan.toml()
-    )  # the same target, and noise that a cell asks for by itself
+    # The same target, and noise that a cell asks for by itself.
+    write(kept / "plan.toml", given.plan.toml())
     assert elsewhere.finished() == {given.plan.fingerprint: kept}
 
 

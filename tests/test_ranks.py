@@ -148,9 +148,8 @@ def test_with_a_frozen_a_half_the_factors_travel(site: Site) -> None:
     here = open_site(plan)
     begun = start(plan, here.params())
     state, ledger = list(federate(plan, on(here, plan), begun))[-1]
-    assert (
-        not ledger.failed and ledger.aggregation_error is None
-    )  # it is exact, and A is not there to tell
+    # It is exact, and A is not there to tell.
+    assert not ledger.failed and ledger.aggregation_error is None
     half, whole = (
         sum(x.nbytes for n, x in p.items() if ".lora_" in n) for p in (state.params, site.params())
     )

@@ -109,7 +109,8 @@ def test_it_draws_at_every_width(page: Any) -> None:
         page.set_viewport_size({"width": width, "height": 900})
         page.wait_for_timeout(150)
         assert page.evaluate("document.documentElement.scrollWidth") == width
-        over = "[...document.querySelectorAll('.plot')].filter(p => p.scrollWidth > p.clientWidth + 1).length"
+        over = """[...document.querySelectorAll('.plot')]
+            .filter(p => p.scrollWidth > p.clientWidth + 1).length"""
         assert page.evaluate(over) == 0
     assert page.evaluate("window.evil") is None
 
@@ -118,7 +119,8 @@ def test_the_names_of_the_front_do_not_overlap(page: Any) -> None:
     boxes = page.evaluate(
         """[...document.querySelectorAll('[data-figure="bytes-up"] svg .mark-text.role-mark text')]
         .filter(t => t.textContent && +getComputedStyle(t).opacity).map(t => {
-          const b = t.getBoundingClientRect(); return [t.textContent, b.left, b.right, b.top, b.bottom]; })"""
+          const b = t.getBoundingClientRect();
+          return [t.textContent, b.left, b.right, b.top, b.bottom]; })"""
     )
     assert {"head", "bias"} <= {box[0] for box in boxes}
     for k, (_, left, right, top, bottom) in enumerate(boxes):
@@ -181,9 +183,12 @@ def test_bars_are_as_long_as_the_means(page: Any) -> None:
 def test_a_line_goes_through_the_means(page: Any) -> None:
     draw = """async () => {
       const spec = JSON.parse(document.querySelector('script.specs').textContent).rounds;
-      const { view } = await vegaEmbed(document.createElement('div'), { ...spec, width: 500 }, { actions: false });
-      const lines = (mark) => (mark.marktype === 'line' ? mark.items : (mark.items || []).flatMap(lines));
-      const drawn = lines(view.scenegraph().root).filter((item) => item.datum && item.datum.group === 'bias');
+      const wide = { ...spec, width: 500 };
+      const { view } = await vegaEmbed(document.createElement('div'), wide, { actions: false });
+      const lines = (mark) =>
+        mark.marktype === 'line' ? mark.items : (mark.items || []).flatMap(lines);
+      const drawn = lines(view.scenegraph().root)
+        .filter((item) => item.datum && item.datum.group === 'bias');
       return drawn.map((item) => view.scale('y').invert(item.y));
     }"""
     points = page.evaluate(draw)
@@ -234,6 +239,5 @@ def test_figures_can_be_saved(page: Any, tmp_path: Path) -> None:
         assert "var(" not in path.read_text()
         if path.name == "rounds.svg":
             texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
-            assert {"bias", "head", "lora"} <= set(
-                texts
-            )  # a legend, which the page has beside its figures
+            # A legend, which the page has beside its figures.
+            assert {"bias", "head", "lora"} <= set(texts)

@@ -277,9 +277,8 @@ def test_what_is_no_federation_is_called_so_and_only_its_result_compares(tmp_pat
         {"centralised, full": 0.98, "centralised, lora": 0.97, "local only, lora": 0.2}
     )
     assert len({(look.colour, look.form) for look in section.looks}) == len(names)
-    assert (
-        section.looks[1].colour == section.looks[3].colour == section.looks[4].colour
-    )  # all three are lora
+    # All three are lora.
+    assert section.looks[1].colour == section.looks[3].colour == section.looks[4].colour
     assert {row["group"] for row in spreads(section)} == {"local only, lora"}
 
 

@@ -55,19 +55,16 @@ def test_every_study_has_three_seeds_and_the_honest_rows(file: Path) -> None:
     assert {cell.seed for cell in study.cells} == {1, 42, 3407}
     labels = {label for cell in study.cells for label in cell.labels.values()}
     assert any(label.startswith("centralised") for label in labels)
-    complete = study.name in (
-        "one-shot-dolly",
-        "one-shot-emoji",
-    )  # these models have their heads from the beginning
+    # These models have their heads from the beginning.
+    complete = study.name in ("one-shot-dolly", "one-shot-emoji")
     assert complete or any(label.startswith("head") for label in labels)
     assert any(label.startswith("local only") for label in labels)
     for cell in study.cells:
         if any(label.startswith("centralised") for label in cell.labels.values()):
             assert cell.plan.partition.clients == cell.plan.cohort == 1  # type: ignore[attr-defined]
         if any(label.startswith("local only") for label in cell.labels.values()):
-            every = (
-                getattr(cell.plan.partition, "clients", 0) or cell.plan.cohort
-            )  # 0: as many as the data have
+            # 0: as many as the data have.
+            every = getattr(cell.plan.partition, "clients", 0) or cell.plan.cohort
             assert cell.plan.cohort == every, "a client that never trains is no baseline"
 
 

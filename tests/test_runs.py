@@ -174,8 +174,11 @@ def test_a_run_without_memory_has_no_folder_for_it(tmp_path: Path) -> None:
     folder = create(plan, tmp_path / "run")
     run(folder, open_site(plan))
     assert sorted(path.name for path in folder.path.iterdir()) == [
-        "checkpoint", "partition.json", "plan.toml", "rounds.jsonl"
-    ]  # fmt: skip
+        "checkpoint",
+        "partition.json",
+        "plan.toml",
+        "rounds.jsonl",
+    ]
 
 
 def test_rounds_are_evaluated_as_often_as_the_plan_says(site: Site, tmp_path: Path) -> None:
@@ -214,14 +217,12 @@ def test_full_fine_tuning_is_what_a_full_run_really_sends(tmp_path: Path) -> Non
     run(folder, site)
     summary = summarize(folder, site)
     assert summary["full_bytes_down"] == summary["bytes_down"]
-    numbers = (
-        9 * 20
-    )  # the weight and the loss travel as text, of at most so many letters in each of 9 replies
+    # The weight and the loss travel as text, of at most so many letters in each of 9 replies.
+    numbers = 9 * 20
     assert summary["full_bytes_up"] == pytest.approx(summary["bytes_up"], abs=numbers)
     larger = replace(plan, task=build("task", {"name": "parts:Points", "network": "convolution"}))
-    assert (
-        full_payloads(larger, site.classes).params == 4 * 3 + 4 + 4 * 4 + 3 * 32 + 3
-    )  # convolution, norm with its statistics, head
+    # Convolution, norm with its statistics, head.
+    assert full_payloads(larger, site.classes).params == 4 * 3 + 4 + 4 * 4 + 3 * 32 + 3
 
 
 def test_full_fine_tuning_is_compared_with_the_same_extras(

@@ -110,7 +110,8 @@ def test_failures_and_leaving_are_those_of_one_process(site: Site, tmp_path: Pat
 @slow
 def test_ctrl_c_ends_the_actors_and_says_how_to_go_on(tmp_path: Path) -> None:
     (tmp_path / "closed").touch()
-    gate = f'engine = "flower-simulation"\nstages = [{{name = "crashes:Gate", folder = "{tmp_path}"}}]\n'
+    stage = f'{{name = "crashes:Gate", folder = "{tmp_path}"}}'
+    gate = f'engine = "flower-simulation"\nstages = [{stage}]\n'
     plan = write(tmp_path / "plan.toml", gate, BLOBS)
     process = begin("run", plan, "--out", tmp_path / "run", "--workers", "2")
     until((tmp_path / "reached").exists, process, 300)

@@ -25,7 +25,8 @@ from fedpeft.deploy.supernode import ALIVE, _named, _until_ended
 def work():
     if "--bad" in sys.argv:
         raise ArithmeticError("a courier that fails")
-    seen = {"arguments": sys.argv, "mark": os.environ.get("MARK"), "own": os.environ.get("OWN"), "parent": os.getppid()}
+    seen = {"arguments": sys.argv, "mark": os.environ.get("MARK")}
+    seen |= {"own": os.environ.get("OWN"), "parent": os.getppid()}
     Path("written").write_text(json.dumps(seen))
     os.rename("written", "done")
     sys.exit(3)
@@ -37,7 +38,8 @@ flower += "until test -e done; do sleep 0.02; done; exit 7"
 os.environ["OWN"] = "not told"
 with listening(path) as server:
     environment = {key: value for key, value in os.environ.items() if key != "OWN"}
-    status = _until_ended(subprocess.Popen(flower, shell=True, env=environment), server, work, set(), folder / ALIVE)
+    process = subprocess.Popen(flower, shell=True, env=environment)
+    status = _until_ended(process, server, work, set(), folder / ALIVE)
 print(json.dumps([os.getpid(), status]))
 """
 
@@ -86,7 +88,8 @@ folder = Path(sys.argv[1])
 courier = supernode._named(folder, folder / "couriers") / "flwr-clientapp"
 with listening(folder / "couriers") as server:
     command = f"{sys.argv[2].replace('courier', str(courier))}; exit 7"
-    flower = subprocess.Popen(command, shell=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    flower = subprocess.Popen(command, shell=True, **quiet)
     print(supernode._until_ended(flower, server, work, set(), folder / supernode.ALIVE), flush=True)
     flower.kill()
 """

@@ -55,11 +55,8 @@ def counted(*told: tuple[list[float], float], silent: int = 0) -> Choice:
 
 def test_the_best_by_all_examples_is_taken_and_of_equals_the_first() -> None:
     choice = counted(([6, 5], 10), ([0, 2], 2), ([0, 0], 0))
-    assert (choice.number, choice.strength, choice.told["examples"]) == (
-        0,
-        0.5,
-        12,
-    )  # 7 of 12 against 6
+    # 7 of 12 against 6.
+    assert (choice.number, choice.strength, choice.told["examples"]) == (0, 0.5, 12)
     assert [one["score"] for one in choice.told["scores"]] == [0.5, 7 / 12]
     assert counted(([3, 3], 4)).strength == 1.0
     nobody = counted(silent=1)

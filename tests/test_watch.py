@@ -119,8 +119,10 @@ def test_event_files_hold_the_rounds(tmp_path: Path) -> None:
         assert (result.exit_code, result.stderr) == (0, "")
     events = accumulator.EventAccumulator(str(tmp_path / "logs" / "one"))
     events.Reload()
-    told = {tag: [(event.step, pytest.approx(event.value)) for event in events.Scalars(tag)] for tag in
-            ("held_out/accuracy", "bytes/up", "round/failed", "privacy/epsilon")}  # fmt: skip
+    told = {
+        tag: [(event.step, pytest.approx(event.value)) for event in events.Scalars(tag)]
+        for tag in ("held_out/accuracy", "bytes/up", "round/failed", "privacy/epsilon")
+    }
     assert told == {
         "held_out/accuracy": [(1, 0.1), (3, 0.3)],
         "bytes/up": [(1, 1000), (2, 2000), (3, 2000)],

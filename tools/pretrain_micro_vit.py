@@ -23,7 +23,10 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, avg_pool2d, cross_entropy, grid_sample, interpolate
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+/<=>?@[]{}~^αβγδεθλμπφψωΓΔΘΛΞΠΣΦΨΩ"
+CHARACTERS = (
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    "!#$%&()*+/<=>?@[]{}~^αβγδεθλμπφψωΓΔΘΛΞΠΣΦΨΩ"
+)
 FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")
 CANVAS = 48  # pixels a side of a drawn glyph
 SIDE = 24  # pixels a side of the model's input

@@ -1,7 +1,8 @@
 """The table of `studies/robust-small.toml`: a row for each attack, a column for each aggregator.
 
-python tools/robust_table.py SWEEP docs/results/robust.md     # SWEEP: the folder of `fedpeft sweep
---out`
+    python tools/robust_table.py SWEEP docs/results/robust.md
+
+SWEEP is the folder of `fedpeft sweep --out`.
 """
 
 import json

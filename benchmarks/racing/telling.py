@@ -36,7 +36,8 @@ def _row(racer: str, row: Mapping[str, Any]) -> str:
     spread = f"{row['least']:.3g} to {row['most']:.3g}"
     ratio = f"{row['of_loop']:.2f}" if "of_loop" in row else ""
     apart = f"{row['difference']:.1g}" if "difference" in row else ""
-    return f"| {racer} | {row['seconds']:.3g} | {spread} | {ratio} | {row['first']:.1f} s | {row['memory_mb']} | {apart} |"
+    seconds, first = f"{row['seconds']:.3g}", f"{row['first']:.1f} s"
+    return f"| {racer} | {seconds} | {spread} | {ratio} | {first} | {row['memory_mb']} | {apart} |"
 
 
 def plot(results: Mapping[str, Any], path: Path) -> None:

@@ -2,9 +2,11 @@
 
     FedpeftError
     ├── PlanError    the plan: an unknown key or name, a value out of range, parts that do not fit
-    together ├── DataError    the data: unreadable, without labels, a client with nothing, a
-    partition that cannot be drawn ├── WireError    a payload: truncated, corrupt, of another shape
-    than the plan's └── RunError     a run folder: not one, of another plan, unfinished
+    │                together
+    ├── DataError    the data: unreadable, without labels, a client with nothing, a partition that
+    │                cannot be drawn
+    ├── WireError    a payload: truncated, corrupt, of another shape than the plan's
+    └── RunError     a run folder: not one, of another plan, unfinished
 
 Each is raised where the bad thing enters, once; the command line prints its one line and exits with
 2.

@@ -1,4 +1,5 @@
-"""The head's rows, each as its class's examples say: who holds none of a class has no say in its row.
+"""The head's rows, each as its class's examples say: who holds none of a class has no say in its
+row.
 
 Row c of the head's weight, and of its bias, moves by Σ n_kc·Δ_kc / Σ n_kc for n_kc examples of
 class c at client k. Under label skew a client learns about a class it does not hold only that

@@ -32,9 +32,8 @@ def squared(cohort: Sequence[Update]) -> Tensor:
         return torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square()
 
     every = map_tensors(between, *(update.delta for update in cohort)).values()
-    return sum(
-        every, torch.zeros(len(cohort), len(cohort), dtype=torch.float64)
-    )  # where nothing travels all are alike
+    # Where nothing travels all are alike.
+    return sum(every, torch.zeros(len(cohort), len(cohort), dtype=torch.float64))
 
 
 def ranked(cohort: Sequence[Update], share: float) -> list[int]:

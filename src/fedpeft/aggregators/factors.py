@@ -21,12 +21,12 @@ PLAIN_FORBIDS: Mapping[Fact, str] = {
     'them: leave it out, or take aggregator = "mean" or "fedit"',
 }
 BASE_FORBIDS: Mapping[Fact, str] = {
-    Fact.QUANTIZED: "{one} adds to frozen weights, and task.quantize makes codes of them: leave out "
-    "one of both",
+    Fact.QUANTIZED: "{one} adds to frozen weights, and task.quantize makes codes of them: leave "
+    "out one of both",
 }
 TURNS_FORBID: Mapping[Fact, str] = {
-    Fact.REMEMBERS: "with {one} a client trains other tensors in each round, so that nothing can be "
-    "remembered of the last: leave out {other}, e.g. error feedback or restart_schedule = false",
+    Fact.REMEMBERS: "with {one} a client trains other tensors in each round, so that nothing can "
+    "be remembered of the last: leave out {other}, e.g. error feedback or restart_schedule = false",
     Fact.HANDS_OVER: "with {one} a client trains other tensors in each round, so that no momentum "
     "can be handed over: leave out as_published",
 }

@@ -1,5 +1,5 @@
-"""Federated averaging (McMahan et al., 2017, arXiv:1602.05629, Algorithm 1), and the step with which
-every algorithm of one mean ends."""
+"""Federated averaging (McMahan et al., 2017, arXiv:1602.05629, Algorithm 1), and the step with
+which every algorithm of one mean ends."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace

@@ -1,5 +1,5 @@
-"""Several merges of one round, of which the clients choose: each scores all of them on examples that
-it set apart.
+"""Several merges of one round, of which the clients choose: each scores all of them on examples
+that it set apart.
 
 A merge is the inner algorithm's with the plan's weights or uniform ones, and where rows of the head
 are weighted also without; a candidate is w + λ·(merge − w), for w before the round and each λ of

@@ -31,8 +31,7 @@ class Backdoor:
         if not (0 <= self.share <= 1 and self.target >= 0 and 0 < self.size <= 1):
             raise ValueError(
                 f"share must be in [0, 1], target a class and size in (0, 1], got {self.share}, "
-                f"{self.target} and "
-                f"{self.size}"
+                f"{self.target} and {self.size}"
             )
 
     def poison(self, rows: Tensors, classes: int) -> Tensors:

@@ -48,8 +48,7 @@ class Effort:
         if self.pictures < 2 or self.steps < 1 or self.messages < 0:
             raise PlanError(
                 f"an attack tries 2 or more pictures in 1 or more steps, not {self.pictures} in "
-                f"{self.steps}, with "
-                f"{self.messages} messages"
+                f"{self.steps}, with {self.messages} messages"
             )
 
 

@@ -7,9 +7,9 @@ sought for which
 
     Σ over messages  1 − cos(−∇ℓ(x̂, ŷ; w), Δ)  +  λ·TV(x̂)
 
-is least, by Adam. Where a linear layer with a bias is trained on the input itself, no search
-is needed: plain descent changes them by Σ over steps of −η·g·xᵀ and −η·g, whose ratio is x where
-there is one example.
+is least, by Adam. Where a linear layer with a bias is trained on the input itself, no search is
+needed: plain descent changes them by Σ over steps of −η·g·xᵀ and −η·g, whose ratio is x where there
+is one example.
 """
 
 from collections.abc import Callable, Sequence

@@ -3,11 +3,12 @@ et al., 2019, arXiv:1812.00910.)
 
 Scores, higher for a member:
 
-    loss      −ℓ(x; w + Δ)                   of the last model that the client sent
-    gain      ℓ(x; w) − ℓ(x; w + Δ)          what the client's training did for x; mean over its
-    messages cosine    cos(−∇ℓ(x; w), Δ)              whether x pulls where the update went; mean
-    over its messages before    −ℓ(x; w₀)                      a control: the model has seen nobody,
-    and 0.5 is expected
+    loss      −ℓ(x; w + Δ)             of the last model that the client sent
+    gain      ℓ(x; w) − ℓ(x; w + Δ)    what the client's training did for x
+    cosine    cos(−∇ℓ(x; w), Δ)        whether x pulls where the update went
+    before    −ℓ(x; w₀)                a control: the model has seen nobody, and 0.5 is expected
+
+`gain` and `cosine` are means over the client's messages.
 """
 
 from collections.abc import Mapping, Sequence

@@ -85,7 +85,8 @@ class Overheard:
 NOT_HEARD: Mapping[Fact, str] = {
     Fact.PERSONAL: "the server does not know personal tensors: leave them out",
     Fact.SUM_ONLY: 'exchange = "secure": single messages cannot be read, which is what secure sums '
-    'are for. To measure what they would tell, attack a run of the same plan with exchange = "plain"',
+    "are for. To measure what they would tell, attack a run of the same plan with "
+    'exchange = "plain"',
     Fact.ASYNCHRONOUS: "messages are heard in rounds: leave out fedbuff",
 }
 """What a server that listens to one client cannot hear."""

@@ -57,9 +57,9 @@ def attack(
     effort = Effort(pictures, steps, messages)
     if is_merged(run):
         raise RunError(
-            f"{run} was merged from files: its clients' examples lie with them, and there is "
-            "nothing here to compare a "
-            "find with. Attack a simulation of the plan: `fedpeft run` it, and name that run"
+            f"{run} was merged from files: its clients' examples lie with them, "
+            "and there is nothing here to compare a find with. Attack a simulation of the plan: "
+            "`fedpeft run` it, and name that run"
         )
     # a search needs second derivatives, down to the pictures
     plan = reopen(run)[1]
@@ -76,7 +76,8 @@ def attack(
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     messages = f"{found['messages']} message{'s' if found['messages'] > 1 else ''}"
-    yield f"{found['plan']}: {found['method']}, {found['client']} with {found['examples']} examples, {messages}"
+    client = f"{found['client']} with {found['examples']} examples"
+    yield f"{found['plan']}: {found['method']}, {client}, {messages}"
     if found["privacy"] is not None:
         own = (
             "is in each"
@@ -85,15 +86,22 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         )
         yield f"the noise of {found['privacy']} {own}"
     yield ""
-    yield "was this example among the client's? AUC against held-out ones of its class; 0.5 is guessing"
+    yield (
+        "was this example among the client's? AUC against held-out ones of its class; "
+        "0.5 is guessing"
+    )
     for name, score in found["membership"].items():
-        yield f"  {name:<8}{score['value']:.3f}   95 % interval {score['low']:.3f} to {score['high']:.3f}"
+        interval = f"95 % interval {score['low']:.3f} to {score['high']:.3f}"
+        yield f"  {name:<8}{score['value']:.3f}   {interval}"
     yield ""
     inversion = found["inversion"]
     if "skipped" in inversion:
         yield f"what did it train on? not tried: {inversion['skipped']}"
         return
-    yield "what did it train on? PSNR in dB; the best that needs no message is a mean, or another example"
+    yield (
+        "what did it train on? PSNR in dB; the best that needs no message is a mean, "
+        "or another example"
+    )
     for key, name in (("one_example", "one example"), ("as_sent", "as sent")):
         one = inversion[key]
         ahead = f"{one['ahead']:.1f}"
@@ -101,7 +109,6 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
             ahead += f", 95 % interval {one['ahead_low']:.1f} to {one['ahead_high']:.1f}"
         yield (
             f"  {name:<12}found {one['psnr_found']:.1f}, class mean {one['psnr_class_mean']:.1f}, "
-            "another "
-            f"{one['psnr_other']:.1f}; ahead by {ahead}; {one['labels_right']:.0%} of the labels "
-            "right"
+            f"another {one['psnr_other']:.1f}; ahead by {ahead}; "
+            f"{one['labels_right']:.0%} of the labels right"
         )

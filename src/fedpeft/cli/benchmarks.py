@@ -53,7 +53,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """A record in words and numbers; shares in percent, differences in points."""
     count, out, chance = found["questions"], found["left_out"], found["chance"]
     first = f", the first {found['limit']} of each task" if found["limit"] else ""
-    yield f"{found['benchmark']}, {found['shots']} shots{first}: {count - out:,} of {count:,} questions"
+    asked = f"{count - out:,} of {count:,} questions"
+    yield f"{found['benchmark']}, {found['shots']} shots{first}: {asked}"
     yield f"  {'':<10}{'base, not tuned':<26}{'tuned':<26}difference, question by question"
     for name, each in found["metrics"].items():
         base, tuned = (_percent(each[kind]) for kind in ("base", "tuned"))
@@ -70,8 +71,10 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield from wrap(
             f"left out, as longer than the model's {found['context']} tokens: {out:,} questions, "
             f"of {names}",
-            WIDTH, initial_indent="  ", subsequent_indent="    ",
-        )  # fmt: skip
+            WIDTH,
+            initial_indent="  ",
+            subsequent_indent="    ",
+        )
 
 
 def _percent(one: Mapping[str, float]) -> str:

@@ -8,7 +8,7 @@ import typer
 from fedpeft.cli.options import Debug, PlanFile, Settings, resolve
 
 EXAMPLES = """\
-  fedpeft app plan.toml -o myapp; flwr run myapp my-federation     results in runs/ where the SuperLink was started
+  fedpeft app plan.toml -o myapp; flwr run myapp my-federation     results in runs/ of the SuperLink
   flwr run myapp my-federation --run-config "run=\\"$PWD/runs/first\\""
 """
 

@@ -10,8 +10,8 @@ import typer
 from fedpeft.cli.options import Debug, Device
 
 EXAMPLES = """\
-  fedpeft contribute study --data pictures/ --name hospital-a --key hospital-a.key -o hospital-a.safetensors
-  fedpeft contribute study --client 0 -o client-0.safetensors     the first client of the plan's own partition
+  fedpeft contribute study --data pictures/ --name hospital-a --key hospital-a.key -o a.safetensors
+  fedpeft contribute study --client 0 -o 0.safetensors     the first client of the plan's partition
 """
 
 

@@ -11,7 +11,7 @@ import typer
 from fedpeft.cli.options import AsJson, Debug, Device, Settings, resolve
 
 EXAMPLES = """\
-  fedpeft diagnose                                     the plan of `fedpeft run`, in less than a minute
+  fedpeft diagnose                                     the plan of `fedpeft run`, within a minute
   fedpeft diagnose plan.toml --set method=full --rounds 5
   fedpeft diagnose runs/digits-lora-1-001 --json       a run's plan, and how far the run itself went
 """
@@ -80,27 +80,47 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
     )
     many, one = found["update"]["rounds"], found["update"]["one"]
     apart = distance["merged"]["whole"]
+    per_round = " ".join(f"{x:.4f}" for x in held["rounds"])
     layers = sorted(many["layers"].items(), key=lambda pair: -(pair[1] or float("inf")))
+    largest = [
+        (f"  {name}", f"{_share(x)}, {_share(one['layers'].get(name))}")
+        for name, x in layers[:LAYERS]
+    ]
     rows = [
-        ("same work", f"{found['rounds']} rounds or one, {found['clients']} clients, "
-                      f"{found['steps']:.4g} steps each"),
-        (f"held-out {held['metric']}", " ".join(f"{x:.4f}" for x in held["rounds"]) + f", one round {held['one']:.4f}"),
+        (
+            "same work",
+            f"{found['rounds']} rounds or one, {found['clients']} clients, "
+            f"{found['steps']:.4g} steps each",
+        ),
+        (f"held-out {held['metric']}", f"{per_round}, one round {held['one']:.4f}"),
         ("epochs to the target", _epochs(held["epochs_to_target"])),
-        ("relative update τ", f"{many['whole']:.3g} in rounds, {one['whole']:.3g} in one; by "
-                              "layer, the largest:"),
-        *((f"  {name}", f"{_share(x)}, {_share(one['layers'].get(name))}") for name, x in layers[:LAYERS]),
-        ("smoothness L", f"median {smooth['median']:.3g}, quartiles {smooth['q25']:.3g} to "
-                         f"{smooth['q75']:.3g}, "
-         f"largest {smooth['max']:.3g} of {smooth['secants']}, in {smooth['of']}"),
-        ("sign conflict", f"{conflict['first_round']:.3f} after one round, "
-                          f"{conflict['one_round']:.3f} after all, "
-         f"coins {conflict['coins']:.3f}"),
-        ("apart, measured", f"{_number(distance['trained'])} (what is trained), {apart:.3g} of all"),
+        (
+            "relative update τ",
+            f"{many['whole']:.3g} in rounds, {one['whole']:.3g} in one; by layer, the largest:",
+        ),
+        *largest,
+        (
+            "smoothness L",
+            f"median {smooth['median']:.3g}, quartiles {smooth['q25']:.3g} to {smooth['q75']:.3g}, "
+            f"largest {smooth['max']:.3g} of {smooth['secants']}, in {smooth['of']}",
+        ),
+        (
+            "sign conflict",
+            f"{conflict['first_round']:.3f} after one round, "
+            f"{conflict['one_round']:.3f} after all, coins {conflict['coins']:.3f}",
+        ),
+        (
+            "apart, measured",
+            f"{_number(distance['trained'])} (what is trained), {apart:.3g} of all",
+        ),
         ("  the paper's bound", _number(distance["paper_bound"])),
         ("  corrected bound", _number(distance["corrected_bound"])),
-    ]  # fmt: skip
+    ]
     if run := found.get("run"):
-        words = f"{run['rounds']} rounds, τ {run['update']['whole']:.3g}, {run['to_one_round']:.3g} from one round's end"
+        words = (
+            f"{run['rounds']} rounds, τ {run['update']['whole']:.3g}, "
+            f"{run['to_one_round']:.3g} from one round's end"
+        )
         rows.append(("the run itself", words))
     width = max(len(name) for name, _ in rows)
     return [*(f"{name:<{width}}  {value}" for name, value in rows), "", found["words"]]

@@ -9,7 +9,7 @@ from fedpeft.cli.options import Debug, PlanFile, Settings
 
 EXAMPLES = """\
   fedpeft doctor --superlink fl.example.org:8443 --root-certificates ca.crt --key node.key
-  fedpeft doctor plan.toml --data pictures/ --name hospital-a        the plan, the base model and the data too
+  fedpeft doctor plan.toml --data pictures/ --name hospital-a    the plan, base and data too
 """
 
 

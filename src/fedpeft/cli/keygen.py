@@ -8,8 +8,8 @@ import typer
 from fedpeft.cli.options import Debug
 
 EXAMPLES = """\
-  fedpeft keygen hospital-a              hospital-a.key, which stays, and hospital-a.pub, for the server
-  cat *.pub > trusted                    at the server; then `fedpeft merge ... --trust trusted`
+  fedpeft keygen hospital-a     hospital-a.key, which stays, and hospital-a.pub, for the server
+  cat *.pub > trusted           at the server; then `fedpeft merge ... --trust trusted`
 """
 
 

@@ -10,9 +10,9 @@ from fedpeft.cli.consent import ask_for_consent
 from fedpeft.cli.options import Debug, Device, PlanFile, Settings, resolve
 
 EXAMPLES = """\
-  fedpeft node plan.toml --data pictures/ --name hospital-a     at a hospital that the plan names
-  fedpeft node plan.toml --data pictures/ --name hospital-a --key hospital-a.key     where a secure sum is signed
-  fedpeft node plan.toml --client 0                             to rehearse: the first client of the plan's partition
+  fedpeft node plan.toml --data pictures/ --name a              at a hospital that the plan names
+  fedpeft node plan.toml --data pictures/ --name a --key a.key  where a secure sum is signed
+  fedpeft node plan.toml --client 0     to rehearse: the first client of the plan's partition
 """
 
 

@@ -214,10 +214,8 @@ def _resumable(folder: "RunFolder") -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(f"interrupted: {after}", err=True)
         raise typer.Exit(130) from None
-    except (
-        BrokenPipeError,
-        SystemExit,
-    ):  # rich makes the latter of the former when it writes a line
+    # Rich makes the latter of the former when it writes a line.
+    except (BrokenPipeError, SystemExit):
         typer.echo(f"stopped: a pipe is closed at its other end: {after}", err=True)
         raise
     except OSError as error:

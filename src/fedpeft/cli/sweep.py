@@ -30,7 +30,7 @@ WIDE = 130
 EXAMPLES = """\
   fedpeft sweep studies/communication-small.toml --estimate     how many runs, how many hours
   fedpeft sweep studies/communication-small.toml                run them all
-  fedpeft sweep studies/communication-small.toml --resume       go on after Ctrl-C, a crash or a failure
+  fedpeft sweep studies/communication-small.toml --resume       go on after Ctrl-C or a failure
   fedpeft sweep studies/capability-small.toml --only seed=1 --only method=bias
 """
 
@@ -96,9 +96,8 @@ def sweep(
             f"{shelf.out} holds cells of this study: go on with --resume, or change --out"
         )
     outcomes = _sweep(console, shelf, cells, done, jobs, options)
-    others = [
-        cell for cell in read.cells if cell not in cells
-    ]  # the table is of all that is finished
+    # The table is of all that is finished.
+    others = [cell for cell in read.cells if cell not in cells]
     _report(console, shelf, [*outcomes, *reused(shelf, others)], as_json)
     if any(one.error for one in outcomes):
         raise typer.Exit(1)
@@ -121,9 +120,8 @@ def _estimate(
         return
     together = f", {jobs} at a time" if jobs > 1 else ""
     console.print(
-        f"{shelf.study.name}: {found.cells} cells, {found.finished} of them finished; the rest "
-        "takes about "
-        f"{duration(found.hours * 3600)}{together} ({found.source})"
+        f"{shelf.study.name}: {found.cells} cells, {found.finished} of them finished; "
+        f"the rest takes about {duration(found.hours * 3600)}{together} ({found.source})"
     )
 
 
@@ -147,9 +145,13 @@ def _sweep(
     again = f", {len(done)} of them finished before" if done else ""
     console.print(f"{shelf.study.name}: {len(cells)} cells{again}, in {shelf.out}")
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"),
-        console=console, transient=True,
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]}"),
+        console=console,
+        transient=True,
+    )
     with (
         locked(RunFolder(shelf.out)),
         _interruptible(shelf),

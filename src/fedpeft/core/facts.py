@@ -1,7 +1,7 @@
 """Facts by which parts fit together or do not.
 
-A part declares what is true of it (`offers`), what some other part must offer (`needs`), and what no
-other part may offer (`forbids`); the last two say in words what to do. Nothing here judges: the
+A part declares what is true of it (`offers`), what some other part must offer (`needs`), and what
+no other part may offer (`forbids`); the last two say in words what to do. Nothing here judges: the
 checker of a plan, the settings that refuse some facts ("invite", "diagnose", ...), and the tests
 that build every fitting combination read the same facts.
 """

@@ -152,7 +152,10 @@ def _keep(
     _add(base, {n: x for n, x in model.state_dict().items() if n not in trained})
     both = [_of(task, model, cut, rows, base.copy()) for rows in (train, test)]
     shape = "x".join(map(str, cut.shape))
-    note = f"features at {cut.at!r} ({shape}) are computed once an example; {cut.share:.0%} of the parameters lie before"
+    note = (
+        f"features at {cut.at!r} ({shape}) are computed once an example; "
+        f"{cut.share:.0%} of the parameters lie before"
+    )
     return Kept(note, cut, _unread(task, objective, params, cut, batch, few), *both)
 
 

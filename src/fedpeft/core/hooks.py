@@ -1,4 +1,5 @@
-"""What a part may do in a round's conversation: small interfaces, of which it implements any subset.
+"""What a part may do in a round's conversation: small interfaces, of which it implements any
+subset.
 
 A plan collects each hook from all its parts: an algorithm, an aggregator or an exchange may answer
 messages, tell values beside an update, or narrow what a client sees.

@@ -1,8 +1,8 @@
 """Factors of low rank, as LoRA has them (Hu et al., 2022, arXiv:2106.09685), and sums of their
 products.
 
-What is added to frozen weights is kept by layer: `<layer>.left` (out, R) and `<layer>.right` (R, in),
-or `<layer>.whole` (out, in), in units of B·A.
+What is added to frozen weights is kept by layer: `<layer>.left` (out, R) and `<layer>.right` (R,
+in), or `<layer>.whole` (out, in), in units of B·A.
 
 A layer's A has the shape (r, in) and is called `<layer>.lora_A.<adapter>.weight`, its B (out, r);
 its weight changes by (α/r)·B·A. A client of rank k has the first k rows of A and columns of B,

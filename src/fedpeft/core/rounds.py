@@ -32,7 +32,8 @@ class Bench:
 
 @dataclass(frozen=True)
 class Round:
-    """Frozen; an algorithm passes it on to the one that it wraps, changed with `replace` if need be.
+    """Frozen; an algorithm passes it on to the one that it wraps, changed with `replace` if need
+    be.
 
     Attributes:
       plan: as it is in this round, with phases and schedules resolved.

@@ -18,9 +18,8 @@ def public_line(text: str) -> tuple[str, str]:
     digits = key.removeprefix(KIND)
     with suppress(ValueError):
         if key.startswith(KIND) and len(bytes.fromhex(digits)) == PUBLIC:
-            return bytes.fromhex(
-                digits
-            ).hex(), name.strip()  # written in one way, so that equal keys are equal texts
+            # Written in one way, so that equal keys are equal texts.
+            return bytes.fromhex(digits).hex(), name.strip()
     raise ValueError(f"{key[:80]!r} is no public key: a line is `{KIND}<hex> <client>`")
 
 

@@ -1,8 +1,8 @@
 """Frames: what crosses a wire. No pickle; a file or message from outside is untrusted until it has
 passed here.
 
-    frame = check (4 bytes, CRC-32 of all that follows) | flags (1) | header length (4) | header |
-    body
+    frame = check (4 bytes, CRC-32 of all that follows)
+            | flags (1) | header length (4) | header | body
 
 The header is JSON, deflated where that is shorter. A codec's blob is a frame whose header begins
 with the layout of its tensors; an update is a frame around such a blob. Of that body the check
@@ -29,9 +29,8 @@ _CHECK = 4  # bytes
 _DEFLATED, _NESTED = 1, 2
 _JSON = json.JSONEncoder(separators=(",", ":"))  # json.dumps would make one for each frame
 _HEADER_LIMIT = 1 << 24  # bytes of an inflated header; the layout of 10^5 tensors takes a half
-_ENTRIES_LIMIT = (
-    1 << 48
-)  # of one tensor, a side of 0 counted as 1: beyond it torch's own arithmetic may overflow
+# Of one tensor, a side of 0 counted as 1: beyond it torch's own arithmetic may overflow.
+_ENTRIES_LIMIT = 1 << 48
 _SIDES_LIMIT = 64
 _TINY = 64  # bytes of a header below which deflating gains nothing
 _SHORT = 1 << 12  # bytes of a header that is remembered, as it came

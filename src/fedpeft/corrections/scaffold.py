@@ -29,8 +29,8 @@ class Scaffold:
     needs: ClassVar[Mapping[Fact, str]] = {
         Fact.KEEPS_CONTROL: "the clients' correction shares control variates, and the server keeps "
         'none: for SCAFFOLD set both local.correction and server to "scaffold"',
-        Fact.PLAIN_STEPS: "SCAFFOLD's control variates are mean gradients, which it tells from what "
-        "SGD's steps add up to; those of another optimizer are no sums of gradients: set "
+        Fact.PLAIN_STEPS: "SCAFFOLD's control variates are mean gradients, which it tells from "
+        "what SGD's steps add up to; those of another optimizer are no sums of gradients: set "
         'local.optimizer to "sgd", or go without SCAFFOLD',
     }
 

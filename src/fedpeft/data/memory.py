@@ -75,9 +75,8 @@ def _checked(columns: Mapping[str, Any], side: str) -> dict[str, Any]:
             f", from {label.min().item()}" if label.numel() else "",
         )
         raise DataError(
-            f"labels are integers from 0 in a tensor of shape (n,); the {side} data's are {kind} "
-            "of shape "
-            f"{tuple(label.shape)}{least}"
+            "labels are integers from 0 in a tensor of shape (n,); "
+            f"the {side} data's are {kind} of shape {tuple(label.shape)}{least}"
         )
     for name, x in columns.items():
         if len(x) != len(label):

@@ -89,9 +89,8 @@ def _files(found: Path) -> dict[str, list[Path]]:
     files = sorted(
         file for file in found.rglob("*") if file.is_file() and _suffix(file) in BUILDERS
     )
-    files = [
-        file for file in files if not file.name.startswith((".", "dataset_", "state."))
-    ]  # save_to_disk's notes
+    # save_to_disk's notes.
+    files = [file for file in files if not file.name.startswith((".", "dataset_", "state."))]
     kinds = sorted({_suffix(file) for file in files})
     if len(kinds) != 1:
         what = f"files of {len(kinds)} kinds ({', '.join(kinds)})" if kinds else "no file"
@@ -134,9 +133,8 @@ def _quiet(datasets: Any) -> Iterator[None]:
 def _explained(path: str, found: Path | None, error: BaseException) -> str:
     if found is None:
         return (
-            f"{path!r} is neither a file nor a folder (looked here and in $FEDPEFT_DATA), nor a "
-            "hub dataset that can "
-            f"be read: {_first_line(error)}"
+            f"{path!r} is neither a file nor a folder (looked here and in $FEDPEFT_DATA), "
+            f"nor a hub dataset that can be read: {_first_line(error)}"
         )
     while error.__cause__ is not None:
         error = error.__cause__

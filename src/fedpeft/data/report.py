@@ -76,11 +76,12 @@ def partition_report(
     """A partition in plain values.
 
     With p_k the shares of the classes among the examples of client k, p those among the examples of
-      all clients:
+    all clients:
 
-        total_variation    mean over k of |p_k - p|_1 / 2; 0: all clients are alike, near 1: hardly
-        a class in common effective_classes  mean over k of exp(H(p_k)) with H the entropy; between
-        1 and the number of classes
+        total_variation    mean over k of |p_k - p|_1 / 2;
+                           0: all clients are alike, near 1: hardly a class in common
+        effective_classes  mean over k of exp(H(p_k)) with H the entropy;
+                           between 1 and the number of classes
 
     `largest_over_mean` is the largest client's size over the mean size, `unused` the examples that
     no client holds. Where there are no labels, nothing is said of classes.

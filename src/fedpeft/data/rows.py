@@ -104,9 +104,8 @@ class Rows:
         texts = [values[place] for place in places]
         if missing := sum(text is None for text in texts):
             raise DataError(
-                f"{missing} of {len(texts)} examples of {self.path} have no {name!r}: leave them "
-                "out with "
-                f"data.where = \"{name} != ''\""
+                f"{missing} of {len(texts)} examples of {self.path} have no {name!r}: "
+                f"leave them out with data.where = \"{name} != ''\""
             )
         return texts
 

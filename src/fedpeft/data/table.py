@@ -204,8 +204,8 @@ def _labels(rows: Rows, column: str, index: Tensor) -> list[str | int]:
         many = "all" if missing == len(chosen) else str(missing)
         raise DataError(
             f"{many} of {len(chosen)} examples of {rows.path} have no label in column {column!r}: "
-            "set data.label to "
-            f"another column, or leave them out with data.where = \"{column} != ''\""
+            "set data.label to another column, or "
+            f"leave them out with data.where = \"{column} != ''\""
         )
     for value in chosen:
         if not isinstance(value, str | int) and not (

@@ -50,7 +50,8 @@ def write_bundle(
         "version": __version__,
         "description": what,
         "license": "Apache-2.0",
-        "dependencies": [],  # what is installed brings its own; Flower would install what is named here
+        # What is installed brings its own; Flower would install what is named here.
+        "dependencies": [],
     }
     components = {"serverapp": "server_app:app", "clientapp": "client_app:app"}
     app = {"publisher": "fedpeft", "components": components, "config": dict(settings)}

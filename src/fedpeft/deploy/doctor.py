@@ -124,7 +124,10 @@ def superlink(address: str, root: Path | None) -> Iterator[Finding]:
     yield Finding("reachable", address)
     try:
         if root is None:
-            remedy = "give --root-certificates, and run the SuperLink with TLS: anyone on the way can read and change"
+            remedy = (
+                "give --root-certificates, and run the SuperLink with TLS: "
+                "anyone on the way can read and change"
+            )
             yield Finding("tls", "not used", remedy)
             connection = HTTPConnection(host, int(port), timeout=PATIENCE)
         else:

@@ -26,9 +26,8 @@ from fedpeft.rounds.site import Site
 from fedpeft.runs.environment import differences, environment
 from fedpeft.runs.folder import RunFolder, locked
 
-PATIENCE = (
-    60.0  # seconds for the other end to write or read its part; both ends are on this machine
-)
+# Seconds for the other end to write or read its part; both ends are on this machine.
+PATIENCE = 60.0
 FIELDS: dict[str, tuple[type, ...]] = {
     "run": (str,),
     "round": (int,),
@@ -103,9 +102,8 @@ class Node:
             if isinstance(error, Refused):
                 self.say(f"refused: {error}")
             return self._cannot(str(error))
-        except (
-            StoreError
-        ) as error:  # a run of this machine alone would end; here it is one client's failure
+        # A run of this machine alone would end; here it is one client's failure.
+        except StoreError as error:
             self.say(f"the disk fails under the client's memory: {error}")
             return self._cannot(f"the disk of its node fails: {error.strerror}")
         if isinstance(done, Failure):

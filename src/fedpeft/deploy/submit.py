@@ -23,14 +23,13 @@ from fedpeft.runs.record import RoundRecord
 
 ROOM = 1 << 16  # bytes without which nothing can be written
 POLL = 0.3  # seconds between two looks at the folder
-ASK = (
-    30.0  # seconds between two questions to the SuperLink, each a process with two seconds of work
-)
+# Seconds between two questions to the SuperLink, each a process with two seconds of work.
+ASK = 30.0
 WAITS = 3  # answers that the run is pending until that is told
 PENDING = (
-    "the SuperLink has not begun the run for %g s: others may come first, or its process that "
-    "begins runs "
-    "(flower-superexec) has ended; then start the SuperLink again. `%s` takes the run back"
+    "the SuperLink has not begun the run for %g s: others may come first, "
+    "or its process that begins runs (flower-superexec) has ended; then start the SuperLink again. "
+    "`%s` takes the run back"
 )
 
 
@@ -160,9 +159,12 @@ def _flwr(*words: str | Path) -> dict[str, Any]:
     if command is None:
         raise RunError("Flower's command `flwr` is not there: pip install 'fedpeft[flower]'")
     made = subprocess.run(
-        [command, *map(str, words), "--format", "json"], capture_output=True, text=True, check=False,
+        [command, *map(str, words), "--format", "json"],
+        capture_output=True,
+        text=True,
+        check=False,
         stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     try:
         answer = json.loads(made.stdout)
     except ValueError:

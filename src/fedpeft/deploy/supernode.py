@@ -30,20 +30,20 @@ from fedpeft.deploy import flower_supernode
 from fedpeft.errors import RunError, WireError
 
 COURIER = "flwr-clientapp"
-PAUSE, LONGEST = (
-    1.0,
-    30.0,
-)  # seconds until it is begun again, twice as long each time; that long lived, from the start
+# Seconds until it is begun again, twice as long each time; from the start, once it lived that long.
+PAUSE, LONGEST = 1.0, 30.0
 ALIVE = "alive"
 """In the worker's folder, a file that is touched as long as the SuperNode is looked after."""
 FORGET = 75.0  # seconds after which the SuperLink takes a node for gone that has not said so
 PATIENCE = 10.0  # seconds for the arguments to come
-LOST = 90.0  # seconds after a courier failed in which another must come; Flower needs up to 60 to notice by itself
+# Seconds after a courier failed in which another must come; Flower needs up to 60 to notice itself.
+LOST = 90.0
 ENDS = (signal.SIGTERM, signal.SIGINT)
 LOOK = 0.5  # seconds between two looks at who has ended
 HAND_OVER = """\
 import json, os, socket, struct, sys
-told = json.dumps({{"arguments": sys.argv[1:], "environment": dict(os.environ), "folder": os.getcwd()}}).encode()
+told = {{"arguments": sys.argv[1:], "environment": dict(os.environ), "folder": os.getcwd()}}
+told = json.dumps(told).encode()
 with socket.socket(socket.AF_UNIX) as there:
     there.connect({path!r})
     there.sendall(struct.pack(">IQ", len(told), 0) + told)
@@ -187,9 +187,8 @@ def _until_ended(
 
 def _forked(told: Mapping[str, Any], server: socket.socket, work: Callable[[], object]) -> int:
     """The process that is now a courier."""
-    signal.pthread_sigmask(
-        signal.SIG_BLOCK, ENDS
-    )  # what this process does when it is to end is nothing for its fork
+    # What this process does when it is to end is nothing for its fork.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
     try:
         return os.fork() or _run(told, server, work)
     finally:

@@ -32,12 +32,10 @@ WHAT = {
     },
     "plan": "the plan here is not the run's: give both sides the same file, with the same settings",
     "base": "the base model here is not the run's: take the same weights and the same versions of "
-    "torch, transformers "
-    "and peft",
+    "torch, transformers and peft",
     "labels": "the labels here are not the run's: name them in the plan, classes = [...]",
     "transforms": "what becomes of an example here is not what the run does: take the same version "
-    "of fedpeft, and the "
-    "same image processor or tokenizer with the base model",
+    "of fedpeft, and the same image processor or tokenizer with the base model",
 }
 """By what is compared, what to do where it differs; versions first, since the rest may follow from
 them."""
@@ -48,9 +46,8 @@ def terms_of(site: Site) -> dict[str, str]:
     plan = replace(site.plan, classes=site.classes)
     versions = environment(plan, site.device)["versions"]
     return {
-        **{
-            name: versions[name].partition("+")[0] for name in LIBRARIES
-        },  # "+cpu" and "+cu126" are of one source
+        # "+cpu" and "+cu126" are of one source.
+        **{name: versions[name].partition("+")[0] for name in LIBRARIES},
         "plan": site.plan.fingerprint,
         "base": base_fingerprint(plan),
         "labels": labels_digest(site.classes),
@@ -69,8 +66,8 @@ def disagreement(own: Mapping[str, str], asked: Mapping[str, Any]) -> str:
 NOT_AT_NODES: Mapping[Fact, str] = {
     Fact.HANDS_OVER: "local.as_published hands momentum from client to client, and here each is a "
     "machine of its own",
-    Fact.ASYNCHRONOUS: "asynchronous steps run on a simulated clock, which nodes do not have: leave "
-    "out fedbuff",
+    Fact.ASYNCHRONOUS: "asynchronous steps run on a simulated clock, which nodes do not have: "
+    "leave out fedbuff",
     Fact.PERSONAL: "personal tensors stay with their nodes, where this server cannot measure them: "
     "leave them out",
 }

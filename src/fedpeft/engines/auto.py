@@ -94,9 +94,8 @@ def choose(site: Site, workers: int = 0) -> Choice:
     plan, clients = site.plan, site.data.clients
     try:
         alone, together, why = trial(site, why)
-    except (
-        Exception
-    ) as error:  # parts that users write may raise anything; a run then says whose failure it is
+    # Parts that users write may raise anything; a run then says whose failure it is.
+    except Exception as error:
         return Choice("inprocess", f"a step cannot be tried: {type(error).__name__}: {error}")
     each = sum(plan.local.steps_for(site.data.size(client)) for client in clients) / len(clients)
     run = alone * each * min(plan.cohort, len(clients)) * plan.rounds

@@ -166,11 +166,15 @@ def unfit(site: Site) -> str:
     parameters = dict(site.model.named_parameters())
     layers = [name for name, module in site.model.named_modules() if isinstance(module, _BatchNorm)]
     if layers or not set(names) <= parameters.keys():
-        return f"{layers[0] if layers else names[-1]!r} takes statistics over a batch, whose rows must be its own"
+        name = layers[0] if layers else names[-1]
+        return f"{name!r} takes statistics over a batch, whose rows must be its own"
     whole, own = (
         sum(x.numel() for x in parameters.values()),
         sum(parameters[name].numel() for name in names),
     )
     if own > max(HEAVY * whole, LIGHT):
-        return f"{own:,} of the model's {whole:,} weights are each client's own, so that little is shared"
+        return (
+            f"{own:,} of the model's {whole:,} weights are each client's own, "
+            "so that little is shared"
+        )
     return ""

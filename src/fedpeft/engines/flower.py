@@ -17,12 +17,19 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid, ServerApp
 
 Result = TypeVar("Result")
-POLL = 0.25  # seconds between two looks for answers
-SOON = 1.0  # seconds that new looks are waited for, and until a node that could not serve is first asked again
-AT_ONCE = 8  # answers that one look is for, each a question to the SuperLink
-LATE = 5.0  # seconds that a letter outlives its deadline: who is late is said to be, and not to be unavailable
-STUCK = 10.0  # seconds that an answer may take until its node is looked for, and that it then must be missed for
-AGAIN = 15.0  # seconds until a node that long cannot serve is asked again, which costs it a process with two of work
+# Seconds between two looks for answers.
+POLL = 0.25
+# Seconds that new looks are waited for, and until a node that could not serve is first asked again.
+SOON = 1.0
+# Answers that one look is for, each a question to the SuperLink.
+AT_ONCE = 8
+# Seconds that a letter outlives its deadline: who is late is said to be, and not to be unavailable.
+LATE = 5.0
+# Seconds that an answer may take until its node is looked for, and that it then must be missed for.
+STUCK = 10.0
+# Seconds until a node that long cannot serve is asked again, which costs it a process with two of
+# work.
+AGAIN = 15.0
 
 
 @dataclass(eq=False)
@@ -51,17 +58,14 @@ class Flower:
     refused: dict[ClientId, str] = field(default_factory=dict)
     _greeted: dict[str, int] = field(default_factory=dict)  # by message, the node
     _later: dict[int, float] = field(default_factory=dict)  # by node, when it may be greeted again
-    _idle: dict[int, tuple[float, str]] = field(
-        default_factory=dict
-    )  # by node, since when it cannot serve, and why
-    _looks: "dict[str, Future[list[Message]]]" = field(
-        default_factory=dict
-    )  # by message, for its answer
+    # By node, since when it cannot serve, and why.
+    _idle: dict[int, tuple[float, str]] = field(default_factory=dict)
+    # By message, for its answer.
+    _looks: "dict[str, Future[list[Message]]]" = field(default_factory=dict)
     _looked: dict[str, float] = field(default_factory=dict)  # by message, when last
     _sent: dict[str, int] = field(default_factory=dict)  # by message, the node of a job
-    _missed: dict[str, float] = field(
-        default_factory=dict
-    )  # by message, since when its node is not there
+    # By message, since when its node is not there.
+    _missed: dict[str, float] = field(default_factory=dict)
 
     def gather(self) -> None:
         """Wait until all clients are here, or the deadline.

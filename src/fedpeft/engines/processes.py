@@ -28,9 +28,8 @@ from fedpeft.rounds.client import Worker
 from fedpeft.rounds.site import Site, open_site
 
 PARTING = 5.0  # seconds that an idle worker process has to end
-ATTEMPTS = (
-    2  # a job whose worker process dies goes to a fresh one; after this many deaths it is a failure
-)
+# A job whose worker process dies goes to a fresh one; after this many deaths it is a failure.
+ATTEMPTS = 2
 
 
 def _serve(connection: Connection, plan: Plan, device: str, store: Store) -> None:
@@ -174,7 +173,10 @@ class Processes:
             _start(process)
         except (PicklingError, AttributeError, TypeError) as error:
             ours.close()
-            message = f'a part of the plan cannot be sent to worker processes ({error}): use engine = "inprocess"'
+            message = (
+                f"a part of the plan cannot be sent to worker processes ({error}): "
+                'use engine = "inprocess"'
+            )
             raise PlanError(message) from None
         finally:
             theirs.close()

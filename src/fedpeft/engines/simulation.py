@@ -54,7 +54,8 @@ class FlowerSimulation:
     """Replies come in the order of the jobs; an actor that is killed costs nothing but time.
 
     Attributes:
-      workers: actors, each with `plan.compute.threads` processors; 0 for as many as there is room for.
+      workers: actors, each with `plan.compute.threads` processors; 0 for as many as there is room
+        for.
 
     Raises:
       RunError: Flower or Ray is not installed, or a number is given for a cluster, which has its
@@ -175,9 +176,8 @@ class Simulation:
         import ray
 
         self.leave.set()
-        if (
-            self.asked and self.thread.is_alive()
-        ):  # where Flower broke down, it has shut Ray down itself
+        # Where Flower broke down, it has shut Ray down itself.
+        if self.asked and self.thread.is_alive():
             _end_actors()
         self.thread.join(PARTING)
         ray.shutdown()
@@ -291,7 +291,10 @@ def _held(site: Site, store: Store) -> Any:
     try:
         return ray.put((site.plan, site.device, store))
     except (TypeError, AttributeError, PicklingError) as error:
-        message = f'a part of the plan cannot be sent to other processes ({words(error)}): use engine = "inprocess"'
+        message = (
+            f"a part of the plan cannot be sent to other processes ({words(error)}): "
+            'use engine = "inprocess"'
+        )
         raise PlanError(message) from None
 
 

@@ -94,9 +94,8 @@ class Stacks:
         in neither."""
         active = [one for one in trainees if self.fetch(one)]
         if active and len(active) < len(trainees):
-            for one in set(trainees).difference(
-                active
-            ):  # or one would hold the whole of its last stack
+            # Or one would hold the whole of its last stack.
+            for one in set(trainees).difference(active):
                 one.stack, one.row = _mapped(Tensor.clone, one.carry), None
         kinds: dict[tuple[Kind, int], list[Trainee]] = {}
         for one in active:  # who hold other tensors beside, take other steps
@@ -133,7 +132,9 @@ class Stacks:
             delta, memory, totals = vmap(lambda carry: finish(carry, first.received, {}))(
                 first.stack
             )
-        except Exception:  # of a part that a user wrote, which goes wrong for each as well, or works for each alone
+        except Exception:
+            # Of a part that a user wrote, which goes wrong for each as well, or works for each
+            # alone.
             return {}
         return {
             one: (_row(delta, one.row), _row(memory, one.row), _row(totals, one.row))
@@ -144,9 +145,8 @@ class Stacks:
         """Draw the batch of its next step, if there is one."""
         try:
             batch = next(one.batches, None)
-        except (
-            Exception
-        ) as error:  # a task that a user wrote may raise anything, and it is this client's
+        # A task that a user wrote may raise anything, and it is this client's.
+        except Exception as error:
             one.error, batch = error, None
         if batch is not None:
             one.batch = self.site.on_device(batch)

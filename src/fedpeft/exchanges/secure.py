@@ -56,10 +56,11 @@ class Secure:
         fit      trains; gives two public keys
         shares   gets all keys; gives of two secrets a share for each client, sealed for it
         masked   gets who shared; gives q(w·Δ), w + PRG(own) ± PRG(agreed with each other client),
-        modulo 2^bits story    only with `keys`: gets who is alive; signs that and all that it was
-        told before unmask   gets who is alive, and with `keys` `threshold` signatures of the same
-        story; gives of those who are
-                 alive the shares of `own`, of those who are not the shares of their masks
+                 modulo 2^bits
+        story    only with `keys`: gets who is alive; signs that and all that it was told before
+        unmask   gets who is alive, and with `keys` `threshold` signatures of the same story; gives
+                 of those who are alive the shares of `own`, of those who are not the shares of
+                 their masks
 
     What is added up is exact: the mean is that of the rounded updates. A client that drops out
     costs its own update; while `threshold` clients answer, the sum of the others is recovered. The
@@ -93,8 +94,9 @@ class Secure:
         'sum alone: set aggregator = "mean", or exchange = "plain"',
         Fact.FACTORS: "{other} reads the clients' factors, and secure aggregation shows their sum "
         'alone: set aggregator = "mean", or exchange = "plain"',
-        Fact.LOSSY: "{other} as uplink: masked integers are as random as noise, and only a lossless "
-        'codec keeps them; they are rounded already, to exchange.bits: set uplink = "dense"',
+        Fact.LOSSY: "{other} as uplink: masked integers are as random as noise, and only a "
+        "lossless codec keeps them; they are rounded already, to exchange.bits: set "
+        'uplink = "dense"',
         Fact.REVEALS: "{other} {what}, which sums are to hide: leave it out",
         Fact.MIXED_RANKS: "a secure sum is of updates of one layout: leave out ranks",
         Fact.CONTROL: "control variates are not of the updates' size: leave SCAFFOLD out of a "
@@ -131,8 +133,8 @@ class Secure:
         if not plan.cohort < 2 * self.threshold <= 2 * plan.cohort:
             raise PlanError(
                 f"exchange.threshold = {self.threshold} must be more than half of cohort = "
-                f"{plan.cohort}, so that no two groups of clients can tell both secrets of another, "
-                "and at most all; two thirds are usual"
+                f"{plan.cohort}, so that no two groups of clients can tell both secrets of "
+                "another, and at most all; two thirds are usual"
             )
         odd = set(plan.nodes.names or ()) ^ set(self.signers)
         if plan.nodes.names and self.signers and odd:

@@ -41,14 +41,13 @@ class Descent:
       warmup: the share of the run's steps over which it rises from 0.
       restart_schedule: true lets `schedule` and `warmup` run over each round, so that T rounds have
         T decays as in the published code of arXiv:2412.04650; false lets them run over the whole
-        run, and each client keep what its
-        optimizer remembers. Left out: over the whole run, with a fresh optimizer. In one round all
-          three are the same.
+        run, and each client keep what its optimizer remembers. Left out: over the whole run, with a
+        fresh optimizer. In one round all three are the same.
       clip_norm: the largest Euclidean norm of a step's gradient, all tensors as one vector;
         infinity for none.
       as_published: a mistake of FedPEFT's published code (arXiv:2210.01708), for comparison with
         it: momentum goes over from each client to the next and from round to round. In one process
-          only; a resume begins the run anew.
+        only; a resume begins the run anew.
       group_by_length: texts of about the same length make a batch, which spares the tokens that
         fill up short ones. Which texts meet is then less random, so results change. Text alone has
         a length.
@@ -186,9 +185,8 @@ class Descent:
         learned = {name: x for name, x in delta.items() if name not in carry["buffers"]}
         path = -carry["probe"][PROBE] if carry["probe"] else torch.tensor(float("nan"))
         corrected, memory = self.correction.finish(learned, received, beside((KEPT,), memory), path)
-        if (
-            self.remembers and carry["clock"]["at"] < carry["clock"]["end"]
-        ):  # after the last round nobody needs it
+        # After the last round nobody needs it.
+        if self.remembers and carry["clock"]["at"] < carry["clock"]["end"]:
             memory = {**memory, **prefixed(KEPT, carry["optimizer"])}
         delta = {**delta, **corrected}
         still = zeros_like({name: x for name, x in received.items() if name not in delta})

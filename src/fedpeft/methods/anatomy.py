@@ -69,8 +69,7 @@ def mlp_outputs(model: nn.Module) -> list[str]:
     if not names:
         raise PlanError(
             f"{describe(model)} has no transformer blocks (a ModuleList of modules that hold an "
-            "attention); use "
-            'method = "full", "head" or "bias", or a ViT, BERT or Llama'
+            'attention); use method = "full", "head" or "bias", or a ViT, BERT or Llama'
         )
     return [f"{name}.{_last_linear(name, model.get_submodule(name))}" for name in names]
 
@@ -85,8 +84,7 @@ def _last_linear(name: str, block: nn.Module) -> str:
         found = ", ".join(n for n, _ in linears) or "none"
         raise PlanError(
             f"the block {name!r} has no MLP that ends in a linear layer back to the block's width "
-            "(linear layers "
-            f"outside its attention: {found}); a ViT, BERT or Llama has"
+            f"(linear layers outside its attention: {found}); a ViT, BERT or Llama has"
         )
     return linears[-1][0]
 
@@ -105,9 +103,9 @@ def attention_projections(model: nn.Module, which: str) -> list[str]:
     found = [next((name for name in PROJECTIONS[one] if name in present), None) for one in which]
     if None in found:
         raise PlanError(
-            f"cannot tell the attention's projections in {describe(model)}; set the method's key "
-            "`target` to some of "
-            f"its linear layers: {', '.join(sorted(present)) or 'it has none'}"
+            f"cannot tell the attention's projections in {describe(model)}; "
+            "set the method's key `target` to some of its linear layers: "
+            f"{', '.join(sorted(present)) or 'it has none'}"
         )
     return [name for name in found if name]
 

@@ -29,9 +29,8 @@ class Head:
         head = trained_head(model, self.head)
         if not head:
             raise PlanError(
-                f"{describe(model)} has no new head to train; name the output layer, e.g. head = "
-                '"lm_head", or use '
-                "another method"
+                f"{describe(model)} has no new head to train; name the output layer, e.g. "
+                'head = "lm_head", or use another method'
             )
         return train_parts(model, (), head)
 

@@ -91,10 +91,8 @@ def inject_tuner(
 def known_warnings_ignored() -> Iterator[None]:
     """Without two warnings that `peft` causes and a user can do nothing about."""
     with catch_warnings():
-        filterwarnings(
-            "ignore", "Unsupported layer type", UserWarning
-        )  # a LayerNorm has no in and out features
-        filterwarnings(
-            "ignore", ".*is_gradient_checkpointing", FutureWarning
-        )  # peft asks transformers for it
+        # A LayerNorm has no in and out features.
+        filterwarnings("ignore", "Unsupported layer type", UserWarning)
+        # Peft asks transformers for it.
+        filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         yield

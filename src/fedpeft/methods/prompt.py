@@ -112,10 +112,8 @@ def _plain_vit(model: nn.Module) -> tuple[list[str], nn.Conv2d]:
     ]
     if len(stacks) != 1 or len(patches) != 1:
         raise PlanError(
-            f"{describe(model)} is no plain vision transformer (stacks of blocks: {len(stacks)}, "
-            "patch embeddings: "
-            f"{len(patches)}), and visual prompts need one, e.g. a ViT; for a decoder language "
-            "model there is method = "
-            '"prefix"'
+            f"{describe(model)} is no plain vision transformer (stacks of blocks: "
+            f"{len(stacks)}, patch embeddings: {len(patches)}), and visual prompts need one, e.g. "
+            'a ViT; for a decoder language model there is method = "prefix"'
         )
     return stacks[0], patches[0]

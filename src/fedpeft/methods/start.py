@@ -94,9 +94,9 @@ def _read(folder: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for file in (config, weights):
         if not file.is_file():
             raise PlanError(
-                f"init = {folder!r} is no folder of a saved adapter: it has no {file.name} (looked "
-                "here, in "
-                "$FEDPEFT_DATA and in the package; a pickled adapter_model.bin is not read)"
+                f"init = {folder!r} is no folder of a saved adapter: "
+                f"it has no {file.name} (looked here, in $FEDPEFT_DATA and in the package; "
+                "a pickled adapter_model.bin is not read)"
             )
     try:
         settings = json.loads(config.read_text())
@@ -121,9 +121,8 @@ def _check_settings(folder: str, settings: Mapping[str, Any], config: Any) -> No
             )
     if settings.get("init_lora_weights", True) not in PLAIN_INITS:
         raise PlanError(
-            f"{folder} was made with init_lora_weights = {settings['init_lora_weights']!r}, which "
-            "changes the base "
-            "model; convert it to plain LoRA when saving "
+            f"{folder} was made with init_lora_weights = {settings['init_lora_weights']!r}, "
+            "which changes the base model; convert it to plain LoRA when saving "
             "(`path_initial_model_for_weight_conversion` of peft)"
         )
 
@@ -139,9 +138,9 @@ def _check_names(folder: str, saved: Tensors, wanted: Mapping[str, str], head: s
             }
         )
         raise PlanError(
-            f"{folder} has {len(foreign)} tensors that have no place in the model, first "
-            f"{foreign[0]!r}; it tunes the "
-            f"layers {', '.join(layers)}: set the method's `target` to them if the model has these"
+            f"{folder} has {len(foreign)} tensors that have no place in the model, "
+            f"first {foreign[0]!r}; it tunes the layers {', '.join(layers)}: "
+            "set the method's `target` to them if the model has these"
         )
     if missing := sorted(set(wanted) - set(matched)):
         hint = (
@@ -151,8 +150,7 @@ def _check_names(folder: str, saved: Tensors, wanted: Mapping[str, str], head: s
         )
         raise PlanError(
             f"{folder} lacks {len(missing)} of the {len(wanted)} tensors that the method trains, "
-            "first "
-            f"{missing[0]!r}{hint}"
+            f"first {missing[0]!r}{hint}"
         )
 
 

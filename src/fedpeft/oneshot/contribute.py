@@ -186,15 +186,14 @@ def _check_here(invitation: Invitation) -> None:
     plan, terms = invitation.plan, invitation.terms
     if (own := base_fingerprint(plan)) != terms.base:
         raise RunError(
-            f"the base model here ({own}) is not the study's ({terms.base}): take the same weights "
-            "and the same "
-            "versions of torch, transformers and peft"
+            f"the base model here ({own}) is not the study's ({terms.base}): "
+            "take the same weights and the same versions of torch, transformers and peft"
         )
     if transforms_digest(plan.task) != terms.transforms:
         raise RunError(
-            "what becomes of images or texts here is not what the study does: take the same "
-            "version of fedpeft, and "
-            "the same image processor or tokenizer with the base model"
+            "what becomes of images or texts here is not what the study does: "
+            "take the same version of fedpeft, and the same image processor or tokenizer with the "
+            "base model"
         )
 
 

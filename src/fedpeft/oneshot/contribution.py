@@ -2,8 +2,8 @@
 
 A safetensors file with one tensor of bytes, and two entries of metadata:
 
-    sealed     the frame that a client of round 0 sends in the loop, sealed for the server and bound
-    to the header
+    sealed     the frame that a client of round 0 sends in the loop, sealed for the server and
+               bound to the header
     header     who, for which study, made from what: readable by anyone, changed by nobody
     signature  Ed25519 over header and sealed bytes; empty for none
 
@@ -151,7 +151,10 @@ def opened(
     try:
         frame = unseal(key, head, sealed)
     except SealError:
-        words = "it was changed after it was sealed, or is sealed for another server; ask the client for it again"
+        words = (
+            "it was changed after it was sealed, or is sealed for another server; "
+            "ask the client for it again"
+        )
         raise ContributionError(Flaw.TAMPERED, file, words) from None
     if len(frame) != header.bytes:
         raise ContributionError(
@@ -189,7 +192,10 @@ def _header(text: str, file: Path | str) -> Header:
     try:
         kind = json.loads(text)["format"]
         if kind != FORMAT:
-            words = f"it is {_short(kind)!r}, and this version reads {FORMAT!r}: use the same version on both sides"
+            words = (
+                f"it is {_short(kind)!r}, and this version reads {FORMAT!r}: "
+                "use the same version on both sides"
+            )
             raise ContributionError(Flaw.FORMAT, file, words)
         header = _HEADER.validate_json(text, strict=True)
         check_name(header.client)
@@ -263,10 +269,16 @@ def _check_signature(
         return
     owner = trust.keys.get(header.signer)
     if owner is None:
-        words = f"{header.signer} is none of the {len(trust.keys)} keys that --trust names; add it if you know whose it is"
+        words = (
+            f"{header.signer} is none of the {len(trust.keys)} keys that --trust names; "
+            "add it if you know whose it is"
+        )
         raise ContributionError(Flaw.UNKNOWN_KEY, file, words)
     if owner not in ("", header.client):
-        words = f"it is from {header.client!r}, but the key is that of {owner!r}, who may sign for nobody else"
+        words = (
+            f"it is from {header.client!r}, but the key is that of {owner!r}, "
+            "who may sign for nobody else"
+        )
         raise ContributionError(Flaw.UNKNOWN_KEY, file, words)
 
 
@@ -282,7 +294,10 @@ def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitati
             Flaw.TENSORS, file, f"{_short(error)}; it must hold what the plan trains"
         ) from None
     if not finite(update.delta):
-        words = "it holds NaN or infinities: training diverged; let the client train with a lower local.lr"
+        words = (
+            "it holds NaN or infinities: training diverged; "
+            "let the client train with a lower local.lr"
+        )
         raise ContributionError(Flaw.NOT_FINITE, file, words)
     try:
         if (header.examples is None) != untold(plan):

@@ -58,8 +58,7 @@ class Budget:
         if self.rounds < 0 or self.rounds == 1 or self.clients < 0 or not 0 < self.tolerance < 1:
             raise PlanError(
                 "a diagnosis compares 2 or more rounds of 1 or more clients at a tolerance between "
-                "0 and 1, not "
-                f"{self.rounds} of {self.clients} at {self.tolerance}"
+                f"0 and 1, not {self.rounds} of {self.clients} at {self.tolerance}"
             )
 
 
@@ -107,9 +106,8 @@ def diagnose(
     own = None if run is None else _last(run)
     ways = both_ways(site, clients, rounds, tick)
     many, one = ways["rounds"], ways["one"]
-    plain = site.plan.unquantized.model(
-        site.classes
-    )  # without the layout of frozen weights: tuners can be merged
+    # Without the layout of frozen weights: tuners can be merged.
+    plain = site.plan.unquantized.model(site.classes)
     at = {name: merged(plain, way.states[-1]) for name, way in ways.items()}
     start = merged(plain, many.states[0])
     smooth = _smoothness(site, clients, many, one)

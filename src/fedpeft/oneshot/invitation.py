@@ -3,7 +3,7 @@
     plan.toml        the whole plan, of one round, its labels named
     checkpoint/      the starting tensors, as the checkpoint of a run before its first round
     invitation.json  the study's id, and what a client's own base model, labels and transforms must
-    be
+                     be
 
 The private key that opens what clients send lies beside the folder, not in it.
 """
@@ -92,17 +92,16 @@ def check_plan(plan: Plan) -> None:
     """Raises PlanError for a plan that one file from each client cannot carry out."""
     if plan.rounds != 1:
         raise PlanError(
-            f"rounds = {plan.rounds}: a file for each client is one round. Set rounds = 1, and "
-            "local.epochs to all the "
-            "epochs that a client is to train for"
+            f"rounds = {plan.rounds}: a file for each client is one round. "
+            "Set rounds = 1, and local.epochs to all the epochs that a client is to train for"
         )
     refuse(plan, NOT_IN_ONE_FILE)
 
 
 NOT_IN_ONE_FILE: Mapping[Fact, str] = {
     Fact.ASYNCHRONOUS: "asynchronous steps are many: leave out fedbuff",
-    Fact.HANDS_OVER: "local.as_published hands momentum from client to client, and here each trains "
-    "alone",
+    Fact.HANDS_OVER: "local.as_published hands momentum from client to client, and here each "
+    "trains alone",
     Fact.SUM_ONLY: "a secure sum is of several messages, which need a connection: set exchange = "
     '"plain"',
     Fact.MANY_MESSAGES: "{other} asks each client more than once, and a file for each is one "

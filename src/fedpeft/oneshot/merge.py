@@ -62,9 +62,8 @@ class Rules:
     def __post_init__(self) -> None:
         if not (self.norm_factor >= 1 and self.max_norm > 0):
             raise RunError(
-                "the norm factor must be at least 1 and the largest norm positive, got "
-                f"{self.norm_factor} and "
-                f"{self.max_norm}"
+                "the norm factor must be at least 1 and the largest norm positive, "
+                f"got {self.norm_factor} and {self.max_norm}"
             )
 
     def but(
@@ -219,7 +218,10 @@ def _admitted(
         client = one.header.client
         if client in every:
             where = "merged already" if client in before else f"in {every[client][0]} too"
-            words = f"{client!r} is {where}; a client counts once. To take a newer file, --remove it first"
+            words = (
+                f"{client!r} is {where}; a client counts once. "
+                "To take a newer file, --remove it first"
+            )
             raise ContributionError(Flaw.TWICE, file, words)
         every[client] = file, one
     _check_norms(every, before, rules)
@@ -235,14 +237,20 @@ def _check_norms(every: Came, before: Came, rules: Rules) -> None:
         usual, length = median(others) if len(others) > 1 else float("inf"), f"{norms[client]:.4g}"
         mend = "ask the client"
         if client in before:
-            mend = f"{client!r} was merged before: take it out (--remove {quote(client)}), or leave out what is new"
+            mend = (
+                f"{client!r} was merged before: take it out (--remove {quote(client)}), "
+                "or leave out what is new"
+            )
         if norms[client] > rules.max_norm:
-            words = f"its update is {length} long, at most {rules.max_norm:g} is allowed; {mend}, or raise --max-norm"
+            words = (
+                f"its update is {length} long, at most {rules.max_norm:g} is allowed; "
+                f"{mend}, or raise --max-norm"
+            )
             raise ContributionError(Flaw.NORM, every[client][0], words)
         if norms[client] > rules.norm_factor * usual:
             words = (
                 f"its update is {length} long, the median of the other {len(others)} is "
-                f"{usual:.4g}, and at most "
-                f"{rules.norm_factor:g} times that is allowed; {mend}, or raise --norm-factor"
+                f"{usual:.4g}, and at most {rules.norm_factor:g} times that is allowed; "
+                f"{mend}, or raise --norm-factor"
             )
             raise ContributionError(Flaw.NORM, every[client][0], words)

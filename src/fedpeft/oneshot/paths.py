@@ -149,8 +149,8 @@ class Blocks:
 
 NOT_COMPARABLE: Mapping[Fact, str] = {
     Fact.ASYNCHRONOUS: "asynchronous steps have no rounds to compare with one: leave out fedbuff",
-    Fact.ONE_AT_A_TIME: "a chain's clients start from each other's results, so that no round of all "
-    "is the same: leave it out",
+    Fact.ONE_AT_A_TIME: "a chain's clients start from each other's results, so that no round of "
+    "all is the same: leave it out",
     Fact.HANDS_OVER: "local.as_published hands momentum over once more in each round: leave it out",
     Fact.SUM_ONLY: "secure aggregation hides the updates, whose signs are counted: set exchange = "
     '"plain"',

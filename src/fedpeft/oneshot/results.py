@@ -106,9 +106,8 @@ def write_run(
     if record.failed or record.note:
         raise RunError("; ".join(filter(None, [record.note, *record.failed.values()])))
     rmtree(run.clients, ignore_errors=True)
-    run.secrets[0].unlink(
-        missing_ok=True
-    )  # the noise of a private plan is in the files: here none was drawn
+    # The noise of a private plan is in the files: here none was drawn.
+    run.secrets[0].unlink(missing_ok=True)
     if evaluate:
         write_json(folder / ARRIVALS, {"arrivals": list(_arrivals(site, study, every))})
     summary = summarize(run, site)

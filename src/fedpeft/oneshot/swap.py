@@ -47,9 +47,8 @@ def clear(path: Path) -> None:
         drawn = re.fullmatch(r"[a-z0-9_]{8}", around.name.removeprefix(f".{path.name}."))
         if not drawn or not around.is_dir():
             continue
-        with suppress(
-            RunError, FileNotFoundError
-        ):  # it is locked, or its owner has just taken it away
+        # It is locked, or its owner has just taken it away.
+        with suppress(RunError, FileNotFoundError):
             if {inside.name for inside in around.iterdir()} <= {path.name, ".lock"}:
                 with locked(RunFolder(around)):
                     rmtree(around)

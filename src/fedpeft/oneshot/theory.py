@@ -6,8 +6,8 @@ steps and m clients the paper has ‖w_one − w_rounds‖ ≤ L·D·T·k·m. It
 a sum, and does not use that the first k steps of both ways are the same. With plain SGD of rate at
 most η and a mean with weights p_i that add up to 1,
 
-    w_one − w_rounds = −Σ_i p_i Σ_s η_s·(∇f_i,s(v_i,s) − ∇f_i,s(w_i,s)),    so    ‖w_one − w_rounds‖
-    ≤ 2·η·L·D·(T − 1)·k
+    w_one − w_rounds = −Σ_i p_i Σ_s η_s·(∇f_i,s(v_i,s) − ∇f_i,s(w_i,s)),    so
+    ‖w_one − w_rounds‖ ≤ 2·η·L·D·(T − 1)·k
 
 where s runs over the k·(T − 1) later steps, on the same batches in both ways, and ‖v − w‖ ≤ 2·D.
 """

@@ -29,7 +29,10 @@ def _verdict(short: str, found: Mapping[str, Any], tolerance: float) -> str:
     held, rounds = found["held_out"], found["rounds"]
     metric, last = held["metric"], held["rounds"][-1]
     if short == "nothing learned":
-        return f"{rounds} rounds leave the {metric} no better than it was: there is nothing that one round could keep."
+        return (
+            f"{rounds} rounds leave the {metric} no better than it was: "
+            "there is nothing that one round could keep."
+        )
     reached = (
         f"one round of the same work reaches {metric} {held['one']:.4g}, {rounds} rounds {last:.4g}"
     )
@@ -53,8 +56,7 @@ def _reasons(found: Mapping[str, Any], tolerance: float) -> list[str]:
     reasons = [
         f"The two models are {share:.0%} of the way apart that training moves one.",
         f"Clients' updates of the first round differ in sign in {conflict['first_round']:.0%} of "
-        "the entries, where "
-        f"tossed coins would in {conflict['coins']:.0%}.",
+        f"the entries, where tossed coins would in {conflict['coins']:.0%}.",
     ]
     epochs = found["held_out"]["epochs_to_target"]
     if epochs is not None:

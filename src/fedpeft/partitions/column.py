@@ -51,8 +51,7 @@ class Column:
             most = max(map(len, members.values()), default=0)
             raise DataError(
                 f"no value of column {self.column!r} has {self.min_per_client} examples "
-                "(min_per_client); the "
-                f"commonest has {most}"
+                f"(min_per_client); the commonest has {most}"
             )
         if self.clients and self.clients < len(chosen):
             kept = torch.randperm(len(chosen), generator=generator)[: self.clients].sort().values
@@ -68,9 +67,8 @@ def _values(values: Sequence[Any] | Tensor, column: str) -> list[str]:
     plain = values.tolist() if isinstance(values, Tensor) else list(values)
     if missing := sum(value is None for value in plain):
         raise DataError(
-            f"{missing} of {len(plain)} training examples have no value in column {column!r}, so "
-            "no client: leave "
-            f"them out with data.where = \"{column} != ''\""
+            f"{missing} of {len(plain)} training examples have no value in column {column!r}, "
+            f"so no client: leave them out with data.where = \"{column} != ''\""
         )
     if any(not isinstance(value, str | int | float) for value in plain):
         raise DataError(f"the column {column!r} does not hold plain values that could name clients")

@@ -54,10 +54,9 @@ class Dirichlet:
         if (lacking := self._lacking(counts)) and not self.repair:
             raise DataError(
                 f"in {self.tries} draws of Dirichlet({self.alpha}) some client always had fewer "
-                "than "
-                f"{self.min_per_client} examples ({lacking} are missing at best): raise alpha, "
-                "lower min_per_client "
-                f"or clients, or set repair = true to move {lacking} examples"
+                f"than {self.min_per_client} examples ({lacking} are missing at best): "
+                "raise alpha, lower min_per_client or clients, or set repair = true to move "
+                f"{lacking} examples"
             )
         # The examples of each class in random order, class by class; so many of them to the first
         # client, and so on.

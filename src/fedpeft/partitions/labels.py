@@ -14,9 +14,8 @@ def labels_of(table: Table, partition: str) -> Tensor:
     """
     if "label" not in table.columns:
         raise DataError(
-            f"the partition {partition!r} divides by labels, and these data have none: take "
-            '"column" (natural '
-            'clients) or "iid", or name a column of classes with data.label'
+            f"the partition {partition!r} divides by labels, and these data have none: "
+            'take "column" (natural clients) or "iid", or name a column of classes with data.label'
         )
     labels: Tensor = table.columns["label"]
     return labels

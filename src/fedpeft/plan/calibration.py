@@ -150,9 +150,8 @@ def resume_accounting(plan: Plan, clients: Sequence[ClientId], round_: int) -> S
         if spent > plan.privacy.target_epsilon * (1 + TOLERANCE):
             raise PlanError(
                 f"noise_multiplier = {part.noise_multiplier} comes to epsilon = {spent:.4g} after "
-                "all rounds, more "
-                f"than target_epsilon = {plan.privacy.target_epsilon}: leave noise_multiplier out, and it "
-                "is calibrated"
+                f"all rounds, more than target_epsilon = {plan.privacy.target_epsilon}: "
+                "leave noise_multiplier out, and it is calibrated"
             )
     return so_far
 

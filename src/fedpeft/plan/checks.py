@@ -22,8 +22,8 @@ RULES: Mapping[Fact, Mapping[Fact, str]] = {
 CLIENTS: Mapping[Fact, str] = {
     Fact.PERSONAL: "personal tensors have no noise, and rounds.jsonl would tell how well each "
     "client's own model does: leave {other} out of a plan with client-level privacy",
-    Fact.SENDS_LATER: "{other} sends later what the clipping cut off now, for ever: leave it out of a "
-    "plan with client-level privacy",
+    Fact.SENDS_LATER: "{other} sends later what the clipping cut off now, for ever: leave it out "
+    "of a plan with client-level privacy",
 }
 """What goes with no noise that hides clients."""
 CENTRAL: Mapping[Fact, str] = {

@@ -55,8 +55,8 @@ class Schedule:
     """A number of the plan that goes from one value to another over the rounds.
 
     With t = r / (rounds − 1) in round r, from 0: "linear" is a + (b − a)·t, "cosine"
-    b + (a − b)·(1 + cos(π·t)) / 2, "exponential" a·(b / a)^t. Between whole numbers it is rounded to
-    the nearest.
+    b + (a − b)·(1 + cos(π·t)) / 2, "exponential" a·(b / a)^t. Between whole numbers it is rounded
+    to the nearest.
 
     Attributes:
       key: of the number, e.g. "local.lr".

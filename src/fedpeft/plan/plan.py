@@ -1,4 +1,5 @@
-"""An experiment, complete and frozen: everything a round needs to know, and nothing that changes."""
+"""An experiment, complete and frozen: everything a round needs to know, and nothing that
+changes."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

@@ -137,8 +137,7 @@ def _expanded(values: dict[str, Any]) -> dict[str, Any]:
         if task is None:
             raise PlanError(
                 f"model = {values['model']!r} belongs to the task, but plan.task = "
-                f"{values['task']!r} is neither a "
-                "name nor a table"
+                f"{values['task']!r} is neither a name nor a table"
             )
         values["task"] = {**task, "model": values.pop("model")}
     if isinstance(values.get("data"), str):

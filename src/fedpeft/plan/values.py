@@ -77,10 +77,9 @@ def check_batchnorm(model: nn.Module, trained: Sequence[str], private: bool) -> 
     for name, module in model.named_modules():
         if private and isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise PlanError(
-                f"{name!r} is a BatchNorm: it computes with all examples of a batch, so that none "
-                "has a gradient of "
-                "its own to clip. Use a model with LayerNorm or GroupNorm, or stages = "
-                '["client_dp"]'
+                f"{name!r} is a BatchNorm: it computes with all examples of a batch, "
+                "so that none has a gradient of its own to clip. "
+                'Use a model with LayerNorm or GroupNorm, or stages = ["client_dp"]'
             )
         if (
             isinstance(module, nn.modules.batchnorm._BatchNorm)
@@ -88,8 +87,8 @@ def check_batchnorm(model: nn.Module, trained: Sequence[str], private: bool) -> 
         ):
             raise PlanError(
                 f"{name!r} is a BatchNorm: its running statistics change in training but do not "
-                "travel with this "
-                'method. Use method = "full" or "scratch", or a model with LayerNorm or GroupNorm'
+                'travel with this method. Use method = "full" or "scratch", '
+                "or a model with LayerNorm or GroupNorm"
             )
 
 

@@ -67,7 +67,8 @@ def intervals(section: Section) -> str:
     if kinds <= {"one run"}:
         return "There is one run of each, so that nothing tells how far another seed would be."
     cut = " They are drawn no further than 0 and 100 %." if section.measure.percent else ""
-    return f"Bands and whiskers are {'; '.join(text for kind, text in words.items() if kind in kinds)}.{cut}"
+    drawn = "; ".join(text for kind, text in words.items() if kind in kinds)
+    return f"Bands and whiskers are {drawn}.{cut}"
 
 
 def _curves(section: Section) -> Figure:
@@ -101,7 +102,10 @@ def _curves(section: Section) -> Figure:
         opacity=alt.when(near).then(alt.value(1)).otherwise(alt.value(0)),
         tooltip=tip("group", "round", value=measure.name, interval="interval"),
     )
-    told = "The mean over a group's seeds, on the common held-out examples, wherever all its runs were measured."
+    told = (
+        "The mean over a group's seeds, on the common held-out examples, "
+        "wherever all its runs were measured."
+    )
     told = " ".join(filter(None, (told, _across(section), intervals(section))))
     layers = [line, band, dots.add_params(near), *lines_across(section, across)]
     return Figure("rounds", title, told, made(alt.layer(*layers), 340))
@@ -135,18 +139,20 @@ def _cost(section: Section, way: str, verb: str) -> Figure:
     whiskers = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, opacity=0.55)
     layers = [
         steps.encode(order="bytes:Q"),
-        points.properties(
-            name=NAMED
-        ),  # before the whiskers: the legend of a saved figure is of the first with colours
+        # Before the whiskers: the legend of a saved figure is of the first with colours.
+        points.properties(name=NAMED),
+        # Over the points.
         whiskers.encode(
             y=alt.Y("low:Q", scale=scale), y2="high:Q", tooltip=hover, **style(section)
-        ),  # over the points
+        ),
         *lines_across(section, across),
     ]
     names, told = "; ".join(group.label for group in section.front(way)), ""
     if len(section.compared) > 1:
-        told = f"On the Pareto front, by the means: {names}. For every other group there is one that costs no more and "
-        told += "is better, or is as good and costs less. "
+        told = (
+            f"On the Pareto front, by the means: {names}. For every other group there is one that "
+            "costs no more and is better, or is as good and costs less. "
+        )
     told += (
         f"Bytes: all that was sent, over all clients; logarithmic axis. {_across(section)}".rstrip()
     )
@@ -264,7 +270,8 @@ def _division(section: Section) -> Figure:
         return Figure(
             "partition",
             title,
-            "Left out: no run here keeps its partition.json with the classes that its clients hold.",
+            "Left out: no run here keeps its partition.json with the classes that its clients "
+            "hold.",
         )
     alt = altair()
     names, clients = (

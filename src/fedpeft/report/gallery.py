@@ -105,12 +105,16 @@ def _score(members: Sequence[tuple[Group, Cell, Pictures]], judge: str, column: 
 
 
 def _told(first: Pictures, rows: int, groups: int, judge: str) -> Iterator[str]:
-    yield "For each caption the held-out picture, what the untuned base model draws, and what each group's model draws"
+    yield (
+        "For each caption the held-out picture, what the untuned base model draws, "
+        "and what each group's model draws"
+    )
     yield f"from the same noise: {first.steps} steps of DDIM, guidance {first.guidance:g}."
     if rows < len(first.pictures):
         yield f"Shown are {rows} of {len(first.pictures)} captions."
     if groups > COLUMNS:
         yield f"Shown are the first {COLUMNS} of {groups} groups."
     if judge:
-        yield f"CLIP: 2.5·max(cos, 0) of picture and caption by {judge}, mean over all {len(first.pictures)} captions"
+        captions = f"all {len(first.pictures)} captions"
+        yield f"CLIP: 2.5·max(cos, 0) of picture and caption by {judge}, mean over {captions}"
         yield "± half its interval."

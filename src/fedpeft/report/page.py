@@ -153,15 +153,17 @@ def _together(section: Section, kind: str) -> str:
 
 def _ranking(section: Section, ranked: Sequence[Group]) -> str:
     name, best, worst = section.measure.name, ranked[0], ranked[-1]
+    reached = f"{name} {with_interval(best.last, section.measure)}"
     if len(section.compared) == 1:
-        return f"After the last round {best.label} has {name} {with_interval(best.last, section.measure)}."
-    text = f"Best is {best.label} with {name} {with_interval(best.last, section.measure)} after the last round"
+        return f"After the last round {best.label} has {reached}."
+    text = f"Best is {best.label} with {reached} after the last round"
     if worst is not best:
         text += f"; worst is {worst.label} with {with_interval(worst.last, section.measure)}"
     near = [group.label for group in ranked[1:] if _overlap(best.last, group.last)]
     if near:
         more = f" and {len(near) - NEAR} more" if len(near) > NEAR else ""
-        text += f". Seeds alone may account for the lead over {'; '.join(near[:NEAR])}{more}: the intervals overlap"
+        text += f". Seeds alone may account for the lead over {'; '.join(near[:NEAR])}{more}: "
+        text += "the intervals overlap"
     return f"{text}."
 
 

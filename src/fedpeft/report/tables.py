@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedpeft.core.amounts import duration, size
-from fedpeft.report.axes import axes
+from fedpeft.report.axes import Axis, axes
 from fedpeft.report.kept import Range
 from fedpeft.report.reading import Cell
 from fedpeft.report.rows import shown, with_interval
@@ -66,9 +66,12 @@ def amount(value: float | None) -> Entry:
 def groups(section: Section) -> Table:
     """A line for each group; of what is no federation no bytes, and of one client no spread."""
     name = section.measure.name
-    head = ("group", "seeds", f"{name}, last", "interval", *(f"{name}, {words}" for words in OVER_CLIENTS.values()),
-            "parameters trained", "of full", "up, client and round", "down, client and round", "up, client and run",
-            "down, client and run", "Pareto front", "time")  # fmt: skip
+    over_clients = (f"{name}, {words}" for words in OVER_CLIENTS.values())
+    head = (
+        *("group", "seeds", f"{name}, last", "interval", *over_clients),
+        *("parameters trained", "of full", "up, client and round", "down, client and round"),
+        *("up, client and run", "down, client and run", "Pareto front", "time"),
+    )
     front = {way: section.front(way) for way in WAYS}
     rows = []
     for group in section.groups:
@@ -114,8 +117,19 @@ def _over_clients(group: Group, key: str) -> Estimate | None:
 def runs(section: Section) -> Table:
     """A line for each run."""
     name = section.measure.name
-    head = ("group", "seed", "state", f"{name}, last", f"{name}, best", "rounds", "replies", "failed",
-            "up, all clients", "down, all clients", "folder")  # fmt: skip
+    head = (
+        *(
+            "group",
+            "seed",
+            "state",
+            f"{name}, last",
+            f"{name}, best",
+            "rounds",
+            "replies",
+            "failed",
+        ),
+        *("up, all clients", "down, all clients", "folder"),
+    )
     rows = [_run(group, cell, section.measure) for group in section.groups for cell in group.cells]
     return Table("runs", "Runs", head, rows)
 
@@ -188,17 +202,22 @@ def samples(section: Section) -> Table:
 
 def benchmarks(section: Section) -> Table:
     """A line for each benchmark of a run and each of its metrics."""
-    head = ("group", "seed", "after round", "benchmark", "shots", "questions asked", "left out", "chance", "metric",
-            "base, not tuned", "tuned", "difference, points")  # fmt: skip
+    head = (
+        *("group", "seed", "after round", "benchmark", "shots", "questions asked", "left out"),
+        *("chance", "metric", "base, not tuned", "tuned", "difference, points"),
+    )
     rows = [
-        [word(group.label), count(cell.seed), count(told.round), word(told.benchmark), count(told.shots),
-         count(told.questions - told.left_out), count(told.left_out), number(told.chance, f"{told.chance:.1%}"),
-         word(name), _between(each.base), _between(each.tuned), _between(each.difference, "+")]
+        [
+            *(word(group.label), count(cell.seed), count(told.round), word(told.benchmark)),
+            *(count(told.shots), count(told.questions - told.left_out), count(told.left_out)),
+            *(number(told.chance, f"{told.chance:.1%}"), word(name)),
+            *(_between(each.base), _between(each.tuned), _between(each.difference, "+")),
+        ]
         for group in section.groups
         for cell in group.cells
         for told in cell.benchmarks.benchmarks
         for name, each in told.metrics.items()
-    ]  # fmt: skip
+    ]
     return Table("benchmarks", "Benchmarks", head, rows)
 
 
@@ -213,11 +232,16 @@ def differences(section: Section) -> Table:
     found = axes([group.cells[0].experiment for group in section.groups])
     head = ("group", *(axis.path for axis in found))
     rows = [
-        [word(group.label), *(number(axis.numbers[k], axis.values[k]) if axis.numbers else word(axis.values[k])
-                              for axis in found)]
+        [word(group.label), *(_setting(axis, k) for axis in found)]
         for k, group in enumerate(section.groups)
-    ]  # fmt: skip
+    ]
     return Table("differences", "What differs", head, rows)
+
+
+def _setting(axis: Axis, k: int) -> Entry:
+    """What the k-th group sets on an axis; sorted as a number where the axis has numbers."""
+    text = axis.values[k]
+    return number(axis.numbers[k], text) if axis.numbers else word(text)
 
 
 def rounds(section: Section) -> Table:

@@ -30,8 +30,8 @@ class Ranks:
         '"hetlora"',
     }
     forbids: ClassVar[Mapping[Fact, str]] = {
-        Fact.HANDS_OVER: "local.as_published hands momentum from client to client, which ranks make "
-        "unlike: choose one",
+        Fact.HANDS_OVER: "local.as_published hands momentum from client to client, which ranks "
+        "make unlike: choose one",
     }
 
     def __post_init__(self) -> None:

@@ -1,4 +1,5 @@
-"""Some of the method's tensors are trained, all others stand still: for phases, e.g. the head first."""
+"""Some of the method's tensors are trained, all others stand still: for phases, e.g. the head
+first."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -68,9 +68,8 @@ def save_adapter(wrapped: Any, out: Path) -> None:
     config = wrapped.peft_config["default"]
     for key in ("target_modules", "feedforward_modules", "modules_to_save"):
         if isinstance(value := getattr(config, key, None), list | set):
-            setattr(
-                config, key, sorted(set(value))
-            )  # a set is written in another order by each process
+            # A set is written in another order by each process.
+            setattr(config, key, sorted(set(value)))
     # without the setting peft may ask the hub whether the vocabulary grew
     wrapped.save_pretrained(str(out), save_embedding_layers=False)
 

@@ -65,18 +65,16 @@ def benchmark(
         model = asking(_base(plan), plan, device)
         with quiet():
             tokens = [[encoded(model, *request) for request in one.requests] for one in every]
-        room = model.max_length - getattr(
-            plan.method, "tokens", 0
-        )  # a prefix stands in the context too
+        # A prefix stands in the context too.
+        room = model.max_length - getattr(plan.method, "tokens", 0)
         kept = [
             k for k, one in enumerate(tokens) if all(len(a) + len(b) <= room + 1 for a, b in one)
         ]
         if len(kept) < 2:
             raise RunError(
                 f"of the {len(every):,} questions of {asked.name!r} with {shots} shots, "
-                f"{len(kept)} fit the {room} "
-                "tokens that the model takes, too few to measure by: ask with fewer --shots, or "
-                "without --limit"
+                f"{len(kept)} fit the {room} tokens that the model takes, too few to measure by: "
+                "ask with fewer --shots, or without --limit"
             )
         some, their = [every[k] for k in kept], [tokens[k] for k in kept]
         base = answers(model, some, their, lambda n: seen(n, 2 * len(kept)))
@@ -162,9 +160,11 @@ def answers(
 
 
 def _record(
-    every: Sequence[Question], some: Sequence[Question], base: Sequence[Mapping[str, float]],
+    every: Sequence[Question],
+    some: Sequence[Question],
+    base: Sequence[Mapping[str, float]],
     tuned: Sequence[Mapping[str, float]],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """What the answers came to.
 
     Raises:

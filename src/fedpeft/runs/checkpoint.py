@@ -45,9 +45,8 @@ def save_checkpoint(
             tensors |= prefixed(f"{kind}/{owner}", own)
     metadata = {
         "format": FORMAT,
-        "order": json.dumps(
-            list(tensors)
-        ),  # safetensors sorts; sums over tensors and deflated headers depend on it
+        # Safetensors sorts; sums over tensors and deflated headers depend on it.
+        "order": json.dumps(list(tensors)),
         "plan": plan.fingerprint,
         "round": str(state.round),
         "accepted": json.dumps(dict(state.accepted)),

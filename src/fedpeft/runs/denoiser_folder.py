@@ -54,9 +54,8 @@ def _save_lora(result: Result, out: Path) -> Literal["adapter"]:
             f"diffusers loads no adapter of the kind {config.peft_type.value}; take --merge"
         )
     fill(model, result.tensors, result)
-    config.target_modules = sorted(
-        config.target_modules
-    )  # a set is written in another order by each process
+    # A set is written in another order by each process.
+    config.target_modules = sorted(config.target_modules)
     StableDiffusionLoraLoaderMixin.save_lora_weights(
         str(out),
         unet_lora_layers=get_peft_model_state_dict(model),

@@ -45,9 +45,8 @@ def contents(data: Partitioned) -> str:
     check = 0
     for rows in (data.train, data.test):
         for name, x in rows.items():
-            if (
-                name != FEATURES
-            ):  # they come of the others, and their last bits depend on the machine
+            # They come of the others, and their last bits depend on the machine.
+            if name != FEATURES:
                 check = crc32(f"{name} {x.dtype} {tuple(x.shape)}".encode(), check)
                 check = crc32(x.contiguous().reshape(-1).view(torch.uint8).numpy().data, check)
     return f"{check:08x}"

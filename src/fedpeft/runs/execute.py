@@ -174,9 +174,9 @@ def _same_secrets(folder: RunFolder, saved: Checkpoint | None) -> None:
     for path, commitment in zip(folder.secrets, saved.commitments, strict=True):
         if not path.exists() or secret_at(path).commitment != commitment:
             raise RunError(
-                f"{path} is not what this run's noise was drawn from: with another secret its "
-                "guarantee would not "
-                "hold. Put the file back, or begin a new run"
+                f"{path} is not what this run's noise was drawn from: "
+                "with another secret its guarantee would not hold. "
+                "Put the file back, or begin a new run"
             )
 
 
@@ -194,13 +194,11 @@ def _same_partition(folder: RunFolder, site: Site) -> None:
     elif saved.get("fingerprint") != report["fingerprint"]:
         raise RunError(
             f"the data or its division among the clients changed since {folder.path} was begun: "
-            "its partition was "
-            f"{saved.get('fingerprint')}, now it is {report['fingerprint']}"
+            f"its partition was {saved.get('fingerprint')}, now it is {report['fingerprint']}"
         )
     elif saved.get("contents", report.get("contents")) != report.get("contents"):
         raise RunError(
             f"the examples changed since {folder.path} was begun, though not who holds which: "
-            "their checksum was "
-            f"{saved['contents']}, now it is {report['contents']}. Put the old data back, or begin "
-            "a new run"
+            f"their checksum was {saved['contents']}, now it is {report['contents']}. "
+            "Put the old data back, or begin a new run"
         )

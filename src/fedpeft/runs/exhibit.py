@@ -2,8 +2,7 @@
 model, by its own.
 
 pictures.json   which round's model drew how, and for each caption three pictures, WebP as base64;
-of a CLIP that was
-                asked for, the score of each picture
+                of a CLIP that was asked for, the score of each picture
 """
 
 from base64 import b64encode
@@ -86,7 +85,8 @@ def exhibit_at_end(folder: RunFolder, plan: Plan, device: str = "cpu") -> str:
         if saved is not None:
             exhibit(folder, plan, saved.state, device=device)
     except Exception as error:  # libraries and parts that users write may raise anything
-        return f"no pictures were drawn for the report: {type(error).__name__}: {' '.join(str(error).split())}"
+        words = " ".join(str(error).split())
+        return f"no pictures were drawn for the report: {type(error).__name__}: {words}"
     return ""
 
 

@@ -1,11 +1,13 @@
 """A run's result as a folder that `transformers` and `peft` load, without fedpeft, and that
 computes the same.
 
-adapter  a method of `peft`'s: adapter_config.json and adapter_model.safetensors, the head among its
-tensors model    what only changes parameters of the base, or an adapter merged into them:
-config.json, model.safetensors denoiser of a text-to-image run: LoRA as `diffusers` loads it onto a
-pipeline, or the whole unet code     layers of fedpeft's own (adapter, prompt): a model, and
-modeling_fedpeft.py, which makes them
+adapter   a method of `peft`'s: adapter_config.json and adapter_model.safetensors, the head among
+          its tensors
+model     what only changes parameters of the base, or an adapter merged into them: config.json,
+          model.safetensors
+denoiser  of a text-to-image run: LoRA as `diffusers` loads it onto a pipeline, or the whole unet
+code      layers of fedpeft's own (adapter, prompt): a model, and modeling_fedpeft.py, which makes
+          them
 """
 
 from collections.abc import Iterator
@@ -78,10 +80,9 @@ def _write(result: Result, folder: Path, out: Path, merge: bool) -> str:
         return model_card(result, out, "code")
     if not is_plain(model):
         raise result.refuse(
-            "it changes the model in a way that transformers and peft do not know. Methods that "
-            "can be exported give "
-            "a peft configuration (a method `config`), change the base's parameters only, or are "
-            "adapter and prompt"
+            "it changes the model in a way that transformers and peft do not know. "
+            "Methods that can be exported give a peft configuration (a method `config`), "
+            "change the base's parameters only, or are adapter and prompt"
         )
     save_model(model, folder)
     return model_card(result, out, "model")

@@ -5,8 +5,10 @@
     rounds.jsonl   a line for each round
     checkpoint/    the server's state after the last round
     clients/       the clients' own memory, where the plan's parts keep one
-    secret, clients/secret   in private plans what noise is drawn from: for their owners only, never
-    to be passed on summary.json   written at the end; a run that has it is finished
+    secret, clients/secret
+                   in private plans what noise is drawn from: for their owners only, never to be
+                   passed on
+    summary.json   written at the end; a run that has it is finished
     pictures.json  what a text-to-image model draws, before its tuning and after
 
 A round's line is written before its checkpoint: a kill between the two leaves one line too many,

@@ -69,9 +69,8 @@ def attacked(site: Site, params: Tensors) -> dict[str, float]:
     data, plan, rates = site.data, site.plan, dict[str, float]()
     if not isinstance(data, Partitioned):
         return rates
-    test = {
-        name: x for name, x in data.test.items() if name != FEATURES
-    }  # those of a picture are not its trigger's
+    # Those of a picture are not its trigger's.
+    test = {name: x for name, x in data.test.items() if name != FEATURES}
     for attack in plan.attacks:
         rows = attack.probe(test, len(site.classes))
         if rows is not None:

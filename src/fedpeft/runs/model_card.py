@@ -224,19 +224,21 @@ def _quantized(result: Result) -> str | None:
 def _exact(result: Result, form: Form, merged: bool) -> str:
     made = "outputs" if result.loader == DENOISER else "logits"
     if bits := _quantized(result):
-        asked = f'`quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{bits}")`'
+        config = f'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{bits}")'
+        hint = (
+            f" With `quantization_config={config}` among the base's arguments it is the one "
+            "tuned on."
+        )
         return (
             f"It was tuned on a base whose linear layers were in four bits ({bits}, bitsandbytes). "
-            "Here the base is as "
-            f"it is saved, so that its {made} are the run's but for what quantization rounds."
-            + (
-                f" With {asked} among the base's arguments it is the one tuned on."
-                if form == "adapter"
-                else ""
-            )
+            f"Here the base is as it is saved, so that its {made} are the run's but for what "
+            "quantization rounds." + (hint if form == "adapter" else "")
         )
     if merged:
-        return f"Its {made} are the run's but for the rounding of the merged weights, about 1e-6 of their size."
+        return (
+            f"Its {made} are the run's but for the rounding of the merged weights, "
+            "about 1e-6 of their size."
+        )
     hint = "; that the base's head is new is reported, as the trained one comes with the adapter"
     return (
         f"With the libraries above, on the same kind of processor, its {made} are those of the run "
@@ -251,7 +253,10 @@ def _using(result: Result) -> list[str]:
         wants = f"# latents are those of the autoencoder {task.vae}, which is no part of a pipeline"
         return [wants if task.vae else 'picture = pipeline("a caption").images[0]']
     if result.loader == IMAGES:
-        inputs = 'inputs = processor(images=picture, return_tensors="pt")  # a PIL picture, or a list of them'
+        inputs = (
+            'inputs = processor(images=picture, return_tensors="pt")'
+            "  # a PIL picture, or a list of them"
+        )
     else:
         inputs = 'inputs = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")'
     return [

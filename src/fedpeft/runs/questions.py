@@ -80,14 +80,13 @@ def questions(asked: Asked) -> tuple[list[Question], int]:
                 task.build_all_requests(limit=asked.limit)
         except FedpeftError:
             raise
-        except (
-            Exception
-        ) as error:  # a task is a small program of its author, and reads from anywhere
+        # A task is a small program of its author, and reads from anywhere.
+        except Exception as error:
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise DataError(
-                f"the questions of {asked.name!r} cannot be had: {reason}. What is no file of this "
-                "machine comes from "
-                "the hub: fetch it once where there is a network"
+                f"the questions of {asked.name!r} cannot be had: {reason}. "
+                "What is no file of this machine comes from the hub: "
+                "fetch it once where there is a network"
             ) from None
     if len(shots) > 1:
         raise RunError(
@@ -149,9 +148,9 @@ def _tasks(asked: Asked) -> list[Any]:
     tasks = list(manager.load(asked.name)["tasks"].values())
     if other := sorted({task.OUTPUT_TYPE for task in tasks} - {CHOSEN}):
         raise RunError(
-            f"{asked.name!r} is no multiple choice but {', '.join(other)}: measured are questions "
-            "whose answers are "
-            "chosen by their log-likelihood, such as mmlu, arc_challenge, hellaswag, winogrande"
+            f"{asked.name!r} is no multiple choice but {', '.join(other)}: "
+            "measured are questions whose answers are chosen by their log-likelihood, "
+            "such as mmlu, arc_challenge, hellaswag, winogrande"
         )
     return tasks
 

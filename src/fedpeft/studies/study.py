@@ -1,8 +1,9 @@
 """A study: a base plan, axes along which it is changed, and seeds; every combination is a cell, and
 a cell is a run.
 
-base = "../plans/mine.toml"          # beside the study's file, or an inline table; without it, the
-package's own plan set = ["rounds=20"]                  # for every cell
+base = "../plans/mine.toml"          # beside the study's file, or an inline table; left out, the
+                                     # package's own plan
+set = ["rounds=20"]                  # for every cell
 seeds = [1, 42, 3407]
 
 [[axis]]                             # grid: one key, many values

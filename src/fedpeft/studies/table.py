@@ -90,14 +90,17 @@ ACCURACIES = {
 LOSS = {"loss": "loss_last"}
 """Of tasks that have no accuracy."""
 
-SCORED = """Accuracy in percent on the common held-out set, mean ± half of the 95 % interval over the seeds (Student's
-t); best is the best of the evaluated rounds, chosen on that same set. A client's accuracy counts each class as often as
-the client trains on it; clients is the mean over all of them, worst tenth over those that do worst, spread the standard
-deviation over all."""
-UNSCORED = """Mean loss on the common held-out set after the last round, less is better, ± half of the 95 % interval
-over the seeds (Student's t)."""
-SENT = """Bytes are measured on what was sent, headers included: up from one client in one round, and in all, up and
-down."""
+SCORED = """\
+Accuracy in percent on the common held-out set, mean ± half of the 95 % interval over the seeds
+(Student's t); best is the best of the evaluated rounds, chosen on that same set. A client's
+accuracy counts each class as often as the client trains on it; clients is the mean over all of
+them, worst tenth over those that do worst, spread the standard deviation over all."""
+UNSCORED = """\
+Mean loss on the common held-out set after the last round, less is better, ± half of the 95 %
+interval over the seeds (Student's t)."""
+SENT = """\
+Bytes are measured on what was sent, headers included: up from one client in one round, and in
+all, up and down."""
 
 
 def measured(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -64,8 +64,7 @@ def clip(name: str) -> Clip:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise PlanError(
-            f"{name!r} is no CLIP that can be read: a folder (looked for here, in $FEDPEFT_DATA "
-            "and in the package) or "
-            "a hub name with a CLIPModel in safetensors and its processor, as transformers saves "
-            f"them: {first}"
+            f"{name!r} is no CLIP that can be read: a folder (looked for here, "
+            "in $FEDPEFT_DATA and in the package) or a hub name with a CLIPModel in safetensors "
+            f"and its processor, as transformers saves them: {first}"
         ) from None

@@ -58,8 +58,8 @@ def denoiser_config(model: str) -> dict[str, Any]:
         if config.get(key) is not None:
             raise PlanError(
                 f"the denoiser of {model!r} must be told more than a caption ({key} = "
-                f"{config[key]!r}, as that of "
-                "SDXL): this task takes those of Stable Diffusion 1 and 2"
+                f"{config[key]!r}, as that of SDXL): this task takes those of Stable Diffusion 1 "
+                "and 2"
             )
     return config
 
@@ -106,9 +106,8 @@ def scheduler_config(model: str) -> dict[str, Any]:
     if "beta_schedule" not in config or tells not in PREDICTIONS:
         raise PlanError(
             f"the scheduler of {model!r} ({config.get('_class_name')}, prediction_type = "
-            f"{tells!r}) adds no noise by a "
-            "schedule of betas, as flow matching does not: this task takes models such as Stable "
-            "Diffusion 1 and 2"
+            f"{tells!r}) adds no noise by a schedule of betas, as flow matching does not: "
+            "this task takes models such as Stable Diffusion 1 and 2"
         )
     return config
 
@@ -218,11 +217,7 @@ def latents_of(pictures: Sequence[Any], size: int, module: Pictures | Taef2) -> 
     for part in squares(pictures, size):
         name = base.copy()
         name.update(part.numpy().data)
-        made.append(
-            _kept(
-                place / f"{name.hexdigest()}.safetensors", lambda: module.encode(part.float() / 255)
-            )
-        )
+        made.append(_kept(place / f"{name.hexdigest()}.safetensors", module, part))
     return torch.cat(made)
 
 
@@ -245,14 +240,13 @@ def squares(pictures: Sequence[Any], size: int) -> Iterator[Tensor]:
         )
 
 
-def _kept(file: Path, make: Callable[[], Tensor]) -> Tensor:
+def _kept(file: Path, module: Any, part: Tensor) -> Tensor:
     try:
         return load_tensors(file)[0]["latent"]
     except (OSError, RunError, KeyError):
         with torch.no_grad():
-            made = (
-                make().contiguous()
-            )  # as from the file: a convolution's last bits depend on how rows lie
+            # As from the file: a convolution's last bits depend on how rows lie.
+            made: Tensor = module.encode(part.float() / 255).contiguous()
         with suppress(OSError):  # a full disk costs time and nothing else
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             dump_tensors(file, {"latent": made}, {})
@@ -288,8 +282,6 @@ def _part(model: str, name: str, load: Callable[[str], Loaded]) -> Loaded:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise PlanError(
             f"{model!r} has no {name} that can be read; a diffusion model is a folder (looked for "
-            "here, in "
-            "$FEDPEFT_DATA and in the package) or a hub name with unet, vae, text_encoder, "
-            "tokenizer and scheduler, "
-            f"as diffusers saves them: {first}"
+            "here, in $FEDPEFT_DATA and in the package) or a hub name with unet, vae, "
+            f"text_encoder, tokenizer and scheduler, as diffusers saves them: {first}"
         ) from None

@@ -150,10 +150,11 @@ def _cropped(x: Tensor, by: int, generator: torch.Generator) -> Tensor:
     (n, _, height, width), device = x.shape, x.device
     x = pad(x, [by] * 4)
     top, left = torch.randint(0, 2 * by + 1, (2, n, 1), generator=generator).to(device)
+    # (n, side).
     rows, columns = (
         top + torch.arange(height, device=device),
         left + torch.arange(width, device=device),
-    )  # (n, side)
+    )
     picture = torch.arange(n, device=device)[:, None, None]
     return x.permute(0, 2, 3, 1)[picture, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
-ALPACA = "Below is an instruction that describes a task{paired}. Write a response that appropriately completes the request."
+ALPACA = (
+    "Below is an instruction that describes a task{paired}. "
+    "Write a response that appropriately completes the request."
+)
 PAIRED = ", paired with an input that provides further context"
 
 

@@ -63,10 +63,9 @@ class ModuleTask:
         """What goes to another process."""
         if not isinstance(self.module, str | nn.Module):
             raise PlanError(
-                f"{self.module!r} lives in this process only: to train in several, move it to the "
-                "top of a module "
-                'that can be imported and name it as "package.module:name", or use the engine '
-                '"inprocess"'
+                f"{self.module!r} lives in this process only: "
+                "to train in several, move it to the top of a module that can be imported and name "
+                'it as "package.module:name", or use the engine "inprocess"'
             )
         return self.__dict__
 

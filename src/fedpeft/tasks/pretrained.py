@@ -42,8 +42,7 @@ def config_of(name: str) -> Any:
     except (OSError, ValueError) as error:
         raise PlanError(
             f"model {name!r} is neither a folder (looked here, in $FEDPEFT_DATA and in the "
-            "package) nor a hub model "
-            f"that can be read: {str(error).splitlines()[0]}"
+            f"package) nor a hub model that can be read: {str(error).splitlines()[0]}"
         ) from None
 
 

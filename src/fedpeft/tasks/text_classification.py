@@ -52,9 +52,8 @@ class TextClassification:
 
         model = classifier(AutoModelForSequenceClassification, self.base, classes, pretrained)
         config: Any = model.config
-        if (
-            config.pad_token_id is None
-        ):  # by it a model that reads left to right finds the last token
+        # By it a model that reads left to right finds the last token.
+        if config.pad_token_id is None:
             config.pad_token_id = padding(self.base)
         return model
 

@@ -87,9 +87,8 @@ class TextToImage:
         captions = [text or "" for text in scoring.column(table, "text", "text to image")]
         if missing := sum(not text.strip() for text in captions):
             raise DataError(
-                f"{missing} of {len(captions)} pictures have no caption: leave them out, as "
-                "data.where can, or set "
-                "data.text to another column"
+                f"{missing} of {len(captions)} pictures have no caption: "
+                "leave them out, as data.where can, or set data.text to another column"
             )
         latent = latents_of(pictures, *self.encoding())
         rows = {
@@ -109,10 +108,9 @@ class TextToImage:
         noising(self.model)
         if (wanted := config["in_channels"]) != module.channels:
             raise PlanError(
-                f"the denoiser of {self.model!r} takes {wanted} channels, the autoencoder "
-                f"{self.vae or self.model!r} "
-                f"gives {module.channels}: set task.vae to the one that the denoiser was trained "
-                "with"
+                f"the denoiser of {self.model!r} takes {wanted} channels, "
+                f"the autoencoder {self.vae or self.model!r} gives {module.channels}: "
+                "set task.vae to the one that the denoiser was trained with"
             )
         size = self.size or config["sample_size"] * module.factor
         if size % module.factor:
