@@ -10,11 +10,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from logging import getLogger
 from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pickle import PicklingError
 from threading import Thread
+from time import monotonic, sleep
+from typing import Any
 
 import torch
 
@@ -29,12 +32,14 @@ from fedpeft.rounds.site import Site, open_site
 
 PARTING = 5.0  # seconds that an idle worker process has to end
 # A job whose worker process dies goes to a fresh one; after this many deaths it is a failure.
+STARTING = 30.0  # seconds that a worker process may take until its first sign of life
 ATTEMPTS = 2
 
 
-def _serve(connection: Connection, plan: Plan, device: str, store: Store) -> None:
+def _serve(connection: Connection, beat: Any, plan: Plan, device: str, store: Store) -> None:
     """A worker process: answer jobs until the other end is gone."""
     Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=_beat, args=(beat,), daemon=True).start()
     torch.set_num_threads(plan.compute.threads)
     worker = answering(plan, device, store)
     while True:
@@ -61,6 +66,13 @@ def answering(plan: Plan, device: str, store: Store) -> Callable[[Job], Reply | 
     except Exception as error:  # parts that users write may raise anything
         reason = f"its worker process could not start: {type(error).__name__}: {error}"
         return lambda job: Failure(job.client, reason)
+
+
+def _beat(beat: Any) -> None:
+    """Show once a second that this process runs; one that is stopped, or swapped out, does not."""
+    while True:
+        beat.value = monotonic()
+        sleep(1)
 
 
 def _end_with_parent() -> None:
@@ -91,6 +103,8 @@ class _Hand:
 
     process: BaseProcess
     connection: Connection
+    beat: Any
+    warned: bool = False
     at: tuple[int, Job, int] | None = None  # place in the order, job, attempt
 
 
@@ -115,7 +129,9 @@ class Processes:
     """Replies come in the order of the jobs; a worker that is killed costs nothing but time.
 
     Attributes:
-      workers: processes; 0 for as many as there are processors for `plan.compute.threads` each.
+      workers: processes; 0 for as many as there are processors for `compute.threads` each.
+      quiet: seconds without a sign of life after which a worker process is named in the log.
+      lost: seconds after which it is killed, and its client goes to another one.
 
     Raises:
       PlanError: the plan needs clients in one process.
@@ -124,6 +140,8 @@ class Processes:
     site: Site
     store: Store = field(default_factory=Nowhere)
     workers: int = 0
+    quiet: float = 10.0
+    lost: float = 60.0
     _hands: list[_Hand] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -167,7 +185,8 @@ class Processes:
     def _hire(self) -> _Hand:
         context = get_context("spawn")
         ours, theirs = context.Pipe()
-        arguments = (theirs, self.site.plan, self.site.device, self.store)
+        beat = context.Value("d", monotonic() + STARTING, lock=False)
+        arguments = (theirs, beat, self.site.plan, self.site.device, self.store)
         process = context.Process(target=_serve, args=arguments, daemon=True)
         try:
             _start(process)
@@ -180,7 +199,7 @@ class Processes:
             raise PlanError(message) from None
         finally:
             theirs.close()
-        return _Hand(process, ours)
+        return _Hand(process, ours, beat)
 
     def _give(self, hand: _Hand, what: tuple[int, Job, int]) -> None:
         hand.at = what
@@ -191,7 +210,9 @@ class Processes:
         self, waiting: "deque[tuple[int, Job, int]]"
     ) -> Iterator[tuple[int, Reply | Failure]]:
         busy = {hand.connection: hand for hand in self._hands if hand.at}
-        for ready in wait(list(busy)):
+        came = wait(list(busy), self.quiet / 2)
+        self._watch([hand for hand in busy.values() if hand.connection not in came])
+        for ready in came:
             hand = busy[ready]  # type: ignore[index]
             assert hand.at is not None
             place, job, attempt = hand.at
@@ -215,6 +236,28 @@ class Processes:
             if isinstance(answer, StoreError):
                 raise answer
             yield place, answer
+
+    def _watch(self, hands: Sequence[_Hand]) -> None:
+        """Name workers that show no sign of life; one that is lost for good is killed, and its job
+        goes to another as after any death."""
+        for hand in hands:
+            silent = monotonic() - hand.beat.value
+            if hand.at is None or silent < self.quiet:
+                hand.warned = False
+                continue
+            client = hand.at[1].client
+            if not hand.warned:
+                getLogger("fedpeft").warning(
+                    "worker process %s, which trains %s, has shown no sign of life for %.0f s: is it "
+                    "stopped? It is killed after %.0f s, and the client goes to another worker",
+                    hand.process.pid,
+                    client,
+                    silent,
+                    self.lost,
+                )
+                hand.warned = True
+            if silent > self.lost:
+                hand.process.kill()
 
     def close(self) -> None:
         """End the worker processes; an idle one ends itself, so that what its libraries hold is
