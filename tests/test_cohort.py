@@ -24,6 +24,7 @@ from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.registry import names
 from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.post import encode_start
 from fedpeft.rounds.site import Site, open_site
 
 TOLERANCE = 1e-4
@@ -198,7 +199,7 @@ def test_out_of_memory_halves_the_stack(tmp_path: Path) -> None:
 
 
 def jobs_of(site: Site) -> list[Job]:
-    payload = site.plan.downlink.encode(start(site.plan, site.params()).params)
+    payload = encode_start(site.plan, start(site.plan, site.params()))
     return [
         Job("run", 0, client, "fit", 7 + k, None, payload)
         for k, client in enumerate(site.data.clients)

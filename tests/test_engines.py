@@ -21,6 +21,7 @@ from fedpeft.errors import PlanError
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.loop import Ledger, federate, start
+from fedpeft.rounds.post import encode_start
 from fedpeft.rounds.site import Site, open_site
 
 POINTS = {
@@ -134,7 +135,7 @@ def test_a_client_that_kills_every_worker_is_a_named_failure_and_the_rest_are_av
 
 
 def jobs_of(site: Site, plan: Plan, round: int) -> list[Job]:
-    payload = plan.downlink.encode(start(plan, site.params()).params)
+    payload = encode_start(plan, start(plan, site.params()))
     return [
         Job("run", round, client, "fit", 7 + k, None, payload)
         for k, client in enumerate(site.data.clients)

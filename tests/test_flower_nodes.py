@@ -22,6 +22,7 @@ from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.plan.tables import Nodes
 from fedpeft.rounds.loop import start
+from fedpeft.rounds.post import encode_start
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.routing.personal import Personal
 from fedpeft.runs.execute import execute
@@ -173,7 +174,7 @@ def test_a_worker_does_not_train_for_who_is_gone(site: Site, tmp_path: Path) -> 
     }
     asking, asked = socket.socketpair()
     with asked:
-        send(asking, Letter(own, site.plan.downlink.encode(start(site.plan, site.params()).params)))
+        send(asking, Letter(own, encode_start(site.plan, start(site.plan, site.params()))))
         asking.close()
         worker._serve(asked)
     assert said == ["a job came too late and is left out"]

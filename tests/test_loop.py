@@ -31,6 +31,7 @@ from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.client import Worker
 from fedpeft.rounds.loop import Ledger, federate, start
+from fedpeft.rounds.post import encode_start
 from fedpeft.rounds.site import Site, open_site
 
 
@@ -80,7 +81,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(digits: Site)
 def test_a_job_leaves_no_trace_in_the_next(method: object) -> None:
     plan = plan_of(method=method, local={"lr": 0.05, "optimizer": "adamw"})
     site = open_site(plan)
-    payload = plan.downlink.encode(start(plan, site.params()).params)
+    payload = encode_start(plan, start(plan, site.params()))
     first, second = (
         Job("r", 0, client, "fit", 7, None, payload) for client in site.data.clients[:2]
     )

@@ -23,6 +23,7 @@ from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.simulation import FlowerSimulation
 from fedpeft.errors import RunError
 from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.post import encode_start
 from fedpeft.rounds.site import Site, open_site
 
 pytestmark = [
@@ -73,7 +74,7 @@ def test_actors_give_the_same_bits_though_two_are_killed(site: Site, tmp_path: P
 
 
 def jobs_of(site: Site, count: int) -> list[Job]:
-    payload = site.plan.downlink.encode(start(site.plan, site.params()).params)
+    payload = encode_start(site.plan, start(site.plan, site.params()))
     return [
         Job("run", 0, client, "fit", 7 + k, None, payload)
         for k, client in enumerate(site.data.clients[:count])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fedpeft.core.conversation import Expected, Message
 from fedpeft.core.lowrank import EXACT, pairs
 from fedpeft.core.objective import Objective
-from fedpeft.core.payloads import PARAMS, check_layout
+from fedpeft.core.payloads import check_layout
 from fedpeft.core.tensors import finite, layout
 from fedpeft.core.types import Tensors
 from fedpeft.errors import WireError
@@ -55,8 +55,9 @@ def check_received(message: Message, phase: str, allowed: Expected, own: Tensors
             _check_exact(tensors, own)
         else:
             check_layout(layout(tensors), allowed[group])
-    if phase == "fit" and PARAMS not in message.tensors and own:
-        raise WireError("the message 'fit' holds no parameters")
+    for group, expected in allowed.items():
+        if phase == "fit" and expected and group not in message.tensors:
+            raise WireError(f"the message 'fit' lacks {group!r}, which this plan sends")
 
 
 def _check_exact(tensors: Tensors, own: Tensors) -> None:
