@@ -83,7 +83,7 @@ def test_a_search_comes_to_the_same(points: Site) -> None:
     )
     here = alone(site, client, 0)
     messages = overheard(here, client, 1)
-    truth = next(iter(here.data.held_out(client)))
+    truth = next(iter(here.data.training(client)))
 
     def batch(x: torch.Tensor) -> Batch:
         return {**truth, "point": x}

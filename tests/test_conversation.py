@@ -90,7 +90,7 @@ def test_what_it_does_is_what_its_author_wrote(tmp_path: Path) -> None:
     states = [s for s, _ in federate(plan, InProcess(site, Folder(tmp_path)), start(plan))]
     assert float(states[0].memory["drift"]["calls"]) == 24
     assert float(states[1].memory["drift"]["calls"]) == 24 + 48
-    mean = torch.cat([b["point"] for c in site.data.clients for b in site.data.held_out(c)]).mean(0)
+    mean = torch.cat([b["point"] for c in site.data.clients for b in site.data.training(c)]).mean(0)
     for state in states:  # of all clients, hence of all points
         torch.testing.assert_close(state.memory["drift"]["centre"], mean, atol=1e-5, rtol=0)
     plain = replace(plan, algorithms=(), server_steps=(), rounds=1)

@@ -51,7 +51,8 @@ class Losses:
 
 def loss(site: Site, params: Tensors, client: str | None = None) -> float:
     task: Any = Losses(site.plan.task)
-    return evaluate(task, site.model, params, site.data.held_out(client))["loss"].value
+    batches = site.data.held_out() if client is None else site.data.training(client)
+    return evaluate(task, site.model, params, batches)["loss"].value
 
 
 @pytest.fixture(scope="module")

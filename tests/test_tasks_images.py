@@ -62,7 +62,7 @@ def test_pictures_are_changed_where_the_model_is_with_the_same_draws() -> None:
         data = Partitioned(task, rows, rows, parts, device=device)
         for batch in (
             *data.batches("a", 4, 2, draws),
-            *data.held_out("a"),
+            *data.training("a"),
             data.chosen("a", torch.tensor([1]), draws),
         ):
             assert batch["pixel_values"].shape[1:] == (1, 12, 12)
@@ -83,7 +83,7 @@ def test_pictures_that_have_features_stay_where_they_are() -> None:
     data = Partitioned(
         ImageClassification(model="micro-vit"), rows, rows, {"a": torch.arange(2)}, device="meta"
     )
-    assert next(iter(data.held_out("a")))["pixel_values"].device.type == "cpu"
+    assert next(iter(data.training("a")))["pixel_values"].device.type == "cpu"
 
 
 def test_the_data_of_a_site_know_its_device() -> None:

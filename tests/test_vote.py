@@ -127,7 +127,7 @@ def test_the_round_ends_with_what_scores_best(voting: Site) -> None:
         for strength in VOTE["vote"]:
             ends.append(between(begun.params, end.params, strength))
             found = [
-                evaluate(voting.task, voting.model, ends[-1], apart.held_out(client))["accuracy"]
+                evaluate(voting.task, voting.model, ends[-1], apart.training(client))["accuracy"]
                 for client in apart.clients
             ]
             scores.append(sum(one.total for one in found) / sum(one.weight for one in found))

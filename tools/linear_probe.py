@@ -44,7 +44,7 @@ def main() -> None:
     site = open_site(read_plan(args.plan, ["method=head"]))
     site.model.eval()
     x, y = features(
-        site, chain.from_iterable(site.data.held_out(client) for client in site.data.clients)
+        site, chain.from_iterable(site.data.training(client) for client in site.data.clients)
     )
     test_x, test_y = features(site, site.data.held_out())
     for strength in (0.01, 0.1, 1.0, 10.0, 100.0):

@@ -59,7 +59,7 @@ class Drift:
     def _answer(self, client: Any, message: Message) -> Message:
         calls = client.recall("drift").get("calls", torch.zeros(())) + 1
         client.remember("drift", {"calls": calls})
-        points = torch.cat([b["point"] for b in client.site.data.held_out(client.name)])
+        points = torch.cat([b["point"] for b in client.site.data.training(client.name)])
         away = (points - message.tensors["centre"]["centre"]).sum(0)
         told = {"sum": away, "examples": torch.tensor(float(len(points))), "calls": calls}
         return Message({"drift": told})

@@ -114,7 +114,8 @@ def _resampled(size: int, draws: torch.Generator) -> Tensor:
 def _rows(site: Site, client: ClientId | None, most: int) -> list[Batch]:
     """Examples without augmentation, in chunks; the first `most`, 0 for all."""
     found, left = [], most or float("inf")
-    for batch in site.data.held_out(client):
+    data = site.data
+    for batch in data.held_out() if client is None else data.training(client):
         for first in range(0, count(batch), CHUNK):
             size = int(min(CHUNK, count(batch) - first, left))
             if size:

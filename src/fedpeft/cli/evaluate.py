@@ -24,13 +24,18 @@ EXAMPLES = """\
   fedpeft evaluate runs/emoji-diffusion-1-001 --sample 50 --clip openai/clip-vit-large-patch14
 """
 
+SHOWN = 40
+"""Clients that get a line of their own in the terminal."""
+
 
 def evaluate(
     run: RunPath,
     per_client: Annotated[
         bool,
         typer.Option(
-            "--per-client", help="Also on what each client trained on: mean and worst tenth."
+            "--per-client",
+            help="Also on each client's own held-out examples, where it has some, and on those "
+            "that it trained on: mean and worst tenth.",
         ),
     ] = False,
     sample: Annotated[
@@ -124,12 +129,14 @@ def evaluate(
 
 def _on_examples(site: "Site", state: "State", store: "Store", per_client: bool) -> dict[str, Any]:
     from fedpeft.runs.measure import held_out, over_clients
+    from fedpeft.runs.own_held_out import own_held_out
     from fedpeft.runs.record import finite_or_none
 
     found: dict[str, Any] = {"held_out": finite_or_none(held_out(site, state, store))}
     if per_client:
         spread = over_clients(site, state, store)
         found["clients"] = {name: finite_or_none(values) for name, values in spread.items()}
+        found["own_held_out"] = own_held_out(site, state, store)
     return found
 
 
@@ -145,6 +152,7 @@ def _table(found: dict[str, Any]) -> str:
                 f"  {name:<12}mean {_shown(spread['mean'])}   worst tenth "
                 f"{_shown(spread['worst_tenth'])}"
             )
+    lines += _own_held_out(found.get("own_held_out"))
     if "captions" in found:
         lines.append(f"pictures of {len(found['captions'])} captions are kept for `fedpeft report`")
     if scored := found.get("clip"):
@@ -156,6 +164,29 @@ def _table(found: dict[str, Any]) -> str:
     if "benchmark" in found:
         lines += ["", *benchmarks.lines(found["benchmark"])]
     return "\n".join(lines)
+
+
+def _own_held_out(found: dict[str, Any] | None) -> list[str]:
+    """A line a metric, and one a client."""
+    if found is None:
+        return []
+    examples = found["examples"]
+    lines = [
+        f"on {sum(examples.values()):,} held-out examples of their own, of {len(examples):,} "
+        "clients"
+    ]
+    for name, spread in found["metrics"].items():
+        lines.append(
+            f"  {name:<12}mean {_shown(spread['mean'])}   by examples "
+            f"{_shown(spread['weighted'])}   worst tenth {_shown(spread['worst_tenth'])}"
+        )
+    width = max(map(len, examples))
+    for client, count in list(examples.items())[:SHOWN]:
+        values = (f"{name} {_shown(one['each'][client])}" for name, one in found["metrics"].items())
+        lines.append(f"    {client:<{width}}  {'   '.join(values)}   {count:,} examples")
+    if len(examples) > SHOWN:
+        lines.append(f"    and {len(examples) - SHOWN:,} more clients, which --json lists")
+    return lines
 
 
 def _shown(value: float | None) -> str:

@@ -75,7 +75,11 @@ class Partition(Protocol):
 
 
 class Data(Protocol):
-    """Who holds what."""
+    """Who holds what.
+
+    `training` gives the examples that a client trains on, in order and without augmentation;
+    `held_out` the common held-out ones, or the client's own ones, of which there may be none.
+    """
 
     @property
     def clients(self) -> Sequence[ClientId]: ...
@@ -89,6 +93,7 @@ class Data(Protocol):
         by_length: bool = False,
     ) -> Iterable[Batch]: ...
     def chosen(self, client: ClientId, places: Tensor, generator: torch.Generator) -> Batch: ...
+    def training(self, client: ClientId) -> Iterable[Batch]: ...
     def held_out(self, client: ClientId | None = None) -> Iterable[Batch]: ...
 
 

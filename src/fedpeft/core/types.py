@@ -244,7 +244,11 @@ class Division:
     Attributes:
       parts: by client the indices (k,) of its examples, ascending; no example is in two parts.
       notes: what the partition did beside cutting, counted, e.g. `moved` examples.
+      apart: by client the indices of training examples that it holds out; they are in no part.
+      tested: by client the indices of its own examples among the common held-out ones.
     """
 
     parts: Mapping[ClientId, Tensor]
     notes: Mapping[str, int] = field(default_factory=dict)
+    apart: Mapping[ClientId, Tensor] = field(default_factory=dict)
+    tested: Mapping[ClientId, Tensor] = field(default_factory=dict)

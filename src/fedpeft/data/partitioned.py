@@ -29,6 +29,8 @@ class Partitioned:
       test: the held-out rows, common to all.
       parts: by client the indices (k,) into `train`.
       notes: what the partition did beside cutting, counted.
+      apart: by client the indices into `train` of examples that it holds out of its training.
+      tested: by client the indices of its own examples in `test`.
       device: where rows of bytes, such as pictures, become batches; all else of a batch lies on the
         CPU.
     """
@@ -39,6 +41,8 @@ class Partitioned:
     parts: Parts
     notes: Mapping[str, int] = field(default_factory=dict)
     device: str = "cpu"
+    apart: Parts = field(default_factory=dict)
+    tested: Parts = field(default_factory=dict)
 
     @property
     def clients(self) -> Sequence[ClientId]:
@@ -76,10 +80,24 @@ class Partitioned:
         """A client's rows at these places, counted from 0, as one batch."""
         return self._batch(self.train, self.parts[client][places], generator)
 
+    def training(self, client: ClientId) -> Iterator[Batch]:
+        """The rows that a client trains on, in order and without augmentation."""
+        yield from self._in_order(self.train, self.parts[client])
+
     def held_out(self, client: ClientId | None = None) -> Iterator[Batch]:
-        """The common held-out rows; of one client, its own training rows without augmentation."""
-        rows, index = (self.test, None) if client is None else (self.train, self.parts[client])
-        index = torch.arange(count(rows)) if index is None else index
+        """The common held-out rows; of one client its own ones, of which there may be none."""
+        if client is None:
+            yield from self._in_order(self.test, torch.arange(count(self.test)))
+            return
+        for rows, parts in ((self.train, self.apart), (self.test, self.tested)):
+            if client in parts:
+                yield from self._in_order(rows, parts[client])
+
+    def own_size(self, client: ClientId) -> int:
+        """How many held-out examples of its own a client has."""
+        return sum(len(parts[client]) for parts in (self.apart, self.tested) if client in parts)
+
+    def _in_order(self, rows: Tensors, index: Tensor) -> Iterator[Batch]:
         for chunk in torch.split(index, EVALUATION_BATCH):
             yield self._batch(rows, chunk, None)
 

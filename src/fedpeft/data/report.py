@@ -71,7 +71,11 @@ def histograms(labels: Tensor, classes: int, parts: Mapping[ClientId, Tensor]) -
 
 
 def partition_report(
-    table: Table, classes: Sequence[str], parts: Mapping[ClientId, Tensor], notes: Mapping[str, int]
+    table: Table,
+    classes: Sequence[str],
+    parts: Mapping[ClientId, Tensor],
+    notes: Mapping[str, int],
+    apart: int = 0,
 ) -> dict[str, Any]:
     """A partition in plain values.
 
@@ -84,7 +88,8 @@ def partition_report(
                            between 1 and the number of classes
 
     `largest_over_mean` is the largest client's size over the mean size, `unused` the examples that
-    no client holds. Where there are no labels, nothing is said of classes.
+    no client holds; the `apart` examples that clients hold out are not among these. Where there are
+    no labels, nothing is said of classes.
     """
     sizes = torch.tensor([len(part) for part in parts.values()])
     labels = labels_of(table)
@@ -98,7 +103,7 @@ def partition_report(
         "fingerprint": partition_fingerprint(parts),
         "clients": len(parts),
         "examples": int(sizes.sum()),
-        "unused": len(table) - int(sizes.sum()),
+        "unused": len(table) - int(sizes.sum()) - apart,
         "notes": dict(notes),
         "size": _spread(sizes),
         "classes": list(classes),

@@ -58,6 +58,9 @@ class Counted:
         self.tick()
         return self.data.chosen(client, places, generator)
 
+    def training(self, client: ClientId) -> Any:
+        return self.data.training(client)
+
     def held_out(self, client: ClientId | None = None) -> Any:
         return self.data.held_out(client)
 
@@ -122,7 +125,8 @@ def own_site(plan: Plan, path: str, name: ClientId, device: str = "cpu") -> Site
       DataError: the data cannot be read, or have a label that the plan does not name.
     """
     examples = in_order(_source(plan.data, path).load(), plan.classes, path)
-    division = Division({name: torch.arange(len(examples.train))})
+    train, test = (torch.arange(len(side)) for side in (examples.train, examples.test))
+    division = Division({name: train}, tested={name: test})
     site = site_of(plan, examples, division, device)
     if plan.local.event is not None and plan.local.event.accounted:
         check_gradients(site)

@@ -75,6 +75,9 @@ class Contributors:
     def chosen(self, *_: Any) -> Batch:
         raise DataError("the examples of contributors lie with them")
 
+    def training(self, *_: Any) -> Iterator[Batch]:
+        raise DataError("the examples of contributors lie with them")
+
     def held_out(self, client: ClientId | None = None) -> Any:
         return () if self.test is None or client is not None else self.test.held_out()
 

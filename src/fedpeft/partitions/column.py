@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpeft.core.types import Division, Table
+from fedpeft.core.types import ClientId, Division, Table
 from fedpeft.errors import DataError, unknown
+from fedpeft.partitions.shares import check_share
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Column:
     Attributes:
       min_per_client: a client with fewer examples is left out.
       clients: at most so many, drawn from those with enough examples; 0 for all.
+      held_out: the share of its examples that each client holds out, to be measured on; left out:
+        none.
 
     Raises:
       ValueError: a value out of range.
@@ -30,8 +33,10 @@ class Column:
     column: str
     min_per_client: int = 1
     clients: int = 0
+    held_out: float | None = None
 
     def __post_init__(self) -> None:
+        check_share(self.held_out)
         if self.min_per_client < 1 or self.clients < 0:
             raise ValueError(
                 "min_per_client must be at least 1 and clients at least 0, got "
@@ -61,6 +66,26 @@ class Column:
         return Division(
             parts, {"clients_left_out": len(members) - len(parts), "examples_left_out": left_out}
         )
+
+    def find_own(self, test: Table, clients: Sequence[ClientId]) -> dict[ClientId, Tensor]:
+        """By client the indices of the held-out examples that have its name in the column; of
+        those clients that have some."""
+        found: dict[ClientId, list[int]] = {}
+        column = test.columns.get(self.column, ())
+        values = column.tolist() if isinstance(column, Tensor) else column
+        for place, value in enumerate(values):
+            for name in _names(value):
+                if name in clients:
+                    found.setdefault(name, []).append(place)
+                    break
+        return {name: torch.tensor(found[name]) for name in clients if name in found}
+
+
+def _names(value: Any) -> list[str]:
+    """How a client of this value may be called: a column of whole numbers with a gap arrives as 1.0
+    where one without arrives as 1."""
+    whole = isinstance(value, int | float) and float(value).is_integer()
+    return [str(value), *([str(int(value)), str(float(value))] if whole else [])]
 
 
 def _values(values: Sequence[Any] | Tensor, column: str) -> list[str]:

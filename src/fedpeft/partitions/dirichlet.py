@@ -16,6 +16,7 @@ from fedpeft.core.types import Division, Table
 from fedpeft.errors import DataError
 from fedpeft.partitions.labels import labels_of
 from fedpeft.partitions.naming import by_owner
+from fedpeft.partitions.shares import check_share
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Dirichlet:
       tries: how many divisions are drawn before examples are moved.
       repair: after that, whether as few examples as will do are moved, in the division that lacks
         the fewest, from the largest clients to those that lack some; if not, it is an error.
+      held_out: the share of its examples that each client holds out, to be measured on; left out:
+        none.
 
     Raises:
       ValueError: a value out of range.
@@ -38,8 +41,10 @@ class Dirichlet:
     min_per_client: int = 10
     tries: int = 100
     repair: bool = True
+    held_out: float | None = None
 
     def __post_init__(self) -> None:
+        check_share(self.held_out)
         if self.clients < 1 or self.min_per_client < 1 or self.tries < 1:
             raise ValueError("clients, min_per_client and tries must be at least 1")
         if not 0 < self.alpha < float("inf"):

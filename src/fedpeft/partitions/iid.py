@@ -8,11 +8,16 @@ import torch
 from fedpeft.core.types import Division, Table
 from fedpeft.errors import DataError
 from fedpeft.partitions.naming import by_owner
+from fedpeft.partitions.shares import check_share
 
 
 @dataclass(frozen=True)
 class IID:
     """`clients` clients whose sizes differ by one example at most.
+
+    Attributes:
+      held_out: the share of its examples that each client holds out, to be measured on; left out:
+        none.
 
     Raises:
       ValueError: fewer clients than one.
@@ -20,8 +25,10 @@ class IID:
     """
 
     clients: int = 32
+    held_out: float | None = None
 
     def __post_init__(self) -> None:
+        check_share(self.held_out)
         if self.clients < 1:
             raise ValueError(f"clients must be at least 1, got {self.clients}")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedpeft.core.places import locate
 from fedpeft.core.types import ClientId, Division, Table
 from fedpeft.errors import DataError
+from fedpeft.partitions.shares import check_share
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Lists:
     Attributes:
       clients: the lists themselves; or
       file: a JSON file that holds them, as `{"north": [0, 2, 5], "south": [1, 3]}`.
+      held_out: the share of its examples that each client holds out, to be measured on; left out:
+        none.
 
     Raises:
       ValueError: neither or both of the two are given.
@@ -28,8 +31,10 @@ class Lists:
 
     clients: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     file: str = ""
+    held_out: float | None = None
 
     def __post_init__(self) -> None:
+        check_share(self.held_out)
         if bool(self.clients) == bool(self.file):
             raise ValueError(
                 "give either `clients`, the lists themselves, or `file`, a JSON file with them"

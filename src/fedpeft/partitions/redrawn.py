@@ -9,6 +9,7 @@ from fedpeft.core.interfaces import Partition
 from fedpeft.core.types import Division, Table
 from fedpeft.errors import DataError
 from fedpeft.partitions.labels import labels_of
+from fedpeft.partitions.shares import check_share
 from fedpeft.registry import part
 
 
@@ -24,6 +25,8 @@ class Redrawn:
     Attributes:
       of: the partition, one that looks at labels only.
       subset: examples in all.
+      held_out: the share of its examples that each client holds out, to be measured on; left out:
+        none.
 
     Raises:
       ValueError: no examples.
@@ -32,8 +35,12 @@ class Redrawn:
 
     subset: int
     of: Partition = part("partition", "dirichlet")
+    held_out: float | None = None
 
     def __post_init__(self) -> None:
+        check_share(self.held_out)
+        if getattr(self.of, "held_out", None):
+            raise ValueError("held_out belongs to the partition `redrawn` itself, not to its `of`")
         if self.subset < 1:
             raise ValueError(f"subset must be at least 1, got {self.subset}")
 

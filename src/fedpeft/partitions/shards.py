@@ -9,11 +9,16 @@ from fedpeft.core.types import Division, Table
 from fedpeft.errors import DataError
 from fedpeft.partitions.labels import labels_of
 from fedpeft.partitions.naming import by_owner
+from fedpeft.partitions.shares import check_share
 
 
 @dataclass(frozen=True)
 class Shards:
     """`clients` clients with `shards` shards each; shards differ in size by one example at most.
+
+    Attributes:
+      held_out: the share of its examples that each client holds out, to be measured on; left out:
+        none.
 
     Raises:
       ValueError: a value out of range.
@@ -22,8 +27,10 @@ class Shards:
 
     clients: int = 32
     shards: int = 2
+    held_out: float | None = None
 
     def __post_init__(self) -> None:
+        check_share(self.held_out)
         if self.clients < 1 or self.shards < 1:
             raise ValueError(
                 f"clients and shards must be at least 1, got {self.clients} and {self.shards}"

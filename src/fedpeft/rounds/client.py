@@ -80,7 +80,7 @@ class Client:
           PlanError: its examples have no labels.
         """
         counts = torch.zeros(classes, dtype=torch.int64)
-        for batch in self.site.data.held_out(self.name):
+        for batch in self.site.data.training(self.name):
             if "label" not in batch:
                 raise PlanError("class counts are for examples with labels: leave them out")
             label, mask = batch["label"].cpu(), batch["mask"].cpu()
@@ -111,7 +111,7 @@ class Client:
         apart = self.site.apart
         if apart is None or self.name not in apart.clients:
             return {}
-        return self.measure(params, apart.held_out(self.name))
+        return self.measure(params, apart.training(self.name))
 
 
 def sums_by_class(client: Client, weight: str) -> tuple[Tensor, Tensor]:
@@ -126,7 +126,7 @@ def sums_by_class(client: Client, weight: str) -> tuple[Tensor, Tensor]:
         lambda _, given: seen.append(given[0])
     )
     on = {name: x.to(site.device) for name, x in params.items()}
-    batches = map(site.on_device, site.data.held_out(client.name))
+    batches = map(site.on_device, site.data.training(client.name))
     try:
         with threads(site.plan.compute.threads):
             for batch, _ in scored(site.task, site.model, on, batches):
@@ -389,7 +389,7 @@ class Worker:
     def _digest(self, client: ClientId) -> str:
         """A name for the examples that a client trains on."""
         found = blake2b(digest_size=16)
-        for batch in self.site.data.held_out(client):
+        for batch in self.site.data.training(client):
             for name, x in sorted(batch.items()):
                 found.update(name.encode())
                 found.update(

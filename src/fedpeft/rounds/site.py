@@ -15,12 +15,11 @@ from fedpeft.core.interfaces import Data, Task
 from fedpeft.core.lowrank import is_factor
 from fedpeft.core.memory import reuse_freed
 from fedpeft.core.packed import prepare_frozen
-from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import moved
 from fedpeft.core.trainable import read
 from fedpeft.core.types import Batch, Division, Examples, Tensors, Update
+from fedpeft.data.divide import divide
 from fedpeft.data.partitioned import Partitioned, lengths, set_apart
-from fedpeft.data.report import check_division
 from fedpeft.errors import DataError, PlanError
 from fedpeft.plan.calibration import calibrate_noise
 from fedpeft.plan.plan import Plan
@@ -81,8 +80,7 @@ def open_site(plan: Plan, device: str = "cpu") -> Site:
         raise DataError(
             f"the plan's classes are {list(plan.classes)}, the data's {list(examples.classes)}"
         )
-    division = plan.partition.split(examples.train, generator(plan.seed, "partition"))
-    check_division(division, examples.train, examples.classes)
+    division = divide(plan.partition, examples, plan.seed)
     return site_of(plan, examples, division, device)
 
 
@@ -111,7 +109,7 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
         parts, own = set_apart(parts, plan.sets_apart, plan.seed)
         apart = Partitioned(task, train, {}, own, device=device)
         notes = {**notes, "set_apart": sum(map(len, own.values()))}
-    data = Partitioned(task, train, test, parts, notes, device)
+    data = Partitioned(task, train, test, parts, notes, device, division.apart, division.tested)
     return Site(plan, model, data, examples.classes, device, kept, apart)
 
 

@@ -6,10 +6,10 @@ from zlib import crc32
 import torch
 
 from fedpeft.core.features import FEATURES
-from fedpeft.core.seeds import generator
 from fedpeft.core.types import Table
+from fedpeft.data.divide import divide
 from fedpeft.data.partitioned import Partitioned
-from fedpeft.data.report import check_division, partition_report
+from fedpeft.data.report import partition_report
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.site import Site
 
@@ -21,9 +21,14 @@ def division_of(plan: Plan) -> dict[str, Any]:
       DataError: the data cannot be read, or not be divided as the plan says.
     """
     examples = plan.data.load()
-    division = plan.partition.split(examples.train, generator(plan.seed, "partition"))
-    check_division(division, examples.train, examples.classes)
-    return partition_report(examples.train, examples.classes, division.parts, division.notes)
+    division = divide(plan.partition, examples, plan.seed)
+    return partition_report(
+        examples.train,
+        examples.classes,
+        division.parts,
+        division.notes,
+        sum(map(len, division.apart.values())),
+    )
 
 
 def division_at(site: Site) -> dict[str, Any]:
@@ -35,7 +40,8 @@ def division_at(site: Site) -> dict[str, Any]:
             "clients": len(data.clients),
             "size": {c: data.size(c) for c in data.clients},
         }
-    report = partition_report(Table(data.train), site.classes, data.parts, data.notes)
+    apart = sum(map(len, data.apart.values()))
+    report = partition_report(Table(data.train), site.classes, data.parts, data.notes, apart)
     return {**report, "contents": contents(data)}
 
 

@@ -28,8 +28,9 @@ from fedpeft.rounds.site import Site, threads
 def measure(site: Site, params: Tensors, client: ClientId | None = None) -> dict[str, float]:
     """The task's metrics on the common held-out examples, or on the training examples of one
     client."""
-    plan, own = site.plan, _own(site, params)
-    batches = (site.on_device(batch) for batch in site.data.held_out(client))
+    plan, own, data = site.plan, on_site(site, params), site.data
+    chosen = data.held_out() if client is None else data.training(client)
+    batches = (site.on_device(batch) for batch in chosen)
     with threads(plan.compute.threads):
         return {
             name: metric.value
@@ -37,7 +38,8 @@ def measure(site: Site, params: Tensors, client: ClientId | None = None) -> dict
         }
 
 
-def _own(site: Site, params: Tensors) -> Tensors:
+def on_site(site: Site, params: Tensors) -> Tensors:
+    """What of a state's parameters the site's model is measured with, on the site's device."""
     own = {n: params[n] for n in site.plan.method.names(site.model)}
     return {
         n: x.to(site.device) for n, x in {**own, **prefixed(EXACT, under(EXACT, params))}.items()
@@ -127,7 +129,7 @@ def _accuracy_by_class(site: Site, params: Tensors) -> Tensor | None:
     right, seen = (torch.zeros(len(site.classes), dtype=torch.float64) for _ in range(2))
     batches = (site.on_device(batch) for batch in site.data.held_out())
     with threads(site.plan.compute.threads):
-        for batch, values in scored(site.task, site.model, _own(site, params), batches):
+        for batch, values in scored(site.task, site.model, on_site(site, params), batches):
             accuracy = values.get("accuracy")
             if not isinstance(accuracy, Tensor) or "label" not in batch:
                 return None

@@ -13,6 +13,7 @@ from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint
 from fedpeft.runs.environment import environment
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds, write_json
 from fedpeft.runs.measure import FullPayloads, client_accuracy, full_payloads
+from fedpeft.runs.own_held_out import own_held_out
 
 
 def summarize(
@@ -39,7 +40,7 @@ def summarize(
         "clients": len(site.data.clients),
         "cohort": plan.cohort,
         **_accuracy(rounds),
-        "client_accuracy": _by_client(folder, site, saved),
+        **_by_client(folder, site, saved),
         "privacy": rounds[-1].get("privacy") if rounds else None,
         "trainable_params": sum(x.numel() for x in site.params().values()),
         **_traffic(rounds),
@@ -64,13 +65,17 @@ def summarize(
     return summary
 
 
-def _by_client(folder: RunFolder, site: Site, saved: Checkpoint | None) -> dict[str, Any] | None:
-    """None before the first round, and where something is private: what a client has of each class
-    shows in it."""
+def _by_client(folder: RunFolder, site: Site, saved: Checkpoint | None) -> dict[str, Any]:
+    """Nothing before the first round, and where something is private: what a client has of each
+    class shows in it, and what its examples are like."""
     part = site.plan.private_part
     if saved is None or (part is not None and part.event.accounted):
-        return None
-    return client_accuracy(site, saved.state, Folder(folder.clients))
+        return {"client_accuracy": None}
+    store = Folder(folder.clients)
+    found: dict[str, Any] = {"client_accuracy": client_accuracy(site, saved.state, store)}
+    if (own := own_held_out(site, saved.state, store)) is not None:
+        found["own_held_out"] = own
+    return found
 
 
 def _accuracy(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
