@@ -76,5 +76,8 @@ def test_bad_folders_of_pictures(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing is trained on: no class called 'cow'"):
         Images(str(tmp_path)).load()
     (tmp_path / "train" / "dog").mkdir()
-    with pytest.raises(DataError, match="dog has no pictures"):
+    (tmp_path / "train" / "dog" / "1.dcm").touch()
+    with pytest.raises(
+        DataError, match=r"dog has no pictures that Pillow reads, but 1 \.dcm files"
+    ):
         Images(str(tmp_path)).load()

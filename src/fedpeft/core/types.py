@@ -230,11 +230,13 @@ class Examples:
     Attributes:
       train, test: both with a `label` column, an int64 tensor (n,), or both without.
       classes: what the labels are called; empty where there are none.
+      left_out: by reason, in words, how much of what lies there is left out.
     """
 
     train: Table
     test: Table
     classes: tuple[str, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def divide(partition: Partition, examples: Examples, seed: int) -> Division:
     find_own: Callable[..., dict[ClientId, Tensor]] | None = getattr(partition, "find_own", None)
     tested = find_own(examples.test, list(whole.parts)) if find_own else {}
     parts, apart = hold_out_own(whole.parts, labels_of(examples.train), share or 0.0, seed)
-    notes = dict(whole.notes)
+    notes = {**whole.notes, **{f"left out: {why}": n for why, n in examples.left_out.items()}}
     if share or tested:
         have = {*apart, *tested}
         notes["own_held_out"] = sum(map(len, [*apart.values(), *tested.values()]))

@@ -1,7 +1,9 @@
 """Folders of pictures, one folder a class."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 
 import torch
@@ -9,12 +11,13 @@ from torch import Tensor
 
 from fedpeft.core.places import locate
 from fedpeft.core.types import Examples, Table
-from fedpeft.data.pictures import Pictures
-from fedpeft.data.splits import TEST, TRAIN, VALIDATION, check_fraction, hold_out, some
+from fedpeft.data.depth import Window, check_window
+from fedpeft.data.folders import find_pictures, find_sides
+from fedpeft.data.pictures import Pictures, pair
+from fedpeft.data.splits import check_fraction, hold_out, some
 from fedpeft.errors import DataError, unknown
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-"""What the names of pictures end in; other files are passed over."""
+REMEDY = "Mend it, take it away, or set data.skip_unreadable = true"
 
 
 @dataclass(frozen=True)
@@ -23,19 +26,24 @@ class Images:
     is held out.
 
     Gives `image`, `label`, and `file`, each picture's path below `path`. Classes are in the order
-    of their names.
+    of their names. A folder that is empty is a class of which there are no pictures here. Splits
+    may be called in other common ways, such as `Training`, `Testing` and `validation`. All formats
+    that Pillow reads are read; other files are left out, and the log says how many of which kind.
 
     Attributes:
       test_fraction: how large that part is.
       subset: at most so many training pictures, drawn once, whatever the partition; 0 for all.
       skip_unreadable: leave out, with a warning that counts them, pictures that cannot be read; by
-        default the first of them is an error. All pictures are then decoded once more.
+        default they are an error that names them. All pictures are then decoded once more.
       seed: of the part that is held out and of the subset.
+      window: which values of pictures with more than 8 bits become black and white: "minmax" or
+        "percentile" (0.5 and 99.5) of each picture, or [low, high] for all. Left out: the range
+        that the pictures were recorded with, which the log names.
 
     Raises:
       ValueError: a value out of range.
-      DataError: there is no such folder, it holds no pictures in folders, or a class is held out
-        but not trained on.
+      DataError: there is no such folder, it holds no pictures in folders, a class has files but no
+        pictures, or a class is held out but not trained on.
     """
 
     path: str
@@ -43,8 +51,10 @@ class Images:
     subset: int = 0
     skip_unreadable: bool = False
     seed: int = 1
+    window: Window = None
 
     def __post_init__(self) -> None:
+        check_window(self.window)
         check_fraction(self.test_fraction)
         if self.subset < 0:
             raise ValueError(f"subset is a number of pictures, 0 for all, got {self.subset}")
@@ -53,12 +63,14 @@ class Images:
         root = locate(self.path)
         if root is None or not root.is_dir():
             raise DataError(f"there is no folder {self.path!r} here or in $FEDPEFT_DATA")
-        train, test = _named(root, TRAIN), _named(root, (*TEST, *VALIDATION))
-        files = self._readable(_pictures(root if train is None else train))
-        classes = sorted({name for name, _ in files})
+        sides = find_sides(root)
+        found = find_pictures(sides.train)
+        files, left_out = self._readable(found.files), sides.left_out + found.left_out
+        classes = found.classes
         label = _labels(files, classes)
-        if test is not None and train is not None:
-            held = self._readable(_pictures(test))
+        if sides.test:
+            apart = find_pictures(sides.test)
+            held, left_out = self._readable(apart.files), left_out + apart.left_out
             held_label = _labels(held, classes)
         else:
             kept, out = hold_out(label, self.test_fraction, self.seed)
@@ -66,56 +78,26 @@ class Images:
             files, label = [files[k] for k in kept.tolist()], label[kept]
         chosen = some(torch.arange(len(files)), self.subset, self.seed)
         files, label = [files[k] for k in chosen.tolist()], label[chosen]
-        return Examples(_table(files, label, root), _table(held, held_label, root), tuple(classes))
+        _tell(classes, label, left_out, root)
+        train, test = pair(_pictures(files), _pictures(held), self.window)
+        return Examples(
+            _table(files, label, train, root),
+            _table(held, held_label, test, root),
+            tuple(classes),
+            dict(left_out),
+        )
 
     def _readable(self, files: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
         if not self.skip_unreadable:
             return files
-        good, reasons = [], []
-        for name, file in files:
-            try:
-                Pictures([file], [0])[0]
-                good.append((name, file))
-            except DataError as error:
-                reasons.append(str(error))
+        bad = _pictures(files).unreadable()
+        good, reasons = [one for at, one in enumerate(files) if at not in bad], list(bad.values())
         if reasons:
             message = (
                 f"{len(reasons)} of {len(files)} pictures are left out; the first: {reasons[0]}"
             )
             warnings.warn(message, stacklevel=2)
         return good
-
-
-def _named(root: Path, names: tuple[str, ...]) -> Path | None:
-    return next(
-        (folder for folder in sorted(root.iterdir()) if folder.is_dir() and folder.name in names),
-        None,
-    )
-
-
-def _pictures(root: Path) -> list[tuple[str, Path]]:
-    """Class and file, in the order of the names.
-
-    Raises:
-      DataError: a folder of a class has no pictures, or there is none.
-    """
-    files: list[tuple[str, Path]] = []
-    for folder in sorted(root.iterdir()):
-        if not folder.is_dir() or folder.name.startswith("."):
-            continue
-        found = sorted(
-            file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file()
-        )
-        if not found:
-            raise DataError(
-                f"{folder} has no pictures ({', '.join(ENDINGS)}): put some there, or take it away"
-            )
-        files += [(folder.name, file) for file in found]
-    if not files:
-        raise DataError(
-            f"{root} has no pictures with labels: each must lie in a folder called like its class"
-        )
-    return files
 
 
 def _labels(files: list[tuple[str, Path]], classes: list[str]) -> Tensor:
@@ -128,7 +110,23 @@ def _labels(files: list[tuple[str, Path]], classes: list[str]) -> Tensor:
     return torch.tensor([number[name] for name, _ in files], dtype=torch.int64)
 
 
-def _table(files: list[tuple[str, Path]], label: Tensor, root: Path) -> Table:
-    paths = [file for _, file in files]
-    names = [str(file.relative_to(root)) for file in paths]
-    return Table({"label": label, "image": Pictures(paths, range(len(paths))), "file": names})
+def _pictures(files: list[tuple[str, Path]]) -> Pictures:
+    return Pictures([file for _, file in files], range(len(files)), remedy=REMEDY)
+
+
+def _table(files: list[tuple[str, Path]], label: Tensor, pictures: Pictures, root: Path) -> Table:
+    names = [str(file.relative_to(root)) for _, file in files]
+    return Table({"label": label, "image": pictures, "file": names})
+
+
+def _tell(classes: list[str], label: Tensor, left_out: Mapping[str, int], root: Path) -> None:
+    """Say what is left out, and what looks wrong."""
+    log = getLogger("fedpeft").warning
+    if left_out:
+        log("%s: left out are %s", root, "; ".join(f"{n:,} {what}" for what, n in left_out.items()))
+    counts = torch.bincount(label, minlength=len(classes)).tolist()
+    none = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if none:
+        log("%s: there are no pictures to train on of the class %s", root, ", ".join(none))
+    if len(classes) - len(none) == 1:
+        log("%s: all pictures are of one class, so that there is nothing to tell apart", root)

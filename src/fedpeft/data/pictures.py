@@ -2,45 +2,131 @@
 memory decoded."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from io import BytesIO
+from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
+from fedpeft.data.depth import Span, Window, in_window, is_deep, usual_window
 from fedpeft.errors import DataError
+
+NAMED = 10
+"""So many of the pictures that cannot be read are named in an error."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """A sequence of PIL pictures, upright, over files or over a column of an Arrow table.
+    """A sequence of PIL pictures, upright and of 8 bits, over files or over a column of an Arrow
+    table.
 
     Attributes:
       items: paths, or Arrow scalars: bytes, a path, or a struct of `bytes` and `path` as `datasets`
         keeps them.
       index: which of the items, in order.
       folder: what relative paths are relative to.
+      window: which values of pictures with more than 8 bits become black and white.
+      remedy: what an error says about pictures that cannot be read.
+      trained: the pictures that are trained on, where these are not; their values decide what the
+        usual window is.
+      others: pictures that an error looks at too, so that it names all that cannot be read.
     """
 
     items: Any
     index: Sequence[int]
     folder: Path = Path()
+    window: Window = None
+    remedy: str = "Mend it or leave it out"
+    trained: Optional["Pictures"] = None
+    others: tuple["Pictures", ...] = ()
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, at: int) -> Any:
-        place = self.index[at]
-        item = self.items[place]
-        return decoded(
-            item.as_py() if hasattr(item, "as_py") else item, self.folder, f"number {place}"
-        )
+        picture = self.upright(at)
+        if not is_deep(picture):
+            return picture
+        return in_window(picture, self.window, (0.0, 1.0) if self.window else self._span())
 
     def __iter__(self) -> Iterator[Any]:
-        return (self[at] for at in range(len(self)))
+        for at in range(len(self)):
+            try:
+                picture = self[at]
+            except DataError as error:
+                raise self._all_bad(error) from None
+            yield picture
+
+    def upright(self, at: int) -> Any:
+        """One picture as it is recorded.
+
+        Raises:
+          DataError: it cannot be read.
+        """
+        place = self.index[at]
+        item = self.items[place]
+        plain = item.as_py() if hasattr(item, "as_py") else item
+        return decoded(plain, self.folder, f"number {place}", self.remedy)
+
+    def _span(self) -> Span:
+        """The window of the pictures that are trained on; where none of these is deep, of these."""
+        span = self.trained.usual if self.trained else self.usual
+        span = span or self.usual
+        if span is None:
+            raise DataError("no picture has more than 8 bits")
+        return span
+
+    @cached_property
+    def usual(self) -> Span | None:
+        """The window of all these pictures, of which the log tells once; None if none is deep."""
+        found = usual_window(self._deep())
+        if found is None:
+            return None
+        getLogger("fedpeft").warning(found[1])
+        return found[0]
+
+    def _deep(self) -> Iterator[Any]:
+        for at in range(len(self)):
+            try:
+                picture = self.upright(at)
+            except DataError:  # told where it is needed
+                continue
+            if is_deep(picture):
+                yield picture
+
+    def unreadable(self) -> dict[int, str]:
+        """By place in `index` why a picture cannot be read."""
+        found = {}
+        for at in range(len(self)):
+            try:
+                self.upright(at)
+            except DataError as error:
+                found[at] = str(error)
+        return found
+
+    def _all_bad(self, first: DataError) -> DataError:
+        """One error for all pictures that cannot be read, here and among `others`."""
+        reasons = [why for side in (self, *self.others) for why in side.unreadable().values()]
+        if len(reasons) < 2:
+            return first
+        every = sum(map(len, (self, *self.others)))
+        shown = [reason.removesuffix(f". {self.remedy}") for reason in reasons[:NAMED]]
+        more = [f"and {len(reasons) - NAMED} more"] if len(reasons) > NAMED else []
+        lines = "\n  ".join([*shown, *more])
+        remedy = self.remedy.replace("Mend it or leave it out", "Mend them or leave them out")
+        return DataError(f"{len(reasons)} of {every} pictures cannot be read:\n  {lines}\n{remedy}")
 
 
-def decoded(item: Any, folder: Path, name: str) -> Any:
-    """One picture, whole in memory and turned upright; 16-bit grey is brought to 8 bits.
+def pair(train: Pictures, test: Pictures, window: Window) -> tuple[Pictures, Pictures]:
+    """Both sides of a data set, which share a window, and are named together in an error."""
+    train, test = (replace(side, window=window) for side in (train, test))
+    train = replace(train, others=(test,))
+    return train, replace(test, trained=train)
+
+
+def decoded(item: Any, folder: Path, name: str, remedy: str = "Mend it or leave it out") -> Any:
+    """One picture, whole in memory and turned upright.
 
     Raises:
       DataError: it cannot be read; `name`, or its file, is said.
@@ -53,23 +139,20 @@ def decoded(item: Any, folder: Path, name: str) -> Any:
         else {"path" if isinstance(item, str | Path) else "bytes": item}
     )
     content, path = held.get("bytes"), held.get("path")
-    where = str(folder / path) if path else f"picture {name}"
+    where = _place(folder, path) if path else f"picture {name}"
     if not content and not path:
         raise DataError(f"{where} is empty: leave it out, or put a picture there")
     try:
         with Image.open(BytesIO(content) if content else where) as file:
             file.load()
-            picture = ImageOps.exif_transpose(file)
-            return _eight_bits(picture) if picture.mode.startswith("I") else picture
+            return ImageOps.exif_transpose(file)
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where} cannot be read: {error}. Mend it or leave it out") from None
+        raise DataError(f"{where} cannot be read: {error}. {remedy}") from None
 
 
-def _eight_bits(picture: Any) -> Any:
-    """Grey of 16 bits; PIL's own conversion would cut off all above 255."""
-    import numpy as np
-    from PIL import Image
-
-    return Image.fromarray(
-        (np.asarray(picture).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
-    )
+def _place(folder: Path, path: str | Path) -> str:
+    """Where a picture lies. Tables that were written on Windows have backslashes in their paths."""
+    place = folder / path
+    if "\\" in str(path) and not place.exists():
+        place = folder / str(path).replace("\\", "/")
+    return str(place)

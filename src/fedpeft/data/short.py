@@ -1,16 +1,15 @@
 """What the short form of a plan's data, `data = "..."`, stands for: a source, a file, a folder, a
 hub dataset."""
 
+import os
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 from fedpeft.core.places import locate
-from fedpeft.data.images import ENDINGS
+from fedpeft.data.folders import is_of_the_system, is_picture
 from fedpeft.data.reading import BUILDERS
 
-DEPTH = 3
-"""Levels down to a picture: train/<class>/<file>. A folder is looked through no deeper."""
 NOTES = (".", "dataset_", "state.")
 """What the names of files about a dataset begin with."""
 
@@ -36,11 +35,11 @@ def _holds_pictures_only(root: Path) -> bool:
     """Pictures in folders, beside which there is no table: a table may have its pictures in folders
     too."""
     pictures = False
-    for depth in range(1, DEPTH + 1):
-        for file in root.glob("*/" * (depth - 1) + "*"):
-            if Path(
-                file.name.removesuffix(".gz")
-            ).suffix.lower() in BUILDERS and not file.name.startswith(NOTES):
+    for at, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not is_of_the_system(name)]
+        for name in files:
+            ending = Path(name.removesuffix(".gz")).suffix.lower()
+            if ending in BUILDERS and not name.startswith(NOTES):
                 return False
-            pictures = pictures or (depth > 1 and file.suffix.lower() in ENDINGS)
+            pictures = pictures or (Path(at) != root and is_picture(name))
     return pictures

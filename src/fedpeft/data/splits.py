@@ -1,15 +1,29 @@
 """Which examples of a source are held out, and which are kept where only some are wanted."""
 
+import re
+
 import torch
 from torch import Tensor
 
 from fedpeft.core.seeds import generator
 from fedpeft.errors import DataError
 
-TRAIN = ("train", "training")
-TEST = ("test", "testing", "eval", "evaluation")
-VALIDATION = ("validation", "valid", "val", "dev")
+TRAIN = ("train", "training", "trainset")
+TEST = ("test", "testing", "testset", "eval", "evaluation")
+VALIDATION = ("validation", "valid", "val", "valset", "dev")
 """What people call the parts of a dataset."""
+BESIDE = ("set", "data", "dataset", "split", "images", "imgs", "pictures", "seg", "")
+"""Words that such a name may have beside."""
+
+
+def split_named(name: str) -> str:
+    """The split that a folder is called after, e.g. "train" for `Training` or `train_set`; "" if it
+    is called otherwise."""
+    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word not in BESIDE]
+    if len(words) != 1:
+        return ""
+    kinds = (("train", TRAIN), ("test", TEST), ("validation", VALIDATION))
+    return next((split for split, known in kinds if words[0] in known), "")
 
 
 def hold_out(label: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

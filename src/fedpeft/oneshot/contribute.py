@@ -217,16 +217,20 @@ def in_order(examples: Examples, classes: tuple[str, ...], path: str) -> Example
     Raises:
       DataError: they have a class that is none of these.
     """
-    for name in examples.classes:
-        if name not in classes:
+    sides = (examples.train, examples.test)
+    seen = {int(label) for side in sides for label in side.columns.get("label", ())}
+    for number, name in enumerate(examples.classes):
+        if number in seen and name not in classes:
             raise DataError(
                 f"{path}: the study does not have that label: {unknown('label', name, classes)}"
             )
-    number = torch.tensor([classes.index(name) for name in examples.classes])
+    # a class of which there are no examples may be called as it likes
+    places = [classes.index(name) if name in classes else -1 for name in examples.classes]
+    order = torch.tensor(places)
 
     def side(table: Table) -> Table:
         if "label" not in table.columns:
             return table
-        return Table({**table.columns, "label": number[table.columns["label"]]})
+        return Table({**table.columns, "label": order[table.columns["label"]]})
 
-    return Examples(side(examples.train), side(examples.test), classes)
+    return Examples(side(examples.train), side(examples.test), classes, examples.left_out)
