@@ -1,17 +1,19 @@
 """Reading tables through Hugging Face `datasets`: files and folders of this machine, and datasets
 of the hub."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from glob import escape
 from importlib import import_module
 from pathlib import Path
-from re import split as cut
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkstemp
 from typing import Any
 
 from fedpeft.core.places import locate
-from fedpeft.data.splits import TEST, TRAIN, VALIDATION
+from fedpeft.core.text_files import encoding_of, read_text
+from fedpeft.data.csv_files import read_csv
+from fedpeft.data.metadata import find_metadata, join_pictures, split_of, suffix
 from fedpeft.errors import DataError
 
 BUILDERS: Mapping[str, tuple[str, Mapping[str, str]]] = {
@@ -21,13 +23,32 @@ BUILDERS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     ".ndjson": ("json", {}),
     ".json": ("json", {}),
     ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
+    ".tsv": ("csv", {}),
 }
-"""By the end of a file's name: the reader of `datasets`, and how it is set."""
+"""By the end of a file's name: the reader, of `datasets` but for CSV, and how it is set."""
 
 
-def read_splits(path: str, config: str = "") -> tuple[dict[str, Any], Path]:
+@dataclass(frozen=True)
+class CsvForm:
+    """How CSV files are written, as far as the plan says it.
+
+    Attributes:
+      separator: what stands between columns; None for what is found.
+      encoding: of the text; None for what is found.
+    """
+
+    separator: str | None = None
+    encoding: str | None = None
+
+
+def read_splits(
+    path: str, config: str = "", form: CsvForm = CsvForm()
+) -> tuple[dict[str, Any], Path]:
     """Each split as a `datasets.Dataset`, and the folder that relative paths in it start from.
+
+    In a folder with files called `metadata`, these are the table, and their columns `file_name` or
+    `NAME_file_name` are the pictures `image` or `NAME`, as the image folders of `datasets` have it.
+    A picture's own folder then says its split, and the column `folder` how that folder is called.
 
     Files of this machine are read into memory through a temporary folder: no copy of them stays in
       a cache.
@@ -37,7 +58,7 @@ def read_splits(path: str, config: str = "") -> tuple[dict[str, Any], Path]:
     """
     found = locate(path)
     try:
-        splits = _from_hub(path, config) if found is None else _from_files(found)
+        splits = _from_hub(path, config) if found is None else _from_files(found, form)
     except DataError:
         raise
     except Exception as error:  # readers raise what their parsers raise
@@ -55,22 +76,55 @@ def _from_hub(path: str, config: str) -> dict[str, Any]:
     return {str(name): rows for name, rows in loaded.items()}
 
 
-def _from_files(found: Path) -> dict[str, Any]:
+def _from_files(found: Path, form: CsvForm) -> dict[str, Any]:
     import datasets
 
     splits: dict[str, Any] = {}
-    for name, files in _files(found).items():
-        kind, settings = BUILDERS[_suffix(files[0])]
-        names = {name: [escape(str(file)) for file in files if file.stat().st_size]}
-        if not names[name]:
-            raise DataError(f"{files[0]} is empty")
-        with TemporaryDirectory() as scratch, _quiet(datasets):
-            # not load_dataset: it tells a server of each use of a reader, also where all files are
-            # of this machine
-            reader = _reader(kind)(cache_dir=scratch, data_files=names, **settings)
-            reader.download_and_prepare()
-            splits[name] = reader.as_dataset(split=name, in_memory=True)
+    with TemporaryDirectory() as scratch, _quiet(datasets):
+        named = find_metadata(found)
+        if named:
+            tables = [(file, _read_files([file], form, Path(scratch))) for file in named]
+            return join_pictures(tables, found if found.is_dir() else found.parent)
+        for name, files in _files(found).items():
+            splits[name] = _read_files(files, form, Path(scratch))
     return splits
+
+
+def _read_files(files: Sequence[Path], form: CsvForm, scratch: Path) -> Any:
+    """The rows of files of one kind, in memory."""
+    import datasets
+
+    kind, settings = BUILDERS[suffix(files[0])]
+    files = [file for file in files if file.stat().st_size] or [_empty(files[0])]
+    if kind == "csv":
+        return datasets.Dataset(
+            datasets.table.InMemoryTable(read_csv(files, form.separator, form.encoding))
+        )
+    if kind == "json":
+        files = [_plain_utf8(file, scratch) for file in files]
+    names = {"train": [escape(str(file)) for file in files]}
+    # not load_dataset: it tells a server of each use of a reader, also where all files are of this
+    # machine
+    with TemporaryDirectory(dir=scratch) as cache:
+        reader = _reader(kind)(cache_dir=cache, data_files=names, **settings)
+        reader.download_and_prepare()
+        return reader.as_dataset(split="train", in_memory=True)
+
+
+def _empty(file: Path) -> Path:
+    raise DataError(f"{file} is empty")
+
+
+def _plain_utf8(file: Path, scratch: Path) -> Path:
+    """The file, or a copy in UTF-8 of one that has a byte order mark or is in UTF-16."""
+    with file.open("rb") as opened:
+        marked = encoding_of(opened.read(4)) is not None
+    if not marked or file.suffix == ".gz":
+        return file
+    handle, copy = mkstemp(suffix=file.suffix, dir=scratch)
+    with open(handle, "w", encoding="utf-8") as written:
+        written.write(read_text(file))
+    return Path(copy)
 
 
 def _reader(kind: str) -> Any:
@@ -83,15 +137,15 @@ def _files(found: Path) -> dict[str, list[Path]]:
     """The files of each split. A folder's files say in their names, or their folders', which they
     belong to."""
     if found.is_file():
-        if _suffix(found) not in BUILDERS:
+        if suffix(found) not in BUILDERS:
             raise DataError(f"{found} is no table: its name must end in {', '.join(BUILDERS)}")
         return {"train": [found]}
     files = sorted(
-        file for file in found.rglob("*") if file.is_file() and _suffix(file) in BUILDERS
+        file for file in found.rglob("*") if file.is_file() and suffix(file) in BUILDERS
     )
     # save_to_disk's notes.
     files = [file for file in files if not file.name.startswith((".", "dataset_", "state."))]
-    kinds = sorted({_suffix(file) for file in files})
+    kinds = sorted({suffix(file) for file in files})
     if len(kinds) != 1:
         what = f"files of {len(kinds)} kinds ({', '.join(kinds)})" if kinds else "no file"
         raise DataError(
@@ -100,20 +154,8 @@ def _files(found: Path) -> dict[str, list[Path]]:
         )
     splits: dict[str, list[Path]] = {}
     for file in files:
-        splits.setdefault(_split_of(file.relative_to(found)), []).append(file)
+        splits.setdefault(split_of(file.relative_to(found)), []).append(file)
     return splits
-
-
-def _split_of(file: Path) -> str:
-    words = {word.lower() for part in file.parts for word in cut(r"[^A-Za-z]+", part)}
-    for split, known in (("test", TEST), ("validation", VALIDATION), ("train", TRAIN)):
-        if words & set(known):
-            return split
-    return "train"
-
-
-def _suffix(file: Path) -> str:
-    return Path(file.name.removesuffix(".gz")).suffix.lower()
 
 
 @contextmanager

@@ -54,7 +54,9 @@ class Rows:
         """
         fitting = [name for name in self.columns if self.kind(name) in kinds]
         if not given:
-            return next((name for name in usual if name in fitting), "")
+            exact = [name for name in usual if name in fitting]
+            alike = [name for word in usual for name in fitting if name.lower() == word]
+            return next(iter([*exact, *alike]), "")
         if given not in self.columns:
             raise DataError(f"{self.path}: data.{key}: " + unknown("column", given, self.columns))
         if given not in fitting:

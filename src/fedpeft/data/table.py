@@ -3,13 +3,16 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from logging import getLogger
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedpeft.core.types import Examples
-from fedpeft.data.reading import read_splits
+from fedpeft.core.types import Examples, Table
+from fedpeft.data.depth import Window, check_window
+from fedpeft.data.pictures import Pictures, pair
+from fedpeft.data.reading import CsvForm, read_splits
 from fedpeft.data.rows import PLAIN, Rows
 from fedpeft.data.splits import check_fraction, hold_out, some
 from fedpeft.errors import DataError, unknown
@@ -19,6 +22,10 @@ TEXT = ("text", "sentence", "utterance", "question", "content", "review")
 LABEL = ("label", "labels", "fine_label", "intent", "category", "class", "target", "answer")
 """What columns are usually called, the likelier names first."""
 NONE = "none"
+MANY = 20
+"""With so many examples, labels that are mostly different look like numbers of examples."""
+MISSING = ("na", "n/a", "nan", "null", "none", "?", "-")
+"""Labels that mostly stand for a missing value."""
 
 _CONDITION = re.compile(r"\s*([^\s!=]+)\s*(!=|==?)\s*(.*?)\s*")
 _AND = re.compile(r"\s+and\s+(?=[^\s!=]+\s*!?=)")
@@ -42,6 +49,9 @@ class HubTable:
         training data.
       test_fraction: how large that part is.
       seed: of the subset and of that part.
+      separator, encoding: of CSV files; left out: what is found in them, which the log says where
+        it is not a comma and UTF-8.
+      window: which values of pictures with more than 8 bits become black and white; see `Images`.
 
     Raises:
       ValueError: a value out of range, or a condition that is none.
@@ -58,15 +68,22 @@ class HubTable:
     test_split: str = ""
     test_fraction: float = 0.2
     seed: int = 1
+    separator: str | None = None
+    encoding: str | None = None
+    window: Window = None
 
     def __post_init__(self) -> None:
+        check_window(self.window)
+        if self.separator is not None and len(self.separator) != 1:
+            raise ValueError(f"separator is one character, got {self.separator!r}")
         check_fraction(self.test_fraction)
         if self.subset < 0:
             raise ValueError(f"subset is a number of examples, 0 for all, got {self.subset}")
         self._conditions()
 
     def load(self) -> Examples:
-        splits, folder = read_splits(self.path, self.config)
+        form = CsvForm(self.separator, self.encoding)
+        splits, folder = read_splits(self.path, self.config, form)
         found = {name: Rows(dataset, folder, self.path) for name, dataset in splits.items()}
         train = self._train(found)
         names = self._names(train)
@@ -87,7 +104,17 @@ class HubTable:
             side.table(names, index, label if classes else None)
             for side, index, label in zip(sides, rows, ids, strict=True)
         ]
-        return Examples(tables[0], tables[1], classes)
+        if names["label"]:
+            _tell(self.path, names["label"], ids[0], classes)
+        return Examples(*self._windowed(tables), classes)
+
+    def _windowed(self, tables: Sequence[Table]) -> tuple[Table, Table]:
+        """The tables of both sides, whose pictures share a window."""
+        train, test = (side.columns for side in tables)
+        if not isinstance(train.get("image"), Pictures):
+            return Table(train), Table(test)
+        first, second = pair(train["image"], test["image"], self.window)
+        return Table({**train, "image": first}), Table({**test, "image": second})
 
     def _ids(
         self, sides: Sequence[Rows], rows: Sequence[Tensor], label: str
@@ -185,6 +212,26 @@ class HubTable:
                     f"of: {seen}"
                 )
         return keep.nonzero()[:, 0]
+
+
+def _tell(path: str, column: str, label: Tensor, classes: Sequence[str]) -> None:
+    """Say what looks wrong with the labels that are trained on."""
+    log, count = getLogger("fedpeft").warning, len(torch.unique(label))
+    if count == 1:
+        log("%s: all examples have one label, so that there is nothing to tell apart", path)
+    if len(label) >= MANY and count > len(label) / 2:
+        log(
+            "%s: the column %r has %s labels in %s examples, which looks like numbers of examples "
+            "rather than classes: set data.label",
+            path, column, f"{count:,}", f"{len(label):,}",
+        )  # fmt: skip
+    missing = [name for name in classes if name.strip().lower() in MISSING]
+    if missing:
+        log(
+            "%s: %s is a label of the column %r. To leave such examples out, set data.where = "
+            "\"%s != %s\"",
+            path, " and ".join(map(repr, missing)), column, column, missing[0],
+        )  # fmt: skip
 
 
 def _labels(rows: Rows, column: str, index: Tensor) -> list[str | int]:

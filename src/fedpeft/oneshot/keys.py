@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fedpeft.core import signing
 from fedpeft.core.signing import KIND, PUBLIC, public_line
 from fedpeft.core.stores import write_atomically
+from fedpeft.core.text_files import read_text
 from fedpeft.errors import RunError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _raw(key: "Ed25519PrivateKey | X25519PrivateKey") -> bytes:
 
 def _read_raw(path: Path) -> bytes:
     try:
-        raw = bytes.fromhex(path.read_text().strip())
+        raw = bytes.fromhex(read_text(path).strip())
     except (OSError, ValueError) as error:
         raise RunError(f"the key {path} cannot be read: {error}") from None
     if len(raw) != 32:
@@ -163,7 +164,7 @@ class Trust:
         keys: dict[str, str] = {}
         for path in paths:
             try:
-                lines = path.read_text().splitlines()
+                lines = read_text(path).splitlines()
             except (OSError, ValueError) as error:
                 raise RunError(f"the keys {path} cannot be read: {error}") from None
             for number, line in enumerate(filter(str.strip, lines), 1):

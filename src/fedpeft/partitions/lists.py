@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.places import locate
+from fedpeft.core.text_files import read_text
 from fedpeft.core.types import ClientId, Division, Table
 from fedpeft.errors import DataError
 from fedpeft.partitions.shares import check_share
@@ -67,7 +68,7 @@ def _read(file: str) -> Mapping[str, list[int]]:
     if path is None:
         raise DataError(f"there is no file {file!r} here or in $FEDPEFT_DATA")
     try:
-        lists = json.loads(path.read_bytes())
+        lists = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(lists, dict) or not all(

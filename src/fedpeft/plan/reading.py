@@ -8,6 +8,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+from fedpeft.core.text_files import read_text
 from fedpeft.data.short import source
 from fedpeft.errors import PlanError
 from fedpeft.plan.convert import convert
@@ -92,7 +93,7 @@ def _plain(spec: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     if isinstance(spec, Mapping):
         return deepcopy(dict(spec))
     try:
-        text = spec.read_text() if isinstance(spec, Path) else spec
+        text = read_text(spec) if isinstance(spec, Path) else spec
         return tomllib.loads(text)
     except OSError as error:
         raise PlanError(f"the plan {spec} cannot be read: {error.strerror}") from None

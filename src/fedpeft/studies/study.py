@@ -36,6 +36,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from fedpeft.core.text_files import read_text
 from fedpeft.errors import PlanError, unknown
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
@@ -175,7 +176,7 @@ def _study(path: Path) -> Study:
 
 def _values(path: Path, what: str = "the study") -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except OSError as error:
         raise PlanError(f"{what} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

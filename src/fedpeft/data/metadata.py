@@ -1,0 +1,99 @@
+"""Folders of pictures that a table describes: `metadata.csv` or `metadata.jsonl`, the form that the
+image folders of Hugging Face `datasets` document."""
+
+from collections.abc import Sequence
+from logging import getLogger
+from os import walk
+from pathlib import Path, PurePosixPath
+from re import split as cut
+from typing import Any
+
+from fedpeft.data.folders import is_of_the_system, is_picture
+from fedpeft.data.splits import TEST, TRAIN, VALIDATION
+from fedpeft.errors import DataError
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+FILE = "file_name"
+
+
+def suffix(file: Path) -> str:
+    """How the name of a file of a table ends, in small letters and without .gz."""
+    return Path(file.name.removesuffix(".gz")).suffix.lower()
+
+
+def split_of(file: Path | PurePosixPath) -> str:
+    """The split that the name of a file, or of a folder above it, says it belongs to."""
+    words = {word.lower() for part in file.parts for word in cut(r"[^A-Za-z]+", part)}
+    for split, known in (("test", TEST), ("validation", VALIDATION), ("train", TRAIN)):
+        if words & set(known):
+            return split
+    return "train"
+
+
+def find_metadata(found: Path) -> list[Path]:
+    """The files called metadata in a folder and below, or the one that is named; none elsewhere."""
+    if found.is_file():
+        return [found] if found.name.lower() in METADATA else []
+    return sorted(
+        file
+        for file in found.rglob("*")
+        if file.name.lower() in METADATA and not any(map(is_of_the_system, file.parts))
+    )
+
+
+def join_pictures(tables: Sequence[tuple[Path, Any]], root: Path) -> dict[str, Any]:
+    """By split the rows of all tables, with the pictures' paths from `root` on.
+
+    Raises:
+      DataError: a table names no files, or a file is none of a picture below `root`.
+    """
+    import datasets
+
+    parts: dict[str, list[Any]] = {}
+    named: set[str] = set()
+    for file, rows in tables:
+        rows, paths = _with_paths(file, rows, root)
+        named.update(paths)
+        splits = [split_of(PurePosixPath(path)) for path in paths]
+        for split in dict.fromkeys(splits):
+            places = [place for place, own in enumerate(splits) if own == split]
+            parts.setdefault(split, []).append(rows.select(places))
+    beside = [path for path in _pictures_below(root) if path not in named]
+    if beside:
+        getLogger("fedpeft").warning(
+            "%s: left out are %s pictures that no metadata file names, the first %s",
+            root, f"{len(beside):,}", beside[0],
+        )  # fmt: skip
+    return {split: datasets.concatenate_datasets(rows) for split, rows in parts.items()}
+
+
+def _with_paths(file: Path, rows: Any, root: Path) -> tuple[Any, list[str]]:
+    """A table whose columns of files are called after the pictures, and the first one's paths."""
+    columns = [name for name in rows.column_names if name == FILE or name.endswith(f"_{FILE}")]
+    if not columns:
+        raise DataError(
+            f"{file} has the columns {', '.join(rows.column_names)}: a metadata file needs "
+            f"{FILE!r}, each picture's path from the file's own folder"
+        )
+    start = PurePosixPath(file.parent.relative_to(root).as_posix())
+    first: list[str] = []
+    for name in columns:
+        values = [str(value).replace("\\", "/") for value in rows[name]]
+        paths = [str(start / value) for value in values]
+        called = "image" if name == FILE else name.removesuffix(f"_{FILE}")
+        if called != name and called in rows.column_names:
+            raise DataError(f"{file} has both columns {name!r} and {called!r}: leave one out")
+        rows = rows.remove_columns(name).add_column(called, paths)
+        first = first or paths
+    if "folder" not in rows.column_names:
+        rows = rows.add_column("folder", [PurePosixPath(path).parent.name for path in first])
+    return rows, first
+
+
+def _pictures_below(root: Path) -> list[str]:
+    found = []
+    for at, folders, files in walk(root):
+        folders[:] = [name for name in folders if not is_of_the_system(name)]
+        inside = Path(at).relative_to(root)
+        found += [(inside / name).as_posix() for name in files if is_picture(name)]
+    return sorted(found)
