@@ -85,7 +85,7 @@ def run(
 
 def last(rounds: list[tuple[State, Ledger]]) -> Tensors:
     assert not any(ledger.failed for _, ledger in rounds)
-    return rounds[-1][0].params
+    return rounds[-1][0].flat
 
 
 def distance(got: Tensors, want: Tensors) -> float:

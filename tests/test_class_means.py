@@ -13,10 +13,11 @@ from torch.nn.functional import normalize
 from fedpeft import PlanError
 from fedpeft.algorithms.class_means import PHASE
 from fedpeft.codecs.dense import Dense
-from fedpeft.core.payloads import pack
+from fedpeft.core.conversation import Message
+from fedpeft.core.payloads import encode_answer
 from fedpeft.core.stores import Folder, load_tensors
 from fedpeft.core.tensors import equal
-from fedpeft.core.types import Failure, Reply, Update
+from fedpeft.core.types import Failure, Reply
 from fedpeft.engines.cohort import Cohort
 from fedpeft.oneshot.invitation import invite
 from fedpeft.rounds.loop import federate, start
@@ -122,7 +123,7 @@ def test_a_message_that_fails_is_named_and_left_out(points: Site) -> None:
 def telling(sums: float, counts: float) -> Any:
     """A client whose message has these everywhere."""
     told = {"sums": torch.full((3, 8), sums), "counts": torch.full((3,), counts)}
-    return lambda reply: Reply(reply.client, pack(Update(reply.client, told), Dense()))
+    return lambda reply: Reply(reply.client, encode_answer(Message({PHASE: told}), Dense()))
 
 
 def head_with(site: Site, harm: dict[str, Any], **changes: Any) -> tuple[Tensor, dict[str, str]]:
@@ -141,7 +142,7 @@ def test_means_far_longer_than_the_others_are_refused_by_name(points: Site, sums
     without, _ = head_with(points, dict.fromkeys(bad, lambda reply: Failure(reply.client, "away")))
     assert torch.equal(weight, without) and weight.norm(dim=1).tolist() == pytest.approx([1, 1, 1])
     assert list(failed) == bad and all(
-        "class means is" in why and "norm_factor" in why for why in failed.values()
+        "its class_means is" in why and "norm_factor" in why for why in failed.values()
     )
 
 

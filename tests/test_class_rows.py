@@ -155,7 +155,7 @@ def test_files_of_one_round_merge_to_its_rows_in_any_order(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"head_rows": "classes"}, "class_counts"),
+        ({"head_rows": "classes"}, "Did you mean 'class_rows'"),
         ({"personal": ["head.*"]}, "needs a linear head that is trained and shared"),
         ({"aggregator": "median"}, "takes a mean of rows, past what Median keeps out"),
         (

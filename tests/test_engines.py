@@ -67,7 +67,7 @@ def reference(site: Site, plan: Plan, folder: Path) -> list[tuple[State, Ledger]
 def same(got: list[tuple[State, Ledger]], want: list[tuple[State, Ledger]]) -> bool:
     """The bits of every round, its bytes, its weights, its metrics."""
     return len(got) == len(want) and all(
-        equal(a.params, b.params) and a.accepted == b.accepted and mine == theirs
+        equal(a.flat, b.flat) and a.accepted == b.accepted and mine == theirs
         for (a, mine), (b, theirs) in zip(got, want, strict=True)
     )
 
@@ -131,7 +131,7 @@ def test_a_client_that_kills_every_worker_is_a_named_failure_and_the_rest_are_av
                 yield Failure(client, reason) if reply.client == client else reply
 
     [(want, theirs)] = federate(plan, Without(), start(plan, site.params()))
-    assert equal(state.params, want.params) and ledger == theirs
+    assert equal(state.flat, want.flat) and ledger == theirs
 
 
 def jobs_of(site: Site, plan: Plan, round: int) -> list[Job]:

@@ -156,6 +156,7 @@ def test_a_run_is_asynchronous_where_its_plan_is(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"buffer": 0}, "buffer must be at least 1"),
+        ({"staleness": 1.0}, "staleness: only asynchronous"),
         ({"staleness": 1.0, "buffer": 2.5}, "buffer = 2.5"),
         ({"buffer": 2, "pace_spread": -1.0}, "pace_spread must not be negative"),
         ({"buffer": 2, "aggregator": "fedit"}, "FedIT makes factors"),

@@ -105,7 +105,7 @@ def test_nothing_travels_through_every_codec(points: Site, tmp_path: Path, codec
     ("aggregator", "server"),
     [
         (aggregator, server)
-        for aggregator in sorted(names("aggregator"))
+        for aggregator in sorted(set(names("aggregator")) - {"class_rows"})  # needs a shared head
         for server in sorted(set(names("server")) - {"scaffold"})
         if server == "average" or not getattr(build("aggregator", aggregator), "plain", False)
     ],

@@ -204,6 +204,7 @@ def test_with_too_few_replies_there_is_nothing_to_choose(voting: Site) -> None:
         ({"vote": []}, "must be positive, each once"),
         ({"vote": [1.0, 1.0]}, "must be positive, each once"),
         ({"vote": [-1.0]}, "must be positive, each once"),
+        ({"vote": None, "vote_share": 0.2}, "nobody votes"),
         ({"vote_share": 1.0}, "between 0 and 1"),
         ({"personal": ["*"]}, "that all clients have alike"),
         ({"buffer": 2}, "asynchronous steps have no"),

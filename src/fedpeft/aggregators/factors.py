@@ -26,7 +26,8 @@ BASE_FORBIDS: Mapping[Fact, str] = {
 }
 TURNS_FORBID: Mapping[Fact, str] = {
     Fact.REMEMBERS: "with {one} a client trains other tensors in each round, so that nothing can "
-    "be remembered of the last: leave out {other}, e.g. error feedback or restart_schedule = false",
+    "be remembered of the last, and {other} remembers: leave out error feedback, or "
+    "restart_schedule = false",
     Fact.HANDS_OVER: "with {one} a client trains other tensors in each round, so that no momentum "
     "can be handed over: leave out as_published",
 }

@@ -142,7 +142,7 @@ def _statistics(params: Tensors, delta: Tensors) -> dict[str, Tensor]:
     They are measured, not learned: with momentum, or steps of one size, a variance would fall below
     zero. So it may by the error of a lossy codec, hence the clamp.
     """
-    moved = {n: params[n] + d for n, d in delta.items() if is_statistic(n)}
+    moved = {n: params[n] + d for n, d in delta.items() if n in params and is_statistic(n)}
     return {n: x.clamp_min(0) if n.endswith(STATISTICS[1]) else x for n, x in moved.items()}
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fedpeft.errors import PlanError
+
 TABLES = {
     "privacy": ("target_epsilon", "delta", "accountant"),
     "admission": ("min_replies", "norm_factor", "max_refusals", "weight_factor"),
@@ -15,6 +17,9 @@ def convert(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The values under the keys of this version, and in words what was converted.
 
     Values of neither version stay as they are: the reading that follows names them.
+
+    Raises:
+      PlanError: a setting of a vote or of asynchronous steps without them.
     """
     new, changes = dict(values), list[str]()
     new.pop("schema", None)
@@ -73,10 +78,19 @@ def _algorithms(new: dict[str, Any], changes: list[str]) -> None:
         changes.append('head_start is algorithms = ["class_means"]')
     vote = {"strengths": "vote", "share": "vote_share"}
     if given := _taken(new, vote):
+        if "strengths" not in given:
+            raise PlanError(
+                "vote_share: nobody votes; set `vote` to strengths to choose from, or leave it out"
+            )
         found.append({"name": "vote", **given})
         changes.append('vote is algorithms = [{ name = "vote", strengths = [...] }]')
     buffered = {key: key for key in ("buffer", "staleness", "pace_spread")}
     if given := _taken(new, buffered):
+        if "buffer" not in given:
+            raise PlanError(
+                f"{' and '.join(given)}: only asynchronous steps have it; set `buffer`, or leave "
+                "it out"
+            )
         found.append({"name": "fedbuff", **given})
         changes.append('buffer is algorithms = [{ name = "fedbuff", buffer = ... }]')
     if found:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.conversation import Message
+from fedpeft.core.features import FEATURES
 from fedpeft.core.hooks import Handler
 from fedpeft.core.interfaces import Store
 from fedpeft.core.lowrank import EXACT, in_step, merged
@@ -133,7 +134,7 @@ def sums_by_class(client: Client, weight: str) -> tuple[Tensor, Tensor]:
                 if "label" not in batch:
                     raise PlanError("class means are for examples with labels: leave them out")
                 label, mask = batch["label"].cpu(), batch["mask"].cpu()
-                features = batch["features"] if kept else seen[-1]
+                features = batch[FEATURES] if kept else seen[-1]
                 sums.index_add_(0, label, features.float().cpu() * mask[:, None])
                 counts.index_add_(0, label, mask)
                 seen.clear()
