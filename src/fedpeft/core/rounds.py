@@ -9,7 +9,7 @@ from fedpeft.core.payloads import DELTA, PARAMS
 from fedpeft.core.secrets import Secret
 from fedpeft.core.tensors import Layout, layout, norm
 from fedpeft.core.types import ClientId, State, Tensors
-from fedpeft.core.views import View
+from fedpeft.core.views import EVERYTHING, View
 
 
 def _ignore(*_: Any) -> None:
@@ -57,10 +57,12 @@ class Round:
     report: Callable[[str, Any], None] = _ignore
     refuse: Callable[[ClientId, str], None] = _ignore
 
-    def view(self, client: ClientId) -> View:
-        """What this client sees in this round."""
-        view: View = self.plan.view(client, self.index, self.clients)
-        return view
+    def views(self, clients: Sequence[ClientId]) -> dict[ClientId, View]:
+        """What these clients see in this round."""
+        routes = self.plan.hooks("view")
+        if not routes:
+            return dict.fromkeys(clients, EVERYTHING)
+        return {client: self.plan.view(client, self.index, self.clients) for client in clients}
 
     def silent(self) -> "Round":
         """The same round, whose reports and refusals reach nobody: for what is tried out."""
@@ -70,7 +72,7 @@ class Round:
         self, state: State, clients: Sequence[ClientId], **groups: Tensors
     ) -> dict[ClientId, Message]:
         """What each client receives of a state; clients with equal views share one message."""
-        views = {client: self.view(client) for client in clients}
+        views = self.views(clients)
         by_view = {
             view: Message({PARAMS: view.select(state.params), **state.shared, **groups})
             for view in set(views.values())
@@ -95,7 +97,7 @@ class Round:
             groups.setdefault(id(states[client]), []).append(client)
         for same in groups.values():
             to |= self.messages(states[same[0]], same)
-        views = {client: self.view(client) for client in clients}
+        views = self.views(clients)
         shares: tuple[str, ...] = self.plan.local_shares
         known: dict[tuple[int, View], dict[str, Layout]] = {}
 

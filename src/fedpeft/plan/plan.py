@@ -29,7 +29,7 @@ from fedpeft.core.lowrank import EXACT
 from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.tensors import Layout, layout, under
 from fedpeft.core.types import ClientId, State, Tensors
-from fedpeft.core.views import View
+from fedpeft.core.views import EVERYTHING, View
 from fedpeft.errors import PlanError
 from fedpeft.plan.checks import check_fit
 from fedpeft.plan.phases import Phase, Schedule
@@ -205,10 +205,7 @@ class Plan:
 
     def view(self, client: ClientId, round: int, clients: Sequence[ClientId]) -> View:
         """What a client sees in a round: what the views of all parts let through."""
-        whole = View()
-        for view in self.hooks("view"):
-            whole = whole & view(client, round, clients)
-        return whole
+        return intersect(self.hooks("view"), client, round, clients)
 
     def known_clients(self, here: Sequence[ClientId]) -> Sequence[ClientId]:
         """All clients of the federation, of which a process may have only some."""
@@ -295,6 +292,16 @@ class Plan:
                 "this plan holds what cannot be written to a file, such as data or a function "
                 f"given in Python: {error}"
             ) from None
+
+
+def intersect(
+    routes: Sequence[Any], client: ClientId, round: int, clients: Sequence[ClientId]
+) -> View:
+    """What several views let through; without any, everything."""
+    whole = EVERYTHING
+    for view in routes:
+        whole = whole & view(client, round, clients)
+    return whole
 
 
 def _parts_in(whole: Any) -> Iterator[Any]:

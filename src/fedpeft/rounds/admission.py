@@ -7,12 +7,13 @@ asked no more.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fedpeft.core.conversation import Answer, Ask, Message
+from fedpeft.core.interfaces import Codec
 from fedpeft.core.payloads import decode_answer, message_of, update_of
 from fedpeft.core.tensors import finite
 from fedpeft.core.types import ClientId, State
@@ -47,6 +48,11 @@ class Admission:
     weights: list[float]
     refused: dict[ClientId, int]
     claims: bool = True
+    checks: list[Any] = field(init=False)
+    lossless: Codec = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.checks, self.lossless = self.plan.hooks("check_update"), self.plan.lossless
 
     @classmethod
     def of(cls, plan: Plan, state: State, ledger: Ledger, claims: bool = True) -> "Admission":
@@ -72,7 +78,7 @@ class Admission:
 
     def decode(self, ask: Ask, client: ClientId, payload: bytes) -> Message | None:
         """An answer's message, or None after noting why it is refused."""
-        codec = self.plan.uplink if ask.updates else self.plan.lossless
+        codec = self.plan.uplink if ask.updates else self.lossless
         try:
             how = uplink_coding(self.plan, ask.rounds.get(client, self.state.round), client)
             message = decode_answer(payload, codec, ask.expects(client), how)
@@ -99,7 +105,7 @@ class Admission:
             )
         if not finite(update.delta):
             raise ValueError("the delta is not finite")
-        for check in self.plan.hooks("check_update"):
+        for check in self.checks:
             check(update, self.state, self.plan)
         for stage in reversed(self.plan.stages):
             update = stage.on_arrival(update)

@@ -1,7 +1,7 @@
 """A client's side of a round. Every engine runs this, so simulation and deployment share it to the
 byte."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -26,7 +26,7 @@ from fedpeft.core.types import ClientId, Context, Failure, Job, Reply, Tensors, 
 from fedpeft.core.views import View
 from fedpeft.errors import PlanError, RunError, unknown
 from fedpeft.plan.coding import downlink_coding, uplink_coding
-from fedpeft.plan.plan import Plan
+from fedpeft.plan.plan import Plan, intersect
 from fedpeft.plan.reading import plan_at
 from fedpeft.plan.values import leaking
 from fedpeft.rounds.received import Received, check_received
@@ -198,6 +198,9 @@ class Worker:
     personal: Tensors = field(init=False, repr=False)
     handlers: Mapping[str, Handler] = field(init=False, repr=False)
     own: Tensors = field(init=False, repr=False)
+    clients: Sequence[ClientId] = field(init=False, repr=False)
+    routes: Sequence[Callable[..., View]] = field(init=False, repr=False)
+    tells: Sequence[Callable[[Client], Mapping[str, Any]]] = field(init=False, repr=False)
     receive: Callable[[bytes, View, str, int], Received] = field(init=False, repr=False)
     digest: Callable[[ClientId], str] = field(init=False, repr=False)
     leaked: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict)
@@ -210,6 +213,9 @@ class Worker:
         set_(self, "objective", Objective(site.model, site.task, plan.local.precision))
         set_(self, "personal", plan.personal_of(own))
         set_(self, "handlers", plan.handlers())
+        set_(self, "routes", plan.hooks("view"))
+        set_(self, "tells", plan.hooks("tell"))
+        set_(self, "clients", plan.known_clients(site.data.clients))
         # the clients of a round with one view receive the same bytes, and nobody writes to what
         # they hold
         set_(self, "own", {name: x.to("meta") for name, x in own.items()})
@@ -273,7 +279,7 @@ class Worker:
 
     def _client(self, job: Job) -> Client:
         plan = self.site.plan
-        view = plan.view(job.client, job.round, plan.known_clients(self.site.data.clients))
+        view = intersect(self.routes, job.client, job.round, self.clients)
         found = self.receive(job.payload, view, job.phase, job.round)
         with storing():
             memory = self.store.load(job.client, job.accepted, job)
@@ -367,7 +373,7 @@ class Worker:
             metrics["loss"] = Weighted(float(totals["loss"]), float(totals["examples"]))
         shared = {n: x for n, x in delta.items() if n in opened.received}
         told: dict[str, Any] = {}
-        for tell in plan.hooks("tell"):
+        for tell in self.tells:
             told |= tell(client)
         size = opened.context.size
         return Update(client.name, shared, weight(plan, size), metrics, told=told)
