@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from contributions import Study, study, tree
+from contributions import Study, change, merge, study, tree
 from running import fedpeft
 
 from fedpeft.core.stores import load_tensors
@@ -25,7 +25,7 @@ from fedpeft.oneshot.keys import (
     sealing_key,
     signing_key,
 )
-from fedpeft.oneshot.merge import Rules, change, merge
+from fedpeft.oneshot.merge import Rules
 
 Spoil = Callable[[Update], Update]
 SPOILT: Mapping[Flaw, tuple[Spoil, Mapping[str, Any]]] = {

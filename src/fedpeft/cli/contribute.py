@@ -7,7 +7,7 @@ from typing import Annotated
 import click
 import typer
 
-from fedpeft.cli.options import Debug, Device
+from fedpeft.cli.options import AllowCode, Debug, Device, allowed
 
 EXAMPLES = """\
   fedpeft contribute study --data pictures/ --name hospital-a --key hospital-a.key -o a.safetensors
@@ -32,6 +32,7 @@ def contribute(
         Path | None, typer.Option(metavar="FILE", help="Sign with this key of `keygen`.")
     ] = None,
     device: Device = "cpu",
+    allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
     """Train on examples that stay here and write one file to send.
@@ -55,7 +56,8 @@ def contribute(
             f"{out} is there already: a file that may have been sent is not written over; name "
             "another"
         )
-    study, signer = read_invitation(invitation), signing_key(key) if key else None
+    study = read_invitation(invitation, allowed(allow_code))
+    signer = signing_key(key) if key else None
     if data is not None and name is not None:
         who = from_own_data(study, data, name, device)
     else:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import click
 import typer
 
-from fedpeft.cli.options import AsJson, Debug
+from fedpeft.cli.options import AllowCode, AsJson, Debug, allowed
 
 EXAMPLES = """\
   fedpeft merge study *.safetensors -o merged --trust trusted    signed by those in the list only
@@ -56,6 +56,7 @@ def merge(
         ),
     ] = False,
     as_json: AsJson = False,
+    allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
     """Merge contribution files into a run's folder.
@@ -69,7 +70,7 @@ def merge(
     from fedpeft.oneshot.merge import merge as begin
 
     came = [*(files or ()), *(add or ())]
-    keys = Trust.read(trust or ()).keys
+    keys, code = Trust.read(trust or ()).keys, allowed(allow_code)
 
     def asked(rules: Rules) -> Rules:
         return rules.but(keys, norm_factor, max_norm)
@@ -81,11 +82,11 @@ def merge(
             raise click.UsageError(
                 "a merge is changed in its place: give --add FILE or --remove NAME"
             )
-        summary, out = change(folder, came, remove or (), evaluate, asked), folder
+        summary, out = change(folder, came, remove or (), evaluate, asked, code), folder
     else:
         if out is None or remove or not came:
             raise click.UsageError("to merge an invitation's files give FILE... and -o MERGED")
-        summary = begin(folder, came, out, asked(Rules()), evaluate)
+        summary = begin(folder, came, out, asked(Rules()), evaluate, code)
     _show(summary, out, evaluate, as_json)
 
 

@@ -29,7 +29,7 @@ from fedpeft.plan.calibration import calibrate_noise
 from fedpeft.plan.checks import refuse
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.values import quantizes
-from fedpeft.registry import describe
+from fedpeft.registry import REGISTERED, Code, describe
 from fedpeft.rounds.loop import start
 from fedpeft.rounds.post import encode_start
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -157,8 +157,8 @@ def invite(plan: Plan, path: Path) -> Terms:
     return terms
 
 
-def read_invitation(path: Path) -> Invitation:
-    """The invitation in the folder `path`.
+def read_invitation(path: Path, code: Code = REGISTERED) -> Invitation:
+    """The invitation in the folder `path`, whose plan may name the modules of `code`.
 
     Raises:
       RunError: it is none, or parts of it were changed.
@@ -166,7 +166,7 @@ def read_invitation(path: Path) -> Invitation:
     values = read_json(path / FILE)
     if values is None:
         raise RunError(f"{path} is no invitation: it has no {FILE}; `fedpeft invite` writes one")
-    folder, plan = reopen(path)
+    folder, plan = reopen(path, code)
     terms = _terms(path, values)
     saved = load_checkpoint(folder.checkpoint, plan)
     if saved is None or terms.plan != plan.fingerprint:

@@ -23,6 +23,7 @@ from fedpeft.oneshot.invitation import FILE, Invitation, read_invitation, server
 from fedpeft.oneshot.keys import Trust, sealing_key, write_private
 from fedpeft.oneshot.results import write_run
 from fedpeft.oneshot.swap import building, clear, put_back
+from fedpeft.registry import REGISTERED, Code
 from fedpeft.runs.folder import RunFolder, locked, read_json, vacant, write_json
 
 if TYPE_CHECKING:
@@ -108,9 +109,17 @@ def is_merged(path: Path) -> bool:
 
 
 def merge(
-    invitation: Path, files: Sequence[Path], out: Path, rules: Rules, evaluate: bool = False
+    invitation: Path,
+    files: Sequence[Path],
+    out: Path,
+    rules: Rules,
+    evaluate: bool = False,
+    code: Code = REGISTERED,
 ) -> dict[str, Any]:
     """Merge files into the new run folder `out`; returns its summary.
+
+    Args:
+      code: which modules the invitation's plan may name.
 
     Raises:
       ContributionError: one is not as it must be; nothing is merged then.
@@ -120,7 +129,7 @@ def merge(
         raise RunError(f"{out} holds a merge already: `fedpeft merge {out} --add FILE` adds to it")
     vacant(out)
     clear(out)
-    study, private = read_invitation(invitation), server_key(invitation)
+    study, private = read_invitation(invitation, code), server_key(invitation)
     if not private.is_file():
         raise RunError(
             f"{private} is gone, the key that opens this study's files: put it back beside the "
@@ -139,12 +148,14 @@ def change(
     remove: Sequence[ClientId] = (),
     evaluate: bool = False,
     asked: Callable[[Rules], Rules] = lambda rules: rules,
+    code: Code = REGISTERED,
 ) -> dict[str, Any]:
     """Take clients out of a merge, then add files to it, all or none of it; returns the new
     summary.
 
     Args:
       asked: of the rules so far those that hold from now on, for what is merged already too.
+      code: which modules the plan may name.
 
     Raises:
       ContributionError: a file is not as it must be, be it one that was merged before.
@@ -155,7 +166,8 @@ def change(
     before = Merged(path)
     with locked(RunFolder(path)):
         clear(path)
-        study, rules = read_invitation(before.study), asked(_rules(before.study / RULES))
+        study = read_invitation(before.study, code)
+        rules = asked(_rules(before.study / RULES))
         kept = _without(_kept(before, study, rules), remove)
         every = _admitted(study, before.key, rules, kept, add)
         with building(path) as folder:

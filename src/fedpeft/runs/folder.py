@@ -29,7 +29,7 @@ from fedpeft.core.stores import SECRET, write_atomically
 from fedpeft.errors import RunError
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
-from fedpeft.registry import describe
+from fedpeft.registry import REGISTERED, Code, describe
 
 
 @dataclass(frozen=True)
@@ -131,17 +131,20 @@ def _next_free(root: Path, plan: Plan) -> Path:
     raise AssertionError("there are more numbers than folders")
 
 
-def reopen(path: Path) -> tuple[RunFolder, Plan]:
+def reopen(path: Path, code: Code = REGISTERED) -> tuple[RunFolder, Plan]:
     """A run that was begun, and its plan.
+
+    Args:
+      code: which modules the plan may name; none by default, as a folder may come from anyone.
 
     Raises:
       RunError: no run is there.
-      PlanError: its plan cannot be read.
+      PlanError: its plan cannot be read, or names a module that `code` does not allow.
     """
     if not (path / "plan.toml").is_file():
         reason = "it has no plan.toml" if path.is_dir() else "there is no such folder"
         raise RunError(f"{path} is not a run's folder: {reason}")
-    return RunFolder(path), read_plan(path / "plan.toml")
+    return RunFolder(path), read_plan(path / "plan.toml", code=code)
 
 
 @contextmanager
