@@ -67,7 +67,7 @@ def contribute(
     ) as bar:
         header, content = train(study, who, signer, lambda: bar.update(1))
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, content)
+    write_atomically(out, content, private=True)
     count = who.site.data.size(who.client)
     typer.echo(
         f"{out}: {size(len(content))} from {count} examples of {header.client}, "

@@ -171,5 +171,5 @@ def token_at(folder: RunFolder) -> str:
     drawn once."""
     path = folder.path / "token"
     if not path.exists():
-        write_atomically(path, token_hex(16).encode())
+        write_atomically(path, token_hex(16).encode(), private=True)
     return path.read_text()

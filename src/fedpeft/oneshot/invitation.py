@@ -43,6 +43,8 @@ from fedpeft.tasks.text_to_image import TextToImage
 
 FORMAT = "fedpeft-invitation-1"
 FILE = "invitation.json"
+LONGEST = 1 << 20
+"""Bytes of its plan or terms that are read."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def read_invitation(path: Path, code: Code = REGISTERED) -> Invitation:
     Raises:
       RunError: it is none, or parts of it were changed.
     """
+    _check_size(path)
     values = read_json(path / FILE)
     if values is None:
         raise RunError(f"{path} is no invitation: it has no {FILE}; `fedpeft invite` writes one")
@@ -180,6 +183,12 @@ def read_invitation(path: Path, code: Code = REGISTERED) -> Invitation:
             f"{path} is not as it was written: its starting tensors or labels were changed"
         )
     return Invitation(path, plan, terms, saved.state, payload)
+
+
+def _check_size(path: Path) -> None:
+    for file in (path / FILE, RunFolder(path).plan):
+        if file.is_file() and (size := file.stat().st_size) > LONGEST:
+            raise RunError(f"{file} has {size} bytes, and at most {LONGEST} are read")
 
 
 def _terms(path: Path, values: Mapping[str, Any]) -> Terms:

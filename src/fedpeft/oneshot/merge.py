@@ -14,7 +14,7 @@ from shutil import copytree
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from fedpeft.core.stores import Folder, ahead, write_atomically
+from fedpeft.core.stores import Folder, ahead, private_folder, write_atomically
 from fedpeft.core.types import ClientId
 from fedpeft.errors import RunError
 from fedpeft.oneshot.contribution import Contribution, read_contribution
@@ -136,7 +136,7 @@ def merge(
             "invitation"
         )
     every = _admitted(study, sealing_key(private), rules, {}, files)
-    with building(out) as folder:
+    with building(out, new=True) as folder:
         summary = _write(Merged(folder), study, every, rules, evaluate)
         write_private(folder / STUDY / KEY, private.read_bytes())
     return summary
@@ -182,9 +182,9 @@ def _write(
     if not every:
         raise RunError("no contribution is there to make a model of")
     summary = write_run(merged.path, study, every, evaluate)
-    merged.contributions.mkdir()
+    private_folder(merged.contributions)
     for one in every:
-        write_atomically(merged.file(one.header.client), one.content)
+        write_atomically(merged.file(one.header.client), one.content, private=True)
     copytree(study.path, merged.study)
     write_json(merged.study / RULES, {**asdict(rules), "max_norm": str(rules.max_norm)})
     write_json(merged.study / ORDER, {"clients": list(came)})

@@ -25,7 +25,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from fedpeft.core.stores import SECRET, write_atomically
+from fedpeft.core.stores import SECRET, lock_file, open_regular, write_atomically
 from fedpeft.errors import RunError
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
@@ -160,13 +160,16 @@ def locked(folder: RunFolder) -> Iterator[None]:
     except ImportError:  # no such locks on Windows; there the user must see to it
         yield
         return
-    with (folder.path / ".lock").open("w") as file:
+    with lock_file(folder.path / ".lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(
                 f"another process is working on {folder.path}: wait for it, or stop it"
             ) from None
+        held, there = os.fstat(file.fileno()), (folder.path / ".lock").stat()
+        if (held.st_dev, held.st_ino) != (there.st_dev, there.st_ino):
+            raise RunError(f"{folder.path} was replaced just now: try again")
         yield
 
 
@@ -226,7 +229,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
       RunError: it is damaged.
     """
     try:
-        values = json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            values = json.loads(file.read())
     except FileNotFoundError:
         return None
     except ValueError as error:

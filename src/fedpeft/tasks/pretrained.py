@@ -20,7 +20,7 @@ from fedpeft.errors import PlanError
 
 NO_CODE: Mapping[str, bool] = MappingProxyType({"trust_remote_code": False})
 """For all that is read from a model's folder. Where this is left out `transformers` asks on the
-terminal whether to run Python files of the folder, and `yes |` would say yes; no plan can say it."""
+terminal whether to run Python files of the folder, and `yes |` says yes; no plan can say it."""
 
 
 @dataclass(frozen=True)
