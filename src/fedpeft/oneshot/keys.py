@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedpeft.core import signing
+from fedpeft.core.client_names import ALLOWED, flaw_of
+from fedpeft.core.client_names import LONGEST as LONGEST_NAME
 from fedpeft.core.signing import KIND, PUBLIC, public_line
 from fedpeft.core.stores import PRIVATE, new_file, open_regular, write_atomically
 from fedpeft.core.text_files import text_of
@@ -147,17 +149,8 @@ def make_sealing_key(path: Path) -> str:
 def check_name(name: str) -> None:
     """Raises RunError for what is no good name of a client and of files that are called after
     it."""
-    if (
-        not 0 < len(name) <= 100
-        or not name.isprintable()
-        or name != name.strip()
-        or name[0] == "."
-        or "/" in name
-    ):
-        raise RunError(
-            f"{name!r} is no name for a client: 1 to 100 printable characters, no slash, no dot "
-            "first"
-        )
+    if flaw := flaw_of(name):
+        raise RunError(f"{name[:LONGEST_NAME]!a} is no name for a client: {flaw}; {ALLOWED}")
 
 
 @dataclass(frozen=True)
@@ -184,7 +177,9 @@ class Trust:
             for number, line in enumerate(filter(str.strip, lines), 1):
                 try:
                     key, name = public_line(line)
-                except ValueError as error:
+                    if name:
+                        check_name(name)
+                except (ValueError, RunError) as error:
                     raise RunError(f"{path}, line {number}: {error}") from None
                 keys[key] = name
             if not keys:
