@@ -26,7 +26,7 @@ from fedpeft.oneshot.keys import (
     unseal,
     verified,
 )
-from fedpeft.oneshot.merge import Rules
+from fedpeft.oneshot.rules import Rules
 from fedpeft.plan.reading import read_plan
 from fedpeft.runs.folder import read_json
 

@@ -27,7 +27,7 @@ from fedpeft.oneshot.contribution import Contribution
 from fedpeft.oneshot.flaws import ContributionError
 from fedpeft.oneshot.invitation import read_invitation, server_key
 from fedpeft.oneshot.keys import Trust, make_signing_key, signing_key
-from fedpeft.oneshot.merge import Rules
+from fedpeft.oneshot.rules import Rules
 from fedpeft.oneshot.swap import building
 from fedpeft.runs.folder import RunFolder, locked, read_json
 

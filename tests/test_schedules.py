@@ -21,7 +21,7 @@ from fedpeft.core.types import Failure, Job, Reply, Tensors
 from fedpeft.engines.cohort import Cohort
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.processes import Processes
-from fedpeft.oneshot.merge import Rules
+from fedpeft.oneshot.rules import Rules
 from fedpeft.rounds.client import Worker
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
