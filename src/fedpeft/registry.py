@@ -193,8 +193,7 @@ def find(kind: str, name: str, code: Code = OWN, path: str = "") -> type:
     """The class registered as `name`, or the one that "module:Class" names.
 
     Raises:
-      PlanError: no such part, and the message lists what exists; or `code` does not allow it, and
-        nothing is imported.
+      PlanError: no such part, and the message lists what exists; or `code` does not allow it.
     """
     known = names(kind)
     if ":" in name:
@@ -211,11 +210,7 @@ def find(kind: str, name: str, code: Code = OWN, path: str = "") -> type:
 
 def imported(target: str) -> Any:
     """What "module:name" names, looked for in the working folder too; last, so that no file there
-    stands for a module that is installed.
-
-    Raises:
-      ImportError, AttributeError: there is no such thing.
-    """
+    stands for a module that is installed. Raises ImportError or AttributeError if there is none."""
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     return _attribute(target)
@@ -227,8 +222,7 @@ def _attribute(target: str) -> Any:
 
 
 def code() -> Any:
-    """A dataclass field, without a default, whose text "module:name" is imported:
-    `module: Any = code()`."""
+    """A dataclass field whose text "module:name" is imported: `module: Any = code()`."""
     return field(metadata={"code": True})
 
 
