@@ -130,7 +130,17 @@ class Federation:
         key = ("--key", own) if own.exists() else ()
         folder = self.root / f"node{number}"
         self.fedpeft(
-            f"worker{number}", "node", plan, "--client", str(number), "--out", folder, "--yes", *key
+            f"worker{number}",
+            "node",
+            plan,
+            "--client",
+            str(number),
+            "--out",
+            folder,
+            "--yes",
+            *key,
+            "--allow-code",
+            "parts",
         )
 
     def fedpeft(self, name: str, *arguments: str | Path) -> "subprocess.Popen[bytes]":

@@ -23,6 +23,7 @@ from fedpeft.runs.export import export_run
 torch.set_num_threads(1)
 CACHE = TemporaryDirectory()
 os.environ["FEDPEFT_CACHE"] = CACHE.name
+os.environ["XDG_DATA_HOME"] = f"{CACHE.name}/data"
 settings.register_profile(
     "fedpeft", deadline=None, derandomize=True, database=None, max_examples=50
 )

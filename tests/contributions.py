@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ from fedpeft.core.payloads import pack, unpack
 from fedpeft.core.stores import load_tensors
 from fedpeft.core.tensors import layout
 from fedpeft.core.types import Update
+from fedpeft.oneshot import merge as merging
 from fedpeft.oneshot.contribute import contribute, from_partition
 from fedpeft.oneshot.contribution import Contribution, read_contribution, write_contribution
 from fedpeft.oneshot.invitation import Invitation, invite, read_invitation, server_key
 from fedpeft.oneshot.keys import Trust, make_signing_key, sealing_key, signing_key
 from fedpeft.plan.reading import read_plan
+from fedpeft.registry import Code
 
+PARTS = Code.of(["parts"])
+merge, change = partial(merging.merge, code=PARTS), partial(merging.change, code=PARTS)
 ONE_ROUND = ["rounds=1", "cohort=4", "local.epochs=3"]
 
 
@@ -41,7 +46,7 @@ class Study:
 
     @property
     def invitation(self) -> Invitation:
-        return read_invitation(self.path)
+        return read_invitation(self.path, PARTS)
 
     def read(self, file: Path, trust: Trust | None = None) -> Contribution:
         return read_contribution(
@@ -54,11 +59,11 @@ class Study:
         return unpack(one.header.client, one.frame, study.plan.uplink, layout(study.state.params))
 
     def forged(
-        self, out: Path, change: Callable[[Update], Update], number: int = 0, **header: Any
+        self, out: Path, spoil: Callable[[Update], Update], number: int = 0, **header: Any
     ) -> Path:
         """The file of a client that sends something else, properly signed and sealed."""
         one, study = self.read(self.files[number]), self.invitation
-        frame = pack(change(self.update(self.files[number])), study.plan.uplink)
+        frame = pack(spoil(self.update(self.files[number])), study.plan.uplink)
         said = replace(one.header, **{"bytes": len(frame), **header})
         out.write_bytes(
             write_contribution(said, frame, study.terms.server, signing_key(self.keys[number]))
@@ -69,7 +74,7 @@ class Study:
 def study(root: Path, *settings: str) -> Study:
     path = root / "study"
     invite(read_plan(PLAN, [*ONE_ROUND, *settings]), path)
-    given, files, keys = read_invitation(path), [], []
+    given, files, keys = read_invitation(path, PARTS), [], []
     for number in range(4):
         who = from_partition(given, number)
         private, _ = make_signing_key(who.client, root)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from contributions import study
+from contributions import change, merge, study
 from rounds import Recording, Tampering, changed, distance, last, on, points_plan, run
 
 from fedpeft import PlanError
@@ -17,7 +17,7 @@ from fedpeft.core.tensors import equal, layout
 from fedpeft.core.types import Reply, State, Update
 from fedpeft.engines.cohort import Cohort
 from fedpeft.oneshot.flaws import ContributionError, Flaw
-from fedpeft.oneshot.merge import Rules, change, merge
+from fedpeft.oneshot.rules import Rules
 from fedpeft.registry import build, names
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from contributions import ONE_ROUND, Study, own_data, study, tree
+from contributions import ONE_ROUND, PARTS, Study, change, merge, own_data, study, tree
 from running import PLAN, fedpeft
 
 from fedpeft.core.stores import load_tensors
@@ -26,7 +26,7 @@ from fedpeft.oneshot.keys import (
     unseal,
     verified,
 )
-from fedpeft.oneshot.merge import Rules, change, merge
+from fedpeft.oneshot.rules import Rules
 from fedpeft.plan.reading import read_plan
 from fedpeft.runs.folder import read_json
 
@@ -200,13 +200,13 @@ def test_an_invitation_that_was_changed(four: Study, tmp_path: Path) -> None:
     plan = tmp_path / "study" / "plan.toml"
     plan.write_text(plan.read_text().replace("epochs = 3", "epochs = 4"))
     with pytest.raises(RunError, match="another plan"):
-        read_invitation(tmp_path / "study")
+        read_invitation(tmp_path / "study", PARTS)
     with pytest.raises(RunError, match="is no invitation"):
-        read_invitation(tmp_path)
+        read_invitation(tmp_path, PARTS)
     with pytest.raises(RunError, match="is there already"):
         invite(read_plan(PLAN, ONE_ROUND), tmp_path / "study")
     other = read_json(tmp_path / "study" / "invitation.json") or {}
-    assert read_invitation(four.path).terms.study != other["study"]
+    assert read_invitation(four.path, PARTS).terms.study != other["study"]
 
 
 def test_the_folder_to_send_does_not_hold_the_key(four: Study) -> None:

@@ -7,11 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from contributions import Study, killed_before, tree
+from contributions import Study, change, killed_before, merge, tree
 
 import fedpeft.oneshot.swap as swap
 from fedpeft.errors import RunError
-from fedpeft.oneshot.merge import Rules, change, merge
+from fedpeft.oneshot.rules import Rules
 
 RENAMES = ("os.rename",)
 ALL = (*RENAMES, "open", "os.remove", "os.mkdir", "os.rmdir")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from contributions import Study, study, tree
+from contributions import Study, change, merge, study, tree
 from running import fedpeft
 
 from fedpeft.core.stores import load_tensors
@@ -25,7 +25,7 @@ from fedpeft.oneshot.keys import (
     sealing_key,
     signing_key,
 )
-from fedpeft.oneshot.merge import Rules, change, merge
+from fedpeft.oneshot.rules import Rules
 
 Spoil = Callable[[Update], Update]
 SPOILT: Mapping[Flaw, tuple[Spoil, Mapping[str, Any]]] = {
@@ -198,6 +198,7 @@ def test_rules_may_be_changed_with_what_they_are_for(four: Study, tmp_path: Path
         "trust": {},
         "norm_factor": 1e9,
         "max_norm": "100000000.0",
+        "max_weight": None,
     }
     said = fedpeft("merge", out, "--norm-factor=10")
     assert said.exit_code == 2 and "--remove c002" in said.output
@@ -225,7 +226,7 @@ def test_an_outlier_that_came_first_is_found_by_those_that_follow(
     four: Study, tmp_path: Path
 ) -> None:
     out = tmp_path / "merged"
-    long = four.forged(tmp_path / "long", lambda u: replace(u, delta=scale(u.delta, 1e4)))
+    long = four.forged(tmp_path / "long", lambda u: replace(u, delta=scale(u.delta, 50)))
     # Alone it cannot be told, nor of two which is the wrong one.
     merge(four.path, [long], out, Rules())
     change(out, add=[four.files[1]])

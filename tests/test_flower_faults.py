@@ -164,6 +164,8 @@ def test_a_node_with_another_version_of_a_library_is_named_and_the_others_go_on(
             "--client",
             "2",
             "--yes",
+            "--allow-code",
+            "parts",
         ]
         here.begin("worker2", "env", path, *command, "--out", tmp_path / "node2", home="user")
         until(

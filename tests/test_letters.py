@@ -5,6 +5,7 @@ import socket
 import stat
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 from threading import Thread
 
 import pytest
@@ -76,3 +77,34 @@ def test_what_is_not_whole_is_refused(sent: bytes, error: type[Exception], words
 def test_any_head_is_a_table_or_refused(text: bytes, body: bytes) -> None:
     with suppress(WireError):
         assert isinstance(letter(text, body).head, dict)
+
+
+@pytest.mark.parametrize("times", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_fuzzed_letters(times: int) -> None:
+    """Mutated on a socket: each is read as a letter, or refused, and none is waited for."""
+    draws = Random(times)
+    head = Letter({"kind": "job", "round": 3, "accepted": None, "environment": {"torch": "2"}}).text
+    whole = len(head).to_bytes(4, "big") + (40).to_bytes(8, "big") + head + bytes(40)
+    read = 0
+    for _ in range(times):
+        sent = bytearray(whole)
+        for _ in range(draws.choice((1, 1, 2, 8))):
+            at = draws.randrange(draws.choice((12, 12 + len(head), len(whole))))
+            match draws.randrange(4):
+                case 0:
+                    sent[at : at + 1] = draws.randbytes(1)
+                case 1:
+                    sent[at : at + draws.choice((1, 8, 60))] = b""
+                case 2:
+                    sent[at:at] = draws.choice((b"[" * 2000, b'"', b"9" * 5000, b"{}", b"\\ud800"))
+                case 3:
+                    sent[at : at + 4] = draws.randbytes(4)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.sendall(sent)
+            ours.shutdown(socket.SHUT_WR)
+            theirs.settimeout(10)
+            with suppress(WireError, ConnectionError):
+                assert isinstance(receive(theirs).head, dict)
+                read += 1
+    assert 0 < read < times

@@ -16,7 +16,7 @@ from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal, layout, under
 from fedpeft.core.types import Failure, State, Tensors
 from fedpeft.errors import RunError
-from fedpeft.registry import build, names
+from fedpeft.registry import OWN, build, names
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.runs.folder import create
@@ -144,7 +144,7 @@ def test_held_out_metrics_are_the_mean_over_the_clients_models(
 ) -> None:
     path, _, summary = finished
     with pytest.raises(RunError, match=r"cannot be exported: .* are each client's own"):
-        read_result(path)
+        read_result(path, OWN)
     result = fedpeft("evaluate", path, "--per-client")
     assert result.exit_code == 0, result.stderr
     assert f"{summary['accuracy_last']:.4f}" in result.stdout

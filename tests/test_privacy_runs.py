@@ -21,6 +21,7 @@ from fedpeft.core.tensors import equal
 from fedpeft.errors import RunError
 from fedpeft.plan.calibration import with_noise
 from fedpeft.plan.reading import read_plan
+from fedpeft.registry import OWN
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import load_checkpoint
@@ -163,7 +164,7 @@ def test_a_cell_keeps_its_noise_and_is_known_by_its_plan_before_it(tmp_path: Pat
     shelf = Shelf(study, tmp_path / "out", tmp_path / "kept")
     folder = shelf.place(cell)
     assert noise_in(folder.path) is None
-    site = open_run_site(reopen(folder.path)[1])
+    site = open_run_site(reopen(folder.path, OWN)[1])
     run_folder(folder, site, rounds=1)
     assert noise_in(folder.path) == site.plan.private_part.noise_multiplier is not None
     # And nothing else was changed.

@@ -12,6 +12,7 @@ from running import SMALL, run
 
 from fedpeft import Plan, PlanError, RunError, open_site, read_plan
 from fedpeft.data.partitioned import Partitioned
+from fedpeft.registry import OWN
 from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.environment import differences
@@ -88,7 +89,7 @@ def test_lost_or_damaged_lines_are_named(site: Site, halfway: RunFolder) -> None
 def test_a_checkpoint_of_another_plan(halfway: RunFolder) -> None:
     text = halfway.plan.read_text()
     halfway.plan.write_text(text.replace("seed = 1", "seed = 2"))
-    _, changed = reopen(halfway.path)
+    _, changed = reopen(halfway.path, OWN)
     with pytest.raises(RunError, match="belongs to another plan"):
         load_checkpoint(halfway.checkpoint, changed)
 

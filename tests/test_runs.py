@@ -17,7 +17,7 @@ from fedpeft import Folder, InProcess, Plan, federate, open_site, read_plan, sta
 from fedpeft.cli.progress import summary_table
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import State
-from fedpeft.registry import build
+from fedpeft.registry import OWN, build
 from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.folder import RunFolder, create, read_rounds, reopen
@@ -84,7 +84,7 @@ def test_a_run_is_the_loop_and_nothing_else(
 
 
 def test_the_plan_in_the_folder_is_the_plan(plan: Plan, undisturbed: RunFolder) -> None:
-    assert reopen(undisturbed.path) == (undisturbed, plan)
+    assert reopen(undisturbed.path, OWN) == (undisturbed, plan)
 
 
 def test_a_line_tells_of_each_client_asked(undisturbed: RunFolder, site: Site) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from contributions import study
+from contributions import merge, study
 from rounds import Recording, on, points_plan, run
 from running import PLAN
 
@@ -21,7 +21,7 @@ from fedpeft.core.types import Failure, Job, Reply, Tensors
 from fedpeft.engines.cohort import Cohort
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.processes import Processes
-from fedpeft.oneshot.merge import Rules, merge
+from fedpeft.oneshot.rules import Rules
 from fedpeft.rounds.client import Worker
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site

@@ -4,11 +4,14 @@ Adding a part is one new file and one line here. Targets are strings, resolved o
 module imports no part and `peft` or `datasets` is not loaded by someone who does not use it. Parts
 from other packages arrive through entry points `fedpeft.<kind>`; a part of the user's own is named
 "module:Class".
+
+To import a module is to run it. So each function that may import one is told which modules the plan
+may name (`Code`): all of them in the user's own plan, none in a plan that somebody else wrote.
 """
 
 import sys
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, field, fields, is_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -144,6 +147,37 @@ CATALOGUE: dict[str, dict[str, str]] = {
 }
 
 
+@dataclass(frozen=True)
+class Code:
+    """Which modules, beside those of registered parts, a plan may have imported.
+
+    Attributes:
+      modules: their whole names; None for any module.
+    """
+
+    modules: frozenset[str] | None
+
+    @classmethod
+    def of(cls, modules: Iterable[str]) -> "Code":
+        return cls(frozenset(modules))
+
+    def check(self, target: str, path: str) -> None:
+        """Raises PlanError where "module:name" is of a module that may not be imported."""
+        module = target.partition(":")[0]
+        if self.modules is not None and module not in self.modules:
+            raise PlanError(
+                f"{path} = {target!r} runs code, the module {module!r}, and somebody else may have "
+                "written this plan: such a plan may name registered parts only. Read that module, "
+                f"and if you trust it, add --allow-code {module}"
+            )
+
+
+OWN = Code(None)
+"""For a plan of the user's own."""
+REGISTERED = Code(frozenset())
+"""For a plan that somebody else may have written: registered parts only."""
+
+
 def names(kind: str) -> dict[str, str]:
     """All parts of a kind, from here and from entry points: name -> "module:Class"."""
     return CATALOGUE[kind] | _installed(kind)
@@ -155,24 +189,41 @@ def _installed(kind: str) -> dict[str, str]:
     return {e.name: e.value for e in entry_points(group=f"fedpeft.{kind}")}
 
 
-def find(kind: str, name: str) -> type:
+def find(kind: str, name: str, code: Code = OWN, path: str = "") -> type:
     """The class registered as `name`, or the one that "module:Class" names.
 
     Raises:
-      PlanError: no such part; the message lists what exists.
+      PlanError: no such part, and the message lists what exists; or `code` does not allow it.
     """
     known = names(kind)
+    if ":" in name:
+        code.check(name, path or kind)
     target = name if ":" in name else known.get(name)
     if target is None:
         raise PlanError(unknown(kind, name, known))
-    module, _, attribute = target.partition(":")
     try:
-        if ":" in name and str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
-        found: type = getattr(import_module(module), attribute)
+        found: type = imported(target) if ":" in name else _attribute(target)
     except (ImportError, AttributeError) as error:
         raise PlanError(f"the {kind} {name!r} cannot be loaded from {target}: {error}") from None
     return found
+
+
+def imported(target: str) -> Any:
+    """What "module:name" names, looked for in the working folder too; last, so that no file there
+    stands for a module that is installed. Raises ImportError or AttributeError if there is none."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    return _attribute(target)
+
+
+def _attribute(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
+
+
+def code() -> Any:
+    """A dataclass field whose text "module:name" is imported: `module: Any = code()`."""
+    return field(metadata={"code": True})
 
 
 def part(kind: str, default: str) -> Any:
@@ -197,15 +248,17 @@ def parts(kind: str) -> Any:
     return field(default=(), metadata={"kind": kind, "default": None})
 
 
-def build(kind: str, spec: Any, default: str | None = None, path: str = "") -> Any:
+def build(
+    kind: str, spec: Any, default: str | None = None, path: str = "", code: Code = OWN
+) -> Any:
     """Build a part from `"mean"`, or from `{"name": "trimmed_mean", "trim": 0.2}`; a built part
     passes through.
 
     The part's own fields are its schema. Fields that hold parts are built the same way.
 
     Raises:
-      PlanError: an unknown or missing key, a value of the wrong type or out of range; it names
-        `path`.
+      PlanError: an unknown or missing key, a value of the wrong type or out of range, or a module
+        that `code` does not allow; it names `path`.
     """
     where = path or kind
     if isinstance(spec, str):
@@ -222,13 +275,15 @@ def build(kind: str, spec: Any, default: str | None = None, path: str = "") -> A
     name = settings.pop("name", default)
     if not isinstance(name, str):
         raise PlanError(f"{where} needs a `name`; known: {', '.join(sorted(names(kind)))}")
-    cls = find(kind, name)
+    cls = find(kind, name, code, where)
     if not is_dataclass(cls):
         raise PlanError(f"{where}: {name!r} is no dataclass, so its settings cannot be told")
-    return construct(cls, settings, f"{where} {name!r}", where)
+    return construct(cls, settings, f"{where} {name!r}", where, code)
 
 
-def construct(cls: type, settings: Mapping[str, Any], what: str, path: str) -> Any:
+def construct(
+    cls: type, settings: Mapping[str, Any], what: str, path: str, code: Code = OWN
+) -> Any:
     """Build a dataclass from plain values, checking keys and types.
 
     Raises:
@@ -243,7 +298,7 @@ def construct(cls: type, settings: Mapping[str, Any], what: str, path: str) -> A
         if key not in settings and f.default is MISSING and f.default_factory is MISSING:
             raise PlanError(f"{what} needs the key {key!r}")
     values = {
-        key: _value(schema[key], hints[key], value, f"{path}.{key}")
+        key: _value(schema[key], hints[key], value, f"{path}.{key}", code)
         for key, value in settings.items()
     }
     try:
@@ -252,15 +307,17 @@ def construct(cls: type, settings: Mapping[str, Any], what: str, path: str) -> A
         raise PlanError(f"{what}: {error}") from None
 
 
-def _value(slot: Field[Any], hint: Any, value: Any, path: str) -> Any:
+def _value(slot: Field[Any], hint: Any, value: Any, path: str, code: Code) -> Any:
     if "kind" in slot.metadata:
-        return _part(slot, hint, value, path)
+        return _part(slot, hint, value, path, code)
     if "table" in slot.metadata:
-        return _table(slot.metadata["table"], value, path)
+        return _table(slot.metadata["table"], value, path, code)
     if "tables" in slot.metadata:
         each = value if isinstance(value, (list, tuple)) else [value]
         cls = slot.metadata["tables"]
-        return tuple(_table(cls, one, f"{path}[{i}]") for i, one in enumerate(each))
+        return tuple(_table(cls, one, f"{path}[{i}]", code) for i, one in enumerate(each))
+    if "code" in slot.metadata and isinstance(value, str):
+        code.check(value, path)
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
@@ -268,27 +325,27 @@ def _value(slot: Field[Any], hint: Any, value: Any, path: str) -> Any:
         raise PlanError(f"{path} = {value!r}: {reason[0].lower()}{reason[1:]}") from None
 
 
-def _table(cls: type, value: Any, path: str) -> Any:
+def _table(cls: type, value: Any, path: str, code: Code) -> Any:
     if isinstance(value, cls):
         return value
     if not isinstance(value, Mapping):
         known = ", ".join(f.name for f in fields(cls))
         raise PlanError(f"{path} = {value!r}: must be a table; its keys are {known}")
-    return construct(cls, value, path, path)
+    return construct(cls, value, path, path, code)
 
 
-def _part(slot: Field[Any], hint: Any, value: Any, path: str) -> Any:
+def _part(slot: Field[Any], hint: Any, value: Any, path: str, code: Code) -> Any:
     """The part of such a field, or a tuple of them where it holds any number; there one alone is
     one of one."""
     kind, default = slot.metadata["kind"], slot.metadata["default"]
     if get_origin(hint) is not tuple:
-        return _able(kind, build(kind, value, default, path), hint, path)
+        return _able(kind, build(kind, value, default, path, code), hint, path)
     protocol = get_args(hint)[0]
     if not isinstance(value, (list, tuple)):
-        return (_able(kind, build(kind, value, default, path), protocol, path),)
+        return (_able(kind, build(kind, value, default, path, code), protocol, path),)
     places = {f"{path}[{i}]": one for i, one in enumerate(value)}
     return tuple(
-        _able(kind, build(kind, one, default, place), protocol, place)
+        _able(kind, build(kind, one, default, place, code), protocol, place)
         for place, one in places.items()
     )
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedpeft.cli.options import AsJson, Debug, Device, RunPath
+from fedpeft.cli.options import AllowCode, AsJson, Debug, Device, RunPath, allowed
 
 EXAMPLES = """\
   fedpeft attack runs/digits-lora-1-001
@@ -34,6 +34,7 @@ def attack(
     steps: Annotated[int, typer.Option(metavar="N", help="Of each search.")] = 120,
     device: Device = "cpu",
     as_json: AsJson = False,
+    allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
     """Attack what one client sends, as the server could.
@@ -62,7 +63,7 @@ def attack(
             "`fedpeft run` it, and name that run"
         )
     # a search needs second derivatives, down to the pictures
-    plan = reopen(run)[1]
+    _, plan = reopen(run, allowed(allow_code))
     exact = replace(plan.compute, pack=False, features=False, base_dtype="float32")
     site = open_run_site(replace(plan, compute=exact), device)
     if client and client not in site.data.clients:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from fedpeft.registry import Code
     from fedpeft.runs.questions import Asked
 
 WIDTH = 100
@@ -31,7 +32,7 @@ def asked(
     return Asked(name, shots, limit, mmlu)
 
 
-def measured(run: Path, questions: "Asked", device: str) -> dict[str, Any]:
+def measured(run: Path, questions: "Asked", device: str, code: "Code") -> dict[str, Any]:
     """The record of both models, with a bar on standard error meanwhile."""
     from rich.console import Console
     from rich.progress import Progress
@@ -46,6 +47,7 @@ def measured(run: Path, questions: "Asked", device: str) -> dict[str, Any]:
             questions,
             device,
             lambda done, total: progress.update(bar, completed=done, total=total),
+            code,
         )
 
 

@@ -1,13 +1,18 @@
 """`fedpeft contribute`: a client trains once and writes the one file that it sends."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import click
 import typer
 
-from fedpeft.cli.options import Debug, Device
+from fedpeft.cli.options import AllowCode, Debug, Device, allowed
+
+if TYPE_CHECKING:
+    from fedpeft.oneshot.contribution import Header
+    from fedpeft.oneshot.releases import Release
 
 EXAMPLES = """\
   fedpeft contribute study --data pictures/ --name hospital-a --key hospital-a.key -o a.safetensors
@@ -31,13 +36,31 @@ def contribute(
     key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Sign with this key of `keygen`.")
     ] = None,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again",
+            help="With a private plan, one more file for a study that has one of yours: both "
+            "together tell more.",
+        ),
+    ] = False,
+    memory: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where files of private plans are counted; else in your own data folder, "
+            "~/.local/share/fedpeft.",
+        ),
+    ] = None,
     device: Device = "cpu",
+    allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
     """Train on examples that stay here and write one file to send.
 
     DIR is the folder of an invitation. The file holds what was learned, sealed for the server
-    alone. Part of the data is held out as the plan says and not trained on.
+    alone. Part of the data is held out as the plan says and not trained on. Of a private plan a
+    second file is another release of the same examples, so it is made with --again only.
     """
     if (client is None) == (data is None) or (data is None) != (name is None):
         raise click.UsageError("give --data and --name, or --client")
@@ -48,6 +71,7 @@ def contribute(
     from fedpeft.oneshot.contribute import from_own_data, from_partition
     from fedpeft.oneshot.invitation import read_invitation
     from fedpeft.oneshot.keys import require, signing_key
+    from fedpeft.oneshot.releases import Releases
 
     require()
     if out.exists():
@@ -55,23 +79,39 @@ def contribute(
             f"{out} is there already: a file that may have been sent is not written over; name "
             "another"
         )
-    study, signer = read_invitation(invitation), signing_key(key) if key else None
+    study = read_invitation(invitation, allowed(allow_code))
+    signer = signing_key(key) if key else None
     if data is not None and name is not None:
         who = from_own_data(study, data, name, device)
     else:
         who = from_partition(study, client or 0, device)
+    releases = Releases(memory) if memory else Releases.usual()
+    if study.plan.private_part is not None and not again:
+        releases.check(study.terms.study, who.client)
     with click.progressbar(
         length=who.steps, label=who.client, show_pos=True, file=sys.stderr
     ) as bar:
         header, content = train(study, who, signer, lambda: bar.update(1))
+    every: Sequence[Release] = ()
+    if study.plan.private_part is not None:
+        every = releases.add(study.terms.study, who.client, header.privacy or {}, again)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, content)
+    write_atomically(out, content, private=True)
     count = who.site.data.size(who.client)
     typer.echo(
         f"{out}: {size(len(content))} from {count} examples of {header.client}, "
         f"{'' if key else 'un'}signed"
     )
+    _tell(header, every)
+
+
+def _tell(header: "Header", every: "Sequence[Release]") -> None:
+    """What the file guarantees, and what it does together with those made before."""
+    from fedpeft.oneshot.releases import words
+
     if header.privacy:
         typer.echo(
             f"privacy: {', '.join(f'{word} {value}' for word, value in header.privacy.items())}"
         )
+    if len(every) > 1:
+        typer.echo(f"with the {len(every) - 1} made before: {words(every)}, if all are sent")

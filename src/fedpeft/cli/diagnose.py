@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import click
 import typer
 
-from fedpeft.cli.options import AsJson, Debug, Device, Settings, resolve
+from fedpeft.cli.options import AllowCode, AsJson, Debug, Device, Settings, allowed, resolve
 
 EXAMPLES = """\
   fedpeft diagnose                                     the plan of `fedpeft run`, within a minute
@@ -43,6 +43,7 @@ def diagnose(
     ] = 0.05,
     device: Device = "cpu",
     as_json: AsJson = False,
+    allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
     """Measure whether one round will do.
@@ -66,11 +67,12 @@ def diagnose(
     )
     if run and settings:
         raise click.UsageError("a run is diagnosed with its own plan: no --set beside it")
-    own = reopen(run)[1] if run else resolve(plan, settings)
+    code = allowed(allow_code)
+    own = reopen(run, code)[1] if run else resolve(plan, settings, code=code)
     site = open_run_site(spread(own), device)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("training both ways", total=batches_of(site, *work(site, budget)))
-        found = measured(site, budget, lambda: progress.advance(bar), run)
+        found = measured(site, budget, lambda: progress.advance(bar), run, code)
     typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(_lines(found)))
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedpeft.cli.options import Debug, PlanFile, Settings
+from fedpeft.cli.options import AllowCode, Debug, PlanFile, Settings, allowed
 
 EXAMPLES = """\
   fedpeft doctor --superlink fl.example.org:8443 --root-certificates ca.crt --key node.key
@@ -34,6 +34,7 @@ def doctor(
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="What the plan calls this node.")
     ] = None,
+    allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
     """Look for what would keep a federation from running.
@@ -48,7 +49,7 @@ def doctor(
     findings += look.private_key(key) if key else ()
     findings += look.superlink(superlink, root) if superlink else ()
     findings += look.worker(node) if node else ()
-    findings += look.site(plan, settings, data, name) if plan else ()
+    findings += look.site(plan, settings, data, name, allowed(allow_code)) if plan else ()
     for one in findings:
         typer.secho(
             f"{'ok ' if one.good else 'NO '} {one.what}: {one.seen}",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedpeft.cli import benchmarks
-from fedpeft.cli.options import AsJson, Debug, Device, RunPath
+from fedpeft.cli.options import AllowCode, AsJson, Debug, Device, RunPath, allowed
 
 if TYPE_CHECKING:
     from fedpeft.core.interfaces import Store
@@ -80,6 +80,7 @@ def evaluate(
     ] = "",
     device: Device = "cpu",
     as_json: AsJson = False,
+    allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
     """Measure a run on held-out examples.
@@ -100,7 +101,8 @@ def evaluate(
     from fedpeft.runs.samples import samples
 
     asked = benchmarks.asked(benchmark, shots, limit, mmlu)
-    folder, plan = reopen(run)
+    code = allowed(allow_code)
+    folder, plan = reopen(run, code)
     saved = load_checkpoint(folder.checkpoint, plan)
     if saved is None:
         raise RunError(f"{run} has no checkpoint yet: no round of it is done")
@@ -115,7 +117,7 @@ def evaluate(
         )
     found: dict[str, Any] = {"round": saved.state.round}
     if asked:  # first, as these may be refused, and what was measured would be lost
-        found["benchmark"] = benchmarks.measured(run, asked, device)
+        found["benchmark"] = benchmarks.measured(run, asked, device, code)
     if sample and draws(plan):
         drawn = exhibit(folder, plan, saved.state, sample, device, clip)
         found |= {"captions": [one["caption"] for one in drawn["pictures"]], "clip": drawn["clip"]}

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedpeft.cli.options import Debug, RunPath
+from fedpeft.cli.options import AllowCode, Debug, RunPath, allowed
 
 EXAMPLES = """\
   fedpeft export runs/digits-lora-1-001 adapter/
@@ -19,6 +19,7 @@ def export(
     merge: Annotated[
         bool, typer.Option("--merge", help="An adapter merged into its base: a whole model.")
     ] = False,
+    allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
     """Write a run's result as a Hugging Face folder.
@@ -28,8 +29,9 @@ def export(
     """
     from fedpeft.runs.folder import reopen
 
-    folder, _ = reopen(run)
+    code = allowed(allow_code)
+    folder, _ = reopen(run, code)
     from fedpeft.runs.export import export_run
 
-    for path in export_run(folder.path, out, merge):
+    for path in export_run(folder.path, out, merge, code):
         typer.echo(str(path))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedpeft.cli.options import Debug, PlanFile, Settings, resolve
+from fedpeft.cli.options import AllowCode, Debug, PlanFile, Settings, allowed, resolve
 
 EXAMPLES = """\
   fedpeft invite -o study                                          handwritten digits at five sites
@@ -19,6 +19,7 @@ def invite(
     ],
     plan: PlanFile = None,
     settings: Settings = None,
+    allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
     """Write what clients need to take part with one file each.
@@ -29,7 +30,7 @@ def invite(
     from fedpeft.oneshot.invitation import invite as write
     from fedpeft.oneshot.invitation import server_key
 
-    terms = write(resolve(plan, settings, "one-shot"), out)
+    terms = write(resolve(plan, settings, "one-shot", allowed(allow_code)), out)
     typer.echo(
         f"study {terms.study}\n{out} (for the clients)\n{server_key(out)} (keep it to yourself)"
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import click
 import typer
 
-from fedpeft.cli.options import AsJson, Debug
+from fedpeft.cli.options import AllowCode, AsJson, Debug, allowed
 
 EXAMPLES = """\
   fedpeft merge study *.safetensors -o merged --trust trusted    signed by those in the list only
@@ -42,12 +42,25 @@ def merge(
         float | None,
         typer.Option(
             metavar="X",
-            help="Refuse an update X times as long as the median of the others; 10 at first.",
+            help="Refuse an update X times as long as the median of the others, or 10·X times "
+            "as long as the only other one; 10 at first.",
         ),
     ] = None,
     max_norm: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Refuse an update longer than X; any length at first."),
+        typer.Option(
+            metavar="X",
+            help="Refuse an update longer than X; at first than 1000 times what training starts "
+            "from.",
+        ),
+    ] = None,
+    max_examples: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            help="Refuse a file that counts as more than N examples; at first as more than 100 "
+            "times the median of the others.",
+        ),
     ] = None,
     evaluate: Annotated[
         bool,
@@ -56,36 +69,38 @@ def merge(
         ),
     ] = False,
     as_json: AsJson = False,
+    allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
     """Merge contribution files into a run's folder.
 
     DIR is the folder of an invitation, or with --add and --remove that of what was merged.
-    A file that is not as it must be is named, and nothing is merged then. --trust, --norm-factor
-    and --max-norm stay with the merge, and hold for the files that it has already too.
+    A file that is not as it must be is named, and nothing is merged then. --trust, --norm-factor,
+    --max-norm and --max-examples stay with the merge, and hold for the files that it has already
+    too.
     """
     from fedpeft.oneshot.keys import Trust
-    from fedpeft.oneshot.merge import Rules, change, is_merged
+    from fedpeft.oneshot.merge import change, is_merged
     from fedpeft.oneshot.merge import merge as begin
+    from fedpeft.oneshot.rules import Rules
 
     came = [*(files or ()), *(add or ())]
-    keys = Trust.read(trust or ()).keys
+    keys, code = Trust.read(trust or ()).keys, allowed(allow_code)
+    bounds = norm_factor, max_norm, max_examples
 
     def asked(rules: Rules) -> Rules:
-        return rules.but(keys, norm_factor, max_norm)
+        return rules.but(keys, *bounds)
 
     if is_merged(folder):
-        if out or not (
-            came or remove or evaluate or keys or (norm_factor, max_norm) != (None, None)
-        ):
+        if out or not (came or remove or evaluate or keys or bounds != (None, None, None)):
             raise click.UsageError(
                 "a merge is changed in its place: give --add FILE or --remove NAME"
             )
-        summary, out = change(folder, came, remove or (), evaluate, asked), folder
+        summary, out = change(folder, came, remove or (), evaluate, asked, code), folder
     else:
         if out is None or remove or not came:
             raise click.UsageError("to merge an invitation's files give FILE... and -o MERGED")
-        summary = begin(folder, came, out, asked(Rules()), evaluate)
+        summary = begin(folder, came, out, asked(Rules()), evaluate, code)
     _show(summary, out, evaluate, as_json)
 
 

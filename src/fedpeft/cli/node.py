@@ -7,7 +7,7 @@ import click
 import typer
 
 from fedpeft.cli.consent import ask_for_consent
-from fedpeft.cli.options import Debug, Device, PlanFile, Settings, resolve
+from fedpeft.cli.options import AllowCode, Debug, Device, PlanFile, Settings, allowed, resolve
 
 EXAMPLES = """\
   fedpeft node plan.toml --data pictures/ --name a              at a hospital that the plan names
@@ -47,6 +47,7 @@ def node(
         bool, typer.Option("--yes", "-y", help="Agree to the terms without being asked.")
     ] = False,
     device: Device = "cpu",
+    allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
     """Hold an owner's data and train for Flower's SuperNode.
@@ -62,7 +63,7 @@ def node(
     from fedpeft.deploy.terms import node_site, rehearsal_site
     from fedpeft.oneshot.keys import signing_key
 
-    read = resolve(plan, settings)
+    read = resolve(plan, settings, code=allowed(allow_code))
     if data is not None and name is not None:
         site, who = node_site(read, data, name, device), name
     else:

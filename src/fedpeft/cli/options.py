@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from fedpeft.plan.plan import Plan
+    from fedpeft.registry import Code
 
 _DEBUG = "fedpeft.debug"
 
@@ -48,6 +49,14 @@ Engine = Annotated[
         autocompletion=_engines,
     ),
 ]
+AllowCode = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Run the Python module NAME where the plan, which somebody else may have written, "
+        "names it; without this a plan may name registered parts only. Repeatable.",
+    ),
+]
 Device = Annotated[
     str, typer.Option(metavar="NAME", show_default=False, help="cpu (the default), cuda or mps.")
 ]
@@ -59,13 +68,30 @@ Debug = Annotated[
 ]
 
 
-def resolve(plan: Path | None, settings: list[str] | None, own: str = "digits") -> "Plan":
+def allowed(allow_code: list[str] | None) -> "Code":
+    """The modules that the user lets somebody else's plan name."""
+    from fedpeft.registry import Code
+
+    return Code.of(allow_code or ())
+
+
+def resolve(
+    plan: Path | None,
+    settings: list[str] | None,
+    own: str = "digits",
+    code: "Code | None" = None,
+) -> "Plan":
     """The plan at a path, or the package's `own`, with `key=value` pairs set.
+
+    Args:
+      code: which modules the plan may name; left out, any, as the plan is the user's own.
 
     Raises:
       PlanError: see `read_plan`.
     """
     from fedpeft.plan.reading import read_plan
+    from fedpeft.registry import OWN
 
     default = files("fedpeft") / "assets" / "plans" / f"{own}.toml"
-    return read_plan(default.read_text(encoding="utf-8") if plan is None else plan, settings or ())
+    spec = default.read_text(encoding="utf-8") if plan is None else plan
+    return read_plan(spec, settings or (), OWN if code is None else code)

@@ -118,9 +118,10 @@ def _begin(plan: "Plan", out: Path | None, device: str, workers: int) -> "tuple[
 
 def _reopened(path: Path, engine: str | None) -> "tuple[RunFolder, Plan]":
     """A run that was begun. The engine may be another: results do not depend on it."""
+    from fedpeft.registry import OWN
     from fedpeft.runs.folder import reopen
 
-    folder, plan = reopen(path)
+    folder, plan = reopen(path, OWN)
     return folder, replace(plan, engine=engine or plan.engine)
 
 
@@ -140,9 +141,10 @@ def _reopen(
 
 
 def _finished(console: "Console", path: Path, as_json: bool) -> bool:
+    from fedpeft.registry import OWN
     from fedpeft.runs.folder import read_json, reopen
 
-    folder, _ = reopen(path)
+    folder, _ = reopen(path, OWN)
     summary = read_json(folder.summary)
     if summary is None:
         return False

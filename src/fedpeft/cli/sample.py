@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedpeft.cli.options import Debug
+from fedpeft.cli.options import AllowCode, Debug, allowed
 
 EXAMPLES = """\
   fedpeft sample runs/emoji-diffusion-1-001 -o grid.png
@@ -32,6 +32,7 @@ def sample(
     seed: Annotated[
         int, typer.Option(metavar="N", help="Of the noise that pictures begin as.")
     ] = 0,
+    allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
     """Draw pictures of text-to-image runs, side by side.
@@ -43,6 +44,6 @@ def sample(
     from fedpeft.runs.pictures import grid
     from fedpeft.tasks.drawing import Drawing
 
-    made = grid(runs, Drawing(steps, guidance, seed), number, caption or ())
+    made = grid(runs, Drawing(steps, guidance, seed), number, caption or (), allowed(allow_code))
     write_atomically(out, made.png())
     typer.echo(str(out))

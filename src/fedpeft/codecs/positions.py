@@ -15,6 +15,9 @@ from torch import Tensor
 from fedpeft.core.wire import Body
 from fedpeft.errors import WireError
 
+CHUNK = 1 << 14
+"""Bytes of a bitmap, or numbers, that are worked on at once."""
+
 
 def size(k: int, n: int) -> int:
     """The number of bytes for k of n."""
@@ -52,15 +55,17 @@ def decode(body: Body, k: int, n: int) -> Tensor:
         return torch.arange(n)
     low, high = _widths(k, n)
     if _bytes(n) == len(body):
-        found = _set_bits(body, n)
+        found = _set_bits(body, n, k)
     else:
         split = _bytes(k * low)
-        highs = _set_bits(body[split:], high)
-        if len(highs) != k:
-            raise WireError(f"a payload marks {len(highs)} positions; {k} are sent")
-        lows = _bits(body[:split], k * low).reshape(k, low) @ (1 << np.arange(low))
-        found = ((highs - np.arange(k)) << low) + lows
-    if len(found) != k or (np.diff(found) < 1).any() or found[-1] >= n:
+        found = _set_bits(body[split:], high, k)
+        _check_end(body[:split], k * low)
+        for start in range(0, k, CHUNK):  # so that what is taken meanwhile stays small
+            some = found[start : start + CHUNK]
+            some -= np.arange(start, start + len(some))
+            some <<= low
+            some += _lows(body[:split], start, len(some), low)
+    if (found[1:] <= found[:-1]).any() or found[-1] >= n:
         raise WireError(f"a payload's positions are not {k} increasing numbers below {n}")
     return torch.from_numpy(found)
 
@@ -81,12 +86,33 @@ def _bitmap(numbers: "np.ndarray[tuple[int], np.dtype[np.int64]]", bits: int) ->
     return np.packbits(marks, bitorder="little").tobytes()
 
 
-def _bits(body: Body, bits: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
-    every = np.unpackbits(np.frombuffer(body, dtype=np.uint8), bitorder="little")
-    if every[bits:].any():
+def _lows(
+    body: Body, start: int, count: int, low: int
+) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """The low bits of `count` numbers from number `start` on, a multiple of 8."""
+    part = body[start * low // 8 : _bytes((start + count) * low)]
+    bits = np.unpackbits(np.frombuffer(part, dtype=np.uint8), count=count * low, bitorder="little")
+    lows: np.ndarray[tuple[int], np.dtype[np.int64]]
+    lows = bits.reshape(count, low) @ (1 << np.arange(low))
+    return lows
+
+
+def _check_end(body: Body, bits: int) -> None:
+    if bits % 8 and body[-1] >> bits % 8:
         raise WireError("a payload's positions end in bits that mean nothing")
-    return every[:bits]
 
 
-def _set_bits(body: Body, bits: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    return np.flatnonzero(_bits(body, bits)).astype(np.int64)
+def _set_bits(body: Body, bits: int, k: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """Where the k bits are that are set; another number of them is refused before they are looked
+    for."""
+    _check_end(body, bits)
+    every = np.frombuffer(body, dtype=np.uint8)
+    found, marked = np.empty(k, dtype=np.int64), 0
+    for start in range(0, len(every), CHUNK):
+        bitmap = np.unpackbits(every[start : start + CHUNK], bitorder="little")
+        some = np.flatnonzero(bitmap) + 8 * start
+        found[marked : marked + len(some)] = some[: max(k - marked, 0)]
+        marked += len(some)
+    if marked != k:
+        raise WireError(f"a payload marks {marked} positions; {k} are sent")
+    return found

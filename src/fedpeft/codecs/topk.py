@@ -56,7 +56,7 @@ class TopK:
         # one type for all, the widest: a ranking in a narrower one would round small entries to
         # equal ones
         index = every.topk(self._kept(len(every)), sorted=False).indices.sort().values
-        local = iter(_by_tensor(index, [len(x) for x in ranked]))
+        local = iter(_by_tensor(index.clone(), [len(x) for x in ranked]))
         values = [x[next(local)] if x.is_floating_point() else x for x in flat.values()]
         return encode_tensors([], tensors, positions.encode(index, len(every)) + join(values))
 
@@ -67,10 +67,11 @@ class TopK:
         n = sum(counts)
         k = self._kept(n)
         start = positions.size(k, n)
-        if k > len(body):
+        least = min((t.itemsize for _, t in kinds(shapes) if t.is_floating_point), default=0)
+        if start + k * least > len(body):
             raise WireError(
                 f"a payload's body has {len(body)} bytes; density {self.density} of its layout is "
-                f"{k} entries"
+                f"{k} entries, {least} bytes each or more, and {start} bytes for where they are"
             )
         local = _by_tensor(positions.decode(body[:start], k, n), counts)
         return _scattered(shapes, body[start:], local)
@@ -80,11 +81,11 @@ class TopK:
 
 
 def _by_tensor(index: Tensor, counts: list[int]) -> list[Tensor]:
-    """Increasing positions in one vector as positions in each of the tensors that it was made
-    of."""
+    """Increasing positions in one vector as positions in each of the tensors that it was made of;
+    they are written into the same memory."""
     ends = torch.tensor([0, *counts]).cumsum(0)
     pieces = index.tensor_split(torch.searchsorted(index, ends[1:-1])) if counts else ()
-    return [piece - start for piece, start in zip(pieces, ends[:-1], strict=True)]
+    return [piece.sub_(start) for piece, start in zip(pieces, ends[:-1], strict=True)]
 
 
 def _scattered(shapes: Layout, body: Body, local: list[Tensor]) -> Tensors:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedpeft.core import bounded_json
 from fedpeft.errors import WireError
 
 SOCKET = "socket"
@@ -48,7 +49,7 @@ def letter(text: bytes, body: bytes) -> Letter:
     if len(text) > _HEAD_LIMIT:
         raise WireError(f"a letter's head of {len(text)} bytes is longer than {_HEAD_LIMIT}")
     try:
-        head = json.loads(text)
+        head = bounded_json.read(text)
     except (ValueError, RecursionError) as error:
         raise WireError(f"a letter's head is not readable: {error}") from None
     if not isinstance(head, dict):

@@ -22,6 +22,8 @@ from fedpeft.errors import WireError
 
 PARAMS, DELTA = "params", "delta"
 MAIN = (PARAMS, DELTA)
+METRICS, METRIC_NAME = 64, 100
+"""Of one update, and characters of a name."""
 
 
 def flatten(groups: Mapping[str, Tensors]) -> Tensors:
@@ -141,8 +143,18 @@ def _values(header: Any) -> dict[str, Any]:
     if weight is not None:
         values["weight"] = _number(weight, "weight")
     if metrics:
-        values["metrics"] = {name: _weighted(pair, name) for name, pair in metrics.items()}
+        values["metrics"] = _metrics(metrics)
     return values
+
+
+def _metrics(pairs: Mapping[str, Any]) -> dict[str, Weighted]:
+    """What a client measured; each name stands in the run's record."""
+    if len(pairs) > METRICS or any(len(name) > METRIC_NAME for name in pairs):
+        raise WireError(
+            f"an update has {len(pairs)} metrics, the longest name with "
+            f"{max(map(len, pairs))} characters; at most {METRICS} with {METRIC_NAME} are taken"
+        )
+    return {name: _weighted(pair, name) for name, pair in pairs.items()}
 
 
 def _number(value: Any, what: str) -> float:

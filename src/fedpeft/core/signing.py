@@ -20,7 +20,11 @@ def public_line(text: str) -> tuple[str, str]:
         if key.startswith(KIND) and len(bytes.fromhex(digits)) == PUBLIC:
             # Written in one way, so that equal keys are equal texts.
             return bytes.fromhex(digits).hex(), name.strip()
-    raise ValueError(f"{key[:80]!r} is no public key: a line is `{KIND}<hex> <client>`")
+    # what came is not shown: it may be a private key
+    raise ValueError(
+        f"this is no public key: a line is `{KIND}<hex> <client>`, as in the .pub of `keygen`; the "
+        ".key beside it is the private one, which nobody else may read"
+    )
 
 
 def public_of(private: bytes) -> str:

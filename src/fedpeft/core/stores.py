@@ -2,13 +2,14 @@
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import zip_longest
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +24,10 @@ SECRET = "secret"
 """The file of the root that all keys of a folder come from."""
 AHEAD = 4
 """Files that the system is asked for before they are read."""
+READABLE, PRIVATE, PRIVATE_FOLDER = 0o666, 0o600, 0o700
+"""Modes of files for all whom the user's umask lets read, and of what is its owner's alone."""
+_NO_LINK, _AT_ONCE = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
+"""Windows has neither."""
 
 
 _Version: TypeAlias = tuple[int, int]
@@ -47,11 +52,16 @@ def storing() -> Iterator[None]:
         raise StoreError(error.errno, error.strerror or str(error), error.filename) from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: a temporary file, fsync, rename."""
+def write_atomically(path: Path, content: bytes, private: bool = False) -> None:
+    """Write a file whole or not at all: a temporary file, fsync, rename.
+
+    Args:
+      private: only its owner can read it, from its first byte on.
+    """
     part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)  # of a kill, or a link that somebody put there
     try:
-        with part.open("wb") as file:
+        with new_file(part, PRIVATE if private else READABLE) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -60,6 +70,54 @@ def write_atomically(path: Path, content: bytes) -> None:
         with suppress(OSError):  # a full disk needs the room; what went wrong first is what is told
             part.unlink(missing_ok=True)
         raise
+
+
+def new_file(path: Path, mode: int = READABLE) -> BinaryIO:
+    """A new file to write; nothing that is there is opened, links included.
+
+    Raises:
+      FileExistsError: something is there.
+    """
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb")
+
+
+def lock_file(path: Path) -> BinaryIO:
+    """A file to hold a lock on; nothing is written to it, and no link is followed.
+
+    Raises:
+      RunError: something else is there.
+    """
+    try:
+        return _regular(path, os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK | _AT_ONCE, PRIVATE))
+    except OSError as error:
+        if path.is_symlink():
+            raise RunError(f"{path} is a link, and a lock is none: take it away") from None
+        raise error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A file to read. One that might wait for ever, such as a pipe, is not waited for.
+
+    Raises:
+      RunError: it is no regular file.
+      OSError: it cannot be opened.
+    """
+    return _regular(path, os.open(path, os.O_RDONLY | _AT_ONCE))
+
+
+def _regular(path: Path, opened: int) -> BinaryIO:
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise RunError(f"{path} is no regular file but a folder, a pipe or a device")
+    return os.fdopen(opened, "rb")
+
+
+def private_folder(path: Path) -> Path:
+    """A folder that only its owner can open, made where it is not there."""
+    path.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
+    if path.stat().st_mode & 0o077:  # of an earlier version
+        path.chmod(PRIVATE_FOLDER)
+    return path
 
 
 def ahead(files: Sequence[Path]) -> Iterator[Path]:
@@ -82,11 +140,12 @@ def _announce(file: Path) -> None:
                     os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
-def dump_tensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
-    """Write a safetensors file atomically."""
-    write_atomically(
-        path, save({n: x.detach().cpu().contiguous() for n, x in tensors.items()}, metadata)
-    )
+def dump_tensors(
+    path: Path, tensors: Tensors, metadata: dict[str, str], private: bool = False
+) -> None:
+    """Write a safetensors file atomically; a private one only its owner can read."""
+    content = save({n: x.detach().cpu().contiguous() for n, x in tensors.items()}, metadata)
+    write_atomically(path, content, private)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -103,6 +162,7 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
+        open_regular(path).close()  # the library would wait at a pipe
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
@@ -173,11 +233,11 @@ class Folder:
         """Keep the client's memory after a message, with the reply to it."""
         if not memory:
             return
-        file = self._file(job.client, job.round, job.step)
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file = self._own(job.client) / self._file(job.client, job.round, job.step).name
         reply = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
         metadata = {"run": job.run, "client": job.client}
-        dump_tensors(file, {**prefixed("memory", memory), "reply": reply}, metadata)
+        tensors = {**prefixed("memory", memory), "reply": reply}
+        dump_tensors(file, tensors, metadata, private=True)
         needed = {job.round, job.accepted}
         for old in file.parent.glob("*.safetensors"):
             if _numbers(old)[0] not in needed:
@@ -186,7 +246,7 @@ class Folder:
     def secret(self, client: ClientId) -> Secret:
         """A key for each client from one file, `secret`, that stands for the one each would
         have."""
-        return secret_at((self.secrets or self.path) / SECRET).at(client)
+        return secret_at(private_folder(self.secrets or self.path) / SECRET).at(client)
 
     def signer(self, client: ClientId) -> bytes | None:
         return self.signing.get(client)
@@ -197,9 +257,7 @@ class Folder:
         return file.read_bytes() if file.exists() else b""
 
     def keep(self, client: ClientId, note: bytes) -> None:
-        file = self.place(client) / "note"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, note)
+        write_atomically(self._own(client) / "note", note, private=True)
 
     def place(self, client: ClientId) -> Path:
         """A client's own folder. A name from the data may be "..", or differ from another only in
@@ -207,6 +265,11 @@ class Folder:
         takes for the same: the hash tells them apart, the words before it are for people."""
         words = re.sub(r"[^A-Za-z0-9]+", "_", client)[:32]
         return self.path / f"{words}-{blake2b(client.encode(), digest_size=8).hexdigest()}"
+
+    def _own(self, client: ClientId) -> Path:
+        """The client's own folder, made where it is not there."""
+        private_folder(self.path)
+        return private_folder(self.place(client))
 
     def _file(self, client: ClientId, round: int, step: int = 0) -> Path:
         """The first message of a round needs no number."""

@@ -20,7 +20,11 @@ def read_text(path: Path) -> str:
       OSError: the file cannot be read.
       UnicodeDecodeError: it is no such text.
     """
-    content = path.read_bytes()
+    return text_of(path.read_bytes())
+
+
+def text_of(content: bytes) -> str:
+    """The same, of a file's bytes."""
     text = content.decode(encoding_of(content) or "utf-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 

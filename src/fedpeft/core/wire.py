@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from fedpeft.core import bounded_json
 from fedpeft.core.tensors import Layout, layout
 from fedpeft.core.types import Tensors
 from fedpeft.errors import WireError
@@ -28,12 +29,12 @@ _HEAD = struct.Struct("<IBI")
 _CHECK = 4  # bytes
 _DEFLATED, _NESTED = 1, 2
 _JSON = json.JSONEncoder(separators=(",", ":"))  # json.dumps would make one for each frame
-_HEADER_LIMIT = 1 << 24  # bytes of an inflated header; the layout of 10^5 tensors takes a half
 # Of one tensor, a side of 0 counted as 1: beyond it torch's own arithmetic may overflow.
 _ENTRIES_LIMIT = 1 << 48
 _SIDES_LIMIT = 64
 _TINY = 64  # bytes of a header below which deflating gains nothing
-_SHORT = 1 << 12  # bytes of a header that is remembered, as it came
+_SHORT = 1 << 12  # bytes of a header whose deflated form is remembered
+_REPEATED = 1 << 15  # bytes of an inflated header whose layout is remembered
 _DTYPES = frozenset(
     [
         "float64",
@@ -106,16 +107,20 @@ def _halves(blob: bytes, nested: bool = False, check: bool = True) -> tuple[byte
 
 def _read(text: bytes, flags: int) -> Any:
     try:
-        return json.loads(_inflate(text) if flags & _DEFLATED else text)
+        return bounded_json.read(_plain(text, flags))
     except (ValueError, RecursionError, zlib.error) as error:
         raise WireError(f"a payload's header is not readable: {error}") from None
 
 
+def _plain(text: bytes, flags: int) -> bytes:
+    return _inflate(text) if flags & _DEFLATED else text
+
+
 def _inflate(text: bytes) -> bytes:
     stream = zlib.decompressobj()
-    plain = stream.decompress(text, _HEADER_LIMIT)
+    plain = stream.decompress(text, bounded_json.LONGEST)
     if not stream.eof or stream.unused_data:
-        raise ValueError(f"it does not inflate to at most {_HEADER_LIMIT} bytes")
+        raise ValueError(f"it does not inflate to at most {bounded_json.LONGEST} bytes")
     return plain
 
 
@@ -135,16 +140,26 @@ def decode_tensors(
       WireError: the blob is no frame, or its layout is malformed.
     """
     text, flags, body = _halves(blob, check=check)
-    read = _declared_again if len(text) <= _SHORT else _declared
-    shapes, values = read(text, flags)
+    shapes, values = _layout(text, flags)
     if extra is not None and len(values) != extra:
         raise WireError("a payload's header is not this codec's")
     return [(name, list(shape), dtype) for name, shape, dtype in shapes], list(values), body
 
 
-def _declared(text: bytes, flags: int) -> tuple[list[tuple[str, list[int], str]], list[Any]]:
-    """The layout and the further values of a codec's header."""
-    match _read(text, flags):
+def _layout(text: bytes, flags: int) -> tuple[list[tuple[str, list[int], str]], list[Any]]:
+    """The layout and the further values of a codec's header, as it came.
+
+    What is remembered is short as it is read, not as it came: what takes 4 KB may inflate to MB.
+    """
+    try:
+        plain = _plain(text, flags)
+    except (ValueError, zlib.error) as error:
+        raise WireError(f"a payload's header is not readable: {error}") from None
+    return _declared_again(plain) if len(plain) <= _REPEATED else _declared(plain)
+
+
+def _declared(plain: bytes) -> tuple[list[tuple[str, list[int], str]], list[Any]]:
+    match _read(plain, 0):
         case [list(entries), *values]:
             pass
         case _:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fedpeft.core.letters import SOCKET, Letter, ask
 from fedpeft.errors import FedpeftError, WireError
+from fedpeft.registry import REGISTERED, Code
 
 FLOWER = "1.41.0"
 """The version that this was tried with; others changed their interfaces."""
@@ -185,14 +186,19 @@ def worker(folder: Path) -> Iterator[Finding]:
 
 
 def site(
-    plan: Path | None, settings: list[str] | None, data: str | None, name: str | None
+    plan: Path | None,
+    settings: list[str] | None,
+    data: str | None,
+    name: str | None,
+    code: Code = REGISTERED,
 ) -> Iterator[Finding]:
-    """Whether the plan, the base model and the data can be used here."""
+    """Whether the plan, which may name the modules of `code`, the base model and the data can be
+    used here."""
     from fedpeft.deploy.terms import node_site, server_site, terms_of
     from fedpeft.plan.reading import read_plan
 
     try:
-        read = read_plan(plan or "", settings or ())
+        read = read_plan(plan or "", settings or (), code)
         yield Finding("plan", f"{read.name}, {read.rounds} rounds")
         here = server_site(read) if data is None or name is None else node_site(read, data, name)
         yield Finding(

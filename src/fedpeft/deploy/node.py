@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 from fedpeft.core.letters import SOCKET, Letter, listening, receive, send
-from fedpeft.core.stores import Folder, StoreError
+from fedpeft.core.stores import Folder, StoreError, private_folder
 from fedpeft.core.types import ClientId, Failure, Job
 from fedpeft.deploy.agreement import Agreement, Answers, Refused
 from fedpeft.deploy.terms import check_signer, disagreement, terms_of
@@ -141,7 +141,7 @@ class Node:
         Raises:
           RunError: another worker is at this folder, or the socket cannot be made.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        private_folder(self.folder)
         with locked(RunFolder(self.folder)):
             try:
                 server = listening(self.folder / SOCKET)

@@ -16,6 +16,7 @@ from fedpeft.deploy.terms import server_site, terms_of, token_at
 from fedpeft.engines.flower import Flower, server_app
 from fedpeft.errors import RunError
 from fedpeft.plan.reading import read_plan
+from fedpeft.registry import OWN
 from fedpeft.rounds.site import Site
 from fedpeft.runs.environment import environment
 from fedpeft.runs.execute import execute
@@ -57,7 +58,9 @@ def _opened(settings: Mapping[str, Any]) -> tuple[RunFolder, Site]:
             f"run = {path!r}: the server's part is started elsewhere, give it the whole path"
         )
     if path and (Path(path) / "plan.toml").exists():
-        folder, plan = reopen(Path(path))
+        # who may submit a run to this SuperLink sends Python files with it, which Flower runs: the
+        # plan is no more of a program than these
+        folder, plan = reopen(Path(path), OWN)
         return folder, server_site(plan, say)
     site = server_site(replace(read_plan(str(settings["plan"])), engine="flower"), say)
     return create(site.plan, Path(path) if path else None), site

@@ -5,6 +5,7 @@ from dataclasses import replace
 from secrets import token_hex
 from typing import Any
 
+from fedpeft.core.client_names import ALLOWED, flaw_of
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Data
 from fedpeft.core.packed import prepare_frozen
@@ -77,6 +78,9 @@ NOT_AT_NODES: Mapping[Fact, str] = {
 def check_plan(plan: Plan) -> None:
     """Raises PlanError for a plan that cannot be carried out where the server sees no client."""
     refuse(plan, NOT_AT_NODES)
+    for name in plan.nodes.names or ():
+        if flaw := flaw_of(name):
+            raise PlanError(f"nodes: {name!a} is no name for a node: {flaw}; {ALLOWED}")
 
 
 def check_signer(plan: Plan, name: ClientId, private: bytes | None) -> None:
@@ -171,5 +175,5 @@ def token_at(folder: RunFolder) -> str:
     drawn once."""
     path = folder.path / "token"
     if not path.exists():
-        write_atomically(path, token_hex(16).encode())
+        write_atomically(path, token_hex(16).encode(), private=True)
     return path.read_text()

@@ -12,6 +12,7 @@ that writing the same content gives, so that no two files say the same.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +20,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
+from fedpeft.core import bounded_json
 from fedpeft.core.payloads import PARAMS, decode_sent, unpack
 from fedpeft.core.rounds import update_layout
+from fedpeft.core.stores import open_regular
 from fedpeft.core.tensors import Layout, finite, norm
 from fedpeft.core.types import ClientId, Update
+from fedpeft.core.wire import Body
 from fedpeft.errors import RunError, WireError
 from fedpeft.oneshot.flaws import ContributionError, Flaw
 from fedpeft.oneshot.invitation import Invitation
@@ -105,19 +109,20 @@ def write_contribution(
     """The bytes of a file."""
     head = header.text().encode()
     sealed = seal(server, head, frame)
-    return _content(header.text(), sealed, signed(key, head, sealed) if key else "")
+    signature = signed(key, head, sealed) if key else ""
+    return _start(header.text(), len(sealed), signature) + sealed
 
 
-def _content(head: str, sealed: bytes, signature: str) -> bytes:
-    """A safetensors file; written here, as the library puts the entries of metadata in an order of
-    chance."""
+def _start(head: str, sealed: int, signature: str) -> bytes:
+    """What a safetensors file begins with, before so many sealed bytes; written here, as the
+    library puts the entries of metadata in an order of chance."""
     values = {
         "__metadata__": {"header": head, "signature": signature},
-        "sealed": {"dtype": "U8", "shape": [len(sealed)], "data_offsets": [0, len(sealed)]},
+        "sealed": {"dtype": "U8", "shape": [sealed], "data_offsets": [0, sealed]},
     }
     text = json.dumps(values, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, sealed])
+    return len(text).to_bytes(8, "little") + text
 
 
 def read_contribution(
@@ -130,11 +135,17 @@ def read_contribution(
       OSError: it cannot be read.
     """
     most = ENTRY_LIMIT * sum(x.numel() for x in invitation.state.params.values()) + SLACK
-    with file.open("rb") as stream:
-        content = stream.read(most + 1)
-    if len(content) > most:
+    try:
+        with open_regular(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            content = stream.read(size) if size <= most else b""
+    except RunError as error:
+        raise ContributionError(Flaw.DAMAGED, file, f"{error}; name the file itself") from None
+    if size > most:
         raise ContributionError(
-            Flaw.LARGE, file, f"more than the {most} bytes that this plan may take; nothing is read"
+            Flaw.LARGE,
+            file,
+            f"it has {size} bytes, more than the {most} that this plan may take; nothing is read",
         )
     return opened(content, file, invitation, key, trust)
 
@@ -164,20 +175,20 @@ def opened(
     return Contribution(header, content, frame, update.weight, float(norm(update.delta)))
 
 
-def _parts(content: bytes, file: Path | str) -> tuple[str, str, bytes]:
+def _parts(content: bytes, file: Path | str) -> tuple[str, str, memoryview]:
     """Header, signature and sealed bytes, of a file that is exactly what writing them gives."""
     length = int.from_bytes(content[:8], "little")
     start = 8 + length
     try:
         if not 0 < length <= HEADER_LIMIT or start > len(content):
             raise ValueError(f"of {len(content)} bytes, its head should take {length}")
-        match json.loads(content[8:start].decode()):
+        match bounded_json.read(content[8:start]):
             case {"__metadata__": {"header": str(head), "signature": str(signature)}}:
                 pass
             case _:
                 raise ValueError("it has no header and signature of a contribution")
-        sealed = content[start:]
-        if not sealed or _content(head, sealed, signature) != content:
+        sealed = memoryview(content)[start:]
+        if not sealed or _start(head, len(sealed), signature) != content[:start]:
             raise ValueError(
                 "its head and its body do not fit together: it is truncated, or was changed"
             )
@@ -190,7 +201,7 @@ def _parts(content: bytes, file: Path | str) -> tuple[str, str, bytes]:
 
 def _header(text: str, file: Path | str) -> Header:
     try:
-        kind = json.loads(text)["format"]
+        kind = bounded_json.read(text.encode())["format"]
         if kind != FORMAT:
             words = (
                 f"it is {_short(kind)!r}, and this version reads {FORMAT!r}: "
@@ -253,7 +264,7 @@ def _check_terms(header: Header, file: Path | str, invitation: Invitation) -> No
 
 
 def _check_signature(
-    header: Header, signature: str, file: Path | str, head: bytes, sealed: bytes, trust: Trust
+    header: Header, signature: str, file: Path | str, head: bytes, sealed: Body, trust: Trust
 ) -> None:
     if header.signer is None and not signature:
         if trust.keys:

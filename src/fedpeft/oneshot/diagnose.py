@@ -25,7 +25,7 @@ from fedpeft.oneshot.theory import beyond, coins, corrected_bound, paper_bound, 
 from fedpeft.oneshot.words import answer
 from fedpeft.plan.calibration import select_cohort
 from fedpeft.plan.plan import Plan
-from fedpeft.registry import describe
+from fedpeft.registry import REGISTERED, Code, describe
 from fedpeft.rounds.client import weight
 from fedpeft.rounds.site import Site, threads
 from fedpeft.runs.checkpoint import load_checkpoint
@@ -91,19 +91,24 @@ def batches_of(site: Site, clients: Sequence[ClientId], rounds: int) -> int:
 
 
 def diagnose(
-    site: Site, budget: Budget, tick: Callable[[], None] = lambda: None, run: Path | None = None
+    site: Site,
+    budget: Budget,
+    tick: Callable[[], None] = lambda: None,
+    run: Path | None = None,
+    code: Code = REGISTERED,
 ) -> dict[str, Any]:
     """Everything that `fedpeft diagnose` tells, as plain values.
 
     Args:
       run: a folder whose last checkpoint is measured too.
+      code: which modules that run's plan may name.
 
     Raises:
       PlanError: one round of the plan is not the same local work as several.
       RunError: a client fails, or the run has no checkpoint.
     """
     clients, rounds = work(site, budget)
-    own = None if run is None else _last(run)
+    own = None if run is None else _last(run, code)
     ways = both_ways(site, clients, rounds, tick)
     many, one = ways["rounds"], ways["one"]
     # Without the layout of frozen weights: tuners can be merged.
@@ -263,8 +268,8 @@ def _counted(x: Tensor, mask: Tensor) -> Tensor:
     return x[mask > 0].double().cpu()
 
 
-def _last(path: Path) -> State:
-    folder, plan = reopen(path)
+def _last(path: Path, code: Code) -> State:
+    folder, plan = reopen(path, code)
     saved = load_checkpoint(folder.checkpoint, plan)
     if saved is None:
         raise RunError(f"{path} has no checkpoint yet: no round of it is done")

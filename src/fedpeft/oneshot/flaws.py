@@ -26,6 +26,7 @@ class Flaw(Enum):
     NOT_FINITE = "not finite"
     WEIGHT = "wrong weight"
     NORM = "absurd norm"
+    EXAMPLES = "absurd number of examples"
     TWICE = "same client twice"
 
 

@@ -29,7 +29,7 @@ from fedpeft.plan.calibration import calibrate_noise
 from fedpeft.plan.checks import refuse
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.values import quantizes
-from fedpeft.registry import describe
+from fedpeft.registry import REGISTERED, Code, describe
 from fedpeft.rounds.loop import start
 from fedpeft.rounds.post import encode_start
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -43,6 +43,8 @@ from fedpeft.tasks.text_to_image import TextToImage
 
 FORMAT = "fedpeft-invitation-1"
 FILE = "invitation.json"
+LONGEST = 1 << 20
+"""Bytes of its plan or terms that are read."""
 
 
 @dataclass(frozen=True)
@@ -157,16 +159,17 @@ def invite(plan: Plan, path: Path) -> Terms:
     return terms
 
 
-def read_invitation(path: Path) -> Invitation:
-    """The invitation in the folder `path`.
+def read_invitation(path: Path, code: Code = REGISTERED) -> Invitation:
+    """The invitation in the folder `path`, whose plan may name the modules of `code`.
 
     Raises:
       RunError: it is none, or parts of it were changed.
     """
+    _check_size(path)
     values = read_json(path / FILE)
     if values is None:
         raise RunError(f"{path} is no invitation: it has no {FILE}; `fedpeft invite` writes one")
-    folder, plan = reopen(path)
+    folder, plan = reopen(path, code)
     terms = _terms(path, values)
     saved = load_checkpoint(folder.checkpoint, plan)
     if saved is None or terms.plan != plan.fingerprint:
@@ -180,6 +183,12 @@ def read_invitation(path: Path) -> Invitation:
             f"{path} is not as it was written: its starting tensors or labels were changed"
         )
     return Invitation(path, plan, terms, saved.state, payload)
+
+
+def _check_size(path: Path) -> None:
+    for file in (path / FILE, RunFolder(path).plan):
+        if file.is_file() and (size := file.stat().st_size) > LONGEST:
+            raise RunError(f"{file} has {size} bytes, and at most {LONGEST} are read")
 
 
 def _terms(path: Path, values: Mapping[str, Any]) -> Terms:

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedpeft.core import signing
+from fedpeft.core.client_names import ALLOWED, flaw_of
+from fedpeft.core.client_names import LONGEST as LONGEST_NAME
 from fedpeft.core.signing import KIND, PUBLIC, public_line
-from fedpeft.core.stores import write_atomically
-from fedpeft.core.text_files import read_text
+from fedpeft.core.stores import PRIVATE, new_file, open_regular, write_atomically
+from fedpeft.core.text_files import text_of
+from fedpeft.core.wire import Body
 from fedpeft.errors import RunError
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 CONTEXT = b"fedpeft-contribution-1"
 NONCE = bytes(12)
+LONGEST = 1 << 20
+"""Bytes that are read of a file of keys."""
 
 
 class SealError(Exception):
@@ -49,7 +54,7 @@ def write_private(path: Path, content: bytes) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.unlink(missing_ok=True)
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with new_file(part, PRIVATE) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -67,13 +72,27 @@ def _raw(key: "Ed25519PrivateKey | X25519PrivateKey") -> bytes:
 
 
 def _read_raw(path: Path) -> bytes:
+    """A private key. What the file holds is never shown: a message may end in a log."""
+    text = _text(path, "key")
     try:
-        raw = bytes.fromhex(read_text(path).strip())
-    except (OSError, ValueError) as error:
-        raise RunError(f"the key {path} cannot be read: {error}") from None
+        raw = bytes.fromhex(text.strip())
+    except ValueError:
+        raise RunError(
+            f"{path} is no private key: such a file holds 64 hexadecimal digits and nothing else"
+        ) from None
     if len(raw) != 32:
-        raise RunError(f"{path} is no key: it has {len(raw)} bytes, not 32")
+        raise RunError(f"{path} is no private key: it has {len(raw)} bytes, not 32")
     return raw
+
+
+def _text(path: Path, what: str) -> str:
+    try:
+        with open_regular(path) as file:
+            return text_of(file.read(LONGEST))
+    except UnicodeDecodeError:
+        raise RunError(f"the {what} {path} cannot be read: it holds no text") from None
+    except OSError as error:
+        raise RunError(f"the {what} {path} cannot be read: {error.strerror or error}") from None
 
 
 def make_signing_key(name: str, folder: Path) -> tuple[Path, Path]:
@@ -130,17 +149,8 @@ def make_sealing_key(path: Path) -> str:
 def check_name(name: str) -> None:
     """Raises RunError for what is no good name of a client and of files that are called after
     it."""
-    if (
-        not 0 < len(name) <= 100
-        or not name.isprintable()
-        or name != name.strip()
-        or name[0] == "."
-        or "/" in name
-    ):
-        raise RunError(
-            f"{name!r} is no name for a client: 1 to 100 printable characters, no slash, no dot "
-            "first"
-        )
+    if flaw := flaw_of(name):
+        raise RunError(f"{name[:LONGEST_NAME]!a} is no name for a client: {flaw}; {ALLOWED}")
 
 
 @dataclass(frozen=True)
@@ -163,14 +173,13 @@ class Trust:
         """
         keys: dict[str, str] = {}
         for path in paths:
-            try:
-                lines = read_text(path).splitlines()
-            except (OSError, ValueError) as error:
-                raise RunError(f"the keys {path} cannot be read: {error}") from None
+            lines = _text(path, "list of keys").splitlines()
             for number, line in enumerate(filter(str.strip, lines), 1):
                 try:
                     key, name = public_line(line)
-                except ValueError as error:
+                    if name:
+                        check_name(name)
+                except (ValueError, RunError) as error:
                     raise RunError(f"{path}, line {number}: {error}") from None
                 keys[key] = name
             if not keys:
@@ -186,12 +195,12 @@ def signed(key: "Ed25519PrivateKey", head: bytes, body: bytes) -> str:
     return key.sign(_covered(head, body)).hex()
 
 
-def verified(public: str, signature: str, head: bytes, body: bytes) -> bool:
+def verified(public: str, signature: str, head: bytes, body: Body) -> bool:
     """Whether the owner of the key signed both."""
     return signing.verified(public, signature, _covered(head, body))
 
 
-def _covered(head: bytes, body: bytes) -> bytes:
+def _covered(head: bytes, body: Body) -> bytes:
     return b"".join([CONTEXT, len(head).to_bytes(8, "little"), head, body])
 
 
@@ -210,7 +219,7 @@ def seal(public: str, head: bytes, body: bytes) -> bytes:
     return sender + ChaCha20Poly1305(key).encrypt(NONCE, body, head)
 
 
-def unseal(private: "X25519PrivateKey", head: bytes, sealed: bytes) -> bytes:
+def unseal(private: "X25519PrivateKey", head: bytes, sealed: Body) -> bytes:
     """The inverse of `seal`.
 
     Raises:
@@ -220,7 +229,7 @@ def unseal(private: "X25519PrivateKey", head: bytes, sealed: bytes) -> bytes:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-    sender = sealed[:PUBLIC]
+    sender = bytes(sealed[:PUBLIC])
     try:
         shared = private.exchange(X25519PublicKey.from_public_bytes(sender))
         key = _derived(shared, sender, private.public_key())

@@ -6,23 +6,23 @@ the model is computed anew from those that are there, in the order of the client
 depend on when each came, and nothing is left of one that is gone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from shutil import copytree
-from statistics import median
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from fedpeft.core.stores import Folder, ahead, write_atomically
+from fedpeft.core.stores import Folder, ahead, private_folder, write_atomically
 from fedpeft.core.types import ClientId
 from fedpeft.errors import RunError
-from fedpeft.oneshot.contribution import Contribution, read_contribution
+from fedpeft.oneshot.contribution import read_contribution
 from fedpeft.oneshot.flaws import ContributionError, Flaw
 from fedpeft.oneshot.invitation import FILE, Invitation, read_invitation, server_key
 from fedpeft.oneshot.keys import Trust, sealing_key, write_private
 from fedpeft.oneshot.results import write_run
+from fedpeft.oneshot.rules import Came, Rules, check_beside
 from fedpeft.oneshot.swap import building, clear, put_back
+from fedpeft.registry import REGISTERED, Code
 from fedpeft.runs.folder import RunFolder, locked, read_json, vacant, write_json
 
 if TYPE_CHECKING:
@@ -35,47 +35,6 @@ STUDY, CONTRIBUTIONS, RULES, ORDER, KEY = (
     "order.json",
     "server.key",
 )
-
-Came: TypeAlias = Mapping[ClientId, tuple[Path, Contribution]]
-"""Files and what they hold by client, in the order in which they came."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What is asked of a file beyond that it fits the study; kept with what is merged, for those
-    that come later.
-
-    Attributes:
-      trust: by public key, in hex, who signs with it; empty for signed and unsigned files alike.
-      norm_factor: an update may be so many times as long as the median of the others', where there
-        are two or more.
-      max_norm: the longest that an update may be; infinity for any length.
-
-    Raises:
-      RunError: a value out of range.
-    """
-
-    trust: Mapping[str, str] = field(default_factory=dict)
-    norm_factor: float = 10.0
-    max_norm: float = float("inf")
-
-    def __post_init__(self) -> None:
-        if not (self.norm_factor >= 1 and self.max_norm > 0):
-            raise RunError(
-                "the norm factor must be at least 1 and the largest norm positive, "
-                f"got {self.norm_factor} and {self.max_norm}"
-            )
-
-    def but(
-        self, trust: Mapping[str, str], norm_factor: float | None, max_norm: float | None
-    ) -> "Rules":
-        """The same with more keys, and with other bounds where they are given."""
-        given = {
-            key: x
-            for key, x in (("norm_factor", norm_factor), ("max_norm", max_norm))
-            if x is not None
-        }
-        return replace(self, trust={**self.trust, **trust}, **given)
 
 
 @dataclass(frozen=True)
@@ -108,9 +67,17 @@ def is_merged(path: Path) -> bool:
 
 
 def merge(
-    invitation: Path, files: Sequence[Path], out: Path, rules: Rules, evaluate: bool = False
+    invitation: Path,
+    files: Sequence[Path],
+    out: Path,
+    rules: Rules,
+    evaluate: bool = False,
+    code: Code = REGISTERED,
 ) -> dict[str, Any]:
     """Merge files into the new run folder `out`; returns its summary.
+
+    Args:
+      code: which modules the invitation's plan may name.
 
     Raises:
       ContributionError: one is not as it must be; nothing is merged then.
@@ -120,14 +87,14 @@ def merge(
         raise RunError(f"{out} holds a merge already: `fedpeft merge {out} --add FILE` adds to it")
     vacant(out)
     clear(out)
-    study, private = read_invitation(invitation), server_key(invitation)
+    study, private = read_invitation(invitation, code), server_key(invitation)
     if not private.is_file():
         raise RunError(
             f"{private} is gone, the key that opens this study's files: put it back beside the "
             "invitation"
         )
     every = _admitted(study, sealing_key(private), rules, {}, files)
-    with building(out) as folder:
+    with building(out, new=True) as folder:
         summary = _write(Merged(folder), study, every, rules, evaluate)
         write_private(folder / STUDY / KEY, private.read_bytes())
     return summary
@@ -139,12 +106,14 @@ def change(
     remove: Sequence[ClientId] = (),
     evaluate: bool = False,
     asked: Callable[[Rules], Rules] = lambda rules: rules,
+    code: Code = REGISTERED,
 ) -> dict[str, Any]:
     """Take clients out of a merge, then add files to it, all or none of it; returns the new
     summary.
 
     Args:
       asked: of the rules so far those that hold from now on, for what is merged already too.
+      code: which modules the plan may name.
 
     Raises:
       ContributionError: a file is not as it must be, be it one that was merged before.
@@ -155,7 +124,8 @@ def change(
     before = Merged(path)
     with locked(RunFolder(path)):
         clear(path)
-        study, rules = read_invitation(before.study), asked(_rules(before.study / RULES))
+        study = read_invitation(before.study, code)
+        rules = asked(_rules(before.study / RULES))
         kept = _without(_kept(before, study, rules), remove)
         every = _admitted(study, before.key, rules, kept, add)
         with building(path) as folder:
@@ -170,11 +140,11 @@ def _write(
     if not every:
         raise RunError("no contribution is there to make a model of")
     summary = write_run(merged.path, study, every, evaluate)
-    merged.contributions.mkdir()
+    private_folder(merged.contributions)
     for one in every:
-        write_atomically(merged.file(one.header.client), one.content)
+        write_atomically(merged.file(one.header.client), one.content, private=True)
     copytree(study.path, merged.study)
-    write_json(merged.study / RULES, {**asdict(rules), "max_norm": str(rules.max_norm)})
+    write_json(merged.study / RULES, rules.values())
     write_json(merged.study / ORDER, {"clients": list(came)})
     return summary
 
@@ -182,7 +152,7 @@ def _write(
 def _rules(path: Path) -> Rules:
     values = read_json(path) or {}
     try:
-        return Rules(dict(values["trust"]), float(values["norm_factor"]), float(values["max_norm"]))
+        return Rules.of(values)
     except (KeyError, TypeError, ValueError):
         raise RunError(f"{path} is damaged or gone: what is asked of a file is not known") from None
 
@@ -224,33 +194,5 @@ def _admitted(
             )
             raise ContributionError(Flaw.TWICE, file, words)
         every[client] = file, one
-    _check_norms(every, before, rules)
+    check_beside(every, before, rules, study.state.params)
     return every
-
-
-def _check_norms(every: Came, before: Came, rules: Rules) -> None:
-    """Hold each to the others, whoever came first, so that what is admitted does not depend on the
-    order either."""
-    norms = {client: one.length for client, (_, one) in every.items()}
-    for client in sorted(norms, key=lambda name: (-norms[name], name)):
-        others = [x for name, x in norms.items() if name != client]
-        usual, length = median(others) if len(others) > 1 else float("inf"), f"{norms[client]:.4g}"
-        mend = "ask the client"
-        if client in before:
-            mend = (
-                f"{client!r} was merged before: take it out (--remove {quote(client)}), "
-                "or leave out what is new"
-            )
-        if norms[client] > rules.max_norm:
-            words = (
-                f"its update is {length} long, at most {rules.max_norm:g} is allowed; "
-                f"{mend}, or raise --max-norm"
-            )
-            raise ContributionError(Flaw.NORM, every[client][0], words)
-        if norms[client] > rules.norm_factor * usual:
-            words = (
-                f"its update is {length} long, the median of the other {len(others)} is "
-                f"{usual:.4g}, and at most {rules.norm_factor:g} times that is allowed; "
-                f"{mend}, or raise --norm-factor"
-            )
-            raise ContributionError(Flaw.NORM, every[client][0], words)

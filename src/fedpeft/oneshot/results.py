@@ -120,12 +120,9 @@ def write_run(
 
 
 def _plan(study: Invitation, clients: int) -> Plan:
-    """For so many clients, whose lengths the merge's own rules have judged already."""
-    return replace(
-        study.plan,
-        cohort=clients,
-        admission=replace(study.plan.admission, norm_factor=float("inf")),
-    )
+    """For so many clients, whose lengths and weights the merge's own rules have judged already."""
+    anything = replace(study.plan.admission, norm_factor=float("inf"), weight_factor=float("inf"))
+    return replace(study.plan, cohort=clients, admission=anything)
 
 
 def _site(plan: Plan, study: Invitation, every: Sequence[Contribution], evaluate: bool) -> Site:

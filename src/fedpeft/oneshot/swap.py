@@ -18,9 +18,16 @@ _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 @contextmanager
-def building(path: Path) -> Iterator[Path]:
+def building(path: Path, new: bool = False) -> Iterator[Path]:
     """An empty folder beside `path` that takes its place at the end; after an error `path` is as it
-    was."""
+    was.
+
+    Args:
+      new: nothing may be there at the end either, but an empty folder.
+
+    Raises:
+      RunError: of two that build a new folder at once, the one that ends later.
+    """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -30,7 +37,9 @@ def building(path: Path) -> Iterator[Path]:
         folder = Path(around) / path.name
         folder.mkdir()
         yield folder
-        if path.is_dir() and any(path.iterdir()):
+        if new:
+            _put(folder, path)
+        elif path.is_dir() and any(path.iterdir()):
             if not _exchanged(folder, path):
                 _one_after_another(folder, path)
         else:
@@ -61,6 +70,21 @@ def put_back(path: Path) -> None:
         before.rename(path)
     elif before.is_dir():
         rmtree(before)
+
+
+def _put(folder: Path, path: Path) -> None:
+    """A rename puts a folder in the place of an empty one and of nothing else, in one step."""
+    try:
+        if os.name == "nt" and path.is_dir():  # there it takes the place of none
+            path.rmdir()
+        folder.rename(path)
+    except OSError as error:
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            raise
+        raise RunError(
+            f"{path} came to be while this one was made ({error.strerror}), and it is kept as it "
+            "is: name another folder, or add these files to it with --add"
+        ) from None
 
 
 def _exchanged(one: Path, other: Path) -> bool:

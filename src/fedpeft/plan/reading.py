@@ -14,13 +14,15 @@ from fedpeft.errors import PlanError
 from fedpeft.plan.convert import convert
 from fedpeft.plan.phases import Schedule, take_schedules
 from fedpeft.plan.plan import SCHEMA, Plan
-from fedpeft.registry import construct, find, names, settings_of
+from fedpeft.registry import OWN, Code, construct, find, names, settings_of
 
 UPLINK = object()
 """Stands for the uplink's codec in a stage while a plan is read."""
 
 
-def read_plan(spec: Mapping[str, Any] | str | Path = "", overrides: Sequence[str] = ()) -> Plan:
+def read_plan(
+    spec: Mapping[str, Any] | str | Path = "", overrides: Sequence[str] = (), code: Code = OWN
+) -> Plan:
     """Build a plan from plain values, from TOML text or a TOML file; then set `key=value` pairs,
     e.g. `local.lr=0.1`.
 
@@ -29,8 +31,13 @@ def read_plan(spec: Mapping[str, Any] | str | Path = "", overrides: Sequence[str
     uplink's, and follows it where it is set. Keys of version 1 are converted, with one line in the
     log that says what they are called now.
 
+    Args:
+      code: which modules the plan may name; `REGISTERED` for a plan that somebody else may have
+        written.
+
     Raises:
-      PlanError: unreadable TOML, an unknown key or name, a value out of range.
+      PlanError: unreadable TOML, an unknown key or name, a value out of range, a module that `code`
+        does not allow.
     """
     values = _plain(spec)
     uplink = values.get("uplink", "dense")
@@ -48,13 +55,17 @@ def read_plan(spec: Mapping[str, Any] | str | Path = "", overrides: Sequence[str
     values, schedules = take_schedules(values)
     if schedules:
         values["schedule"] = [*values.get("schedule", []), *schedules]
-    built: Plan = construct(Plan, _expanded(values), "the plan", "plan")
-    _check_rounds(built)
+    built: Plan = construct(Plan, _expanded(values, code), "the plan", "plan", code)
+    _check_rounds(built, code)
     return built
 
 
-def plan_at(plan: Plan, round: int) -> Plan:
+def plan_at(plan: Plan, round: int, code: Code = OWN) -> Plan:
     """The plan of one round, counted from 0, with its phase and its schedules resolved.
+
+    Args:
+      code: which modules a phase may name; any in a plan that was read, since its phases were
+        looked at then.
 
     Raises:
       PlanError: a phase makes parts meet that do not fit together.
@@ -65,18 +76,18 @@ def plan_at(plan: Plan, round: int) -> Plan:
     phases, schedules = values.pop("phase"), values.pop("schedule")
     pairs = [f"{one['key']}={Schedule(**one).at(round, plan.rounds)!r}" for one in schedules]
     now = next((p for p in phases if p.get("until") is None or round < p["until"]), None)
-    built = read_plan(values, [*pairs, *(now["set"] if now else ())])
+    built = read_plan(values, [*pairs, *(now["set"] if now else ())], code)
     if plan.private_part is not None:
         _check_private(plan, built, round)
     return built
 
 
-def _check_rounds(plan: Plan) -> None:
+def _check_rounds(plan: Plan, code: Code) -> None:
     """Read the plans of the rounds at which something changes, so that errors come before work."""
     if plan.changes:
         ends = [phase.until for phase in plan.phase if phase.until is not None]
         for round in sorted({0, plan.rounds - 1, *(end for end in ends if end < plan.rounds)}):
-            plan_at(plan, round)
+            plan_at(plan, round, code)
 
 
 def _check_private(plan: Plan, now: Plan, round: int) -> None:
@@ -130,7 +141,7 @@ def _table(key: str, value: Any) -> dict[str, Any] | None:
     return dict(value) if isinstance(value, Mapping) else None
 
 
-def _expanded(values: dict[str, Any]) -> dict[str, Any]:
+def _expanded(values: dict[str, Any], code: Code) -> dict[str, Any]:
     """Short forms written out."""
     values = dict(values)
     if "model" in values:
@@ -144,7 +155,7 @@ def _expanded(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(values.get("data"), str):
         values["data"] = _table("data", values["data"])
     uplink = values.get("uplink", "dense")
-    values["stages"] = _each(values.pop("stages"), lambda stage: _with_codec(stage, uplink))
+    values["stages"] = _each(values.pop("stages"), lambda stage: _with_codec(stage, uplink, code))
     return values
 
 
@@ -164,13 +175,13 @@ def _without_codec(stage: Any, uplink: Any) -> Any:
     return {**stage, "codec": UPLINK} if mine is not None and mine == uplinks else stage
 
 
-def _with_codec(stage: Any, uplink: Any) -> Any:
+def _with_codec(stage: Any, uplink: Any, code: Code) -> Any:
     """A stage that must know the uplink's codec (error feedback) need not be told twice."""
     spec = {"name": stage} if isinstance(stage, str) else stage
     if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
         return spec
     if "codec" in spec:
         return {**spec, "codec": uplink} if spec["codec"] is UPLINK else spec
-    cls = find("stage", spec["name"])
+    cls = find("stage", spec["name"], code, "plan.stages")
     wants = is_dataclass(cls) and any(f.name == "codec" for f in fields(cls))
     return {**spec, "codec": uplink} if wants else spec

@@ -13,6 +13,7 @@ from fedpeft.core.trainable import head_of, within
 from fedpeft.methods.full import Full
 from fedpeft.methods.injection import known_warnings_ignored
 from fedpeft.runs.result import Result, fill
+from fedpeft.tasks.pretrained import NO_CODE
 
 LABELS = ("id2label", "label2id", "num_labels", "architectures", "dtype", "transformers_version")
 """What a configuration says of the classes, and of how it was saved."""
@@ -96,7 +97,7 @@ def _base(model: Any, result: Result) -> Base:
     from transformers import AutoConfig
 
     place = model.config._name_or_path
-    stock = AutoConfig.from_pretrained(place).to_dict()
+    stock = AutoConfig.from_pretrained(place, **NO_CODE).to_dict()
     ours = model.config.to_dict()
     return Base(
         place, {key: x for key, x in ours.items() if key not in LABELS and x != stock.get(key)}
@@ -111,7 +112,12 @@ def _unlike(model: nn.Module, base: Base, result: Result) -> list[str]:
     load = getattr(transformers, result.loader.auto).from_pretrained
     settings = {"num_labels": len(result.classes)} if result.loader.classifies else {}
     plain = load(
-        base.place, dtype=torch.float32, ignore_mismatched_sizes=True, **settings, **base.settings
+        base.place,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        **settings,
+        **base.settings,
+        **NO_CODE,
     )
     theirs, head = plain.state_dict(), head_of(model)
     unlike = [

@@ -18,6 +18,7 @@ from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.types import Tensors
 from fedpeft.errors import RunError
 from fedpeft.plan.plan import Plan
+from fedpeft.registry import REGISTERED, Code
 from fedpeft.rounds.site import threads
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import RunFolder, read_json, reopen, write_json
@@ -44,6 +45,7 @@ def benchmark(
     asked: Asked,
     device: str = "cpu",
     seen: Callable[[int, int], None] = lambda done, total: None,
+    code: Code = REGISTERED,
 ) -> dict[str, Any]:
     """Ask a run's base model, which nobody tuned, and its last checkpoint the same questions; the
     record is kept in its folder, in place of an earlier one of the same questions.
@@ -53,13 +55,14 @@ def benchmark(
 
     Args:
       seen: is told how many of how many answers there are.
+      code: which modules the run's plan may name.
 
     Raises:
       RunError: no run of a language model that all clients share, no such task, or no question that
         fits.
       DataError: the questions cannot be had.
     """
-    folder, plan, params, done = _opened(run)
+    folder, plan, params, done = _opened(run, code)
     every, shots = questions(asked)
     with threads(plan.compute.threads):
         model = asking(_base(plan), plan, device)
@@ -93,8 +96,8 @@ def benchmark(
     return record
 
 
-def _opened(run: Path) -> tuple[RunFolder, Plan, Tensors, int]:
-    folder, plan = reopen(run)
+def _opened(run: Path, code: Code) -> tuple[RunFolder, Plan, Tensors, int]:
+    folder, plan = reopen(run, code)
     saved = load_checkpoint(folder.checkpoint, plan)
     if saved is None:
         raise RunError(f"{run} has no checkpoint yet: no round of it is done")

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fedpeft.errors import RunError
+from fedpeft.registry import REGISTERED, Code
 from fedpeft.runs.adapter_folder import merged, save_adapter, tuned
 from fedpeft.runs.denoiser_folder import save_denoiser
 from fedpeft.runs.inputs import save_inputs
@@ -27,12 +28,13 @@ from fedpeft.tasks.pretrained import quiet
 from fedpeft.tasks.text_to_image import TextToImage
 
 
-def export_run(path: Path, out: Path, merge: bool = False) -> list[Path]:
+def export_run(path: Path, out: Path, merge: bool = False, code: Code = REGISTERED) -> list[Path]:
     """Write the last checkpoint of the run in the folder `path` to the new folder `out`, whole or
     not at all.
 
     Args:
       merge: compute an adapter into the base's weights and write the whole model.
+      code: which modules the run's plan may name.
 
     Returns:
       The files written.
@@ -43,7 +45,7 @@ def export_run(path: Path, out: Path, merge: bool = False) -> list[Path]:
       PlanError: the base model cannot be loaded.
     """
     _vacant(out)
-    result = widened(read_result(path))
+    result = widened(read_result(path, code))
     with _new_folder(out) as folder, quiet():
         card = _write(result, folder, out, merge)
         save_inputs(result.plan.task, folder)

@@ -25,11 +25,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from fedpeft.core.stores import SECRET, write_atomically
+from fedpeft.core.stores import SECRET, lock_file, open_regular, write_atomically
 from fedpeft.errors import RunError
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
-from fedpeft.registry import describe
+from fedpeft.registry import REGISTERED, Code, describe
 
 
 @dataclass(frozen=True)
@@ -131,17 +131,20 @@ def _next_free(root: Path, plan: Plan) -> Path:
     raise AssertionError("there are more numbers than folders")
 
 
-def reopen(path: Path) -> tuple[RunFolder, Plan]:
+def reopen(path: Path, code: Code = REGISTERED) -> tuple[RunFolder, Plan]:
     """A run that was begun, and its plan.
+
+    Args:
+      code: which modules the plan may name; none by default, as a folder may come from anyone.
 
     Raises:
       RunError: no run is there.
-      PlanError: its plan cannot be read.
+      PlanError: its plan cannot be read, or names a module that `code` does not allow.
     """
     if not (path / "plan.toml").is_file():
         reason = "it has no plan.toml" if path.is_dir() else "there is no such folder"
         raise RunError(f"{path} is not a run's folder: {reason}")
-    return RunFolder(path), read_plan(path / "plan.toml")
+    return RunFolder(path), read_plan(path / "plan.toml", code=code)
 
 
 @contextmanager
@@ -157,13 +160,16 @@ def locked(folder: RunFolder) -> Iterator[None]:
     except ImportError:  # no such locks on Windows; there the user must see to it
         yield
         return
-    with (folder.path / ".lock").open("w") as file:
+    with lock_file(folder.path / ".lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(
                 f"another process is working on {folder.path}: wait for it, or stop it"
             ) from None
+        held, there = os.fstat(file.fileno()), (folder.path / ".lock").stat()
+        if (held.st_dev, held.st_ino) != (there.st_dev, there.st_ino):
+            raise RunError(f"{folder.path} was replaced just now: try again")
         yield
 
 
@@ -223,7 +229,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
       RunError: it is damaged.
     """
     try:
-        values = json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            values = json.loads(file.read())
     except FileNotFoundError:
         return None
     except ValueError as error:

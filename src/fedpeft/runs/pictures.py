@@ -13,6 +13,7 @@ from torch import Tensor
 from fedpeft.core.types import State
 from fedpeft.errors import RunError
 from fedpeft.plan.plan import Plan
+from fedpeft.registry import REGISTERED, Code
 from fedpeft.rounds.site import threads
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import reopen
@@ -56,18 +57,25 @@ class Grid:
         return held.getvalue()
 
 
-def grid(runs: Sequence[Path], how: Drawing, number: int = 6, captions: Sequence[str] = ()) -> Grid:
+def grid(
+    runs: Sequence[Path],
+    how: Drawing,
+    number: int = 6,
+    captions: Sequence[str] = (),
+    code: Code = REGISTERED,
+) -> Grid:
     """Pictures by the base model and by each run's last checkpoint, all from the same noise.
 
     Args:
       number: of held-out examples, evenly spread over them, whose own pictures stand first; where
         `captions` are given, these are drawn instead.
+      code: which modules the runs' plans may name.
 
     Raises:
       RunError: a folder is no run with a checkpoint of a text-to-image model that all clients
         share, or the runs have different base models.
     """
-    opened = [_opened(run) for run in runs]
+    opened = [_opened(run, code) for run in runs]
     (plan, task, _), columns = opened[0], dict[str, Tensor]()
     if other := next((one for _, one, _ in opened if one != task), None):
         raise RunError(
@@ -92,8 +100,8 @@ def chosen(plan: Plan, drawn: Drawn, number: int) -> tuple[list[str], Tensor]:
     return [test.columns["text"][k] for k in rows], torch.cat(list(pictures))
 
 
-def _opened(run: Path) -> tuple[Plan, TextToImage, State]:
-    folder, plan = reopen(run)
+def _opened(run: Path, code: Code) -> tuple[Plan, TextToImage, State]:
+    folder, plan = reopen(run, code)
     saved = load_checkpoint(folder.checkpoint, plan)
     if saved is None:
         raise RunError(f"{run} has no checkpoint yet: no round of it is done")

@@ -11,7 +11,7 @@ from fedpeft.core.trainable import tensors_of, write
 from fedpeft.core.types import Tensors
 from fedpeft.errors import RunError
 from fedpeft.plan.plan import Plan
-from fedpeft.registry import describe
+from fedpeft.registry import REGISTERED, Code, describe
 from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint
 from fedpeft.runs.folder import RunFolder, read_json, reopen
 from fedpeft.tasks.causal_lm import CausalLM
@@ -72,14 +72,14 @@ class Result:
         return RunError(f"{self.folder.path} ({self.method}) cannot be exported: {reason}")
 
 
-def read_result(path: Path) -> Result:
-    """The result of the run in the folder `path`.
+def read_result(path: Path, code: Code = REGISTERED) -> Result:
+    """The result of the run in the folder `path`, whose plan may name the modules of `code`.
 
     Raises:
       RunError: there is no such run, no round of it is done, or its model is not one of
         `transformers`.
     """
-    folder, plan = reopen(path)
+    folder, plan = reopen(path, code)
     saved = load_checkpoint(folder.checkpoint, plan)
     if saved is None:
         raise RunError(f"{path} has no checkpoint yet: no round of it is done")

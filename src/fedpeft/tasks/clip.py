@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedpeft.core.places import locate
 from fedpeft.errors import PlanError
-from fedpeft.tasks.pretrained import quiet
+from fedpeft.tasks.pretrained import NO_CODE, quiet
 
 TOGETHER = 32
 """Pictures that go through the model at once."""
@@ -59,8 +59,9 @@ def clip(name: str) -> Clip:
     place = str(locate(name) or name)
     try:
         with quiet():
-            model: Any = CLIPModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True)
-            return Clip(name, model.eval(), CLIPProcessor.from_pretrained(place))
+            settings = {"dtype": torch.float32, "use_safetensors": True}
+            model: Any = CLIPModel.from_pretrained(place, **settings, **NO_CODE)
+            return Clip(name, model.eval(), CLIPProcessor.from_pretrained(place, **NO_CODE))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise PlanError(

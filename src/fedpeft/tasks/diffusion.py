@@ -16,7 +16,7 @@ from fedpeft.core.features import folder
 from fedpeft.core.places import locate
 from fedpeft.core.stores import dump_tensors, load_tensors
 from fedpeft.errors import PlanError, RunError
-from fedpeft.tasks.pretrained import quiet
+from fedpeft.tasks.pretrained import NO_CODE, quiet
 from fedpeft.tasks.taef2 import Taef2
 
 Loaded = TypeVar("Loaded")
@@ -157,7 +157,9 @@ def autoencoder(model: str, vae: str) -> Pictures | Taef2:
     auto: Any = library().AutoModel
     where = {} if vae else {"subfolder": "vae"}
     made: Any = _part(
-        vae or model, "vae", lambda place: auto.from_pretrained(place, **where, **_FLOAT32)
+        vae or model,
+        "vae",
+        lambda place: auto.from_pretrained(place, **where, **_FLOAT32, **NO_CODE),
     )
     return Pictures(made.requires_grad_(False).eval())
 
@@ -173,7 +175,7 @@ def caption_tokenizer(model: str) -> Any:
     return _part(
         model,
         "tokenizer",
-        lambda place: CLIPTokenizer.from_pretrained(place, subfolder="tokenizer"),
+        lambda place: CLIPTokenizer.from_pretrained(place, subfolder="tokenizer", **NO_CODE),
     )
 
 
@@ -187,7 +189,9 @@ def text_encoder(model: str) -> Any:
 
     settings = {"subfolder": "text_encoder", "dtype": torch.float32, "use_safetensors": True}
     made: Any = _part(
-        model, "text_encoder", lambda place: CLIPTextModel.from_pretrained(place, **settings)
+        model,
+        "text_encoder",
+        lambda place: CLIPTextModel.from_pretrained(place, **settings, **NO_CODE),
     )
     return made.eval()
 

@@ -4,9 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from importlib import import_module
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from fedpeft.core.types import Batch, Table, Tensors
 from fedpeft.errors import DataError, PlanError
+from fedpeft.registry import code, imported
 from fedpeft.tasks import scoring
 
 LOSSES = ("cross_entropy",)
@@ -43,7 +42,7 @@ class ModuleTask:
         name to go by.
     """
 
-    module: Any
+    module: Any = code()
     arguments: Mapping[str, Any] = field(default_factory=dict)
     column: str = ""
     loss: str = "cross_entropy"
@@ -131,11 +130,8 @@ def _name_of(make: Any) -> str:
 
 
 def _imported(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     try:
-        return getattr(import_module(module), attribute)
+        return imported(name)
     except (ImportError, AttributeError) as error:
         raise PlanError(f"task.module = {name!r} cannot be imported: {error}") from None
 

@@ -1,12 +1,13 @@
 """Models of Hugging Face `transformers`, by name or folder, with a new head for the task's
 classes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from logging import ERROR, getLogger
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from torch.nn.functional import interpolate
 from fedpeft.core.packed import prepare_quantized
 from fedpeft.core.places import locate
 from fedpeft.errors import PlanError
+
+NO_CODE: Mapping[str, bool] = MappingProxyType({"trust_remote_code": False})
+"""For all that is read from a model's folder. Where this is left out `transformers` asks on the
+terminal whether to run Python files of the folder, and `yes |` says yes; no plan can say it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ def config_of(name: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(str(locate(name) or name))
+        return AutoConfig.from_pretrained(str(locate(name) or name), **NO_CODE)
     except (OSError, ValueError) as error:
         raise PlanError(
             f"model {name!r} is neither a folder (looked here, in $FEDPEFT_DATA and in the "
@@ -102,12 +107,12 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
 
 def _loaded(auto: Any, name: str, config: Any, pretrained: bool, **settings: Any) -> nn.Module:
     if not pretrained:
-        return _checked(auto.from_config(config, dtype=torch.float32), name)
+        return _checked(auto.from_config(config, dtype=torch.float32, **NO_CODE), name)
     try:
         with quiet():
             path = str(locate(name) or name)
             settings |= {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
-            model = auto.from_pretrained(path, **settings)
+            model = auto.from_pretrained(path, **settings, **NO_CODE)
     except (OSError, ValueError) as error:
         raise PlanError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
     return _checked(model, name)
@@ -157,7 +162,7 @@ def image_input(name: str) -> ImageInput:
     config = config_of(name)
     channels = int(getattr(config, "num_channels", 3))
     try:
-        processor = AutoImageProcessor.from_pretrained(str(locate(name) or name))
+        processor = AutoImageProcessor.from_pretrained(str(locate(name) or name), **NO_CODE)
         mean, std = tuple(processor.image_mean), tuple(processor.image_std)
     except (OSError, ValueError, TypeError, AttributeError):
         mean, std = (0.5,), (0.5,)

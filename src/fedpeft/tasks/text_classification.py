@@ -15,7 +15,7 @@ from fedpeft.core.places import locate
 from fedpeft.core.types import Batch, Table, Tensors
 from fedpeft.errors import PlanError
 from fedpeft.tasks import scoring
-from fedpeft.tasks.pretrained import classifier, config_of
+from fedpeft.tasks.pretrained import NO_CODE, classifier, config_of
 
 MINILM = "minilm"
 
@@ -138,7 +138,7 @@ def tokenizer(base: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(base)
+        return AutoTokenizer.from_pretrained(base, **NO_CODE)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise PlanError(
             f"the tokenizer of {base!r} cannot be loaded: {str(error).splitlines()[0]}"

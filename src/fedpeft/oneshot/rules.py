@@ -1,0 +1,166 @@
+"""What is asked of a contribution beyond that it fits its study: who signed it, how long its update
+is, and how much it counts, beside the others.
+
+Each is held to the others, whoever came first, so that what is admitted does not depend on the
+order. What a lone file is held to follows from the tensors that all start from.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import sqrt
+from pathlib import Path
+from shlex import quote
+from statistics import median
+from typing import TypeAlias
+
+from fedpeft.core.tensors import norm
+from fedpeft.core.types import ClientId, Tensors
+from fedpeft.errors import RunError
+from fedpeft.oneshot.contribution import Contribution
+from fedpeft.oneshot.flaws import ContributionError, Flaw
+
+FARTHEST = 1000.0
+"""The longest update, in lengths of the starting tensors, or of as many ones where that is more."""
+LONE = 10.0
+"""By how much more two updates may differ than one from a median: one length is a poor median."""
+HEAVIEST = 100.0
+"""How much a file may count, in what the median of the others counts."""
+
+Came: TypeAlias = Mapping[ClientId, tuple[Path, Contribution]]
+"""Files and what they hold by client, in the order in which they came."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is asked of a file; kept with what is merged, for those that come later.
+
+    Attributes:
+      trust: by public key, in hex, who signs with it; empty for signed and unsigned files alike.
+      norm_factor: an update may be so many times as long as the median of the others', and `LONE`
+        times that where there is one other.
+      max_norm: the longest that an update may be; None for `FARTHEST`, infinity for any length.
+      max_weight: the most examples that a file may count as; None for `HEAVIEST` times the median
+        of the others'.
+
+    Raises:
+      RunError: a value out of range.
+    """
+
+    trust: Mapping[str, str] = field(default_factory=dict)
+    norm_factor: float = 10.0
+    max_norm: float | None = None
+    max_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        bounds = [x for x in (self.max_norm, self.max_weight) if x is not None]
+        if not (self.norm_factor >= 1 and all(x > 0 for x in bounds)):
+            raise RunError(
+                "the norm factor must be at least 1, the largest norm and number of examples "
+                f"positive; got {self.norm_factor}, {self.max_norm} and {self.max_weight}"
+            )
+
+    def but(
+        self,
+        trust: Mapping[str, str],
+        norm_factor: float | None,
+        max_norm: float | None,
+        max_weight: float | None,
+    ) -> "Rules":
+        """The same with more keys, and with other bounds where they are given."""
+        bounds = {"norm_factor": norm_factor, "max_norm": max_norm, "max_weight": max_weight}
+        given = {key: x for key, x in bounds.items() if x is not None}
+        return replace(self, trust={**self.trust, **trust}, **given)
+
+    def values(self) -> dict[str, object]:
+        """As JSON holds them, which has no infinity."""
+        bounds = {"max_norm": self.max_norm, "max_weight": self.max_weight}
+        told = {key: None if x is None else str(x) for key, x in bounds.items()}
+        return {"trust": dict(self.trust), "norm_factor": self.norm_factor, **told}
+
+    @classmethod
+    def of(cls, values: Mapping[str, object]) -> "Rules":
+        """The inverse of `values`; of an earlier version too, which knew no bound of weights.
+
+        Raises:
+          KeyError, TypeError, ValueError: they are none.
+        """
+        bounds = (values["max_norm"], values.get("max_weight"))
+        trust: Mapping[str, str] = dict(values["trust"])  # type: ignore[call-overload]
+        limits = (None if x is None else float(str(x)) for x in bounds)
+        return cls(trust, float(str(values["norm_factor"])), *limits)
+
+
+def check_beside(every: Came, before: Came, rules: Rules, start: Tensors) -> None:
+    """Raises ContributionError for a file that is too long or counts too much beside the others.
+
+    Args:
+      before: those of `every` that were merged already.
+      start: what all began with.
+    """
+    lengths = {client: one.length for client, (_, one) in every.items()}
+    weights = {client: one.weight for client, (_, one) in every.items()}
+    for client in _largest_first(lengths):
+        if words := _too_long(client, lengths, rules, start):
+            raise ContributionError(
+                Flaw.NORM, every[client][0], words.format(_mend(client, before))
+            )
+    for client in _largest_first(weights):
+        if words := _too_heavy(client, weights, rules):
+            raise ContributionError(
+                Flaw.EXAMPLES, every[client][0], words.format(_mend(client, before))
+            )
+
+
+def _largest_first(sizes: Mapping[ClientId, float]) -> list[ClientId]:
+    return sorted(sizes, key=lambda client: (-sizes[client], client))
+
+
+def _mend(client: ClientId, before: Came) -> str:
+    if client not in before:
+        return "ask the client"
+    return (
+        f"{client!r} was merged before: take it out (--remove {quote(client)}), or leave out what "
+        "is new"
+    )
+
+
+def _too_long(
+    client: ClientId, lengths: Mapping[ClientId, float], rules: Rules, start: Tensors
+) -> str:
+    """What is wrong, with a place for what to do; empty where nothing is."""
+    length, others = lengths[client], [x for name, x in lengths.items() if name != client]
+    most, why = rules.max_norm, ""
+    if most is None:
+        least = sqrt(sum(x.numel() for x in start.values()))
+        most = FARTHEST * max(float(norm(start)), least)
+        why = f", {FARTHEST:g} times what training starts from"
+    if length > most:
+        return (
+            f"its update is {length:.4g} long, at most {most:.4g} is allowed{why}; {{}}, or raise "
+            "--max-norm"
+        )
+    usual = median(others) if others else 0.0
+    factor = rules.norm_factor * (LONE if len(others) == 1 else 1)
+    if not others or (len(others) == 1 and not usual) or length <= factor * usual:
+        return ""
+    beside = f"the median of the other {len(others)}" if len(others) > 1 else "the only other one"
+    return (
+        f"its update is {length:.4g} long, {beside} is {usual:.4g}, and at most {factor:g} times "
+        "that is allowed; {}, or raise --norm-factor"
+    )
+
+
+def _too_heavy(client: ClientId, weights: Mapping[ClientId, float], rules: Rules) -> str:
+    weight, others = weights[client], [x for name, x in weights.items() if name != client]
+    most, why = rules.max_weight, ""
+    if most is None:
+        if not others:  # alone it is the mean, whatever it counts
+            return ""
+        usual = median(others)
+        most, why = HEAVIEST * usual, f", {HEAVIEST:g} times the median {usual:g} of the others"
+    if weight <= most:
+        return ""
+    return (
+        f"it counts as {weight:.16g} examples, at most {most:.16g} are allowed{why}; {{}}, or "
+        f"if that is true give --max-examples {weight:.16g}"
+    )
