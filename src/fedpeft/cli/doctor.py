@@ -5,16 +5,17 @@ from typing import Annotated
 
 import typer
 
-from fedpeft.cli.options import AllowCode, Debug, PlanFile, Settings, allowed
+from fedpeft.cli.options import AllowCode, Debug, Settings, allowed
 
 EXAMPLES = """\
+  fedpeft doctor pictures/                what is read of them, in data-report.txt too
   fedpeft doctor --superlink fl.example.org:8443 --root-certificates ca.crt --key node.key
   fedpeft doctor plan.toml --data pictures/ --name hospital-a    the plan, base and data too
 """
 
 
 def doctor(
-    plan: PlanFile = None,
+    what: Annotated[Path | None, typer.Argument(metavar="[PLAN.toml|DATA]", hidden=True)] = None,
     settings: Settings = None,
     superlink: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Whether it answers, and its time.")
@@ -35,21 +36,34 @@ def doctor(
         str | None, typer.Option(metavar="NAME", help="What the plan calls this node.")
     ] = None,
     allow_code: AllowCode = None,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="FILE", help="Where the report on the data goes."),
+    ] = Path("data-report.txt"),
     debug: Debug = False,
 ) -> None:
     """Look for what would keep a federation from running.
 
     It looks at versions, certificates, keys, the way to the SuperLink, its clock, the worker, the
     plan and the data. Says what is to be done, and ends with 1 if there is something.
+
+    DATA, or --data, is read, and what was found is written to a file too: classes, sizes, values
+    and what is left out. It holds no name of a file and no example, so that an owner may send it.
     """
     from fedpeft.deploy import doctor as look
 
-    findings = list(look.versions())
+    plan = what if what is not None and what.suffix == ".toml" else None
+    data = str(what) if data is None and what is not None and plan is None else data
+
+    alone = data and not any((plan, superlink, root, key, node))
+    findings = [] if alone else list(look.versions())
     findings += look.certificate(root) if root else ()
     findings += look.private_key(key) if key else ()
     findings += look.superlink(superlink, root) if superlink else ()
     findings += look.worker(node) if node else ()
-    findings += look.site(plan, settings, data, name, allowed(allow_code)) if plan else ()
+    code = allowed(allow_code)
+    findings += look.site(plan, settings, data, name, code) if plan else ()
+    findings += look.data(plan, settings, data, out, code) if data else ()
     for one in findings:
         typer.secho(
             f"{'ok ' if one.good else 'NO '} {one.what}: {one.seen}",

@@ -13,10 +13,14 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedpeft.core.letters import SOCKET, Letter, ask
 from fedpeft.errors import FedpeftError, WireError
 from fedpeft.registry import REGISTERED, Code
+
+if TYPE_CHECKING:
+    from fedpeft.rounds.site import Site
 
 FLOWER = "1.41.0"
 """The version that this was tried with; others changed their interfaces."""
@@ -206,5 +210,50 @@ def site(
         )
         counted = sum(map(here.data.size, here.data.clients))
         yield Finding("data", f"{counted} training examples of {len(here.data.clients)} clients")
+        yield from _tokens(here)
     except FedpeftError as error:
         yield Finding(type(error).__name__, str(error), "see what it says")
+
+
+def _tokens(here: "Site") -> Iterator[Finding]:
+    """How many texts are as long as the task lets them be, so that their ends may be cut off."""
+    from fedpeft.data.partitioned import Partitioned, lengths
+
+    limit = getattr(here.plan.task, "max_length", None)
+    if limit is None or not isinstance(here.data, Partitioned):
+        return
+    if "attention_mask" in here.data.train:
+        tokens = lengths(here.data.train)
+        full = int((tokens >= limit).sum())
+        seen = (
+            f"{full:,} of {len(tokens):,} texts fill all {limit} tokens, so that ends are cut off"
+        )
+        yield Finding("tokens", f"{seen}; the middle one has {int(tokens.median())}")
+
+
+def data(
+    plan: Path | None,
+    settings: list[str] | None,
+    path: str,
+    out: Path,
+    code: Code = REGISTERED,
+) -> Iterator[Finding]:
+    """What is read of someone's data, which is written to a file too."""
+    from fedpeft.data.inspect import inspect
+    from fedpeft.oneshot.contribute import find_source
+    from fedpeft.plan.reading import read_plan
+
+    try:
+        if plan is None:
+            source = read_plan({"data": path}, settings or (), code).data
+        else:
+            source = find_source(read_plan(plan, settings or (), code).data, path)
+        lines = inspect(source.load()).lines
+        out.write_text("\n".join([f"fedpeft {_version('fedpeft')}", *lines, ""]), encoding="utf-8")
+    except FedpeftError as error:
+        yield Finding(f"data {path}", str(error), "mend it, and ask again")
+        return
+    except OSError as error:
+        yield Finding(f"report {out}", str(error), "name another place with --out")
+        return
+    yield Finding(f"data {path}", "\n      ".join([f"the report is in {out}", *lines]))

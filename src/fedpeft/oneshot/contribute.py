@@ -124,7 +124,7 @@ def own_site(plan: Plan, path: str, name: ClientId, device: str = "cpu") -> Site
     Raises:
       DataError: the data cannot be read, or have a label that the plan does not name.
     """
-    examples = in_order(_source(plan.data, path).load(), plan.classes, path)
+    examples = in_order(find_source(plan.data, path).load(), plan.classes, path)
     train, test = (torch.arange(len(side)) for side in (examples.train, examples.test))
     division = Division({name: train}, tested={name: test})
     site = site_of(plan, examples, division, device)
@@ -201,7 +201,7 @@ def _check_here(invitation: Invitation) -> None:
         )
 
 
-def _source(own: Any, path: str) -> Any:
+def find_source(own: Any, path: str) -> Any:
     """The plan's source of data at another path, where it reads such a thing; else the usual one
     for it."""
     if locate(path) is None:

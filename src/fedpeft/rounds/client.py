@@ -278,7 +278,6 @@ class Worker:
         return self._training(client) if job.phase == FIT else self._answered(client)
 
     def _client(self, job: Job) -> Client:
-        plan = self.site.plan
         view = intersect(self.routes, job.client, job.round, self.clients)
         found = self.receive(job.payload, view, job.phase, job.round)
         with storing():

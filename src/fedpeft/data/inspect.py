@@ -1,0 +1,160 @@
+"""What was read of someone's data, before anything is trained: numbers only, so that an owner may
+send them to the server. Of the data themselves there are the names of classes and columns, and no
+name of a file, no text and no other value."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedpeft.core.types import Examples
+from fedpeft.data.pictures import Pictures
+from fedpeft.errors import DataError
+
+CLASSES = 12
+"""So many classes get a line; of more, the smallest do."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Attributes:
+    train, test: examples to train on, and held out.
+    classes: by name how many of each.
+    left_out: by reason how much of what lies there is left out.
+    pictures, texts, columns: lines that describe them; empty where there are none.
+    """
+
+    train: int
+    test: int
+    classes: Mapping[str, tuple[int, int]]
+    left_out: Mapping[str, int]
+    pictures: Sequence[str] = ()
+    texts: Sequence[str] = ()
+    columns: Sequence[str] = ()
+
+    @property
+    def lines(self) -> list[str]:
+        """One screen of text."""
+        held = f"{self.test:,} are held out"
+        lines = [f"{self.train:,} examples to train on; {held}"]
+        if self.classes:
+            lines += ["", *_class_lines(self.classes)]
+        for title, rows in (
+            ("pictures", self.pictures),
+            ("texts", self.texts),
+            ("other columns", self.columns),
+            ("left out", [f"{count:,} {what}" for what, count in self.left_out.items()]),
+        ):
+            lines += ["", title, *(f"  {row}" for row in rows)] if rows else []
+        return lines
+
+
+def inspect(examples: Examples) -> Report:
+    """Look at all examples once; pictures are decoded.
+
+    Raises:
+      DataError: no picture can be read.
+    """
+    sides = (examples.train, examples.test)
+    counts = [_counts(side.columns.get("label"), len(examples.classes)) for side in sides]
+    pictures, texts = ([side.columns[name] for side in sides if name in side.columns]
+                       for name in ("image", "text"))  # fmt: skip
+    return Report(
+        len(examples.train),
+        len(examples.test),
+        dict(zip(examples.classes, zip(*counts, strict=True), strict=True)),
+        examples.left_out,
+        list(_of_pictures(pictures)) if pictures else (),
+        list(_of_texts([text for side in texts for text in side])) if texts else (),
+        list(_of_columns(sides[0].columns)),
+    )
+
+
+def _counts(label: Tensor | None, classes: int) -> list[int]:
+    if label is None:
+        return [0] * classes
+    counts: list[int] = torch.bincount(label, minlength=classes).tolist()
+    return counts
+
+
+def _class_lines(classes: Mapping[str, tuple[int, int]]) -> Iterator[str]:
+    shown = sorted(classes, key=lambda name: classes[name][0])[:CLASSES]
+    names = [name for name in classes if name in shown]
+    which = f", of which these are the {CLASSES} smallest" if len(classes) > CLASSES else ""
+    width = max(len("class"), *map(len, names))
+    yield f"{len(classes):,} classes{which}"
+    yield f"  {'class':<{width}}  {'train':>9}  {'held out':>9}"
+    for name in names:
+        train, test = classes[name]
+        yield f"  {name:<{width}}  {train:>9,}  {test:>9,}{'' if train else '   none here'}"
+
+
+def _of_pictures(sides: Sequence[Any]) -> Iterator[str]:
+    import numpy as np
+
+    sizes, modes, least, most, bad = Counter[Any](), Counter[str](), [], [], 0
+    for side in sides:
+        for at in range(len(side)):
+            try:
+                picture = side.upright(at) if isinstance(side, Pictures) else side[at]
+            except DataError:
+                bad += 1
+                continue
+            values, size, mode = _values(picture, np)
+            sizes[size] += 1
+            modes[mode] += 1
+            finite = values[np.isfinite(values)]
+            least.append(float(finite.min()) if finite.size else float("nan"))
+            most.append(float(finite.max()) if finite.size else float("nan"))
+    if not sizes:
+        raise DataError(f"none of {bad} pictures can be read")
+    (width, height), often = sizes.most_common(1)[0]
+    small, large = min(sizes), max(sizes)
+    total = sizes.total()
+    yield f"{total:,} can be read, {bad:,} cannot"
+    yield (
+        f"sizes: {often:,} of {width}x{height}; the narrowest {small[0]}x{small[1]}, the widest "
+        f"{large[0]}x{large[1]}"
+    )
+    yield "kinds: " + ", ".join(f"{count:,} {mode}" for mode, count in modes.most_common())
+    yield (
+        f"values: from {np.nanmin(least):g} to {np.nanmax(most):g}; half of the pictures reach "
+        f"{np.nanmedian(most):g}"
+    )
+
+
+def _values(picture: Any, np: Any) -> tuple[Any, tuple[int, int], str]:
+    """The values of a picture, its width and height, and its kind."""
+    if isinstance(picture, Tensor):
+        height, width = picture.shape[-2:]
+        return picture.numpy(), (width, height), f"with {picture.shape[0]} channels"
+    return np.asarray(picture), picture.size, picture.mode
+
+
+def _of_texts(texts: Sequence[str]) -> Iterator[str]:
+    for what, lengths in (
+        ("characters", [len(text) for text in texts]),
+        ("words", [len(text.split()) for text in texts]),
+    ):
+        yield (
+            f"{what}: {min(lengths):,} at least, {median(lengths):,g} in the middle, "
+            f"{max(lengths):,} at most"
+        )
+    blank = sum(not text.strip() for text in texts)
+    again = len(texts) - len(set(texts))
+    yield f"{blank:,} are blank, and {again:,} are there before already"
+
+
+def _of_columns(columns: Mapping[str, Any]) -> Iterator[str]:
+    """Columns that are neither inputs nor labels, and how many values they have: natural clients
+    are found so."""
+    for name, values in columns.items():
+        if name in ("label", "image", "text", "file") or isinstance(values, Tensor):
+            continue
+        known = [value for value in values if value is not None]
+        gaps = f", {len(values) - len(known):,} missing" if len(known) < len(values) else ""
+        yield f"{name}: {len(set(map(str, known))):,} different values{gaps}"

@@ -1,0 +1,119 @@
+"""The report of what was read of someone's data."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from example_files import save_picture
+from PIL import Image
+from running import fedpeft
+
+from fedpeft import DataError, read_plan
+from fedpeft.core.types import Examples, Table
+from fedpeft.data.images import Images
+from fedpeft.data.inspect import inspect
+from fedpeft.data.partitioned import Partitioned
+from fedpeft.deploy.doctor import _tokens
+from fedpeft.rounds.site import Site
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """Two classes and an empty one; one picture is deep, one broken, one file is no picture."""
+    folder = tmp_path / "scans"
+    for split, count in (("train", 4), ("test", 1)):
+        for name in ("healthy", "ill"):
+            for k in range(count):
+                save_picture(folder / split / name / f"Miller-{k}.png", (10, 20, 250), (8, 6))
+    deep = np.array([[7, 4000]], dtype=np.uint16)
+    Image.fromarray(deep).save(folder / "train" / "ill" / "Miller-0.png")
+    (folder / "train" / "ill" / "Smith.png").write_bytes(b"no picture")
+    (folder / "train" / "ill" / "Smith.dcm").touch()
+    (folder / "train" / "rare").mkdir()
+    return folder
+
+
+def test_pictures_are_counted_and_measured(scans: Path) -> None:
+    found = inspect(Images(str(scans)).load())
+    assert (found.train, found.test) == (9, 2)
+    assert found.classes == {"healthy": (4, 1), "ill": (5, 1), "rare": (0, 0)}
+    assert found.left_out == {".dcm files": 1}
+    assert found.pictures == [
+        "10 can be read, 1 cannot",
+        "sizes: 9 of 8x6; the narrowest 2x1, the widest 8x6",
+        "kinds: 9 RGB, 1 I;16",
+        "values: from 7 to 4000; half of the pictures reach 250",
+    ]
+    lines = found.lines
+    assert "3 classes" in lines and "  1 .dcm files" in lines
+    assert any(line.startswith("  rare") and line.endswith("none here") for line in lines)
+    assert len(lines) < 24
+
+
+def test_the_doctor_writes_it_to_a_file_that_names_no_patient(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.txt"
+    ended = fedpeft("doctor", scans, "--out", out)
+    assert ended.exit_code == 0, ended.output
+    text = out.read_text()
+    assert text.startswith("fedpeft ") and "10 can be read, 1 cannot" in text
+    assert "10 can be read, 1 cannot" in ended.stdout and str(out) in ended.stdout
+    assert "Miller" not in text and "Smith" not in text
+    bad = fedpeft("doctor", tmp_path / "nowhere", "--out", out)
+    assert bad.exit_code == 1 and "mend it" in bad.stdout
+    unwritable = fedpeft("doctor", scans, "--out", tmp_path)
+    assert unwritable.exit_code == 1 and "--out" in unwritable.stdout
+
+
+def test_texts_and_columns(tmp_path: Path) -> None:
+    rows = ["text,label,clinic", "one two,0,a", "one two,1,a", "three,0,b", "six six six,1,"]
+    (tmp_path / "x.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "set.toml").write_text('task = "text-classification"\n')
+    ended = fedpeft(
+        "doctor", tmp_path / "x.csv", "-o", tmp_path / "r", "--set", "data.test_fraction=0.5"
+    )
+    assert ended.exit_code == 0, ended.output
+    text = (tmp_path / "r").read_text()
+    assert "2 examples to train on; 2 are held out" in text
+    assert "characters: 5 at least, 7 in the middle, 11 at most" in text
+    assert "words: 1 at least, 2 in the middle, 3 at most" in text
+    assert "0 are blank, and 1 are there before already" in text
+    assert "six six" not in text
+
+
+def test_columns_that_may_name_clients() -> None:
+    table = Table({"text": ["a", "b", "c"], "site": ["x", "y", None], "n": torch.arange(3)})
+    found = inspect(Examples(table, table, ()))
+    assert found.columns == ["site: 2 different values, 1 missing"]
+    assert found.classes == {} and found.pictures == ()
+
+
+def test_of_many_classes_the_smallest_are_shown() -> None:
+    label = torch.arange(40).repeat_interleave(torch.arange(1, 41))
+    table = Table({"image": torch.zeros(len(label), 1, 4, 5, dtype=torch.uint8), "label": label})
+    found = inspect(Examples(table, table, tuple(f"c{k}" for k in range(40))))
+    shown = [
+        line.split()[0] for line in found.lines if line.startswith("  c") and "class" not in line
+    ]
+    assert shown == [f"c{k}" for k in range(12)]
+    assert "40 classes, of which these are the 12 smallest" in found.lines
+    assert found.pictures[2] == "kinds: 1,640 with 1 channels"
+
+
+def test_pictures_of_which_none_can_be_read(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for k in range(5):
+            (tmp_path / name / f"{k}.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="none of 10 pictures can be read"):
+        inspect(Images(str(tmp_path)).load())
+
+
+def test_texts_that_are_cut_are_counted() -> None:
+    """Of lengths 1, 3 and 3, two fill all of 3 tokens."""
+    plan = read_plan({"task": {"name": "text-classification", "model": "x", "max_length": 3}})
+    mask = torch.tensor([[1, 0, 0], [1, 1, 1], [1, 1, 1]]).bool()
+    data = Partitioned(plan.task, {"attention_mask": mask}, {}, {"a": torch.arange(3)})
+    [finding] = _tokens(Site(plan, torch.nn.Identity(), data, ()))
+    assert finding.good and finding.seen.startswith("2 of 3 texts fill all 3 tokens")
+    assert finding.seen.endswith("the middle one has 3")
