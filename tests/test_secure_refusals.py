@@ -144,7 +144,7 @@ def test_no_client_answers_two_versions_of_a_question(
     )
 
 
-def first_asked(points: Site, folder: Path, phase: str, content: dict[str, object]) -> str:
+def first_asked(points: Site, folder: Path, phase: str, content: Mapping[str, object]) -> str:
     """What a client that has trained says to this message, as the first."""
     plan = secure_plan(rounds=1)
     engine = on(points, plan, Folder(folder))
