@@ -6,8 +6,10 @@ from pathlib import Path
 
 from rounds import Recording, on, points_plan
 
+from fedpeft.codecs.dense import Dense
+from fedpeft.core.conversation import Message
 from fedpeft.core.interfaces import Engine
-from fedpeft.core.payloads import unpack
+from fedpeft.core.payloads import decode_sent, encode_answer, encode_message, unpack
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import layout
 from fedpeft.core.types import Failure, Job, Reply, State, Tensors, Update
@@ -30,6 +32,19 @@ BY_SIZE = {
 
 def secure_plan(**changes: object) -> Plan:
     return points_plan(**{**SECURE, **changes})
+
+
+def opened(payload: bytes) -> Message:
+    """What a message of a secure sum holds, in either direction."""
+    return decode_sent(payload, Dense(), None)
+
+
+def question(message: Message) -> bytes:
+    return encode_message(message, Dense())
+
+
+def answer(message: Message) -> bytes:
+    return encode_answer(message, Dense())
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,16 @@ from secure_rounds import (
     SECURE,
     Losing,
     one_round,
+    opened,
     recording_plan,
     secure_plan,
     stepped,
     updates_in_the_open,
 )
 
-from fedpeft.core.payloads import unpack
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Reply
-from fedpeft.core.wire import unframe
 from fedpeft.engines.cohort import Cohort
 from fedpeft.engines.processes import Processes
 from fedpeft.errors import PlanError
@@ -44,13 +43,13 @@ def test_the_sum_is_that_of_the_rounded_updates_to_the_bit(
 ) -> None:
     plan = points_plan(**changes)
     plan = replace(plan, exchange=replace(plan.exchange, bits=bits))  # type: ignore[type-var]
-    state, opened = start(plan, points.params()), []
+    state, trained = start(plan, points.params()), []
     for after, ledger in federate(plan, on(points, plan, Folder(tmp_path)), state):
         if not plan.personal:
-            opened = list(updates_in_the_open(points, plan, state).values())
-            assert equal(after.params, stepped(state, opened, plan, 6))
+            trained = list(updates_in_the_open(points, plan, state).values())
+            assert equal(after.params, stepped(state, trained, plan, 6))
             assert sum(ledger.weights.values()) == pytest.approx(
-                sum(update.weight for update in opened)
+                sum(update.weight for update in trained)
             )
         assert (
             not ledger.failed
@@ -97,7 +96,7 @@ def test_who_drops_out_costs_its_own_update_and_no_other(
     assert sorted(ledger.weights) == sorted(after.accepted) == counted
     if phase == "unmask":
         assert not ledger.failed and all(
-            f"{c} is in the sum, but did not help" in ledger.note for c in lost
+            f"{c} counts, but did not answer afterwards" in ledger.note for c in lost
         )
     else:
         assert ledger.failed == dict.fromkeys(lost, f"lost in {phase}") and not ledger.note
@@ -124,7 +123,8 @@ def test_below_the_threshold_the_round_fails_by_name_and_the_next_goes_on(
         and after.round == 1
         and after.accepted == {} == ledger.weights
     )
-    assert ledger.note == f"3 clients answered '{phase}', 4 are needed: nothing changes"
+    few = f"3 clients answered '{phase}', 4 are needed"
+    assert ledger.note == f"{few}; 0 good replies, 1 needed: nothing changes"
     assert ledger.failed == dict.fromkeys(clients[:3], f"lost in {phase}")
     [(_, following)] = federate(plan, on(points, plan, Folder(tmp_path)), after)
     assert len(following.weights) == 6 and not following.note
@@ -148,10 +148,10 @@ def test_no_message_holds_an_update_and_masked_ones_look_like_noise(
     for client, update in trained.items():
         plain = masking.integers(update, 32, by)
         payload = sent["masked", client]
-        got = masking.read(
-            unpack(client, payload, plan.uplink, [("masked", [28], "int32")]).delta["masked"]
-        )
-        assert int((got == plain).sum()) <= 1 and unpack_header(payload) == [1.0, {}]
+        message = opened(payload)
+        assert message.tensors.keys() == {"masked"} == message.tensors["masked"].keys()
+        got = masking.read(message.tensors["masked"]["masked"])
+        assert got.shape == (28,) and int((got == plain).sum()) <= 1 and message.values == {}
         assert not any(plain[:4].tobytes() in every for every in sent.values())
         bits += sum(int(x).bit_count() for x in (got - plain).tolist())
         total = total + got
@@ -160,10 +160,6 @@ def test_no_message_holds_an_update_and_masked_ones_look_like_noise(
         "own masks are still on"
     )
     assert len({job.phase for job in engine.jobs}) == 4 and after.round == 1
-
-
-def unpack_header(payload: bytes) -> object:
-    return unframe(payload, nested=True)[0]
 
 
 def test_every_session_has_keys_of_its_own(points: Site, tmp_path: Path) -> None:
@@ -188,7 +184,8 @@ def test_every_message_is_in_the_ledger(points: Site, tmp_path: Path) -> None:
         assert (
             ledger.up[client] == sum(len(reply.payload) for reply in replies) and len(replies) == 4
         )
-    assert ledger.up_headers == ledger.bytes_up - 6 * 28 * 4
+    keys, masked, sealed, shares = 2 * 32, 28 * 4, 6 * 92, 6 * 32  # 92: two shares, a nonce, a tag
+    assert ledger.up_headers == ledger.bytes_up - 6 * (keys + masked + sealed + shares)
 
 
 @pytest.mark.parametrize("engine", [Processes, Cohort])

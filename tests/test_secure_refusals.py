@@ -1,40 +1,61 @@
 """What secure aggregation refuses: harmed messages, two versions of a question, plans that need
 single updates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rounds import Recording, on, points_plan
-from secure_rounds import Losing, one_round, secure_plan, stepped, updates_in_the_open
+from secure_rounds import (
+    Losing,
+    answer,
+    one_round,
+    opened,
+    question,
+    secure_plan,
+    stepped,
+    updates_in_the_open,
+)
 
+from fedpeft.core.conversation import Message
 from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Failure, Job
-from fedpeft.core.wire import frame, unframe
+from fedpeft.core.wire import frame
 from fedpeft.errors import PlanError
 from fedpeft.exchanges import sharing
+from fedpeft.exchanges.asking import bytes_message
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site
 
 
 def changed(payload: bytes) -> bytes:
     """Another body, framed as an honest one."""
-    header, body = unframe(payload)
-    return frame(header, bytes([body[0] ^ 1]) + body[1:])
+    message = opened(payload)
+    [(name, group)] = message.tensors.items()
+    body = group["bytes"].clone()
+    body[0] ^= 1
+    return answer(Message({name: {"bytes": body}}, message.values))
+
+
+def said(values: dict[str, object], **groups: bytes) -> Callable[[bytes], bytes]:
+    """An answer with something else in it."""
+    return lambda payload: answer(bytes_message(values, **groups))
 
 
 @pytest.mark.parametrize(
     ("phase", "harm", "reason"),
     [
-        ("fit", lambda p: frame({"own": "x"}, bytes(64)), "fit: "),
-        ("fit", lambda p: frame({}, bytes(64)), "no two public keys came"),
-        ("shares", lambda p: frame({}, b"short"), "5 bytes came, not 6 times 92"),
+        ("fit", said({"own": "x"}, keys=bytes(64)), "fit: "),
+        ("fit", said({}, keys=bytes(64)), "no two public keys came"),
+        ("fit", lambda p: frame({"own": "x"}, bytes(64)), "corrupt or truncated"),
+        ("shares", said({}, sealed=b"short"), r"([5], 'uint8'); the plan sends ([552], 'uint8')"),
         ("masked", lambda p: p[:-1], "corrupt or truncated"),
         ("masked", lambda p: b"", "shorter than a frame"),
         ("unmask", lambda p: p[5:], "corrupt or truncated"),
-        ("unmask", lambda p: frame([], bytes(6 * 32)), "does not say what it could not read"),
+        ("unmask", said({}, shares=bytes(6 * 32)), "does not say what it could not read"),
     ],
 )
 def test_what_is_not_as_it_must_be_is_refused_and_the_others_are_added_up(
@@ -79,29 +100,28 @@ def test_one_share_that_cannot_be_read_costs_nothing(points: Site, tmp_path: Pat
 def test_who_seals_nonsense_fails_the_round_by_its_own_name(points: Site, tmp_path: Path) -> None:
     plan = secure_plan(rounds=1)
     bad = sorted(updates_in_the_open(points, plan, start(plan, points.params())))[2]
-    nonsense: Callable[[bytes], bytes] = lambda payload: frame({}, bytes(6 * sharing.SEALED))
+    nonsense: Callable[[bytes], bytes] = said({}, sealed=bytes(6 * sharing.SEALED))
     before, after, ledger, _ = one_round(points, plan, tmp_path, harm={("shares", bad): nonsense})
     assert (
         equal(after.params, before.params)
         and after.refusals == {bad: 1}
         and list(ledger.failed) == [bad]
     )
-    assert (
-        ledger.note == f"0 clients could read the shares of '{bad}', 4 are needed: nothing changes"
-    )
+    assert ledger.note.startswith(f"0 clients could read the shares of '{bad}', 4 are needed; ")
+    assert ledger.note.endswith("nothing changes")
 
 
 def asked(
-    points: Site, folder: Path, change: Callable[[dict[str, list[str]]], object], phase: str
+    points: Site, folder: Path, change: Callable[[Mapping[str, Any]], dict[str, Any]], phase: str
 ) -> list[str]:
     """What the clients of a finished round say when they are asked once more, in changed words."""
     plan = secure_plan(rounds=1)
     _, _, _, engine = one_round(points, plan, folder)
     replies = []
     for job in [job for job in engine.jobs if job.phase == phase]:
-        header, body = unframe(job.payload)
-        changed = change(header)
-        [reply] = on(points, plan, Folder(folder)).run([replace(job, payload=frame(changed, body))])
+        message = opened(job.payload)
+        other = replace(message, values=change(message.values))
+        [reply] = on(points, plan, Folder(folder)).run([replace(job, payload=question(other))])
         assert isinstance(reply, Failure)
         replies.append(reply.reason)
     return replies
@@ -116,7 +136,7 @@ def asked(
     ],
 )
 def test_no_client_answers_two_versions_of_a_question(
-    points: Site, tmp_path: Path, phase: str, change: Callable[[dict[str, list[str]]], object]
+    points: Site, tmp_path: Path, phase: str, change: Callable[[Mapping[str, Any]], dict[str, Any]]
 ) -> None:
     reasons = asked(points, tmp_path, change, phase)
     assert len(reasons) == 6 and all(
@@ -124,14 +144,15 @@ def test_no_client_answers_two_versions_of_a_question(
     )
 
 
-def first_asked(points: Site, folder: Path, phase: str, content: object) -> str:
+def first_asked(points: Site, folder: Path, phase: str, content: Mapping[str, object]) -> str:
     """What a client that has trained says to this message, as the first."""
     plan = secure_plan(rounds=1)
     engine = on(points, plan, Folder(folder))
     recording = Recording(engine)
     lost = Losing(recording, lost={"shares": points.data.clients})
     next(federate(plan, lost, start(plan, points.params())))
-    [reply] = engine.run([replace(recording.jobs[0], phase=phase, payload=frame(content, b""))])
+    asked = question(Message({}, content))
+    [reply] = engine.run([replace(recording.jobs[0], phase=phase, payload=asked)])
     assert isinstance(reply, Failure)
     return reply.reason
 
@@ -145,12 +166,14 @@ def test_a_client_hides_only_in_a_crowd_and_answers_in_order(points: Site, tmp_p
     assert "asked for 'unmask' before 'masked'" in first_asked(
         points, tmp_path / "c", "unmask", {"alive": []}
     )
-    assert "no message of a secure sum" in first_asked(points, tmp_path / "d", "tell me all", {})
-    job = Job("r", 9, points.data.clients[0], "masked", 0, None, frame({}, b""))
+    words = first_asked(points, tmp_path / "d", "tell me all", {})
+    assert "no message called 'tell me all'" in words and "no other is answered" in words
+    empty = question(Message({}, {"peers": []}))
+    job = Job("r", 9, points.data.clients[0], "masked", 0, None, empty)
     [reply] = on(points, secure_plan(), Folder(tmp_path / "e")).run([job])
     assert isinstance(reply, Failure) and "in which this client has not trained" in reply.reason
     [reply] = on(points, points_plan()).run([job])
-    assert isinstance(reply, Failure) and "nothing but 'fit'" in reply.reason
+    assert isinstance(reply, Failure) and "Known: fit." in reply.reason
 
 
 @pytest.mark.parametrize(
@@ -171,7 +194,8 @@ def test_what_the_server_cannot_see_the_client_checks(
     )
     _, _, ledger, _ = one_round(points, plan, tmp_path)
     assert len(ledger.failed) == 6 and all(reason in words for words in ledger.failed.values())
-    assert ledger.note == "0 clients answered 'fit', 4 are needed: nothing changes"
+    assert ledger.note.startswith("0 clients answered 'fit', 4 are needed; ")
+    assert ledger.note.endswith("nothing changes")
 
 
 PRIVATE = {"name": "client_dp", "noise_multiplier": 1.0}
@@ -184,10 +208,10 @@ PRIVATE = {"name": "client_dp", "noise_multiplier": 1.0}
         ({"aggregator": "krum"}, "Krum compares the clients' updates"),
         ({"norm_factor": 10}, "cannot be seen in a sum"),
         ({"uplink": "int8"}, "only a lossless codec"),
-        ({"uplink": "topk", "stages": ["error_feedback"]}, "only a lossless codec"),
+        ({"uplink": "topk", "stages": ["error_feedback"]}, "sends later what a codec drops"),
         (
             {"stages": [{"name": "error_feedback", "codec": "dense"}]},
-            "ErrorFeedback has work to do",
+            "a secure sum drops nothing: leave it out",
         ),
         ({"stages": [PRIVATE], "delta": 1e-3}, "ClientDp has work to do where each update arrives"),
         ({"local": {"correction": "scaffold"}, "server": "scaffold"}, "leave SCAFFOLD out"),

@@ -97,6 +97,8 @@ class Secure:
         Fact.LOSSY: "{other} as uplink: masked integers are as random as noise, and only a "
         "lossless codec keeps them; they are rounded already, to exchange.bits: set "
         'uplink = "dense"',
+        Fact.SENDS_LATER: "{other} sends later what a codec drops, and a secure sum drops nothing: "
+        "leave it out",
         Fact.REVEALS: "{other} {what}, which sums are to hide: leave it out",
         Fact.MIXED_RANKS: "a secure sum is of updates of one layout: leave out ranks",
         Fact.CONTROL: "control variates are not of the updates' size: leave SCAFFOLD out of a "
@@ -309,7 +311,7 @@ class Secure:
         try:
             return iter([(yield from self._sum(ask, round))])
         except Unrecovered as error:
-            round.report("note", f"{error}: nothing changes")
+            round.report("note", str(error))
             return iter(())
 
     def _sum(self, ask: Ask, round: Round) -> Generator[Ask, Iterator[Answer], Answer]:
