@@ -249,7 +249,7 @@ class Processes:
             if not hand.warned:
                 getLogger("fedpeft").warning(
                     "worker process %s, which trains %s, has shown no sign of life for %.0f s: "
-                    "is it stopped? It is killed after %.0f s, and the client goes to another worker",
+                    "is it stopped? It is killed after %.0f s, and another worker takes the client",
                     hand.process.pid,
                     client,
                     silent,
