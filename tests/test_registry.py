@@ -24,6 +24,9 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("partition", "column"): {"column": "writer"},
     ("partition", "redrawn"): {"subset": 100},
     ("partition", "lists"): {"clients": {"here": (0, 1), "there": (2,)}},
+    ("routing", "personal"): {"patterns": ["classifier.*"]},
+    ("routing", "ranks"): {"ranks": [2, 4]},
+    ("routing", "subset"): {"trains": ["classifier.*"]},
     ("task", "module"): {"module": "networks:Linear", "arguments": {"features": 8, "classes": 3}},
     ("task", "text-to-image"): {"model": "some/folder"},
 }
@@ -41,7 +44,7 @@ def same(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 def test_it_is_found_and_says_what_it_is(kind: str, name: str) -> None:
-    first = (import_module(find(kind, name).__module__).__doc__ or "").partition("\n")[0]
+    first = (import_module(find(kind, name).__module__).__doc__ or "").partition("\n\n")[0].strip()
     assert first.endswith((".", ":")) or "arXiv:" in first
 
 
