@@ -32,6 +32,7 @@ from benchmarks.racing.models import vit
 from benchmarks.work import Noise, TinyViT, Tokens
 from fedpeft import Plan, open_site
 from fedpeft.core.objective import Objective
+from fedpeft.core.outputs import LOGITS, Outputs
 from fedpeft.core.types import Batch
 from fedpeft.local.descent import Descent
 from fedpeft.methods.lora import LoRA
@@ -92,12 +93,12 @@ class Texts(Tokens):
     def words(self) -> int:
         return 128 if self.tiny else 128_256
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits = model(input_ids=batch["x"]).logits[:, :-1]
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        logits = outputs[LOGITS][:, :-1]
         return cross_entropy(logits.float().mT, batch["x"][:, 1:], reduction="none").mean(1)
 
-    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        return {"loss": self.losses(model, batch)}
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+        return {"loss": self.losses(outputs, batch)}
 
 
 def plan_of(name: str, clients: int, batch: int, tiny: bool) -> Plan:

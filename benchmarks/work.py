@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.racing.models import Head, bert, vit
+from fedpeft.core.outputs import LOGITS, Outputs
 from fedpeft.core.types import Batch, Examples, Table, Tensors
 
 CLASSES = tuple(f"class{k}" for k in range(100))
@@ -26,13 +27,14 @@ class TinyViT:
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
         return rows
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        return cross_entropy(
-            model(pixel_values=batch["x"]).logits, batch["label"], reduction="none"
-        )
+    def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
+        return {LOGITS: model(pixel_values=batch["x"]).logits}
 
-    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        return {"loss": self.losses(model, batch)}
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        return cross_entropy(outputs[LOGITS], batch["label"], reduction="none")
+
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+        return {"loss": self.losses(outputs, batch)}
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,14 @@ class Tokens:
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
         return rows
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        return cross_entropy(model(input_ids=batch["x"]).logits, batch["label"], reduction="none")
+    def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
+        return {LOGITS: model(input_ids=batch["x"]).logits}
 
-    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        return {"loss": self.losses(model, batch)}
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        return cross_entropy(outputs[LOGITS], batch["label"], reduction="none")
+
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+        return {"loss": self.losses(outputs, batch)}
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,14 @@ class LinearHead:
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
         return rows
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        return cross_entropy(model(batch["x"]), batch["label"], reduction="none")
+    def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
+        return {LOGITS: model(batch["x"])}
 
-    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        return {"loss": self.losses(model, batch)}
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        return cross_entropy(outputs[LOGITS], batch["label"], reduction="none")
+
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+        return {"loss": self.losses(outputs, batch)}
 
 
 @dataclass(frozen=True)

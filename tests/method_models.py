@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedpeft.core.interfaces import Method
+from fedpeft.core.outputs import LOGITS, Outputs, head_input
 from fedpeft.core.seeds import seeded
 from fedpeft.core.types import Batch, Tensors
 from fedpeft.registry import build
@@ -77,14 +78,25 @@ class Classify:
     """As much of a task as an objective needs; a language model's classes are the first of its
     vocabulary."""
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits = logits_of(model, batch)
+    def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
+        with head_input(model, head) as seen:
+            logits = logits_of(model, batch)
+        return {LOGITS: logits, **seen}
+
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        logits = outputs[LOGITS]
         return cross_entropy(
             logits if logits.ndim == 2 else logits.mean(1), batch["label"], reduction="none"
         )
 
-    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        return {"loss": self.losses(model, batch)}
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+        return {"loss": self.losses(outputs, batch)}
+
+
+def losses_of(task: Any, model: nn.Module, batch: Batch) -> Tensor:
+    """The task's losses of a forward pass."""
+    losses: Tensor = task.losses(task.forward(model, batch), batch)
+    return losses
 
 
 def method(spec: Mapping[str, Any] | str) -> Method:

@@ -13,6 +13,7 @@ from networks import NETWORKS
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fedpeft.core.outputs import LOGITS, PREDICTION, Outputs, head_input
 from fedpeft.core.secrets import Secret
 from fedpeft.core.stores import Folder
 from fedpeft.core.types import Batch, Examples, Job, Table, Tensors
@@ -55,11 +56,16 @@ class Points:
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
         return rows
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        return cross_entropy(model(batch["point"]), batch["label"], reduction="none")
+    def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
+        with head_input(model, head) as seen:
+            logits: Tensor = model(batch["point"])
+        return {LOGITS: logits, **seen}
 
-    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        return {"accuracy": (model(batch["point"]).argmax(-1) == batch["label"]).float()}
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        return cross_entropy(outputs[LOGITS], batch["label"], reduction="none")
+
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+        return {"accuracy": (outputs[LOGITS].argmax(-1) == batch["label"]).float()}
 
 
 class Bowl(nn.Module):
@@ -89,12 +95,15 @@ class Bowls:
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
         return rows
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        squared: Tensor = model(batch["point"]).square().sum(-1)
+    def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
+        return {PREDICTION: model(batch["point"])}
+
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        squared = outputs[PREDICTION].square().sum(-1)
         return batch["curvature"] / 2 * squared
 
-    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        return {"loss": self.losses(model, batch)}
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+        return {"loss": self.losses(outputs, batch)}
 
 
 @dataclass(frozen=True)
@@ -118,13 +127,16 @@ class Fatal:
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
         return self.points.batch(rows, generator)
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+    def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
+        return self.points.forward(model, batch, head)
+
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         if bool((batch["point"][:, 0] == self.trigger).any()):
             die(self.once)
-        return self.points.losses(model, batch)
+        return self.points.losses(outputs, batch)
 
-    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        return self.points.metrics(model, batch)
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+        return self.points.metrics(outputs, batch)
 
 
 @dataclass(frozen=True)
@@ -145,13 +157,16 @@ class Raising:
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
         return self.points.batch(rows, generator)
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+    def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
+        return self.points.forward(model, batch, head)
+
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         if bool((batch["point"][:, 0] == self.trigger).any()):
             raise getattr(builtins, self.error)("of this task")
-        return self.points.losses(model, batch)
+        return self.points.losses(outputs, batch)
 
-    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        return self.points.metrics(model, batch)
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+        return self.points.metrics(outputs, batch)
 
 
 @dataclass(frozen=True)
@@ -178,12 +193,16 @@ class Odd:
         width = 5 + int(rows["label"][0]) if self.what == "cut" else self.points.features
         return {**rows, "point": rows["point"][:, :width]}
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+    def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
+        x = batch["point"]
+        wide = torch.nn.functional.pad(x, (0, self.points.features - x.shape[1]))
+        return self.points.forward(model, {**batch, "point": wide}, head)
+
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         x = batch["point"]
         if self.what == "large":
             x.new_empty(int(self.trigger), dtype=torch.uint8)
-        wide = torch.nn.functional.pad(x, (0, self.points.features - x.shape[1]))
-        losses = self.points.losses(model, {**batch, "point": wide})
+        losses = self.points.losses(outputs, batch)
         if self.what == "random":
             losses = losses * torch.rand_like(losses)
         return (
@@ -192,8 +211,8 @@ class Odd:
             else losses
         )
 
-    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        return self.points.metrics(model, batch)
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+        return self.points.metrics(outputs, batch)
 
 
 def die(once: str) -> None:

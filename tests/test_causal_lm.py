@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from counting import BEGIN, END, changes
+from method_models import losses_of
 
 from fedpeft import DataError, PlanError, evaluate, open_site, read_plan
 from fedpeft.core.seeds import generator
@@ -103,14 +104,14 @@ def test_an_example_is_the_mean_of_its_tokens_and_held_out_examples_count_by_the
     each = [
         [-float(chances[k, t - 1, ids[k, t]]) for t in range(1, n)] for k, n in enumerate((7, 3, 2))
     ]
-    assert task.losses(model, batch).tolist() == pytest.approx(
+    assert losses_of(task, model, batch).tolist() == pytest.approx(
         [sum(one) / len(one) for one in each], rel=1e-5
     )
     alone = [
-        task.losses(model, task.batch({n: x[k : k + 1] for n, x in rows.items()}, None))
+        losses_of(task, model, task.batch({n: x[k : k + 1] for n, x in rows.items()}, None))
         for k in range(3)
     ]
-    assert torch.allclose(torch.cat(alone), task.losses(model, batch), atol=1e-6)
+    assert torch.allclose(torch.cat(alone), losses_of(task, model, batch), atol=1e-6)
     halves = [{n: x[some] for n, x in batch.items()} for some in (slice(0, 1), slice(1, 3))]
     measured = evaluate(
         task, model, {}, ({**half, "mask": torch.ones(len(half["labels"]))} for half in halves)
@@ -131,8 +132,8 @@ def test_an_example_without_a_counted_token_has_no_loss_and_no_weight(llama: Pat
     }
     batch["labels"] = torch.full((1, 2), -100)
     model = task.build([]).eval()
-    assert task.losses(model, batch).tolist() == [0.0]
-    assert task.metrics(model, batch)["loss"].weights.tolist() == [0.0]
+    assert losses_of(task, model, batch).tolist() == [0.0]
+    assert task.metrics(task.forward(model, batch), batch)["loss"].weights.tolist() == [0.0]
 
 
 def test_a_geometric_mean_of_means_is_right() -> None:

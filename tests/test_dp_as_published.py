@@ -8,6 +8,7 @@ import torch
 from rounds import points_plan, run
 from torch import Tensor
 
+from fedpeft.core.interfaces import Added
 from fedpeft.core.secrets import Secret
 from fedpeft.core.stores import Nowhere
 from fedpeft.core.tensors import norm, prefixed
@@ -24,13 +25,15 @@ class Given:
 
     each: Tensors
 
-    def __call__(self, params: Tensors, batch: Batch) -> Tensor:
+    def __call__(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensor:
         raise AssertionError("nobody asks for the losses")
 
-    def gradients(self, params: Tensors, batch: Batch) -> Tensors:
+    def gradients(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensors:
         return self.each
 
-    def gradient(self, params: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
+    def gradient(
+        self, params: Tensors, batch: Batch, added: Added | None = None
+    ) -> tuple[Tensors, Tensor, Tensors]:
         return {n: g.mean(0) for n, g in self.each.items()}, torch.zeros_like(batch["mask"]), {}
 
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 from parts import Points
 from rounds import on, points_plan, run
-from torch import Tensor, nn
+from torch import Tensor
 
+from fedpeft.core.interfaces import Added
+from fedpeft.core.outputs import Outputs
 from fedpeft.core.payloads import unpack
 from fedpeft.core.secrets import Secret
 from fedpeft.core.stores import Nowhere
@@ -44,13 +46,15 @@ class Given:
 
     each: Tensors
 
-    def __call__(self, params: Tensors, batch: Batch) -> Tensor:
+    def __call__(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensor:
         raise AssertionError("nobody asks for the losses")
 
-    def gradients(self, params: Tensors, batch: Batch) -> Tensors:
+    def gradients(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensors:
         return {n: x[batch["row"]] for n, x in self.each.items()}
 
-    def gradient(self, params: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
+    def gradient(
+        self, params: Tensors, batch: Batch, added: Added | None = None
+    ) -> tuple[Tensors, Tensor, Tensors]:
         raise AssertionError("nobody asks for their mean")
 
 
@@ -185,7 +189,7 @@ def test_a_reply_is_made_with_another_noise_for_another_question_and_the_same_fo
 class Talking(Points):
     """A task whose error tells of an example."""
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         raise ValueError(f"bad example {batch['point'][0].tolist()}")
 
 
@@ -209,8 +213,8 @@ class Alone(Points):
 
     also: bool = field(default=False)
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        losses = Points.losses(self, model, batch)
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        losses = Points.losses(self, outputs, batch)
         return losses.detach() + 0 * losses if len(losses) == 1 else losses
 
 
@@ -218,8 +222,8 @@ class Alone(Points):
 class Coupled(Points):
     """A task in which an example's loss depends on the others'."""
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        losses = Points.losses(self, model, batch)
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        losses = Points.losses(self, outputs, batch)
         return losses * losses.mean()
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from method_models import KINDS, Classify, batch_of, injected, random_like
+from method_models import KINDS, Classify, batch_of, injected, losses_of, random_like
 from test_method_laws import every_fit
 from torch import Tensor, nn
 
 from fedpeft.core.objective import Objective
+from fedpeft.core.outputs import Outputs
 from fedpeft.core.tensors import norm, prefixed
 from fedpeft.core.trainable import read, write
 from fedpeft.core.types import Batch, Tensors
@@ -24,8 +25,8 @@ class Counted(Classify):
 
     calls: list[int] = field(default_factory=list)
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        losses = Classify.losses(self, model, batch)
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        losses = Classify.losses(self, outputs, batch)
         self.calls.append(len(losses))
         return losses
 
@@ -37,7 +38,7 @@ def by_backward(model: nn.Module, params: Tensors, batch: Batch) -> dict[str, Te
     found: dict[str, list[Tensor]] = {n: [] for n in params}
     for k in range(len(batch["mask"])):
         model.zero_grad()
-        Classify().losses(model, {n: x[k : k + 1] for n, x in batch.items()}).sum().backward()  # type: ignore[no-untyped-call]
+        losses_of(Classify(), model, {n: x[k : k + 1] for n, x in batch.items()}).sum().backward()  # type: ignore[no-untyped-call]
         for n in params:
             g = every[n].grad
             found[n].append(torch.zeros_like(params[n]) if g is None else g.clone())

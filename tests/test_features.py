@@ -79,7 +79,7 @@ def test_the_gradient_after_the_cut_is_that_of_the_whole_and_nothing_before_it_i
     cut = cut_of(model, "vit")
     assert cut is not None
     with torch.no_grad():
-        features = cut.features(lambda: task.losses(model, batch))
+        features = cut.features(lambda: task.forward(model, batch))
     called: list[str] = []
     for name, module in model.named_modules():
         module.register_forward_hook(lambda *_, name=name: called.append(name))

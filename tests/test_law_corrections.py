@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedpeft.core.interfaces import Correction, Local
+from fedpeft.core.interfaces import Added, Correction, Local
 from fedpeft.core.tensors import beside, equal, layout, prefixed
 from fedpeft.core.types import Batch, Cohort, Context, State, Tensors, Update
 from fedpeft.registry import build, names
@@ -108,14 +108,16 @@ class Bowl:
     k: float
     at: float
 
-    def __call__(self, params: Tensors, batch: Batch) -> Tensor:
+    def __call__(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensor:
         return (self.k / 2 * (params["x"] - self.at) ** 2).reshape(1)
 
-    def gradient(self, params: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
+    def gradient(
+        self, params: Tensors, batch: Batch, added: Added | None = None
+    ) -> tuple[Tensors, Tensor, Tensors]:
         moved = {"mean": params["mean"] + 1} if "mean" in params else {}
         return {"x": self.k * (params["x"] - self.at)}, self(params, batch), moved
 
-    def gradients(self, params: Tensors, batch: Batch) -> Tensors:
+    def gradients(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensors:
         return {"x": self.gradient(params, batch)[0]["x"][None]}
 
 
@@ -125,17 +127,19 @@ class Slope:
 
     slope: float
 
-    def __call__(self, params: Tensors, batch: Batch) -> Tensor:
+    def __call__(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensor:
         return (self.slope * params["x"]).reshape(1)
 
-    def gradient(self, params: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
+    def gradient(
+        self, params: Tensors, batch: Batch, added: Added | None = None
+    ) -> tuple[Tensors, Tensor, Tensors]:
         return (
             {"x": torch.full_like(params["x"], self.slope)},
             self(params, batch),
             {"mean": params["mean"] + 1},
         )
 
-    def gradients(self, params: Tensors, batch: Batch) -> Tensors:
+    def gradients(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensors:
         return {"x": self.gradient(params, batch)[0]["x"][None]}
 
 

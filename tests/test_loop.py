@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from method_models import losses_of
 from rounds import (
     FEEDBACK,
     MEMORIES,
@@ -47,7 +48,7 @@ def by_hand(site: Site, plan: Plan, client: str) -> dict[str, torch.Tensor]:
         client, local.batch_size, local.epochs, generator(seed, "batches")
     ):
         optimizer.zero_grad()
-        plan.task.losses(model, batch).mean().backward()  # type: ignore[no-untyped-call]
+        losses_of(plan.task, model, batch).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return {n: x.detach() for n, x in model.state_dict().items()}
 

@@ -11,6 +11,7 @@ from rounds import plan_of, run
 from torch import Tensor, nn
 
 from fedpeft.core.objective import LOSS_SCALE, Objective
+from fedpeft.core.outputs import Outputs
 from fedpeft.core.trainable import read
 from fedpeft.core.types import Batch, Tensors
 from fedpeft.rounds.site import Site
@@ -30,11 +31,14 @@ class Times:
     factor: float
     task: Classify = field(default_factory=Classify)
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self.factor * self.task.losses(model, batch)
+    def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
+        return self.task.forward(model, batch, head)
 
-    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        return self.task.metrics(model, batch)
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        return self.factor * self.task.losses(outputs, batch)
+
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+        return self.task.metrics(outputs, batch)
 
 
 def gradient(

@@ -12,6 +12,7 @@ from method_models import (
     batch_of,
     injected,
     logits_of,
+    losses_of,
     method,
     model_of,
     random_like,
@@ -114,7 +115,7 @@ def test_the_objective_gives_the_gradient_of_backward(kind: str, spec: Mapping[s
     batch = batch_of(kind)
     write(model, random_like(read(model, names)))
     gradient, _, _ = Objective(model, Classify()).gradient(read(model, names), batch)  # type: ignore[arg-type]
-    Classify().losses(model, batch).mean().backward()  # type: ignore[no-untyped-call]
+    losses_of(Classify(), model, batch).mean().backward()  # type: ignore[no-untyped-call]
     every = dict(model.named_parameters())
     for name in names:
         expected = every[name].grad
@@ -178,11 +179,11 @@ def test_the_gradients_of_a_stack_are_those_of_each_alone(
     clients = [read(model, names), random_like(read(model, names))]
     batches = [batch_of(kind), {name: x.flip(0) for name, x in batch_of(kind).items()}]
     draws = Draws([torch.Generator().manual_seed(seed) for seed in (1, 2)], [4, 4], 4)
-    stacks = (
+    params, batch = (
         {name: torch.stack([one[name] for one in two]) for name in two[0]}
         for two in (clients, batches)
     )
-    together, losses, _ = vmap(StackedObjective(objective, draws).gradient)(*stacks)
+    together, losses, _ = vmap(StackedObjective(objective, draws).gradient)(params, batch)
     for k, (tensors, batch) in enumerate(zip(clients, batches, strict=True)):
         with seeded(k + 1):
             alone, each, _ = objective.gradient(tensors, batch)

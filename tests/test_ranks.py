@@ -14,6 +14,7 @@ from fedpeft import PlanError, open_site, read_plan
 from fedpeft.core.interfaces import LowRank
 from fedpeft.core.lowrank import EXACT, pairs
 from fedpeft.core.objective import evaluate
+from fedpeft.core.outputs import Outputs
 from fedpeft.core.stores import load_tensors
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Batch, Tensors
@@ -45,8 +46,12 @@ class Losses:
 
     task: Any
 
-    def metrics(self, model: nn.Module, batch: Batch) -> Tensors:
-        return {"loss": self.task.losses(model, batch)}
+    def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
+        outputs: Outputs = self.task.forward(model, batch, head)
+        return outputs
+
+    def metrics(self, outputs: Outputs, batch: Batch) -> Tensors:
+        return {"loss": self.task.losses(outputs, batch)}
 
 
 def loss(site: Site, params: Tensors, client: str | None = None) -> float:

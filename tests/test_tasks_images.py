@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from method_models import losses_of
 from PIL import Image
 from running import SMALL
 
@@ -108,4 +109,4 @@ def test_vit_tiny_sees_cifar100_at_another_size(real_data: Path) -> None:
     assert rows["image"].shape == (8, 3, 32, 32)
     batch = task.batch(rows, None)
     assert batch["pixel_values"].shape == (8, 3, 64, 64)
-    assert task.losses(task.build(examples.classes).eval(), batch).shape == (8,)
+    assert losses_of(task, task.build(examples.classes).eval(), batch).shape == (8,)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from method_models import losses_of
 from own_modules import Net, Summed, linear
 
 from fedpeft import (
@@ -118,7 +119,7 @@ def test_bad_modules(spec: Any, match: str) -> None:
     task = ModuleTask(spec, {"width": 3} if spec is linear else {})
     with pytest.raises(PlanError, match=match):
         model = task.build(["a", "b"])
-        task.losses(model, {"x": torch.ones(3, 2), "label": LABEL})
+        losses_of(task, model, {"x": torch.ones(3, 2), "label": LABEL})
 
 
 def test_bad_settings_of_a_module() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from method_models import losses_of
 from own_modules import Net
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -61,16 +62,16 @@ def test_text_becomes_tokens_once_and_a_batch_is_as_long_as_its_longest(words: P
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
     model = task.build(["a", "b", "c"]).eval()
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    together = task.losses(model, batch)
+    together = losses_of(task, model, batch)
     alone = [
-        task.losses(model, task.batch({name: x[k : k + 1] for name, x in rows.items()}, None))
+        losses_of(task, model, task.batch({name: x[k : k + 1] for name, x in rows.items()}, None))
         for k in (0, 1)
     ]
     assert torch.allclose(together, torch.cat(alone), atol=1e-6)
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     assert torch.allclose(together, cross_entropy(logits, batch["label"], reduction="none"))
     assert (
-        task.metrics(model, batch)["accuracy"].tolist()
+        task.metrics(task.forward(model, batch), batch)["accuracy"].tolist()
         == (logits.argmax(1) == LABEL[:2]).float().tolist()
     )
 
@@ -101,9 +102,9 @@ def test_a_model_that_reads_left_to_right_classifies_by_its_last_token(real_data
     rows = task.prepare(Table({"text": ["Once upon a time", "", "a little girl"], "label": LABEL}))
     model = task.build(["a", "b", "c"]).eval()
     assert model.config.pad_token_id == 2  # type: ignore[union-attr]
-    together = task.losses(model, task.batch(rows, None))
+    together = losses_of(task, model, task.batch(rows, None))
     alone = [
-        task.losses(model, task.batch({n: x[k : k + 1] for n, x in rows.items()}, None))
+        losses_of(task, model, task.batch({n: x[k : k + 1] for n, x in rows.items()}, None))
         for k in range(3)
     ]
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)

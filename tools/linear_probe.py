@@ -25,13 +25,11 @@ def features(site: Site, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
     """What goes into the head, (n, width), and the labels (n,)."""
     seen: list[Tensor] = []
     labels: list[Tensor] = []
-    head = site.model.get_submodule(head_of(site.model))
-    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    head = head_of(site.model)
     with torch.inference_mode():
         for batch in batches:
-            site.plan.task.losses(site.model, batch)
+            seen.append(site.plan.task.forward(site.model, batch, head)["features"])
             labels.append(batch["label"])
-    hook.remove()
     return torch.cat(seen), torch.cat(labels)
 
 

@@ -144,6 +144,11 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "text-classification": "fedpeft.tasks.text_classification:TextClassification",
         "text-to-image": "fedpeft.tasks.text_to_image:TextToImage",
     },
+    "term": {
+        "distillation": "fedpeft.terms.distillation:Distillation",
+        "moon": "fedpeft.terms.moon:Moon",
+        "not_true": "fedpeft.terms.not_true:NotTrueDistillation",
+    },
 }
 
 
@@ -243,9 +248,14 @@ def tables(cls: type) -> Any:
     return field(default=(), metadata={"tables": cls})
 
 
-def parts(kind: str) -> Any:
-    """A dataclass field that holds any number of parts, none by default."""
-    return field(default=(), metadata={"kind": kind, "default": None})
+def parts(kind: str, unwritten: bool = False) -> Any:
+    """A dataclass field that holds any number of parts, none by default.
+
+    Args:
+      unwritten: whether none of them is written as no key at all, so that a new field changes the
+        name of no plan.
+    """
+    return field(default=(), metadata={"kind": kind, "default": None, "unwritten": unwritten})
 
 
 def build(
@@ -392,7 +402,8 @@ def settings_of(built: Any) -> dict[str, Any]:
         elif kind is None:
             plain[f.name] = list(value) if isinstance(value, tuple) else value
         elif isinstance(value, tuple):
-            plain[f.name] = [describe(kind, one) for one in value]
+            if value or not f.metadata["unwritten"]:
+                plain[f.name] = [describe(kind, one) for one in value]
         else:
             plain[f.name] = describe(kind, value)
     return {key: value for key, value in plain.items() if value is not None}

@@ -46,6 +46,8 @@ class Fact(Enum):
     QUANTIZED = "makes codes of frozen weights"
     WEIGHTS_BY_SIZE = "weights clients by their numbers of examples"
     GIVES_UP = "gives up a round for want of replies"
+    COUPLES_EXAMPLES = "lets the examples of a batch change each other's loss"
+    NO_LOGITS = "gives no logits of classes or words"
     JUDGES_LENGTH = "judges a client's length by the others'"
 
 
@@ -57,6 +59,7 @@ def offered_by(part: Any) -> frozenset[Fact]:
     found = set(getattr(part, "offers", ()))
     found |= {Fact.REVEALS} if getattr(part, "reveals", ()) else set()
     found |= {Fact.REMEMBERS} if getattr(part, "remembers", False) else set()
+    found |= {Fact.COUPLES_EXAMPLES} if getattr(part, "couples_examples", False) else set()
     found |= {Fact.MANY_MESSAGES} if hasattr(part, "handlers") else set()
     event = getattr(part, "event", None)
     if event is not None and event.accounted:

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from fedpeft.core.cut import Cut, blank, find_cut
 from fedpeft.core.interfaces import Task
 from fedpeft.core.objective import Objective
+from fedpeft.core.outputs import FEATURES as OUTPUT
+from fedpeft.core.outputs import Outputs
 from fedpeft.core.seeds import seeded
 from fedpeft.core.tensors import bytes_moved, count, moved
 from fedpeft.core.types import Batch, Summed, Table, Tensors
@@ -64,17 +66,27 @@ class Featured:
         kept = {n: own.get(n, blank(x, len(rows[FEATURES]))) for n, x in self.inputs.items()}
         return {**kept, FEATURES: rows[FEATURES]}
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+    def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
         if FEATURES not in batch:
-            return self.task.losses(model, batch)
+            return self.task.forward(model, batch, head)
         with self.cut.fed(batch[FEATURES]):
-            return self.task.losses(model, batch)
+            outputs = self.task.forward(model, batch, head)
+        # nothing comes into the module at the cut then: what is kept stands in its place
+        return {**outputs, OUTPUT: batch[FEATURES]} if head == self.cut.at else outputs
 
-    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor | Summed]:
-        if FEATURES not in batch:
-            return self.task.metrics(model, batch)
-        with self.cut.fed(batch[FEATURES]):
-            return self.task.metrics(model, batch)
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        return self.task.losses(outputs, batch)
+
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor | Summed]:
+        return self.task.metrics(outputs, batch)
+
+    def chunks(self, batch: Batch) -> Iterator[Batch]:
+        """The task's, unless there are features, which it does not know of."""
+        chunks = getattr(self.task, "chunks", None)
+        if chunks is None or FEATURES in batch:
+            yield batch
+        else:
+            yield from chunks(batch)
 
 
 @dataclass(frozen=True)
@@ -193,7 +205,7 @@ def _obstacle(
 
 def _features(task: Task, model: nn.Module, cut: Cut, batch: Batch) -> Tensor:
     with torch.no_grad():
-        return cut.features(lambda: task.losses(model, batch))
+        return cut.features(lambda: task.forward(model, batch))
 
 
 def _unread(

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from fedpeft.core.outputs import Outputs
 from fedpeft.core.secrets import Secret
 from fedpeft.core.types import (
     Batch,
@@ -28,38 +29,90 @@ from fedpeft.core.types import (
 )
 
 
+class Term(Protocol):
+    """A term that local training adds to the loss of each example: `weight` times `loss`.
+
+    `loss` gives one value an example, shape (batch,). `held` has the outputs of other models on the
+    same batch, as `<model>/<output>`; they come without gradients, and without dropout. "received"
+    is the model that the client started this round from; "previous" is the one that it ended its
+    last round with, and the received one at first.
+
+    Attributes:
+      weight: what the term counts beside the task's loss; at 0 it is not computed.
+      compares: the models that it needs in `held`.
+      head: the module whose input it needs as `features`; "auto" for the usual ones, None for none.
+      couples_examples: whether an example's value depends on the others of its batch. Such a term
+        must leave out the rows with a mask of 0, which fill up a short batch.
+    """
+
+    @property
+    def weight(self) -> float: ...
+    @property
+    def compares(self) -> tuple[str, ...]: ...
+    @property
+    def head(self) -> str | None: ...
+    @property
+    def couples_examples(self) -> bool: ...
+    def loss(self, outputs: Outputs, batch: Batch, held: Tensors) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Added:
+    """What a step adds to the task's loss.
+
+    Attributes:
+      models: by name the parameters of the models that the terms compare with.
+    """
+
+    terms: tuple[Term, ...]
+    models: Mapping[str, Tensors]
+
+    @property
+    def head(self) -> str | None:
+        """The module whose input the terms need."""
+        return next((term.head for term in self.terms if term.head), None)
+
+
 class LossFn(Protocol):
     """The loss as a function of the small tensors; the frozen base is inside."""
 
-    def __call__(self, params: Tensors, batch: Batch) -> Tensor:
+    def __call__(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensor:
         """One loss per example, shape (batch,)."""
         ...
 
-    def gradient(self, params: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
+    def gradient(
+        self, params: Tensors, batch: Batch, added: Added | None = None
+    ) -> tuple[Tensors, Tensor, Tensors]:
         """The gradient of the masked mean, the losses, and the buffers that the pass changed."""
         ...
 
-    def gradients(self, params: Tensors, batch: Batch) -> Tensors:
+    def gradients(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensors:
         """One gradient for each example, tensors of shape (batch, *shape); the mask is not looked
         at."""
         ...
 
 
 class Task(Protocol):
-    """What is learned. `losses` and `metrics` give one value per example, shape (batch,), or
-    `Summed` values.
+    """What is learned.
 
     `prepare` runs once on a table as its source reads it; `batch` on the rows drawn for a step,
-    with a generator in
-    training only: augmentation is drawn from it. Of these rows, columns of uint8 are where the
-    model is, a GPU maybe, and all others on the CPU.
+    with a generator in training only: augmentation is drawn from it. Of these rows, columns of
+    uint8 are where the model is, a GPU maybe, and all others on the CPU.
+
+    `forward` is the only method that calls the model; `core.outputs` names what it gives. With
+    `head` it also gives `features`, what comes into the module of that name. `losses` and `metrics`
+    make one value an example of these outputs, shape (batch,), or `Summed` values.
+
+    A task whose outputs are large may have a further method `chunks(batch) -> Iterator[Batch]`, the
+    parts of a held-out batch that are measured one after another.
     """
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module: ...
     def prepare(self, table: Table) -> Tensors: ...
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch: ...
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor: ...
-    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor | Summed]: ...
+    def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs: ...
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor: ...
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor | Summed]: ...
 
 
 class Source(Protocol):

@@ -1,9 +1,10 @@
 """The loss as a function of the small tensors. The frozen base stays in the model, once, and is
 never written to."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fedpeft.core.interfaces import Task
+from fedpeft.core.interfaces import Added, Task, Term
 from fedpeft.core.lowrank import EXACT, merged
-from fedpeft.core.tensors import under
+from fedpeft.core.outputs import Outputs, evaluating
+from fedpeft.core.tensors import prefixed, under
+from fedpeft.core.trainable import head_of
 from fedpeft.core.types import Batch, Summed, Tensors, Weighted
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -25,16 +28,16 @@ activations beyond 65504 / 4096 = 16 overflow, which is seen."""
 
 
 class _Pass(nn.Module):
-    """A function of a model and a batch as a module's forward, which is what `functional_call` can
-    call."""
+    """A function of a model and further arguments as a module's forward, which is what
+    `functional_call` can call."""
 
-    def __init__(self, model: nn.Module, function: Callable[[nn.Module, Batch], Any]) -> None:
+    def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
         self.model = model
         self.function = function
 
-    def forward(self, batch: Batch) -> Any:
-        return self.function(self.model, batch)
+    def forward(self, *arguments: Any) -> Any:
+        return self.function(self.model, *arguments)
 
 
 @dataclass(frozen=True)
@@ -52,26 +55,62 @@ class Objective:
     task: Task
     precision: str = "float32"
     held: Tensors = field(default_factory=dict)
-    _pass: _Pass = field(init=False, repr=False, compare=False)
+    _outputs: _Pass = field(init=False, repr=False, compare=False)
+    _losses: _Pass = field(init=False, repr=False, compare=False)
     _buffers: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _aliases: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_pass", _Pass(self.model, self.task.losses))
-        object.__setattr__(self, "_buffers", tuple(name for name, _ in self.model.named_buffers()))
-        object.__setattr__(self, "_aliases", _tied(self.model))
+        set_ = object.__setattr__
+        set_(self, "_outputs", _Pass(self.model, self.task.forward))
+        set_(self, "_losses", _Pass(self.model, self._summed))
+        set_(self, "_buffers", tuple(name for name, _ in self.model.named_buffers()))
+        set_(self, "_aliases", _tied(self.model))
 
-    def __call__(self, params: Tensors, batch: Batch) -> Tensor:
+    def __call__(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensor:
         with _autocast(self.precision, batch):
-            called = {f"model.{name}": x for name, x in (*self.held.items(), *params.items())}
-            for name, others in self._aliases.items():
-                if name in params:
-                    called |= {f"model.{other}": params[name] for other in others}
-            # what is tied is known; looking for it would walk through the whole model at each call
-            losses: Tensor = functional_call(self._pass, called, (batch,), tie_weights=False)
+            head = None if added is None else self._head(added)
+            held = {} if added is None else self._compared(params, batch, added, head)
+            terms = () if added is None else added.terms
+            losses: Tensor = self._run(self._losses, params, batch, head, terms, held)
         return losses.float()
 
-    def gradient(self, params: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
+    def _summed(
+        self, model: nn.Module, batch: Batch, head: str | None, terms: Sequence[Term], held: Tensors
+    ) -> Tensor:
+        """The task's losses and the terms, of one pass."""
+        outputs = self.task.forward(model, batch, head)
+        losses = self.task.losses(outputs, batch)
+        for term in terms:
+            losses = losses + term.weight * term.loss(outputs, batch, held)
+        return losses
+
+    def _head(self, added: Added) -> str | None:
+        return head_of(self.model) if added.head == "auto" else added.head
+
+    def _compared(self, params: Tensors, batch: Batch, added: Added, head: str | None) -> Tensors:
+        """The outputs of the models that the terms compare with, as `<model>/<output>`."""
+        # a model writes into the buffers that it is called with, and those of `params` are copies
+        buffers = {name: params[name] for name in self._buffers if name in params}
+        held: dict[str, Tensor] = {}
+        with torch.no_grad(), evaluating(self.model):
+            for name, theirs in added.models.items():
+                outputs = self._run(self._outputs, {**buffers, **theirs}, batch, head)
+                held |= prefixed(name, outputs)
+        return held
+
+    def _run(self, function: _Pass, params: Tensors, *arguments: Any) -> Any:
+        """Call a function of the model with the small tensors swapped in."""
+        called = {f"model.{name}": x for name, x in (*self.held.items(), *params.items())}
+        for name, others in self._aliases.items():
+            if name in params:
+                called |= {f"model.{other}": params[name] for other in others}
+        # what is tied is known; looking for it would walk through the whole model at each call
+        return functional_call(function, called, arguments, tie_weights=False)
+
+    def gradient(
+        self, params: Tensors, batch: Batch, added: Added | None = None
+    ) -> tuple[Tensors, Tensor, Tensors]:
         """Gradient of sum(mask * loss) / sum(mask), the losses (batch,), and the buffers after the
         pass."""
         known = set(self._buffers)
@@ -80,7 +119,7 @@ class Objective:
         # trace.
         every = {n: params[n] if n in params else self.model.get_buffer(n) for n in self._buffers}
         buffers = {n: x.detach().clone() for n, x in every.items()}
-        losses = self({**leaves, **buffers}, batch)
+        losses = self({**leaves, **buffers}, batch, added)
         mean = (losses * batch["mask"]).sum() / batch["mask"].sum()
         by = LOSS_SCALE if self.precision == "float16" else 1.0
         grads = torch.autograd.grad(mean * by, list(leaves.values()), allow_unused=True)
@@ -90,7 +129,7 @@ class Objective:
             gradient = {n: g / by for n, g in gradient.items()}
         return gradient, losses.detach(), {n: x for n, x in buffers.items() if n in params}
 
-    def gradients(self, params: Tensors, batch: Batch) -> Tensors:
+    def gradients(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensors:
         """The gradient of each example's loss, (batch, *shape).
 
         One by one where the model decides by its input's values and so cannot be mapped over. Text
@@ -100,7 +139,7 @@ class Objective:
         """
 
         def alone(params: Tensors, row: Batch) -> Tensor:
-            return self(params, {name: x[None] for name, x in row.items()}).sum()
+            return self(params, {name: x[None] for name, x in row.items()}, added).sum()
 
         try:
             with sdpa_kernel(SDPBackend.MATH):  # the others cannot be mapped
@@ -112,7 +151,7 @@ class Objective:
                 {name: x[k : k + 1] for name, x in batch.items()} for k in range(len(batch["mask"]))
             )
             found = [
-                self.gradient(params, {**row, "mask": torch.ones_like(row["mask"])})[0]
+                self.gradient(params, {**row, "mask": torch.ones_like(row["mask"])}, added)[0]
                 for row in rows
             ]
             each = {name: torch.stack([gradient[name] for gradient in found]) for name in found[0]}
@@ -162,13 +201,61 @@ def scored(
 ) -> Iterator[tuple[Batch, Mapping[str, Tensor | Summed]]]:
     """Each batch with the task's metrics of each example; the model is not changed.
 
+    Raises:
+      ValueError: see `_each`.
+    """
+    yield from _each(model, params, batches, partial(_metrics, task))
+
+
+def outputs_of(
+    task: Task, model: nn.Module, params: Tensors, batches: Iterable[Batch], head: str | None = None
+) -> Iterator[tuple[Batch, Outputs]]:
+    """Each batch with what the task's forward pass gives of it; the model is not changed.
+
+    Raises:
+      ValueError: see `_each`.
+    """
+
+    def forward(model: nn.Module, batch: Batch) -> Outputs:
+        return task.forward(model, batch, head)
+
+    yield from _each(model, params, batches, forward)
+
+
+def _metrics(task: Task, model: nn.Module, batch: Batch) -> Mapping[str, Tensor | Summed]:
+    """The metrics of a batch, in parts where the task's outputs are large."""
+    chunks = getattr(task, "chunks", None)
+    if chunks is None:
+        return task.metrics(task.forward(model, batch), batch)
+    found = [task.metrics(task.forward(model, part), part) for part in chunks(batch)]
+    return {name: _joined([one[name] for one in found]) for name in found[0]}
+
+
+def _joined(values: Sequence[Tensor | Summed]) -> Tensor | Summed:
+    """A metric of the parts of a batch, as one of the whole."""
+    first = values[0]
+    if isinstance(first, Tensor):
+        return torch.cat([x for x in values if isinstance(x, Tensor)])
+    summed = [x for x in values if isinstance(x, Summed)]
+    totals = torch.cat([one.totals for one in summed])
+    return Summed(totals, torch.cat([one.weights for one in summed]), first.geometric)
+
+
+def _each(
+    model: nn.Module,
+    params: Tensors,
+    batches: Iterable[Batch],
+    function: Callable[[nn.Module, Batch], Any],
+) -> Iterator[tuple[Batch, Any]]:
+    """Each batch with what a function makes of it and of the model with the parameters swapped in.
+
     Of `params`, what the model does not have is passed over, so that a state's tensors will do as
     they are: SCAFFOLD's `c/<name>` are among them. What is to be added to frozen weights is.
 
     Raises:
       ValueError: the model has none of them.
     """
-    measure = _Pass(model, task.metrics)
+    measure = _Pass(model, function)
     own = {
         name
         for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
@@ -182,5 +269,5 @@ def scored(
     model.eval()
     for batch in batches:
         with torch.inference_mode():
-            values: Mapping[str, Tensor | Summed] = functional_call(measure, called, (batch,))
+            values = functional_call(measure, called, (batch,))
         yield batch, values

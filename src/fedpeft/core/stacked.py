@@ -18,10 +18,12 @@ from torch.func import vmap
 from torch.nn.functional import dropout, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from fedpeft.core.interfaces import Added, Term
 from fedpeft.core.objective import LOSS_SCALE, Objective
 from fedpeft.core.types import Batch, Tensors
 
 Client = TypeVar("Client")
+PARAMS, BATCH = "params", "batch"
 
 
 @dataclass(frozen=True)
@@ -62,30 +64,41 @@ class StackedObjective:
     one: Objective
     draws: Draws
 
-    def __call__(self, params: Tensors, batch: Batch) -> Tensor:
+    def __call__(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensor:
         with _PerClient(self.draws):
-            return self.one(params, batch)
+            return self.one(params, batch, added)
 
-    def gradient(self, params: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
+    def gradient(
+        self, params: Tensors, batch: Batch, added: Added | None = None
+    ) -> tuple[Tensors, Tensor, Tensors]:
         """As `Objective.gradient`; there are no buffers that travel."""
-        names, keys = tuple(params), tuple(batch)
-        *grads, losses = _Gradient.apply(self, names, keys, *params.values(), *batch.values())  # type: ignore[no-untyped-call]
-        return dict(zip(names, grads, strict=True)), losses, {}
+        terms, models = ((), {}) if added is None else (added.terms, added.models)
+        groups: Mapping[str, Tensors] = {PARAMS: params, BATCH: batch, **models}
+        names = tuple((group, tuple(tensors)) for group, tensors in groups.items())
+        tensors = [x for group in groups.values() for x in group.values()]
+        *grads, losses = _Gradient.apply(self, terms, names, *tensors)  # type: ignore[no-untyped-call]
+        return dict(zip(params, grads, strict=True)), losses, {}
 
-    def gradients(self, params: Tensors, batch: Batch) -> Tensors:
+    def gradients(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensors:
         """Raises RuntimeError: who takes gradients example by example trains alone."""
         raise RuntimeError("gradients example by example have no rule for stacks")
 
-    def stacked(self, params: Tensors, batch: Batch) -> tuple[Sequence[Tensor], Tensor]:
+    def stacked(
+        self, params: Tensors, batch: Batch, added: Added | None = None
+    ) -> tuple[Sequence[Tensor], Tensor]:
         """The gradients, in the order of `params`, and the losses (clients, rows), of stacks
         outside of a `vmap`."""
+
+        def losses(mine: Tensors, rows: Batch, models: Mapping[str, Tensors]) -> Tensor:
+            own = None if added is None else Added(added.terms, models)
+            return self({**buffers, **mine}, rows, own)
+
         leaves = {name: x.detach().requires_grad_() for name, x in params.items()}
         # copies, as some models count in their buffers: the base is never written to
         buffers = {name: x.clone() for name, x in self.one.model.named_buffers()}
         with torch.enable_grad():
-            each = vmap(lambda mine, rows: self({**buffers, **mine}, rows), randomness="error")(
-                leaves, batch
-            )
+            models = {} if added is None else added.models
+            each = vmap(losses, randomness="error")(leaves, batch, models)
             means = (each * batch["mask"]).sum(1) / batch["mask"].sum(1)
             by = LOSS_SCALE if self.one.precision == "float16" else 1.0
             grads = torch.autograd.grad(means.sum() * by, list(leaves.values()), allow_unused=True)
@@ -106,8 +119,8 @@ def _common(*_: Any) -> Any:
 
 
 class _Gradient(Function):
-    """The arguments are the objective, the names of its tensors and of the batch's, and both in
-    this order."""
+    """The arguments are the objective, the terms of its loss, the names of all tensors by group,
+    and the tensors in this order."""
 
     forward = staticmethod(_common)
 
@@ -119,16 +132,17 @@ class _Gradient(Function):
         info: Any,
         dims: Sequence[int | None],
         objective: StackedObjective,
-        names: Sequence[str],
-        keys: Sequence[str],
+        terms: tuple[Term, ...],
+        names: Sequence[tuple[str, Sequence[str]]],
         *tensors: Tensor,
     ) -> tuple[Any, Any]:
-        stacks = [_stack(x, dim, info.batch_size) for x, dim in zip(tensors, dims[3:], strict=True)]
-        params = dict(zip(names, stacks, strict=False))
-        grads, losses = objective.stacked(
-            params, dict(zip(keys, stacks[len(names) :], strict=True))
-        )
-        return (*grads, losses), (0,) * (len(names) + 1)
+        pairs = zip(tensors, dims[3:], strict=True)
+        stacks = iter([_stack(x, dim, info.batch_size) for x, dim in pairs])
+        groups = {group: {name: next(stacks) for name in inside} for group, inside in names}
+        params, batch = groups.pop(PARAMS), groups.pop(BATCH)
+        added = Added(terms, groups) if terms else None
+        grads, losses = objective.stacked(params, batch, added)
+        return (*grads, losses), (0,) * (len(params) + 1)
 
 
 class Divided(Exception):

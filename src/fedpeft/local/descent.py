@@ -1,7 +1,8 @@
 """A client's training: epochs of mini-batch descent from what it received (arXiv:1602.05629,
 ClientUpdate).
 
-An optimizer and a correction are its parts, so FedProx with AdamW is a matter of two keys.
+An optimizer, a correction and terms of the loss are its parts, so FedProx with AdamW is a matter of
+two keys.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,17 +13,21 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.facts import Fact
-from fedpeft.core.interfaces import Correction, Data, LossFn, Optimizer
+from fedpeft.core.interfaces import Added, Correction, Data, LossFn, Optimizer, Term
 from fedpeft.core.objective import PRECISIONS
 from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import beside, map_tensors, prefixed, sub, under, zeros_like
 from fedpeft.core.types import Batch, Carry, Context, Event, Tensors
 from fedpeft.errors import unknown
-from fedpeft.registry import part
+from fedpeft.registry import part, parts
 
 SCHEDULES = ("constant", "linear", "cosine")
 KEPT = "optimizer"
 """The prefix in a client's memory of what its optimizer remembers."""
+RECEIVED, PREVIOUS = "received", "previous"
+"""The models that a term may compare with; a client's memory has the second one under its name."""
+OWN = (KEPT, PREVIOUS)
+"""What in a client's memory is not its correction's."""
 PROBE = "probe"
 """A number whose gradient is always 1. The way it goes is what a correction divides by to tell the
 mean gradient from a delta: K·η for K plain steps, and rightly more with momentum, where the plain
@@ -51,6 +56,8 @@ class Descent:
       group_by_length: texts of about the same length make a batch, which spares the tokens that
         fill up short ones. Which texts meet is then less random, so results change. Text alone has
         a length.
+      terms: what is added to the loss of each example, e.g. "distillation"; the loss that a client
+        tells has them in it.
       precision: of the pass: "float32", "bfloat16", or "float16" with a fixed loss scale. What is
         trained is float32.
 
@@ -70,6 +77,7 @@ class Descent:
     group_by_length: bool = False
     optimizer: Optimizer = part("optimizer", "sgd")
     correction: Correction = part("correction", "none")
+    terms: tuple[Term, ...] = parts("term", unwritten=True)
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
@@ -94,10 +102,23 @@ class Descent:
                 "one"
             )
 
+        if len({term.head for term in self.added if term.head}) > 1:
+            raise ValueError("terms must agree on the head that their features come into")
+
+    @property
+    def added(self) -> tuple[Term, ...]:
+        """The terms that count."""
+        return tuple(term for term in self.terms if term.weight)
+
+    @property
+    def compares(self) -> frozenset[str]:
+        """The models that the terms compare with."""
+        return frozenset(name for term in self.added for name in term.compares)
+
     @property
     def remembers(self) -> bool:
-        """Whether a client keeps what its optimizer remembers."""
-        return self.restart_schedule is False
+        """Whether a client keeps what its optimizer remembers, or the model that it ended with."""
+        return self.restart_schedule is False or PREVIOUS in self.compares
 
     @property
     def offers(self) -> frozenset[Fact]:
@@ -135,15 +156,17 @@ class Descent:
         device = next(iter(params.values())).device
         rounds = (0, 1) if self.restart_schedule else (context.round, context.rounds)
         at, end = (number * context.steps for number in rounds)
+        left = context.rounds - 1 - context.round
         probe: Tensors = {PROBE: torch.zeros((), device=device)} if self.correction.shares else {}
         return {
             "params": params,
             "buffers": {},
             "optimizer": under(KEPT, memory) or self.optimizer.init(params),
-            "held": self.correction.begin(received, beside((KEPT,), memory)),
+            "held": self.correction.begin(received, beside(OWN, memory)),
+            **self._models(params, memory),
             "clock": {
                 name: torch.tensor(float(value), device=device)
-                for name, value in (("at", at), ("end", end))
+                for name, value in (("at", at), ("end", end), ("left", left))
             },
             "totals": {name: torch.zeros((), device=device) for name in ("loss", "examples")},
             "probe": probe,
@@ -152,7 +175,11 @@ class Descent:
 
     def step(self, carry: Carry, batch: Batch, losses: LossFn) -> Carry:
         params, clock, totals = carry["params"], carry["clock"], carry["totals"]
-        gradient, each, buffers = losses.gradient(params, batch)
+        if self.added:
+            added = Added(self.added, {name: carry[name] for name in sorted(self.compares)})
+            gradient, each, buffers = losses.gradient(params, batch, added)
+        else:
+            gradient, each, buffers = losses.gradient(params, batch)
         trained: Tensors = {name: params[name] for name in gradient}
         gradient = self._clip(self.correction.apply(gradient, trained, carry["held"]))
         lr = self._rate(clock["at"], clock["end"])
@@ -163,11 +190,11 @@ class Descent:
                 probe, probe_memory, map_tensors(torch.ones_like, probe), lr
             )
         return {
+            **carry,
             "params": {**params, **trained, **buffers},
             "buffers": buffers,
             "optimizer": memory,
-            "held": carry["held"],
-            "clock": {"at": clock["at"] + 1, "end": clock["end"]},
+            "clock": {**clock, "at": clock["at"] + 1},
             "totals": {
                 "loss": totals["loss"] + (each * batch["mask"]).sum(),
                 "examples": totals["examples"] + batch["mask"].sum(),
@@ -184,13 +211,21 @@ class Descent:
         # is
         learned = {name: x for name, x in delta.items() if name not in carry["buffers"]}
         path = -carry["probe"][PROBE] if carry["probe"] else torch.tensor(float("nan"))
-        corrected, memory = self.correction.finish(learned, received, beside((KEPT,), memory), path)
+        corrected, memory = self.correction.finish(learned, received, beside(OWN, memory), path)
         # After the last round nobody needs it.
-        if self.remembers and carry["clock"]["at"] < carry["clock"]["end"]:
+        if self.restart_schedule is False and carry["clock"]["at"] < carry["clock"]["end"]:
             memory = {**memory, **prefixed(KEPT, carry["optimizer"])}
+        if PREVIOUS in self.compares and carry["clock"]["left"] > 0:
+            memory = {**memory, **prefixed(PREVIOUS, carry["params"])}
         delta = {**delta, **corrected}
         still = zeros_like({name: x for name, x in received.items() if name not in delta})
         return {**delta, **still}, memory, carry["totals"]
+
+    def _models(self, params: Tensors, memory: Tensors) -> dict[str, Tensors]:
+        """The parameters of the models that the terms compare with."""
+        mine = {name: x for name, x in under(PREVIOUS, memory).items() if name in params}
+        models = {RECEIVED: params, PREVIOUS: {**params, **mine}}
+        return {name: x for name, x in models.items() if name in self.compares}
 
     def _clip(self, gradient: Tensors) -> Tensors:
         if self.clip_norm == float("inf"):

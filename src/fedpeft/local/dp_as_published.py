@@ -7,7 +7,7 @@ from math import log, sqrt
 
 from torch import Tensor
 
-from fedpeft.core.interfaces import Data, Local, LossFn, Optimizer
+from fedpeft.core.interfaces import Added, Data, Local, LossFn, Optimizer
 from fedpeft.core.tensors import beside, clipped, map_tensors, prefixed, under
 from fedpeft.core.types import Batch, Carry, Context, Event, Tensors
 from fedpeft.local.descent import Descent
@@ -112,14 +112,16 @@ class Noisy:
     losses: LossFn
     clip_norm: float
 
-    def __call__(self, params: Tensors, batch: Batch) -> Tensor:
-        return self.losses(params, batch)
+    def __call__(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensor:
+        return self.losses(params, batch, added)
 
-    def gradients(self, params: Tensors, batch: Batch) -> Tensors:
-        return self.losses.gradients(params, batch)
+    def gradients(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensors:
+        return self.losses.gradients(params, batch, added)
 
-    def gradient(self, params: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
-        mean, each, buffers = self.losses.gradient(params, beside((NOISE,), batch))
+    def gradient(
+        self, params: Tensors, batch: Batch, added: Added | None = None
+    ) -> tuple[Tensors, Tensor, Tensors]:
+        mean, each, buffers = self.losses.gradient(params, beside((NOISE,), batch), added)
         short = {name: clipped({name: g}, self.clip_norm)[name] for name, g in mean.items()}
         noise = under(NOISE, batch)
         return map_tensors(Tensor.add, short, {name: noise[name] for name in short}), each, buffers

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.accounting import check_noise
-from fedpeft.core.interfaces import Data, Local, LossFn, Optimizer
+from fedpeft.core.interfaces import Added, Data, LossFn, Optimizer, Term
 from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import add, beside, map_tensors, prefixed, shrinking, under
 from fedpeft.core.types import Batch, Carry, Context, Event, Tensors
 from fedpeft.local.descent import Descent
-from fedpeft.registry import part
+from fedpeft.registry import part, parts
 
 NOISE = "noise"
 PRECISIONS = ("float32", "bfloat16")
@@ -37,8 +37,8 @@ class DpSgd:
       clip_norm: C.
       noise_multiplier: z; left out, it follows from the plan's `target_epsilon`.
       chunk: how many gradients are held at a time.
-      lr, schedule, warmup, precision, optimizer: as of `descent`; no float16, whose overflow would
-        tell of an example.
+      lr, schedule, warmup, precision, optimizer, terms: as of `descent`; no float16, whose overflow
+        would tell of an example, and no term that couples examples.
 
     Raises:
       ValueError: a value out of range.
@@ -55,7 +55,8 @@ class DpSgd:
     warmup: float = 0.0
     precision: str = "float32"
     optimizer: Optimizer = part("optimizer", "sgd")
-    _descent: Local = field(init=False, repr=False, compare=False)
+    terms: tuple[Term, ...] = parts("term", unwritten=True)
+    _descent: Descent = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.chunk) < 1:
@@ -71,13 +72,22 @@ class DpSgd:
                 f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
             )
         descent = Descent(
-            lr=self.lr, schedule=self.schedule, warmup=self.warmup, optimizer=self.optimizer
+            lr=self.lr,
+            schedule=self.schedule,
+            warmup=self.warmup,
+            optimizer=self.optimizer,
+            terms=self.terms,
         )
         object.__setattr__(self, "_descent", descent)
 
     @property
     def passes(self) -> float:
         return self.steps * self.rate
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a client keeps the model that it ended with, for a term."""
+        return self._descent.remembers
 
     @property
     def event(self) -> Event | None:
@@ -134,18 +144,21 @@ class Private:
     divisor: float
     chunk: int
 
-    def __call__(self, params: Tensors, batch: Batch) -> Tensor:
-        return self.losses(params, batch)
+    def __call__(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensor:
+        return self.losses(params, batch, added)
 
-    def gradients(self, params: Tensors, batch: Batch) -> Tensors:
-        return self.losses.gradients(params, batch)
+    def gradients(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensors:
+        return self.losses.gradients(params, batch, added)
 
-    def gradient(self, params: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
+    def gradient(
+        self, params: Tensors, batch: Batch, added: Added | None = None
+    ) -> tuple[Tensors, Tensor, Tensors]:
         rows, mask = beside((NOISE,), batch), batch["mask"]
         total: Tensors | None = None
         for start in range(0, len(mask), self.chunk):
             some = slice(start, start + self.chunk)
-            each = self.losses.gradients(params, {name: x[some] for name, x in rows.items()})
+            chunk = {name: x[some] for name, x in rows.items()}
+            each = self.losses.gradients(params, chunk, added)
             part_ = _clipped_sum(each, mask[some], self.clip_norm)
             total = part_ if total is None else add(total, part_)
         assert total is not None

@@ -84,6 +84,7 @@ def beyond(plan: Plan) -> list[str]:
         "gradients are clipped": getattr(local, "clip_norm", float("inf")) < float("inf"),
         "gradients are corrected": correction is not None
         and describe("correction", correction)["name"] != "none",
+        "terms are added to the loss": any(term.weight for term in getattr(local, "terms", ())),
         "noise is added": plan.private_part is not None,
         "rows of the head have weights of their own": hasattr(plan.aggregator, "weights_rows"),
         "clients vote on the merge": bool(plan.sets_apart),

@@ -19,6 +19,11 @@ RULES: Mapping[Fact, Mapping[Fact, str]] = {
     }
 }
 """What goes with no noise, whichever part adds it."""
+EXAMPLES: Mapping[Fact, str] = {
+    Fact.COUPLES_EXAMPLES: "{other} {what}, so that none has a gradient of its own to clip: leave "
+    'it out, or hide clients instead, with stages = ["client_dp"]',
+}
+"""What goes with no noise that hides examples."""
 CLIENTS: Mapping[Fact, str] = {
     Fact.PERSONAL: "personal tensors have no noise, and rounds.jsonl would tell how well each "
     "client's own model does: leave {other} out of a plan with client-level privacy",
@@ -108,6 +113,8 @@ def holder_of(part: Any) -> Holder:
     forbids = {**forbidden_by(part)}
     for fact in facts:
         forbids |= RULES.get(fact, {})
+    if Fact.EXAMPLE_NOISE in facts:
+        forbids |= EXAMPLES
     if facts & {Fact.CLIENT_NOISE, Fact.SERVER_NOISE}:
         forbids |= CLIENTS
     if Fact.SERVER_NOISE in facts:

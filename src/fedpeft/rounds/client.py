@@ -16,7 +16,8 @@ from fedpeft.core.features import FEATURES
 from fedpeft.core.hooks import Handler
 from fedpeft.core.interfaces import Store
 from fedpeft.core.lowrank import EXACT, in_step, merged
-from fedpeft.core.objective import Objective, evaluate, scored
+from fedpeft.core.objective import Objective, evaluate, outputs_of
+from fedpeft.core.outputs import FEATURES
 from fedpeft.core.payloads import PARAMS, decode_sent, encode_answer, message_of
 from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.stores import StoreError, storing
@@ -119,27 +120,16 @@ def sums_by_class(client: Client, weight: str) -> tuple[Tensor, Tensor]:
     """See `Client.sums_by_class`."""
     site, params = client.site, {**client.found.objective.held, **client.received}
     sums, counts = torch.zeros(params[weight].shape), torch.zeros(len(params[weight]))
-    seen: list[Tensor] = []
-    name = weight.removesuffix(".weight")
-    # where features are kept, a hook would see what stands in their place
-    kept = site.kept.cut is not None and site.kept.cut.at == name
-    hook = site.model.get_submodule(name).register_forward_pre_hook(
-        lambda _, given: seen.append(given[0])
-    )
+    head = weight.removesuffix(".weight")
     on = {name: x.to(site.device) for name, x in params.items()}
     batches = map(site.on_device, site.data.training(client.name))
-    try:
-        with threads(site.plan.compute.threads):
-            for batch, _ in scored(site.task, site.model, on, batches):
-                if "label" not in batch:
-                    raise PlanError("class means are for examples with labels: leave them out")
-                label, mask = batch["label"].cpu(), batch["mask"].cpu()
-                features = batch[FEATURES] if kept else seen[-1]
-                sums.index_add_(0, label, features.float().cpu() * mask[:, None])
-                counts.index_add_(0, label, mask)
-                seen.clear()
-    finally:
-        hook.remove()
+    with threads(site.plan.compute.threads):
+        for batch, outputs in outputs_of(site.task, site.model, on, batches, head):
+            if "label" not in batch:
+                raise PlanError("class means are for examples with labels: leave them out")
+            label, mask = batch["label"].cpu(), batch["mask"].cpu()
+            sums.index_add_(0, label, outputs[FEATURES].float().cpu() * mask[:, None])
+            counts.index_add_(0, label, mask)
     return sums, counts
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils.rnn import pad_sequence
 
+from fedpeft.core.outputs import COUNTED, LOGITS, Outputs, head_input
 from fedpeft.core.types import Batch, Summed, Table, Tensors
 from fedpeft.errors import DataError, unknown
 from fedpeft.tasks import scoring
@@ -188,27 +189,36 @@ class CausalLM:
             for name in ("input_ids", "attention_mask", "labels")
         }
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        total, counted = _sums(model, batch)
+    def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
+        with head_input(model, head) as seen:
+            logits: Tensor = model(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+            ).logits
+        # the logits after a token are judged by the next one, and those after the last by none
+        counted = pad(batch["labels"][:, 1:], (0, 1), value=UNCOUNTED) != UNCOUNTED
+        return {LOGITS: logits, COUNTED: counted, **seen}
+
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        total, counted = _sums(outputs, batch)
         return total / counted.clamp_min(1)
 
-    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Summed]:
-        parts = [_sums(model, self.batch(rows, None)) for rows in _chunks(batch)]
-        total, counted = (torch.cat(each) for each in zip(*parts, strict=True))
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Summed]:
+        total, counted = _sums(outputs, batch)
         return {
             "loss": Summed(total, counted),
             "perplexity": Summed(total, counted, geometric=True),
         }
 
+    def chunks(self, batch: Batch) -> Iterator[Batch]:
+        """Some examples at a time, as long as the longest of them."""
+        for at in range(0, len(batch["labels"]), MEASURED):
+            yield self.batch({name: x[at : at + MEASURED] for name, x in batch.items()}, None)
 
-def _sums(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+
+def _sums(outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
     """Of each example the sum of its counted tokens' losses and their number, (batch,)."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     wanted = batch["labels"][:, 1:]
-    each = cross_entropy(logits[:, :-1].mT, wanted, reduction="none", ignore_index=UNCOUNTED)
+    each = cross_entropy(
+        outputs[LOGITS][:, :-1].mT, wanted, reduction="none", ignore_index=UNCOUNTED
+    )
     return each.sum(1), (wanted != UNCOUNTED).sum(1).to(each.dtype)
-
-
-def _chunks(batch: Batch) -> Iterator[Batch]:
-    for at in range(0, len(batch["labels"]), MEASURED):
-        yield {name: x[at : at + MEASURED] for name, x in batch.items()}

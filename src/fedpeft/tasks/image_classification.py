@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
+from fedpeft.core.outputs import LOGITS, Outputs, head_input
 from fedpeft.core.types import Batch, Table, Tensors
 from fedpeft.errors import DataError
 from fedpeft.tasks import scoring
@@ -118,16 +119,16 @@ class ImageClassification:
             x = _mirrored(x, generator) if self.flip else x
         return {"pixel_values": x, "label": rows["label"]}
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        return scoring.losses(_logits(model, batch), batch["label"])
+    def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
+        with head_input(model, head) as seen:
+            logits: Tensor = model(pixel_values=batch["pixel_values"]).logits
+        return {LOGITS: logits, **seen}
 
-    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        return scoring.scores(_logits(model, batch), batch["label"])
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        return scoring.losses(outputs, batch)
 
-
-def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    logits: Tensor = model(pixel_values=batch["pixel_values"]).logits
-    return logits
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+        return scoring.scores(outputs, batch)
 
 
 def _with_channels(image: Tensor, channels: int) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedpeft.core.outputs import LOGITS, Outputs, head_input
 from fedpeft.core.types import Batch, Table, Tensors
 from fedpeft.errors import DataError, PlanError
 from fedpeft.registry import code, imported
@@ -103,11 +104,16 @@ class ModuleTask:
         x = rows["x"]
         return {"x": x.float() / 255 if x.dtype == torch.uint8 else x, "label": rows["label"]}
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        return scoring.losses(_logits(model, batch), batch["label"])
+    def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
+        with head_input(model, head) as seen:
+            logits = _logits(model, batch)
+        return {LOGITS: logits, **seen}
 
-    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        return scoring.scores(_logits(model, batch), batch["label"])
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        return scoring.losses(outputs, batch)
+
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+        return scoring.scores(outputs, batch)
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:

@@ -6,18 +6,20 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedpeft.core.types import Table
+from fedpeft.core.outputs import LOGITS, Outputs
+from fedpeft.core.types import Batch, Table
 from fedpeft.errors import DataError
 
 
-def losses(logits: Tensor, label: Tensor) -> Tensor:
+def losses(outputs: Outputs, batch: Batch) -> Tensor:
     """Cross entropy, one value an example: logits (n, classes), labels (n,)."""
-    return cross_entropy(logits, label, reduction="none")
+    return cross_entropy(outputs[LOGITS], batch["label"], reduction="none")
 
 
-def scores(logits: Tensor, label: Tensor) -> Mapping[str, Tensor]:
+def scores(outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
     """Accuracy (0 or 1) and loss, one value an example."""
-    return {"accuracy": (logits.argmax(-1) == label).float(), "loss": losses(logits, label)}
+    right = outputs[LOGITS].argmax(-1) == batch["label"]
+    return {"accuracy": right.float(), "loss": losses(outputs, batch)}
 
 
 def column(table: Table, name: str, task: str) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from fedpeft.core.outputs import LOGITS, Outputs, head_input
 from fedpeft.core.places import locate
 from fedpeft.core.types import Batch, Table, Tensors
 from fedpeft.errors import PlanError
@@ -87,18 +88,30 @@ class TextClassification:
             "label": rows["label"],
         }
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        return scoring.losses(_logits(model, batch), batch["label"])
+    def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
+        with head_input(model, head) as seen:
+            logits: Tensor = model(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+            ).logits
+        return {LOGITS: logits, **{name: _pooled(model, batch, x) for name, x in seen.items()}}
 
-    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        return scoring.scores(_logits(model, batch), batch["label"])
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        return scoring.losses(outputs, batch)
+
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+        return scoring.scores(outputs, batch)
 
 
-def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    logits: Tensor = model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-    ).logits
-    return logits
+def _pooled(model: nn.Module, batch: Batch, features: Tensor) -> Tensor:
+    """Of features of each token, those of the last one that is no padding, by which a model that
+    reads left to right classifies; features of a text stay as they are."""
+    if features.ndim == 2:
+        return features
+    config: Any = model.config
+    ids = batch["input_ids"]
+    place = torch.arange(ids.shape[1], device=ids.device)
+    last = (place * (ids != config.pad_token_id)).argmax(-1)
+    return features[torch.arange(len(ids), device=ids.device), last]
 
 
 def resolved(model: str) -> str:

@@ -3,11 +3,13 @@ arXiv:2112.10752)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from fedpeft.core.facts import Fact
+from fedpeft.core.outputs import PREDICTION, Outputs, head_input
 from fedpeft.core.seeds import generator as stream
 from fedpeft.core.tensors import prefixed
 from fedpeft.core.trainable import tensors_of
@@ -62,6 +64,7 @@ class TextToImage:
     vae: str = ""
     size: int = 0
     measured_at: int = 4
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.NO_LOGITS})
 
     def __post_init__(self) -> None:
         if self.size < 0 or self.measured_at < 1:
@@ -162,17 +165,24 @@ class TextToImage:
         noisy, told = schedule(x[:, None], noise, time)
         return {"noisy": noisy, "told": told, "time": time, "caption": rows["caption"]}
 
-    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+    def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
+        """`prediction` (n · k, c, h, w), the times of one example after another."""
+        caption = batch["caption"].repeat_interleave(batch["time"].shape[1], 0)
+        with head_input(model, head) as seen:
+            guess: Tensor = model(
+                batch["noisy"].flatten(0, 1), batch["time"].flatten(), caption
+            ).sample
+        return {PREDICTION: guess, **seen}
+
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         n, k = batch["time"].shape
-        caption = batch["caption"].repeat_interleave(k, 0)
-        guess = model(batch["noisy"].flatten(0, 1), batch["time"].flatten(), caption).sample
-        each: Tensor = (guess - batch["told"].flatten(0, 1)).square().flatten(1).mean(1)
-        return each.view(n, k).mean(1)
+        error = outputs[PREDICTION] - batch["told"].flatten(0, 1)
+        return error.square().flatten(1).mean(1).view(n, k).mean(1)
 
-    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        return {"loss": torch.cat([self.losses(model, part) for part in _parts(batch)])}
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+        return {"loss": self.losses(outputs, batch)}
 
-
-def _parts(batch: Batch) -> Iterator[Batch]:
-    for at in range(0, len(batch["time"]), MEASURED):
-        yield {name: x[at : at + MEASURED] for name, x in batch.items()}
+    def chunks(self, batch: Batch) -> Iterator[Batch]:
+        """Some examples at a time."""
+        for at in range(0, len(batch["time"]), MEASURED):
+            yield {name: x[at : at + MEASURED] for name, x in batch.items()}
