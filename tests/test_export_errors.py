@@ -15,6 +15,7 @@ from fedpeft import RunError, read_plan, start
 from fedpeft.core.trainable import trainable
 from fedpeft.core.types import State
 from fedpeft.methods.anatomy import train_parts
+from fedpeft.registry import OWN
 from fedpeft.runs.checkpoint import save_checkpoint
 from fedpeft.runs.execute import open_run_site
 from fedpeft.runs.export import export_run
@@ -53,7 +54,7 @@ def refused(path: Path, out: Path, reason: str, merge: bool = False) -> None:
     """The export raises one line, and leaves nothing at `out` or beside it."""
     before = sorted(out.parent.rglob("*"))
     with pytest.raises(RunError, match=reason) as error:
-        export_run(path, out, merge)
+        export_run(path, out, merge, OWN)
     assert "\n" not in str(error.value)
     assert sorted(out.parent.rglob("*")) == before
 
