@@ -201,6 +201,7 @@ def test_all_bad_files_are_told_at_once_with_how_to_go_on(tmp_path: Path) -> Non
     with pytest.warns(UserWarning, match="are left out"):
         rest = Images(str(tmp_path), skip_unreadable=True).load()
     assert (len(list(rest.train.columns["image"])), len(rest.test)) == (19, 5)
+    assert rest.left_out == {"pictures that cannot be read": 12}
 
 
 # --- depth

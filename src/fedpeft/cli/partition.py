@@ -41,8 +41,10 @@ def partition(
     if "histograms" in report:
         typer.echo(heat_map(report, get_terminal_size().columns))
         typer.echo()
-    for label, text in _measures(report).items():
-        typer.echo(f"{label:<20}{text}")
+    measures = _measures(report)
+    width = max(20, *(len(label) + 2 for label in measures))
+    for label, text in measures.items():
+        typer.echo(f"{label:<{width}}{text}")
 
 
 def _measures(report: Mapping[str, Any]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Folders of pictures, one folder a class."""
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from logging import getLogger
@@ -65,12 +66,14 @@ class Images:
             raise DataError(f"there is no folder {self.path!r} here or in $FEDPEFT_DATA")
         sides = find_sides(root)
         found = find_pictures(sides.train)
-        files, left_out = self._readable(found.files), sides.left_out + found.left_out
+        left_out = sides.left_out + found.left_out
+        files = self._readable(found.files, left_out)
         classes = found.classes
         label = _labels(files, classes)
         if sides.test:
             apart = find_pictures(sides.test)
-            held, left_out = self._readable(apart.files), left_out + apart.left_out
+            left_out += apart.left_out
+            held = self._readable(apart.files, left_out)
             held_label = _labels(held, classes)
         else:
             kept, out = hold_out(label, self.test_fraction, self.seed)
@@ -87,15 +90,18 @@ class Images:
             dict(left_out),
         )
 
-    def _readable(self, files: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    def _readable(
+        self, files: list[tuple[str, Path]], left_out: Counter[str]
+    ) -> list[tuple[str, Path]]:
+        """The pictures that can be read, where the others are to be left out; these are counted."""
         if not self.skip_unreadable:
             return files
         bad = _pictures(files).unreadable()
         good, reasons = [one for at, one in enumerate(files) if at not in bad], list(bad.values())
         if reasons:
-            message = (
-                f"{len(reasons)} of {len(files)} pictures are left out; the first: {reasons[0]}"
-            )
+            left_out["pictures that cannot be read"] += len(reasons)
+            first = reasons[0].removesuffix(f". {REMEDY}")
+            message = f"{len(reasons)} of {len(files)} pictures are left out; the first: {first}"
             warnings.warn(message, stacklevel=2)
         return good
 
