@@ -154,8 +154,8 @@ def test_what_cannot_be_changed(four: Study, tmp_path: Path) -> None:
     [
         (["rounds=3"], "rounds = 3"),
         (["personal=['*.bias']"], "personal tensors"),
-        (["local.correction=scaffold", "server=scaffold"], "SCAFFOLD"),
-        (["uplink=topk", "stages=['error_feedback']"], "error feedback"),
+        (["local.correction=scaffold", "server=scaffold"], "Scaffold makes clients remember"),
+        (["uplink=topk", "stages=['error_feedback']"], "ErrorFeedback makes clients remember"),
         (
             ["stages=[{name='client_dp',noise_multiplier=1.0}]", "weighting=uniform", "delta=1e-3"],
             "client_dp",

@@ -91,7 +91,7 @@ def test_clients_keep_the_ranks_that_they_have_among_all() -> None:
     every = site.data.clients
     alone = _alone(site.plan, every, every[1:3], 2)
     assert [alone.view(client, 0, every[1:3]).rank for client in every[1:3]] == [4, 8]
-    assert _alone(low_rank(aggregator="fedit").plan, every, every[1:3], 2).ranks is None
+    assert _alone(low_rank(aggregator="fedit").plan, every, every[1:3], 2).ranks == ()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedpeft.core.interfaces import LowRank
 from fedpeft.core.lowrank import Product, accumulated, cut
-from fedpeft.core.tensors import equal, layout, under
+from fedpeft.core.tensors import equal, layout
 from fedpeft.core.types import State, Tensors, Update
 from fedpeft.registry import build, names
 
@@ -44,7 +44,7 @@ def cohort(ranks: list[int], still: str = "") -> list[Update]:
 def reduced(name: object, ranks: list[int], backwards: bool = False) -> tuple[Update, Tensor]:
     """The merged update, and the dense mean of the clients' products."""
     aggregator: Any = build("aggregator", name)
-    state, turns = a_state(), getattr(aggregator, "still", ())
+    state, turns = a_state(), getattr(aggregator, "turns", ())
     updates = cohort(ranks, turns[0] if turns else "")
     held = {f"c{k}": cut(state.params, rank) for k, rank in enumerate(ranks)}
     mean = torch.zeros(OUT, IN, dtype=torch.float64)
@@ -63,7 +63,7 @@ def after(update: Update) -> tuple[Tensor, Tensor]:
 def effective(update: Update) -> Tensor:
     """B·A after the round, with what goes into the frozen weight."""
     a, b = after(update)
-    exact = under("exact", update.exact)
+    exact = update.exact
     more = exact["net.left"].double() @ exact["net.right"].double() if exact else 0
     return b.double() @ a.double() + more
 

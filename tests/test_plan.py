@@ -248,7 +248,7 @@ def test_scaffold_goes_with_sgd_only(optimizer: Any) -> None:
     local = {"correction": "scaffold", "optimizer": optimizer}
     with pytest.raises(
         PlanError,
-        match=r'those of (AdamW|Signs) are no sums of gradients: set local\.optimizer to "sgd"',
+        match=r'those of another optimizer are no sums of gradients: set local\.optimizer to "sgd"',
     ):
         read_plan({"local": local, "server": "scaffold"})
     assert read_plan({"local": {**local, "correction": "prox"}}).local_shares == ()

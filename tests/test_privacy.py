@@ -141,7 +141,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**CLIENT, "server": "scaffold", "local": {"correction": "scaffold"}}, "how many answered"),
     ({**CLIENT, "stages": ["error_feedback", *CLIENT["stages"]]}, "ErrorFeedback sends later"),
     ({**CLIENT, "stages": [*CLIENT["stages"], "error_feedback"]}, "put ClientDp last"),
-    ({**CLIENT, "personal": ["head.*"]}, "leave it out of a plan with client-level privacy"),
+    ({**CLIENT, "personal": ["head.*"]}, "leave Personal out of a plan with client-level privacy"),
     ({**EXAMPLE, "server": "scaffold"}, "for SCAFFOLD set both"),
     ({**EXAMPLE, "stages": CLIENT["stages"]}, "choose one of them"),
     ({"target_epsilon": 8}, "nothing in this plan gives a guarantee"),

@@ -157,7 +157,7 @@ NOT_COMPARABLE: Mapping[Fact, str] = {
     Fact.PERSONAL: "personal tensors are for clients that come back for the next round, and there "
     "is none: leave them out",
     Fact.REMEMBERS: "{other} makes clients keep something for the next round, and one round has "
-    "none: leave it out",
+    "none: leave out SCAFFOLD, error feedback or restart_schedule = false",
 }
 """Of what one round is not the same local work as several."""
 
