@@ -7,7 +7,7 @@ from typing import Annotated
 import click
 import typer
 
-from fedpeft.cli.options import Debug, Device
+from fedpeft.cli.options import Debug, Device, check_owner
 
 EXAMPLES = """\
   fedpeft contribute study --data pictures/ --name hospital-a --key hospital-a.key -o a.safetensors
@@ -15,22 +15,30 @@ EXAMPLES = """\
 """
 
 
+InvitationFolder = Annotated[Path, typer.Argument(metavar="DIR", hidden=True)]
+ContributionFile = Annotated[
+    Path, typer.Option("--out", "-o", metavar="FILE", help="The file to send.")
+]
+ExamplesPath = Annotated[
+    str | None, typer.Option(metavar="PATH", help="A file or folder of examples.")
+]
+OwnName = Annotated[str | None, typer.Option(metavar="NAME", help="What the server calls you.")]
+RehearsedClient = Annotated[
+    int | None,
+    typer.Option(metavar="K", help="To try it out: client K, from 0, of the plan's partition."),
+]
+SigningKey = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Sign with this key of `keygen`.")
+]
+
+
 def contribute(
-    invitation: Annotated[Path, typer.Argument(metavar="DIR", hidden=True)],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to send.")],
-    data: Annotated[
-        str | None, typer.Option(metavar="PATH", help="A file or folder of examples.")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What the server calls you.")
-    ] = None,
-    client: Annotated[
-        int | None,
-        typer.Option(metavar="K", help="To try it out: client K, from 0, of the plan's partition."),
-    ] = None,
-    key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Sign with this key of `keygen`.")
-    ] = None,
+    invitation: InvitationFolder,
+    out: ContributionFile,
+    data: ExamplesPath = None,
+    name: OwnName = None,
+    client: RehearsedClient = None,
+    key: SigningKey = None,
     device: Device = "cpu",
     debug: Debug = False,
 ) -> None:
@@ -39,8 +47,7 @@ def contribute(
     DIR is the folder of an invitation. The file holds what was learned, sealed for the server
     alone. Part of the data is held out as the plan says and not trained on.
     """
-    if (client is None) == (data is None) or (data is None) != (name is None):
-        raise click.UsageError("give --data and --name, or --client")
+    check_owner(data, name, client)
     from fedpeft.core.amounts import size
     from fedpeft.core.stores import write_atomically
     from fedpeft.errors import RunError
@@ -66,12 +73,8 @@ def contribute(
         header, content = train(study, who, signer, lambda: bar.update(1))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, content)
-    count = who.site.data.size(who.client)
-    typer.echo(
-        f"{out}: {size(len(content))} from {count} examples of {header.client}, "
-        f"{'' if key else 'un'}signed"
-    )
+    count, signed = who.site.data.size(who.client), "signed" if key else "unsigned"
+    typer.echo(f"{out}: {size(len(content))} from {count} examples of {header.client}, {signed}")
     if header.privacy:
-        typer.echo(
-            f"privacy: {', '.join(f'{word} {value}' for word, value in header.privacy.items())}"
-        )
+        words = (f"{word} {value}" for word, value in header.privacy.items())
+        typer.echo(f"privacy: {', '.join(words)}")

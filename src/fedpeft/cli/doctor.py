@@ -1,11 +1,14 @@
 """`fedpeft doctor`: what is not as it must be, before a run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedpeft.cli.options import Debug, PlanFile, Settings
+
+if TYPE_CHECKING:
+    from fedpeft.deploy.doctor import Finding
 
 EXAMPLES = """\
   fedpeft doctor --superlink fl.example.org:8443 --root-certificates ca.crt --key node.key
@@ -44,17 +47,25 @@ def doctor(
     from fedpeft.deploy import doctor as look
 
     findings = list(look.versions())
-    findings += look.certificate(root) if root else ()
-    findings += look.private_key(key) if key else ()
-    findings += look.superlink(superlink, root) if superlink else ()
-    findings += look.worker(node) if node else ()
-    findings += look.site(plan, settings, data, name) if plan else ()
+    if root:
+        findings += look.certificate(root)
+    if key:
+        findings += look.private_key(key)
+    if superlink:
+        findings += look.superlink(superlink, root)
+    if node:
+        findings += look.worker(node)
+    if plan:
+        findings += look.site(plan, settings, data, name)
     for one in findings:
-        typer.secho(
-            f"{'ok ' if one.good else 'NO '} {one.what}: {one.seen}",
-            fg=None if one.good else "yellow",
-        )
-        if not one.good:
-            typer.echo(f"      {one.remedy}")
+        _show(one)
     if not all(one.good for one in findings):
         raise typer.Exit(1)
+
+
+def _show(one: "Finding") -> None:
+    if one.good:
+        typer.echo(f"ok  {one.what}: {one.seen}")
+    else:
+        typer.secho(f"NO  {one.what}: {one.seen}", fg="yellow")
+        typer.echo(f"      {one.remedy}")

@@ -19,42 +19,53 @@ EXAMPLES = """\
 WIDTH = 40  # characters of an accuracy of 1
 
 
+MergeFolder = Annotated[Path, typer.Argument(metavar="DIR", hidden=True)]
+ContributionFiles = Annotated[list[Path] | None, typer.Argument(metavar="[FILE...]", hidden=True)]
+MergedFolder = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="MERGED", help="The new run's folder.")
+]
+AddedFiles = Annotated[
+    list[Path] | None, typer.Option("--add", metavar="FILE...", help="Merge these too.")
+]
+RemovedClients = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Take this client out. Repeatable.")
+]
+TrustedKeys = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="KEYS",
+        help="Take only files signed with these keys; for a merge, with these too. Repeatable.",
+    ),
+]
+NormFactor = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="Refuse an update X times as long as the median of the others; 10 at first.",
+    ),
+]
+MaxNorm = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="Refuse an update longer than X; any length at first."),
+]
+EvaluateArrivals = Annotated[
+    bool,
+    typer.Option(
+        "--evaluate", help="Measure after each arrival, on what the plan's data hold out."
+    ),
+]
+
+
 def merge(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", hidden=True)],
-    files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE...]", hidden=True)] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="MERGED", help="The new run's folder.")
-    ] = None,
-    add: Annotated[
-        list[Path] | None, typer.Option("--add", metavar="FILE...", help="Merge these too.")
-    ] = None,
-    remove: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Take this client out. Repeatable.")
-    ] = None,
-    trust: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="KEYS",
-            help="Take only files signed with these keys; for a merge, with these too. Repeatable.",
-        ),
-    ] = None,
-    norm_factor: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            help="Refuse an update X times as long as the median of the others; 10 at first.",
-        ),
-    ] = None,
-    max_norm: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="Refuse an update longer than X; any length at first."),
-    ] = None,
-    evaluate: Annotated[
-        bool,
-        typer.Option(
-            "--evaluate", help="Measure after each arrival, on what the plan's data hold out."
-        ),
-    ] = False,
+    folder: MergeFolder,
+    files: ContributionFiles = None,
+    out: MergedFolder = None,
+    add: AddedFiles = None,
+    remove: RemovedClients = None,
+    trust: TrustedKeys = None,
+    norm_factor: NormFactor = None,
+    max_norm: MaxNorm = None,
+    evaluate: EvaluateArrivals = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -68,23 +79,22 @@ def merge(
     from fedpeft.oneshot.merge import Rules, change, is_merged
     from fedpeft.oneshot.merge import merge as begin
 
-    came = [*(files or ()), *(add or ())]
+    came, gone = [*(files or ()), *(add or ())], remove or ()
     keys = Trust.read(trust or ()).keys
 
     def asked(rules: Rules) -> Rules:
         return rules.but(keys, norm_factor, max_norm)
 
     if is_merged(folder):
-        if out or not (
-            came or remove or evaluate or keys or (norm_factor, max_norm) != (None, None)
-        ):
+        changes = (came, gone, evaluate, keys, norm_factor is not None, max_norm is not None)
+        if out or not any(changes):
             raise click.UsageError(
                 "a merge is changed in its place: give --add FILE or --remove NAME"
             )
-        summary, out = change(folder, came, remove or (), evaluate, asked), folder
+        summary, out = change(folder, came, gone, evaluate, asked), folder
+    elif out is None or gone or not came:
+        raise click.UsageError("to merge an invitation's files give FILE... and -o MERGED")
     else:
-        if out is None or remove or not came:
-            raise click.UsageError("to merge an invitation's files give FILE... and -o MERGED")
         summary = begin(folder, came, out, asked(Rules()), evaluate)
     _show(summary, out, evaluate, as_json)
 

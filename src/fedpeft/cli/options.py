@@ -59,6 +59,16 @@ Debug = Annotated[
 ]
 
 
+def check_owner(data: str | None, name: str | None, client: int | None) -> None:
+    """Either an owner's data and its name are given, or a client of the plan's partition.
+
+    Raises:
+      UsageError: both are, or neither, or one half.
+    """
+    if (client is None) == (data is None) or (data is None) != (name is None):
+        raise click.UsageError("give --data and --name, or --client")
+
+
 def resolve(plan: Path | None, settings: list[str] | None, own: str = "digits") -> "Plan":
     """The plan at a path, or the package's `own`, with `key=value` pairs set.
 
