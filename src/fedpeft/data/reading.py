@@ -140,9 +140,7 @@ def _files(found: Path) -> dict[str, list[Path]]:
         if suffix(found) not in BUILDERS:
             raise DataError(f"{found} is no table: its name must end in {', '.join(BUILDERS)}")
         return {"train": [found]}
-    files = sorted(
-        file for file in found.rglob("*") if file.is_file() and suffix(file) in BUILDERS
-    )
+    files = sorted(file for file in found.rglob("*") if file.is_file() and suffix(file) in BUILDERS)
     # save_to_disk's notes.
     files = [file for file in files if not file.name.startswith((".", "dataset_", "state."))]
     kinds = sorted({suffix(file) for file in files})

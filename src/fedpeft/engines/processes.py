@@ -248,8 +248,8 @@ class Processes:
             client = hand.at[1].client
             if not hand.warned:
                 getLogger("fedpeft").warning(
-                    "worker process %s, which trains %s, has shown no sign of life for %.0f s: is it "
-                    "stopped? It is killed after %.0f s, and the client goes to another worker",
+                    "worker process %s, which trains %s, has shown no sign of life for %.0f s: is "
+                    "it stopped? It is killed after %.0f s, and the client goes to another worker",
                     hand.process.pid,
                     client,
                     silent,
