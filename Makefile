@@ -37,6 +37,7 @@ check: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/python -m tools.measures
 
 # torch first and alone: its version is then settled before anything else asks for "torch".
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -252,17 +252,19 @@ def rising(
     """The slope that all series share, each with a level of its own, and its standard error, by
     least squares."""
     lives = [of for of in series if len(of) > 1]
-    points = []
-    for of in lives:
-        middle, level = fmean(x for x, _ in of), fmean(y for _, y in of)
-        points += [(x - middle, y - level) for x, y in of]
+    points = [point for of in lives for point in centred(of)]
     free, spread = len(points) - len(lives) - 1, sum(x * x for x, _ in points)
     if free < 1 or not spread:
         return None, None
     slope = sum(x * y for x, y in points) / spread
-    return round(slope, 2), round(
-        sqrt(sum((y - slope * x) ** 2 for x, y in points) / free / spread), 2
-    )
+    missed = sum((y - slope * x) ** 2 for x, y in points)
+    return round(slope, 2), round(sqrt(missed / free / spread), 2)
+
+
+def centred(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points without their means."""
+    middle, level = fmean(x for x, _ in points), fmean(y for _, y in points)
+    return [(x - middle, y - level) for x, y in points]
 
 
 def endured(root: Path, rounds: int, nodes: int, share: float, seed: int) -> dict[str, Any]:

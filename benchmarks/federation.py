@@ -149,57 +149,33 @@ class Federation:
     def supernode(self, number: int, name: str = "", link: Sequence[str] = ()) -> None:
         """Begun with the worker's folder and, with TLS, a key that is registered; or behind a link
         with these flags."""
-        keys = self.root / "keys"
-        safety: list[str | Path] = ["--insecure"]
-        if self.tls:
-            key = keys / f"node{number}"
-            if not key.exists():
-                subprocess.run(
-                    ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", key],
-                    check=True,
-                )
-                told = self.flwr(
-                    "supernode",
-                    "register",
-                    key.with_suffix(".pub"),
-                    "here",
-                    "--name",
-                    f"site{number}",
-                )
-                assert told.returncode == 0, told.stdout + told.stderr
-            safety = ["--root-certificates", keys / "ca.crt", "--auth-supernode-private-key", key]
         net, behind = "127.0.0", list[str]()
         if link:
             net = f"10.79.{number}"
-            behind = [
-                sys.executable,
-                "-m",
-                "benchmarks.link",
-                "--net",
-                net,
-                "--port",
-                str(self.port),
-                *link,
-                "--",
-            ]
+            behind = [sys.executable, "-m", "benchmarks.link", "--net", net]
+            behind += ["--port", str(self.port), *link, "--"]
         folder = self.root / f"node{number}"
-        command: list[str | Path] = [
-            SCRIPTS / "flower-supernode",
-            "--node-config",
-            f'node="{folder}"',
-        ]
+        command: list[str | Path] = [SCRIPTS / "flower-supernode"]
+        command += ["--node-config", f'node="{folder}"']
         if self.quick:
             command = [sys.executable, "-m", "fedpeft", "supernode", "--node", folder, "--"]
-        self.begin(
-            name or f"supernode{number}",
-            *behind,
-            *command,
-            *safety,
-            "--superlink",
-            f"{net}.1:{self.port}",
-            "--port",
-            str(free_port()),
-        )
+        command += self._trust(number) if self.tls else ["--insecure"]
+        command += ["--superlink", f"{net}.1:{self.port}", "--port", str(free_port())]
+        self.begin(name or f"supernode{number}", *behind, *command)
+
+    def _trust(self, number: int) -> list[str | Path]:
+        """The flags by which a SuperNode and the SuperLink know each other; its key is registered
+        at its first beginning."""
+        keys = self.root / "keys"
+        key = keys / f"node{number}"
+        if not key.exists():
+            subprocess.run(
+                ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", key], check=True
+            )
+            public, name = key.with_suffix(".pub"), f"site{number}"
+            told = self.flwr("supernode", "register", public, "here", "--name", name)
+            assert told.returncode == 0, told.stdout + told.stderr
+        return ["--root-certificates", keys / "ca.crt", "--auth-supernode-private-key", key]
 
     def kill(self, name: str) -> None:
         """kill -9, of this process alone."""

@@ -102,19 +102,29 @@ def copy(source: socket.socket, sink: socket.socket) -> None:
 def relay(command: "subprocess.Popen[bytes]", ways: list[Way], cut: Path | None, after: int) -> int:
     """Pass packets on until the command ends; its exit status. The first of the ways is the
     command's own."""
-    armed, sent = cut.with_suffix(".armed") if cut else None, 0
+    sent = 0
     while command.poll() is None:
-        ready, _, _ = select.select([way.source for way in ways], [], [], 0.005)
-        closed = cut is not None and cut.exists()
-        for way in ways:
-            taken = way.take(closed) if way.source in ready else 0
-            way.give(closed)
-            if way is ways[0] and armed is not None and armed.exists():
-                sent += taken
+        taken = pass_on(ways, closed=exists(cut))
+        if cut is not None and exists(cut.with_suffix(".armed")):
+            sent += taken
         if cut is not None and after and sent > after:
             cut.touch()
             after = 0
     return command.returncode
+
+
+def exists(file: Path | None) -> bool:
+    return file is not None and file.exists()
+
+
+def pass_on(ways: list[Way], closed: bool) -> int:
+    """Take what has come, give what is due; how many bytes came on the first of the ways."""
+    ready, _, _ = select.select([way.source for way in ways], [], [], 0.005)
+    taken = []
+    for way in ways:
+        taken.append(way.take(closed) if way.source in ready else 0)
+        way.give(closed)
+    return taken[0]
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,29 @@ def keep(path: Path, parts: dict[str, Any], step: int, rng: torch.Generator) -> 
     part.rename(path)
 
 
+def restored(path: Path, parts: Mapping[str, Any], rng: torch.Generator) -> int:
+    """Put what was kept into the parts; the steps that were done."""
+    kept = torch.load(path, weights_only=True)
+    for name, one in parts.items():
+        one.load_state_dict(kept[name])
+    rng.set_state(kept["rng"])
+    return int(kept["step"])
+
+
+def denoising_loss(
+    both: nn.ModuleDict, clean: Tensor, ids: Tensor, alphas: Tensor, rng: torch.Generator
+) -> Tensor:
+    """The squared error of v = √α·noise − √(1 − α)·clean, at a time of its own for each example."""
+    time_steps = torch.randint(len(alphas), (len(clean),), generator=rng)
+    noise = torch.randn(clean.shape, generator=rng)
+    share = alphas[time_steps].view(-1, 1, 1, 1)
+    kept, lost = share.sqrt(), (1 - share).sqrt()
+    told_of = both["text_encoder"](ids).last_hidden_state
+    guess = both["unet"](kept * clean + lost * noise, time_steps, told_of).sample
+    loss: Tensor = (guess - (kept * noise - lost * clean)).square().mean()
+    return loss
+
+
 def train(args: argparse.Namespace) -> tuple[Any, nn.ModuleDict]:
     torch.manual_seed(args.seed)
     rng = torch.Generator().manual_seed(args.seed + 1)
@@ -156,39 +180,23 @@ def train(args: argparse.Namespace) -> tuple[Any, nn.ModuleDict]:
     average: Any = AveragedModel(both, multi_avg_fn=moving)
     print(
         f"{len(captions)} pictures, {len(words)} tokens, "
-        f"{sum(x.numel() for x in both.parameters()):,} parameters"
+        f"{sum(map(Tensor.numel, both.parameters())):,} parameters"
     )
     optimizer = torch.optim.AdamW(
         both.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99)
     )
     parts: dict[str, Any] = {"both": both, "average": average, "optimizer": optimizer}
-    first = 0
-    if args.checkpoint.exists():
-        kept = torch.load(args.checkpoint, weights_only=True)
-        for name, one in parts.items():
-            one.load_state_dict(kept[name])
-        rng.set_state(kept["rng"])
-        first = kept["step"]
+    first = restored(args.checkpoint, parts, rng) if args.checkpoint.exists() else 0
     alphas = scheduler().alphas_cumprod
     began, seen = time.monotonic(), 0.0
     for step in range(first, args.until or args.steps):
-        rate = (
-            args.lr * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
-        )
+        warm, fallen = min(1, (step + 1) / 100), 0.5 * (1 + math.cos(math.pi * step / args.steps))
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = args.lr * warm * fallen
         pick = torch.randint(len(latents), (args.batch,), generator=rng)
-        ids = words(
-            [told(captions[k], rng) for k in pick.tolist()], padding="max_length", truncation=True
-        )["input_ids"]
-        time_steps = torch.randint(len(alphas), (args.batch,), generator=rng)
-        clean, noise = latents[pick], torch.randn(args.batch, *latents.shape[1:], generator=rng)
-        kept_part, lost = (
-            x.sqrt().view(-1, 1, 1, 1) for x in (alphas[time_steps], 1 - alphas[time_steps])
-        )
-        told_of = text(torch.tensor(ids)).last_hidden_state
-        guess = denoiser(kept_part * clean + lost * noise, time_steps, told_of).sample
-        loss = (guess - (kept_part * noise - lost * clean)).square().mean()
+        said = [told(captions[k], rng) for k in pick.tolist()]
+        ids = words(said, padding="max_length", truncation=True)["input_ids"]
+        loss = denoising_loss(both, latents[pick], torch.tensor(ids), alphas, rng)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)

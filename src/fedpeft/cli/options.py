@@ -68,6 +68,16 @@ Debug = Annotated[
 ]
 
 
+def check_owner(data: str | None, name: str | None, client: int | None) -> None:
+    """Either an owner's data and its name are given, or a client of the plan's partition.
+
+    Raises:
+      UsageError: both are, or neither, or one half.
+    """
+    if (client is None) == (data is None) or (data is None) != (name is None):
+        raise click.UsageError("give --data and --name, or --client")
+
+
 def allowed(allow_code: list[str] | None) -> "Code":
     """The modules that the user lets somebody else's plan name."""
     from fedpeft.registry import Code

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich.box import SIMPLE
 from rich.table import Table
@@ -116,35 +116,40 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     table.add_column(f"{summary['name']}: {summary['method']}, {summary['rounds']} rounds")
     for heading in ("this run", "full fine-tuning", "share"):
         table.add_column(heading, justify="right")
-    if summary["accuracy_last"] is not None:
-        table.add_row("accuracy, last", f"{summary['accuracy_last']:.4f}", "", "")
-        table.add_row(
-            f"accuracy, best (round {summary['best_round']})",
-            f"{summary['accuracy_best']:.4f}",
-            "",
-            "",
-        )
-    elif metrics := summary.get("held_out_last"):
-        for name, value in metrics.items():
-            table.add_row(f"held-out {name}, last", _number(value), "", "")
-    if privacy := summary.get("privacy"):
-        at = f" at δ = {privacy['delta']:g}" if privacy["delta"] else ""
-        table.add_row(f"ε for one {privacy['unit']}{at}", _epsilon(privacy), "", "")
-    rows: list[tuple[str, str, str, Callable[[float], str]]] = [
-        ("parameters trained", "trainable_params", "full_params", lambda count: f"{count:,}")
-    ]
-    for way in ("up", "down"):
-        key = f"bytes_{way}_per_client_round"
-        rows.append((f"bytes {way}, a client and round", key, f"full_{key}", size))
-        rows.append((f"bytes {way}, in all", f"bytes_{way}", f"full_bytes_{way}", size))
-    for label, key, full, shown in rows:
-        if summary[key] is not None:
-            share = f"{summary[key] / summary[full]:.2%}" if summary[full] else ""
-            table.add_row(
-                label,
-                shown(summary[key]),
-                "-" if summary[full] is None else shown(summary[full]),
-                share,
-            )
+    for label, value in _results(summary):
+        table.add_row(label, value, "", "")
+    for label, own, full, shown in _costs(summary):
+        if own is not None:
+            of_full = f"{own / full:.2%}" if full else ""
+            table.add_row(label, shown(own), "-" if full is None else shown(full), of_full)
     table.add_row("time", duration(summary["seconds"]), "", "")
     return table
+
+
+def _results(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """How well the model does on held-out examples, and what it gives away at most."""
+    if summary["accuracy_last"] is not None:
+        best = f"accuracy, best (round {summary['best_round']})"
+        yield "accuracy, last", f"{summary['accuracy_last']:.4f}"
+        yield best, f"{summary['accuracy_best']:.4f}"
+    else:
+        for name, value in (summary.get("held_out_last") or {}).items():
+            yield f"held-out {name}, last", _number(value)
+    if privacy := summary.get("privacy"):
+        at = f" at δ = {privacy['delta']:g}" if privacy["delta"] else ""
+        yield f"ε for one {privacy['unit']}{at}", _epsilon(privacy)
+
+
+Cost: TypeAlias = tuple[str, float | None, float | None, Callable[[float], str]]
+
+
+def _costs(summary: Mapping[str, Any]) -> Iterator[Cost]:
+    """What was trained and sent, of this run and of full fine-tuning, and how to write it."""
+    trained, full = summary["trainable_params"], summary["full_params"]
+    yield "parameters trained", trained, full, lambda count: f"{count:,}"
+    for way in ("up", "down"):
+        for words, key in (
+            ("a client and round", f"bytes_{way}_per_client_round"),
+            ("in all", f"bytes_{way}"),
+        ):
+            yield f"bytes {way}, {words}", summary[key], summary[f"full_{key}"], size

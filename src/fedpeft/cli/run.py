@@ -40,32 +40,37 @@ EXAMPLES = """\
 """
 
 
+NewFolder = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="The run's folder; else a new one in runs/.")
+]
+ResumedFolder = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder.")
+]
+Federation = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="With --engine flower: a SuperLink of Flower's config.toml."),
+]
+Workers = Annotated[
+    int,
+    typer.Option(
+        metavar="N", show_default=False, help="Worker processes; as many as cores if not given."
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No line for each round.")]
+
+
 def run(
     plan: PlanFile = None,
     settings: Settings = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run's folder; else a new one in runs/.")
-    ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder.")
-    ] = None,
+    out: NewFolder = None,
+    resume: ResumedFolder = None,
     engine: Engine = None,
-    federation: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="With --engine flower: a SuperLink of Flower's config.toml."
-        ),
-    ] = None,
+    federation: Federation = None,
     device: Device = "cpu",
     seed: Seed = None,
-    workers: Annotated[
-        int,
-        typer.Option(
-            metavar="N", show_default=False, help="Worker processes; as many as cores if not given."
-        ),
-    ] = 0,
+    workers: Workers = 0,
     as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No line for each round.")] = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Run a plan and leave its results in a folder.
@@ -76,12 +81,7 @@ def run(
 
     console = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)
     if resume is None:
-        flags = [
-            f"{key}={value}"
-            for key, value in (("engine", engine), ("seed", seed))
-            if value is not None
-        ]
-        read = resolve(plan, [*(settings or ()), *flags])
+        read = resolve(plan, [*(settings or ()), *_flags(engine=engine, seed=seed)])
         if read.engine == ELSEWHERE:
             begun = follow.begin(read, out, federation)
             _report(console, begun, follow.until_done(console, begun, read, quiet), as_json)
@@ -102,6 +102,11 @@ def run(
             return
         folder, site = _reopen(begun, read, device, workers)
     _finish(console, folder, site, workers, quiet, as_json)
+
+
+def _flags(**values: str | int | None) -> list[str]:
+    """Settings of the plan that have options of their own, where these were given."""
+    return [f"{key}={value}" for key, value in values.items() if value is not None]
 
 
 def _begin(plan: "Plan", out: Path | None, device: str, workers: int) -> "tuple[RunFolder, Site]":

@@ -16,6 +16,7 @@ from fedpeft.core.amounts import duration
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
     from fedpeft.studies.shelf import Shelf
     from fedpeft.studies.study import Cell
@@ -35,33 +36,40 @@ EXAMPLES = """\
 """
 
 
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.toml", hidden=True)]
+SweepFolder = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Its run folders; else runs/<study>.")
+]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Cells at a time.")]
+ResumeSweep = Annotated[
+    bool, typer.Option("--resume", help="Go on: what is finished is not run again.")
+]
+OnlyCells = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE", help="Only these cells: an axis, `row` or `seed`. Repeatable."
+    ),
+]
+KeepFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Copy plan, rounds and summary of finished cells to DIR/<study>/<cell>.",
+    ),
+]
+EstimateOnly = Annotated[
+    bool, typer.Option("--estimate", help="Print cells and hours; run one round at most.")
+]
+
+
 def sweep(
-    study: Annotated[Path, typer.Argument(metavar="STUDY.toml", hidden=True)],
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Its run folders; else runs/<study>.")
-    ] = None,
-    jobs: Annotated[
-        int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Cells at a time.")
-    ] = 1,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on: what is finished is not run again.")
-    ] = False,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE", help="Only these cells: an axis, `row` or `seed`. Repeatable."
-        ),
-    ] = None,
-    keep: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Copy plan, rounds and summary of finished cells to DIR/<study>/<cell>.",
-        ),
-    ] = None,
-    estimate: Annotated[
-        bool, typer.Option("--estimate", help="Print cells and hours; run one round at most.")
-    ] = False,
+    study: StudyFile,
+    out: SweepFolder = None,
+    jobs: Jobs = 1,
+    resume: ResumeSweep = False,
+    only: OnlyCells = None,
+    keep: KeepFolder = None,
+    estimate: EstimateOnly = False,
     device: Device = "cpu",
     as_json: AsJson = False,
     debug: Debug = False,
@@ -79,9 +87,8 @@ def sweep(
     from fedpeft.studies.study import chosen, read_study
     from fedpeft.studies.sweep import reused
 
-    for option, folder in (("--out", out), ("--keep", keep)):
-        if folder is not None and folder.exists() and not folder.is_dir():
-            raise RunError(f"{folder} is a file: give {option} a folder")
+    _check_folder("--out", out)
+    _check_folder("--keep", keep)
     read = read_study(study)
     cells = chosen(read, only or ())
     console = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)
@@ -101,6 +108,13 @@ def sweep(
     _report(console, shelf, [*outcomes, *reused(shelf, others)], as_json)
     if any(one.error for one in outcomes):
         raise typer.Exit(1)
+
+
+def _check_folder(option: str, folder: Path | None) -> None:
+    from fedpeft.errors import RunError
+
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file: give {option} a folder")
 
 
 def _estimate(
@@ -134,17 +148,46 @@ def _sweep(
     options: list[str],
 ) -> "list[Outcome]":
     """All outcomes; one bar over all cells, a line for each that ends."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
     from fedpeft.runs.folder import RunFolder, locked
     from fedpeft.studies.sweep import sweep as run_all
 
     shelf.out.mkdir(parents=True, exist_ok=True)
-    outcomes, ready = list(done), {one.cell.name for one in done}
-    left = [cell for cell in cells if cell.name not in ready]
+    outcomes = list(done)
+    left = _without(cells, done)
     again = f", {len(done)} of them finished before" if done else ""
     console.print(f"{shelf.study.name}: {len(cells)} cells{again}, in {shelf.out}")
-    bar = Progress(
+    bar = _bar(console)
+    shown = bar if console.is_terminal else nullcontext()
+    with locked(RunFolder(shelf.out)), _interruptible(shelf), shown:
+        for one in done:
+            shelf.store(one.cell, one.folder or shelf.out)
+        task = bar.add_task(shelf.study.name, total=len(cells), completed=len(outcomes), left="")
+        for tick, ended in enumerate(run_all(shelf, left, jobs, options)):
+            for one in ended:
+                outcomes.append(one)
+                _store(shelf, one)
+                line = _line(one, len(outcomes), len(cells))
+                console.print(line, _left(shelf, cells, outcomes, jobs))
+            if ended or tick % EVERY == 0:
+                bar.update(task, completed=len(outcomes), left=_left(shelf, cells, outcomes, jobs))
+    return outcomes
+
+
+def _without(cells: "Sequence[Cell]", done: "Sequence[Outcome]") -> "list[Cell]":
+    """The cells that have no outcome yet."""
+    ready = {one.cell.name for one in done}
+    return [cell for cell in cells if cell.name not in ready]
+
+
+def _store(shelf: "Shelf", one: "Outcome") -> None:
+    if one.folder and not one.error:
+        shelf.store(one.cell, one.folder)
+
+
+def _bar(console: "Console") -> "Progress":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -152,25 +195,6 @@ def _sweep(
         console=console,
         transient=True,
     )
-    with (
-        locked(RunFolder(shelf.out)),
-        _interruptible(shelf),
-        bar if console.is_terminal else nullcontext(),
-    ):
-        for one in done:
-            shelf.store(one.cell, one.folder or shelf.out)
-        task = bar.add_task(shelf.study.name, total=len(cells), completed=len(outcomes), left="")
-        for tick, ended in enumerate(run_all(shelf, left, jobs, options)):
-            for one in ended:
-                outcomes.append(one)
-                if one.folder and not one.error:
-                    shelf.store(one.cell, one.folder)
-                console.print(
-                    _line(one, len(outcomes), len(cells)), _left(shelf, cells, outcomes, jobs)
-                )
-            if ended or tick % EVERY == 0:
-                bar.update(task, completed=len(outcomes), left=_left(shelf, cells, outcomes, jobs))
-    return outcomes
 
 
 def _left(shelf: "Shelf", cells: "Sequence[Cell]", outcomes: "Sequence[Outcome]", jobs: int) -> str:

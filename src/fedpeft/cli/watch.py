@@ -1,6 +1,6 @@
 """`fedpeft watch`: runs that are under way, live in the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -60,13 +60,23 @@ def watch(
             console.print(picture(seen))
             return
         live = stack.enter_context(Live(console=console, auto_refresh=False))
-        since: float | None = None
-        while since is None or monotonic() - since < (0 if "" in seen else SETTLED):
-            _write(events, seen)
-            live.update(picture(seen), refresh=True)
-            since = (since or monotonic()) if all(view.over for view in seen.values()) else None
-            sleep(0 if since and "" in seen else PAUSE)
-            seen = look(folder, seen)
+        for views in _looks(folder, seen):
+            _write(events, views)
+            live.update(picture(views), refresh=True)
+
+
+def _looks(folder: Path, seen: "dict[str, View]") -> "Iterator[dict[str, View]]":
+    """What is seen now and then, until all runs are over; of a study the next one may yet begin."""
+    wait = 0 if "" in seen else SETTLED
+    over: float | None = None  # since when all are
+    while over is None or monotonic() - over < wait:
+        yield seen
+        if not all(view.over for view in seen.values()):
+            over = None
+        elif over is None:
+            over = monotonic()
+        sleep(0 if over and "" in seen else PAUSE)
+        seen = look(folder, seen)
 
 
 @dataclass(frozen=True)

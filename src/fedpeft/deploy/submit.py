@@ -100,8 +100,8 @@ def follow(folder: RunFolder) -> Iterator[RoundRecord]:
     """
     done, asked, waits = len(read_rounds(folder)), monotonic(), 0
     while True:
-        # before the rounds are read, so that none is missed
-        over = killed(folder) or folder.summary.exists() or ended(folder).exists()
+        # Before the rounds are read, so that none is missed.
+        over = _is_over(folder)
         if not over and monotonic() - asked > ASK:
             state, asked = status(folder), monotonic()
             over, waits = state.startswith("finished"), waits + (state == "pending")
@@ -115,6 +115,11 @@ def follow(folder: RunFolder) -> Iterator[RoundRecord]:
         if over:
             raise RunError(_why(folder))
         sleep(POLL)
+
+
+def _is_over(folder: RunFolder) -> bool:
+    """Whether the server's part left word that it ended, or was seen to be dead."""
+    return killed(folder) or folder.summary.exists() or ended(folder).exists()
 
 
 def _why(folder: RunFolder) -> str:

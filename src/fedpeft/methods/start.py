@@ -37,6 +37,7 @@ PLAIN_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Ways to initialise LoRA that leave the base's weights as they are; PiSSA, OLoRA and others change
 them."""
 
+NEW_HEAD = "; set init_head = false to begin with a new head"
 _PREFIX = "base_model.model."
 
 
@@ -73,19 +74,19 @@ def start_from(start: Start, config: Any, model: nn.Module, head: str) -> None:
     saved = _without_projections(start.folder, saved, model)
     found = {_match(key, wanted): x for key, x in saved.items()}
     _check_names(start.folder, saved, wanted, head)
-    every = dict(model.named_parameters())
+    shapes = {name: x.shape for name, x in model.named_parameters()}
     for key, x in found.items():
-        if x.shape != every[wanted[key]].shape:
-            hint = (
-                "; set init_head = false to begin with a new head"
-                if head and within(key, head)
-                else ""
-            )
-            raise PlanError(
-                f"{start.folder}: {key!r} has the shape {list(x.shape)}, the model's has "
-                f"{list(every[wanted[key]].shape)}{hint}"
-            )
+        _check_shape(start.folder, key, x, shapes[wanted[key]], head)
     write(model, {wanted[key]: x for key, x in found.items()})
+
+
+def _check_shape(folder: str, key: str, saved: Tensor, shape: torch.Size, head: str) -> None:
+    if saved.shape != shape:
+        hint = NEW_HEAD if head and within(key, head) else ""
+        raise PlanError(
+            f"{folder}: {key!r} has the shape {list(saved.shape)}, the model's has "
+            f"{list(shape)}{hint}"
+        )
 
 
 def _read(folder: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -143,11 +144,7 @@ def _check_names(folder: str, saved: Tensors, wanted: Mapping[str, str], head: s
             "set the method's `target` to them if the model has these"
         )
     if missing := sorted(set(wanted) - set(matched)):
-        hint = (
-            "; set init_head = false to begin with a new head"
-            if head and within(missing[0], head)
-            else ""
-        )
+        hint = NEW_HEAD if head and within(missing[0], head) else ""
         raise PlanError(
             f"{folder} lacks {len(missing)} of the {len(wanted)} tensors that the method trains, "
             f"first {missing[0]!r}{hint}"

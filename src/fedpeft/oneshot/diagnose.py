@@ -154,19 +154,13 @@ def _smoothness(site: Site, clients: Sequence[ClientId], many: Way, one: Way) ->
     since factors then stand for other weights in each round."""
     places = sorted({0, 1, len(many.states) // 2, len(many.states) - 1})
     states = [*(many.states[place] for place in places), one.states[-1]]
-    points: list[Tensors] = [
-        {name: x.to(site.device) for name, x in state.items()} for state in states
-    ]
+    points = [_on_device(site, state) for state in states]
     objective, of = Objective(site.model, site.task), "what is trained"
     if any(under(EXACT, state) for state in states):
-        of, held = (
-            "merged weights",
-            {n: torch.zeros_like(x) for n, x in points[0].items() if B in n},
-        )
-        objective, points = (
-            replace(objective, held=held),
-            [unfactored(site.model, point) for point in points],
-        )
+        of = "merged weights"
+        held = {name: torch.zeros_like(x) for name, x in points[0].items() if B in name}
+        objective = replace(objective, held=held)
+        points = [unfactored(site.model, point) for point in points]
     size = getattr(site.plan.local, "batch_size", 32)
     draws = generator(site.plan.seed, "diagnose")
     first = (next(iter(site.data.batches(client, size, 1, draws))) for client in clients)
@@ -176,15 +170,16 @@ def _smoothness(site: Site, clients: Sequence[ClientId], many: Way, one: Way) ->
         found = secants(lambda at, batch: objective.gradient(at, batch)[0], points, rows)
     if not found:
         raise RunError("training does not move the model, so that there is nothing to diagnose")
+    return {"of": of, **_quartiles(found), "secants": len(found)}
+
+
+def _on_device(site: Site, state: Tensors) -> Tensors:
+    return {name: x.to(site.device) for name, x in state.items()}
+
+
+def _quartiles(found: list[float]) -> dict[str, float]:
     low, _, high = quantiles(found, n=4) if len(found) > 1 else found * 3
-    return {
-        "of": of,
-        "median": median(found),
-        "q25": low,
-        "q75": high,
-        "max": max(found),
-        "secants": len(found),
-    }
+    return {"median": median(found), "q25": low, "q75": high, "max": max(found)}
 
 
 def _distance(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 NONE = "none"
@@ -84,23 +85,24 @@ def _rank(path: str) -> tuple[int, str]:
 
 
 def _differences(path: str, values: Sequence[Any]) -> list[Axis]:
-    values = [_table(value) for value in values]
-    if len({json.dumps(value, sort_keys=True, default=str) for value in values}) < 2:
+    values = list(map(_table, values))
+    if _are_equal(values):
         return []
-    if not any(isinstance(value, dict) for value in values):
+    tables = [value for value in values if isinstance(value, dict)]
+    if not tables:
         return [_plain(path, values)]
-    if not all(isinstance(value, dict) for value in values) or (
-        path and len({v.get("name") for v in values}) > 1
-    ):
+    of_one_part = not path or _are_equal([table.get("name") for table in tables])
+    if len(tables) < len(values) or not of_one_part:
         return [Axis(path, tuple(_parts(values)), names=True)]
-    keys = dict.fromkeys(key for value in values for key in value)
-    return [
-        axis
-        for key in keys
-        for axis in _differences(
-            f"{path}.{key}" if path else key, [value.get(key) for value in values]
-        )
-    ]
+    found = []
+    for key in dict.fromkeys(chain.from_iterable(tables)):
+        inner = ".".join(filter(None, (path, key)))
+        found += _differences(inner, [table.get(key) for table in tables])
+    return found
+
+
+def _are_equal(values: Sequence[Any]) -> bool:
+    return len({json.dumps(value, sort_keys=True, default=str) for value in values}) < 2
 
 
 def _table(value: Any) -> Any:
@@ -118,25 +120,28 @@ def _table(value: Any) -> Any:
 def _plain(path: str, values: Sequence[Any]) -> Axis:
     if any(isinstance(value, bool) for value in values):
         values = [value or False for value in values]
-    numeric = all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in values
-    )
-    texts = tuple(_text(value) for value in values)
-    return Axis(
-        path, texts, tuple(values) if numeric else (), all(isinstance(v, str) and v for v in values)
-    )
+    texts = tuple(map(_text, values))
+    numbers = tuple(values) if all(map(_is_number, values)) else ()
+    return Axis(path, texts, numbers, names=all(isinstance(v, str) and v for v in values))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _text(value: Any) -> str:
-    if value is None or value == [] or value == "":
+    if value in (None, [], ""):
         return NONE
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.12g}"
-    if isinstance(value, list) and all(isinstance(one, str) for one in value):
-        return ", ".join(value)
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.12g}"
+        case str():
+            return value
+        case list() if all(isinstance(one, str) for one in value):
+            return ", ".join(value)
+    return json.dumps(value, default=str)
 
 
 def _parts(values: Sequence[Any]) -> list[str]:

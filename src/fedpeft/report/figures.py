@@ -273,13 +273,20 @@ def _division(section: Section) -> Figure:
             "Left out: no run here keeps its partition.json with the classes that its clients "
             "hold.",
         )
+    clients = list(dict.fromkeys(row["client"] for row in values))
+    drawn = _cells_of_division(values, clients)
+    told = "Stronger colour: a larger share of the client's examples."
+    told += "" if count <= rows.DIVISIONS else f" The first {rows.DIVISIONS} of {count} divisions."
+    height = max(7, min(18, 420 // len(clients)))
+    return Figure("partition", title, told, made(drawn, len(clients) * height))
+
+
+def _cells_of_division(values: Sequence[Row], clients: Sequence[str]) -> Any:
+    """A rectangle for each client and class; where there are several divisions, one is chosen."""
     alt = altair()
-    names, clients = (
-        list(dict.fromkeys(row[field] for row in values)) for field in ("division", "client")
-    )
-    labels = sorted(
-        {row["label"]: row["place"] for row in values}.items(), key=lambda pair: pair[1]
-    )
+    names = list(dict.fromkeys(row["division"] for row in values))
+    places = {row["label"]: row["place"] for row in values}
+    labels = sorted(places, key=lambda label: places[label])
     few = len(labels) <= CROWD
     pick = {"bind": alt.binding_select(options=names, name="division: ")} if len(names) > 1 else {}
     chart = (
@@ -288,11 +295,11 @@ def _division(section: Section) -> Figure:
         .transform_filter("datum.division === chosen")
         .mark_rect(color="var(--heat)", stroke="var(--page)", strokeWidth=0.5 if few else 0)
     )
-    drawn = chart.encode(
+    return chart.encode(
         x=alt.X(
             "label:N",
             title="class" if few else f"{len(labels)} classes",
-            scale=alt.Scale(domain=[label for label, _ in labels]),
+            scale=alt.Scale(domain=labels),
             axis=alt.Axis(
                 labels=few, ticks=False, labelAngle=0 if len(labels) <= 12 else -60, labelLimit=90
             ),
@@ -307,11 +314,6 @@ def _division(section: Section) -> Figure:
             "share:Q", scale=alt.Scale(type="sqrt", range=[0.08, 1]), legend=None
         ),
         tooltip=tip("client", label="class", told="examples"),
-    )
-    told = "Stronger colour: a larger share of the client's examples."
-    told += "" if count <= rows.DIVISIONS else f" The first {rows.DIVISIONS} of {count} divisions."
-    return Figure(
-        "partition", title, told, made(drawn, len(clients) * max(7, min(18, 420 // len(clients))))
     )
 
 

@@ -17,6 +17,7 @@ from fedpeft.report import tables
 from fedpeft.report.drawing import DASHES, scripts
 from fedpeft.report.figures import figures, intervals
 from fedpeft.report.gallery import galleries
+from fedpeft.report.reading import Cell
 from fedpeft.report.rows import shown, with_interval
 from fedpeft.report.statistics import Estimate
 from fedpeft.report.study import REFERENCES, Group, Section
@@ -102,32 +103,39 @@ def _safe_json(value: Any) -> str:
 
 def _told(section: Section) -> list[str]:
     """What the runs came to, in words."""
-    cells, open_ = section.cells, sum(not cell.finished for cell in section.cells)
-    seeds = ", ".join(map(str, sorted({cell.seed for cell in cells})))
-    said = [
-        f"{_plural(len(cells), 'run')} in {_plural(len(section.groups), 'group')}; seeds: {seeds}."
-    ]
+    seeds = ", ".join(map(str, sorted({cell.seed for cell in section.cells})))
+    runs = _plural(len(section.cells), "run")
+    said = [f"{runs} in {_plural(len(section.groups), 'group')}; seeds: {seeds}."]
+    return said + _compared(section) + _incomplete(section.cells)
+
+
+def _compared(section: Section) -> list[str]:
+    """Which groups did best, and what they are compared with."""
+    said = []
     if ranked := [group for _, group in sorted(_worths(section), key=lambda pair: -pair[0])]:
         said.append(_ranking(section, ranked))
     if across := "; ".join(_together(section, kind) for kind in REFERENCES if _of(section, kind)):
         said.append(f"To compare with, no federations: {across}.")
-    if len(section.compared) > 1 and (
-        front := "; ".join(group.label for group in section.front("up"))
-    ):
+    if len(section.compared) > 1 and section.front("up"):
+        front = "; ".join(group.label for group in section.front("up"))
         said.append(f"On the Pareto front of {section.measure.name} and bytes sent: {front}.")
-    if failed := sum(
-        c.failed is not None for cell in cells for r in cell.rounds for c in r.clients.values()
-    ):
+    return said
+
+
+def _incomplete(cells: Sequence[Cell]) -> list[str]:
+    """What failed, and what is not finished."""
+    said = []
+    clients = [c for cell in cells for r in cell.rounds for c in r.clients.values()]
+    if failed := sum(client.failed is not None for client in clients):
         said.append(
             f"{_plural(failed, 'reply', 'replies')} failed and counted for nothing; a table below "
             "names them."
         )
-    if open_:
+    if unfinished := sum(not cell.finished for cell in cells):
         said.append(
-            f"{_plural(open_, 'run is', 'runs are')} unfinished and in no mean; only where no run "
-            "of a group is"
+            f"{_plural(unfinished, 'run is', 'runs are')} unfinished and in no mean; only where no "
+            "run of a group is finished, its curve shows them."
         )
-        said.append("finished, its curve shows them.")
     return said
 
 

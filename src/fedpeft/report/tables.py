@@ -72,33 +72,40 @@ def groups(section: Section) -> Table:
         *("parameters trained", "of full", "up, client and round", "down, client and round"),
         *("up, client and run", "down, client and run", "Pareto front", "time"),
     )
-    front = {way: section.front(way) for way in WAYS}
+    fronts = {way: section.front(way) for way in WAYS}
     rows = []
     for group in section.groups:
-        trained, full, spent = (
-            group.mean(key) for key in ("trainable_params", "full_params", "seconds")
-        )
-        share = trained / full if trained is not None and full else None
-        ways = [way for way in WAYS if any(group is one for one in front[way])]
-        rows.append(
-            [
-                word(group.label),
-                count(len(group.finished)),
-                _metric(group.last, section.measure),
-                word(group.last.kind if group.last else "not finished"),
-                *(_metric(_over_clients(group, key), section.measure) for key in OVER_CLIENTS),
-                count(trained),
-                number(share, f"{share or 0:.2%}"),
-                *(
-                    amount(None if group.reference else group.mean(f"bytes_{way}_per_client_round"))
-                    for way in WAYS
-                ),
-                *(amount(group.sent(way)) for way in WAYS),
-                word(" and ".join(ways)),
-                number(spent, duration(spent or 0)),
-            ]
-        )
+        ways = [way for way in WAYS if any(group is one for one in fronts[way])]
+        rows.append(_group(group, section.measure, ways))
     return _without_empty(Table("groups", "Groups", head, rows))
+
+
+def _group(group: Group, measure: Measure, ways: Sequence[str]) -> list[Entry]:
+    """A line of `groups`; `ways` are those on whose Pareto front the group lies."""
+    trained, spent = group.mean("trainable_params"), group.mean("seconds")
+    return [
+        word(group.label),
+        count(len(group.finished)),
+        _metric(group.last, measure),
+        word(group.last.kind if group.last else "not finished"),
+        *(_metric(_over_clients(group, key), measure) for key in OVER_CLIENTS),
+        count(trained),
+        _share(trained, group.mean("full_params")),
+        *(_each_round(group, way) for way in WAYS),
+        *(amount(group.sent(way)) for way in WAYS),
+        word(" and ".join(ways)),
+        number(spent, duration(spent or 0)),
+    ]
+
+
+def _share(part: float | None, whole: float | None) -> Entry:
+    share = part / whole if part is not None and whole else None
+    return number(share, f"{share or 0:.2%}")
+
+
+def _each_round(group: Group, way: str) -> Entry:
+    """The bytes of one client in one round; none where there is no federation."""
+    return amount(None if group.reference else group.mean(f"bytes_{way}_per_client_round"))
 
 
 def _metric(found: Estimate | None, measure: Measure) -> Entry:

@@ -1,7 +1,7 @@
 """An adapter as Hugging Face `peft` has it: only what differs from the base model, to be loaded on
 top of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -124,11 +124,16 @@ def _unlike(model: nn.Module, base: Base, result: Result) -> list[str]:
         n for n, x in model.state_dict().items() if n not in theirs or not torch.equal(x, theirs[n])
     ]
     owners = sorted({name.rpartition(".")[0] for name in unlike if not within(name, head)})
-    if not result.loader.classifies and not any(within(name, head) for name in result.tensors):
-        head = ""  # a language model's is the base's own
-    owners = [head, *owners] if head else owners
+    # A language model's head is the base's own, unless it was trained.
+    if result.loader.classifies or any(within(name, head) for name in result.tensors):
+        owners = [head, *owners] if head else owners
+    return _outermost(owners)
+
+
+def _outermost(modules: Sequence[str]) -> list[str]:
+    """Those that lie within none of the others."""
     return [
-        one for one in owners if not any(one != other and within(one, other) for other in owners)
+        one for one in modules if not any(one != other and within(one, other) for other in modules)
     ]
 
 

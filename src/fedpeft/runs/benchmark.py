@@ -7,6 +7,7 @@ computes and scores.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from itertools import islice
 from math import isfinite, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
@@ -153,13 +154,17 @@ def answers(
         asked = [(r, *t) for k in part for r, t in zip(some[k].requests, tokens[k], strict=True)]
         heard = iter(model._loglikelihood_tokens(asked, disable_tqdm=True))
         for k in part:
-            own = [next(heard) for _ in tokens[k]]
-            if not all(isfinite(likelihood) for likelihood, _ in own):
-                raise RunError("the model's log-likelihoods are no numbers: its training diverged")
-            scored = some[k].score(own)
-            found[k] = {name: float(scored[name]) for name in METRICS if name in scored}
+            found[k] = _scored(some[k], list(islice(heard, len(tokens[k]))))
         seen(len(found))
     return [found[k] for k in range(len(some))]
+
+
+def _scored(question: Question, heard: Sequence[tuple[float, bool]]) -> dict[str, float]:
+    """The metrics of a question by the log-likelihood of each choice."""
+    if not all(isfinite(likelihood) for likelihood, _ in heard):
+        raise RunError("the model's log-likelihoods are no numbers: its training diverged")
+    scored = question.score(heard)
+    return {name: float(scored[name]) for name in METRICS if name in scored}
 
 
 def _record(
@@ -176,34 +181,34 @@ def _record(
     names = [name for name in METRICS if all(name in one for one in base)]
     if not names:
         raise RunError("these questions have neither acc nor acc_norm, the shares of right answers")
-    metrics = {}
-    for name in names:
-        before, after = ([one[name] for one in heard] for heard in (base, tuned))
-        apart = [b - a for a, b in zip(before, after, strict=True)]
-        metrics[name] = {
-            "base": share(before),
-            "tuned": share(after),
-            "difference": difference(apart),
-        }
-    asked, kept = (Counter(one.task for one in which) for which in (every, some))
-    tasks = {}
-    for task in asked:
-        right = {
-            kind: {
-                n: fmean(one[n] for q, one in zip(some, heard, strict=True) if q.task == task)
-                for n in names
-            }
-            for kind, heard in (("base", base), ("tuned", tuned))
-            if kept[task]
-        }
-        tasks[task] = {"questions": asked[task], "left_out": asked[task] - kept[task], **right}
-    counts = {"questions": len(every), "left_out": len(every) - len(some)}
+    tasks: dict[str, dict[str, Any]] = {}
+    for task, asked in Counter(one.task for one in every).items():
+        kept = [k for k, one in enumerate(some) if one.task == task]
+        tasks[task] = {"questions": asked, "left_out": asked - len(kept)}
+        if kept:
+            tasks[task] |= {"base": _means(names, base, kept), "tuned": _means(names, tuned, kept)}
     return {
-        **counts,
+        "questions": len(every),
+        "left_out": len(every) - len(some),
         "chance": fmean(1 / one.choices for one in some),
-        "metrics": metrics,
+        "metrics": {name: _compared(name, base, tuned) for name in names},
         "tasks": tasks,
     }
+
+
+def _means(
+    names: Sequence[str], heard: Sequence[Mapping[str, float]], kept: Sequence[int]
+) -> dict[str, float]:
+    """Of some questions the mean of each metric."""
+    return {name: fmean(heard[k][name] for k in kept) for name in names}
+
+
+def _compared(
+    name: str, base: Sequence[Mapping[str, float]], tuned: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    before, after = ([one[name] for one in heard] for heard in (base, tuned))
+    apart = [b - a for a, b in zip(before, after, strict=True)]
+    return {"base": share(before), "tuned": share(after), "difference": difference(apart)}
 
 
 def share(right: Sequence[float]) -> dict[str, float]:

@@ -92,46 +92,56 @@ def _facts(result: Result) -> list[tuple[str, str]]:
     plan, state = result.plan, result.checkpoint.state
     rounds = read_rounds(result.folder)[: state.round]
     division = read_json(result.folder.partition) or {}
-    versions = result.checkpoint.environment.get("versions", {})
-    asked = [client for line in rounds for client in line["clients"].values()]
-    came = sum(client["up"] > 0 for client in asked)
-    trained = sum(x.numel() for x in result.tensors.values())
+    planned = f" of {plan.rounds}" if state.round < plan.rounds else ""
     return [
-        (
-            "base model",
-            f"`{_named(result)}`" + ("" if plan.method.pretrained else ", its weights not used"),
-        ),
-        *(
-            [("in training", f"the base's linear layers in four bits, `{bits}`")]
-            if (bits := _quantized(result))
-            else []
-        ),
-        ("method", f"`{result.method}`, {trained:,} trained parameters"),
+        *_model_facts(result),
         ("clients", str(division.get("clients", "unknown"))),
-        ("rounds", f"{state.round}" + (f" of {plan.rounds}" if state.round < plan.rounds else "")),
+        ("rounds", f"{state.round}{planned}"),
         ("cohort", f"{plan.cohort} clients a round"),
-        ("bytes up, measured", _bytes(sum(line["bytes_up"] for line in rounds), came)),
-        ("bytes down, measured", _bytes(sum(line["bytes_down"] for line in rounds), len(asked))),
-        *(
-            [_accuracy(rounds)]
-            if result.loader.classifies
-            else _held_out(rounds, "examples" if result.loader == DENOISER else "tokens")
-        ),
-        *(
-            [("differential privacy", _privacy(privacy))]
-            if (privacy := result.checkpoint.privacy)
-            else []
-        ),
+        *_sent(rounds),
+        *_measured(result, rounds),
         ("seed", str(plan.seed)),
         ("partition", f"`{division.get('fingerprint')}`"),
         ("plan", f"`{plan.fingerprint}`"),
+        *_versions(result.checkpoint.environment.get("versions", {})),
+    ]
+
+
+def _model_facts(result: Result) -> list[tuple[str, str]]:
+    unused = "" if result.plan.method.pretrained else ", its weights not used"
+    facts = [("base model", f"`{_named(result)}`{unused}")]
+    if bits := _quantized(result):
+        facts.append(("in training", f"the base's linear layers in four bits, `{bits}`"))
+    trained = sum(x.numel() for x in result.tensors.values())
+    return [*facts, ("method", f"`{result.method}`, {trained:,} trained parameters")]
+
+
+def _sent(rounds: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    asked = [client for line in rounds for client in line["clients"].values()]
+    came = sum(client["up"] > 0 for client in asked)
+    up, down = (sum(line[f"bytes_{way}"] for line in rounds) for way in ("up", "down"))
+    return [
+        ("bytes up, measured", _bytes(up, came)),
+        ("bytes down, measured", _bytes(down, len(asked))),
+    ]
+
+
+def _measured(result: Result, rounds: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """How well it does, and what it gives away at most."""
+    if result.loader.classifies:
+        facts = [_accuracy(rounds)]
+    else:
+        facts = _held_out(rounds, "examples" if result.loader == DENOISER else "tokens")
+    if privacy := result.checkpoint.privacy:
+        facts.append(("differential privacy", _privacy(privacy)))
+    return facts
+
+
+def _versions(versions: Mapping[str, str]) -> list[tuple[str, str]]:
+    named = [name for name in ("torch", "transformers", "peft") if name in versions]
+    return [
         ("fedpeft", f"{versions.get('fedpeft', 'unknown')}, exported with {__version__}"),
-        (
-            "libraries",
-            ", ".join(
-                f"{n} {versions[n]}" for n in ("torch", "transformers", "peft") if n in versions
-            ),
-        ),
+        ("libraries", ", ".join(f"{name} {versions[name]}" for name in named)),
     ]
 
 
@@ -180,24 +190,30 @@ def _loading(result: Result, out: Path, form: Form, base: Base | None) -> list[s
         f"folder = {_text(str(out))}",
     ]
     if form == "adapter" and base is not None:
-        settings: dict[str, Any] = {"dtype": "float32"}
-        settings |= {"ignore_mismatched_sizes": True} if result.loader.classifies else {}
-        local = "  # where it was at the export" if Path(base.place).is_dir() else ""
-        lines = [
-            "from peft import PeftModel",
-            *lines,
-            f"base = {_text(base.place)}{local}",
-            *(listed("classes", result.classes) if result.loader.classifies else []),
-            f"model = {auto}.from_pretrained(",
-            "    base,",
-            *(f"    {key}={_text(x)}," for key, x in {**settings, **base.settings}.items()),
-            *(NAMED if result.loader.classifies else []),
-            ")",
-            "model = PeftModel.from_pretrained(model, folder).eval()",
-        ]
+        lines = ["from peft import PeftModel", *lines, *_adapted(result, base)]
     else:
         lines += [f"model = {auto}.from_pretrained(folder{trust}).eval()"]
     return [*lines, f"{what} = {reader}.from_pretrained(folder{trust})"]
+
+
+def _adapted(result: Result, base: Base) -> list[str]:
+    """The lines that load the base and put the adapter in `folder` into it."""
+    local = "  # where it was at the export" if Path(base.place).is_dir() else ""
+    settings: dict[str, Any] = {"dtype": "float32"}
+    classes: list[str] = []
+    if result.loader.classifies:
+        settings["ignore_mismatched_sizes"] = True
+        classes = listed("classes", result.classes)
+    return [
+        f"base = {_text(base.place)}{local}",
+        *classes,
+        f"model = {result.loader.auto}.from_pretrained(",
+        "    base,",
+        *(f"    {key}={_text(x)}," for key, x in {**settings, **base.settings}.items()),
+        *(NAMED if classes else ()),
+        ")",
+        "model = PeftModel.from_pretrained(model, folder).eval()",
+    ]
 
 
 def _denoiser(task: TextToImage, out: Path, form: Form) -> list[str]:

@@ -132,19 +132,7 @@ def _tasks(asked: Asked) -> list[Any]:
         return _from_folder(own, asked.name, folder)
     if asked.mmlu is not None:
         raise RunError(f"{asked.name!r} is none of MMLU's tasks: leave out --mmlu")
-    # lm-eval reads all of its thousands of files only where it must
-    manager = (
-        own
-        if asked.name in own.all_tasks
-        else TaskManager(include_defaults=not Path(asked.name).is_file())
-    )
-    if asked.name not in manager.all_tasks and not Path(asked.name).is_file():
-        near = get_close_matches(asked.name, manager.all_tasks, n=3, cutoff=0.6)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise RunError(
-            f"lm-eval has no task called {asked.name!r}, and there is no such file.{hint} `lm-eval "
-            "ls tasks` lists them"
-        )
+    manager = own if asked.name in own.all_tasks else _manager(asked.name)
     tasks = list(manager.load(asked.name)["tasks"].values())
     if other := sorted({task.OUTPUT_TYPE for task in tasks} - {CHOSEN}):
         raise RunError(
@@ -153,6 +141,27 @@ def _tasks(asked: Asked) -> list[Any]:
             "such as mmlu, arc_challenge, hellaswag, winogrande"
         )
     return tasks
+
+
+def _manager(name: str) -> Any:
+    """What knows the task of a name or file.
+
+    Raises:
+      RunError: nothing does.
+    """
+    from lm_eval.tasks import TaskManager
+
+    is_file = Path(name).is_file()
+    # lm-eval reads all of its thousands of files only where it must.
+    manager = TaskManager(include_defaults=not is_file)
+    if name not in manager.all_tasks and not is_file:
+        near = get_close_matches(name, manager.all_tasks, n=3, cutoff=0.6)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise RunError(
+            f"lm-eval has no task called {name!r}, and there is no such file.{hint} "
+            "`lm-eval ls tasks` lists them"
+        )
+    return manager
 
 
 def _from_folder(manager: Any, name: str, folder: Path) -> list[Any]:

@@ -154,24 +154,30 @@ def read_study(path: Path) -> Study:
 def _study(path: Path) -> Study:
     table: StudyTable = construct(StudyTable, _values(path), "the study", "study")
     axes = [_axis(k, values) for k, values in enumerate(table.axis)]
-    rows = _points(table.row, "row")
-    if not axes and not rows:
+    names = tuple(axis.name for axis in axes)
+    variants = list(_combined(axes))
+    variants += [({ROW: one.label}, one.set) for one in _points(table.row, "row")]
+    _check_variants(len(variants), table.seeds, names)
+    base = _base(table.base, path)
+    cells = [
+        _cell(base, table.set, labels, settings, seed)
+        for seed in table.seeds
+        for labels, settings in variants
+    ]
+    _refuse_twins(cells)
+    keys = {axis.key: axis.name for axis in axes if axis.key}
+    return Study(table.name or path.stem, table.note.strip(), names, keys, tuple(cells))
+
+
+def _check_variants(count: int, seeds: Sequence[int], names: Sequence[str]) -> None:
+    if not count:
         raise PlanError("the study is empty: give it an [[axis]] or a [[row]]")
-    if not table.seeds:
+    if not seeds:
         raise PlanError("the study is empty: seeds = []")
-    if repeated := _repeated([*(axis.name for axis in axes), ROW, "seed"]):
+    if repeated := _repeated([*names, ROW, "seed"]):
         raise PlanError(
             f"two axes are called {repeated!r}, or it is a name that every study has: set `name`"
         )
-    base = _base(table.base, path)
-    cells = []
-    for seed in table.seeds:
-        for labels, settings in (*_combined(axes), *(({ROW: one.label}, one.set) for one in rows)):
-            cells.append(_cell(base, table.set, labels, settings, seed))
-    _refuse_twins(cells)
-    names = tuple(axis.name for axis in axes)
-    keys = {axis.key: axis.name for axis in axes if axis.key}
-    return Study(table.name or path.stem, table.note.strip(), names, keys, tuple(cells))
 
 
 def _values(path: Path, what: str = "the study") -> dict[str, Any]:
@@ -203,23 +209,18 @@ def _base(base: str | Mapping[str, Any], path: Path) -> Mapping[str, Any]:
 def _axis(place: int, values: Mapping[str, Any]) -> Axis:
     what = f"axis {values.get('name') or values.get('key') or place + 1!r}"
     table: AxisTable = construct(AxisTable, values, what, what)
-    name = (
-        table.name
-        or table.key.rpartition(".")[2]
-        or "-".join(key.rpartition(".")[2] for key in table.keys)
-    )
+    keys = table.keys or (table.key,)
+    name = table.name or "-".join(key.rpartition(".")[2] for key in keys)
     if table.point:
         return Axis(name, "", _points(table.point, what))
-    keys = table.keys or (table.key,)
     rows = table.rows or tuple((value,) for value in table.values)
-    points = (
-        Point(
-            " ".join(map(_label, row)),
-            tuple(f"{k}={_toml(v)}" for k, v in zip(keys, row, strict=True)),
-        )
-        for row in rows
-    )
-    return Axis(name, table.key, _distinct(tuple(points), what))
+    return Axis(name, table.key, _distinct(tuple(_point(keys, row) for row in rows), what))
+
+
+def _point(keys: Sequence[str], row: Sequence[Any]) -> Point:
+    """A row of values, one for each key."""
+    settings = (f"{key}={_toml(value)}" for key, value in zip(keys, row, strict=True))
+    return Point(" ".join(map(_label, row)), tuple(settings))
 
 
 def _points(tables: Sequence[Mapping[str, Any]], what: str) -> tuple[Point, ...]:
