@@ -266,7 +266,7 @@ def test_the_budget_follows_the_plan(points: Site) -> None:
     assert (spread(single).rounds, spread(single).local.passes) == (5, 1)
     with pytest.raises(PlanError, match="2 or more rounds"):
         Budget(rounds=1)
-    with pytest.raises(PlanError, match="Scaffold makes clients keep .* leave out SCAFFOLD"):
+    with pytest.raises(PlanError, match=r"Scaffold makes clients keep .* leave out SCAFFOLD"):
         work(
             replace(points, plan=points_plan(local={"correction": "scaffold"}, server="scaffold")),
             Budget(),

@@ -180,7 +180,7 @@ def test_in_a_chain_each_client_starts_from_the_last_one_s_result(points: Site) 
 
 
 def test_a_chain_has_one_client_at_a_time() -> None:
-    with pytest.raises(PlanError, match="Set cohort = 1"):
+    with pytest.raises(PlanError, match="set cohort = 1"):
         points_plan(sampler="sequential_chain")
 
 

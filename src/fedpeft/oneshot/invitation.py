@@ -111,7 +111,7 @@ NOT_IN_ONE_FILE: Mapping[Fact, str] = {
     Fact.PERSONAL: "personal tensors are for clients that come back for the next round, and there "
     "is none: leave them out",
     Fact.REMEMBERS: "{other} makes clients remember something for the next round, and there is "
-    "none: leave out SCAFFOLD, error feedback or restart_schedule = false",
+    "none: leave out SCAFFOLD or error feedback",
     Fact.MIXED_RANKS: "ranks are dealt out along the list of all clients, which nobody has yet: "
     "leave them out",
     Fact.SERVER_NOISE: "client_dp adds noise whenever files are merged, so that a late comer would "

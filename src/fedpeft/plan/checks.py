@@ -102,6 +102,9 @@ def _holders(plan: Any) -> Iterator[Holder]:
         if part is plan.downlink and part is not plan.uplink:
             facts = holder.offers - {Fact.LOSSY}  # the server knows what became of what it sent
             holder = replace(holder, offers=facts)
+        if part is plan.local and plan.rounds == 1:
+            facts = holder.offers - {Fact.REMEMBERS}  # there is no other round to remember it for
+            holder = replace(holder, offers=facts)
         yield holder
     for name, set_ in _settings(plan):
         yield Holder(name, frozenset(set_), {}, {})
