@@ -8,6 +8,7 @@ from torch import nn
 from fedpeft.core.interfaces import Codec, Local, LowRank, Sampler, ServerOptimizer, Stage
 from fedpeft.core.packed import BASE_DTYPES
 from fedpeft.errors import PlanError, unknown
+from fedpeft.exchanges.masking import check_room
 from fedpeft.registry import build, find, names
 
 WEIGHTINGS = ("examples", "uniform", "batches")
@@ -381,12 +382,7 @@ def _check_crowd(plan: Any) -> None:
             "client has, from "
             'which the rounding follows, or weighting = "uniform"'
         )
-    if exchange.shift(plan.cohort) < 8:
-        raise PlanError(
-            f"exchange.bits = {exchange.bits} cannot hold {plan.cohort} updates of limit * "
-            "max_weight = "
-            f"{exchange.limit * exchange.max_weight:g}: set bits = 64, or a smaller limit"
-        )
+    check_room(exchange.bits, plan.cohort, exchange.limit, exchange.max_weight)
 
 
 def check_nodes(nodes: Sequence[str] | None, deadline: float | None) -> None:
