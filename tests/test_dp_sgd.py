@@ -84,6 +84,15 @@ def test_a_broken_gradient_counts_as_zero_and_a_masked_one_not_at_all(broken: fl
     assert noisy_sum(each, 10.0, mask=torch.zeros(3))["a"].tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("size", [1e20, 1e35, 3e38])
+def test_a_gradient_whose_squares_are_infinite_is_no_longer_than_the_clip_norm(size: float) -> None:
+    """And no shorter, unless float32 cannot hold what it is multiplied by."""
+    each = {"a": torch.full((1, 10_000), size)}
+    length = float(2 * noisy_sum(each, 0.5)["a"].double().norm())
+    assert length <= 0.5
+    assert length == pytest.approx(0.0 if size == 3e38 else 0.5, rel=2e-6)
+
+
 def context(site: Site, client: str, secret: Secret = SECRET) -> Context:
     return Context("run", 0, 1, client, site.data.size(client), 1, 5, secret)
 

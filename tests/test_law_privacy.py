@@ -140,7 +140,8 @@ def test_one_of_5000_clients_moves_the_sum_by_no_more_than_c(others: str) -> Non
 
     def total(updates: list[Update]) -> Tensor:
         one = mean(iter(updates), None, lambda client: {})
-        return one.delta["a"].double() * len(updates)
+        whole: Tensor = one.delta["a"].double() * len(updates)
+        return whole
 
     whole = total(came)
     for missing in (0, 2_500, 4_999):
