@@ -68,10 +68,8 @@ def gathered(
     received: Callable[[ClientId], Tensors],
     counting: Callable[[Update], float] = lambda update: update.weight,
 ) -> Gathered:
-    """Read the updates once, holding of each layer one sum of products and one mean.
-
-    Attributes:
-      counting: how much an update's factors count in the mean.
+    """Read the updates once, holding of each layer one sum of products and one mean, in which an
+    update's tensors count as much as `counting` says.
 
     Raises:
       ValueError: see `Mean`.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedpeft.codecs.narrowing import decode_as, encode_as, narrowed
+from fedpeft.codecs.narrowing import decode_as, encode_as, narrowed, rounded
 from fedpeft.core.types import Tensors
 
 
@@ -17,7 +17,9 @@ class BFloat16:
     """
 
     def encode(self, tensors: Tensors) -> bytes:
-        return encode_as(tensors, lambda _, x: x.to(narrowed(x.dtype, torch.bfloat16)))
+        """Raises ValueError when an entry is beyond 3.39e38: an infinity must not travel in its
+        place."""
+        return encode_as(tensors, lambda name, x: rounded(name, x, torch.bfloat16, "dense"))
 
     def decode(self, blob: bytes) -> Tensors:
         """Raises WireError on anything that `encode` cannot have made."""
