@@ -148,12 +148,17 @@ class Private:
             part_ = _clipped_sum(each, mask[some], self.clip_norm)
             total = part_ if total is None else add(total, part_)
         assert total is not None
-        noisy = add(total, under(NOISE, batch))
-        return map_tensors(lambda g: g / self.divisor, noisy), torch.zeros_like(mask), {}
+        # rounded after the noise: a sum of 1,000 in float32 moved by 1.00005 of the clip norm
+        mean = map_tensors(
+            lambda g, noise: ((g + noise) / self.divisor).to(noise.dtype),
+            total,
+            under(NOISE, batch),
+        )
+        return mean, torch.zeros_like(mask), {}
 
 
 def _clipped_sum(each: Tensors, mask: Tensor, limit: float) -> Tensors:
-    """Σ mask·clip(g) over the first dimension."""
+    """Σ mask·clip(g) over the first dimension, float64."""
     lengths = [
         torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1, dtype=torch.float64)
         for g in each.values()
@@ -163,6 +168,6 @@ def _clipped_sum(each: Tensors, mask: Tensor, limit: float) -> Tensors:
 
     def summed(g: Tensor) -> Tensor:
         by = factor.to(g.dtype).view(-1, *[1] * (g.ndim - 1))
-        return torch.where(by > 0, g * by, 0.0).sum(0)
+        return torch.where(by > 0, g * by, 0.0).sum(0, dtype=torch.float64)
 
     return map_tensors(summed, each)
