@@ -19,7 +19,7 @@ from fedpeft.core.stores import Nowhere
 from fedpeft.core.tensors import layout, prefixed
 from fedpeft.core.types import Batch, Context, Failure, Job, Reply, Tensors
 from fedpeft.errors import PlanError
-from fedpeft.local.dp_sgd import DpSgd, Private
+from fedpeft.local.dp_sgd import DpSgd, Private, _clipped_sum
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.client import Worker
@@ -87,6 +87,38 @@ def test_a_broken_gradient_counts_as_zero_and_a_masked_one_not_at_all(broken: fl
     assert noisy_sum(each, 10.0)["a"].tolist() == [0.5, 0.0]
     assert noisy_sum(each, inf)["a"].tolist() == [0.5, 0.0]
     assert noisy_sum(each, 10.0, mask=torch.zeros(3))["a"].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("size", [1e20, 1e35, 3e38])
+def test_a_gradient_whose_squares_are_infinite_is_no_longer_than_the_clip_norm(size: float) -> None:
+    """And no shorter, unless float32 cannot hold what it is multiplied by."""
+    each = {"a": torch.full((1, 10_000), size)}
+    length = float(2 * noisy_sum(each, 0.5)["a"].double().norm())
+    assert length <= 0.5
+    assert length == pytest.approx(0.0 if size == 3e38 else 0.5, rel=2e-6)
+
+
+def test_one_of_5000_examples_moves_the_sum_by_no_more_than_the_clip_norm() -> None:
+    """In float32 it moved it by up to 1.0001 of that."""
+    draws = torch.Generator().manual_seed(2)
+    each = {"a": 5 + torch.rand(5_000, 4, generator=draws)}
+    chunks = torch.split(torch.arange(5_000), 32)
+
+    def total(mask: Tensor) -> Tensor:
+        parts = [_clipped_sum({"a": each["a"][k]}, mask[k], 1.0)["a"] for k in chunks]
+        return torch.stack(parts).sum(0)
+
+    whole = total(torch.ones(5_000))
+    for left_out in (0, 2_500, 4_999):
+        moved = whole - total((torch.arange(5_000) != left_out).float())
+        assert 1 - 1e-5 <= float(moved.norm()) <= 1 + 1e-9
+
+
+def test_noise_is_added_before_anything_is_rounded() -> None:
+    """1 + 2^-30 is 1 in float32; what the noise leaves of it is not."""
+    each = {"a": torch.tensor([1.0, 2.0**-30])}
+    got = noisy_sum(each, 10.0, **{"noise/a": torch.tensor(-1.0)})
+    assert got["a"].item() == 2.0**-31
 
 
 def context(site: Site, client: str, secret: Secret = SECRET) -> Context:

@@ -2,8 +2,11 @@
 
 from itertools import permutations
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from scipy.optimize import minimize
 
 from fedpeft.aggregators.distances import borne, ranked
 from fedpeft.core.facts import Fact, offered_by
@@ -263,7 +266,66 @@ def test_geometric_medians_by_hand() -> None:
     assert reduced("geometric_median", of(5, 5, 5, 1e9, -3)).delta["a"].item() == 5
 
 
-@pytest.mark.parametrize("changes", [{"steps": 0}, {"smoothing": 0.0}, {"smoothing": 1.0}])
+def total_distance(points: npt.NDArray[np.float64], at: npt.NDArray[np.float64]) -> float:
+    return float(np.linalg.norm(points - at, axis=1).sum())
+
+
+def least(points: npt.NDArray[np.float64]) -> float:
+    """The least sum of distances, as scipy's simplex finds it, or at one of the points."""
+    settings = {"xatol": 1e-10, "fatol": 1e-12, "maxiter": 10_000, "maxfev": 10_000}
+    found = [
+        minimize(
+            lambda at: total_distance(points, at), start, method="Nelder-Mead", options=settings
+        )
+        for start in (np.median(points, axis=0), points.mean(axis=0))
+    ]
+    return min(
+        *(float(one.fun) for one in found), *(total_distance(points, point) for point in points)
+    )
+
+
+def cloud(kind: str, seed: int) -> npt.NDArray[np.float64]:
+    draws = np.random.default_rng(seed)
+    points = draws.standard_normal((int(draws.integers(3, 12)), int(draws.integers(1, 4))))
+    match kind:
+        case "begins at one of them":
+            points[0] = np.median(points, axis=0)
+        case "some are one":
+            points[1::3] = points[0]
+        case "on a grid":
+            points = points.round()
+        case "far out":
+            points[0] *= 1e6
+        case "far away":
+            points += 1e6
+    return points
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(
+    "kind", ["drawn", "begins at one of them", "some are one", "on a grid", "far out", "far away"]
+)
+def test_a_geometric_median_has_the_least_sum_of_distances(kind: str, seed: int) -> None:
+    points = cloud(kind, seed)
+    updates = [Update(f"c{k}", {"a": torch.tensor(point)}) for k, point in enumerate(points)]
+    got = reduced("geometric_median", updates).delta["a"].numpy()
+    assert total_distance(points, got) <= least(points) * (1 + 1e-6)
+
+
+def test_a_geometric_median_leaves_an_update_that_it_begins_at() -> None:
+    """The middle of each coordinate is (0, 0), one of five. The others pull it up the axis by √2,
+    and it holds with 1. At height y the pulls of (±1, 1) are those of (±3, 0) and (0, 0):
+    2(1 − y) / √(1 + (1 − y)²) = 2y / √(9 + y²) + 1, which y = 0.269969 solves."""
+    points = in_the_plane((0, 0), (-1, 1), (1, 1), (-3, 0), (3, 0))
+    got = reduced("geometric_median", points).delta
+    up = got["y"].item()
+    assert abs(got["x"].item()) < 1e-6
+    assert up == pytest.approx(0.269969, abs=1e-5)
+    held = in_the_plane((0, 0), (-1, 0.5), (1, 0.5), (-3, 0), (3, 0))  # they pull by 0.894
+    assert reduced("geometric_median", held).delta["y"].item() == 0
+
+
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"tolerance": 0.0}, {"tolerance": 1.0}])
 def test_a_geometric_median_out_of_range(changes: dict[str, object]) -> None:
     with pytest.raises(PlanError, match="steps must be at least 1"):
         build("aggregator", {"name": "geometric_median", **changes})

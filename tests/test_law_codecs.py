@@ -221,6 +221,17 @@ def test_what_float16_cannot_hold_is_refused_when_it_is_sent(value: float) -> No
         build("codec", "float16").encode({"a": torch.tensor([1.0, value])})
 
 
+@pytest.mark.parametrize("value", [1e39, -1e300, 3.4e38, float("inf"), float("nan")])
+def test_what_bfloat16_cannot_hold_is_refused_when_it_is_sent(value: float) -> None:
+    """float64, and what of float32 is rounded up past the end."""
+    tensors = {"a": torch.tensor([1.0, value], dtype=torch.float64)}
+    with pytest.raises(ValueError, match=r"'a' has an entry of .* ends at 3.38953e\+38: .* dense"):
+        build("codec", "bfloat16").encode(tensors)
+    with pytest.raises(ValueError, match="'a' has an entry of magnitude"):
+        build("codec", "bfloat16").encode({"a": tensors["a"].float()})
+    assert rounded("bfloat16", [3.38e38, -3.38e38]) == pytest.approx([3.38e38, -3.38e38], rel=1e-2)
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_what_has_no_scale_is_refused_when_it_is_sent(value: float) -> None:
     with pytest.raises(ValueError, match="'a' has an entry that is not finite"):

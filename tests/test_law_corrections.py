@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedpeft.core.interfaces import Added, Correction, Local
+from fedpeft.core.interfaces import Added, Correction, Local, LossFn
 from fedpeft.core.tensors import beside, equal, layout, prefixed
 from fedpeft.core.types import Batch, Cohort, Context, State, Tensors, Update
 from fedpeft.registry import build, names
@@ -148,7 +148,7 @@ def context(steps: int, round: int = 0, rounds: int = 1) -> Context:
 
 
 def descend(
-    local: Local, losses: Bowl | Slope, received: Tensors, memory: Tensors, where: Context
+    local: Local, losses: LossFn, received: Tensors, memory: Tensors, where: Context
 ) -> tuple[Tensors, Tensors]:
     carry = local.begin(received, memory, where)
     for _ in range(where.steps):
@@ -248,6 +248,49 @@ def test_clipping_by_hand() -> None:
         for part, want in ((local, clipped), (free, whole)):
             delta, _ = descend(part, bowl, start, {}, context(1))
             assert (start["x"] + delta["x"]).item() == pytest.approx(want)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A loss with this gradient everywhere."""
+
+    slopes: Tensors
+
+    def __call__(self, params: Tensors, batch: Batch) -> Tensor:
+        return torch.zeros(1)
+
+    def gradient(self, params: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
+        return self.slopes, self(params, batch), {}
+
+    def gradients(self, params: Tensors, batch: Batch) -> Tensors:
+        return {name: x[None] for name, x in self.slopes.items()}
+
+
+def clipped_step(limit: float, gradient: Tensors) -> dict[str, Tensor]:
+    """What one step of rate 1 from zero takes away."""
+    start = {name: torch.zeros_like(x) for name, x in gradient.items()}
+    delta, _ = descend(local_of(clip_norm=limit, lr=1.0), Given(gradient), start, {}, context(1))
+    return {name: -x for name, x in delta.items()}
+
+
+@pytest.mark.parametrize("size", [1e18, 1e19, 1e20, 1e30, 3e38])
+def test_a_gradient_whose_squares_are_infinite_is_clipped_and_no_zero(size: float) -> None:
+    got = clipped_step(2.0, {"x": torch.tensor([size, 0.0]), "y": torch.tensor(-size)})
+    assert got["x"].tolist() == pytest.approx([2**0.5, 0], rel=1e-5)
+    assert got["y"].item() == pytest.approx(-(2**0.5), rel=1e-5)
+    far = clipped_step(1e30, {"x": torch.tensor([1e25])})
+    assert far["x"].item() == pytest.approx(1e25)
+
+
+def test_clipping_ordinary_gradients_changes_no_bit() -> None:
+    """The norm in float32, one tensor after another: finished runs have it so."""
+    draws = torch.Generator().manual_seed(3)
+    gradient = {n: torch.randn(k, generator=draws) for n, k in (("a", 100), ("b", 7))}
+    length = torch.stack([x.square().sum() for x in gradient.values()]).sum().sqrt()
+    for limit in (0.1, 1.0, 100.0):
+        factor = (limit / length).clamp_max(1.0)
+        got = clipped_step(limit, gradient)
+        assert all(torch.equal(got[n], x * factor) for n, x in gradient.items())
 
 
 @pytest.mark.parametrize(

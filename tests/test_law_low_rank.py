@@ -74,9 +74,8 @@ def test_the_error_is_what_a_dense_mean_says(name: str, ranks: list[int]) -> Non
     update, mean = reduced(name, ranks)
     assert layout({n: update.delta[n] for n in a_state().params}) == layout(a_state().params)
     assert update.error is not None
-    if name != "hetlora":  # which has weights of its own
-        wanted = float((mean - effective(update)).norm() / mean.norm())
-        assert update.error == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+    wanted = float((mean - effective(update)).norm() / mean.norm())
+    assert update.error == pytest.approx(wanted, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["fedex", "flora", "rolora"])
@@ -119,6 +118,9 @@ def test_averages_by_hand() -> None:
     # Weights as 3 to 2.
     torch.testing.assert_close(hetlora.delta[B], torch.tensor([[0.6 * 3 + 0.4, 0.4]]))
     assert hetlora.weight == 2
+    assert hetlora.error == pytest.approx(
+        (2.5 - (2.2 * 0.6 + 0.4 * 0.8)) / 2.5
+    )  # the mean product by equal weights is 2.5
 
 
 def test_strength_scales_what_is_merged() -> None:

@@ -127,6 +127,37 @@ def test_a_client_that_drops_out_moves_the_result_by_no_more_than_c_over_m(other
     assert abs(plain[0] - plain[1]) > 1 / (others + 1) + 0.1
 
 
+@pytest.mark.parametrize("others", ["alike", "opposed"])
+def test_one_of_5000_clients_moves_the_sum_by_no_more_than_c(others: str) -> None:
+    """In float32 it moved it by up to 1.0003 of that."""
+    stage, mean, clients = made("client_dp", 1.0), build("aggregator", "mean"), 5_000
+    draws = torch.Generator().manual_seed(1)
+    along = torch.tensor([0.6, -0.2, 0.1, 1 / 3]) + torch.rand(clients, 4, generator=draws) / 10
+    sign = torch.tensor([1.0, -1.0]).repeat(clients // 2)[:, None]
+    rows = along if others == "alike" else along * sign
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    came = [stage.on_arrival(Update(f"c{k}", {"a": row})) for k, row in enumerate(rows)]
+
+    def total(updates: list[Update]) -> Tensor:
+        one = mean(iter(updates), None, lambda client: {})
+        whole: Tensor = one.delta["a"].double() * len(updates)
+        return whole
+
+    whole = total(came)
+    for missing in (0, 2_500, 4_999):
+        moved = whole - total(came[:missing] + came[missing + 1 :])
+        assert 1 - 1e-5 <= float(moved.norm()) <= 1 + 1e-9
+
+
+def test_noise_is_added_before_anything_is_rounded() -> None:
+    """A sum that is rounded first may move by more than one client."""
+    mean = torch.tensor([1 / 3, 1e-9, -0.7], dtype=torch.float64)
+    seen = SECRET.bound({"a": mean}).at("a").normal((3,))
+    out = made("client_dp", 0.5, 3.0).on_server(Update("", {"a": mean}), cohort(10, 7)).delta["a"]
+    assert out.dtype is torch.float32
+    assert torch.equal(out, (mean * 0.7 + seen * (3.0 * 0.5 / 10)).float())
+
+
 @every
 def test_without_noise_and_clipping_nothing_changes_by_a_bit(name: str) -> None:
     stage = made(name, inf)

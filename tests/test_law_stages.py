@@ -44,7 +44,11 @@ def test_names_shapes_and_types_stay_and_arguments_are_not_touched(name: str) ->
         up, kept = stage.on_client(given_, memory, CONTEXT)
         came = stage.on_arrival(up)
         down = stage.on_server(came, COHORT)
-        assert layout(up.delta) == layout(came.delta) == layout(down.delta) == layout(given_.delta)
+        assert layout(up.delta) == layout(down.delta) == layout(given_.delta)
+        assert {n: x.shape for n, x in came.delta.items()} == {
+            n: x.shape for n, x in given_.delta.items()
+        }
+        assert all(x.dtype in (torch.float32, torch.float64) for x in came.delta.values())
         assert equal(given_.delta, olds[0]) and equal(memory, olds[1])
         memory = kept
 

@@ -230,13 +230,16 @@ def test_a_round_without_any_reply_moves_by_noise_too(points: Site) -> None:
     assert all(not torch.equal(x, before.params[name]) for name, x in state.params.items())
 
 
-def test_without_noise_and_clipping_a_run_is_the_same_to_the_bit(points: Site) -> None:
-    """The stages in their place, with an infinite clip norm; no guarantee, and none is told."""
+def test_without_noise_and_clipping_a_run_is_the_same(points: Site) -> None:
+    """The stages in their place, with an infinite clip norm; no guarantee, and none is told. To the
+    bit but for the wider sum of `client_dp`."""
     plain = run(points, points_plan(weighting="uniform"))
     for name in ("client_dp", "local_dp"):
         stages = [{"name": name, "clip_norm": inf, "noise_multiplier": 0.0}]
         rounds = run(points, points_plan(**{**CLIENT, "stages": stages}))
-        assert equal(last(rounds), last(plain))
+        if name == "local_dp":
+            assert equal(last(rounds), last(plain))
+        torch.testing.assert_close(last(rounds), last(plain), rtol=1e-5, atol=1e-6)
         assert all(
             ledger.privacy is not None and ledger.privacy["epsilon"] is None for _, ledger in rounds
         )

@@ -220,6 +220,10 @@ PRIVATE = {"name": "client_dp", "noise_multiplier": 1.0}
         ({"exchange": {"name": "secure", "threshold": 1}}, "threshold must be at least 2"),
         ({"exchange": {"name": "secure", "threshold": 4, "bits": 16}}, "bits must be 32 or 64"),
         ({"exchange": {"name": "secure", "threshold": 4, "limit": 1e9}}, "cannot hold 6 updates"),
+        (
+            {"exchange": {"name": "secure", "threshold": 4, "max_weight": 2_000_000_000}},
+            "cannot hold the sum of 6 weights",
+        ),
         ({"weighting": "examples"}, "set exchange.max_weight"),
     ],
 )

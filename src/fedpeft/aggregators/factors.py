@@ -40,7 +40,7 @@ class Gathered:
     Attributes:
       state: what the round began with.
       mean: of all tensors; factors of a lower rank count as if the rest of them were zero.
-      products: by layer the mean of B·A.
+      products: by layer the mean of B·A, by the weights that the updates came with.
     """
 
     state: State
@@ -82,14 +82,18 @@ class Gathered:
 
 
 def gathered(
-    updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
+    updates: Iterable[Update],
+    state: State,
+    received: Callable[[ClientId], Tensors],
+    counting: Callable[[Update], float] = lambda update: update.weight,
 ) -> Gathered:
-    """Read the updates once, holding of each layer one sum of products and one mean.
+    """Read the updates once, holding of each layer one sum of products and one mean, in which an
+    update's tensors count as much as `counting` says.
 
     Raises:
       ValueError: see `Mean`.
     """
-    names = pairs(state.params)
+    names, told = pairs(state.params), 0.0
     into = Gathered(state)
     into.products = {
         n: Product.zero(len(state.params[b]), state.params[a].shape[1])
@@ -97,17 +101,18 @@ def gathered(
     }
 
     def passing() -> Iterator[Update]:
+        nonlocal told
         for update in updates:
+            told += update.weight
             for layer, (a, b) in names.items():
                 into.products[layer] = into.products[layer].plus(
                     *product(update, received, a, b), update.weight
                 )
-            yield replace(update, delta=padded(update.delta, state.params))
+            delta = padded(update.delta, state.params)
+            yield replace(update, delta=delta, weight=counting(update))
 
-    into.mean = Mean()(passing(), state, received)
-    into.products = {
-        layer: each.times(1 / into.mean.weight) for layer, each in into.products.items()
-    }
+    into.mean = replace(Mean()(passing(), state, received), weight=told)
+    into.products = {layer: each.times(1 / told) for layer, each in into.products.items()}
     return into
 
 

@@ -1,8 +1,8 @@
 """HetLoRA: ranks filled up with zeros, clients weighted by what they learnt (Cho et al., 2024,
 arXiv:2401.06432)."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 from fedpeft.aggregators.factors import (
@@ -18,7 +18,8 @@ from fedpeft.core.types import ClientId, State, Tensors, Update
 @dataclass(frozen=True)
 class HetLoRA:
     """A ← Σ p·A_k and B ← Σ p·B_k with zeros for the rows and columns that a client has not, and p
-    in proportion to ‖B_k·A_k‖, over all layers, rather than to the plan's weights.
+    in proportion to ‖B_k·A_k‖, over all layers, rather than to the plan's weights. Its error is
+    against the mean product by the plan's weights, as that of all aggregators.
 
     The paper's pruning of ranks in training is not here.
 
@@ -33,18 +34,12 @@ class HetLoRA:
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
     ) -> Update:
-        names, told = pairs(state.params), 0.0
+        names = pairs(state.params)
 
-        def weighted() -> Iterator[Update]:
-            nonlocal told
-            for update in updates:
-                told += update.weight
-                each = [product(update, received, a, b) for a, b in names.values()]
-                length = (
-                    sum(Product((b.double(),), (a.double(),)).norm() ** 2 for b, a in each) ** 0.5
-                )
-                # the least number: one who learnt nothing counts for nothing, unless nobody learnt
-                yield replace(update, weight=max(length, 1e-30)) if names else update
+        def learnt(update: Update) -> float:
+            each = [product(update, received, a, b) for a, b in names.values()]
+            squares = (Product((b.double(),), (a.double(),)).norm() ** 2 for b, a in each)
+            # the least number: one who learnt nothing counts for nothing, unless nobody learnt
+            return max(sum(squares) ** 0.5, 1e-30) if names else update.weight
 
-        merged = gathered(weighted(), state, received).change({})
-        return replace(merged, weight=told)
+        return gathered(updates, state, received, learnt).change({})

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from fedpeft.codecs.narrowing import decode_as, encode_as, narrowed
+from fedpeft.codecs.narrowing import decode_as, encode_as, narrowed, rounded
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Coding
 from fedpeft.core.types import Tensors
@@ -22,7 +22,9 @@ class BFloat16:
     offers: ClassVar[frozenset[Fact]] = frozenset({Fact.LOSSY})
 
     def encode(self, tensors: Tensors, how: Coding = Coding()) -> bytes:
-        return encode_as(tensors, lambda _, x: x.to(narrowed(x.dtype, torch.bfloat16)))
+        """Raises ValueError when an entry is beyond 3.39e38: an infinity must not travel in its
+        place."""
+        return encode_as(tensors, lambda name, x: rounded(name, x, torch.bfloat16, "dense"))
 
     def decode(self, blob: bytes, how: Coding = Coding()) -> Tensors:
         """Raises WireError on anything that `encode` cannot have made."""

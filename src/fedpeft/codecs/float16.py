@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from fedpeft.codecs.narrowing import decode_as, encode_as, narrowed
+from fedpeft.codecs.narrowing import decode_as, encode_as, narrowed, rounded
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Coding
 from fedpeft.core.types import Tensors
@@ -25,20 +24,8 @@ class Float16:
     def encode(self, tensors: Tensors, how: Coding = Coding()) -> bytes:
         """Raises ValueError when an entry is beyond 65504: an infinity must not travel in its
         place."""
-        return encode_as(tensors, _half)
+        return encode_as(tensors, lambda name, x: rounded(name, x, torch.float16, "bfloat16"))
 
     def decode(self, blob: bytes, how: Coding = Coding()) -> Tensors:
         """Raises WireError on anything that `encode` cannot have made."""
         return decode_as(blob, lambda dtype: narrowed(dtype, torch.float16))
-
-
-def _half(name: str, x: Tensor) -> Tensor:
-    dtype = narrowed(x.dtype, torch.float16)
-    half = x.to(dtype)
-    if dtype is not x.dtype and not bool(half.isfinite().all()):
-        raise ValueError(
-            f"tensor {name!r} has an entry of magnitude {float(x.abs().max()):.3g}; float16 ends "
-            "at 65504: "
-            "use the codec bfloat16"
-        )
-    return half

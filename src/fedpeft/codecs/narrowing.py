@@ -17,6 +17,23 @@ def narrowed(dtype: torch.dtype, to: torch.dtype) -> torch.dtype:
     return to if dtype.is_floating_point and dtype.itemsize > to.itemsize else dtype
 
 
+def rounded(name: str, x: Tensor, to: torch.dtype, instead: str) -> Tensor:
+    """The tensor as it travels in a narrower type.
+
+    Raises:
+      ValueError: an entry is not finite in that type: an infinity must not travel in its place.
+    """
+    dtype = narrowed(x.dtype, to)
+    narrow = x.to(dtype)
+    if dtype is not x.dtype and not bool(narrow.isfinite().all()):
+        raise ValueError(
+            f"tensor {name!r} has an entry of magnitude {float(x.abs().max()):.3g}; "
+            f"{str(to).removeprefix('torch.')} ends at {torch.finfo(to).max:.6g}: use the codec "
+            f"{instead}"
+        )
+    return narrow
+
+
 def encode_as(tensors: Tensors, carried: Callable[[str, Tensor], Tensor]) -> bytes:
     """The layout of the tensors, and the bytes of what carries each."""
     return encode_tensors([], tensors, join(carried(name, x) for name, x in tensors.items()))

@@ -113,9 +113,19 @@ def prefixed(prefix: str, a: Tensors) -> dict[str, Tensor]:
 
 
 def norm(a: Tensors) -> Tensor:
-    """The Euclidean norm of all entries as one vector, in float64."""
+    """The Euclidean norm of all entries as one vector, in float64; infinite only where that cannot
+    hold it."""
+    length = _norm(pieces(a))
+    if length.isfinite():
+        return length
+    # the squares of 1e155 are infinite, so the largest entry is taken out first
+    peak = max(float(x.abs().max()) for x in pieces(a) if x.numel())
+    return _norm([x.double() / peak for x in pieces(a)]) * peak if isfinite(peak) else length
+
+
+def _norm(some: list[Tensor]) -> Tensor:
     return (
-        torch.stack([torch.linalg.vector_norm(x, dtype=torch.float64).cpu() for x in pieces(a)])
+        torch.stack([torch.linalg.vector_norm(x, dtype=torch.float64).cpu() for x in some])
         .square()
         .sum()
         .sqrt()
@@ -160,6 +170,10 @@ def together(a: Tensors) -> dict[str, Tensor]:
     return {name: part.view(x.shape) for (name, x), part in zip(a.items(), parts, strict=True)}
 
 
+SMALLEST = torch.finfo(torch.float32).tiny
+"""The least number that float32 holds with all its bits."""
+
+
 def shrinking(norms: Tensor, limit: float) -> Tensor:
     """What vectors of such norms are multiplied by so that none is longer than `limit`; 0 where a
     norm is not finite.
@@ -174,4 +188,8 @@ def shrinking(norms: Tensor, limit: float) -> Tensor:
 def clipped(a: Tensors, limit: float) -> dict[str, Tensor]:
     """The tensors, as one vector no longer than `limit`; zero if they are not finite."""
     factor = float(shrinking(norm(a), limit))
-    return scale(a, factor) if factor else zeros_like(a)
+    if not factor:
+        return zeros_like(a)
+    if factor < SMALLEST:  # float32 has but a few bits of it, too few to stay below the limit
+        return map_tensors(lambda x: (x.double() * factor).to(x.dtype), a)
+    return scale(a, factor)

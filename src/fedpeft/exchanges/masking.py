@@ -3,9 +3,13 @@
 An entry of Δ becomes round(w·Δ·2^f) for the largest f with which n clients' sum cannot leave
 ±2^(k−1); the weight is one more entry. f follows from the plan and n, which all clients know, so
 integers add up to what the rounded values do.
+
+w·Δ is a float64 before it is rounded, and the sum is one after it: both have 53 significant bits.
+With k = 64 an entry therefore has a step of 2^−f or of 2^−53 of itself, whichever is larger.
 """
 
-from math import frexp, prod
+from fractions import Fraction
+from math import isfinite, prod
 
 import numpy as np
 import numpy.typing as npt
@@ -14,39 +18,74 @@ from torch import Tensor
 
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import Tensors, Update
+from fedpeft.errors import PlanError
 
 Integers = npt.NDArray[np.unsignedinteger]
 """Of 32 or 64 bits; sums and differences wrap around."""
 
+LEAST_SHIFT = 8
+"""A plan must leave entries this many bits behind the point."""
+
 
 def shift(bits: int, clients: int, largest: float) -> int:
-    """f, where no |w·Δ| is larger than `largest`: n·(largest·2^f + ½) < 2^(bits − 1)."""
-    return frexp(((2 ** (bits - 1) - 1) / clients - 0.5) / largest)[1] - 1
+    """f, where no |w·Δ| is larger than `largest`: n·(largest·2^f + ½) < 2^(bits − 1).
+
+    Fractions decide, as float64 cannot tell 2^63 − 1 from 2^63. Rounding keeps the order of
+    numbers, so no w·Δ in float64 is larger than the largest weight times the limit in float64.
+
+    Raises:
+      ValueError: so many clients leave no room for any number.
+    """
+    room = Fraction(2 ** (bits - 1) - 1, clients) - Fraction(1, 2)
+    if room <= 0:
+        raise ValueError(f"{bits} bits cannot hold a sum of {clients} clients")
+    ratio = room / Fraction(largest)
+    power = ratio.numerator.bit_length() - ratio.denominator.bit_length()
+    return power if Fraction(2) ** power <= ratio else power - 1
+
+
+def check_room(bits: int, clients: int, limit: float, max_weight: int) -> None:
+    """Raises PlanError where a sum of so many clients could overflow, or has no precision left."""
+    if clients * max_weight >= 2 ** (bits - 1):
+        raise PlanError(
+            f"exchange.bits = {bits} cannot hold the sum of {clients} weights of at most "
+            f"max_weight = {max_weight}: set bits = 64, or a smaller max_weight"
+        )
+    largest = max_weight * limit
+    if not isfinite(largest) or shift(bits, clients, largest) < LEAST_SHIFT:
+        raise PlanError(
+            f"exchange.bits = {bits} cannot hold {clients} updates of limit * max_weight = "
+            f"{largest:g}: set bits = 64, or a smaller limit"
+        )
 
 
 def integers(update: Update, bits: int, by: int) -> Integers:
-    """A client's share of the sum: all entries in the order of the names, and the weight."""
+    """A client's share of the sum: all entries in the order of the names, and the weight.
+
+    Raises:
+      ValueError: an entry, or the weight, that so many bits cannot hold.
+    """
     flat = torch.cat(
         [update.delta[name].detach().double().reshape(-1) for name in sorted(update.delta)]
     )
-    scaled = (flat * update.weight * 2.0**by).round().long().numpy()
-    whole = np.append(scaled, round(update.weight)).astype(np.int64)
-    return whole.view(np.uint64) if bits == 64 else whole.astype(np.uint32)
+    scaled = np.rint(np.ldexp((flat * update.weight).numpy(), by))
+    whole = np.append(scaled, np.rint(update.weight))
+    if not bool((np.abs(whole) < 2.0 ** (bits - 1)).all()):
+        raise ValueError(f"an entry times its weight, or the weight, is beyond {bits} bits")
+    signed = whole.astype(np.int64)
+    return signed.view(np.uint64) if bits == 64 else signed.astype(np.uint32)
 
 
 def mean(total: Integers, by: int, layout: Layout) -> Update:
     """The weighted mean that a sum of `integers` stands for; its weight is the sum of the
     weights."""
-    signed = torch.from_numpy(
-        total.view(np.int64 if total.itemsize == 8 else np.int32).astype(np.int64)
-    )
+    signed = total.view(np.int64 if total.itemsize == 8 else np.int32).astype(np.int64)
     weight = int(signed[-1])
     if weight < 1:
         raise ValueError(f"the weights add up to {weight}")
     shapes = {name: (shape, getattr(torch, dtype)) for name, shape, dtype in layout}
-    pieces = torch.split(
-        signed[:-1].double() * 2.0**-by / weight, [prod(shapes[n][0]) for n in sorted(shapes)]
-    )
+    entries = np.ldexp(signed[:-1].astype(np.float64), -by) / weight
+    pieces = torch.split(torch.from_numpy(entries), [prod(shapes[n][0]) for n in sorted(shapes)])
     named = dict(zip(sorted(shapes), pieces, strict=True))
     delta: Tensors = {
         name: named[name].reshape(shape).to(dtype) for name, (shape, dtype) in shapes.items()

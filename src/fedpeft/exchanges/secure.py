@@ -33,7 +33,16 @@ from fedpeft.exchanges.asking import (
     readable,
     secrets_of,
 )
-from fedpeft.exchanges.masking import Integers, carried, integers, mask, mean, read, shift
+from fedpeft.exchanges.masking import (
+    Integers,
+    carried,
+    check_room,
+    integers,
+    mask,
+    mean,
+    read,
+    shift,
+)
 from fedpeft.exchanges.session import Session
 from fedpeft.exchanges.sharing import (
     KEY,
@@ -152,11 +161,7 @@ class Secure:
                 f'weighting = "{plan.weighting}": set exchange.max_weight to the most examples '
                 'that a client has, from which the rounding follows, or weighting = "uniform"'
             )
-        if self.shift(plan.cohort) < 8:
-            raise PlanError(
-                f"exchange.bits = {self.bits} cannot hold {plan.cohort} updates of limit * "
-                f"max_weight = {self.limit * self.max_weight:g}: set bits = 64, or a smaller limit"
-            )
+        check_room(self.bits, plan.cohort, self.limit, self.max_weight)
 
     @property
     def signers(self) -> Mapping[ClientId, str]:

@@ -232,6 +232,10 @@ class Descent:
             return gradient
         length = torch.stack([g.square().sum() for g in gradient.values()]).sum().sqrt()
         factor = (self.clip_norm / length.clamp_min(1e-12)).clamp_max(1.0)
+        # the squares of 1e20 are infinite in float32, and the gradient would be multiplied by zero
+        each = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradient.values()]
+        far = (self.clip_norm / torch.stack(each).square().sum().sqrt()).clamp_max(1.0)
+        factor = torch.where(length.isfinite(), factor, far.to(factor.dtype))
         return map_tensors(lambda g: g * factor, gradient)
 
     def _rate(self, at: Tensor, end: Tensor) -> Tensor:

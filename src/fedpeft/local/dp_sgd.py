@@ -9,7 +9,7 @@ from torch import Tensor
 from fedpeft.core.accounting import check_noise
 from fedpeft.core.interfaces import Added, Data, LossFn, Optimizer, Term
 from fedpeft.core.seeds import generator
-from fedpeft.core.tensors import add, beside, map_tensors, prefixed, shrinking, under
+from fedpeft.core.tensors import SMALLEST, add, beside, map_tensors, prefixed, shrinking, under
 from fedpeft.core.types import Batch, Carry, Context, Event, Tensors
 from fedpeft.local.descent import Descent
 from fedpeft.registry import part, parts
@@ -24,10 +24,9 @@ class DpSgd:
     the optimizer.
 
     Each example is drawn for each step with probability q by itself; its gradient is clipped with
-    all tensors as one vector; a gradient that is not finite counts as zero. B, q and the number of
-    steps are the plan's, the same for all
-    clients: a client's size is as secret as its examples. So a client with more examples takes
-      longer steps.
+    all tensors as one vector; a gradient that is not finite, or more than 8e37 times too long,
+    counts as zero. B, q and the number of steps are the plan's, the same for all clients: a
+    client's size is as secret as its examples. So a client with more examples takes longer steps.
 
     Attributes:
       steps: in a round.
@@ -162,20 +161,26 @@ class Private:
             part_ = _clipped_sum(each, mask[some], self.clip_norm)
             total = part_ if total is None else add(total, part_)
         assert total is not None
-        noisy = add(total, under(NOISE, batch))
-        return map_tensors(lambda g: g / self.divisor, noisy), torch.zeros_like(mask), {}
+        # rounded after the noise: a sum of 1,000 in float32 moved by 1.00005 of the clip norm
+        mean = map_tensors(
+            lambda g, noise: ((g + noise) / self.divisor).to(noise.dtype),
+            total,
+            under(NOISE, batch),
+        )
+        return mean, torch.zeros_like(mask), {}
 
 
 def _clipped_sum(each: Tensors, mask: Tensor, limit: float) -> Tensors:
-    """Σ mask·clip(g) over the first dimension."""
+    """Σ mask·clip(g) over the first dimension, float64."""
     lengths = [
         torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1, dtype=torch.float64)
         for g in each.values()
     ]
-    factor = shrinking(torch.stack(lengths).square().sum(0).sqrt(), limit) * mask
+    factor = shrinking(torch.stack(lengths).square().sum(0).sqrt(), limit)
+    factor = torch.where(factor < SMALLEST, 0.0, factor) * mask
 
     def summed(g: Tensor) -> Tensor:
         by = factor.to(g.dtype).view(-1, *[1] * (g.ndim - 1))
-        return torch.where(by > 0, g * by, 0.0).sum(0)
+        return torch.where(by > 0, g * by, 0.0).sum(0, dtype=torch.float64)
 
     return map_tensors(summed, each)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.conversation import Message
-from fedpeft.core.features import FEATURES
 from fedpeft.core.hooks import Handler
 from fedpeft.core.interfaces import Store
 from fedpeft.core.lowrank import EXACT, in_step, merged

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from fedpeft.core.accounting import check_noise
 from fedpeft.core.facts import Fact
-from fedpeft.core.tensors import clipped
+from fedpeft.core.tensors import clipped, map_tensors
 from fedpeft.core.types import Cohort, Context, Event, Tensors, Update
 
 
@@ -20,9 +21,12 @@ class ClientDp:
     A client's update is clipped with all its tensors as one vector, by the client and again where
     it arrives, as the client may not have done it or a codec may have made it longer. Every client
     counts once. Whether one answers or not, the sum moves by at most C and m stays, so that no
-    drop-out weakens the guarantee. What clients measured stays
-    with them. The server sees the updates and adds the noise: it is trusted; who sees its states is
-      not.
+    drop-out weakens the guarantee. What clients measured stays with them. The server sees the
+    updates and adds the noise: it is trusted; who sees its states is not.
+
+    The updates are summed up as float64. In float32 the sum of 5,000 clients moved by up to
+    1.0003·C, for which the noise is not made. The result is float32: rounding what has its noise
+    already tells nothing more.
 
     Attributes:
       clip_norm: C.
@@ -56,7 +60,8 @@ class ClientDp:
         return limited(update, self.clip_norm), {}
 
     def on_arrival(self, update: Update) -> Update:
-        return limited(update, self.clip_norm)
+        short = limited(update, self.clip_norm)
+        return replace(short, delta=map_tensors(Tensor.double, short.delta))
 
     def on_server(self, update: Update, cohort: Cohort) -> Update:
         assert cohort.secret is not None and self.noise_multiplier is not None, "not calibrated"
@@ -68,9 +73,7 @@ class ClientDp:
         )
         secret = cohort.secret.bound(update.delta)
         noisy = {
-            name: (x.double() * share + secret.at(name).normal(x.shape).to(x.device) * std).to(
-                x.dtype
-            )
+            name: (x.double() * share + secret.at(name).normal(x.shape).to(x.device) * std).float()
             for name, x in update.delta.items()
         }
         return replace(update, delta=noisy)
