@@ -256,13 +256,15 @@ class Given:
 
     slopes: Tensors
 
-    def __call__(self, params: Tensors, batch: Batch) -> Tensor:
+    def __call__(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensor:
         return torch.zeros(1)
 
-    def gradient(self, params: Tensors, batch: Batch) -> tuple[Tensors, Tensor, Tensors]:
+    def gradient(
+        self, params: Tensors, batch: Batch, added: Added | None = None
+    ) -> tuple[Tensors, Tensor, Tensors]:
         return self.slopes, self(params, batch), {}
 
-    def gradients(self, params: Tensors, batch: Batch) -> Tensors:
+    def gradients(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensors:
         return {name: x[None] for name, x in self.slopes.items()}
 
 
