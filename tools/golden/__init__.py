@@ -1,0 +1,1 @@
+"""Whether two versions of the library come to the same results, to the bit: see `__main__`."""
