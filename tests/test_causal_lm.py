@@ -21,7 +21,7 @@ from fedpeft.partitions.lists import Lists
 from fedpeft.partitions.redrawn import Redrawn
 from fedpeft.partitions.shards import Shards
 from fedpeft.runs.division import division_at
-from fedpeft.tasks.causal_lm import CausalLM
+from fedpeft.tasks.causal_lm import MEASURED, CausalLM
 from fedpeft.tasks.instructions import alpaca
 
 
@@ -122,6 +122,22 @@ def test_an_example_is_the_mean_of_its_tokens_and_held_out_examples_count_by_the
     assert measured["perplexity"].value == pytest.approx(exp(total / 9), rel=1e-5)
     masked = evaluate(task, model, {}, [{**batch, "mask": torch.tensor([0.0, 1.0, 0.0])}])
     assert masked["loss"].value == pytest.approx(sum(each[1]) / 2, rel=1e-5)
+
+
+def test_held_out_examples_are_measured_some_at_a_time(llama: Path) -> None:
+    """Each part is as long as its longest example, and features are of each token."""
+    task = CausalLM(str(llama), max_length=16)
+    texts = ["one"] * MEASURED + ["one two three four five"] * 3
+    batch = task.batch(task.prepare(Table({"text": texts})), None)
+    assert [x["labels"].shape for x in task.chunks(batch)] == [(MEASURED, 3), (3, 7)]
+    model = task.build([]).eval()
+    outputs = task.forward(model, batch, "lm_head")
+    assert outputs["features"].shape == (MEASURED + 3, 7, 16)
+    assert outputs["counted"].sum(1).tolist() == [2] * MEASURED + [6] * 3
+    whole, mask = task.metrics(outputs, batch)["loss"], torch.ones(len(texts))
+    parts = evaluate(task, model, {}, [{**batch, "mask": mask}])["loss"]
+    assert parts.weight == float(whole.weights.sum()) == 2 * MEASURED + 18
+    assert parts.total == pytest.approx(float(whole.totals.detach().sum()), rel=1e-5)
 
 
 def test_an_example_without_a_counted_token_has_no_loss_and_no_weight(llama: Path) -> None:

@@ -11,6 +11,7 @@ from method_models import Classify, batch_of, injected, model_of
 from rounds import last, plan_of, run
 from torch import Tensor, nn
 
+from fedpeft.algorithms.class_means import ClassMeans
 from fedpeft.core.cut import Cut, find_cut
 from fedpeft.core.features import FEATURES, Featured, folder, keep, make_room
 from fedpeft.core.objective import Objective, evaluate
@@ -171,6 +172,19 @@ def test_rounds_and_metrics_are_those_of_the_whole_model(sites: tuple[Site, Site
     assert spread["loss"] == pytest.approx(
         over_clients(without, State(0, ours), Nowhere())["loss"], rel=1e-5
     )
+
+
+def test_class_means_and_terms_see_the_kept_features(sites: tuple[Site, Site]) -> None:
+    """Nothing comes into the head then; what is kept is its input."""
+    heads, features = [], []
+    for site in sites:
+        heads.append(last(run(site, replace(site.plan, algorithms=(ClassMeans(),), rounds=1))))
+        batch = next(iter(site.data.held_out(site.data.clients[0])))
+        with torch.no_grad():
+            features.append(site.task.forward(site.model.eval(), batch, "classifier")["features"])
+    for name, x in heads[0].items():
+        torch.testing.assert_close(heads[1][name], x, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features[1], features[0], rtol=1e-4, atol=1e-5)
 
 
 def test_worker_processes_have_the_same_bits(

@@ -387,6 +387,6 @@ def test_dp_sgd_trains_with_a_term(hidden: Site) -> None:
     ends = []
     for terms in ([], [{"name": "distillation", "weight": 20.0}]):
         local = {"name": "dp_sgd", "noise_multiplier": 1.0, "lr": 0.5, "terms": terms}
-        plan = points_plan(**{**RAGGED, **private("distillation"), "local": local})
+        plan = points_plan(**{**RAGGED, **private("distillation"), "local": local, "rounds": 1})
         ends.append(last(run(hidden, plan, Nowhere(Secret(bytes(32))))))
     assert distance(ends[1], ends[0]) > 1e-3

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fedpeft import DataError, InProcess, Plan, PlanError, federate, open_site, read_plan, start
+from fedpeft.core.trainable import head_of
 from fedpeft.core.types import Table
 from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.table import HubTable
@@ -108,6 +109,24 @@ def test_a_model_that_reads_left_to_right_classifies_by_its_last_token(real_data
         for k in range(3)
     ]
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["words", "llama"])
+def test_features_are_what_the_head_makes_logits_of(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    """Of a model that reads left to right, those of the token by which it classifies; its tokenizer
+    may fill up with a token that has a meaning of its own."""
+    folder: Path = request.getfixturevalue(kind)
+    task = TextClassification(str(folder), max_length=6)
+    rows = task.prepare(Table({"text": ["one two three", "six", ""], "label": LABEL}))
+    model, batch = task.build(["a", "b", "c"]).eval(), task.batch(rows, None)
+    name = head_of(model)
+    outputs, head = task.forward(model, batch, name), model.get_submodule(name)
+    assert outputs["features"].shape[0] == 3 and outputs["features"].ndim == 2
+    torch.testing.assert_close(head(outputs["features"]), outputs["logits"])
+    assert task.forward(model, batch).keys() == {"logits"}
+    assert not head._forward_pre_hooks, "nothing is left in the model"
 
 
 def test_minilm_and_lora_learn_trec6_a_little(real_data: Path) -> None:
