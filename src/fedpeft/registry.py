@@ -249,12 +249,8 @@ def tables(cls: type) -> Any:
 
 
 def parts(kind: str, unwritten: bool = False) -> Any:
-    """A dataclass field that holds any number of parts, none by default.
-
-    Args:
-      unwritten: whether none of them is written as no key at all, so that a new field changes the
-        name of no plan.
-    """
+    """A dataclass field that holds any number of parts, none by default; `unwritten` writes none as
+    no key, so that a new field changes the name of no plan."""
     return field(default=(), metadata={"kind": kind, "default": None, "unwritten": unwritten})
 
 
@@ -402,8 +398,8 @@ def settings_of(built: Any) -> dict[str, Any]:
         elif kind is None:
             plain[f.name] = list(value) if isinstance(value, tuple) else value
         elif isinstance(value, tuple):
-            if value or not f.metadata["unwritten"]:
-                plain[f.name] = [describe(kind, one) for one in value]
+            written = value or not f.metadata["unwritten"]
+            plain[f.name] = [describe(kind, one) for one in value] if written else None
         else:
             plain[f.name] = describe(kind, value)
     return {key: value for key, value in plain.items() if value is not None}
