@@ -124,7 +124,7 @@ def done(path: Path, **changes: Any) -> Done:
     own = {name: saved.state.params[name] for name in plan.method.names(site.model)}
     # The site's multiplies by packed weights, which rounds otherwise.
     model = plan.model(site.classes).eval()
-    own |= merged(model, under(EXACT, saved.state.params))
+    own |= merged(model, under(EXACT, saved.state.flat))
     with torch.inference_mode():
         logits = functional_call(model, own, (), inputs).logits
     return Done(folder, site, inputs, logits)
