@@ -17,6 +17,7 @@ from running import fedpeft
 from running import run as execute_all
 
 from fedpeft import DataError, RunError, open_site, read_plan
+from fedpeft.registry import Code
 from fedpeft.runs.benchmark import answers, asking, benchmark, difference, encoded, share
 from fedpeft.runs.export import export_run
 from fedpeft.runs.folder import create
@@ -312,7 +313,7 @@ def test_options_that_say_nothing_and_runs_that_have_no_answers(tmp_path: Path) 
     }
     run = done_without_logits(tmp_path / "points", **points)
     with pytest.raises(RunError, match="is no run of a language model"):
-        benchmark(run, Asked("mmlu"))
+        benchmark(run, Asked("mmlu"), code=Code.of(["parts"]))
 
 
 def test_without_the_extra_it_says_what_to_install(

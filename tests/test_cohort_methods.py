@@ -69,7 +69,8 @@ def test_every_method_together_is_one_after_another(
     for got, want in pairs:
         mine, theirs = (read(plan, reply).delta for reply in (got, want))
         but = {name: theirs[name] if name.endswith(KEYS) else x for name, x in mine.items()}
-        assert distance(but, theirs) <= TOLERANCE
+        # AdamW makes whole steps of other gradients near zero too: 1.3e-4 on some processors
+        assert distance(but, theirs) <= (2 if optimizer == "adamw" else 1) * TOLERANCE
         whole.append(distance(mine, theirs))
     assert (max(whole) > TOLERANCE) == (
         optimizer == "adamw" and any(name.endswith(KEYS) for name in theirs)

@@ -40,6 +40,7 @@ HEAD = {
     "phase": "fit",
     "seed": 1,
     "accepted": None,
+    "step": 0,
 }
 
 
