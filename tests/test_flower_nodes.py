@@ -66,6 +66,7 @@ def test_a_node_with_another_plan_does_not_serve(site: Site, tmp_path: Path) -> 
         ({"kind": "shell"}, "a letter of the kind 'shell' has no sense here"),
         ({"round": "0"}, "a job without a proper 'round': '0'"),
         ({"seed": None}, "a job without a proper 'seed': None"),
+        ({"step": None}, "a job without a proper 'step': None"),
         ({"client": "c001"}, "for 'c001': this is 'c000'"),
         ({"run": "other-1"}, "a job of 'other-1'"),
         ({"token": "../../etc"}, "a job without a run's token"),
