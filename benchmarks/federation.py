@@ -139,8 +139,7 @@ class Federation:
             folder,
             "--yes",
             *key,
-            "--allow-code",
-            "parts",
+            *("--allow-code", "parts", "--allow-code", "crashes"),
         )
 
     def fedpeft(self, name: str, *arguments: str | Path) -> "subprocess.Popen[bytes]":
