@@ -2,11 +2,13 @@
 diagnosed."""
 
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rounds import last, points_plan, run
+from running import run as executed
 from test_ranks import PLAN, Losses
 
 from fedpeft.core.objective import Objective, scored
@@ -16,7 +18,9 @@ from fedpeft.oneshot.diagnose import Budget, _smoothness, diagnose
 from fedpeft.oneshot.merged import unfactored
 from fedpeft.oneshot.paths import Way, _alone, both_ways, check_comparable
 from fedpeft.plan.reading import read_plan
+from fedpeft.registry import Code
 from fedpeft.rounds.site import Site, open_site
+from fedpeft.runs.folder import create
 
 
 def low_rank(**changes: object) -> Site:
@@ -83,6 +87,15 @@ def test_all_clients_of_a_plan_go_the_way_of_its_run(changes: dict[str, object])
     site = low_rank(aggregator="fedit", cohort=12, **changes)
     way = both_ways(site, site.data.clients, 2)["rounds"]
     assert equal(way.states[-1], last(run(site, site.plan)))
+
+
+def test_a_run_is_measured_with_what_it_merged(tmp_path: Path) -> None:
+    """All its clients go the way that is diagnosed, so that both end in the same weights."""
+    site = low_rank(aggregator="flora", cohort=12)
+    folder = create(site.plan, tmp_path / "run")
+    executed(folder, site)
+    found = diagnose(site, Budget(clients=12, rounds=2), run=folder.path, code=Code.of(["parts"]))
+    assert found["run"]["update"] == found["update"]["rounds"]
 
 
 def test_clients_keep_the_ranks_that_they_have_among_all() -> None:

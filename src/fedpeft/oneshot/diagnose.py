@@ -137,7 +137,7 @@ def diagnose(
         "held_out": _held_out(site, many, one, budget.tolerance),
     }
     if own is not None:
-        found["run"] = _of_run(own, site, start, merged(plain, own.params), at["one"])
+        found["run"] = _of_run(own, site, start, merged(plain, own.flat), at["one"])
     return {**found, **answer(found, budget.tolerance)}
 
 
