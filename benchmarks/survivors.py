@@ -52,6 +52,6 @@ def simulated(plan: Plan, run: RunFolder, store: Store) -> bool:
         (x.bytes_up, x.bytes_down) for _, x in rounds
     ]
     return (
-        equal(saved.state.params, rounds[-1][0].params)
+        equal(saved.state.flat, rounds[-1][0].flat)
         and saved.state.accepted == rounds[-1][0].accepted
     )
