@@ -64,8 +64,11 @@ class Packed:
                 x.to(self.dtype), weight, bias, "none", [], ""
             )
             return y.to(x.dtype)
-        if self.dtype == x.dtype:
+        if self.dtype == x.dtype == self.weight.dtype:
             return linear(x, self.weight, self.bias)
+        if self.kernels:  # too small for them, and what is laid out is for them alone
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return linear(x, self.weight.to(x.dtype), bias)
         return linear(x.to(self.dtype), *self._laid_out).to(x.dtype)
 
     @cached_property
