@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tools.golden.__main__ import Verdict, main
+from tools.golden.__main__ import Verdict, main, select_plans
 from tools.golden.comparing import Difference, differences
 from tools.golden.plans import FILE, read_plans
 from tools.golden.records import Record, read_parameters, read_record
@@ -20,7 +20,7 @@ ROUND: dict[str, Any] = {
     "vote": {"strength": 1.0, "scores": [{"score": 0.25}, {"score": 0.5}]},
     "privacy": None,
 }
-OLD = Record({"head.weight": "1f", "scaffold/head.weight": "2e"}, [ROUND])
+OLD = Record({"head.weight": "1f", "c/head.weight": "2e"}, [ROUND])
 
 
 def stored(path: Path, kind: str, tensors: Mapping[str, bytes]) -> Path:
@@ -77,13 +77,13 @@ def test_both_formats_of_a_checkpoint_come_to_the_same_names(tmp_path: Path) -> 
     second = {
         "shared/exact/layer.left": b"c",
         "memory/momentum/m/head.weight": b"e",
-        "shared/scaffold/head.weight": b"b",
+        "shared/c/head.weight": b"b",
         "params/head.weight": b"a",
     }
     old = read_parameters(stored(tmp_path / "old", "fedpeft-state-1", first))
     new = read_parameters(stored(tmp_path / "new", "fedpeft-state-2", second))
     assert old == new
-    assert list(old) == ["exact/layer.left", "head.weight", "scaffold/head.weight"]
+    assert list(old) == ["c/head.weight", "exact/layer.left", "head.weight"]
 
 
 def test_an_unknown_format_is_refused_and_says_what_to_do(tmp_path: Path) -> None:
@@ -95,8 +95,8 @@ def test_an_unknown_format_is_refused_and_says_what_to_do(tmp_path: Path) -> Non
 def test_what_is_gone_and_what_is_new_is_told() -> None:
     new = Record({"head.weight": "1f", "exact/x": "3d"}, OLD.rounds)
     assert words(new) == [
+        ("parameters", "the tensor c/head.weight is gone (2 of 3 tensors differ)"),
         ("parameters", "the tensor exact/x is new (2 of 3 tensors differ)"),
-        ("parameters", "the tensor scaffold/head.weight is gone (2 of 3 tensors differ)"),
     ]
     assert words(Record(OLD.parameters, [])) == [("ledger", "1 rounds became 0")]
 
@@ -175,10 +175,14 @@ def test_a_second_text_takes_the_place_of_a_plans_own_keys() -> None:
     personal = ["x"]
     v2 = { cohort = 2, own = ["x"] }
     [plans.two]
+    slow = true
     bytes_vary = 5
     """
     one, two = read_plans(text)
     assert one.steps == "merge" and two.bytes_vary == 5
+    assert select_plans([one, two], []) == [one]
+    assert select_plans([one, two], [], slow=True) == [one, two]
+    assert select_plans([one, two], ["two"]) == [two]
     assert one.texts[1] == 'name = "one"\nrounds = 3\ncohort = 2\npersonal = [\n    "x",\n]\n'
     assert one.texts[2] == 'name = "one"\nrounds = 3\ncohort = 2\nown = [\n    "x",\n]\n'
     assert two.texts[1] == two.texts[2] == 'name = "two"\nrounds = 3\ncohort = 4\n'

@@ -3,6 +3,7 @@
     python -m tools.golden                               against 026e48a, before the redesign
     python -m tools.golden --only fedavg --only flora    some plans
     python -m tools.golden --against HEAD --schema 2     what is not committed yet; HEAD reads `v2`
+    python -m tools.golden --slow                        with plans of worker processes too
     python -m tools.golden --bytes-may-differ            bytes are reported and fail nothing
     python -m tools.golden --keep /tmp/golden            leaves the folders of all runs there
 
@@ -100,8 +101,10 @@ def _mark(one: Verdict, section: str) -> str:
     return "equal" if one.equal(section) else "DIFFERS"
 
 
-def select_plans(plans: Sequence[GoldenPlan], only: Sequence[str]) -> list[GoldenPlan]:
-    """The plans of these names, or all.
+def select_plans(
+    plans: Sequence[GoldenPlan], only: Sequence[str], slow: bool = False
+) -> list[GoldenPlan]:
+    """The plans of these names, or all; slow ones only where they are asked for.
 
     Raises:
       ValueError: there is no plan of that name.
@@ -110,7 +113,7 @@ def select_plans(plans: Sequence[GoldenPlan], only: Sequence[str]) -> list[Golde
     for name in only:
         if name not in known:
             raise ValueError(f"there is no plan {name!r}; known: {', '.join(known)}")
-    return [plan for plan in plans if not only or plan.name in only]
+    return [plan for plan in plans if plan.name in only or (not only and slow >= plan.slow)]
 
 
 def arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -124,6 +127,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--schema", type=int, choices=VERSIONS, default=1, help="of the commit's plans"
     )
+    parser.add_argument("--slow", action="store_true", help="the slow plans too")
     parser.add_argument("--bytes-may-differ", action="store_true", help="bytes fail nothing")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="a new folder for all runs")
     parser.add_argument("--json", action="store_true", help="nothing but JSON on standard output")
@@ -132,7 +136,10 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
 
 def compare(given: argparse.Namespace, at: Path) -> bool:
     """Run and print everything; return whether all passed."""
-    begun, plans = perf_counter(), select_plans(read_plans(FILE.read_text()), given.only)
+    begun, plans = (
+        perf_counter(),
+        select_plans(read_plans(FILE.read_text()), given.only, given.slow),
+    )
     width, found = max(len(plan.name) for plan in plans), []
     if not given.json:
         heads = "  ".join(f"{section:<10}" for section in SECTIONS)

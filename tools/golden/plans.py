@@ -10,7 +10,7 @@ import tomli_w
 
 FILE = Path(__file__).with_name("plans.toml")
 VERSIONS = (1, 2)
-SECOND, STEPS, VARY = "v2", "steps", "bytes_vary"
+SECOND, STEPS, VARY, SLOW = OWN = ("v2", "steps", "bytes_vary", "slow")
 STEPS_KNOWN = ("run", "merge")
 
 
@@ -22,12 +22,14 @@ class GoldenPlan:
       steps: "run", or "merge" for one that is invited to, contributed to and merged.
       texts: its TOML by the version of the schema.
       bytes_vary: by how many a client's bytes of a round may differ from run to run.
+      slow: whether it is left out unless it is asked for.
     """
 
     name: str
     steps: str
     texts: Mapping[int, str]
     bytes_vary: int = 0
+    slow: bool = False
 
 
 def read_plans(text: str) -> list[GoldenPlan]:
@@ -48,9 +50,9 @@ def _plan(name: str, base: Mapping[str, Any], own: Mapping[str, Any]) -> GoldenP
         version: tomli_w.dumps({"name": name, **_keys(base, version), **_keys(own, version)})
         for version in VERSIONS
     }
-    return GoldenPlan(name, steps, texts, own.get(VARY, 0))
+    return GoldenPlan(name, steps, texts, own.get(VARY, 0), own.get(SLOW, False))
 
 
 def _keys(table: Mapping[str, Any], version: int) -> dict[str, Any]:
     chosen = table.get(SECOND, table) if version > 1 else table
-    return {key: value for key, value in chosen.items() if key not in (SECOND, STEPS, VARY)}
+    return {key: value for key, value in chosen.items() if key not in OWN}

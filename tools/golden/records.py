@@ -12,9 +12,6 @@ from typing import Any
 
 UNTOLD = ("seconds",)
 """Keys of a round that differ from run to run."""
-OWNERS = {"c": "scaffold", "exact": "exact"}
-"""Whose the tensors are that the first format shares beside the model's, by their prefix. The
-second format names the owner itself; both must come to the same name here."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +72,10 @@ def read_digests(content: bytes) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _first(name: str) -> str | None:
-    """`params/<name>`, `params/c/<name>`, `params/exact/<layer>`; the server's memory is left
-    out."""
+    """`params/<name>`, and for the owners "c" and "exact" `params/<owner>/<name>`; `memory/<name>`
+    is left out."""
     kind, _, rest = name.partition("/")
-    if kind != "params":
-        return None
-    prefix, slash, inner = rest.partition("/")
-    return f"{OWNERS.get(prefix, prefix)}/{inner}" if slash else rest
+    return rest if kind == "params" else None
 
 
 def _second(name: str) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from signal import SIGKILL
 from tarfile import open as open_tar
 from typing import Any
 
@@ -76,6 +77,7 @@ class Run:
             env={**os.environ, **own},
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # a group, so that `stop` reaches the commands too
         )
 
     def outcomes(self) -> Iterator[Outcome]:
@@ -95,8 +97,9 @@ class Run:
         return Outcome(told["name"], self.at / told["name"], failed, told["seconds"])
 
     def stop(self) -> None:
-        """End the child process if it still works."""
-        self.process.terminate()
+        """End the child process and its commands if it still works."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, SIGKILL)
         self.process.communicate()
 
 
