@@ -179,7 +179,7 @@ def test_class_means_and_terms_see_the_kept_features(sites: tuple[Site, Site]) -
     heads, features = [], []
     for site in sites:
         heads.append(last(run(site, replace(site.plan, algorithms=(ClassMeans(),), rounds=1))))
-        batch = next(iter(site.data.held_out(site.data.clients[0])))
+        batch = next(iter(site.data.held_out()))
         with torch.no_grad():
             features.append(site.task.forward(site.model.eval(), batch, "classifier")["features"])
     for name, x in heads[0].items():
