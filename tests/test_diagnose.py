@@ -16,7 +16,7 @@ from fedpeft.core.tensors import equal
 from fedpeft.core.types import Division, Examples, Table
 from fedpeft.errors import PlanError
 from fedpeft.oneshot.diagnose import Budget, diagnose, spread, work
-from fedpeft.oneshot.merged import change, merged
+from fedpeft.oneshot.merged import measure_change, merge_into_copy
 from fedpeft.oneshot.paths import Signs, both_ways
 from fedpeft.oneshot.theory import beyond, coins
 from fedpeft.oneshot.words import answer
@@ -187,13 +187,13 @@ def test_tuners_are_merged_before_they_are_measured() -> None:
         name: torch.randn(dict(model.named_parameters())[name].shape, generator=draws)
         for name in names
     }
-    start, end = merged(model, {}), merged(model, params)
+    start, end = merge_into_copy(model, {}), merge_into_copy(model, params)
     layer = "vit.layers.2.attention.q_proj"
     factors = [params[f"{layer}.lora_{side}.default.weight"] for side in "AB"]
     torch.testing.assert_close(
         end[f"{layer}.weight"], start[f"{layer}.weight"] + 3 * factors[1] @ factors[0]
     )
-    layers = change(start, end).layers
+    layers = measure_change(start, end).layers
     wanted = (
         3
         * (factors[1] @ factors[0]).norm()

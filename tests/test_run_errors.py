@@ -15,8 +15,8 @@ from fedpeft.data.partitioned import Partitioned
 from fedpeft.registry import OWN
 from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
-from fedpeft.runs.environment import differences
-from fedpeft.runs.execute import check_workers, moved, open_run_site
+from fedpeft.runs.environment import compare_environments
+from fedpeft.runs.execute import check_workers, find_changes, open_run_site
 from fedpeft.runs.folder import RunFolder, append_round, create, locked, read_rounds, reopen
 
 
@@ -128,21 +128,21 @@ def test_two_processes_do_not_work_on_one_run(halfway: RunFolder) -> None:
 
 
 def test_what_moved_is_named(site: Site, plan: Plan, halfway: RunFolder) -> None:
-    assert moved(halfway, site) == []
+    assert find_changes(halfway, site) == []
     saved = load_checkpoint(halfway.checkpoint, plan)
     assert saved is not None
     then = json.loads(json.dumps(saved.environment))
     then["versions"]["torch"], then["cpu"] = "0.4.1", "abacus"
     save_checkpoint(halfway.checkpoint, plan, saved.state, then)
-    assert [line.partition(" then")[0] for line in moved(halfway, site)] == [
+    assert [line.partition(" then")[0] for line in find_changes(halfway, site)] == [
         "torch 0.4.1",
         "cpu abacus",
     ]
 
 
 def test_a_difference_needs_two_sides() -> None:
-    assert differences({"versions": {}}, {"versions": {"torch": "2"}, "threads": 1}) == []
-    assert differences({"threads": 2}, {"threads": 1}) == ["threads 2 then, 1 now"]
+    assert compare_environments({"versions": {}}, {"versions": {"torch": "2"}, "threads": 1}) == []
+    assert compare_environments({"threads": 2}, {"threads": 1}) == ["threads 2 then, 1 now"]
 
 
 def test_a_line_that_is_no_json_is_refused_before_it_is_written(halfway: RunFolder) -> None:

@@ -11,10 +11,10 @@ from running import fedpeft
 from fedpeft import PlanError, read_plan
 from fedpeft.cli.sweep import _left
 from fedpeft.runs.folder import append_round
-from fedpeft.studies.estimate import estimate, seconds_of
+from fedpeft.studies.estimate import estimate_study, seconds_of
 from fedpeft.studies.shelf import Shelf
-from fedpeft.studies.study import Cell, chosen, read_study
-from fedpeft.studies.sweep import Outcome
+from fedpeft.studies.study import Cell, read_study, select_cells
+from fedpeft.studies.sweep import CellOutcome
 from fedpeft.studies.table import interval, markdown, rows_of
 
 BASE = """
@@ -73,11 +73,15 @@ def test_cells_are_the_product_of_the_axes_and_what_stands_beside_them(tmp_path:
 
 def test_only_takes_axes_by_name_or_key_and_seeds(tmp_path: Path) -> None:
     read = read_study(study(tmp_path, AXES))
-    assert len(chosen(read, [])) == 18
-    assert len(chosen(read, ["seed=1"])) == 9
-    assert len(chosen(read, ["partition.alpha=0.5"])) == len(chosen(read, ["alpha=0.5"])) == 8
-    assert len(chosen(read, ["method=prox*", "seed=42", "alpha=0.5", "alpha=2.0"])) == 4
-    assert [cell.name for cell in chosen(read, ["row=centralised", "seed=1"])] == [
+    assert len(select_cells(read, [])) == 18
+    assert len(select_cells(read, ["seed=1"])) == 9
+    assert (
+        len(select_cells(read, ["partition.alpha=0.5"]))
+        == len(select_cells(read, ["alpha=0.5"]))
+        == 8
+    )
+    assert len(select_cells(read, ["method=prox*", "seed=42", "alpha=0.5", "alpha=2.0"])) == 4
+    assert [cell.name for cell in select_cells(read, ["row=centralised", "seed=1"])] == [
         "centralised-seed1"
     ]
     for bad, said in (
@@ -86,7 +90,7 @@ def test_only_takes_axes_by_name_or_key_and_seeds(tmp_path: Path) -> None:
         ("seed", "KEY=VALUE"),
     ):
         with pytest.raises(PlanError) as error:
-            chosen(read, [bad])
+            select_cells(read, [bad])
         assert said in str(error.value)
 
 
@@ -147,8 +151,8 @@ def test_a_file_is_no_folder_for_cells(tmp_path: Path, option: str, more: list[s
     )
 
 
-def ended(cell: Cell, wall: float, error: str = "") -> Outcome:
-    return Outcome(cell, None, wall=wall, error=error)
+def ended(cell: Cell, wall: float, error: str = "") -> CellOutcome:
+    return CellOutcome(cell, None, wall=wall, error=error)
 
 
 def test_time_left_is_that_of_the_cells_that_are_most_alike(tmp_path: Path) -> None:
@@ -172,14 +176,14 @@ def test_time_left_is_that_of_the_cells_that_are_most_alike(tmp_path: Path) -> N
     assert _left(shelf, read.cells, done, 1) == "2 min 50 s left"
     assert _left(shelf, read.cells, [], 1) == ""
 
-    found = estimate(shelf, read.cells, done, 2, [])
+    found = estimate_study(shelf, read.cells, done, 2, [])
     assert (found.cells, found.finished, found.source) == (
         4,
         2,
         "from the seconds of 2 finished cells",
     )
     assert found.hours == pytest.approx((300 + 20) / 2 / 3600)
-    whole = estimate(shelf, read.cells[:2], done, 1, [])
+    whole = estimate_study(shelf, read.cells[:2], done, 1, [])
     assert (whole.finished, whole.hours) == (2, 0.0)
 
 
@@ -211,12 +215,12 @@ def test_a_task_without_accuracy_has_its_loss_in_the_table(tmp_path: Path) -> No
         "trainable_params": 9,
     }
     made = {**summary, "bytes_up_per_client_round": 1024}
-    rows = rows_of(study, [Outcome(study.cells[0], tmp_path, made)])
+    rows = rows_of(study, [CellOutcome(study.cells[0], tmp_path, made)])
     assert "| row | seeds | loss | trained | up | in all |" in markdown(
         study, rows, "fedpeft sweep"
     )
     assert "| a | 1 | 1.500 | 9 | 1.0 KiB | 0.0 KiB |" in markdown(study, rows, "fedpeft sweep")
-    scored = rows_of(study, [Outcome(study.cells[0], tmp_path, made | {"accuracy_last": 0.5})])
+    scored = rows_of(study, [CellOutcome(study.cells[0], tmp_path, made | {"accuracy_last": 0.5})])
     assert "| a | 1 | 50.0 | - | - | - | - | 9 |" in markdown(study, scored, "fedpeft sweep")
 
 
@@ -232,7 +236,7 @@ def test_the_table_tells_how_a_result_serves_each_client(tmp_path: Path) -> None
     }
     made |= {"accuracy_last": 0.5, "bytes_up_per_client_round": 1024}
     told = markdown(
-        study, rows_of(study, [Outcome(study.cells[0], tmp_path, made)]), "fedpeft sweep"
+        study, rows_of(study, [CellOutcome(study.cells[0], tmp_path, made)]), "fedpeft sweep"
     )
     assert "| seeds | last | best | clients | worst tenth | spread | trained |" in told
     assert "| 1 | 50.0 | - | 90.0 | 70.0 | 5.0 | 9 |" in told

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fedpeft.report.page import Report, write
+from fedpeft.report.page import Report, write_report
 from fedpeft.report.reading import read_cells
 from fedpeft.report.study import sections
 
@@ -52,5 +52,5 @@ if __name__ == "__main__":
         raise SystemExit(f"no picture is taken: there is no folder {cells}")
     with TemporaryDirectory() as folder:
         page = Path(folder) / "report.html"
-        write(Report(sections(read_cells([cells])[0]), (), f"fedpeft report {cells}"), page)
+        write_report(Report(sections(read_cells([cells])[0]), (), f"fedpeft report {cells}"), page)
         take(page, out)

@@ -52,7 +52,7 @@ class Commands(TyperGroup):
             raise typer.Exit(code) from None
 
 
-class Plain(TyperCommand):
+class PlainCommand(TyperCommand):
     """Help in plain text, in which typer 0.20 would show the brackets of `[required]` escaped for
     rich."""
 
@@ -92,7 +92,7 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def main(
+def apply_common_options(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
     ] = False,
@@ -104,24 +104,24 @@ def main(
 
 for name, command, examples in (
     ("run", run.run, run.EXAMPLES),
-    ("sweep", sweep.sweep, sweep.EXAMPLES),
+    ("sweep", sweep.sweep_study, sweep.EXAMPLES),
     ("list", parts.list_parts, parts.EXAMPLES),
     ("show", show.show, show.EXAMPLES),
     ("partition", partition.partition, partition.EXAMPLES),
-    ("evaluate", evaluate.evaluate, evaluate.EXAMPLES),
+    ("evaluate", evaluate.evaluate_run, evaluate.EXAMPLES),
     ("sample", sample.sample, sample.EXAMPLES),
     ("export", export.export, export.EXAMPLES),
-    ("watch", watch.watch, watch.EXAMPLES),
+    ("watch", watch.watch_runs, watch.EXAMPLES),
     ("report", report.report, report.EXAMPLES),
-    ("invite", invite.invite, invite.EXAMPLES),
-    ("contribute", contribute.contribute, contribute.EXAMPLES),
+    ("invite", invite.write_invitation, invite.EXAMPLES),
+    ("contribute", contribute.contribute_file, contribute.EXAMPLES),
     ("keygen", keygen.keygen, keygen.EXAMPLES),
-    ("merge", merge.merge, merge.EXAMPLES),
+    ("merge", merge.merge_files, merge.EXAMPLES),
     ("node", node.node, node.EXAMPLES),
-    ("supernode", supernode.supernode, supernode.EXAMPLES),
+    ("supernode", supernode.start_supernode, supernode.EXAMPLES),
     ("app", bundle.bundle, bundle.EXAMPLES),
     ("doctor", doctor.doctor, doctor.EXAMPLES),
-    ("diagnose", diagnose.diagnose, diagnose.EXAMPLES),
-    ("attack", attack.attack, attack.EXAMPLES),
+    ("diagnose", diagnose.diagnose_plan, diagnose.EXAMPLES),
+    ("attack", attack.attack_run, attack.EXAMPLES),
 ):
-    app.command(name, cls=Plain, epilog=f"\b\nExamples:\n{examples}")(command)
+    app.command(name, cls=PlainCommand, epilog=f"\b\nExamples:\n{examples}")(command)

@@ -14,7 +14,7 @@ EXAMPLES = """\
 """
 
 
-def attack(
+def attack_run(
     run: RunPath,
     client: Annotated[
         str,

@@ -18,7 +18,7 @@ EXAMPLES = """\
 LAYERS = 5
 
 
-def diagnose(
+def diagnose_plan(
     plan: Annotated[Path | None, typer.Argument(metavar="[PLAN.toml|RUN]", hidden=True)] = None,
     settings: Settings = None,
     rounds: Annotated[

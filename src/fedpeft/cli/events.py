@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.errors import FedpeftError
-from fedpeft.report.kept import Round
-from fedpeft.report.reading import Cell
+from fedpeft.report.kept import KeptRound
+from fedpeft.report.reading import KeptRun
 
 
-class MissingLibrary(FedpeftError):
+class MissingTensorBoard(FedpeftError):
     """What writes event files is not installed."""
 
 
@@ -32,11 +32,11 @@ class Events:
         try:
             import tensorboard  # noqa: F401
         except ImportError:
-            raise MissingLibrary(
+            raise MissingTensorBoard(
                 "event files need tensorboard: pip install 'fedpeft[tensorboard]'"
             ) from None
 
-    def add(self, cells: Mapping[str, Cell]) -> None:
+    def add(self, cells: Mapping[str, KeptRun]) -> None:
         """Write the rounds that are new, and make them visible."""
         for name, cell in cells.items():
             writer = self.writers[name] if name in self.writers else self._open(name)
@@ -61,7 +61,7 @@ class Events:
         return self.writers[name]
 
 
-def scalars(r: Round) -> Iterator[tuple[str, float]]:
+def scalars(r: KeptRound) -> Iterator[tuple[str, float]]:
     """What is told of a round; what was not measured or is not finite is not there."""
     for kind, metrics in (("held_out", r.held_out or {}), ("clients", r.metrics)):
         yield from (

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 NAMELESS = "say which SuperLink: --federation NAME, a name in Flower's config.toml"
 
 
-def begin(plan: "Plan", out: Path | None, federation: str | None) -> "RunFolder":
+def submit_run(plan: "Plan", out: Path | None, federation: str | None) -> "RunFolder":
     """A new run, submitted. Nothing is written before its plan and the server's data are known to
     be good."""
-    from fedpeft.deploy.submit import require, submit
+    from fedpeft.deploy.submit import require_flower, submit
     from fedpeft.deploy.terms import server_site
     from fedpeft.runs.folder import create, vacant
 
-    require()
+    require_flower()
     if federation is None:
         raise RunError(NAMELESS)
     if out is not None:
@@ -38,9 +38,9 @@ def begin(plan: "Plan", out: Path | None, federation: str | None) -> "RunFolder"
 def again(folder: "RunFolder", plan: "Plan", federation: str | None) -> None:
     """A run that was submitted and is not finished: submitted once more, if it does not go on
     already."""
-    from fedpeft.deploy.submit import federation_of, killed, require, status, submit
+    from fedpeft.deploy.submit import federation_of, killed, require_flower, status, submit
 
-    require()
+    require_flower()
     federation = federation or federation_of(folder)
     if federation is None:
         raise RunError(NAMELESS)

@@ -13,7 +13,7 @@ EXAMPLES = """\
 """
 
 
-def invite(
+def write_invitation(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="The invitation's folder.")
     ],

@@ -34,7 +34,7 @@ def report(
     differ in the seed are put together. The page holds all that it needs and opens without a
     network.
     """
-    from fedpeft.report.page import Report, write
+    from fedpeft.report.page import Report, write_report
     from fedpeft.report.reading import read_cells
     from fedpeft.report.study import sections
 
@@ -43,5 +43,5 @@ def report(
         typer.echo(f"warning: {problem}", err=True)
     flags = [flag for flag, wanted in (("--csv", csv), ("--latex", latex)) if wanted]
     command = shlex.join(["fedpeft", "report", *map(str, folders), "-o", str(out), *flags])
-    for path in write(Report(sections(cells), problems, command), out, csv, latex):
+    for path in write_report(Report(sections(cells), problems, command), out, csv, latex):
         typer.echo(str(path))

@@ -83,7 +83,7 @@ def run(
     if resume is None:
         read = resolve(plan, [*(settings or ()), *_flags(engine=engine, seed=seed)])
         if read.engine == ELSEWHERE:
-            begun = follow.begin(read, out, federation)
+            begun = follow.submit_run(read, out, federation)
             _report(console, begun, follow.until_done(console, begun, read, quiet), as_json)
             return
         folder, site = _begin(read, out, device, workers)
@@ -133,11 +133,11 @@ def _reopened(path: Path, engine: str | None) -> "tuple[RunFolder, Plan]":
 def _reopen(
     folder: "RunFolder", plan: "Plan", device: str, workers: int
 ) -> "tuple[RunFolder, Site]":
-    from fedpeft.runs.execute import check_workers, moved, open_run_site
+    from fedpeft.runs.execute import check_workers, find_changes, open_run_site
 
     check_workers(plan, workers)
     site = open_run_site(plan, device)
-    if changes := moved(folder, site):
+    if changes := find_changes(folder, site):
         typer.echo(
             f"warning: the last bits may differ from an undisturbed run's: {'; '.join(changes)}",
             err=True,

@@ -14,7 +14,7 @@ EXAMPLES = """\
 """
 
 
-def supernode(
+def start_supernode(
     node: Annotated[Path, typer.Option(metavar="DIR", help="The folder of this machine's worker.")],
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="-- ...", help="For flower-supernode.")

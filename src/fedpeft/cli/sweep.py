@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from fedpeft.studies.shelf import Shelf
     from fedpeft.studies.study import Cell
-    from fedpeft.studies.sweep import Outcome
+    from fedpeft.studies.sweep import CellOutcome
 
 EVERY = 25
 """Looks at the processes between two looks at how far their rounds are."""
@@ -62,7 +62,7 @@ EstimateOnly = Annotated[
 ]
 
 
-def sweep(
+def sweep_study(
     study: StudyFile,
     out: SweepFolder = None,
     jobs: Jobs = 1,
@@ -84,13 +84,13 @@ def sweep(
 
     from fedpeft.errors import RunError
     from fedpeft.studies.shelf import Shelf
-    from fedpeft.studies.study import chosen, read_study
+    from fedpeft.studies.study import read_study, select_cells
     from fedpeft.studies.sweep import reused
 
     _check_folder("--out", out)
     _check_folder("--keep", keep)
     read = read_study(study)
-    cells = chosen(read, only or ())
+    cells = select_cells(read, only or ())
     console = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)
     shelf = Shelf(read, out or Path("runs") / read.name, keep)
     done = reused(shelf, cells)
@@ -121,14 +121,14 @@ def _estimate(
     console: "Console",
     shelf: "Shelf",
     cells: "Sequence[Cell]",
-    done: "Sequence[Outcome]",
+    done: "Sequence[CellOutcome]",
     jobs: int,
     options: list[str],
     as_json: bool,
 ) -> None:
-    from fedpeft.studies.estimate import estimate
+    from fedpeft.studies.estimate import estimate_study
 
-    found = estimate(shelf, cells, done, jobs, options)
+    found = estimate_study(shelf, cells, done, jobs, options)
     if as_json:
         typer.echo(json.dumps({"study": shelf.study.name, **vars(found)}, indent=2))
         return
@@ -143,13 +143,13 @@ def _sweep(
     console: "Console",
     shelf: "Shelf",
     cells: "Sequence[Cell]",
-    done: "list[Outcome]",
+    done: "list[CellOutcome]",
     jobs: int,
     options: list[str],
-) -> "list[Outcome]":
+) -> "list[CellOutcome]":
     """All outcomes; one bar over all cells, a line for each that ends."""
     from fedpeft.runs.folder import RunFolder, locked
-    from fedpeft.studies.sweep import sweep as run_all
+    from fedpeft.studies.sweep import run_study as run_all
 
     shelf.out.mkdir(parents=True, exist_ok=True)
     outcomes = list(done)
@@ -173,13 +173,13 @@ def _sweep(
     return outcomes
 
 
-def _without(cells: "Sequence[Cell]", done: "Sequence[Outcome]") -> "list[Cell]":
+def _without(cells: "Sequence[Cell]", done: "Sequence[CellOutcome]") -> "list[Cell]":
     """The cells that have no outcome yet."""
     ready = {one.cell.name for one in done}
     return [cell for cell in cells if cell.name not in ready]
 
 
-def _store(shelf: "Shelf", one: "Outcome") -> None:
+def _store(shelf: "Shelf", one: "CellOutcome") -> None:
     if one.folder and not one.error:
         shelf.store(one.cell, one.folder)
 
@@ -197,7 +197,9 @@ def _bar(console: "Console") -> "Progress":
     )
 
 
-def _left(shelf: "Shelf", cells: "Sequence[Cell]", outcomes: "Sequence[Outcome]", jobs: int) -> str:
+def _left(
+    shelf: "Shelf", cells: "Sequence[Cell]", outcomes: "Sequence[CellOutcome]", jobs: int
+) -> str:
     """The time that the other cells are likely to take, from the seconds of those that are
     finished."""
     from fedpeft.studies.estimate import seconds_of
@@ -212,7 +214,7 @@ def _left(shelf: "Shelf", cells: "Sequence[Cell]", outcomes: "Sequence[Outcome]"
     return f"{duration(total / jobs)} left" if total else ""
 
 
-def _line(one: "Outcome", number: int, cells: int) -> str:
+def _line(one: "CellOutcome", number: int, cells: int) -> str:
     if one.error:
         told = f"failed: {one.error}"
     else:
@@ -236,12 +238,12 @@ def _interruptible(shelf: "Shelf") -> Iterator[None]:
 
 
 def _report(
-    console: "Console", shelf: "Shelf", outcomes: "Sequence[Outcome]", as_json: bool
+    console: "Console", shelf: "Shelf", outcomes: "Sequence[CellOutcome]", as_json: bool
 ) -> None:
     from rich.box import SIMPLE
     from rich.table import Table
 
-    from fedpeft.studies.table import columns, measured, rows_of, texts, write_tables
+    from fedpeft.studies.table import columns, rows_of, select_measures, texts, write_tables
 
     study = shelf.study
     rows = rows_of(study, outcomes)
@@ -253,7 +255,7 @@ def _report(
         typer.echo((shelf.out / "table.json").read_text())
         return
     table = Table(box=SIMPLE, show_edge=False, pad_edge=False)
-    shown = measured(rows)
+    shown = select_measures(rows)
     if console.width < WIDE:
         shown = dict(islice(shown.items(), 1))
     for number, heading in enumerate(columns(study, shown)):

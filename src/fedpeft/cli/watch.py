@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from fedpeft.cli.events import Events
-    from fedpeft.report.reading import Cell
+    from fedpeft.report.reading import KeptRun
 
 EXAMPLES = """\
   fedpeft watch runs/mine                          until the run is finished
@@ -32,7 +32,7 @@ BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 32
 
 
-def watch(
+def watch_runs(
     folder: Annotated[Path, typer.Argument(metavar="DIR", hidden=True)],
     once: Annotated[bool, typer.Option("--once", help="How it stands now, and no more.")] = False,
     tensorboard: Annotated[
@@ -65,7 +65,7 @@ def watch(
             live.update(picture(views), refresh=True)
 
 
-def _looks(folder: Path, seen: "dict[str, View]") -> "Iterator[dict[str, View]]":
+def _looks(folder: Path, seen: "dict[str, RunView]") -> "Iterator[dict[str, RunView]]":
     """What is seen now and then, until all runs are over; of a study the next one may yet begin."""
     wait = 0 if "" in seen else SETTLED
     over: float | None = None  # since when all are
@@ -80,7 +80,7 @@ def _looks(folder: Path, seen: "dict[str, View]") -> "Iterator[dict[str, View]]"
 
 
 @dataclass(frozen=True)
-class View:
+class RunView:
     """What was last seen of a run.
 
     Attributes:
@@ -90,7 +90,7 @@ class View:
     """
 
     stamp: tuple[tuple[int, int], ...]
-    cell: "Cell | None"
+    cell: "KeptRun | None"
     problem: str
     touched: float
 
@@ -99,24 +99,24 @@ class View:
         return self.cell is None or self.cell.finished
 
 
-def look(folder: Path, before: Mapping[str, View]) -> dict[str, View]:
+def look(folder: Path, before: Mapping[str, RunView]) -> dict[str, RunView]:
     """The runs at or below `folder`, by their path from there; only what has changed is read.
 
     Raises:
       RunError: there is none.
     """
-    from fedpeft.report.reading import find
+    from fedpeft.report.reading import find_runs
 
     found = {
         "" if path == folder else path.relative_to(folder).as_posix(): path
-        for path in find([folder])
+        for path in find_runs([folder])
     }
     if not found:
         raise RunError(f"there is no run at or below {folder}")
     return {name: _view(path, before.get(name)) for name, path in found.items()}
 
 
-def _view(path: Path, before: View | None) -> View:
+def _view(path: Path, before: RunView | None) -> RunView:
     from fedpeft.report.reading import read_cell
     from fedpeft.runs.folder import RunFolder
 
@@ -127,18 +127,18 @@ def _view(path: Path, before: View | None) -> View:
         return before
     touched = max((stat.st_mtime for stat in stats), default=0.0)
     try:
-        return View(stamp, read_cell(path), "", touched)
+        return RunView(stamp, read_cell(path), "", touched)
     except RunError as error:
-        return View(stamp, None, str(error), touched)
+        return RunView(stamp, None, str(error), touched)
 
 
-def _write(events: "Events | None", seen: Mapping[str, View]) -> None:
+def _write(events: "Events | None", seen: Mapping[str, RunView]) -> None:
     if events:
         cells = [(name, view.cell) for name, view in seen.items() if view.cell]
         events.add({name or cell.path.resolve().name: cell for name, cell in cells})
 
 
-def picture(seen: Mapping[str, View]) -> "RenderableType":
+def picture(seen: Mapping[str, RunView]) -> "RenderableType":
     """One run in several lines, several runs in a line each."""
     from rich.console import Group
     from rich.text import Text
@@ -154,7 +154,7 @@ def picture(seen: Mapping[str, View]) -> "RenderableType":
     return Group(_together(cells), *problems)
 
 
-def _alone(view: View) -> "RenderableType":
+def _alone(view: RunView) -> "RenderableType":
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -188,7 +188,7 @@ def _alone(view: View) -> "RenderableType":
     return Group(Text(f"{cell.plan.get('name', 'run')} in {cell.path}", style="bold"), table)
 
 
-def _together(views: Mapping[str, View]) -> "RenderableType":
+def _together(views: Mapping[str, RunView]) -> "RenderableType":
     from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text
@@ -215,7 +215,7 @@ def _together(views: Mapping[str, View]) -> "RenderableType":
     return table
 
 
-def curve(cell: "Cell") -> tuple[str, list[float]]:
+def curve(cell: "KeptRun") -> tuple[str, list[float]]:
     """The held-out metric that is no loss, as a rule the accuracy, and its values so far."""
     names = dict.fromkeys(name for r in cell.rounds for name in r.held_out or {})
     name = next((name for name in names if name != "loss"), "loss" if names else "accuracy")
@@ -226,7 +226,7 @@ def _best(name: str, values: Sequence[float]) -> float:
     return min(values) if name in LESS_IS_BETTER else max(values)
 
 
-def state(view: View) -> str:
+def state(view: RunView) -> str:
     """ "finished", or how long it will take, or how long nothing has come when that is longer than
     it should be."""
     cell = view.cell
@@ -253,12 +253,12 @@ def spark(values: Sequence[float], width: int = WIDTH) -> str:
     return "".join(BARS[min(len(BARS) - 1, int((x - low) / span * len(BARS)))] for x in values)
 
 
-def _bar(cell: "Cell") -> str:
+def _bar(cell: "KeptRun") -> str:
     done = WIDTH * len(cell.rounds) // max(1, cell.planned)
     return "━" * done + "╌" * (WIDTH - done)
 
 
-def _epsilon(cell: "Cell") -> str:
+def _epsilon(cell: "KeptRun") -> str:
     spent = [r.privacy for r in cell.rounds if r.privacy and r.privacy.epsilon is not None]
     return (
         f"{spent[-1].epsilon:.4g}" + (f" at delta {spent[-1].delta:g}" if spent[-1].delta else "")

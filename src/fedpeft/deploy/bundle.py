@@ -9,7 +9,7 @@ from typing import Any
 import tomli_w
 
 from fedpeft import __version__
-from fedpeft.deploy.terms import check_plan
+from fedpeft.deploy.terms import check_node_plan
 from fedpeft.errors import RunError
 from fedpeft.plan.plan import Plan
 
@@ -23,7 +23,7 @@ def write_app(plan: Plan, path: Path) -> None:
       PlanError: the plan cannot be carried out on Flower, or not be written.
       RunError: something is there.
     """
-    check_plan(plan)
+    check_node_plan(plan)
     write_bundle(
         path,
         plan.name,

@@ -23,7 +23,7 @@ from fedpeft.deploy.terms import check_signer, disagreement, terms_of
 from fedpeft.errors import RunError, WireError
 from fedpeft.rounds.client import Worker
 from fedpeft.rounds.site import Site
-from fedpeft.runs.environment import differences, environment
+from fedpeft.runs.environment import compare_environments, environment
 from fedpeft.runs.folder import RunFolder, locked
 
 # Seconds for the other end to write or read its part; both ends are on this machine.
@@ -84,7 +84,7 @@ class Node:
         if kind == "hello":
             here = environment(self.site.plan, self.site.device)
             differs = (
-                differences(head["environment"], here)
+                compare_environments(head["environment"], here)
                 if isinstance(head.get("environment"), dict)
                 else []
             )

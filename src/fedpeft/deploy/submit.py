@@ -33,7 +33,7 @@ PENDING = (
 )
 
 
-def require() -> None:
+def require_flower() -> None:
     """Raises RunError where Flower is not installed."""
     if find_spec("flwr") is None:
         raise RunError("the engine \"flower\" needs Flower: pip install 'fedpeft[flower]'")

@@ -75,7 +75,7 @@ NOT_AT_NODES: Mapping[Fact, str] = {
 """What cannot be carried out where the server sees no client."""
 
 
-def check_plan(plan: Plan) -> None:
+def check_node_plan(plan: Plan) -> None:
     """Raises PlanError for a plan that cannot be carried out where the server sees no client."""
     refuse(plan, NOT_AT_NODES)
     for name in plan.nodes.names or ():
@@ -106,7 +106,7 @@ def node_site(plan: Plan, path: str, name: ClientId, device: str = "cpu") -> Sit
       PlanError: the plan does not know such a node, or does not name the labels.
       DataError: the data cannot be read, or have a label that the plan does not have.
     """
-    check_plan(plan)
+    check_node_plan(plan)
     if name not in (plan.nodes.names or ()):
         known = ", ".join(plan.nodes.names or ()) or "none"
         raise PlanError(
@@ -121,7 +121,7 @@ def rehearsal_site(plan: Plan, number: int, device: str = "cpu") -> tuple[Site, 
     Raises:
       PlanError: its clients are nodes with data of their own, or there is no such client.
     """
-    check_plan(plan)
+    check_node_plan(plan)
     if plan.nodes.names is not None:
         raise PlanError(
             "the plan's clients are nodes with their own data: give --data and --name, or leave "
@@ -145,7 +145,7 @@ def server_site(plan: Plan, say: Callable[[str], None] = lambda words: None) -> 
     Raises:
       DataError, PlanError: what is wrong with the plan or its data.
     """
-    check_plan(plan)
+    check_node_plan(plan)
     if plan.nodes.names is None:
         return open_run_site(plan)
     nodes, plan = plan.nodes.names, calibrate_noise(named(plan), plan.nodes.names)

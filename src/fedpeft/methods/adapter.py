@@ -10,7 +10,7 @@ from torch.nn.functional import gelu
 
 from fedpeft.core.trainable import trainable
 from fedpeft.errors import PlanError
-from fedpeft.methods.anatomy import describe, mlp_outputs, train_parts, trained_head
+from fedpeft.methods.anatomy import mlp_outputs, name_model, train_parts, trained_head
 
 
 class Bottleneck(nn.Module):
@@ -97,7 +97,7 @@ class Adapter:
             return [self._adapter(layer) for layer in layers]
         if len(sizes) > 1:
             raise PlanError(
-                f"{describe(model)} has blocks of widths {sizes}: they cannot share one adapter"
+                f"{name_model(model)} has blocks of widths {sizes}: they cannot share one adapter"
             )
         first = self._adapter(layers[0])
         return [first, *(_twin(self._adapter(layer), first) for layer in layers[1:])]

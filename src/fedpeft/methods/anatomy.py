@@ -68,7 +68,7 @@ def mlp_outputs(model: nn.Module) -> list[str]:
     names = [name for stack in blocks(model) for name in stack]
     if not names:
         raise PlanError(
-            f"{describe(model)} has no transformer blocks (a ModuleList of modules that hold an "
+            f"{name_model(model)} has no transformer blocks (a ModuleList of modules that hold an "
             'attention); use method = "full", "head" or "bias", or a ViT, BERT or Llama'
         )
     return [f"{name}.{_last_linear(name, model.get_submodule(name))}" for name in names]
@@ -103,14 +103,14 @@ def attention_projections(model: nn.Module, which: str) -> list[str]:
     found = [next((name for name in PROJECTIONS[one] if name in present), None) for one in which]
     if None in found:
         raise PlanError(
-            f"cannot tell the attention's projections in {describe(model)}; "
+            f"cannot tell the attention's projections in {name_model(model)}; "
             "set the method's key `target` to some of its linear layers: "
             f"{', '.join(sorted(present)) or 'it has none'}"
         )
     return [name for name in found if name]
 
 
-def chosen(model: nn.Module, target: tuple[str, ...]) -> list[str]:
+def find_targets(model: nn.Module, target: tuple[str, ...]) -> list[str]:
     """The layers that a user named, by the last parts of their names.
 
     Raises:
@@ -121,7 +121,7 @@ def chosen(model: nn.Module, target: tuple[str, ...]) -> list[str]:
     for one in target:
         if not any(name == one or name.endswith(f".{one}") for name in every):
             last = {name.rpartition(".")[2] for name in linears}
-            raise PlanError(f"{describe(model)}: " + unknown("layer", one, last))
+            raise PlanError(f"{name_model(model)}: " + unknown("layer", one, last))
     return list(target)
 
 
@@ -142,11 +142,11 @@ def normalisations(model: nn.Module, head: str) -> list[str]:
         and not (head and name.startswith(f"{head}."))
     ]
     if not found:
-        raise PlanError(f"{describe(model)} has no LayerNorm or RMSNorm with weights to train")
+        raise PlanError(f"{name_model(model)} has no LayerNorm or RMSNorm with weights to train")
     return found
 
 
-def describe(model: nn.Module) -> str:
+def name_model(model: nn.Module) -> str:
     """How an error names a model."""
     return f"the model {type(model).__name__}"
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from fedpeft.core.trainable import train_only, trainable, within
 from fedpeft.errors import PlanError
-from fedpeft.methods.anatomy import describe, trained_head
+from fedpeft.methods.anatomy import name_model, trained_head
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Bias:
         biases = {name for name in names if "bias" in name.rpartition(".")[2]} - inside
         if not biases:
             raise PlanError(
-                f'{describe(model)} has no biases (a Llama has none): use method = "lora", '
+                f'{name_model(model)} has no biases (a Llama has none): use method = "lora", '
                 '"layernorm" or "ia3"'
             )
         return train_only(model, biases | inside)

@@ -8,7 +8,7 @@ from torch import nn
 
 from fedpeft.core.trainable import trainable
 from fedpeft.errors import PlanError
-from fedpeft.methods.anatomy import describe, train_parts, trained_head
+from fedpeft.methods.anatomy import name_model, train_parts, trained_head
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Head:
         head = trained_head(model, self.head)
         if not head:
             raise PlanError(
-                f"{describe(model)} has no new head to train; name the output layer, e.g. "
+                f"{name_model(model)} has no new head to train; name the output layer, e.g. "
                 'head = "lm_head", or use another method'
             )
         return train_parts(model, (), head)

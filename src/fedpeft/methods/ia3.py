@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fedpeft.core.trainable import trainable
-from fedpeft.methods.anatomy import attention_projections, chosen, mlp_outputs
+from fedpeft.methods.anatomy import attention_projections, find_targets, mlp_outputs
 from fedpeft.methods.injection import inject_tuner
 from fedpeft.methods.start import Start
 
@@ -45,8 +45,10 @@ class IA3:
         from it too."""
         from peft import IA3Config
 
-        outputs = chosen(model, self.target) or attention_projections(model, "kv")
-        inputs = chosen(model, self.feedforward) or ([] if self.target else mlp_outputs(model))
+        outputs = find_targets(model, self.target) or attention_projections(model, "kv")
+        inputs = find_targets(model, self.feedforward) or (
+            [] if self.target else mlp_outputs(model)
+        )
         return IA3Config(target_modules=outputs + inputs, feedforward_modules=inputs)
 
     def inject(self, model: nn.Module) -> nn.Module:

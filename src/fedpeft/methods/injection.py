@@ -9,7 +9,7 @@ from torch import nn
 
 from fedpeft.core.trainable import within
 from fedpeft.errors import PlanError
-from fedpeft.methods.anatomy import attention_projections, chosen, describe, trained_head
+from fedpeft.methods.anatomy import attention_projections, find_targets, name_model, trained_head
 from fedpeft.methods.start import Start, start_from
 
 
@@ -48,7 +48,7 @@ def low_rank_config(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=chosen(model, target) or attention_projections(model, "qv"),
+        target_modules=find_targets(model, target) or attention_projections(model, "qv"),
         **variant,
     )
 
@@ -73,7 +73,7 @@ def inject_tuner(
     from peft.functional import inject_adapter_in_model
 
     head = trained_head(model, head)
-    what = describe(model)
+    what = name_model(model)
     try:
         with known_warnings_ignored():
             model = (tuner or (lambda m, c: inject_adapter_in_model(c, m)))(model, config)

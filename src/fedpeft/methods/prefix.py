@@ -10,7 +10,7 @@ from torch import nn
 
 from fedpeft.core.trainable import train_only, trainable, within
 from fedpeft.errors import PlanError
-from fedpeft.methods.anatomy import VOCABULARY, describe, trained_head
+from fedpeft.methods.anatomy import VOCABULARY, name_model, trained_head
 from fedpeft.methods.injection import known_warnings_ignored
 
 
@@ -56,7 +56,7 @@ class Prefix:
 
         if "past_key_values" not in signature(model.forward).parameters:
             raise PlanError(
-                f"{describe(model)} takes no `past_key_values`, and so no prefix: it needs a "
+                f"{name_model(model)} takes no `past_key_values`, and so no prefix: it needs a "
                 "decoder language model, "
                 'e.g. a Llama; for a vision transformer there is method = "prompt"'
             )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fedpeft.core.trainable import trainable
 from fedpeft.errors import PlanError
-from fedpeft.methods.anatomy import blocks, describe, mlp_outputs, trained_head
+from fedpeft.methods.anatomy import blocks, mlp_outputs, name_model, trained_head
 from fedpeft.methods.injection import check_dropout
 
 
@@ -112,7 +112,7 @@ def _plain_vit(model: nn.Module) -> tuple[list[str], nn.Conv2d]:
     ]
     if len(stacks) != 1 or len(patches) != 1:
         raise PlanError(
-            f"{describe(model)} is no plain vision transformer (stacks of blocks: "
+            f"{name_model(model)} is no plain vision transformer (stacks of blocks: "
             f"{len(stacks)}, patch embeddings: {len(patches)}), and visual prompts need one, e.g. "
             'a ViT; for a decoder language model there is method = "prefix"'
         )

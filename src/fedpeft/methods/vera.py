@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fedpeft.core.trainable import trainable
-from fedpeft.methods.anatomy import attention_projections, chosen
+from fedpeft.methods.anatomy import attention_projections, find_targets
 from fedpeft.methods.injection import check_dropout, inject_tuner
 from fedpeft.methods.start import Start
 
@@ -61,7 +61,7 @@ class VeRA:
             d_initial=self.d_initial,
             vera_dropout=self.dropout,
             projection_prng_key=self.projection_seed,
-            target_modules=chosen(model, self.target) or attention_projections(model, "qv"),
+            target_modules=find_targets(model, self.target) or attention_projections(model, "qv"),
         )
 
     def inject(self, model: nn.Module) -> nn.Module:

@@ -19,7 +19,7 @@ from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import norm, sub, under
 from fedpeft.core.types import ClientId, State, Summed, Tensors
 from fedpeft.errors import PlanError, RunError
-from fedpeft.oneshot.merged import change, merged, unfactored
+from fedpeft.oneshot.merged import measure_change, merge_into_copy, unfactored
 from fedpeft.oneshot.paths import Way, both_ways, check_comparable
 from fedpeft.oneshot.theory import beyond, coins, corrected_bound, paper_bound, secants
 from fedpeft.oneshot.words import answer
@@ -113,8 +113,8 @@ def diagnose(
     many, one = ways["rounds"], ways["one"]
     # Without the layout of frozen weights: tuners can be merged.
     plain = site.plan.unquantized.model(site.classes)
-    at = {name: merged(plain, way.states[-1]) for name, way in ways.items()}
-    start = merged(plain, many.states[0])
+    at = {name: merge_into_copy(plain, way.states[-1]) for name, way in ways.items()}
+    start = merge_into_copy(plain, many.states[0])
     smooth = _smoothness(site, clients, many, one)
     found = {
         "plan": site.plan.name,
@@ -124,7 +124,7 @@ def diagnose(
         "epochs": site.plan.local.passes,
         "steps": _steps(site, clients),
         "smoothness": smooth,
-        "update": {name: asdict(change(start, end)) for name, end in at.items()},
+        "update": {name: asdict(measure_change(start, end)) for name, end in at.items()},
         "conflict": {
             "first_round": many.signs.conflict(),
             "one_round": one.signs.conflict(),
@@ -132,12 +132,12 @@ def diagnose(
         },
         "distance": {
             **_distance(site, clients, rounds, ways, smooth["max"]),
-            "merged": asdict(change(start, at["one"], at["rounds"])),
+            "merged": asdict(measure_change(start, at["one"], at["rounds"])),
         },
         "held_out": _held_out(site, many, one, budget.tolerance),
     }
     if own is not None:
-        found["run"] = _of_run(own, site, start, merged(plain, own.flat), at["one"])
+        found["run"] = _of_run(own, site, start, merge_into_copy(plain, own.flat), at["one"])
     return {**found, **answer(found, budget.tolerance)}
 
 
@@ -278,7 +278,7 @@ def _of_run(
     metric, scores = _scores(site, state.flat)
     return {
         "rounds": state.round,
-        "update": asdict(change(start, end)),
-        "to_one_round": change(start, single, end).whole,
+        "update": asdict(measure_change(start, end)),
+        "to_one_round": measure_change(start, single, end).whole,
         metric: _mean(scores),
     }

@@ -27,7 +27,7 @@ class Change:
     layers: Mapping[str, float | None]
 
 
-def merged(model: nn.Module, params: Tensors) -> dict[str, Tensor]:
+def merge_into_copy(model: nn.Module, params: Tensors) -> dict[str, Tensor]:
     """The parameters of a copy of the model with `params` written into it; LoRA's are W +
     (α/r)·B·A, without A and B.
 
@@ -62,7 +62,7 @@ def unfactored(model: nn.Module, state: Tensors) -> dict[str, Tensor]:
     return {**rest, **lowrank.merged(model, every)}
 
 
-def change(start: Tensors, end: Tensors, other: Tensors | None = None) -> Change:
+def measure_change(start: Tensors, end: Tensors, other: Tensors | None = None) -> Change:
     """How far `end` is from `other`, or from the start, in units of the start."""
     owners: dict[str, list[str]] = {}
     for name in start:

@@ -13,7 +13,7 @@ KEPT = "method"
 
 
 @dataclass(frozen=True)
-class Axis:
+class PlanAxis:
     """A plan key that differs, dots between keys.
 
     A part that is another one in some plans is one axis: its name, with what differs between parts
@@ -45,7 +45,7 @@ class Axis:
         return list(dict.fromkeys(self.values))
 
 
-def axes(plans: Sequence[Mapping[str, Any]]) -> list[Axis]:
+def axes(plans: Sequence[Mapping[str, Any]]) -> list[PlanAxis]:
     """In what these plans, no two of them equal, differ; first by what a reader looks at first.
 
     Those that are not `told` are dropped one by one, the least telling first, as long as the others
@@ -63,7 +63,7 @@ def axes(plans: Sequence[Mapping[str, Any]]) -> list[Axis]:
     return [replace(axis, told=any(axis is other for other in told)) for axis in found]
 
 
-def label(told: Sequence[Axis], k: int) -> str:
+def label(told: Sequence[PlanAxis], k: int) -> str:
     """What plan k is called: what it has of what differs; what it has none of is not said."""
     words = [(axis.words(k), axis.values[k]) for axis in told if axis.told]
     return ", ".join(
@@ -71,7 +71,7 @@ def label(told: Sequence[Axis], k: int) -> str:
     )
 
 
-def _shortened(found: Sequence[Axis]) -> list[Axis]:
+def _shortened(found: Sequence[PlanAxis]) -> list[PlanAxis]:
     ends = [axis.path.rpartition(".")[2] for axis in found]
     return [
         replace(axis, short=end if ends.count(end) == 1 else axis.path)
@@ -84,7 +84,7 @@ def _rank(path: str) -> tuple[int, str]:
     return (FIRST.index(head) if head in FIRST else len(FIRST), path)
 
 
-def _differences(path: str, values: Sequence[Any]) -> list[Axis]:
+def _differences(path: str, values: Sequence[Any]) -> list[PlanAxis]:
     values = list(map(_table, values))
     if _are_equal(values):
         return []
@@ -93,7 +93,7 @@ def _differences(path: str, values: Sequence[Any]) -> list[Axis]:
         return [_plain(path, values)]
     of_one_part = not path or _are_equal([table.get("name") for table in tables])
     if len(tables) < len(values) or not of_one_part:
-        return [Axis(path, tuple(_parts(values)), names=True)]
+        return [PlanAxis(path, tuple(_parts(values)), names=True)]
     found = []
     for key in dict.fromkeys(chain.from_iterable(tables)):
         inner = ".".join(filter(None, (path, key)))
@@ -117,12 +117,12 @@ def _table(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def _plain(path: str, values: Sequence[Any]) -> Axis:
+def _plain(path: str, values: Sequence[Any]) -> PlanAxis:
     if any(isinstance(value, bool) for value in values):
         values = [value or False for value in values]
     texts = tuple(map(_text, values))
     numbers = tuple(values) if all(map(_is_number, values)) else ()
-    return Axis(path, texts, numbers, names=all(isinstance(v, str) and v for v in values))
+    return PlanAxis(path, texts, numbers, names=all(isinstance(v, str) and v for v in values))
 
 
 def _is_number(value: Any) -> bool:
@@ -164,7 +164,7 @@ def _kind(value: Any) -> str:
     return str(value.get("name") or " + ".join(value) or NONE)
 
 
-def _setting(axis: Axis, k: int) -> str:
+def _setting(axis: PlanAxis, k: int) -> str:
     """A switch that is on is its name, one that is off nothing."""
     if set(axis.values) <= {"yes", "no"}:
         return axis.short if axis.values[k] == "yes" else ""

@@ -10,7 +10,7 @@ from math import ceil, floor, log2
 from typing import Any
 
 from fedpeft.report import rows
-from fedpeft.report.axes import Axis
+from fedpeft.report.axes import PlanAxis
 from fedpeft.report.drawing import (
     Figure,
     altair,
@@ -159,7 +159,7 @@ def _cost(section: Section, way: str, verb: str) -> Figure:
     return Figure(f"bytes-{way}", title, told, made(alt.layer(*layers), 320), wide=False)
 
 
-def _bars(section: Section, axis: Axis, values: Sequence[Row]) -> Figure:
+def _bars(section: Section, axis: PlanAxis, values: Sequence[Row]) -> Figure:
     alt, measure = altair(), section.measure
     levels, others = _levels(axis, values, measure), sorted({row["other"] for row in values})
     # the room between bars is the scale's: a bar's own height would be put in the middle of all
@@ -204,7 +204,7 @@ def _bars(section: Section, axis: Axis, values: Sequence[Row]) -> Figure:
     )
 
 
-def _levels(axis: Axis, values: Sequence[Row], measure: Measure) -> list[str]:
+def _levels(axis: PlanAxis, values: Sequence[Row], measure: Measure) -> list[str]:
     """Numbers upwards, others from the best down."""
     levels = [level for level in axis.order() if any(row["level"] == level for row in values)]
     if axis.numbers:

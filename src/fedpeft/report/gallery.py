@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fedpeft.report.kept import Pictures
-from fedpeft.report.reading import Cell
+from fedpeft.report.kept import KeptPictures
+from fedpeft.report.reading import KeptRun
 from fedpeft.report.statistics import estimate
 from fedpeft.report.study import Group, Section
 
@@ -15,7 +15,7 @@ ROWS, COLUMNS = 6, 8
 
 
 @dataclass(frozen=True)
-class Column:
+class GalleryColumn:
     """Pictures of one origin, a WebP as base64 for each caption.
 
     Attributes:
@@ -35,13 +35,13 @@ class Gallery:
 
     told: str
     captions: Sequence[str]
-    columns: Sequence[Column]
+    columns: Sequence[GalleryColumn]
 
 
 def galleries(section: Section) -> list[Gallery]:
     """One for all groups whose models drew the same captions in the same way, each by the run of
     its first seed."""
-    alike: dict[str, list[tuple[Group, Cell, Pictures]]] = {}
+    alike: dict[str, list[tuple[Group, KeptRun, KeptPictures]]] = {}
     for group in section.groups:
         first = next(
             ((cell, drawn) for cell in group.cells if (drawn := cell.pictures) and drawn.pictures),
@@ -52,7 +52,7 @@ def galleries(section: Section) -> list[Gallery]:
     return [_gallery(members) for members in alike.values()]
 
 
-def _conditions(cell: Cell, drawn: Pictures) -> str:
+def _conditions(cell: KeptRun, drawn: KeptPictures) -> str:
     """Equal where the base model, the captions and the noise are the same; each seed has a random
     base of its own."""
     how = [drawn.steps, drawn.guidance, drawn.seed, *(one.caption for one in drawn.pictures)]
@@ -61,23 +61,23 @@ def _conditions(cell: Cell, drawn: Pictures) -> str:
     return json.dumps([cell.plan.get("task"), base, *how], sort_keys=True, default=str)
 
 
-def _gallery(members: Sequence[tuple[Group, Cell, Pictures]]) -> Gallery:
+def _gallery(members: Sequence[tuple[Group, KeptRun, KeptPictures]]) -> Gallery:
     _, _, first = members[0]
     every = len(first.pictures)
     rows = [k * every // min(ROWS, every) for k in range(min(ROWS, every))]
     judge = next((drawn.clip.model for _, _, drawn in members if drawn.clip), "")
     shown = members[:COLUMNS]
     columns = [
-        Column(
+        GalleryColumn(
             "held out", _score(members, judge, "truth"), [first.pictures[k].truth for k in rows]
         ),
-        Column(
+        GalleryColumn(
             "before",
             ["base model", *_score(members, judge, "before")],
             [first.pictures[k].before for k in rows],
         ),
         *(
-            Column(
+            GalleryColumn(
                 group.label,
                 [
                     f"seed {cell.seed}, round {drawn.round}",
@@ -93,7 +93,9 @@ def _gallery(members: Sequence[tuple[Group, Cell, Pictures]]) -> Gallery:
     return Gallery(told, [first.pictures[k].caption for k in rows], columns)
 
 
-def _score(members: Sequence[tuple[Group, Cell, Pictures]], judge: str, column: str) -> list[str]:
+def _score(
+    members: Sequence[tuple[Group, KeptRun, KeptPictures]], judge: str, column: str
+) -> list[str]:
     """The CLIP score of a column, by the first that has one of this CLIP."""
     scores = next(
         (getattr(d.clip, column) for _, _, d in members if d.clip and d.clip.model == judge), ()
@@ -104,7 +106,7 @@ def _score(members: Sequence[tuple[Group, Cell, Pictures]], judge: str, column: 
     return [f"CLIP {found.mean:.3f}" + (f" ± {found.half:.3f}" if found.half is not None else "")]
 
 
-def _told(first: Pictures, rows: int, groups: int, judge: str) -> Iterator[str]:
+def _told(first: KeptPictures, rows: int, groups: int, judge: str) -> Iterator[str]:
     yield (
         "For each caption the held-out picture, what the untuned base model draws, "
         "and what each group's model draws"

@@ -12,7 +12,7 @@ WebP = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]+=*$", max_lengt
 
 
 @dataclass(frozen=True)
-class Client:
+class KeptClient:
     """What rounds.jsonl says of a client in a round."""
 
     down: int = 0
@@ -21,7 +21,7 @@ class Client:
 
 
 @dataclass(frozen=True)
-class Privacy:
+class KeptPrivacy:
     """What a round and those before it have spent."""
 
     epsilon: Finite | None = None
@@ -30,18 +30,18 @@ class Privacy:
 
 
 @dataclass(frozen=True)
-class Round:
+class KeptRound:
     """A line of rounds.jsonl."""
 
     round: int
-    clients: Mapping[str, Client]
+    clients: Mapping[str, KeptClient]
     bytes_down: int
     bytes_up: int
     held_out: Mapping[str, Finite | None] | None
     seconds: Finite
     note: str = ""
     metrics: Mapping[str, Finite | None] = field(default_factory=dict)
-    privacy: Privacy | None = None
+    privacy: KeptPrivacy | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Division:
+class KeptDivision:
     """What a report takes from partition.json: the examples of each class that each client
     holds."""
 
@@ -87,7 +87,7 @@ class Division:
 
 
 @dataclass(frozen=True)
-class Sample:
+class KeptSample:
     """How a language model goes on from a held-out prompt; see `fedpeft evaluate --sample`."""
 
     given: str
@@ -101,7 +101,7 @@ class Samples:
     """samples.json, of the checkpoint after so many rounds."""
 
     round: int
-    samples: Sequence[Sample]
+    samples: Sequence[KeptSample]
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class ClipScores:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class KeptPictures:
     """pictures.json, of the checkpoint after so many rounds; how they were drawn stands beside
     them."""
 

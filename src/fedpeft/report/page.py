@@ -17,11 +17,11 @@ from fedpeft.report import tables
 from fedpeft.report.drawing import DASHES, scripts
 from fedpeft.report.figures import figures, intervals
 from fedpeft.report.gallery import galleries
-from fedpeft.report.reading import Cell
-from fedpeft.report.rows import shown, with_interval
+from fedpeft.report.reading import KeptRun
+from fedpeft.report.rows import format_value, with_interval
 from fedpeft.report.statistics import Estimate
 from fedpeft.report.study import REFERENCES, Group, Section
-from fedpeft.report.tables import Table
+from fedpeft.report.tables import ReportTable
 
 NEAR = 4
 """How many groups are named that seeds alone may tell from the best."""
@@ -122,7 +122,7 @@ def _compared(section: Section) -> list[str]:
     return said
 
 
-def _incomplete(cells: Sequence[Cell]) -> list[str]:
+def _incomplete(cells: Sequence[KeptRun]) -> list[str]:
     """What failed, and what is not finished."""
     said = []
     clients = [c for cell in cells for r in cell.rounds for c in r.clients.values()]
@@ -156,7 +156,8 @@ def _together(section: Section, kind: str) -> str:
     if len(found) == 1:
         return f"{found[0].label} {with_interval(found[0].last, section.measure)}"
     means = sorted(group.last.mean for group in found if group.last)
-    return f"{kind} {shown(means[0], section.measure)} to {shown(means[-1], section.measure)}"
+    low, high = (format_value(mean, section.measure) for mean in (means[0], means[-1]))
+    return f"{kind} {low} to {high}"
 
 
 def _ranking(section: Section, ranked: Sequence[Group]) -> str:
@@ -231,7 +232,9 @@ def _versions(section: Section) -> list[str]:
     return list(found)
 
 
-def write(report: Report, out: Path, as_csv: bool = False, as_latex: bool = False) -> list[Path]:
+def write_report(
+    report: Report, out: Path, as_csv: bool = False, as_latex: bool = False
+) -> list[Path]:
     """Write the page and what is asked for beside it; what was there under these names is replaced.
 
     Raises:
@@ -242,7 +245,7 @@ def write(report: Report, out: Path, as_csv: bool = False, as_latex: bool = Fals
     texts = {out: html(report)}
     if as_csv:
         for make in (tables.groups, tables.runs, tables.rounds, tables.failures):
-            made: list[tuple[str, Table]] = [
+            made: list[tuple[str, ReportTable]] = [
                 (section.title, make(section)) for section in report.sections
             ]
             texts[out.with_name(f"{out.stem}-{made[0][1].name}.csv")] = tables.as_csv(made)

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from fedpeft.errors import RunError
-from fedpeft.report.kept import Benchmarks, Division, Pictures, Round, Samples, Summary
+from fedpeft.report.kept import Benchmarks, KeptDivision, KeptPictures, KeptRound, Samples, Summary
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds
 
 RESULT_IS_THE_SAME = ("seed", "name", "engine", "evaluate_every")
@@ -29,7 +29,7 @@ seed."""
 
 
 @dataclass(frozen=True)
-class Cell:
+class KeptRun:
     """One run.
 
     Attributes:
@@ -42,12 +42,12 @@ class Cell:
     plan: Mapping[str, Any]
     planned: int
     seed: int
-    rounds: Sequence[Round]
+    rounds: Sequence[KeptRound]
     summary: Summary | None
-    division: Division | None
+    division: KeptDivision | None
     samples: Samples | None
     benchmarks: Benchmarks
-    pictures: Pictures | None
+    pictures: KeptPictures | None
 
     @property
     def finished(self) -> bool:
@@ -108,7 +108,7 @@ def _inside(value: Any) -> Any:
     return _on(value) if isinstance(value, Mapping) else value
 
 
-def find(paths: Sequence[Path]) -> Iterator[Path]:
+def find_runs(paths: Sequence[Path]) -> Iterator[Path]:
     """The run folders at or below `paths`, each once, by name; links are not followed."""
     seen = set()
     for path in paths:
@@ -122,16 +122,16 @@ def find(paths: Sequence[Path]) -> Iterator[Path]:
                 yield Path(folder)
 
 
-def read_cells(paths: Sequence[Path]) -> tuple[list[Cell], list[str]]:
+def read_cells(paths: Sequence[Path]) -> tuple[list[KeptRun], list[str]]:
     """The runs at or below `paths`, and a line for each thing that is none or is left out.
 
     Raises:
       RunError: no run is left.
     """
-    cells: list[Cell] = []
+    cells: list[KeptRun] = []
     problems = [f"{path} is no folder" for path in paths if not path.is_dir()]
-    first: dict[tuple[str, int], Cell] = {}
-    for path in find(paths):
+    first: dict[tuple[str, int], KeptRun] = {}
+    for path in find_runs(paths):
         try:
             cell = read_cell(path)
         except RunError as error:
@@ -151,11 +151,11 @@ def read_cells(paths: Sequence[Path]) -> tuple[list[Cell], list[str]]:
     return cells, problems
 
 
-def _twice(left_out: Cell, kept: Cell) -> str:
+def _twice(left_out: KeptRun, kept: KeptRun) -> str:
     return f"{left_out.path} is left out: it has the plan and the seed of {kept.path}"
 
 
-def read_cell(path: Path) -> Cell:
+def read_cell(path: Path) -> KeptRun:
     """The run in the folder `path`.
 
     Raises:
@@ -166,22 +166,22 @@ def read_cell(path: Path) -> Cell:
         plan = tomllib.loads(folder.plan.read_bytes().decode())
         about = _checked(_Plan, plan, folder.plan)
         rounds = [
-            _checked(Round, line, folder.rounds, f"line {k}: ")
+            _checked(KeptRound, line, folder.rounds, f"line {k}: ")
             for k, line in enumerate(read_rounds(folder), 1)
         ]
         files = (folder.summary, folder.partition, folder.samples, folder.pictures)
         summary, division, samples, pictures = map(read_json, files)
-        return Cell(
+        return KeptRun(
             path,
             plan,
             about.rounds,
             about.seed,
             rounds,
             None if summary is None else _checked(Summary, summary, folder.summary),
-            None if division is None else _checked(Division, division, folder.partition),
+            None if division is None else _checked(KeptDivision, division, folder.partition),
             None if samples is None else _checked(Samples, samples, folder.samples),
             _checked(Benchmarks, read_json(folder.benchmarks) or {}, folder.benchmarks),
-            None if pictures is None else _checked(Pictures, pictures, folder.pictures),
+            None if pictures is None else _checked(KeptPictures, pictures, folder.pictures),
         )
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.filename}: {error.strerror}") from None

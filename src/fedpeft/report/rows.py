@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fedpeft.core.amounts import size
-from fedpeft.report.axes import Axis, label
+from fedpeft.report.axes import PlanAxis, label
 from fedpeft.report.statistics import Estimate
 from fedpeft.report.study import CENTRALISED, Group, Measure, Section
 
@@ -17,7 +17,7 @@ DIVISIONS = 8
 CLIENTS = 64
 
 
-def shown(value: float | None, measure: Measure, digits: int = 1) -> str:
+def format_value(value: float | None, measure: Measure, digits: int = 1) -> str:
     """A value of the metric as people read it: percent for an accuracy."""
     if value is None:
         return "–"
@@ -27,18 +27,19 @@ def shown(value: float | None, measure: Measure, digits: int = 1) -> str:
 def with_interval(found: Estimate | None, measure: Measure) -> str:
     """ "97.2 ± 0.3 %"; of one run the value alone."""
     if found is None or found.half is None:
-        return shown(found.mean if found else None, measure)
+        return format_value(found.mean if found else None, measure)
     if measure.percent:
         return f"{100 * found.mean:.1f} ± {100 * found.half:.1f} %"
-    return f"{shown(found.mean, measure)} ± {found.half:.2g}"
+    return f"{format_value(found.mean, measure)} ± {found.half:.2g}"
 
 
-def between(found: Estimate, measure: Measure) -> str:
+def describe_interval(found: Estimate, measure: Measure) -> str:
     """The interval in words, as far as it is drawn."""
     if found.low is None:
         return found.kind
     ends = drawn(found, measure)
-    return f"{shown(ends['low'], measure)} to {shown(ends['high'], measure)} ({found.kind})"
+    low, high = (format_value(ends[end], measure) for end in ("low", "high"))
+    return f"{low} to {high} ({found.kind})"
 
 
 def drawn(found: Estimate, measure: Measure) -> Row:
@@ -57,8 +58,8 @@ def curves(section: Section) -> list[Row]:
             "group": group.label,
             "round": at,
             **drawn(found, section.measure),
-            "value": shown(found.mean, section.measure, 2),
-            "interval": between(found, section.measure),
+            "value": format_value(found.mean, section.measure, 2),
+            "interval": describe_interval(found, section.measure),
         }
         for group in section.compared
         for at, found in group.curve()
@@ -73,7 +74,7 @@ def across(section: Section) -> list[Row]:
             "group": group.label,
             **drawn(group.last, section.measure),
             "value": with_interval(group.last, section.measure),
-            "interval": between(group.last, section.measure),
+            "interval": describe_interval(group.last, section.measure),
         }
         for group in section.across
         if group.last
@@ -90,7 +91,7 @@ def costs(section: Section, way: str) -> list[Row]:
             "sent": size(sent),
             **drawn(group.last, section.measure),
             "value": with_interval(group.last, section.measure),
-            "interval": between(group.last, section.measure),
+            "interval": describe_interval(group.last, section.measure),
             "front": any(group is one for one in front),
         }
         for group in section.groups
@@ -98,7 +99,7 @@ def costs(section: Section, way: str) -> list[Row]:
     ]
 
 
-def bars(section: Section, axis: Axis) -> list[Row]:
+def bars(section: Section, axis: PlanAxis) -> list[Row]:
     """The metric by the values of an axis, each beside the groups that are equal in all other axes.
 
     Groups that have no other to be compared with along this axis are left out.
@@ -117,7 +118,7 @@ def bars(section: Section, axis: Axis) -> list[Row]:
             "end": ends["mean"] if ends["high"] is None else ends["high"],
             "value": with_interval(group.last, section.measure)
             + (f" · {rest[k]}" if rest[k] else ""),
-            "interval": between(group.last, section.measure),
+            "interval": describe_interval(group.last, section.measure),
         }
         for k, group in enumerate(section.compared)
         if group.last and known.count(rest[k]) > 1
@@ -133,7 +134,7 @@ def spreads(section: Section) -> list[Row]:
             "client": client,
             "seed": cell.seed,
             "accuracy": value,
-            "value": shown(value, section.measure),
+            "value": format_value(value, section.measure),
         }
         for group in section.groups
         if group.reference != CENTRALISED

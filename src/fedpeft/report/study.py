@@ -7,8 +7,8 @@ from pathlib import PurePath
 from typing import Any
 
 from fedpeft.core.amounts import LESS_IS_BETTER
-from fedpeft.report.axes import Axis, axes, label
-from fedpeft.report.reading import Cell
+from fedpeft.report.axes import PlanAxis, axes, label
+from fedpeft.report.reading import KeptRun
 from fedpeft.report.statistics import Estimate, estimate, pareto
 
 WAYS = ("up", "down")
@@ -51,12 +51,12 @@ class Group:
     label: str
     colour: str
     rest: str
-    cells: tuple[Cell, ...]
+    cells: tuple[KeptRun, ...]
     measure: Measure
     reference: str = ""
 
     @cached_property
-    def finished(self) -> tuple[Cell, ...]:
+    def finished(self) -> tuple[KeptRun, ...]:
         return tuple(cell for cell in self.cells if cell.finished)
 
     @cached_property
@@ -64,7 +64,7 @@ class Group:
         """The metric after the last round, over finished runs."""
         return self.over(lambda cell: list(cell.measured(self.measure.name).values())[-1])
 
-    def over(self, value: Callable[[Cell], float | None]) -> Estimate | None:
+    def over(self, value: Callable[[KeptRun], float | None]) -> Estimate | None:
         """A value over the finished runs; None unless all have it, so that no mean is over fewer
         seeds than told."""
         try:
@@ -115,11 +115,11 @@ class Section:
 
     title: str
     measure: Measure
-    axes: tuple[Axis, ...]
+    axes: tuple[PlanAxis, ...]
     groups: tuple[Group, ...]
 
     @cached_property
-    def cells(self) -> tuple[Cell, ...]:
+    def cells(self) -> tuple[KeptRun, ...]:
         return tuple(cell for group in self.groups for cell in group.cells)
 
     @cached_property
@@ -158,7 +158,7 @@ def _look(group: Group, colour: int, rest: int) -> Look:
     return Look(colour % COLOURS, (colour // COLOURS + rest) % FORMS)
 
 
-def clients(cell: Cell) -> int:
+def clients(cell: KeptRun) -> int:
     """How many clients the federation of a run has; 0 if nothing tells."""
     if cell.summary and cell.summary.clients:
         return cell.summary.clients
@@ -168,7 +168,7 @@ def clients(cell: Cell) -> int:
     return planned if isinstance(planned, int) else 0
 
 
-def reference(cell: Cell) -> str:
+def reference(cell: KeptRun) -> str:
     """Which of `REFERENCES` a run is; empty of a federation."""
     if clients(cell) == 1:
         return CENTRALISED
@@ -176,12 +176,12 @@ def reference(cell: Cell) -> str:
     return LOCAL_ONLY if isinstance(personal, list) and "*" in personal else ""
 
 
-def sections(cells: Sequence[Cell]) -> list[Section]:
+def sections(cells: Sequence[KeptRun]) -> list[Section]:
     """One for each task on each data set, in the order in which the cells come."""
     return [_section(title, inside) for title, inside in _by(_problem, cells).items()]
 
 
-def _problem(cell: Cell) -> str:
+def _problem(cell: KeptRun) -> str:
     task, data = (_table(cell.plan.get(key)) for key in ("task", "data"))
     where = PurePath(str(data.get("path") or "")).name or data.get("name", "data")
     return f"{where}, {task.get('name', 'task')}"
@@ -191,7 +191,7 @@ def _table(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {"name": value}
 
 
-def _section(title: str, cells: Sequence[Cell]) -> Section:
+def _section(title: str, cells: Sequence[KeptRun]) -> Section:
     measure = _measure(cells)
     kinds = _by(reference, cells)
     federations, found = _groups("", kinds.get("", ()), measure)
@@ -201,7 +201,9 @@ def _section(title: str, cells: Sequence[Cell]) -> Section:
     return Section(title, measure, tuple(found), (*federations, *others))
 
 
-def _groups(kind: str, cells: Sequence[Cell], measure: Measure) -> tuple[list[Group], list[Axis]]:
+def _groups(
+    kind: str, cells: Sequence[KeptRun], measure: Measure
+) -> tuple[list[Group], list[PlanAxis]]:
     """The groups of cells that are of one kind, and in what they differ."""
     every = list(_by(lambda cell: cell.identity, cells).values())
     found = axes([members[0].experiment for members in every])
@@ -214,7 +216,7 @@ def _groups(kind: str, cells: Sequence[Cell], measure: Measure) -> tuple[list[Gr
     return groups, found
 
 
-def _named(kind: str, method: str, told: Sequence[Axis], k: int) -> tuple[str, str, str]:
+def _named(kind: str, method: str, told: Sequence[PlanAxis], k: int) -> tuple[str, str, str]:
     """The name of a group, what of it has a colour, and what a shape: of what is no federation, its
     method and kind."""
     if kind and (not told or told[0].path != "method"):
@@ -227,7 +229,7 @@ def _named(kind: str, method: str, told: Sequence[Axis], k: int) -> tuple[str, s
     )
 
 
-def _measure(cells: Sequence[Cell]) -> Measure:
+def _measure(cells: Sequence[KeptRun]) -> Measure:
     """Accuracy where there is one; else the first metric that is no loss; else the loss."""
     names = dict.fromkeys(name for cell in cells for r in cell.rounds for name in r.held_out or {})
     if not names or "accuracy" in names:
@@ -235,8 +237,8 @@ def _measure(cells: Sequence[Cell]) -> Measure:
     return Measure(next((name for name in names if name != "loss"), "loss"))
 
 
-def _by(key: Callable[[Cell], str], cells: Sequence[Cell]) -> dict[str, list[Cell]]:
-    found: dict[str, list[Cell]] = {}
+def _by(key: Callable[[KeptRun], str], cells: Sequence[KeptRun]) -> dict[str, list[KeptRun]]:
+    found: dict[str, list[KeptRun]] = {}
     for cell in cells:
         found.setdefault(key(cell), []).append(cell)
     return found

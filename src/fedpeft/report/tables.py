@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedpeft.core.amounts import duration, size
-from fedpeft.report.axes import Axis, axes
+from fedpeft.report.axes import PlanAxis, axes
 from fedpeft.report.kept import Range
-from fedpeft.report.reading import Cell
-from fedpeft.report.rows import shown, with_interval
+from fedpeft.report.reading import KeptRun
+from fedpeft.report.rows import format_value, with_interval
 from fedpeft.report.statistics import Estimate
 from fedpeft.report.study import CENTRALISED, WAYS, Group, Measure, Section
 
@@ -35,7 +35,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """Lines of entries, as many as `head` has columns; `name` is a word for its file."""
 
     name: str
@@ -55,7 +55,7 @@ def number(value: float | None, text: str) -> Entry:
     return Entry("–" if value is None else text, value)
 
 
-def count(value: float | None) -> Entry:
+def integer(value: float | None) -> Entry:
     return number(value, f"{value or 0:,.0f}")
 
 
@@ -63,7 +63,7 @@ def amount(value: float | None) -> Entry:
     return number(value, size(value or 0))
 
 
-def groups(section: Section) -> Table:
+def groups(section: Section) -> ReportTable:
     """A line for each group; of what is no federation no bytes, and of one client no spread."""
     name = section.measure.name
     over_clients = (f"{name}, {words}" for words in OVER_CLIENTS.values())
@@ -77,7 +77,7 @@ def groups(section: Section) -> Table:
     for group in section.groups:
         ways = [way for way in WAYS if any(group is one for one in fronts[way])]
         rows.append(_group(group, section.measure, ways))
-    return _without_empty(Table("groups", "Groups", head, rows))
+    return _without_empty(ReportTable("groups", "Groups", head, rows))
 
 
 def _group(group: Group, measure: Measure, ways: Sequence[str]) -> list[Entry]:
@@ -85,11 +85,11 @@ def _group(group: Group, measure: Measure, ways: Sequence[str]) -> list[Entry]:
     trained, spent = group.mean("trainable_params"), group.mean("seconds")
     return [
         word(group.label),
-        count(len(group.finished)),
+        integer(len(group.finished)),
         _metric(group.last, measure),
         word(group.last.kind if group.last else "not finished"),
         *(_metric(_over_clients(group, key), measure) for key in OVER_CLIENTS),
-        count(trained),
+        integer(trained),
         _share(trained, group.mean("full_params")),
         *(_each_round(group, way) for way in WAYS),
         *(amount(group.sent(way)) for way in WAYS),
@@ -121,7 +121,7 @@ def _over_clients(group: Group, key: str) -> Estimate | None:
     )
 
 
-def runs(section: Section) -> Table:
+def runs(section: Section) -> ReportTable:
     """A line for each run."""
     name = section.measure.name
     head = (
@@ -138,10 +138,10 @@ def runs(section: Section) -> Table:
         *("up, all clients", "down, all clients", "folder"),
     )
     rows = [_run(group, cell, section.measure) for group in section.groups for cell in group.cells]
-    return Table("runs", "Runs", head, rows)
+    return ReportTable("runs", "Runs", head, rows)
 
 
-def _run(group: Group, cell: Cell, measure: Measure) -> list[Entry]:
+def _run(group: Group, cell: KeptRun, measure: Measure) -> list[Entry]:
     values = list(cell.measured(measure.name).values())
     last, best = (values[-1], max(values, key=measure.worth)) if values else (None, None)
     clients = [client for r in cell.rounds for client in r.clients.values()]
@@ -150,25 +150,25 @@ def _run(group: Group, cell: Cell, measure: Measure) -> list[Entry]:
         word(group.label),
         number(cell.seed, f"{cell.seed}"),
         word("finished" if cell.finished else "unfinished"),
-        number(last, shown(last, measure, 2)),
-        number(best, shown(best, measure, 2)),
+        number(last, format_value(last, measure, 2)),
+        number(best, format_value(best, measure, 2)),
         number(len(cell.rounds), f"{len(cell.rounds)} of {cell.planned}"),
-        count(len(clients) - failed),
-        count(failed),
+        integer(len(clients) - failed),
+        integer(failed),
         amount(sum(r.bytes_up for r in cell.rounds)),
         amount(sum(r.bytes_down for r in cell.rounds)),
         word(f"{cell.path}"),
     ]
 
 
-def failures(section: Section) -> Table:
+def failures(section: Section) -> ReportTable:
     """A line for each reply that was not counted and each round that changed nothing, up to
     `REASONS`."""
     rows = []
     for group in section.groups:
         for cell in group.cells:
             for r in cell.rounds:
-                about = [word(group.label), count(cell.seed), count(r.round)]
+                about = [word(group.label), integer(cell.seed), integer(r.round)]
                 rows += [
                     [*about, word(name), word(c.failed)]
                     for name, c in r.clients.items()
@@ -178,10 +178,12 @@ def failures(section: Section) -> Table:
     title = (
         "Failures" if len(rows) <= REASONS else f"Failures (the first {REASONS} of {len(rows):,})"
     )
-    return Table("failures", title, ("group", "seed", "round", "client", "reason"), rows[:REASONS])
+    return ReportTable(
+        "failures", title, ("group", "seed", "round", "client", "reason"), rows[:REASONS]
+    )
 
 
-def samples(section: Section) -> Table:
+def samples(section: Section) -> ReportTable:
     """A line for each sampled answer of a language model."""
     head = (
         "group",
@@ -195,8 +197,8 @@ def samples(section: Section) -> Table:
     rows = [
         [
             word(group.label),
-            count(cell.seed),
-            count(told.round),
+            integer(cell.seed),
+            integer(told.round),
             *map(word, (s.given, s.before, s.after, s.truth)),
         ]
         for group in section.groups
@@ -204,10 +206,10 @@ def samples(section: Section) -> Table:
         if (told := cell.samples)
         for s in told.samples
     ]
-    return Table("samples", "Sampled answers", head, rows)
+    return ReportTable("samples", "Sampled answers", head, rows)
 
 
-def benchmarks(section: Section) -> Table:
+def benchmarks(section: Section) -> ReportTable:
     """A line for each benchmark of a run and each of its metrics."""
     head = (
         *("group", "seed", "after round", "benchmark", "shots", "questions asked", "left out"),
@@ -215,8 +217,8 @@ def benchmarks(section: Section) -> Table:
     )
     rows = [
         [
-            *(word(group.label), count(cell.seed), count(told.round), word(told.benchmark)),
-            *(count(told.shots), count(told.questions - told.left_out), count(told.left_out)),
+            *(word(group.label), integer(cell.seed), integer(told.round), word(told.benchmark)),
+            *(integer(told.shots), integer(told.questions - told.left_out), integer(told.left_out)),
             *(number(told.chance, f"{told.chance:.1%}"), word(name)),
             *(_between(each.base), _between(each.tuned), _between(each.difference, "+")),
         ]
@@ -225,7 +227,7 @@ def benchmarks(section: Section) -> Table:
         for told in cell.benchmarks.benchmarks
         for name, each in told.metrics.items()
     ]
-    return Table("benchmarks", "Benchmarks", head, rows)
+    return ReportTable("benchmarks", "Benchmarks", head, rows)
 
 
 def _between(one: Range, sign: str = "") -> Entry:
@@ -234,7 +236,7 @@ def _between(one: Range, sign: str = "") -> Entry:
     return number(one.value, f"{value} ({low} to {high})")
 
 
-def differences(section: Section) -> Table:
+def differences(section: Section) -> ReportTable:
     """In which plan keys the groups differ."""
     found = axes([group.cells[0].experiment for group in section.groups])
     head = ("group", *(axis.path for axis in found))
@@ -242,16 +244,16 @@ def differences(section: Section) -> Table:
         [word(group.label), *(_setting(axis, k) for axis in found)]
         for k, group in enumerate(section.groups)
     ]
-    return Table("differences", "What differs", head, rows)
+    return ReportTable("differences", "What differs", head, rows)
 
 
-def _setting(axis: Axis, k: int) -> Entry:
+def _setting(axis: PlanAxis, k: int) -> Entry:
     """What the k-th group sets on an axis; sorted as a number where the axis has numbers."""
     text = axis.values[k]
     return number(axis.numbers[k], text) if axis.numbers else word(text)
 
 
-def rounds(section: Section) -> Table:
+def rounds(section: Section) -> ReportTable:
     """A line for each round of each run, for files only."""
     head = (
         "group",
@@ -282,17 +284,17 @@ def rounds(section: Section) -> Table:
                     r.seconds,
                 )
                 rows.append([word(group.label), *(number(x, f"{x}") for x in numbers)])
-    return Table("rounds", "Rounds", head, rows)
+    return ReportTable("rounds", "Rounds", head, rows)
 
 
-def _without_empty(table: Table) -> Table:
+def _without_empty(table: ReportTable) -> ReportTable:
     """Without columns of which nothing is known."""
     some = [
         k
         for k in range(len(table.head))
         if any(row[k].value not in (None, "") for row in table.rows)
     ]
-    return Table(
+    return ReportTable(
         table.name,
         table.title,
         tuple(table.head[k] for k in some),
@@ -300,7 +302,7 @@ def _without_empty(table: Table) -> Table:
     )
 
 
-def as_csv(named: Sequence[tuple[str, Table]]) -> str:
+def as_csv(named: Sequence[tuple[str, ReportTable]]) -> str:
     """Tables of one kind, below each other, each line beginning with the name of its section.
 
     A text that a spreadsheet would take for a formula gets an apostrophe before it.
@@ -337,12 +339,12 @@ LATEX = {
 SIGNS = {"±": r"$\pm$", "–": "--", "ε": r"$\varepsilon$"}
 
 
-def as_latex(named: Sequence[tuple[str, Table]]) -> str:
+def as_latex(named: Sequence[tuple[str, ReportTable]]) -> str:
     """One booktabs table for each; needs \\usepackage{booktabs}."""
     return "\n".join(_latex(title, table) for title, table in named)
 
 
-def _latex(title: str, table: Table) -> str:
+def _latex(title: str, table: ReportTable) -> str:
     columns = "".join("r" if table.numeric(k) else "l" for k in range(len(table.head)))
     lines = [
         "\\begin{table}\n  \\centering",

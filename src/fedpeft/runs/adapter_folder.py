@@ -33,7 +33,7 @@ class Base:
     settings: Mapping[str, Any]
 
 
-def tuned(result: Result, configure: Callable[[nn.Module], Any]) -> tuple[Any, Base]:
+def wrap_adapter(result: Result, configure: Callable[[nn.Module], Any]) -> tuple[Any, Base]:
     """The base model in `peft`'s wrapper, with the run's tensors; and the base as a user has it.
 
     What the plan's base has and the user's has not, because it is random or was resized, belongs to
@@ -75,7 +75,7 @@ def save_adapter(wrapped: Any, out: Path) -> None:
     wrapped.save_pretrained(str(out), save_embedding_layers=False)
 
 
-def merged(wrapped: Any, result: Result) -> Any:
+def merge_adapter(wrapped: Any, result: Result) -> Any:
     """The base model with the adapter computed into its weights.
 
     Raises:

@@ -24,7 +24,7 @@ from fedpeft.rounds.site import threads
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import RunFolder, read_json, reopen, write_json
 from fedpeft.runs.measure import tuned
-from fedpeft.runs.questions import Asked, Question, questions, quiet, require
+from fedpeft.runs.questions import Asked, Question, questions, quiet_lm_eval, require_lm_eval
 from fedpeft.tasks.causal_lm import CausalLM
 
 METRICS = ("acc", "acc_norm")
@@ -67,7 +67,7 @@ def benchmark(
     every, shots = questions(asked)
     with threads(plan.compute.threads):
         model = asking(_base(plan), plan, device)
-        with quiet():
+        with quiet_lm_eval():
             tokens = [[encoded(model, *request) for request in one.requests] for one in every]
         # A prefix stands in the context too.
         room = model.max_length - getattr(plan.method, "tokens", 0)
@@ -107,7 +107,7 @@ def _opened(run: Path, code: Code) -> tuple[RunFolder, Plan, Tensors, int]:
             f"{run} is no run of a language model (task causal-lm) that all clients share: it has "
             "no answers"
         )
-    require()
+    require_lm_eval()
     return folder, plan, saved.state.flat, saved.state.round
 
 
@@ -122,7 +122,7 @@ def asking(model: nn.Module, plan: Plan, device: str) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     assert isinstance(plan.task, CausalLM)
-    with quiet():
+    with quiet_lm_eval():
         return HFLM(pretrained=model.to(device), tokenizer=plan.task.base, batch_size=BATCH)
 
 

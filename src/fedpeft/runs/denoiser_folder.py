@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from fedpeft.methods.full import Full
 from fedpeft.methods.injection import known_warnings_ignored
-from fedpeft.runs.adapter_folder import merged
+from fedpeft.runs.adapter_folder import merge_adapter
 from fedpeft.runs.result import Result, fill
 
 
@@ -27,7 +27,7 @@ def save_denoiser(result: Result, out: Path, merge: bool) -> Literal["adapter", 
         with known_warnings_ignored():
             wrapped = get_peft_model(base, configure(base))
         fill(wrapped, {f"base_model.model.{name}": x for name, x in result.tensors.items()}, result)
-        model = merged(wrapped, result)
+        model = merge_adapter(wrapped, result)
     else:
         model = result.plan.model(())
         fill(model, result.tensors, result)

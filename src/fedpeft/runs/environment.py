@@ -33,12 +33,12 @@ def environment(plan: Plan, device: str) -> dict[str, Any]:
         "versions": versions,
         "threads": plan.compute.threads,
         "device": device,
-        "cpu": processor(),
+        "cpu": name_processor(),
         "base": base,
     }
 
 
-def processor() -> str:
+def name_processor() -> str:
     """The processor's name as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
@@ -48,7 +48,7 @@ def processor() -> str:
     return next(named, "") or platform.processor() or platform.machine()
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def compare_environments(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What changed, each as "torch 2.12.0 then, 2.13.0 now"."""
     before, after = _flat(then), _flat(now)
     return [

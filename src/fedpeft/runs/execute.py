@@ -23,7 +23,7 @@ from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fedpeft.runs.division import division_at
-from fedpeft.runs.environment import differences, environment
+from fedpeft.runs.environment import compare_environments, environment
 from fedpeft.runs.folder import RunFolder, append_round, keep_rounds, read_json, write_json
 from fedpeft.runs.measure import held_out
 from fedpeft.runs.probe import check_gradients
@@ -180,10 +180,14 @@ def _same_secrets(folder: RunFolder, saved: Checkpoint | None) -> None:
             )
 
 
-def moved(folder: RunFolder, site: Site) -> list[str]:
+def find_changes(folder: RunFolder, site: Site) -> list[str]:
     """What differs between where the run was and here, and may change its last bits."""
     saved = load_checkpoint(folder.checkpoint, site.plan)
-    return differences(saved.environment, environment(site.plan, site.device)) if saved else []
+    return (
+        compare_environments(saved.environment, environment(site.plan, site.device))
+        if saved
+        else []
+    )
 
 
 def _same_partition(folder: RunFolder, site: Site) -> None:

@@ -19,7 +19,7 @@ from fedpeft.rounds.site import threads
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import RunFolder, write_json
 from fedpeft.runs.measure import tuned
-from fedpeft.runs.pictures import chosen
+from fedpeft.runs.pictures import pick_examples
 from fedpeft.tasks.clip import clip
 from fedpeft.tasks.drawing import Drawing, drawing
 from fedpeft.tasks.text_to_image import TextToImage
@@ -59,7 +59,7 @@ def exhibit(
     judge, how = clip(scored_by) if scored_by else None, Drawing()
     with threads(plan.compute.threads):
         drawn = drawing(plan.task, how)
-        captions, truth = chosen(plan, drawn, number)
+        captions, truth = pick_examples(plan, drawn, number)
         model: Any = plan.model(()).eval()
         columns = {"truth": truth, "before": drawn(model.to(device), captions)}
         columns["after"] = drawn(tuned(plan, model.cpu(), state.flat).to(device), captions)

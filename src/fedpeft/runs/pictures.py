@@ -84,7 +84,7 @@ def grid(
     with threads(plan.compute.threads):
         drawn = drawing(task, how)
         if not captions:
-            captions, columns["held out"] = chosen(plan, drawn, number)
+            captions, columns["held out"] = pick_examples(plan, drawn, number)
         model: Any = plan.model(()).eval()
         columns["before"] = drawn(model, captions)
         for run, (each, _, state) in zip(runs, opened, strict=True):
@@ -92,7 +92,7 @@ def grid(
     return Grid(captions, columns)
 
 
-def chosen(plan: Plan, drawn: Drawn, number: int) -> tuple[list[str], Tensor]:
+def pick_examples(plan: Plan, drawn: Drawn, number: int) -> tuple[list[str], Tensor]:
     """So many held-out captions and their pictures, evenly spread over the examples."""
     test = plan.data.load().test
     rows = torch.linspace(0, len(test) - 1, min(number, len(test))).long().tolist()

@@ -59,7 +59,7 @@ class Question:
     score: Callable[[Sequence[tuple[float, bool]]], Mapping[str, Any]]
 
 
-def require() -> None:
+def require_lm_eval() -> None:
     """Raises RunError if lm-eval is not installed."""
     if find_spec("lm_eval") is None:
         raise RunError("a benchmark needs lm-eval: pip install 'fedpeft[lm-eval]'")
@@ -72,7 +72,7 @@ def questions(asked: Asked) -> tuple[list[Question], int]:
       RunError: no such task, or none that is answered by choosing.
       DataError: its questions cannot be had.
     """
-    with quiet():
+    with quiet_lm_eval():
         try:
             tasks = _tasks(asked)
             shots = {_set_shots(task, asked.shots) for task in tasks}
@@ -231,7 +231,7 @@ def _set_shots(task: Any, shots: int | None) -> int:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_lm_eval() -> Iterator[None]:
     """Without warnings of what is wanted here, or counted, such as long texts; and without a bar
     for each task."""
     logger = logging.getLogger("lm_eval")

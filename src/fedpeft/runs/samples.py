@@ -30,7 +30,7 @@ class Sample:
     truth: str
 
 
-def samples(site: Site, state: State, number: int, length: int = 60) -> list[Sample]:
+def sample_answers(site: Site, state: State, number: int, length: int = 60) -> list[Sample]:
     """The first `number` held-out examples, continued by `length` tokens at most.
 
     Raises:

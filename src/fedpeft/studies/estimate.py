@@ -11,11 +11,11 @@ from fedpeft.plan.plan import Plan
 from fedpeft.runs.folder import read_json
 from fedpeft.studies.shelf import Shelf
 from fedpeft.studies.study import Cell
-from fedpeft.studies.sweep import Outcome, sweep
+from fedpeft.studies.sweep import CellOutcome, run_study
 
 
 @dataclass(frozen=True)
-class Estimate:
+class StudyEstimate:
     """Hours of the cells that are left.
 
     Attributes:
@@ -28,7 +28,7 @@ class Estimate:
     source: str
 
 
-def seconds_of(cell: Cell, done: Sequence[Outcome]) -> float | None:
+def seconds_of(cell: Cell, done: Sequence[CellOutcome]) -> float | None:
     """The mean seconds of the finished cells that have the most labels in common with this one;
     None without any."""
     alike = [
@@ -39,9 +39,13 @@ def seconds_of(cell: Cell, done: Sequence[Outcome]) -> float | None:
     return sum(nearest) / len(nearest) if nearest else None
 
 
-def estimate(
-    shelf: Shelf, cells: Sequence[Cell], done: Sequence[Outcome], jobs: int, options: Sequence[str]
-) -> Estimate:
+def estimate_study(
+    shelf: Shelf,
+    cells: Sequence[Cell],
+    done: Sequence[CellOutcome],
+    jobs: int,
+    options: Sequence[str],
+) -> StudyEstimate:
     """From the cells that are finished; without any, from one round of the one with the fewest
     client epochs.
 
@@ -61,7 +65,7 @@ def estimate(
         source = f"from one round of {first.name}; methods differ by a few times"
     else:
         total, source = 0.0, "all are finished"
-    return Estimate(len(cells), len(done), total / jobs / 3600, source)
+    return StudyEstimate(len(cells), len(done), total / jobs / 3600, source)
 
 
 def _passes(plan: Plan, held: Mapping[str, Any]) -> float:
@@ -81,7 +85,7 @@ def _one_round(
     with TemporaryDirectory() as folder:
         ended = [
             one
-            for batch in sweep(replace(shelf, out=Path(folder)), [short], 1, options)
+            for batch in run_study(replace(shelf, out=Path(folder)), [short], 1, options)
             for one in batch
         ]
         if ended[0].error:

@@ -293,7 +293,7 @@ def _refuse_twins(cells: Sequence[Cell]) -> None:
         plans[cell.plan.fingerprint] = names[cell.name] = cell
 
 
-def chosen(study: Study, only: Sequence[str]) -> tuple[Cell, ...]:
+def select_cells(study: Study, only: Sequence[str]) -> tuple[Cell, ...]:
     """The cells that fit every `key=value`: an axis by name or plan key, `row` or `seed`; of one
     key, any value.
 

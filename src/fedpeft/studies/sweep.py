@@ -22,7 +22,7 @@ LOG = "log.txt"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CellOutcome:
     """How a cell ended.
 
     Attributes:
@@ -48,7 +48,7 @@ class _Running:
     began: float
 
 
-def reused(shelf: Shelf, cells: Sequence[Cell]) -> list[Outcome]:
+def reused(shelf: Shelf, cells: Sequence[Cell]) -> list[CellOutcome]:
     """The cells that are finished already, here or among what is kept."""
     done = shelf.finished()
     found = []
@@ -56,14 +56,16 @@ def reused(shelf: Shelf, cells: Sequence[Cell]) -> list[Outcome]:
         if folder := done.get(cell.plan.fingerprint):
             summary = read_json(folder / "summary.json") or {}
             found.append(
-                Outcome(cell, folder, summary, wall=float(summary.get("seconds") or 0), reused=True)
+                CellOutcome(
+                    cell, folder, summary, wall=float(summary.get("seconds") or 0), reused=True
+                )
             )
     return found
 
 
-def sweep(
+def run_study(
     shelf: Shelf, cells: Sequence[Cell], jobs: int, options: Sequence[str] = ()
-) -> Iterator[list[Outcome]]:
+) -> Iterator[list[CellOutcome]]:
     """Run cells, `jobs` at a time; yields, several times a second, those that have ended since.
 
     Whoever leaves in the middle ends the processes; what they did is kept.
@@ -75,13 +77,13 @@ def sweep(
     running: list[_Running] = []
     try:
         while waiting or running:
-            ended: list[Outcome] = []
+            ended: list[CellOutcome] = []
             while waiting and len(running) < jobs:
                 cell = waiting.pop()
                 try:
                     running.append(_begin(shelf, cell, options))
                 except (FedpeftError, OSError) as error:
-                    ended.append(Outcome(cell, None, error=" ".join(str(error).split())))
+                    ended.append(CellOutcome(cell, None, error=" ".join(str(error).split())))
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
                 ended.append(_end(one))
@@ -107,19 +109,19 @@ def _begin(shelf: Shelf, cell: Cell, options: Sequence[str]) -> _Running:
     return _Running(cell, folder, process, monotonic())
 
 
-def _end(one: _Running) -> Outcome:
+def _end(one: _Running) -> CellOutcome:
     _stop(one.process)
     wall, code = monotonic() - one.began, one.process.returncode
     try:
         summary = read_json(one.folder / "summary.json")
     except RunError as error:
-        return Outcome(one.cell, one.folder, error=str(error), wall=wall)
+        return CellOutcome(one.cell, one.folder, error=str(error), wall=wall)
     if code == 0 and summary is not None:
-        return Outcome(one.cell, one.folder, summary, wall=wall)
+        return CellOutcome(one.cell, one.folder, summary, wall=wall)
     reason = (
         f"its process was ended by signal {-code}" if code < 0 else _last_line(one.folder / LOG)
     )
-    return Outcome(one.cell, one.folder, error=reason, wall=wall)
+    return CellOutcome(one.cell, one.folder, error=reason, wall=wall)
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

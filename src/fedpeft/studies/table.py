@@ -9,7 +9,7 @@ from typing import Any
 
 from fedpeft.core.stores import write_atomically
 from fedpeft.studies.study import ROW, Study
-from fedpeft.studies.sweep import Outcome
+from fedpeft.studies.sweep import CellOutcome
 
 MEASURED: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "accuracy_last": lambda s: s.get("accuracy_last"),
@@ -33,7 +33,7 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": fmean(values), "half": half, "each": list(values)}
 
 
-def rows_of(study: Study, outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+def rows_of(study: Study, outcomes: Iterable[CellOutcome]) -> list[dict[str, Any]]:
     """Plain values, a row for every combination of labels, in the order of the study."""
     ended = {one.cell.name: one for one in outcomes}
     rows: dict[str, dict[str, Any]] = {}
@@ -50,7 +50,7 @@ def rows_of(study: Study, outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
-    done: list[Outcome] = row.pop("done")
+    done: list[CellOutcome] = row.pop("done")
     row["seeds"] = [one.cell.seed for one in done]
     if not done:
         return row
@@ -103,7 +103,7 @@ Bytes are measured on what was sent, headers included: up from one client in one
 all, up and down."""
 
 
-def measured(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def select_measures(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What the table of these rows shows between seeds and bytes: name by heading."""
     scored = any(row.get("accuracy_last") for row in rows)
     return LOSS if not scored and any(row.get("loss_last") for row in rows) else ACCURACIES
@@ -153,7 +153,7 @@ def _size(count: float | None) -> str:
 
 
 def markdown(study: Study, rows: Sequence[Mapping[str, Any]], command: str) -> str:
-    shown = measured(rows)
+    shown = select_measures(rows)
     headings = columns(study, shown)
     lines = [
         f"# {study.name}",

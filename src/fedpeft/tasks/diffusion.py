@@ -120,7 +120,7 @@ def noising(model: str) -> Noising:
     return Noising(made.alphas_cumprod, config.get("prediction_type", "epsilon"))
 
 
-class Pictures(nn.Module):
+class PictureAutoencoder(nn.Module):
     """An autoencoder of `diffusers` as one from pictures in [0, 1] to what the denoiser sees, and
     back."""
 
@@ -142,7 +142,7 @@ class Pictures(nn.Module):
         return (pictures / 2 + 0.5).clamp(0, 1)
 
 
-def autoencoder(model: str, vae: str) -> Pictures | Taef2:
+def autoencoder(model: str, vae: str) -> PictureAutoencoder | Taef2:
     """The model's own, or the one in the folder `vae`: of `diffusers`, or TAEF2.
 
     Raises:
@@ -161,7 +161,7 @@ def autoencoder(model: str, vae: str) -> Pictures | Taef2:
         "vae",
         lambda place: auto.from_pretrained(place, **where, **_FLOAT32, **NO_CODE),
     )
-    return Pictures(made.requires_grad_(False).eval())
+    return PictureAutoencoder(made.requires_grad_(False).eval())
 
 
 def caption_tokenizer(model: str) -> Any:
@@ -204,7 +204,7 @@ def read_captions(model: str, texts: Sequence[str]) -> Tensor:
         return torch.cat([encoder(part)[0] for part in ids.split(READ_TOGETHER)])
 
 
-def latents_of(pictures: Sequence[Any], size: int, module: Pictures | Taef2) -> Tensor:
+def latents_of(pictures: Sequence[Any], size: int, module: PictureAutoencoder | Taef2) -> Tensor:
     """Latents (n, c, h, w) of pictures, cut to a square and scaled to `size` a side; kept in files.
 
     A file is named after the pixels, the autoencoder's weights and what computes; it may be deleted

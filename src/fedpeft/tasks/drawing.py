@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.seeds import generator
-from fedpeft.tasks.diffusion import Pictures, library, read_captions, scheduler_config
+from fedpeft.tasks.diffusion import PictureAutoencoder, library, read_captions, scheduler_config
 from fedpeft.tasks.taef2 import Taef2
 from fedpeft.tasks.text_to_image import TextToImage
 
@@ -36,7 +36,7 @@ class Drawn:
     task: TextToImage
     how: Drawing
     size: int
-    autoencoder: Pictures | Taef2
+    autoencoder: PictureAutoencoder | Taef2
 
     @torch.no_grad()
     def __call__(self, model: Any, captions: Sequence[str]) -> Tensor:

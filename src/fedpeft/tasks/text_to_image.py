@@ -17,7 +17,7 @@ from fedpeft.core.types import Batch, Table, Tensors
 from fedpeft.errors import DataError, PlanError
 from fedpeft.tasks import scoring
 from fedpeft.tasks.diffusion import (
-    Pictures,
+    PictureAutoencoder,
     autoencoder,
     caption_tokenizer,
     denoiser,
@@ -101,7 +101,7 @@ class TextToImage:
         }
         return {**rows, "label": table.columns["label"]} if "label" in table.columns else rows
 
-    def encoding(self) -> tuple[int, Pictures | Taef2]:
+    def encoding(self) -> tuple[int, PictureAutoencoder | Taef2]:
         """Pixels a side, and the autoencoder; all parts of the model are looked at.
 
         Raises:
