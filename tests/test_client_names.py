@@ -10,7 +10,7 @@ from running import PLAN, fedpeft
 
 from fedpeft import PlanError, RunError, read_plan
 from fedpeft.core.client_names import flaw_of
-from fedpeft.deploy.terms import check_plan
+from fedpeft.deploy.terms import check_node_plan
 from fedpeft.oneshot.keys import Trust, check_name
 
 GOOD = (
@@ -83,7 +83,7 @@ def test_any_text_is_a_name_that_is_seen_or_is_refused(name: str) -> None:
 def test_names_are_looked_at_wherever_they_enter(tmp_path: Path) -> None:
     odd = "nort\u04bb"
     with pytest.raises(PlanError, match=r"U\+04BB"):
-        check_plan(read_plan(PLAN, [f'nodes=["{odd}"]', 'classes=["a", "b", "c"]']))
+        check_node_plan(read_plan(PLAN, [f'nodes=["{odd}"]', 'classes=["a", "b", "c"]']))
     (tmp_path / "trusted").write_text(f"ed25519:{'0' * 64} {odd}\n", encoding="utf-8")
     with pytest.raises(RunError, match=r"line 1: .*U\+04BB"):
         Trust.read([tmp_path / "trusted"])

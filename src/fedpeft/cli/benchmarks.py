@@ -32,7 +32,7 @@ def asked(
     return Asked(name, shots, limit, mmlu)
 
 
-def measured(run: Path, questions: "Asked", device: str, code: "Code") -> dict[str, Any]:
+def measure_benchmark(run: Path, questions: "Asked", device: str, code: "Code") -> dict[str, Any]:
     """The record of both models, with a bar on standard error meanwhile."""
     from rich.console import Console
     from rich.progress import Progress

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import click
 import typer
 
-from fedpeft.cli.options import AllowCode, Debug, Device, allowed
+from fedpeft.cli.options import AllowCode, Debug, Device, allowed, check_owner
 
 if TYPE_CHECKING:
     from fedpeft.oneshot.contribution import Header
@@ -20,38 +20,48 @@ EXAMPLES = """\
 """
 
 
-def contribute(
-    invitation: Annotated[Path, typer.Argument(metavar="DIR", hidden=True)],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to send.")],
-    data: Annotated[
-        str | None, typer.Option(metavar="PATH", help="A file or folder of examples.")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What the server calls you.")
-    ] = None,
-    client: Annotated[
-        int | None,
-        typer.Option(metavar="K", help="To try it out: client K, from 0, of the plan's partition."),
-    ] = None,
-    key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Sign with this key of `keygen`.")
-    ] = None,
-    again: Annotated[
-        bool,
-        typer.Option(
-            "--again",
-            help="With a private plan, one more file for a study that has one of yours: both "
-            "together tell more.",
-        ),
-    ] = False,
-    memory: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Where files of private plans are counted; else in your own data folder, "
-            "~/.local/share/fedpeft.",
-        ),
-    ] = None,
+InvitationFolder = Annotated[Path, typer.Argument(metavar="DIR", hidden=True)]
+ContributionFile = Annotated[
+    Path, typer.Option("--out", "-o", metavar="FILE", help="The file to send.")
+]
+ExamplesPath = Annotated[
+    str | None, typer.Option(metavar="PATH", help="A file or folder of examples.")
+]
+OwnName = Annotated[str | None, typer.Option(metavar="NAME", help="What the server calls you.")]
+RehearsedClient = Annotated[
+    int | None,
+    typer.Option(metavar="K", help="To try it out: client K, from 0, of the plan's partition."),
+]
+SigningKey = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Sign with this key of `keygen`.")
+]
+Again = Annotated[
+    bool,
+    typer.Option(
+        "--again",
+        help="With a private plan, one more file for a study that has one of yours: both "
+        "together tell more.",
+    ),
+]
+MemoryFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where files of private plans are counted; else in your own data folder, "
+        "~/.local/share/fedpeft.",
+    ),
+]
+
+
+def contribute_file(
+    invitation: InvitationFolder,
+    out: ContributionFile,
+    data: ExamplesPath = None,
+    name: OwnName = None,
+    client: RehearsedClient = None,
+    key: SigningKey = None,
+    again: Again = False,
+    memory: MemoryFolder = None,
     device: Device = "cpu",
     allow_code: AllowCode = None,
     debug: Debug = False,
@@ -62,8 +72,7 @@ def contribute(
     alone. Part of the data is held out as the plan says and not trained on. Of a private plan a
     second file is another release of the same examples, so it is made with --again only.
     """
-    if (client is None) == (data is None) or (data is None) != (name is None):
-        raise click.UsageError("give --data and --name, or --client")
+    check_owner(data, name, client)
     from fedpeft.core.amounts import size
     from fedpeft.core.stores import write_atomically
     from fedpeft.errors import RunError
@@ -97,11 +106,8 @@ def contribute(
         every = releases.add(study.terms.study, who.client, header.privacy or {}, again)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, content, private=True)
-    count = who.site.data.size(who.client)
-    typer.echo(
-        f"{out}: {size(len(content))} from {count} examples of {header.client}, "
-        f"{'' if key else 'un'}signed"
-    )
+    count, signed = who.site.data.size(who.client), "signed" if key else "unsigned"
+    typer.echo(f"{out}: {size(len(content))} from {count} examples of {header.client}, {signed}")
     _tell(header, every)
 
 
@@ -110,8 +116,7 @@ def _tell(header: "Header", every: "Sequence[Release]") -> None:
     from fedpeft.oneshot.releases import words
 
     if header.privacy:
-        typer.echo(
-            f"privacy: {', '.join(f'{word} {value}' for word, value in header.privacy.items())}"
-        )
+        told = (f"{word} {value}" for word, value in header.privacy.items())
+        typer.echo(f"privacy: {', '.join(told)}")
     if len(every) > 1:
         typer.echo(f"with the {len(every) - 1} made before: {words(every)}, if all are sent")

@@ -1,6 +1,7 @@
 """`fedpeft evaluate`: the metrics of a run's checkpoint."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,9 @@ from fedpeft.cli.options import AllowCode, AsJson, Debug, Device, RunPath, allow
 if TYPE_CHECKING:
     from fedpeft.core.interfaces import Store
     from fedpeft.core.types import State
+    from fedpeft.plan.plan import Plan
     from fedpeft.rounds.site import Site
+    from fedpeft.runs.folder import RunFolder
 
 EXAMPLES = """\
   fedpeft evaluate runs/digits-lora-1-001
@@ -28,56 +31,63 @@ SHOWN = 40
 """Clients that get a line of their own in the terminal."""
 
 
-def evaluate(
+PerClient = Annotated[
+    bool,
+    typer.Option(
+        "--per-client",
+        help="Also on each client's own held-out examples, where it has some, and on those "
+        "that it trained on: mean and worst tenth.",
+    ),
+]
+SampleCount = Annotated[
+    int,
+    typer.Option(
+        metavar="N", min=0, help="Also what a model makes of N held-out prompts or captions."
+    ),
+]
+BenchmarkName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Also by multiple choice: a task of lm-eval, e.g. mmlu, or its YAML file.",
+    ),
+]
+Shots = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=0, show_default=False, help="Answered before each; else the task's."
+    ),
+]
+QuestionLimit = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="The first N questions of each task; MMLU has 57 tasks."),
+]
+MmluFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        exists=True,
+        file_okay=False,
+        help="Tables dev and test; else mmlu here or in $FEDPEFT_DATA, else from the hub.",
+    ),
+]
+ClipName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="A CLIP, folder or hub name, that scores what --sample N draws."
+    ),
+]
+
+
+def evaluate_run(
     run: RunPath,
-    per_client: Annotated[
-        bool,
-        typer.Option(
-            "--per-client",
-            help="Also on each client's own held-out examples, where it has some, and on those "
-            "that it trained on: mean and worst tenth.",
-        ),
-    ] = False,
-    sample: Annotated[
-        int,
-        typer.Option(
-            metavar="N", min=0, help="Also what a model makes of N held-out prompts or captions."
-        ),
-    ] = 0,
-    benchmark: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Also by multiple choice: a task of lm-eval, e.g. mmlu, or its YAML file.",
-        ),
-    ] = None,
-    shots: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=0, show_default=False, help="Answered before each; else the task's."
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, help="The first N questions of each task; MMLU has 57 tasks."
-        ),
-    ] = None,
-    mmlu: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            exists=True,
-            file_okay=False,
-            help="Tables dev and test; else mmlu here or in $FEDPEFT_DATA, else from the hub.",
-        ),
-    ] = None,
-    clip: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="A CLIP, folder or hub name, that scores what --sample N draws."
-        ),
-    ] = "",
+    per_client: PerClient = False,
+    sample: SampleCount = 0,
+    benchmark: BenchmarkName = None,
+    shots: Shots = None,
+    limit: QuestionLimit = None,
+    mmlu: MmluFolder = None,
+    clip: ClipName = "",
     device: Device = "cpu",
     as_json: AsJson = False,
     allow_code: AllowCode = None,
@@ -89,16 +99,12 @@ def evaluate(
     kept there, for `fedpeft report`. A benchmark (fedpeft[lm-eval]) asks the base model, which
     nobody tuned, the same questions.
     """
-    from dataclasses import asdict
-
     from fedpeft.core.stores import Folder
-    from fedpeft.errors import PlanError, RunError
-    from fedpeft.oneshot.merge import is_merged
+    from fedpeft.errors import RunError
     from fedpeft.runs.checkpoint import load_checkpoint
     from fedpeft.runs.execute import open_run_site
-    from fedpeft.runs.exhibit import draws, exhibit
-    from fedpeft.runs.folder import reopen, write_json
-    from fedpeft.runs.samples import samples
+    from fedpeft.runs.exhibit import draws
+    from fedpeft.runs.folder import reopen
 
     asked = benchmarks.asked(benchmark, shots, limit, mmlu)
     code = allowed(allow_code)
@@ -106,27 +112,53 @@ def evaluate(
     saved = load_checkpoint(folder.checkpoint, plan)
     if saved is None:
         raise RunError(f"{run} has no checkpoint yet: no round of it is done")
+    _check_options(run, per_client, clip, sample > 0 and draws(plan))
+    found: dict[str, Any] = {"round": saved.state.round}
+    if asked:  # first, as these may be refused, and what was measured would be lost
+        found["benchmark"] = benchmarks.measure_benchmark(run, asked, device, code)
+    if sample and draws(plan):
+        found |= _pictures(folder, plan, saved.state, sample, device, clip)
+    site, store = open_run_site(plan, device), Folder(folder.clients)
+    if sample and not draws(plan):
+        found["samples"] = _samples(folder, site, saved.state, sample)
+    found |= _on_examples(site, saved.state, store, per_client)
+    typer.echo(json.dumps(found, indent=2) if as_json else _table(found))
+
+
+def _check_options(run: Path, per_client: bool, clip: str, drawing: bool) -> None:
+    from fedpeft.errors import PlanError, RunError
+    from fedpeft.oneshot.merge import is_merged
+
     if per_client and is_merged(run):
         raise RunError(
             f"{run} was merged from files: its clients' examples lie with them; leave out "
             "--per-client"
         )
-    if clip and not (sample and draws(plan)):
+    if clip and not drawing:
         raise PlanError(
             "--clip scores what --sample N draws with a text-to-image model that all clients share"
         )
-    found: dict[str, Any] = {"round": saved.state.round}
-    if asked:  # first, as these may be refused, and what was measured would be lost
-        found["benchmark"] = benchmarks.measured(run, asked, device, code)
-    if sample and draws(plan):
-        drawn = exhibit(folder, plan, saved.state, sample, device, clip)
-        found |= {"captions": [one["caption"] for one in drawn["pictures"]], "clip": drawn["clip"]}
-    site, store = open_run_site(plan, device), Folder(folder.clients)
-    if sample and not draws(plan):
-        found["samples"] = [asdict(one) for one in samples(site, saved.state, sample)]
-        write_json(folder.samples, {"round": saved.state.round, "samples": found["samples"]})
-    found |= _on_examples(site, saved.state, store, per_client)
-    typer.echo(json.dumps(found, indent=2) if as_json else _table(found))
+
+
+def _pictures(
+    folder: "RunFolder", plan: "Plan", state: "State", number: int, device: str, clip: str
+) -> dict[str, Any]:
+    from fedpeft.runs.exhibit import exhibit
+
+    drawn = exhibit(folder, plan, state, number, device, clip)
+    return {"captions": [one["caption"] for one in drawn["pictures"]], "clip": drawn["clip"]}
+
+
+def _samples(
+    folder: "RunFolder", site: "Site", state: "State", number: int
+) -> list[dict[str, Any]]:
+    """What the model says; also kept in the folder, for the report."""
+    from fedpeft.runs.folder import write_json
+    from fedpeft.runs.samples import sample_answers
+
+    found = [asdict(one) for one in sample_answers(site, state, number)]
+    write_json(folder.samples, {"round": state.round, "samples": found})
+    return found
 
 
 def _on_examples(site: "Site", state: "State", store: "Store", per_client: bool) -> dict[str, Any]:

@@ -19,41 +19,56 @@ EXAMPLES = """\
 WIDTH = 40  # characters of an accuracy of 1
 
 
-def merge(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", hidden=True)],
-    files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE...]", hidden=True)] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="MERGED", help="The new run's folder.")
-    ] = None,
-    add: Annotated[
-        list[Path] | None, typer.Option("--add", metavar="FILE...", help="Merge these too.")
-    ] = None,
-    remove: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Take this client out. Repeatable.")
-    ] = None,
-    trust: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="KEYS",
-            help="Take only files signed with these keys; for a merge, with these too. Repeatable.",
-        ),
-    ] = None,
-    norm_factor: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            help="Refuse an update X times as long as the median of the others, or 10·X times "
-            "as long as the only other one; 10 at first.",
-        ),
-    ] = None,
-    max_norm: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            help="Refuse an update longer than X; at first than 1000 times what training starts "
-            "from.",
-        ),
-    ] = None,
+MergeFolder = Annotated[Path, typer.Argument(metavar="DIR", hidden=True)]
+ContributionFiles = Annotated[list[Path] | None, typer.Argument(metavar="[FILE...]", hidden=True)]
+MergedFolder = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="MERGED", help="The new run's folder.")
+]
+AddedFiles = Annotated[
+    list[Path] | None, typer.Option("--add", metavar="FILE...", help="Merge these too.")
+]
+RemovedClients = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Take this client out. Repeatable.")
+]
+TrustedKeys = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="KEYS",
+        help="Take only files signed with these keys; for a merge, with these too. Repeatable.",
+    ),
+]
+NormFactor = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="Refuse an update X times as long as the median of the others, or 10·X times "
+        "as long as the only other one; 10 at first.",
+    ),
+]
+MaxNorm = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="Refuse an update longer than X; at first than 1000 times what training starts from.",
+    ),
+]
+EvaluateArrivals = Annotated[
+    bool,
+    typer.Option(
+        "--evaluate", help="Measure after each arrival, on what the plan's data hold out."
+    ),
+]
+
+
+def merge_files(
+    folder: MergeFolder,
+    files: ContributionFiles = None,
+    out: MergedFolder = None,
+    add: AddedFiles = None,
+    remove: RemovedClients = None,
+    trust: TrustedKeys = None,
+    norm_factor: NormFactor = None,
+    max_norm: MaxNorm = None,
     max_examples: Annotated[
         float | None,
         typer.Option(
@@ -62,12 +77,7 @@ def merge(
             "times the median of the others.",
         ),
     ] = None,
-    evaluate: Annotated[
-        bool,
-        typer.Option(
-            "--evaluate", help="Measure after each arrival, on what the plan's data hold out."
-        ),
-    ] = False,
+    evaluate: EvaluateArrivals = False,
     as_json: AsJson = False,
     allow_code: AllowCode = None,
     debug: Debug = False,
@@ -84,7 +94,7 @@ def merge(
     from fedpeft.oneshot.merge import merge as begin
     from fedpeft.oneshot.rules import Rules
 
-    came = [*(files or ()), *(add or ())]
+    came, gone = [*(files or ()), *(add or ())], remove or ()
     keys, code = Trust.read(trust or ()).keys, allowed(allow_code)
     bounds = norm_factor, max_norm, max_examples
 
@@ -92,14 +102,14 @@ def merge(
         return rules.but(keys, *bounds)
 
     if is_merged(folder):
-        if out or not (came or remove or evaluate or keys or bounds != (None, None, None)):
+        if out or not any((came, gone, evaluate, keys, bounds != (None, None, None))):
             raise click.UsageError(
                 "a merge is changed in its place: give --add FILE or --remove NAME"
             )
-        summary, out = change(folder, came, remove or (), evaluate, asked, code), folder
+        summary, out = change(folder, came, gone, evaluate, asked, code), folder
+    elif out is None or gone or not came:
+        raise click.UsageError("to merge an invitation's files give FILE... and -o MERGED")
     else:
-        if out is None or remove or not came:
-            raise click.UsageError("to merge an invitation's files give FILE... and -o MERGED")
         summary = begin(folder, came, out, asked(Rules()), evaluate, code)
     _show(summary, out, evaluate, as_json)
 

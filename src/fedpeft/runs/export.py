@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from fedpeft.errors import RunError
 from fedpeft.registry import REGISTERED, Code
-from fedpeft.runs.adapter_folder import merged, save_adapter, tuned
+from fedpeft.runs.adapter_folder import merge_adapter, save_adapter, wrap_adapter
 from fedpeft.runs.denoiser_folder import save_denoiser
 from fedpeft.runs.inputs import save_inputs
 from fedpeft.runs.model_card import model_card
@@ -65,11 +65,11 @@ def _write(result: Result, folder: Path, out: Path, merge: bool) -> str:
         return model_card(result, out, save_denoiser(result, folder, merge))
     configure = getattr(result.plan.method, "config", None)
     if callable(configure):
-        wrapped, base = tuned(result, configure)
+        wrapped, base = wrap_adapter(result, configure)
         if not merge:
             save_adapter(wrapped, folder)
             return model_card(result, out, "adapter", base)
-        model = merged(wrapped, result)
+        model = merge_adapter(wrapped, result)
     else:
         model = result.plan.unquantized.model(result.classes)
         fill(model, result.tensors, result)
