@@ -11,14 +11,15 @@ import typer
 from fedpeft.cli.options import AllowCode, Debug, Device, allowed, check_owner
 
 if TYPE_CHECKING:
+    from fedpeft.oneshot.contribute import Contributor
     from fedpeft.oneshot.contribution import Header
+    from fedpeft.oneshot.invitation import Invitation
     from fedpeft.oneshot.releases import Release
 
 EXAMPLES = """\
   fedpeft contribute study --data pictures/ --name hospital-a --key hospital-a.key -o a.safetensors
   fedpeft contribute study --client 0 -o 0.safetensors     the first client of the plan's partition
 """
-
 
 InvitationFolder = Annotated[Path, typer.Argument(metavar="DIR", hidden=True)]
 ContributionFile = Annotated[
@@ -77,7 +78,6 @@ def contribute_file(
     from fedpeft.core.stores import write_atomically
     from fedpeft.errors import RunError
     from fedpeft.oneshot.contribute import contribute as train
-    from fedpeft.oneshot.contribute import from_own_data, from_partition
     from fedpeft.oneshot.invitation import read_invitation
     from fedpeft.oneshot.keys import require, signing_key
     from fedpeft.oneshot.releases import Releases
@@ -90,10 +90,7 @@ def contribute_file(
         )
     study = read_invitation(invitation, allowed(allow_code))
     signer = signing_key(key) if key else None
-    if data is not None and name is not None:
-        who = from_own_data(study, data, name, device)
-    else:
-        who = from_partition(study, client or 0, device)
+    who = _contributor(study, data, name, client, device)
     releases = Releases(memory) if memory else Releases.usual()
     if study.plan.private_part is not None and not again:
         releases.check(study.terms.study, who.client)
@@ -109,6 +106,17 @@ def contribute_file(
     count, signed = who.site.data.size(who.client), "signed" if key else "unsigned"
     typer.echo(f"{out}: {size(len(content))} from {count} examples of {header.client}, {signed}")
     _tell(header, every)
+
+
+def _contributor(
+    study: "Invitation", data: str | None, name: str | None, client: int | None, device: str
+) -> "Contributor":
+    """An owner with its data, or a client of the plan's partition."""
+    from fedpeft.oneshot.contribute import from_own_data, from_partition
+
+    if data is not None and name is not None:
+        return from_own_data(study, data, name, device)
+    return from_partition(study, client or 0, device)
 
 
 def _tell(header: "Header", every: "Sequence[Release]") -> None:

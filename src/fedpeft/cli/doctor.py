@@ -1,11 +1,16 @@
 """`fedpeft doctor`: what is not as it must be, before a run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedpeft.cli.options import AllowCode, Debug, Settings, allowed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fedpeft.deploy.doctor import Finding
 
 EXAMPLES = """\
   fedpeft doctor pictures/                what is read of them, in data-report.txt too
@@ -52,24 +57,37 @@ def doctor(
     """
     from fedpeft.deploy import doctor as look
 
-    plan = what if what is not None and what.suffix == ".toml" else None
-    data = str(what) if data is None and what is not None and plan is None else data
+    plan, data = _plan_or_data(what, data)
+    code, beside_data = allowed(allow_code), (plan, superlink, root, key, node)
+    findings = [] if data and not any(beside_data) else list(look.versions())
+    if root:
+        findings += look.certificate(root)
+    if key:
+        findings += look.private_key(key)
+    if superlink:
+        findings += look.superlink(superlink, root)
+    if node:
+        findings += look.worker(node)
+    if plan:
+        findings += look.site(plan, settings, data, name, code)
+    if data:
+        findings += look.data(plan, settings, data, out, code)
+    _tell(findings)
 
-    alone = data and not any((plan, superlink, root, key, node))
-    findings = [] if alone else list(look.versions())
-    findings += look.certificate(root) if root else ()
-    findings += look.private_key(key) if key else ()
-    findings += look.superlink(superlink, root) if superlink else ()
-    findings += look.worker(node) if node else ()
-    code = allowed(allow_code)
-    findings += look.site(plan, settings, data, name, code) if plan else ()
-    findings += look.data(plan, settings, data, out, code) if data else ()
+
+def _plan_or_data(what: Path | None, data: str | None) -> tuple[Path | None, str | None]:
+    """What the argument names is a plan, or data unless --data names them."""
+    if what is None or what.suffix == ".toml":
+        return what, data
+    return None, str(what) if data is None else data
+
+
+def _tell(findings: "Sequence[Finding]") -> None:
     for one in findings:
-        typer.secho(
-            f"{'ok ' if one.good else 'NO '} {one.what}: {one.seen}",
-            fg=None if one.good else "yellow",
-        )
-        if not one.good:
+        if one.good:
+            typer.echo(f"ok  {one.what}: {one.seen}")
+        else:
+            typer.secho(f"NO  {one.what}: {one.seen}", fg="yellow")
             typer.echo(f"      {one.remedy}")
     if not all(one.good for one in findings):
         raise typer.Exit(1)

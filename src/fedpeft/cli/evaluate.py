@@ -30,7 +30,6 @@ EXAMPLES = """\
 SHOWN = 40
 """Clients that get a line of their own in the terminal."""
 
-
 PerClient = Annotated[
     bool,
     typer.Option(

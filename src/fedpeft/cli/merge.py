@@ -107,11 +107,16 @@ def merge_files(
                 "a merge is changed in its place: give --add FILE or --remove NAME"
             )
         summary, out = change(folder, came, gone, evaluate, asked, code), folder
-    elif out is None or gone or not came:
-        raise click.UsageError("to merge an invitation's files give FILE... and -o MERGED")
     else:
+        out = _first_folder(out, came, gone)
         summary = begin(folder, came, out, asked(Rules()), evaluate, code)
     _show(summary, out, evaluate, as_json)
+
+
+def _first_folder(out: Path | None, came: Sequence[Path], gone: Sequence[str]) -> Path:
+    if out is None or gone or not came:
+        raise click.UsageError("to merge an invitation's files give FILE... and -o MERGED")
+    return out
 
 
 def _show(summary: Mapping[str, Any], out: Path, evaluate: bool, as_json: bool) -> None:

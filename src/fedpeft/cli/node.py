@@ -3,11 +3,19 @@
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from fedpeft.cli.consent import ask_for_consent
-from fedpeft.cli.options import AllowCode, Debug, Device, PlanFile, Settings, allowed, resolve
+from fedpeft.cli.options import (
+    AllowCode,
+    Debug,
+    Device,
+    PlanFile,
+    Settings,
+    allowed,
+    check_owner,
+    resolve,
+)
 
 EXAMPLES = """\
   fedpeft node plan.toml --data pictures/ --name a              at a hospital that the plan names
@@ -15,37 +23,43 @@ EXAMPLES = """\
   fedpeft node plan.toml --client 0     to rehearse: the first client of the plan's partition
 """
 
+ExamplesPath = Annotated[
+    str | None, typer.Option(metavar="PATH", help="A file or folder of examples.")
+]
+OwnName = Annotated[str | None, typer.Option(metavar="NAME", help="What the plan calls you.")]
+RehearsedClient = Annotated[
+    int | None,
+    typer.Option(metavar="K", help="To rehearse: client K, from 0, of the plan's partition."),
+]
+SigningKey = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Sign with this key of `keygen`, where the plan's exchange.keys has it.",
+    ),
+]
+NodeFolder = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Its folder; else nodes/NAME.")
+]
+Again = Annotated[
+    bool,
+    typer.Option("--again", help="Agree to one more run of a plan that was answered before."),
+]
+WithoutAsking = Annotated[
+    bool, typer.Option("--yes", "-y", help="Agree to the terms without being asked.")
+]
+
 
 def node(
     plan: PlanFile = None,
     settings: Settings = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="PATH", help="A file or folder of examples.")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What the plan calls you.")
-    ] = None,
-    client: Annotated[
-        int | None,
-        typer.Option(metavar="K", help="To rehearse: client K, from 0, of the plan's partition."),
-    ] = None,
-    key: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Sign with this key of `keygen`, where the plan's exchange.keys has it.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Its folder; else nodes/NAME.")
-    ] = None,
-    again: Annotated[
-        bool,
-        typer.Option("--again", help="Agree to one more run of a plan that was answered before."),
-    ] = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Agree to the terms without being asked.")
-    ] = False,
+    data: ExamplesPath = None,
+    name: OwnName = None,
+    client: RehearsedClient = None,
+    key: SigningKey = None,
+    out: NodeFolder = None,
+    again: Again = False,
+    yes: WithoutAsking = False,
     device: Device = "cpu",
     allow_code: AllowCode = None,
     debug: Debug = False,
@@ -56,8 +70,7 @@ def node(
     Nothing but what PLAN.toml says is ever trained. The SuperNode is started beside it;
     docs/deploy.md tells how.
     """
-    if (client is None) == (data is None) or (data is None) != (name is None):
-        raise click.UsageError("give --data and --name, or --client")
+    check_owner(data, name, client)
     from fedpeft.deploy.consent import consent_to
     from fedpeft.deploy.node import Node
     from fedpeft.deploy.terms import node_site, rehearsal_site

@@ -39,7 +39,6 @@ EXAMPLES = """\
   fedpeft run --resume runs/mine                       go on after Ctrl-C, a crash or a full disk
 """
 
-
 NewFolder = Annotated[
     Path | None, typer.Option(metavar="DIR", help="The run's folder; else a new one in runs/.")
 ]

@@ -35,7 +35,6 @@ EXAMPLES = """\
   fedpeft sweep studies/capability-small.toml --only seed=1 --only method=bias
 """
 
-
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.toml", hidden=True)]
 SweepFolder = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Its run folders; else runs/<study>.")
