@@ -36,12 +36,13 @@ from torch import Tensor
 from benchmarks.overhead import machine, pairs
 from benchmarks.work import CLASSES, Noise, TinyViT, Tokens
 from fedpeft import InProcess, Plan, federate, open_site, start
+from fedpeft.compute.frozen_linear import BASE_DTYPES, prepare_frozen
+from fedpeft.compute.objective import Objective
+from fedpeft.compute.trainable import read
 from fedpeft.core.interfaces import Method, Task
-from fedpeft.core.objective import Objective
-from fedpeft.core.packed import BASE_DTYPES, prepare_frozen
 from fedpeft.core.seeds import seeded
-from fedpeft.core.trainable import read
 from fedpeft.core.types import Batch, State, Tensors
+from fedpeft.evaluation.measure import measure
 from fedpeft.local.descent import Descent
 from fedpeft.methods.head import Head
 from fedpeft.methods.lora import LoRA
@@ -50,7 +51,6 @@ from fedpeft.partitions.iid import IID
 from fedpeft.plan.reading import read_plan
 from fedpeft.plan.tables import Compute
 from fedpeft.rounds.loop import Ledger
-from fedpeft.runs.measure import measure
 
 WAYS = {
     "plain": ("float32", False),

@@ -27,7 +27,7 @@ import torch
 from benchmarks.overhead import machine
 from benchmarks.work import LinearHead, Noise, TinyViT
 from fedpeft import InProcess, Plan, federate, open_site, start
-from fedpeft.engines.cohort import Cohort
+from fedpeft.engines.vectorized.engine import Cohort
 from fedpeft.local.descent import Descent
 from fedpeft.methods.head import Head
 from fedpeft.methods.lora import LoRA

@@ -36,9 +36,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.federation import ROOT, Federation, federation
-from fedpeft.core.stores import Folder
 from fedpeft.plan.reading import read_plan
 from fedpeft.runs.folder import RunFolder, read_rounds
+from fedpeft.storage.client_memory import Folder
 
 PLAN = """
 name = "endurance"

@@ -26,12 +26,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.federation import Federation, federation
-from fedpeft.core.letters import Letter, listening, receive, send
-from fedpeft.core.places import locate
 from fedpeft.core.types import Job, Reply
 from fedpeft.deploy.bundle import write_bundle
-from fedpeft.engines.flower import Flower, server_app
+from fedpeft.engines.flower.engine import Flower, server_app
 from fedpeft.runs.folder import RunFolder, read_rounds
+from fedpeft.storage.locate import locate
+from fedpeft.wire.sockets import Letter, listening, receive, send
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid

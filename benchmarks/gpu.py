@@ -31,7 +31,7 @@ from benchmarks.overhead import machine
 from benchmarks.racing.models import vit
 from benchmarks.work import Noise, TinyViT, Tokens
 from fedpeft import Plan, open_site
-from fedpeft.core.objective import Objective
+from fedpeft.compute.objective import Objective
 from fedpeft.core.outputs import LOGITS, Outputs
 from fedpeft.core.types import Batch
 from fedpeft.local.descent import Descent

@@ -36,9 +36,7 @@ from fedpeft.algorithms.fedavg import average
 from fedpeft.codecs.float16 import Float16
 from fedpeft.core.conversation import converse
 from fedpeft.core.interfaces import Data, LossFn
-from fedpeft.core.payloads import pack
 from fedpeft.core.rounds import Round
-from fedpeft.core.stores import Folder, ahead
 from fedpeft.core.tensors import map_tensors
 from fedpeft.core.types import Batch, Carry, Context, Job, Reply, State, Tensors, Update
 from fedpeft.methods.lora import LoRA
@@ -48,6 +46,9 @@ from fedpeft.rounds.admission import Admission
 from fedpeft.rounds.ledger import Ledger
 from fedpeft.rounds.post import Post
 from fedpeft.stages.error_feedback import ErrorFeedback
+from fedpeft.storage.client_memory import Folder
+from fedpeft.storage.files import ahead
+from fedpeft.wire.payloads import pack
 
 
 @dataclass(frozen=True)

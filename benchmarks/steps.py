@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.overhead import machine
 from benchmarks.racing.works import VARIANTS, WORKS
 from fedpeft import Plan, open_site
-from fedpeft.core.objective import Objective
+from fedpeft.compute.objective import Objective
 from fedpeft.core.types import Context
 from fedpeft.plan.tables import Compute
 

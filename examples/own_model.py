@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from fedpeft import InProcess, Plan, evaluate, federate, open_site
-from fedpeft.data.memory import Memory
+from fedpeft.data.in_memory import Memory
 from fedpeft.local.descent import Descent
 from fedpeft.methods.full import Full
 from fedpeft.partitions.dirichlet import Dirichlet

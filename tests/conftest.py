@@ -17,8 +17,8 @@ from exporting import CASES, MERGED, Done, done, loaded_elsewhere, text_cases
 from hypothesis import settings
 from rounds import plan_of, points_plan
 
+from fedpeft.export.export import export_run
 from fedpeft.rounds.site import Site, open_site
-from fedpeft.runs.export import export_run
 
 torch.set_num_threads(1)
 CACHE = TemporaryDirectory()

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 from running import PLAN
 
-from fedpeft.core.payloads import pack, unpack
-from fedpeft.core.stores import load_tensors
 from fedpeft.core.tensors import layout
 from fedpeft.core.types import Update
 from fedpeft.oneshot import merge as merging
@@ -25,6 +23,8 @@ from fedpeft.oneshot.invitation import Invitation, invite, read_invitation, serv
 from fedpeft.oneshot.keys import Trust, make_signing_key, sealing_key, signing_key
 from fedpeft.plan.reading import read_plan
 from fedpeft.registry import Code
+from fedpeft.storage.files import load_tensors
+from fedpeft.wire.payloads import pack, unpack
 
 PARTS = Code.of(["parts"])
 merge, change = partial(merging.merge, code=PARTS), partial(merging.change, code=PARTS)

@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedpeft.core.stores import load_tensors
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Cohort, Context, Event, Tensors, Update
 from fedpeft.runs.folder import RunFolder, read_rounds
+from fedpeft.storage.files import load_tensors
 
 BLOBS = """
 name = "blobs"

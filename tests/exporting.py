@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.func import functional_call
 
 from fedpeft import read_plan
-from fedpeft.core.features import FEATURES
-from fedpeft.core.lowrank import EXACT, merged
+from fedpeft.catalogue import CATALOGUE
+from fedpeft.compute.feature_cache import FEATURES
+from fedpeft.core.low_rank import EXACT, merged
 from fedpeft.core.seeds import seeded
 from fedpeft.core.tensors import under
 from fedpeft.core.types import Batch
-from fedpeft.registry import CATALOGUE
 from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.execute import execute, open_engine, open_run_site

@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from fedpeft.core.outputs import LOGITS, PREDICTION, Outputs, head_input
 from fedpeft.core.secrets import Secret
-from fedpeft.core.stores import Folder
 from fedpeft.core.types import Batch, Examples, Job, Table, Tensors
+from fedpeft.storage.client_memory import Folder
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,8 @@ from torch import Tensor
 from fedpeft.algorithms.fedavg import merge
 from fedpeft.core.conversation import Answer, Message
 from fedpeft.core.interfaces import Engine, Store
-from fedpeft.core.payloads import message_of
 from fedpeft.core.rounds import Round
 from fedpeft.core.secrets import Secret
-from fedpeft.core.stores import Nowhere
 from fedpeft.core.types import Failure, Job, Reply, State, Tensors, Update
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.errors import PlanError
@@ -20,6 +18,8 @@ from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.loop import Ledger, federate, start
 from fedpeft.rounds.site import Site
+from fedpeft.storage.client_memory import Nowhere
+from fedpeft.wire.payloads import message_of
 
 DIGITS = {
     "method": "head",

@@ -9,13 +9,13 @@ from rounds import Recording, on, points_plan
 from fedpeft.codecs.dense import Dense
 from fedpeft.core.conversation import Message
 from fedpeft.core.interfaces import Engine
-from fedpeft.core.payloads import decode_sent, encode_answer, encode_message, unpack
-from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import layout
 from fedpeft.core.types import Failure, Job, Reply, State, Tensors, Update
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.loop import Ledger, federate, start
 from fedpeft.rounds.site import Site
+from fedpeft.storage.client_memory import Folder
+from fedpeft.wire.payloads import decode_sent, encode_answer, encode_message, unpack
 
 SECURE = {
     "exchange": {"name": "secure", "threshold": 4},

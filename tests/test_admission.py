@@ -10,7 +10,6 @@ import torch
 from rounds import Tampering, on, points_plan, round_of, run
 
 from fedpeft.core.conversation import Answer
-from fedpeft.core.payloads import message_of, pack, unpack
 from fedpeft.core.tensors import equal, layout, scale
 from fedpeft.core.types import Failure, Reply, State, Update
 from fedpeft.errors import PlanError
@@ -21,6 +20,7 @@ from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.record import record_of
+from fedpeft.wire.payloads import message_of, pack, unpack
 
 Harm = Callable[[Reply | Failure], Reply | Failure]
 

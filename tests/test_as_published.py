@@ -16,11 +16,11 @@ from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Division, Table
 from fedpeft.errors import DataError
+from fedpeft.evaluation.measure import measure
 from fedpeft.partitions.dirichlet import Dirichlet
 from fedpeft.partitions.redrawn import Redrawn
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.runs.folder import create
-from fedpeft.runs.measure import measure
 
 
 def test_weights_are_rounded_up_to_batches(points: Site) -> None:

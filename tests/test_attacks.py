@@ -4,17 +4,17 @@ import pytest
 import torch
 from rounds import DIGITS, Recording, on, plan_of, points_plan
 
-from fedpeft.attacking import attackers, poisoned
+from fedpeft.adversaries.assignment import attackers, poisoned
 from fedpeft.core.interfaces import Attack
-from fedpeft.core.payloads import unpack
 from fedpeft.core.tensors import equal, layout, scale
 from fedpeft.core.types import Reply, Tensors, Update
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.errors import PlanError
+from fedpeft.evaluation.measure import attacked, measure
 from fedpeft.registry import build, names
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
-from fedpeft.runs.measure import attacked, measure
+from fedpeft.wire.payloads import unpack
 
 every = pytest.mark.parametrize("name", sorted(names("attack")))
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from running import SMALL, fedpeft
 
-from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
 from fedpeft.engines.auto import Auto, company, seconds, trial, typical
-from fedpeft.engines.cohort import Cohort
 from fedpeft.engines.inprocess import InProcess
+from fedpeft.engines.vectorized.engine import Cohort
 from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
+from fedpeft.storage.client_memory import Folder
 
 BATCHNORM = {"name": "parts:Points", "network": "convolution"}
 SHAKEN = {"name": "parts:Points", "network": "shaken"}

@@ -17,11 +17,11 @@ from running import fedpeft
 from running import run as execute_all
 
 from fedpeft import DataError, RunError, open_site, read_plan
+from fedpeft.export.export import export_run
 from fedpeft.registry import Code
-from fedpeft.runs.benchmark import answers, asking, benchmark, difference, encoded, share
-from fedpeft.runs.export import export_run
+from fedpeft.results.benchmark import answers, asking, benchmark, difference, encoded, share
+from fedpeft.results.questions import Asked, Question
 from fedpeft.runs.folder import create
-from fedpeft.runs.questions import Asked, Question
 
 needs_lm_eval = pytest.mark.skipif(
     find_spec("lm_eval") is None, reason="lm-eval is not installed: fedpeft[lm-eval]"

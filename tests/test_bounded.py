@@ -16,13 +16,13 @@ from contributions import Study
 from test_wire import DENSE, LAYOUT, UPDATE, by_hand, sent
 
 from fedpeft.codecs import positions
-from fedpeft.core import bounded_json
-from fedpeft.core.letters import letter
-from fedpeft.core.payloads import unpack
-from fedpeft.core.wire import decode_tensors, frame, unframe
 from fedpeft.errors import WireError
-from fedpeft.oneshot.flaws import ContributionError
+from fedpeft.oneshot.rejections import ContributionError
 from fedpeft.registry import build
+from fedpeft.wire import bounded_json
+from fedpeft.wire.frames import decode_tensors, frame, unframe
+from fedpeft.wire.payloads import unpack
+from fedpeft.wire.sockets import letter
 
 ROOM = 64 << 20
 
@@ -202,7 +202,7 @@ from test_bounded import LARGE, TEXTS, deflated
 from test_wire import DENSE, LAYOUT, sent
 from fedpeft.core.tensors import layout
 from fedpeft.core.types import Update
-from fedpeft.core.payloads import pack, unpack
+from fedpeft.wire.payloads import pack, unpack
 from fedpeft.errors import WireError
 from fedpeft.registry import build
 

@@ -11,10 +11,10 @@ from torch import nn
 
 from fedpeft.codecs.float16 import Float16
 from fedpeft.codecs.narrowing import narrowed
-from fedpeft.core.payloads import pack
-from fedpeft.core.trainable import tensors_of
+from fedpeft.compute.trainable import tensors_of
 from fedpeft.core.types import Update
-from fedpeft.core.wire import headers
+from fedpeft.wire.frames import headers
+from fedpeft.wire.payloads import pack
 
 LLAMA: dict[str, Any] = {"vocab_size": 32_000, "tie_word_embeddings": False}
 GEMMA: dict[str, Any] = {"vocab_size": 256_000, "head_dim": 256, "tie_word_embeddings": True}

@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 from fedpeft import Cohort, InProcess, evaluate, federate, open_site, read_plan, start
 from fedpeft.cli.app import app
-from fedpeft.core.stores import Folder
 from fedpeft.core.types import Table
 from fedpeft.data.table import HubTable
-from fedpeft.report.study import Measure
+from fedpeft.evaluation.measure import measure, over_clients
+from fedpeft.export.export import export_run
+from fedpeft.report.groups import Measure
 from fedpeft.runs.checkpoint import load_checkpoint
-from fedpeft.runs.export import export_run
-from fedpeft.runs.measure import measure, over_clients
+from fedpeft.storage.client_memory import Folder
 from fedpeft.tasks.causal_lm import CausalLM
 
 METHODS = ("lora", "full", "prefix", "ia3", "adapter")

@@ -14,17 +14,18 @@ from fedpeft import PlanError
 from fedpeft.algorithms.class_means import PHASE
 from fedpeft.codecs.dense import Dense
 from fedpeft.core.conversation import Message
-from fedpeft.core.payloads import encode_answer
-from fedpeft.core.stores import Folder, load_tensors
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Failure, Reply
-from fedpeft.engines.cohort import Cohort
+from fedpeft.engines.vectorized.engine import Cohort
+from fedpeft.evaluation.measure import measure
 from fedpeft.oneshot.invitation import invite
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.runs.execute import execute, open_engine
 from fedpeft.runs.folder import create, read_rounds
-from fedpeft.runs.measure import measure
+from fedpeft.storage.client_memory import Folder
+from fedpeft.storage.files import load_tensors
+from fedpeft.wire.payloads import encode_answer
 
 START: dict[str, Any] = {"head_start": PHASE, "rounds": 1}
 

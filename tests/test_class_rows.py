@@ -11,16 +11,16 @@ from contributions import change, merge, study
 from rounds import Recording, Tampering, changed, distance, last, on, points_plan, run
 
 from fedpeft import PlanError
-from fedpeft.core.payloads import pack, unpack
-from fedpeft.core.stores import load_tensors
 from fedpeft.core.tensors import equal, layout
 from fedpeft.core.types import Reply, State, Update
-from fedpeft.engines.cohort import Cohort
-from fedpeft.oneshot.flaws import ContributionError, Flaw
+from fedpeft.engines.vectorized.engine import Cohort
+from fedpeft.oneshot.rejections import ContributionError, Flaw
 from fedpeft.oneshot.rules import Rules
 from fedpeft.registry import build, names
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
+from fedpeft.storage.files import load_tensors
+from fedpeft.wire.payloads import pack, unpack
 
 ROWS: dict[str, Any] = {"head_rows": "class_counts"}
 START = State(

@@ -10,9 +10,9 @@ import pytest
 from running import PLAN, fedpeft
 
 from fedpeft import read_plan
+from fedpeft.catalogue import CATALOGUE
 from fedpeft.cli.app import app
-from fedpeft.core.amounts import duration, size
-from fedpeft.registry import CATALOGUE
+from fedpeft.core.units import duration, size
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_a_resume_elsewhere_is_warned_of(plan: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     fedpeft("run", plan, "--out", out, "--quiet")
     (out / "summary.json").unlink()
-    from fedpeft.core.stores import dump_tensors, load_tensors
+    from fedpeft.storage.files import dump_tensors, load_tensors
 
     tensors, metadata = load_tensors(out / "checkpoint" / "state.safetensors")
     then = json.loads(metadata["environment"])

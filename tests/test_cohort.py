@@ -14,18 +14,19 @@ from parts import Blobs, FailingDisk, Odd, Points, Raising
 from rounds import PRIVATE, Recording, distance, staged
 
 from fedpeft.core.interfaces import Store
-from fedpeft.core.payloads import unpack
-from fedpeft.core.stores import SECRET, Folder, Nowhere, StoreError
 from fedpeft.core.types import Failure, Job, Reply, Update
-from fedpeft.core.wire import headers, layout_of, unframe
-from fedpeft.engines.cohort import Cohort
 from fedpeft.engines.inprocess import InProcess
+from fedpeft.engines.vectorized.engine import Cohort
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.registry import names
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.post import encode_start
 from fedpeft.rounds.site import Site, open_site
+from fedpeft.storage.client_memory import Folder, Nowhere
+from fedpeft.storage.files import SECRET, StoreError
+from fedpeft.wire.frames import headers, layout_of, unframe
+from fedpeft.wire.payloads import unpack
 
 TOLERANCE = 1e-4
 RAGGED: dict[str, Any] = {

@@ -10,7 +10,6 @@ import torch
 from contributions import ONE_ROUND, PARTS, Study, change, merge, own_data, study, tree
 from running import PLAN, fedpeft
 
-from fedpeft.core.stores import load_tensors
 from fedpeft.core.tensors import equal
 from fedpeft.errors import PlanError, RunError
 from fedpeft.oneshot.invitation import invite, read_invitation, server_key
@@ -29,6 +28,7 @@ from fedpeft.oneshot.keys import (
 from fedpeft.oneshot.rules import Rules
 from fedpeft.plan.reading import read_plan
 from fedpeft.runs.folder import read_json
+from fedpeft.storage.files import load_tensors
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

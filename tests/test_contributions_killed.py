@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from contributions import Study, change, killed_before, merge, tree
 
-import fedpeft.oneshot.swap as swap
+import fedpeft.oneshot.replace_folder as swap
 from fedpeft.errors import RunError
 from fedpeft.oneshot.rules import Rules
 

@@ -13,19 +13,19 @@ import torch
 from contributions import Study, change, merge, study, tree
 from running import fedpeft
 
-from fedpeft.core.stores import load_tensors
 from fedpeft.core.tensors import equal, map_tensors, scale
 from fedpeft.core.types import Update
 from fedpeft.errors import RunError
 from fedpeft.oneshot.contribution import Header, opened, write_contribution
-from fedpeft.oneshot.flaws import ContributionError, Flaw
 from fedpeft.oneshot.invitation import server_key
 from fedpeft.oneshot.keys import (
     Trust,
     sealing_key,
     signing_key,
 )
+from fedpeft.oneshot.rejections import ContributionError, Flaw
 from fedpeft.oneshot.rules import Rules
+from fedpeft.storage.files import load_tensors
 
 Spoil = Callable[[Update], Update]
 SPOILT: Mapping[Flaw, tuple[Spoil, Mapping[str, Any]]] = {

@@ -12,17 +12,17 @@ from rounds import POINTS
 
 from fedpeft.core.conversation import Answer, Ask, Flow, Message, converse, recorded, replay
 from fedpeft.core.interfaces import Engine
-from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Failure, Job, Reply, State
-from fedpeft.engines.cohort import Cohort
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.processes import Processes
+from fedpeft.engines.vectorized.engine import Cohort
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.registry import _installed
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
+from fedpeft.storage.client_memory import Folder
 
 PLUGIN = Path(__file__).parent / "plugin"
 OTHERS = {

@@ -10,7 +10,7 @@ import torch
 from fedpeft import DataError, Plan, PlanError, read_plan
 from fedpeft.core.types import Examples
 from fedpeft.data.arrays import Arrays
-from fedpeft.data.memory import Memory
+from fedpeft.data.in_memory import Memory
 from fedpeft.data.splits import hold_out
 
 

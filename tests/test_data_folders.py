@@ -14,7 +14,7 @@ from fedpeft.core.types import Examples
 from fedpeft.data.divide import divide
 from fedpeft.data.folders import endings
 from fedpeft.data.images import Images
-from fedpeft.data.short import source
+from fedpeft.data.short_forms import source
 from fedpeft.data.splits import split_named
 from fedpeft.oneshot.contribute import in_order
 from fedpeft.partitions.iid import IID

@@ -14,13 +14,13 @@ from PIL import Image
 from running import fedpeft
 
 from fedpeft import DataError, PlanError, read_plan
-from fedpeft.core.text_files import encoding_of, read_text
 from fedpeft.core.types import Table
-from fedpeft.data.short import source
+from fedpeft.data.short_forms import source
 from fedpeft.data.table import HubTable
 from fedpeft.oneshot.keys import Trust
 from fedpeft.partitions.lists import Lists
 from fedpeft.registry import names
+from fedpeft.storage.text_files import encoding_of, read_text
 
 ROWS = [("schön, gut", "ja"), ('er sagte "nein"', "nein"), ("Äpfel; Birnen", "ja"), ("x", "nein")]
 

@@ -11,9 +11,9 @@ from running import fedpeft
 
 from fedpeft import DataError, read_plan
 from fedpeft.core.types import Examples, Table
+from fedpeft.data.client_data import Partitioned
 from fedpeft.data.images import Images
 from fedpeft.data.inspect import inspect
-from fedpeft.data.partitioned import Partitioned
 from fedpeft.deploy.doctor import _tokens
 from fedpeft.rounds.site import Site
 

@@ -16,10 +16,10 @@ from fedpeft.core.tensors import equal
 from fedpeft.core.types import Division, Examples, Table
 from fedpeft.errors import PlanError
 from fedpeft.oneshot.diagnose import Budget, diagnose, spread, work
-from fedpeft.oneshot.merged import measure_change, merge_into_copy
-from fedpeft.oneshot.paths import Signs, both_ways
 from fedpeft.oneshot.theory import beyond, coins
-from fedpeft.oneshot.words import answer
+from fedpeft.oneshot.trajectories import Signs, both_ways
+from fedpeft.oneshot.verdict import answer
+from fedpeft.oneshot.weight_change import measure_change, merge_into_copy
 from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.site import Site, site_of
 

@@ -11,12 +11,12 @@ from rounds import last, points_plan, run
 from running import run as executed
 from test_ranks import PLAN, Losses
 
-from fedpeft.core.objective import Objective, scored
+from fedpeft.compute.objective import Objective, scored
 from fedpeft.core.tensors import equal
 from fedpeft.errors import PlanError
 from fedpeft.oneshot.diagnose import Budget, _smoothness, diagnose
-from fedpeft.oneshot.merged import unfactored
-from fedpeft.oneshot.paths import Way, _alone, both_ways, check_comparable
+from fedpeft.oneshot.trajectories import Way, _alone, both_ways, check_comparable
+from fedpeft.oneshot.weight_change import unfactored
 from fedpeft.plan.reading import read_plan
 from fedpeft.registry import Code
 from fedpeft.rounds.site import Site, open_site

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from fedpeft.core.interfaces import Added
 from fedpeft.core.secrets import Secret
-from fedpeft.core.stores import Nowhere
 from fedpeft.core.tensors import norm, prefixed
 from fedpeft.core.types import Batch, Context, Tensors
 from fedpeft.local.dp_as_published import DpAsPublished, Noisy
 from fedpeft.local.dp_sgd import Private
 from fedpeft.rounds.client import Worker
 from fedpeft.rounds.site import Site
+from fedpeft.storage.client_memory import Nowhere
 
 
 @dataclass(frozen=True)

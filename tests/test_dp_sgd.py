@@ -13,12 +13,12 @@ from torch import Tensor
 
 from fedpeft.core.interfaces import Added
 from fedpeft.core.outputs import Outputs
-from fedpeft.core.payloads import unpack
 from fedpeft.core.secrets import Secret
-from fedpeft.core.stores import Nowhere
 from fedpeft.core.tensors import layout, prefixed
 from fedpeft.core.types import Batch, Context, Failure, Job, Reply, Tensors
 from fedpeft.errors import PlanError
+from fedpeft.evaluation.measure import measure
+from fedpeft.evaluation.probe import check_gradients
 from fedpeft.local.dp_sgd import DpSgd, Private, _clipped_sum
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
@@ -26,8 +26,8 @@ from fedpeft.rounds.client import Worker
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.runs.execute import open_run_site
-from fedpeft.runs.measure import measure
-from fedpeft.runs.probe import check_gradients
+from fedpeft.storage.client_memory import Nowhere
+from fedpeft.wire.payloads import unpack
 
 SECRET = Secret(bytes(32))
 DP = {"weighting": "uniform", "delta": 1e-3, "accountant": "rdp"}

@@ -12,7 +12,6 @@ import torch
 from parts import Blobs, DiesAfterSaving, FailingDisk, Fatal, Points, Raising
 
 from fedpeft.core.interfaces import Store
-from fedpeft.core.stores import Folder, Nowhere, StoreError
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Failure, Job, Reply, State
 from fedpeft.engines.inprocess import InProcess
@@ -23,6 +22,8 @@ from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.loop import Ledger, federate, start
 from fedpeft.rounds.post import encode_start
 from fedpeft.rounds.site import Site, open_site
+from fedpeft.storage.client_memory import Folder, Nowhere
+from fedpeft.storage.files import StoreError
 
 POINTS = {
     "task": {"name": "parts:Points"},

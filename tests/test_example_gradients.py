@@ -11,10 +11,10 @@ from method_models import KINDS, Classify, batch_of, injected, losses_of, random
 from test_method_laws import every_fit
 from torch import Tensor, nn
 
-from fedpeft.core.objective import Objective
+from fedpeft.compute.objective import Objective
+from fedpeft.compute.trainable import read, write
 from fedpeft.core.outputs import Outputs
 from fedpeft.core.tensors import norm, prefixed
-from fedpeft.core.trainable import read, write
 from fedpeft.core.types import Batch, Tensors
 from fedpeft.local.dp_sgd import Private
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from fedpeft import PlanError
-from fedpeft.runs.exhibit import CAPTIONS, MOST, _webp, exhibit_at_end
+from fedpeft.results.exhibit import CAPTIONS, MOST, _webp, exhibit_at_end
+from fedpeft.results.pictures import grid
 from fedpeft.runs.folder import reopen
-from fedpeft.runs.pictures import grid
 from fedpeft.tasks.clip import TOGETHER, Clip, clip
 from fedpeft.tasks.drawing import Drawing
 

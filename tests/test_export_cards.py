@@ -9,10 +9,10 @@ import pytest
 from exporting import SMALL, Done
 
 from fedpeft import __version__, read_plan
+from fedpeft.export.export import export_run
+from fedpeft.export.model_card import listed
 from fedpeft.runs.execute import execute, open_engine, open_run_site
-from fedpeft.runs.export import export_run
 from fedpeft.runs.folder import create, read_json, read_rounds
-from fedpeft.runs.model_card import listed
 
 
 def front_matter(card: str) -> dict[str, Any]:

@@ -12,13 +12,13 @@ from exporting import SMALL, Done
 from torch import nn
 
 from fedpeft import RunError, read_plan, start
-from fedpeft.core.trainable import trainable
+from fedpeft.compute.trainable import trainable
 from fedpeft.core.types import State
-from fedpeft.methods.anatomy import train_parts
+from fedpeft.export.export import export_run
+from fedpeft.methods.transformer_layout import train_parts
 from fedpeft.registry import OWN
 from fedpeft.runs.checkpoint import save_checkpoint
 from fedpeft.runs.execute import open_run_site
-from fedpeft.runs.export import export_run
 from fedpeft.runs.folder import create
 
 

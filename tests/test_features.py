@@ -12,18 +12,18 @@ from rounds import last, plan_of, run
 from torch import Tensor, nn
 
 from fedpeft.algorithms.class_means import ClassMeans
-from fedpeft.core.cut import Cut, find_cut
-from fedpeft.core.features import FEATURES, Featured, folder, keep, make_room
-from fedpeft.core.objective import Objective, evaluate
-from fedpeft.core.stores import Folder, Nowhere
+from fedpeft.compute.feature_cache import FEATURES, Featured, folder, keep, make_room
+from fedpeft.compute.model_split import Cut, find_cut
+from fedpeft.compute.objective import Objective, evaluate
+from fedpeft.compute.trainable import read, train_only, trainable
 from fedpeft.core.tensors import equal, finite
-from fedpeft.core.trainable import read, train_only, trainable
 from fedpeft.core.types import Batch, State, Tensors
 from fedpeft.engines.processes import Processes
+from fedpeft.evaluation.measure import measure, over_clients
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
-from fedpeft.runs.measure import measure, over_clients
+from fedpeft.storage.client_memory import Folder, Nowhere
 
 FEW = {"partition": {"name": "dirichlet", "clients": 4, "alpha": 10.0}}
 

@@ -14,7 +14,6 @@ from running import SMALL
 from running import run as executed
 
 from fedpeft.algorithms.fedbuff import Arrival, FedBuff, draw_speeds, timetable
-from fedpeft.core.stores import load_tensors
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Division, Examples, State, Table
 from fedpeft.engines.inprocess import InProcess
@@ -25,6 +24,7 @@ from fedpeft.rounds.site import Site, site_of
 from fedpeft.runs.execute import open_run_site
 from fedpeft.runs.folder import create
 from fedpeft.samplers.uniform import Uniform
+from fedpeft.storage.files import load_tensors
 
 PACE = {"a": 1.0, "b": 2.5}
 
@@ -131,7 +131,7 @@ def test_a_resume_goes_on_in_the_same_bits(points: Site) -> None:
 
 
 def test_it_learns(points: Site) -> None:
-    from fedpeft.runs.measure import measure
+    from fedpeft.evaluation.measure import measure
 
     site = replace(points, plan=points_plan(cohort=8, buffer=4, rounds=12, pace_spread=1.0))
     before = measure(site, start(site.plan, site.params()).params)["accuracy"]

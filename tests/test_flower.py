@@ -11,9 +11,9 @@ from federations import NODES, SCAFFOLD, submit, three
 
 from benchmarks.federation import CERTIFICATES, SCRIPTS, free_port, until
 from benchmarks.survivors import simulated
-from fedpeft.core.stores import Folder
 from fedpeft.plan.reading import read_plan
 from fedpeft.runs.folder import RunFolder, read_rounds
+from fedpeft.storage.client_memory import Folder
 
 pytestmark = pytest.mark.skipif(find_spec("flwr") is None, reason="flwr is not installed")
 

@@ -15,14 +15,14 @@ import pytest
 from rounds import points_plan
 from town import PLAN, Town, engine, node, run, silent, town
 
-from fedpeft.core.letters import Letter
-from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
-from fedpeft.engines.flower import AGAIN, SOON
+from fedpeft.engines.flower.engine import AGAIN, SOON
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.errors import RunError
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
+from fedpeft.storage.client_memory import Folder
+from fedpeft.wire.sockets import Letter
 
 pytestmark = pytest.mark.skipif(find_spec("flwr") is None, reason="flwr is not installed")
 
@@ -78,7 +78,7 @@ def test_an_upload_that_is_broken_off_keeps_nobody_waiting_beyond_the_deadline(
 def test_who_goes_in_the_middle_of_an_upload_fails_before_the_deadline(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedpeft.engines.flower.STUCK", 0.3)
+    monkeypatch.setattr("fedpeft.engines.flower.engine.STUCK", 0.3)
     grid, began, never = town(site, tmp_path), time.monotonic(), threading.Event()
     made = engine(site, grid, [], deadline=60)
     made.gather()

@@ -17,9 +17,8 @@ from federations import NODES, SCAFFOLD, submit, three
 from benchmarks import link
 from benchmarks.federation import Federation, until
 from benchmarks.survivors import simulated
-from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
-from fedpeft.engines.flower import AGAIN
+from fedpeft.engines.flower.engine import AGAIN
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.oneshot.keys import make_signing_key
 from fedpeft.plan.reading import read_plan
@@ -27,6 +26,7 @@ from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import open_site
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import RunFolder, read_rounds
+from fedpeft.storage.client_memory import Folder
 
 pytestmark = [
     pytest.mark.skipif(find_spec("flwr") is None, reason="flwr is not installed"),

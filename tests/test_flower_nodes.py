@@ -13,8 +13,6 @@ from contributions import own_data
 from rounds import points_plan
 from town import PLAN, TOKEN, Town, engine, node, run, town
 
-from fedpeft.core.letters import Letter, send
-from fedpeft.core.stores import load_tensors
 from fedpeft.deploy.node import Node
 from fedpeft.deploy.terms import node_site, server_site
 from fedpeft.errors import PlanError
@@ -28,6 +26,8 @@ from fedpeft.routing.personal import Personal
 from fedpeft.runs.execute import execute
 from fedpeft.runs.folder import create
 from fedpeft.runs.summary import summarize
+from fedpeft.storage.files import load_tensors
+from fedpeft.wire.sockets import Letter, send
 
 pytestmark = pytest.mark.skipif(find_spec("flwr") is None, reason="flwr is not installed")
 

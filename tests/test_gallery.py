@@ -16,8 +16,8 @@ from test_report import Page
 from test_report_browser import Opened, browser, opened_at
 
 from fedpeft.report.gallery import COLUMNS, ROWS, galleries
+from fedpeft.report.groups import sections
 from fedpeft.report.reading import read_cells
-from fedpeft.report.study import sections
 
 __all__ = ["browser"]
 EVIL = '"><img src=x onerror="window.evil=1">'

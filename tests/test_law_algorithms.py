@@ -11,7 +11,6 @@ from rounds import POINTS, run
 
 from fedpeft.core.facts import Fact, offered_by
 from fedpeft.core.interfaces import Engine
-from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal, finite
 from fedpeft.core.types import Failure, Job, Reply, State
 from fedpeft.engines.inprocess import InProcess
@@ -21,6 +20,7 @@ from fedpeft.plan.reading import read_plan
 from fedpeft.registry import names
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
+from fedpeft.storage.client_memory import Folder
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "fedbuff": {"buffer": 3},

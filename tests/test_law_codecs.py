@@ -13,9 +13,9 @@ from fedpeft.codecs import positions
 from fedpeft.core.interfaces import Codec
 from fedpeft.core.tensors import equal, layout
 from fedpeft.core.types import Tensors
-from fedpeft.core.wire import frame, layout_of, unframe
 from fedpeft.errors import WireError
 from fedpeft.registry import build, names
+from fedpeft.wire.frames import frame, layout_of, unframe
 
 every = pytest.mark.parametrize("name", sorted(names("codec")))
 

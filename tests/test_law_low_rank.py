@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.interfaces import LowRank
-from fedpeft.core.lowrank import Product, accumulated, cut
+from fedpeft.core.low_rank import Product, accumulated, cut
 from fedpeft.core.tensors import equal, layout
 from fedpeft.core.types import State, Tensors, Update
 from fedpeft.registry import build, names

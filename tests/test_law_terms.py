@@ -11,19 +11,19 @@ from rounds import distance, fits, last, points_plan, run
 from torch import Tensor
 
 from fedpeft import Cohort, federate, read_plan, start
+from fedpeft.compute.objective import Objective
+from fedpeft.compute.trainable import read
 from fedpeft.core.interfaces import Added, Term
-from fedpeft.core.objective import Objective
 from fedpeft.core.outputs import Outputs
 from fedpeft.core.secrets import Secret
 from fedpeft.core.seeds import seeded
-from fedpeft.core.stores import Folder, Nowhere
 from fedpeft.core.tensors import equal, map_tensors
-from fedpeft.core.trainable import read
 from fedpeft.core.types import Batch, Tensors
 from fedpeft.errors import PlanError
 from fedpeft.local.descent import Descent
 from fedpeft.registry import build, names
 from fedpeft.rounds.site import Site, open_site
+from fedpeft.storage.client_memory import Folder, Nowhere
 from fedpeft.terms.distillation import Distillation
 from fedpeft.terms.moon import Moon
 from fedpeft.terms.not_true import NotTrueDistillation

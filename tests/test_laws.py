@@ -11,10 +11,9 @@ import torch
 from rounds import PRIVATE, staged
 
 from fedpeft.codecs.topk import TopK
+from fedpeft.compute.trainable import read
 from fedpeft.core.secrets import Secret
-from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal, finite, layout
-from fedpeft.core.trainable import read
 from fedpeft.core.types import Tensors
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.errors import PlanError
@@ -23,6 +22,7 @@ from fedpeft.plan.reading import read_plan
 from fedpeft.registry import build, names
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import open_site
+from fedpeft.storage.client_memory import Folder
 
 ROOMS = {
     kind: sorted(names(kind))

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpeft.core.letters import Letter, ask, letter, listening, receive, send
 from fedpeft.errors import WireError
+from fedpeft.wire.sockets import Letter, ask, letter, listening, receive, send
 
 
 @pytest.mark.parametrize("size", [0, 1, 3 << 20])

@@ -21,10 +21,8 @@ from rounds import (
     run,
 )
 
-from fedpeft.core.objective import evaluate
-from fedpeft.core.payloads import unpack
+from fedpeft.compute.objective import evaluate
 from fedpeft.core.seeds import fold, generator
-from fedpeft.core.stores import Folder, Nowhere
 from fedpeft.core.tensors import equal, layout, scale
 from fedpeft.core.types import Job, Reply, State, Update
 from fedpeft.local.descent import Descent
@@ -34,6 +32,8 @@ from fedpeft.rounds.client import Worker
 from fedpeft.rounds.loop import Ledger, federate, start
 from fedpeft.rounds.post import encode_start
 from fedpeft.rounds.site import Site, open_site
+from fedpeft.storage.client_memory import Folder, Nowhere
+from fedpeft.wire.payloads import unpack
 
 
 def by_hand(site: Site, plan: Plan, client: str) -> dict[str, torch.Tensor]:

@@ -21,8 +21,6 @@ from rounds import (
     run,
 )
 
-from fedpeft.core.payloads import pack, unpack
-from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal, finite, layout
 from fedpeft.core.types import (
     Cohort,
@@ -39,6 +37,8 @@ from fedpeft.errors import PlanError
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.loop import Ledger, federate, start
 from fedpeft.rounds.site import Site
+from fedpeft.storage.client_memory import Folder
+from fedpeft.wire.payloads import pack, unpack
 
 
 def test_a_reply_that_was_not_counted_leaves_no_memory(points: Site, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from method_models import Classify, batch_of, injected
 from rounds import plan_of, run
 from torch import Tensor, nn
 
-from fedpeft.core.objective import LOSS_SCALE, Objective
+from fedpeft.compute.objective import LOSS_SCALE, Objective
+from fedpeft.compute.trainable import read
 from fedpeft.core.outputs import Outputs
-from fedpeft.core.trainable import read
 from fedpeft.core.types import Batch, Tensors
 from fedpeft.rounds.site import Site
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from fedpeft.core.tensors import equal, layout
 from fedpeft.core.types import Update
 from fedpeft.errors import PlanError
-from fedpeft.exchanges import masking, sharing
+from fedpeft.exchanges.secure import masks as masking
+from fedpeft.exchanges.secure import secret_sharing as sharing
 
 settings_of_sums = given(
     bits=st.sampled_from([32, 64]),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedpeft.core.memory import available
-from fedpeft.engines.cohort import MOST, room
+from fedpeft.compute.device_memory import available
+from fedpeft.engines.vectorized.engine import MOST, room
 
 MIB = 2**20
 SECOND: Mapping[str, int | str] = {

@@ -10,7 +10,7 @@ from running import fedpeft
 
 from fedpeft.core.tensors import norm, scale
 from fedpeft.errors import RunError
-from fedpeft.oneshot.flaws import ContributionError, Flaw
+from fedpeft.oneshot.rejections import ContributionError, Flaw
 from fedpeft.oneshot.rules import Rules
 
 

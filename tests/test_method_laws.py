@@ -20,11 +20,11 @@ from method_models import (
 from torch import nn
 from torch.func import functional_call, vmap
 
-from fedpeft.core.objective import Objective, evaluate
+from fedpeft.compute.objective import Objective, evaluate
+from fedpeft.compute.trainable import read, tensors_of, write
+from fedpeft.compute.vectorized import Draws, StackedObjective
 from fedpeft.core.seeds import seeded
-from fedpeft.core.stacked import Draws, StackedObjective
 from fedpeft.core.tensors import equal, finite
-from fedpeft.core.trainable import read, tensors_of, write
 from fedpeft.core.types import Tensors
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.errors import PlanError

@@ -12,10 +12,10 @@ from method_models import batch_of, injected, logits_of, model_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fedpeft.compute.trainable import read
 from fedpeft.core.seeds import seeded
-from fedpeft.core.trainable import read
 from fedpeft.errors import PlanError
-from fedpeft.methods.injection import known_warnings_ignored
+from fedpeft.methods.peft_tuners import known_warnings_ignored
 from fedpeft.methods.vit_names import new_name, old_name
 
 METHODS = ["lora", "dora", "rslora", "ia3", "layernorm", "vera"]

@@ -11,16 +11,16 @@ from method_models import Classify, batch_of, injected, logits_of, method, model
 from torch import Tensor, nn
 
 from fedpeft.codecs.dense import Dense
-from fedpeft.core.objective import Objective
-from fedpeft.core.payloads import pack
+from fedpeft.compute.objective import Objective
+from fedpeft.compute.trainable import read, tensors_of, write
 from fedpeft.core.tensors import equal
-from fedpeft.core.trainable import read, tensors_of, write
 from fedpeft.core.types import Update
-from fedpeft.core.wire import headers
 from fedpeft.errors import PlanError
-from fedpeft.methods.injection import known_warnings_ignored
+from fedpeft.methods.peft_tuners import known_warnings_ignored
 from fedpeft.optimizers.sgd import SGD
 from fedpeft.registry import build
+from fedpeft.wire.frames import headers
+from fedpeft.wire.payloads import pack
 
 # Trained parameters of a ViT-B/16 with 100, 45 and 2 classes. The first five rows are FedPEFT's
 # (arXiv:2210.01708; its 328 MB and 0.68 MB are the first and the third with 100 classes); the

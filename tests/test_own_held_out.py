@@ -12,18 +12,18 @@ from running import fedpeft
 from torch import Tensor
 
 from fedpeft import Plan, PlanError, read_plan
-from fedpeft.core.stores import Folder
 from fedpeft.core.types import Examples, State, Table
+from fedpeft.data.client_data import Partitioned
 from fedpeft.data.divide import divide, hold_out_own
-from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import partition_fingerprint
+from fedpeft.evaluation.own_held_out import own_held_out
 from fedpeft.partitions.column import Column
 from fedpeft.partitions.iid import IID
 from fedpeft.partitions.lists import Lists
 from fedpeft.registry import names
 from fedpeft.rounds.site import Site, open_site, site_of
 from fedpeft.runs.division import division_at
-from fedpeft.runs.own_held_out import own_held_out
+from fedpeft.storage.client_memory import Folder
 
 FIRST = torch.tensor([1.0, 0.0, 0.0])
 """A bias that calls everything class 0."""

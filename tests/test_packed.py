@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import linear
 
-from fedpeft.core.packed import LEAST_WEIGHT, Forward, can_pack, prepare_frozen
+from fedpeft.compute.frozen_linear import LEAST_WEIGHT, Forward, can_pack, prepare_frozen
 from fedpeft.core.tensors import equal
 from fedpeft.errors import PlanError
 from fedpeft.rounds.site import open_site

@@ -7,7 +7,7 @@ import torch
 
 from fedpeft import DataError, Plan, open_site
 from fedpeft.core.types import Division, Table
-from fedpeft.data.memory import Memory
+from fedpeft.data.in_memory import Memory
 from fedpeft.data.report import check_division, heat_map, partition_fingerprint, partition_report
 from fedpeft.methods.full import Full
 from fedpeft.partitions.dirichlet import Dirichlet

@@ -11,18 +11,18 @@ from running import SMALL, fedpeft
 from running import run as run_folder
 
 from fedpeft import PlanError, read_plan
-from fedpeft.core.payloads import unpack
-from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal, layout, under
 from fedpeft.core.types import Failure, State, Tensors
 from fedpeft.errors import RunError
+from fedpeft.evaluation.measure import client_accuracy, client_params, held_out, measure
 from fedpeft.registry import OWN, build, names
+from fedpeft.results.result import read_result
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.runs.folder import create
-from fedpeft.runs.measure import client_accuracy, client_params, held_out, measure
-from fedpeft.runs.result import read_result
 from fedpeft.runs.summary import summarize
+from fedpeft.storage.client_memory import Folder
+from fedpeft.wire.payloads import unpack
 
 LOCAL_ONLY = {"personal": ["*"]}
 PERSONAL = {**SMALL, "server": "average", "local": {"batch_size": 8, "lr": 0.1}}

@@ -6,11 +6,10 @@ import pytest
 import torch
 from rounds import POINTS
 
-from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
-from fedpeft.engines.cohort import Cohort
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.processes import Processes
+from fedpeft.engines.vectorized.engine import Cohort
 from fedpeft.errors import PlanError
 from fedpeft.local.descent import Descent
 from fedpeft.plan.phases import Schedule
@@ -18,6 +17,7 @@ from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import plan_at, read_plan
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import open_site
+from fedpeft.storage.client_memory import Folder
 
 BIASES_FIRST = [{"until": 2, "set": ["routing=[{name='subset', trains=['*.bias']}]"]}]
 

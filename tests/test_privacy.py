@@ -15,7 +15,6 @@ from rounds import POINTS, Tampering, last, on, points_plan, run
 
 from fedpeft.core.accounting import calibrate, epsilon
 from fedpeft.core.secrets import Secret
-from fedpeft.core.stores import Nowhere
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Event, Failure, Tensors
 from fedpeft.engines.processes import Processes
@@ -24,6 +23,7 @@ from fedpeft.plan.calibration import select_cohort
 from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
+from fedpeft.storage.client_memory import Nowhere
 
 SECRET = Secret(bytes(range(32)))
 CLIENT: dict[str, Any] = {

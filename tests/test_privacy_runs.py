@@ -16,9 +16,9 @@ from running import run as run_folder
 from test_privacy import CLIENT, KINDS, LOCAL, SECRET
 
 from fedpeft.core.secrets import Secret
-from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
 from fedpeft.errors import RunError
+from fedpeft.evaluation.measure import measure
 from fedpeft.plan.calibration import with_noise
 from fedpeft.plan.reading import read_plan
 from fedpeft.registry import OWN
@@ -27,9 +27,9 @@ from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.execute import open_engine, open_run_site
 from fedpeft.runs.folder import RunFolder, create, read_json, read_rounds, reopen
-from fedpeft.runs.measure import measure
 from fedpeft.runs.summary import summarize
-from fedpeft.studies.shelf import Shelf
+from fedpeft.storage.client_memory import Folder
+from fedpeft.studies.cell_store import Shelf
 from fedpeft.studies.study import read_study
 
 

@@ -12,24 +12,24 @@ from contributions import PARTS, Study, change, merge
 from running import fedpeft
 
 from fedpeft.core.secrets import secret_at
-from fedpeft.core.stores import (
-    Folder,
+from fedpeft.core.types import Job
+from fedpeft.deploy.terms import token_at
+from fedpeft.errors import RunError
+from fedpeft.oneshot.contribution import Contribution
+from fedpeft.oneshot.invitation import read_invitation, server_key
+from fedpeft.oneshot.keys import Trust, make_signing_key, signing_key
+from fedpeft.oneshot.rejections import ContributionError
+from fedpeft.oneshot.replace_folder import building
+from fedpeft.oneshot.rules import Rules
+from fedpeft.runs.folder import RunFolder, locked, read_json
+from fedpeft.storage.client_memory import Folder
+from fedpeft.storage.files import (
     dump_tensors,
     load_tensors,
     lock_file,
     open_regular,
     write_atomically,
 )
-from fedpeft.core.types import Job
-from fedpeft.deploy.terms import token_at
-from fedpeft.errors import RunError
-from fedpeft.oneshot.contribution import Contribution
-from fedpeft.oneshot.flaws import ContributionError
-from fedpeft.oneshot.invitation import read_invitation, server_key
-from fedpeft.oneshot.keys import Trust, make_signing_key, signing_key
-from fedpeft.oneshot.rules import Rules
-from fedpeft.oneshot.swap import building
-from fedpeft.runs.folder import RunFolder, locked, read_json
 
 posix = pytest.mark.skipif(os.name != "posix", reason="modes, links and pipes of POSIX")
 

@@ -33,15 +33,15 @@ from fedpeft import (
     read_plan,
     start,
 )
-from fedpeft.core.packed import Quantized, QuantizedForward, plain, prepare_frozen
+from fedpeft.compute.frozen_linear import Quantized, QuantizedForward, plain, prepare_frozen
 from fedpeft.core.tensors import equal
+from fedpeft.evaluation.measure import full_payloads
+from fedpeft.export.export import export_run
 from fedpeft.oneshot.diagnose import Budget, diagnose
 from fedpeft.oneshot.invitation import base_fingerprint
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.environment import environment
-from fedpeft.runs.export import export_run
 from fedpeft.runs.folder import create
-from fedpeft.runs.measure import full_payloads
 
 needed = pytest.mark.skipif(
     find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: fedpeft[4bit]"

@@ -11,19 +11,19 @@ from rounds import Recording, changed, distance, on
 from torch import nn
 
 from fedpeft import PlanError, open_site, read_plan
+from fedpeft.compute.objective import evaluate
 from fedpeft.core.interfaces import LowRank
-from fedpeft.core.lowrank import EXACT, pairs
-from fedpeft.core.objective import evaluate
+from fedpeft.core.low_rank import EXACT, pairs
 from fedpeft.core.outputs import Outputs
-from fedpeft.core.stores import load_tensors
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Batch, Tensors
-from fedpeft.engines.cohort import Cohort
+from fedpeft.engines.vectorized.engine import Cohort
 from fedpeft.registry import build, names
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site
 from fedpeft.runs.execute import execute, open_engine
 from fedpeft.runs.folder import create, read_rounds
+from fedpeft.storage.files import load_tensors
 
 KNOWING = [
     name for name in sorted(names("aggregator")) if isinstance(build("aggregator", name), LowRank)

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from parts import Points
 
+from fedpeft.catalogue import CATALOGUE
 from fedpeft.codecs.topk import TopK
 from fedpeft.errors import PlanError
 from fedpeft.local.descent import Descent
-from fedpeft.registry import CATALOGUE, build, describe, find, names, settings_of
+from fedpeft.registry import build, describe, find, names, settings_of
 
 EVERY = [(kind, name) for kind in sorted(CATALOGUE) for name in sorted(names(kind))]
 PARTS = [(kind, name) for kind, name in EVERY if kind != "engine"]

@@ -8,10 +8,10 @@ import pytest
 from cells import write_cell, write_study
 
 from fedpeft.report.axes import axes, label
+from fedpeft.report.groups import Section, sections
 from fedpeft.report.reading import read_cells
 from fedpeft.report.rows import across, bars, costs, curves, divisions, spreads
 from fedpeft.report.statistics import estimate, pareto
-from fedpeft.report.study import Section, sections
 from fedpeft.report.tables import differences, groups
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedpeft import InProcess, federate, open_site, read_plan, start
-from fedpeft.runs.measure import measure
+from fedpeft.evaluation.measure import measure
 
 PLANS = [
     Path(__file__).parents[1] / "plans" / f"{name}.toml"

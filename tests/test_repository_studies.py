@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from fedpeft import open_site, read_plan
-from fedpeft.core.stores import load_tensors
+from fedpeft.compute.trainable import read
 from fedpeft.core.tensors import equal
-from fedpeft.core.trainable import read
+from fedpeft.evaluation.measure import full_payloads
 from fedpeft.plan.plan import SCHEMA
 from fedpeft.registry import describe, settings_of
 from fedpeft.runs.division import division_of
-from fedpeft.runs.measure import full_payloads
+from fedpeft.storage.files import load_tensors
 from fedpeft.studies.study import Cell, Study, read_study
 from tools.results.rows import Result, read_results
 

@@ -11,7 +11,7 @@ import pytest
 from running import SMALL, run
 
 from fedpeft import Plan, PlanError, RunError, open_site, read_plan
-from fedpeft.data.partitioned import Partitioned
+from fedpeft.data.client_data import Partitioned
 from fedpeft.registry import OWN
 from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint

@@ -14,17 +14,18 @@ from running import PLAN
 
 from fedpeft import PlanError, read_plan
 from fedpeft.codecs.dense import Dense
-from fedpeft.core.payloads import unpack
-from fedpeft.core.stores import Folder, Nowhere, load_tensors
 from fedpeft.core.tensors import add, equal, layout, under
 from fedpeft.core.types import Failure, Job, Reply, Tensors
-from fedpeft.engines.cohort import Cohort
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.processes import Processes
+from fedpeft.engines.vectorized.engine import Cohort
 from fedpeft.oneshot.rules import Rules
 from fedpeft.rounds.client import Worker
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
+from fedpeft.storage.client_memory import Folder, Nowhere
+from fedpeft.storage.files import load_tensors
+from fedpeft.wire.payloads import unpack
 
 DECAYING = {
     "lr": 0.1,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fedpeft.core.secrets import Secret, secret_at
-from fedpeft.core.stores import Folder
 from fedpeft.errors import RunError
+from fedpeft.storage.client_memory import Folder
 
 KEY = Secret(bytes(32))
 

@@ -21,15 +21,15 @@ from secure_rounds import (
     updates_in_the_open,
 )
 
-from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Reply
-from fedpeft.engines.cohort import Cohort
 from fedpeft.engines.processes import Processes
+from fedpeft.engines.vectorized.engine import Cohort
 from fedpeft.errors import PlanError
-from fedpeft.exchanges import masking
+from fedpeft.exchanges.secure import masks as masking
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site
+from fedpeft.storage.client_memory import Folder
 
 
 @pytest.mark.parametrize(

@@ -20,15 +20,15 @@ from secure_rounds import (
 )
 
 from fedpeft.core.conversation import Message
-from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Failure, Job
-from fedpeft.core.wire import frame
 from fedpeft.errors import PlanError
-from fedpeft.exchanges import sharing
-from fedpeft.exchanges.asking import bytes_message
+from fedpeft.exchanges.secure import secret_sharing as sharing
+from fedpeft.exchanges.secure.server import bytes_message
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site
+from fedpeft.storage.client_memory import Folder
+from fedpeft.wire.frames import frame
 
 
 def changed(payload: bytes) -> bytes:

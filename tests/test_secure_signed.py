@@ -11,19 +11,19 @@ from rounds import on
 from secure_rounds import Losing, one_round, opened, question, secure_plan, updates_in_the_open
 
 from fedpeft.core.interfaces import Engine
-from fedpeft.core.signing import KIND, public_line, public_of, signature, verified
-from fedpeft.core.stores import Folder
+from fedpeft.core.signatures import KIND, public_line, public_of, signature, verified
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Failure, Job, Reply
 from fedpeft.deploy.terms import check_signer
 from fedpeft.errors import PlanError, RunError
-from fedpeft.exchanges.sharing import public
+from fedpeft.exchanges.secure.secret_sharing import public
 from fedpeft.oneshot.keys import make_signing_key
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.loop import Ledger, federate, start
 from fedpeft.rounds.site import Site
 from fedpeft.runs.execute import open_engine
 from fedpeft.runs.folder import RunFolder
+from fedpeft.storage.client_memory import Folder
 
 CLIENTS = [f"c{k:03}" for k in range(24)]
 PRIVATE = {name: blake2b(name.encode(), digest_size=32).digest() for name in CLIENTS}

@@ -16,15 +16,16 @@ from rounds import FEEDBACK, SCAFFOLD, points_plan, run
 from test_kill import begin, finish, undisturbed, until
 
 from fedpeft.core.interfaces import Store
-from fedpeft.core.stores import Folder, Nowhere, StoreError
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Failure, Job
+from fedpeft.engines.flower.ray_engine import FlowerSimulation
 from fedpeft.engines.inprocess import InProcess
-from fedpeft.engines.simulation import FlowerSimulation
 from fedpeft.errors import RunError
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.post import encode_start
 from fedpeft.rounds.site import Site, open_site
+from fedpeft.storage.client_memory import Folder, Nowhere
+from fedpeft.storage.files import StoreError
 
 pytestmark = [
     pytest.mark.timeout(900),

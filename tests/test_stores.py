@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedpeft.core.stores import AHEAD, Folder, StoreError, ahead, storing, write_atomically
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Job
 from fedpeft.errors import RunError
+from fedpeft.storage.client_memory import Folder
+from fedpeft.storage.files import AHEAD, StoreError, ahead, storing, write_atomically
 
 
 def job(client: str, run: str = "run") -> Job:
@@ -94,7 +95,7 @@ def test_a_place_that_cannot_be_used_is_an_error_of_the_disk(tmp_path: Path) -> 
 FULL = """
 import resource, sys
 from pathlib import Path
-from fedpeft.core.stores import write_atomically
+from fedpeft.storage.files import write_atomically
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 write_atomically(Path(sys.argv[1]), bytes(1001))
 """

@@ -11,8 +11,8 @@ from running import fedpeft
 from fedpeft import PlanError, read_plan
 from fedpeft.cli.sweep import _left
 from fedpeft.runs.folder import append_round
+from fedpeft.studies.cell_store import Shelf
 from fedpeft.studies.estimate import estimate_study, seconds_of
-from fedpeft.studies.shelf import Shelf
 from fedpeft.studies.study import Cell, read_study, select_cells
 from fedpeft.studies.sweep import CellOutcome
 from fedpeft.studies.table import interval, markdown, rows_of

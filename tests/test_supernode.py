@@ -19,7 +19,7 @@ from fedpeft.deploy.supernode import again_while_broken
 PARENT = """
 import json, os, subprocess, sys
 from pathlib import Path
-from fedpeft.core.letters import listening
+from fedpeft.wire.sockets import listening
 from fedpeft.deploy.supernode import ALIVE, _named, _until_ended
 
 def work():
@@ -70,7 +70,7 @@ def test_a_courier_has_the_arguments_and_the_surroundings_of_the_command_and_fai
 LOST = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from fedpeft.core.letters import listening
+from fedpeft.wire.sockets import listening
 from fedpeft.deploy import supernode
 
 def work():

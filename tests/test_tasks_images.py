@@ -9,10 +9,10 @@ from PIL import Image
 from running import SMALL
 
 from fedpeft import DataError
-from fedpeft.core.features import FEATURES
+from fedpeft.compute.feature_cache import FEATURES
 from fedpeft.core.seeds import generator
 from fedpeft.core.types import Table
-from fedpeft.data.partitioned import Partitioned
+from fedpeft.data.client_data import Partitioned
 from fedpeft.data.table import HubTable
 from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.site import open_site

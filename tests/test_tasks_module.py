@@ -22,7 +22,7 @@ from fedpeft import (
 )
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Table
-from fedpeft.data.memory import Memory
+from fedpeft.data.in_memory import Memory
 from fedpeft.local.descent import Descent
 from fedpeft.methods.full import Full
 from fedpeft.methods.head import Head

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fedpeft import DataError, InProcess, Plan, PlanError, federate, open_site, read_plan, start
-from fedpeft.core.trainable import head_of
+from fedpeft.compute.trainable import head_of
 from fedpeft.core.types import Table
-from fedpeft.data.partitioned import Partitioned
+from fedpeft.data.client_data import Partitioned
 from fedpeft.data.table import HubTable
 from fedpeft.methods.full import Full
 from fedpeft.methods.scratch import Scratch

@@ -31,10 +31,10 @@ from fedpeft.cli.app import app
 from fedpeft.core.seeds import generator
 from fedpeft.core.types import Table
 from fedpeft.data.splits import hold_out
+from fedpeft.evaluation.measure import measure
+from fedpeft.export.export import export_run
 from fedpeft.runs.execute import execute, open_engine, open_run_site
-from fedpeft.runs.export import export_run
 from fedpeft.runs.folder import create
-from fedpeft.runs.measure import measure
 from fedpeft.tasks.diffusion import Noising, autoencoder, latents_of, squares
 from fedpeft.tasks.taef2 import Taef2
 from fedpeft.tasks.text_to_image import TextToImage
@@ -197,7 +197,7 @@ def test_plain_diffusers_loads_what_comes_of_a_run(
 ) -> None:
     from diffusers import UNet2DConditionModel
 
-    from fedpeft.core.trainable import write
+    from fedpeft.compute.trainable import write
     from fedpeft.runs.checkpoint import load_checkpoint
     from fedpeft.runs.folder import reopen
 
@@ -348,7 +348,7 @@ def test_pictures_without_captions_and_torn_ones_are_refused(
             )
         )
     with pytest.raises(RunError, match="there is nothing to draw"):
-        from fedpeft.runs.pictures import grid
+        from fedpeft.results.pictures import grid
         from fedpeft.tasks.drawing import Drawing
 
         plan = read_plan({"rounds": 1, "cohort": 1, "partition": {"name": "iid", "clients": 40}})

@@ -11,10 +11,8 @@ from rounds import Recording, Tampering, last, on, points_plan, round_of, run
 from fedpeft import PlanError
 from fedpeft.aggregators.class_rows import ClassRows
 from fedpeft.algorithms.vote import PHASE, Choice, Vote, between
+from fedpeft.compute.objective import evaluate
 from fedpeft.core.conversation import Answer, Message
-from fedpeft.core.objective import evaluate
-from fedpeft.core.payloads import encode_answer
-from fedpeft.core.stores import Nowhere, load_tensors
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Failure, Reply, State
 from fedpeft.engines.processes import Processes
@@ -25,6 +23,9 @@ from fedpeft.rounds.loop import Ledger, federate, start
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.runs.execute import execute, open_engine
 from fedpeft.runs.folder import create, read_rounds
+from fedpeft.storage.client_memory import Nowhere
+from fedpeft.storage.files import load_tensors
+from fedpeft.wire.payloads import encode_answer
 
 VOTE: dict[str, Any] = {"vote": [1.0, 0.25, 1.5], "cohort": 6, "rounds": 2}
 SKEW: dict[str, Any] = {"partition": {"name": "dirichlet", "clients": 6, "alpha": 0.1}}

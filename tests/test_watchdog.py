@@ -9,12 +9,12 @@ import pytest
 from crashes import children, processes
 from rounds import points_plan
 
-from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import equal
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.processes import Processes
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site
+from fedpeft.storage.client_memory import Folder
 
 
 def test_a_stopped_worker_is_named_and_its_client_goes_to_another(

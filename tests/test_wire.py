@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpeft.core.payloads import pack, unpack
 from fedpeft.core.tensors import equal, layout
 from fedpeft.core.types import Update, Weighted
-from fedpeft.core.wire import cut, decode_tensors, encode_tensors, frame, headers, unframe
 from fedpeft.errors import WireError
 from fedpeft.registry import build
+from fedpeft.wire.frames import cut, decode_tensors, encode_tensors, frame, headers, unframe
+from fedpeft.wire.payloads import pack, unpack
 
 DENSE = build("codec", "dense")
 UPDATE = Update(

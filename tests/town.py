@@ -8,14 +8,14 @@ from typing import Any
 
 from rounds import SCAFFOLD, points_plan
 
-from fedpeft.core.letters import Letter
 from fedpeft.core.types import State
 from fedpeft.deploy.node import Node
 from fedpeft.deploy.terms import terms_of
-from fedpeft.engines.flower import Flower
+from fedpeft.engines.flower.engine import Flower
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.rounds.loop import Ledger, federate, start
 from fedpeft.rounds.site import Site
+from fedpeft.wire.sockets import Letter
 
 PLAN = points_plan(
     partition={"name": "dirichlet", "clients": 3, "alpha": 10.0}, cohort=3, **SCAFFOLD
@@ -39,7 +39,7 @@ class Town:
         return list(self.nodes)
 
     def push_messages(self, messages: Iterable[Any]) -> list[str | None]:
-        from fedpeft.engines.courier import opened
+        from fedpeft.engines.flower.courier import opened
 
         names: list[str | None] = []
         for message in messages:
@@ -54,7 +54,7 @@ class Town:
         """The answers, all of them."""
         from flwr.app import Message
 
-        from fedpeft.engines.courier import content
+        from fedpeft.engines.flower.courier import content
 
         made: list[Any] = []
         for name in names:

@@ -20,7 +20,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from fedpeft.cli.app import app
-from fedpeft.core.stores import write_atomically
+from fedpeft.storage.files import write_atomically
 
 OUT = Path(__file__).parents[1] / "docs" / "results" / "arrivals.json"
 FEDERATIONS: dict[str, dict[str, object]] = {

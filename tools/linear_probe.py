@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from fedpeft import Site, open_site, read_plan
-from fedpeft.core.trainable import head_of
+from fedpeft.compute.trainable import head_of
 from fedpeft.core.types import Batch
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from fedpeft.report.groups import sections
 from fedpeft.report.page import Report, write_report
 from fedpeft.report.reading import read_cells
-from fedpeft.report.study import sections
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 SIZE = {"width": 1280, "height": 1480}

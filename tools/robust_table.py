@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
-from fedpeft.core.stores import write_atomically
+from fedpeft.storage.files import write_atomically
 from fedpeft.studies.study import read_study
 
 STUDY = Path(__file__).parents[1] / "studies" / "robust-small.toml"

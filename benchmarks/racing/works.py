@@ -15,7 +15,7 @@ from benchmarks.work import CLASSES, LinearHead, Noise, TinyViT, Tokens
 from fedpeft import Plan, open_site
 from fedpeft.core.interfaces import Task
 from fedpeft.core.seeds import fold, generator
-from fedpeft.data.partitioned import Partitioned
+from fedpeft.data.client_data import Partitioned
 from fedpeft.local.descent import Descent
 from fedpeft.methods.head import Head
 from fedpeft.methods.lora import LoRA

@@ -4,17 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedpeft.core.objective import evaluate
-    from fedpeft.core.stores import Folder
-    from fedpeft.engines.cohort import Cohort
+    from fedpeft.compute.objective import evaluate
     from fedpeft.engines.inprocess import InProcess
     from fedpeft.engines.processes import Processes
+    from fedpeft.engines.vectorized.engine import Cohort
     from fedpeft.errors import DataError, FedpeftError, PlanError, RunError, WireError
     from fedpeft.plan.plan import Plan
     from fedpeft.plan.reading import read_plan
     from fedpeft.rounds.client import Worker
     from fedpeft.rounds.loop import Ledger, federate, start
     from fedpeft.rounds.site import Site, open_site
+    from fedpeft.storage.client_memory import Folder
 
 __all__ = [
     "Cohort",

@@ -7,8 +7,8 @@ import tarfile
 from hashlib import file_digest
 from pathlib import Path
 
-from fedpeft.core.stores import write_atomically
-from fedpeft.studies.shelf import KEPT
+from fedpeft.storage.files import write_atomically
+from fedpeft.studies.cell_store import KEPT
 
 MEMBER = re.compile(rf"[\w.-]*\w/[\w.-]*\w/({'|'.join(map(re.escape, KEPT))})", re.ASCII)
 """STUDY/CELL/FILE, and no step out of the folder."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds
-from fedpeft.studies.shelf import Shelf
+from fedpeft.studies.cell_store import Shelf
 from fedpeft.studies.study import Cell, Study
 from tools.results.rows import Result
 

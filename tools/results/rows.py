@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpeft.core.stores import write_atomically
+from fedpeft.storage.files import write_atomically
 
 NAMED = ("schema", "study", "cell", "seed", "settings")
 """The columns that say which run a row is of; the labels follow them, one column an axis."""

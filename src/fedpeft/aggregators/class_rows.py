@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.aggregators.gathering import back, wide
+from fedpeft.aggregators.reduce import back, wide
+from fedpeft.compute.trainable import linear_head
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Aggregator
-from fedpeft.core.trainable import linear_head
 from fedpeft.core.types import ClientId, State, Tensors, Update
 from fedpeft.registry import part
 

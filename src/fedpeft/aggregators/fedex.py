@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregators.factors import (
+from fedpeft.aggregators.low_rank_sums import (
     BASE_FORBIDS,
     FACTORS_FORBID,
     PLAIN_FORBIDS,

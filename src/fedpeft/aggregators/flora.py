@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.aggregators.factors import (
+from fedpeft.aggregators.low_rank_sums import (
     BASE_FORBIDS,
     FACTORS_FORBID,
     PLAIN_FORBIDS,

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.aggregators.gathering import gathered, reduced
+from fedpeft.aggregators.reduce import gathered, reduced
 from fedpeft.core.facts import Fact
 from fedpeft.core.tensors import map_tensors
 from fedpeft.core.types import ClientId, State, Tensors, Update

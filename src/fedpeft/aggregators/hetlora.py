@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregators.factors import (
+from fedpeft.aggregators.low_rank_sums import (
     FACTORS_FORBID,
     gathered,
     product,
 )
 from fedpeft.core.facts import Fact
-from fedpeft.core.lowrank import Product, pairs
+from fedpeft.core.low_rank import Product, pairs
 from fedpeft.core.types import ClientId, State, Tensors, Update
 
 

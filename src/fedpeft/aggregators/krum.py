@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedpeft.aggregators.distances import check_share, ranked
-from fedpeft.aggregators.gathering import gathered, reduced
+from fedpeft.aggregators.reduce import gathered, reduced
 from fedpeft.core.facts import Fact
 from fedpeft.core.types import ClientId, State, Tensors, Update
 

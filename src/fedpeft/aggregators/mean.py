@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.aggregators.gathering import back, plus, wide
+from fedpeft.aggregators.reduce import back, plus, wide
 from fedpeft.core.facts import Fact
 from fedpeft.core.tensors import layout, map_tensors, together, vector
 from fedpeft.core.types import ClientId, State, Tensors, Update, Weighted

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedpeft.aggregators.gathering import gathered, reduced
+from fedpeft.aggregators.reduce import gathered, reduced
 from fedpeft.core.facts import Fact
 from fedpeft.core.types import ClientId, State, Tensors, Update
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregators.factors import (
+from fedpeft.aggregators.low_rank_sums import (
     FACTORS_FORBID,
     PLAIN_FORBIDS,
     TURNS_FORBID,

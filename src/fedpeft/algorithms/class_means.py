@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from fedpeft.compute.trainable import linear_head
 from fedpeft.core.conversation import Answer, Ask, Flow, Message
 from fedpeft.core.hooks import Handler, Inner
 from fedpeft.core.rounds import Round
 from fedpeft.core.tensors import Layout
-from fedpeft.core.trainable import linear_head
 from fedpeft.core.types import ClientId, State, Tensors
 
 PHASE = "class_means"

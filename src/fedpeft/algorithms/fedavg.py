@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from fedpeft.core.conversation import Answer, Flow
+from fedpeft.compute.trainable import STATISTICS, is_statistic
+from fedpeft.core.conversation import PARAMS, Answer, Flow
 from fedpeft.core.hooks import Algorithm, Inner
-from fedpeft.core.lowrank import EXACT, accumulated
-from fedpeft.core.payloads import PARAMS, update_of
+from fedpeft.core.low_rank import EXACT, accumulated
 from fedpeft.core.rounds import Round
 from fedpeft.core.tensors import prefixed, under, zeros_like
-from fedpeft.core.trainable import STATISTICS, is_statistic
 from fedpeft.core.types import ClientId, Cohort, State, Tensors, Update
+from fedpeft.wire.payloads import update_of
 
 SERVER = "server"
 """The owner of what the server's optimizer remembers."""

@@ -17,10 +17,9 @@ from typing import Any, ClassVar
 import torch
 
 from fedpeft.algorithms.fedavg import merge
-from fedpeft.core.conversation import Answer, Flow
+from fedpeft.core.conversation import DELTA, Answer, Flow
 from fedpeft.core.facts import NOISE, Fact
 from fedpeft.core.hooks import Inner
-from fedpeft.core.payloads import DELTA
 from fedpeft.core.rounds import Round
 from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import prefixed, scale, under

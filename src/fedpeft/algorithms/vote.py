@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fedpeft.compute.trainable import is_statistic
 from fedpeft.core.conversation import Answer, Ask, Flow, Message, recorded, replay
 from fedpeft.core.facts import Fact
 from fedpeft.core.hooks import Handler, Inner
 from fedpeft.core.rounds import Round
 from fedpeft.core.tensors import Layout
-from fedpeft.core.trainable import is_statistic
 from fedpeft.core.types import ClientId, State, Tensors
 from fedpeft.errors import PlanError
 

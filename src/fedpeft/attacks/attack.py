@@ -12,8 +12,8 @@ from torch import Tensor
 from fedpeft.attacks.inversion import input_of, labels_of, nearest, psnr, solved, sought, ssim
 from fedpeft.attacks.membership import membership
 from fedpeft.attacks.messages import Message, alone, overheard, partitioned
+from fedpeft.compute.trainable import head_of
 from fedpeft.core.seeds import generator
-from fedpeft.core.trainable import head_of
 from fedpeft.core.types import Batch, ClientId, Tensors
 from fedpeft.errors import PlanError
 from fedpeft.plan.calibration import select_cohort

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import avg_pool2d
 
 from fedpeft.attacks.messages import Message
-from fedpeft.core.objective import Objective
+from fedpeft.compute.objective import Objective
 from fedpeft.core.types import Batch, Tensors
 from fedpeft.errors import PlanError
 

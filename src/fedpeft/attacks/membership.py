@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.attacks.messages import Message
-from fedpeft.core.objective import Objective
+from fedpeft.compute.objective import Objective
 from fedpeft.core.tensors import count, map_tensors, norm
 from fedpeft.core.types import Batch, ClientId, Tensors
 from fedpeft.errors import DataError

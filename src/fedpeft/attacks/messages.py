@@ -7,14 +7,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from fedpeft.compute.objective import Objective
 from fedpeft.core.facts import Fact
-from fedpeft.core.objective import Objective
-from fedpeft.core.payloads import unpack
 from fedpeft.core.rounds import update_layout
-from fedpeft.core.stores import Folder
 from fedpeft.core.tensors import beside
 from fedpeft.core.types import ClientId, Failure, Job, Reply, Tensors
-from fedpeft.data.partitioned import Partitioned
+from fedpeft.data.client_data import Partitioned
 from fedpeft.errors import DataError, RunError
 from fedpeft.plan.calibration import without_target
 from fedpeft.plan.checks import refuse
@@ -22,6 +20,8 @@ from fedpeft.plan.coding import uplink_coding
 from fedpeft.rounds.client import Worker
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site
+from fedpeft.storage.client_memory import Folder
+from fedpeft.wire.payloads import unpack
 
 
 @dataclass(frozen=True)

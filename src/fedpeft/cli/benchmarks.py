@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from fedpeft.registry import Code
-    from fedpeft.runs.questions import Asked
+    from fedpeft.results.questions import Asked
 
 WIDTH = 100
 
@@ -23,7 +23,7 @@ def asked(
     Raises:
       UsageError: an option that says nothing without another.
     """
-    from fedpeft.runs.questions import Asked
+    from fedpeft.results.questions import Asked
 
     if name is None:
         if (shots, limit, mmlu) != (None, None, None):
@@ -37,7 +37,7 @@ def measure_benchmark(run: Path, questions: "Asked", device: str, code: "Code") 
     from rich.console import Console
     from rich.progress import Progress
 
-    from fedpeft.runs.benchmark import benchmark
+    from fedpeft.results.benchmark import benchmark
 
     console = Console(file=sys.stderr)  # this one, whatever is put in its place meanwhile
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:

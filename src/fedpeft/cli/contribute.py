@@ -74,13 +74,13 @@ def contribute_file(
     second file is another release of the same examples, so it is made with --again only.
     """
     check_owner(data, name, client)
-    from fedpeft.core.amounts import size
-    from fedpeft.core.stores import write_atomically
+    from fedpeft.core.units import size
     from fedpeft.errors import RunError
     from fedpeft.oneshot.contribute import contribute as train
     from fedpeft.oneshot.invitation import read_invitation
     from fedpeft.oneshot.keys import require, signing_key
     from fedpeft.oneshot.releases import Releases
+    from fedpeft.storage.files import write_atomically
 
     require()
     if out.exists():

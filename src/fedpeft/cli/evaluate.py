@@ -98,12 +98,12 @@ def evaluate_run(
     kept there, for `fedpeft report`. A benchmark (fedpeft[lm-eval]) asks the base model, which
     nobody tuned, the same questions.
     """
-    from fedpeft.core.stores import Folder
     from fedpeft.errors import RunError
+    from fedpeft.results.exhibit import draws
     from fedpeft.runs.checkpoint import load_checkpoint
     from fedpeft.runs.execute import open_run_site
-    from fedpeft.runs.exhibit import draws
     from fedpeft.runs.folder import reopen
+    from fedpeft.storage.client_memory import Folder
 
     asked = benchmarks.asked(benchmark, shots, limit, mmlu)
     code = allowed(allow_code)
@@ -142,7 +142,7 @@ def _check_options(run: Path, per_client: bool, clip: str, drawing: bool) -> Non
 def _pictures(
     folder: "RunFolder", plan: "Plan", state: "State", number: int, device: str, clip: str
 ) -> dict[str, Any]:
-    from fedpeft.runs.exhibit import exhibit
+    from fedpeft.results.exhibit import exhibit
 
     drawn = exhibit(folder, plan, state, number, device, clip)
     return {"captions": [one["caption"] for one in drawn["pictures"]], "clip": drawn["clip"]}
@@ -152,8 +152,8 @@ def _samples(
     folder: "RunFolder", site: "Site", state: "State", number: int
 ) -> list[dict[str, Any]]:
     """What the model says; also kept in the folder, for the report."""
+    from fedpeft.results.samples import sample_answers
     from fedpeft.runs.folder import write_json
-    from fedpeft.runs.samples import sample_answers
 
     found = [asdict(one) for one in sample_answers(site, state, number)]
     write_json(folder.samples, {"round": state.round, "samples": found})
@@ -161,9 +161,9 @@ def _samples(
 
 
 def _on_examples(site: "Site", state: "State", store: "Store", per_client: bool) -> dict[str, Any]:
-    from fedpeft.runs.measure import held_out, over_clients
-    from fedpeft.runs.own_held_out import own_held_out
-    from fedpeft.runs.record import finite_or_none
+    from fedpeft.core.units import finite_or_none
+    from fedpeft.evaluation.measure import held_out, over_clients
+    from fedpeft.evaluation.own_held_out import own_held_out
 
     found: dict[str, Any] = {"held_out": finite_or_none(held_out(site, state, store))}
     if per_client:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.errors import FedpeftError
-from fedpeft.report.kept import KeptRound
 from fedpeft.report.reading import KeptRun
+from fedpeft.report.schema import KeptRound
 
 
 class MissingTensorBoard(FedpeftError):

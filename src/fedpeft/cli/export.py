@@ -31,7 +31,7 @@ def export(
 
     code = allowed(allow_code)
     folder, _ = reopen(run, code)
-    from fedpeft.runs.export import export_run
+    from fedpeft.export.export import export_run
 
     for path in export_run(folder.path, out, merge, code):
         typer.echo(str(path))

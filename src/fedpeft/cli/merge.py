@@ -120,7 +120,7 @@ def _first_folder(out: Path | None, came: Sequence[Path], gone: Sequence[str]) -
 
 
 def _show(summary: Mapping[str, Any], out: Path, evaluate: bool, as_json: bool) -> None:
-    from fedpeft.oneshot.results import ARRIVALS
+    from fedpeft.oneshot.merged_run import ARRIVALS
     from fedpeft.runs.folder import read_json
 
     arrivals = (read_json(out / ARRIVALS) or {}).get("arrivals", []) if evaluate else []

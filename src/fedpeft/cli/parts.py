@@ -16,7 +16,7 @@ EXAMPLES = """\
 
 
 def _kinds() -> list[str]:
-    from fedpeft.registry import CATALOGUE
+    from fedpeft.catalogue import CATALOGUE
 
     return sorted(CATALOGUE)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from rich.box import SIMPLE
 from rich.table import Table
 
-from fedpeft.core.amounts import duration, size
+from fedpeft.core.units import duration, size
 
 if TYPE_CHECKING:
     from rich.console import Console

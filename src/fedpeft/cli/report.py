@@ -34,9 +34,9 @@ def report(
     differ in the seed are put together. The page holds all that it needs and opens without a
     network.
     """
+    from fedpeft.report.groups import sections
     from fedpeft.report.page import Report, write_report
     from fedpeft.report.reading import read_cells
-    from fedpeft.report.study import sections
 
     cells, problems = read_cells(folders)
     for problem in problems:

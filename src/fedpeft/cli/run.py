@@ -160,8 +160,8 @@ def _finished(console: "Console", path: Path, as_json: bool) -> bool:
 def _finish(
     console: "Console", folder: "RunFolder", site: "Site", workers: int, quiet: bool, as_json: bool
 ) -> None:
+    from fedpeft.results.exhibit import draws, exhibit_at_end
     from fedpeft.runs.execute import open_engine
-    from fedpeft.runs.exhibit import draws, exhibit_at_end
     from fedpeft.runs.folder import locked
     from fedpeft.runs.summary import summarize
 

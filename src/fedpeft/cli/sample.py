@@ -40,8 +40,8 @@ def sample(
     A row for each caption: the held-out picture, what the base model draws, and what the model of
     each RUN draws from the same noise.
     """
-    from fedpeft.core.stores import write_atomically
-    from fedpeft.runs.pictures import grid
+    from fedpeft.results.pictures import grid
+    from fedpeft.storage.files import write_atomically
     from fedpeft.tasks.drawing import Drawing
 
     made = grid(runs, Drawing(steps, guidance, seed), number, caption or (), allowed(allow_code))

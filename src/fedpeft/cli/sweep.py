@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedpeft.cli.options import AsJson, Debug, Device
-from fedpeft.core.amounts import duration
+from fedpeft.core.units import duration
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from fedpeft.studies.shelf import Shelf
+    from fedpeft.studies.cell_store import Shelf
     from fedpeft.studies.study import Cell
     from fedpeft.studies.sweep import CellOutcome
 
@@ -82,7 +82,7 @@ def sweep_study(
     from rich.console import Console
 
     from fedpeft.errors import RunError
-    from fedpeft.studies.shelf import Shelf
+    from fedpeft.studies.cell_store import Shelf
     from fedpeft.studies.study import read_study, select_cells
     from fedpeft.studies.sweep import reused
 
@@ -201,8 +201,8 @@ def _left(
 ) -> str:
     """The time that the other cells are likely to take, from the seconds of those that are
     finished."""
+    from fedpeft.studies.cell_store import rounds_done
     from fedpeft.studies.estimate import seconds_of
-    from fedpeft.studies.shelf import rounds_done
 
     ended, good = {one.cell.name for one in outcomes}, [one for one in outcomes if not one.error]
     total = 0.0

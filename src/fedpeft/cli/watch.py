@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedpeft.cli.options import Debug
-from fedpeft.core.amounts import LESS_IS_BETTER, duration, size
+from fedpeft.core.units import LESS_IS_BETTER, duration, size
 from fedpeft.errors import RunError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Coding
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import Tensors
-from fedpeft.core.wire import cut, decode_tensors, encode_tensors, join, kinds
 from fedpeft.errors import WireError
+from fedpeft.wire.frames import cut, decode_tensors, encode_tensors, join, kinds
 
 LEVELS = 127
 

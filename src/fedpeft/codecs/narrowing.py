@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.types import Tensors
-from fedpeft.core.wire import cut, decode_tensors, encode_tensors, join
+from fedpeft.wire.frames import cut, decode_tensors, encode_tensors, join
 
 
 def narrowed(dtype: torch.dtype, to: torch.dtype) -> torch.dtype:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpeft.core.wire import Body
 from fedpeft.errors import WireError
+from fedpeft.wire.frames import Body
 
 CHUNK = 1 << 14
 """Bytes of a bitmap, or numbers, that are worked on at once."""

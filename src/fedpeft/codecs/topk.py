@@ -11,8 +11,8 @@ from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Coding
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import Tensors
-from fedpeft.core.wire import Body, cut, decode_tensors, encode_tensors, join, kinds
 from fedpeft.errors import WireError
+from fedpeft.wire.frames import Body, cut, decode_tensors, encode_tensors, join, kinds
 
 
 @dataclass(frozen=True)

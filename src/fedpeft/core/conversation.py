@@ -13,6 +13,10 @@ from fedpeft.core.tensors import Layout
 from fedpeft.core.types import ClientId, State, Tensors
 from fedpeft.core.views import View
 
+PARAMS, DELTA = "params", "delta"
+"""The main group of a message, on the way down and on the way up."""
+MAIN = (PARAMS, DELTA)
+
 
 @dataclass(frozen=True)
 class Message:

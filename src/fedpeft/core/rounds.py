@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedpeft.core.conversation import Ask, Message
-from fedpeft.core.payloads import DELTA, PARAMS
+from fedpeft.core.conversation import DELTA, PARAMS, Ask, Message
 from fedpeft.core.secrets import Secret
 from fedpeft.core.tensors import Layout, layout, norm
 from fedpeft.core.types import ClientId, State, Tensors

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from fedpeft.core.lowrank import cut
+from fedpeft.core.low_rank import cut
 from fedpeft.core.types import Tensors
 
 Condition: TypeAlias = tuple[str, ...]

@@ -9,11 +9,11 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from fedpeft.core.places import locate
 from fedpeft.core.types import Examples
-from fedpeft.data.memory import Memory
+from fedpeft.data.in_memory import Memory
 from fedpeft.data.splits import check_fraction
 from fedpeft.errors import DataError, unknown
+from fedpeft.storage.locate import locate
 
 CHANNELS = (1, 3, 4)
 

@@ -13,8 +13,8 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from fedpeft.core.text_files import encoding_of
 from fedpeft.errors import DataError
+from fedpeft.storage.text_files import encoding_of
 
 SEPARATORS = (",", ";", "\t", "|")
 SAMPLE = 1 << 16

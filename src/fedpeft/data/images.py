@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedpeft.core.places import locate
 from fedpeft.core.types import Examples, Table
 from fedpeft.data.depth import Window, check_window
 from fedpeft.data.folders import find_pictures, find_sides
 from fedpeft.data.pictures import Pictures, pair
 from fedpeft.data.splits import check_fraction, hold_out, some
 from fedpeft.errors import DataError, unknown
+from fedpeft.storage.locate import locate
 
 REMEDY = "Mend it, take it away, or set data.skip_unreadable = true"
 

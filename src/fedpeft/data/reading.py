@@ -10,11 +10,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkstemp
 from typing import Any
 
-from fedpeft.core.places import locate
-from fedpeft.core.text_files import encoding_of, read_text
 from fedpeft.data.csv_files import read_csv
 from fedpeft.data.metadata import find_metadata, join_pictures, split_of, suffix
 from fedpeft.errors import DataError
+from fedpeft.storage.locate import locate
+from fedpeft.storage.text_files import encoding_of, read_text
 
 BUILDERS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     ".parquet": ("parquet", {}),

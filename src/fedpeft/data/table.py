@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.types import Examples, Table
+from fedpeft.data.dataset_columns import PLAIN, Rows
 from fedpeft.data.depth import Window, check_window
 from fedpeft.data.pictures import Pictures, pair
 from fedpeft.data.reading import CsvForm, read_splits
-from fedpeft.data.rows import PLAIN, Rows
 from fedpeft.data.splits import check_fraction, hold_out, some
 from fedpeft.errors import DataError, unknown
 

@@ -13,7 +13,7 @@ from fedpeft.deploy.terms import check_node_plan
 from fedpeft.errors import RunError
 from fedpeft.plan.plan import Plan
 
-COURIER = "fedpeft.engines.courier"
+COURIER = "fedpeft.engines.flower.courier"
 
 
 def write_app(plan: Plan, path: Path) -> None:

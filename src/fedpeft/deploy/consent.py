@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.core.accounting import epsilon
-from fedpeft.core.stores import write_atomically
 from fedpeft.core.types import ClientId
 from fedpeft.core.views import View
 from fedpeft.plan.calibration import learns, select_cohort
@@ -15,6 +14,7 @@ from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import plan_at
 from fedpeft.registry import describe
 from fedpeft.rounds.site import Site
+from fedpeft.storage.files import write_atomically
 
 FILE = "agreement.json"
 TELLS = {

@@ -15,9 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedpeft.core.letters import SOCKET, Letter, ask
 from fedpeft.errors import FedpeftError, WireError
 from fedpeft.registry import REGISTERED, Code
+from fedpeft.wire.sockets import SOCKET, Letter, ask
 
 if TYPE_CHECKING:
     from fedpeft.rounds.site import Site
@@ -217,7 +217,7 @@ def site(
 
 def _tokens(here: "Site") -> Iterator[Finding]:
     """How many texts are as long as the task lets them be, so that their ends may be cut off."""
-    from fedpeft.data.partitioned import Partitioned, lengths
+    from fedpeft.data.client_data import Partitioned, lengths
 
     limit = getattr(here.plan.task, "max_length", None)
     if limit is None or not isinstance(here.data, Partitioned):

@@ -15,8 +15,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from fedpeft.core.letters import SOCKET, Letter, listening, receive, send
-from fedpeft.core.stores import Folder, StoreError, private_folder
 from fedpeft.core.types import ClientId, Failure, Job
 from fedpeft.deploy.agreement import Agreement, Answers, Refused
 from fedpeft.deploy.terms import check_signer, disagreement, terms_of
@@ -25,6 +23,9 @@ from fedpeft.rounds.client import Worker
 from fedpeft.rounds.site import Site
 from fedpeft.runs.environment import compare_environments, environment
 from fedpeft.runs.folder import RunFolder, locked
+from fedpeft.storage.client_memory import Folder
+from fedpeft.storage.files import StoreError, private_folder
+from fedpeft.wire.sockets import SOCKET, Letter, listening, receive, send
 
 # Seconds for the other end to write or read its part; both ends are on this machine.
 PATIENCE = 60.0

@@ -10,19 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.core.stores import write_atomically
 from fedpeft.deploy.submit import ended, here
 from fedpeft.deploy.terms import server_site, terms_of, token_at
-from fedpeft.engines.flower import Flower, server_app
+from fedpeft.engines.flower.engine import Flower, server_app
 from fedpeft.errors import RunError
 from fedpeft.plan.reading import read_plan
 from fedpeft.registry import OWN
+from fedpeft.results.exhibit import draws, exhibit_at_end
 from fedpeft.rounds.site import Site
 from fedpeft.runs.environment import environment
 from fedpeft.runs.execute import execute
-from fedpeft.runs.exhibit import draws, exhibit_at_end
 from fedpeft.runs.folder import RunFolder, create, locked, reopen
 from fedpeft.runs.summary import summarize
+from fedpeft.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid

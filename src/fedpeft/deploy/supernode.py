@@ -25,9 +25,9 @@ from pathlib import Path
 from time import monotonic, sleep, time
 from typing import Any, NoReturn
 
-from fedpeft.core.letters import listening, receive
 from fedpeft.deploy import flower_supernode
 from fedpeft.errors import RunError, WireError
+from fedpeft.wire.sockets import listening, receive
 
 COURIER = "flwr-clientapp"
 # Seconds until it is begun again, twice as long each time; from the start, once it lived that long.
@@ -134,7 +134,7 @@ def _courier() -> Callable[[], object]:
     try:
         [found] = entry_points(group="console_scripts", name=COURIER)
         work: Callable[[], object] = found.load()
-        import fedpeft.engines.courier  # noqa: F401
+        import fedpeft.engines.flower.courier  # noqa: F401
     except (ImportError, ValueError):
         raise RunError("a SuperNode needs Flower: pip install 'fedpeft[flower]'") from None
     return work

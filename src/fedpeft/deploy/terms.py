@@ -5,18 +5,17 @@ from dataclasses import replace
 from secrets import token_hex
 from typing import Any
 
+from fedpeft.compute.frozen_linear import prepare_frozen
 from fedpeft.core.client_names import ALLOWED, flaw_of
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Data
-from fedpeft.core.packed import prepare_frozen
-from fedpeft.core.signing import public_of
-from fedpeft.core.stores import write_atomically
+from fedpeft.core.signatures import public_of
 from fedpeft.core.types import ClientId
-from fedpeft.data.partitioned import Partitioned
+from fedpeft.data.client_data import Partitioned
 from fedpeft.errors import DataError, PlanError
 from fedpeft.oneshot.contribute import in_order, own_site
 from fedpeft.oneshot.invitation import base_fingerprint, labels_digest, transforms_digest
-from fedpeft.oneshot.results import Contributors
+from fedpeft.oneshot.merged_run import Contributors
 from fedpeft.plan.calibration import calibrate_noise
 from fedpeft.plan.checks import refuse
 from fedpeft.plan.plan import Plan
@@ -24,6 +23,7 @@ from fedpeft.rounds.site import Site
 from fedpeft.runs.environment import environment
 from fedpeft.runs.execute import open_run_site
 from fedpeft.runs.folder import RunFolder
+from fedpeft.storage.files import write_atomically
 
 LIBRARIES = ("fedpeft", "torch", "transformers", "peft")
 WHAT = {

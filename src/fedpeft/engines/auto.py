@@ -9,15 +9,15 @@ import torch
 
 from fedpeft.core.interfaces import Data, Store
 from fedpeft.core.seeds import fold, seeded
-from fedpeft.core.stores import Nowhere
 from fedpeft.core.types import ClientId, Failure, Job, Reply
-from fedpeft.engines.cohort import Cohort, unfit
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.processes import Processes, processors
-from fedpeft.engines.stacks import Stacks, Trainee
+from fedpeft.engines.vectorized.engine import Cohort, unfit
+from fedpeft.engines.vectorized.stacks import Stacks, Trainee
 from fedpeft.rounds.client import ClientRound, Worker
 from fedpeft.rounds.post import encode_start
 from fedpeft.rounds.site import Site, threads
+from fedpeft.storage.client_memory import Nowhere
 
 FEW, MANY = 8, 100
 """Clients that take a step together in the trial: of many, as many as take a second one after

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from fedpeft.core.interfaces import Store
-from fedpeft.core.stores import Nowhere
 from fedpeft.core.types import ClientId, Failure, Job, Reply
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.client import Worker
 from fedpeft.rounds.site import Site, open_site
+from fedpeft.storage.client_memory import Nowhere
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,14 @@ from typing import Any
 import torch
 
 from fedpeft.core.interfaces import Store
-from fedpeft.core.stores import Nowhere, StoreError
 from fedpeft.core.types import ClientId, Failure, Job, Reply
 from fedpeft.errors import PlanError
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.values import leaking
 from fedpeft.rounds.client import Worker
 from fedpeft.rounds.site import Site, open_site
+from fedpeft.storage.client_memory import Nowhere
+from fedpeft.storage.files import StoreError
 
 PARTING = 5.0  # seconds that an idle worker process has to end
 # A job whose worker process dies goes to a fresh one; after this many deaths it is a failure.

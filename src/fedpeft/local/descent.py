@@ -12,9 +12,9 @@ from math import ceil, pi
 import torch
 from torch import Tensor
 
+from fedpeft.compute.objective import PRECISIONS
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Added, Correction, Data, LossFn, Optimizer, Term
-from fedpeft.core.objective import PRECISIONS
 from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import beside, map_tensors, prefixed, sub, under, zeros_like
 from fedpeft.core.types import Batch, Carry, Context, Event, Tensors

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from fedpeft.core.trainable import trainable
+from fedpeft.compute.trainable import trainable
 from fedpeft.errors import PlanError
-from fedpeft.methods.anatomy import mlp_outputs, name_model, train_parts, trained_head
+from fedpeft.methods.transformer_layout import mlp_outputs, name_model, train_parts, trained_head
 
 
 class Bottleneck(nn.Module):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fedpeft.core.trainable import train_only, trainable, within
+from fedpeft.compute.trainable import train_only, trainable, within
 from fedpeft.errors import PlanError
-from fedpeft.methods.anatomy import name_model, trained_head
+from fedpeft.methods.transformer_layout import name_model, trained_head
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from fedpeft.core.trainable import trainable
-from fedpeft.methods.injection import check_low_rank, inject_tuner, low_rank_config
-from fedpeft.methods.start import Start
+from fedpeft.compute.trainable import trainable
+from fedpeft.methods.peft_tuners import check_low_rank, inject_tuner, low_rank_config
+from fedpeft.methods.pretrained_adapter import Start
 
 
 @dataclass(frozen=True)

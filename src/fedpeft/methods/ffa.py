@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from fedpeft.core.lowrank import A
-from fedpeft.core.trainable import train_only, trainable
-from fedpeft.methods.injection import check_low_rank, inject_tuner, low_rank_config
-from fedpeft.methods.start import Start
+from fedpeft.compute.trainable import train_only, trainable
+from fedpeft.core.low_rank import A
+from fedpeft.methods.peft_tuners import check_low_rank, inject_tuner, low_rank_config
+from fedpeft.methods.pretrained_adapter import Start
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fedpeft.core.trainable import trainable
+from fedpeft.compute.trainable import trainable
 from fedpeft.errors import PlanError
-from fedpeft.methods.anatomy import name_model, train_parts, trained_head
+from fedpeft.methods.transformer_layout import name_model, train_parts, trained_head
 
 
 @dataclass(frozen=True)

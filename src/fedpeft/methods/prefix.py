@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from fedpeft.core.trainable import train_only, trainable, within
+from fedpeft.compute.trainable import train_only, trainable, within
 from fedpeft.errors import PlanError
-from fedpeft.methods.anatomy import VOCABULARY, name_model, trained_head
-from fedpeft.methods.injection import known_warnings_ignored
+from fedpeft.methods.peft_tuners import known_warnings_ignored
+from fedpeft.methods.transformer_layout import VOCABULARY, name_model, trained_head
 
 
 @dataclass(frozen=True)

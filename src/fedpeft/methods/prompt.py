@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedpeft.core.trainable import trainable
+from fedpeft.compute.trainable import trainable
 from fedpeft.errors import PlanError
-from fedpeft.methods.anatomy import blocks, mlp_outputs, name_model, trained_head
-from fedpeft.methods.injection import check_dropout
+from fedpeft.methods.peft_tuners import check_dropout
+from fedpeft.methods.transformer_layout import blocks, mlp_outputs, name_model, trained_head
 
 
 class Appended(nn.Module):

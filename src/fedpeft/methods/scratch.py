@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fedpeft.core.trainable import persistent_buffers, trainable
+from fedpeft.compute.trainable import persistent_buffers, trainable
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from fedpeft.core.trainable import trainable
-from fedpeft.methods.anatomy import attention_projections, find_targets
-from fedpeft.methods.injection import check_dropout, inject_tuner
-from fedpeft.methods.start import Start
+from fedpeft.compute.trainable import trainable
+from fedpeft.methods.peft_tuners import check_dropout, inject_tuner
+from fedpeft.methods.pretrained_adapter import Start
+from fedpeft.methods.transformer_layout import attention_projections, find_targets
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.interfaces import Data
-from fedpeft.core.places import locate
-from fedpeft.core.stores import Nowhere
 from fedpeft.core.types import Batch, ClientId, Division, Examples, Failure, Job, Reply, Table
-from fedpeft.data.short import source
+from fedpeft.data.short_forms import source
 from fedpeft.errors import DataError, RunError, unknown
+from fedpeft.evaluation.probe import check_gradients
 from fedpeft.oneshot.contribution import Header, untold, write_contribution
 from fedpeft.oneshot.invitation import Invitation, base_fingerprint, transforms_digest
 from fedpeft.oneshot.keys import check_name
@@ -22,7 +21,8 @@ from fedpeft.rounds.client import Worker
 from fedpeft.rounds.loop import federate
 from fedpeft.rounds.site import Site, site_of
 from fedpeft.runs.execute import open_run_site
-from fedpeft.runs.probe import check_gradients
+from fedpeft.storage.client_memory import Nowhere
+from fedpeft.storage.locate import locate
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -20,20 +20,21 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
-from fedpeft.core import bounded_json
-from fedpeft.core.payloads import PARAMS, decode_sent, unpack
+from fedpeft.core.conversation import PARAMS
 from fedpeft.core.rounds import update_layout
-from fedpeft.core.stores import open_regular
 from fedpeft.core.tensors import Layout, finite, norm
 from fedpeft.core.types import ClientId, Update
-from fedpeft.core.wire import Body
 from fedpeft.errors import RunError, WireError
-from fedpeft.oneshot.flaws import ContributionError, Flaw
 from fedpeft.oneshot.invitation import Invitation
 from fedpeft.oneshot.keys import SealError, Trust, check_name, seal, signed, unseal, verified
+from fedpeft.oneshot.rejections import ContributionError, Flaw
 from fedpeft.plan.coding import downlink_coding, uplink_coding
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.client import weight
+from fedpeft.storage.files import open_regular
+from fedpeft.wire import bounded_json
+from fedpeft.wire.frames import Body
+from fedpeft.wire.payloads import decode_sent, unpack
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

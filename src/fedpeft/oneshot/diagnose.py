@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpeft.core.amounts import LESS_IS_BETTER
-from fedpeft.core.lowrank import EXACT, B
-from fedpeft.core.objective import Objective, scored
+from fedpeft.compute.objective import Objective, scored
+from fedpeft.core.low_rank import EXACT, B
 from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import norm, sub, under
 from fedpeft.core.types import ClientId, State, Summed, Tensors
+from fedpeft.core.units import LESS_IS_BETTER
 from fedpeft.errors import PlanError, RunError
-from fedpeft.oneshot.merged import measure_change, merge_into_copy, unfactored
-from fedpeft.oneshot.paths import Way, both_ways, check_comparable
 from fedpeft.oneshot.theory import beyond, coins, corrected_bound, paper_bound, secants
-from fedpeft.oneshot.words import answer
+from fedpeft.oneshot.trajectories import Way, both_ways, check_comparable
+from fedpeft.oneshot.verdict import answer
+from fedpeft.oneshot.weight_change import measure_change, merge_into_copy, unfactored
 from fedpeft.plan.calibration import select_cohort
 from fedpeft.plan.plan import Plan
 from fedpeft.registry import REGISTERED, Code, describe

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedpeft.compute.trainable import read, tensors_of
 from fedpeft.core.facts import Fact
-from fedpeft.core.signing import PUBLIC
-from fedpeft.core.trainable import read, tensors_of
+from fedpeft.core.signatures import PUBLIC
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError, RunError
+from fedpeft.export.inputs import processor
 from fedpeft.oneshot.keys import make_sealing_key, require
 from fedpeft.plan.calibration import calibrate_noise
 from fedpeft.plan.checks import refuse
@@ -35,7 +36,6 @@ from fedpeft.rounds.post import encode_start
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.environment import environment
 from fedpeft.runs.folder import RunFolder, read_json, reopen, write_json
-from fedpeft.runs.inputs import processor
 from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.image_classification import ImageClassification
 from fedpeft.tasks.text_classification import TextClassification, tokenizer, tokenizer_settings

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedpeft.core import signing
+from fedpeft.core import signatures as signing
 from fedpeft.core.client_names import ALLOWED, flaw_of
 from fedpeft.core.client_names import LONGEST as LONGEST_NAME
-from fedpeft.core.signing import KIND, PUBLIC, public_line
-from fedpeft.core.stores import PRIVATE, new_file, open_regular, write_atomically
-from fedpeft.core.text_files import text_of
-from fedpeft.core.wire import Body
+from fedpeft.core.signatures import KIND, PUBLIC, public_line
 from fedpeft.errors import RunError
+from fedpeft.storage.files import PRIVATE, new_file, open_regular, write_atomically
+from fedpeft.storage.text_files import text_of
+from fedpeft.wire.frames import Body
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

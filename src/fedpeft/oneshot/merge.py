@@ -12,18 +12,19 @@ from pathlib import Path
 from shutil import copytree
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.core.stores import Folder, ahead, private_folder, write_atomically
 from fedpeft.core.types import ClientId
 from fedpeft.errors import RunError
 from fedpeft.oneshot.contribution import read_contribution
-from fedpeft.oneshot.flaws import ContributionError, Flaw
 from fedpeft.oneshot.invitation import FILE, Invitation, read_invitation, server_key
 from fedpeft.oneshot.keys import Trust, sealing_key, write_private
-from fedpeft.oneshot.results import write_run
+from fedpeft.oneshot.merged_run import write_run
+from fedpeft.oneshot.rejections import ContributionError, Flaw
+from fedpeft.oneshot.replace_folder import building, clear, put_back
 from fedpeft.oneshot.rules import Came, Rules, check_beside
-from fedpeft.oneshot.swap import building, clear, put_back
 from fedpeft.registry import REGISTERED, Code
 from fedpeft.runs.folder import RunFolder, locked, read_json, vacant, write_json
+from fedpeft.storage.client_memory import Folder
+from fedpeft.storage.files import ahead, private_folder, write_atomically
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey

@@ -15,10 +15,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fedpeft.core.stores import write_atomically
 from fedpeft.core.types import ClientId
 from fedpeft.errors import RunError
 from fedpeft.runs.folder import RunFolder, locked, read_json
+from fedpeft.storage.files import write_atomically
 
 FILE = "releases.json"
 

@@ -17,7 +17,7 @@ from fedpeft.core.tensors import norm
 from fedpeft.core.types import ClientId, Tensors
 from fedpeft.errors import RunError
 from fedpeft.oneshot.contribution import Contribution
-from fedpeft.oneshot.flaws import ContributionError, Flaw
+from fedpeft.oneshot.rejections import ContributionError, Flaw
 
 FARTHEST = 1000.0
 """The longest update, in lengths of the starting tensors, or of as many ones where that is more."""

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpeft.core.places import locate
-from fedpeft.core.text_files import read_text
 from fedpeft.core.types import ClientId, Division, Table
 from fedpeft.errors import DataError
 from fedpeft.partitions.shares import check_share
+from fedpeft.storage.locate import locate
+from fedpeft.storage.text_files import read_text
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from fedpeft.core.interfaces import (
     Stage,
     Task,
 )
-from fedpeft.core.lowrank import EXACT
+from fedpeft.core.low_rank import EXACT
 from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.tensors import Layout, layout, under
 from fedpeft.core.types import ClientId, State, Tensors

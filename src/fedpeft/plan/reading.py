@@ -8,13 +8,13 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from fedpeft.core.text_files import read_text
-from fedpeft.data.short import source
+from fedpeft.data.short_forms import source
 from fedpeft.errors import PlanError
 from fedpeft.plan.convert import convert
 from fedpeft.plan.phases import Schedule, take_schedules
 from fedpeft.plan.plan import SCHEMA, Plan
 from fedpeft.registry import OWN, Code, construct, find, names, settings_of
+from fedpeft.storage.text_files import read_text
 
 UPLINK = object()
 """Stands for the uplink's codec in a stage while a plan is read."""

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from fedpeft.compute.frozen_linear import BASE_DTYPES
 from fedpeft.core.accounting import ACCOUNTANTS
-from fedpeft.core.packed import BASE_DTYPES
 from fedpeft.errors import unknown
 
 

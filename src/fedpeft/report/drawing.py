@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedpeft.errors import FedpeftError
+from fedpeft.report.groups import Measure, Section
 from fedpeft.report.rows import Row
-from fedpeft.report.study import Measure, Section
 
 DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [4, 2, 4, 6], [1, 4], [14, 4], [3, 8])
 SHAPES = (

@@ -23,8 +23,8 @@ from fedpeft.report.drawing import (
     style,
     tip,
 )
+from fedpeft.report.groups import Measure, Section
 from fedpeft.report.rows import Row
-from fedpeft.report.study import Measure, Section
 
 BYTES = (
     "datum.value >= 1073741824 ? format(datum.value / 1073741824, '~g') + ' GiB'"

@@ -5,10 +5,10 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fedpeft.report.kept import KeptPictures
+from fedpeft.report.groups import Group, Section
 from fedpeft.report.reading import KeptRun
+from fedpeft.report.schema import KeptPictures
 from fedpeft.report.statistics import estimate
-from fedpeft.report.study import Group, Section
 
 ROWS, COLUMNS = 6, 8
 """How many captions and how many groups a gallery shows."""

@@ -11,17 +11,17 @@ from typing import Any
 import tomli_w
 
 from fedpeft import __version__
-from fedpeft.core.stores import write_atomically
 from fedpeft.errors import RunError
 from fedpeft.report import tables
 from fedpeft.report.drawing import DASHES, scripts
 from fedpeft.report.figures import figures, intervals
 from fedpeft.report.gallery import galleries
+from fedpeft.report.groups import REFERENCES, Group, Section
 from fedpeft.report.reading import KeptRun
 from fedpeft.report.rows import format_value, with_interval
 from fedpeft.report.statistics import Estimate
-from fedpeft.report.study import REFERENCES, Group, Section
 from fedpeft.report.tables import ReportTable
+from fedpeft.storage.files import write_atomically
 
 NEAR = 4
 """How many groups are named that seeds alone may tell from the best."""

@@ -17,7 +17,14 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from fedpeft.errors import RunError
-from fedpeft.report.kept import Benchmarks, KeptDivision, KeptPictures, KeptRound, Samples, Summary
+from fedpeft.report.schema import (
+    Benchmarks,
+    KeptDivision,
+    KeptPictures,
+    KeptRound,
+    Samples,
+    Summary,
+)
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds
 
 RESULT_IS_THE_SAME = ("seed", "name", "engine", "evaluate_every")

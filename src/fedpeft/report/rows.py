@@ -7,10 +7,10 @@ expression.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fedpeft.core.amounts import size
+from fedpeft.core.units import size
 from fedpeft.report.axes import PlanAxis, label
+from fedpeft.report.groups import CENTRALISED, Group, Measure, Section
 from fedpeft.report.statistics import Estimate
-from fedpeft.report.study import CENTRALISED, Group, Measure, Section
 
 Row = dict[str, Any]
 DIVISIONS = 8

@@ -5,13 +5,13 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedpeft.core.amounts import duration, size
+from fedpeft.core.units import duration, size
 from fedpeft.report.axes import PlanAxis, axes
-from fedpeft.report.kept import Range
+from fedpeft.report.groups import CENTRALISED, WAYS, Group, Measure, Section
 from fedpeft.report.reading import KeptRun
 from fedpeft.report.rows import format_value, with_interval
+from fedpeft.report.schema import Range
 from fedpeft.report.statistics import Estimate
-from fedpeft.report.study import CENTRALISED, WAYS, Group, Measure, Section
 
 REASONS = 200
 OVER_CLIENTS = {

@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 
 from fedpeft.core.conversation import Answer, Ask, Message
 from fedpeft.core.interfaces import Codec
-from fedpeft.core.payloads import decode_answer, message_of, update_of
 from fedpeft.core.tensors import finite
 from fedpeft.core.types import ClientId, State
 from fedpeft.errors import WireError
 from fedpeft.plan.coding import uplink_coding
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.ledger import Ledger
+from fedpeft.wire.payloads import decode_answer, message_of, update_of
 
 Thing = TypeVar("Thing")
 FEW = 8

@@ -11,17 +11,15 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from fedpeft.core.conversation import Message
+from fedpeft.compute.objective import Objective, evaluate, outputs_of
+from fedpeft.compute.trainable import tensors_of
+from fedpeft.core.conversation import PARAMS, Message
 from fedpeft.core.hooks import Handler
 from fedpeft.core.interfaces import Store
-from fedpeft.core.lowrank import EXACT, in_step, merged
-from fedpeft.core.objective import Objective, evaluate, outputs_of
+from fedpeft.core.low_rank import EXACT, in_step, merged
 from fedpeft.core.outputs import FEATURES
-from fedpeft.core.payloads import PARAMS, decode_sent, encode_answer, message_of
 from fedpeft.core.seeds import fold, seeded
-from fedpeft.core.stores import StoreError, storing
 from fedpeft.core.tensors import finite, layout, prefixed, under
-from fedpeft.core.trainable import tensors_of
 from fedpeft.core.types import ClientId, Context, Failure, Job, Reply, Tensors, Update, Weighted
 from fedpeft.core.views import View
 from fedpeft.errors import PlanError, RunError, unknown
@@ -31,6 +29,8 @@ from fedpeft.plan.reading import plan_at
 from fedpeft.plan.values import leaking
 from fedpeft.rounds.received import Received, check_received
 from fedpeft.rounds.site import Site, threads
+from fedpeft.storage.files import StoreError, storing
+from fedpeft.wire.payloads import decode_sent, encode_answer, message_of
 
 Result = TypeVar("Result")
 Trained: TypeAlias = tuple[Tensors, Tensors, Tensors]

@@ -9,7 +9,6 @@ from fedpeft.core.conversation import converse
 from fedpeft.core.interfaces import Engine, Store
 from fedpeft.core.rounds import Bench, Round
 from fedpeft.core.secrets import Secret
-from fedpeft.core.stores import Nowhere
 from fedpeft.core.types import State, Tensors
 from fedpeft.errors import PlanError
 from fedpeft.plan.calibration import (
@@ -25,6 +24,7 @@ from fedpeft.rounds.admission import Admission
 from fedpeft.rounds.ledger import Ledger as Ledger
 from fedpeft.rounds.post import Post
 from fedpeft.rounds.site import Site, open_site
+from fedpeft.storage.client_memory import Nowhere
 
 SAMPLER = "sampler"
 """The owner of what a sampler has learnt."""

@@ -7,12 +7,10 @@ the clients' names, so that no result depends on when each came.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from fedpeft.core.conversation import Answer, Ask, Message
+from fedpeft.core.conversation import PARAMS, Answer, Ask, Message
 from fedpeft.core.interfaces import Engine
-from fedpeft.core.payloads import PARAMS, decode_sent, encode_message
 from fedpeft.core.seeds import fold
 from fedpeft.core.types import ClientId, Job, Reply, State
-from fedpeft.core.wire import headers
 from fedpeft.errors import PlanError
 from fedpeft.plan.calibration import round_seed
 from fedpeft.plan.coding import downlink_coding
@@ -20,6 +18,8 @@ from fedpeft.plan.plan import Plan
 from fedpeft.registry import describe
 from fedpeft.rounds.admission import Admission
 from fedpeft.rounds.ledger import Ledger
+from fedpeft.wire.frames import headers
+from fedpeft.wire.payloads import decode_sent, encode_message
 
 
 def encode_start(plan: Plan, state: State) -> bytes:

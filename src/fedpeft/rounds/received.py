@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
+from fedpeft.compute.objective import Objective
 from fedpeft.core.conversation import Expected, Message
-from fedpeft.core.lowrank import EXACT, pairs
-from fedpeft.core.objective import Objective
-from fedpeft.core.payloads import check_layout
+from fedpeft.core.low_rank import EXACT, pairs
 from fedpeft.core.tensors import finite, layout
 from fedpeft.core.types import Tensors
 from fedpeft.errors import WireError
+from fedpeft.wire.payloads import check_layout
 
 
 @dataclass(frozen=True)

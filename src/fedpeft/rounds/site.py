@@ -9,17 +9,17 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from fedpeft.attacking import attackers, poisoned
-from fedpeft.core.features import Kept, featured, keep
+from fedpeft.adversaries.assignment import attackers, poisoned
+from fedpeft.compute.device_memory import reuse_freed
+from fedpeft.compute.feature_cache import Kept, featured, keep
+from fedpeft.compute.frozen_linear import prepare_frozen
+from fedpeft.compute.trainable import read
 from fedpeft.core.interfaces import Data, Task
-from fedpeft.core.lowrank import is_factor
-from fedpeft.core.memory import reuse_freed
-from fedpeft.core.packed import prepare_frozen
+from fedpeft.core.low_rank import is_factor
 from fedpeft.core.tensors import moved
-from fedpeft.core.trainable import read
 from fedpeft.core.types import Batch, Division, Examples, Tensors, Update
+from fedpeft.data.client_data import Partitioned, lengths, set_apart
 from fedpeft.data.divide import divide
-from fedpeft.data.partitioned import Partitioned, lengths, set_apart
 from fedpeft.errors import DataError, PlanError
 from fedpeft.plan.calibration import calibrate_noise
 from fedpeft.plan.plan import Plan

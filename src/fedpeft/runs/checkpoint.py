@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpeft.core.stores import dump_tensors, load_tensors
 from fedpeft.core.tensors import prefixed, under
 from fedpeft.core.types import State, Tensors
 from fedpeft.errors import RunError
 from fedpeft.plan.plan import Plan
+from fedpeft.storage.files import dump_tensors, load_tensors
 
 FORMAT = "fedpeft-state-2"
 

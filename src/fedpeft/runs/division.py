@@ -5,10 +5,10 @@ from zlib import crc32
 
 import torch
 
-from fedpeft.core.features import FEATURES
+from fedpeft.compute.feature_cache import FEATURES
 from fedpeft.core.types import Table
+from fedpeft.data.client_data import Partitioned
 from fedpeft.data.divide import divide
-from fedpeft.data.partitioned import Partitioned
 from fedpeft.data.report import partition_report
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.site import Site

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft import __version__
-from fedpeft.core.packed import can_pack
+from fedpeft.compute.frozen_linear import can_pack
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.values import quantizes
 

@@ -10,10 +10,11 @@ import torch
 
 from fedpeft.core.interfaces import Engine
 from fedpeft.core.secrets import Secret, secret_at
-from fedpeft.core.stores import Folder, write_atomically
 from fedpeft.core.tensors import layout
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError, RunError
+from fedpeft.evaluation.measure import held_out
+from fedpeft.evaluation.probe import check_gradients
 from fedpeft.plan.calibration import with_noise
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
@@ -25,9 +26,9 @@ from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fedpeft.runs.division import division_at
 from fedpeft.runs.environment import compare_environments, environment
 from fedpeft.runs.folder import RunFolder, append_round, keep_rounds, read_json, write_json
-from fedpeft.runs.measure import held_out
-from fedpeft.runs.probe import check_gradients
 from fedpeft.runs.record import RoundRecord, record_of
+from fedpeft.storage.client_memory import Folder
+from fedpeft.storage.files import write_atomically
 
 
 class OpenEngine(Engine, Protocol):

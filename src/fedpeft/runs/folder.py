@@ -25,11 +25,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from fedpeft.core.stores import SECRET, lock_file, open_regular, write_atomically
 from fedpeft.errors import RunError
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.registry import REGISTERED, Code, describe
+from fedpeft.storage.files import SECRET, lock_file, open_regular, write_atomically
 
 
 @dataclass(frozen=True)

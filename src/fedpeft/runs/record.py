@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import isfinite
 from typing import Any
 
 from fedpeft.core.types import ClientId
+from fedpeft.core.units import finite_or_none
 from fedpeft.rounds.loop import Ledger
 
 
@@ -79,8 +79,3 @@ def _client(ledger: Ledger, client: ClientId) -> dict[str, Any]:
     if client in ledger.refusals:
         what["refusals"] = ledger.refusals[client]
     return what
-
-
-def finite_or_none(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN and no infinity."""
-    return {name: value if isfinite(value) else None for name, value in metrics.items()}

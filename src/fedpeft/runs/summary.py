@@ -4,16 +4,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedpeft.core.stores import Folder
 from fedpeft.engines.auto import Choice
 from fedpeft.errors import FedpeftError
+from fedpeft.evaluation.measure import FullPayloads, client_accuracy, full_payloads
+from fedpeft.evaluation.own_held_out import own_held_out
 from fedpeft.registry import describe
 from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint
 from fedpeft.runs.environment import environment
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds, write_json
-from fedpeft.runs.measure import FullPayloads, client_accuracy, full_payloads
-from fedpeft.runs.own_held_out import own_held_out
+from fedpeft.storage.client_memory import Folder
 
 
 def summarize(

@@ -9,7 +9,7 @@ from typing import Any
 from fedpeft.errors import RunError
 from fedpeft.plan.plan import Plan
 from fedpeft.runs.folder import read_json
-from fedpeft.studies.shelf import Shelf
+from fedpeft.studies.cell_store import Shelf
 from fedpeft.studies.study import Cell
 from fedpeft.studies.sweep import CellOutcome, run_study
 

@@ -36,11 +36,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fedpeft.core.text_files import read_text
 from fedpeft.errors import PlanError, unknown
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.registry import construct
+from fedpeft.storage.text_files import read_text
 
 ROW = "row"
 """What stands for an axis in the labels of a cell beside the product."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.runs.folder import read_json
-from fedpeft.studies.shelf import Shelf
+from fedpeft.studies.cell_store import Shelf
 from fedpeft.studies.study import Cell
 
 TICK = 0.2

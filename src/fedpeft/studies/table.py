@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from fedpeft.core.stores import write_atomically
+from fedpeft.storage.files import write_atomically
 from fedpeft.studies.study import ROW, Study
 from fedpeft.studies.sweep import CellOutcome
 

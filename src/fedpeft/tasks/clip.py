@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpeft.core.places import locate
 from fedpeft.errors import PlanError
+from fedpeft.storage.locate import locate
 from fedpeft.tasks.pretrained import NO_CODE, quiet
 
 TOGETHER = 32

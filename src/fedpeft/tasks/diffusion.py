@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft.core.features import folder
-from fedpeft.core.places import locate
-from fedpeft.core.stores import dump_tensors, load_tensors
+from fedpeft.compute.feature_cache import folder
 from fedpeft.errors import PlanError, RunError
+from fedpeft.storage.files import dump_tensors, load_tensors
+from fedpeft.storage.locate import locate
 from fedpeft.tasks.pretrained import NO_CODE, quiet
 from fedpeft.tasks.taef2 import Taef2
 

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from fedpeft.core.packed import prepare_quantized
-from fedpeft.core.places import locate
+from fedpeft.compute.frozen_linear import prepare_quantized
 from fedpeft.errors import PlanError
+from fedpeft.storage.locate import locate
 
 NO_CODE: Mapping[str, bool] = MappingProxyType({"trust_remote_code": False})
 """For all that is read from a model's folder. Where this is left out `transformers` asks on the
@@ -143,7 +143,7 @@ def _checked(model: nn.Module, name: str) -> nn.Module:
 def _renewed(model: nn.Module, config: Any) -> nn.Module:
     """A new head even where the checkpoint's has the right number of classes: they are other
     classes."""
-    from fedpeft.core.trainable import head_of
+    from fedpeft.compute.trainable import head_of
 
     head = model.get_submodule(head_of(model))
     for module in head.modules():

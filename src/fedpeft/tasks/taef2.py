@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from fedpeft.core.stores import load_tensors
+from fedpeft.storage.files import load_tensors
 
 WIDTH = 64
 LATENT = 32

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from fedpeft.core.outputs import LOGITS, Outputs, head_input
-from fedpeft.core.places import locate
 from fedpeft.core.types import Batch, Table, Tensors
 from fedpeft.errors import PlanError
+from fedpeft.storage.locate import locate
 from fedpeft.tasks import scoring
 from fedpeft.tasks.pretrained import NO_CODE, classifier, config_of
 

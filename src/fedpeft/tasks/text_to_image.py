@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedpeft.compute.trainable import tensors_of
 from fedpeft.core.facts import Fact
 from fedpeft.core.outputs import PREDICTION, Outputs, head_input
 from fedpeft.core.seeds import generator as stream
 from fedpeft.core.tensors import prefixed
-from fedpeft.core.trainable import tensors_of
 from fedpeft.core.types import Batch, Table, Tensors
 from fedpeft.errors import DataError, PlanError
 from fedpeft.tasks import scoring

@@ -1,0 +1,133 @@
+"""The parts that come with fedpeft, by kind and by name, each as "module:Class".
+
+These are strings, which `registry` resolves on first use: this module imports no part.
+"""
+
+CATALOGUE: dict[str, dict[str, str]] = {
+    "aggregator": {
+        "class_rows": "fedpeft.aggregators.class_rows:ClassRows",
+        "fedex": "fedpeft.aggregators.fedex:FedEx",
+        "fedit": "fedpeft.aggregators.fedit:FedIT",
+        "flexlora": "fedpeft.aggregators.flexlora:FlexLoRA",
+        "flora": "fedpeft.aggregators.flora:FLoRA",
+        "geometric_median": "fedpeft.aggregators.geometric_median:GeometricMedian",
+        "hetlora": "fedpeft.aggregators.hetlora:HetLoRA",
+        "krum": "fedpeft.aggregators.krum:Krum",
+        "mean": "fedpeft.aggregators.mean:Mean",
+        "median": "fedpeft.aggregators.median:Median",
+        "multi_krum": "fedpeft.aggregators.multi_krum:MultiKrum",
+        "rolora": "fedpeft.aggregators.rolora:RoLoRA",
+        "trimmed_mean": "fedpeft.aggregators.trimmed_mean:TrimmedMean",
+    },
+    "algorithm": {
+        "class_means": "fedpeft.algorithms.class_means:ClassMeans",
+        "fedbuff": "fedpeft.algorithms.fedbuff:FedBuff",
+        "vote": "fedpeft.algorithms.vote:Vote",
+    },
+    "attack": {
+        "backdoor": "fedpeft.adversaries.backdoor:Backdoor",
+        "label_flip": "fedpeft.adversaries.label_flip:LabelFlip",
+        "scaled": "fedpeft.adversaries.scaled:Scaled",
+        "sign_flip": "fedpeft.adversaries.sign_flip:SignFlip",
+    },
+    "codec": {
+        "bfloat16": "fedpeft.codecs.bfloat16:BFloat16",
+        "dense": "fedpeft.codecs.dense:Dense",
+        "float16": "fedpeft.codecs.float16:Float16",
+        "int8": "fedpeft.codecs.int8:Int8",
+        "topk": "fedpeft.codecs.topk:TopK",
+    },
+    "correction": {
+        "none": "fedpeft.terms.none:NoCorrection",
+        "prox": "fedpeft.terms.prox:Prox",
+        "scaffold": "fedpeft.terms.scaffold:Scaffold",
+    },
+    "data": {
+        "arrays": "fedpeft.data.arrays:Arrays",
+        "digits": "fedpeft.data.digits:Digits",
+        "images": "fedpeft.data.images:Images",
+        "memory": "fedpeft.data.in_memory:Memory",
+        "table": "fedpeft.data.table:HubTable",
+    },
+    "engine": {
+        "auto": "fedpeft.engines.auto:Auto",
+        "cohort": "fedpeft.engines.vectorized.engine:Cohort",
+        "flower": "fedpeft.engines.flower.engine:Flower",
+        "flower-simulation": "fedpeft.engines.flower.ray_engine:FlowerSimulation",
+        "inprocess": "fedpeft.engines.inprocess:InProcess",
+        "processes": "fedpeft.engines.processes:Processes",
+    },
+    "exchange": {
+        "plain": "fedpeft.exchanges.plain:Plain",
+        "secure": "fedpeft.exchanges.secure.exchange:Secure",
+    },
+    "local": {
+        "descent": "fedpeft.local.descent:Descent",
+        "dp_as_published": "fedpeft.local.dp_as_published:DpAsPublished",
+        "dp_sgd": "fedpeft.local.dp_sgd:DpSgd",
+    },
+    "method": {
+        "adapter": "fedpeft.methods.adapter:Adapter",
+        "bias": "fedpeft.methods.bias:Bias",
+        "dora": "fedpeft.methods.dora:DoRA",
+        "ffa": "fedpeft.methods.ffa:FFA",
+        "full": "fedpeft.methods.full:Full",
+        "head": "fedpeft.methods.head:Head",
+        "ia3": "fedpeft.methods.ia3:IA3",
+        "layernorm": "fedpeft.methods.layernorm:LayerNorm",
+        "lora": "fedpeft.methods.lora:LoRA",
+        "prefix": "fedpeft.methods.prefix:Prefix",
+        "prompt": "fedpeft.methods.prompt:Prompt",
+        "rslora": "fedpeft.methods.rslora:RsLoRA",
+        "scratch": "fedpeft.methods.scratch:Scratch",
+        "vera": "fedpeft.methods.vera:VeRA",
+    },
+    "optimizer": {
+        "adamw": "fedpeft.optimizers.adamw:AdamW",
+        "sgd": "fedpeft.optimizers.sgd:SGD",
+    },
+    "partition": {
+        "column": "fedpeft.partitions.column:Column",
+        "dirichlet": "fedpeft.partitions.dirichlet:Dirichlet",
+        "iid": "fedpeft.partitions.iid:IID",
+        "lists": "fedpeft.partitions.lists:Lists",
+        "redrawn": "fedpeft.partitions.redrawn:Redrawn",
+        "shards": "fedpeft.partitions.shards:Shards",
+    },
+    "routing": {
+        "alternate": "fedpeft.routing.alternate:Alternate",
+        "personal": "fedpeft.routing.personal:Personal",
+        "ranks": "fedpeft.routing.ranks:Ranks",
+        "subset": "fedpeft.routing.subset:Subset",
+    },
+    "sampler": {
+        "sequential_chain": "fedpeft.samplers.sequential_chain:SequentialChain",
+        "uniform": "fedpeft.samplers.uniform:Uniform",
+    },
+    "server": {
+        "adagrad": "fedpeft.server_steps.adagrad:Adagrad",
+        "adam": "fedpeft.server_steps.adam:Adam",
+        "average": "fedpeft.server_steps.average:Average",
+        "momentum": "fedpeft.server_steps.momentum:Momentum",
+        "scaffold": "fedpeft.server_steps.scaffold:Scaffold",
+        "yogi": "fedpeft.server_steps.yogi:Yogi",
+    },
+    "server_step": {},
+    "stage": {
+        "client_dp": "fedpeft.stages.client_dp:ClientDp",
+        "error_feedback": "fedpeft.stages.error_feedback:ErrorFeedback",
+        "local_dp": "fedpeft.stages.local_dp:LocalDp",
+    },
+    "task": {
+        "causal-lm": "fedpeft.tasks.causal_lm:CausalLM",
+        "image-classification": "fedpeft.tasks.image_classification:ImageClassification",
+        "module": "fedpeft.tasks.module:ModuleTask",
+        "text-classification": "fedpeft.tasks.text_classification:TextClassification",
+        "text-to-image": "fedpeft.tasks.text_to_image:TextToImage",
+    },
+    "term": {
+        "distillation": "fedpeft.terms.distillation:Distillation",
+        "moon": "fedpeft.terms.moon:Moon",
+        "not_true": "fedpeft.terms.not_true:NotTrueDistillation",
+    },
+}

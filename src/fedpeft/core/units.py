@@ -1,0 +1,34 @@
+"""Amounts as people and JSON read them."""
+
+from collections.abc import Mapping
+from math import isfinite
+
+LESS_IS_BETTER = ("loss", "perplexity")
+"""Metrics whose best value is the lowest; of all others it is the highest."""
+
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def size(count: float) -> str:
+    """Bytes in the largest unit of 1,024 that leaves at least 1: "87.3 KiB"."""
+    power = 0
+    while count >= 1024 and power < len(UNITS) - 1:
+        count, power = count / 1024, power + 1
+    return f"{count:.1f} {UNITS[power]}" if power else f"{count:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Seconds below two minutes, then minutes, then hours: "12 s", "3 min 05 s", "2 h 07 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 119.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def finite_or_none(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN and no infinity."""
+    return {name: value if isfinite(value) else None for name, value in metrics.items()}

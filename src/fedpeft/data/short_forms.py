@@ -1,0 +1,45 @@
+"""What the short form of a plan's data, `data = "..."`, stands for: a source, a file, a folder, a
+hub dataset."""
+
+import os
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+from fedpeft.data.folders import is_of_the_system, is_picture
+from fedpeft.data.reading import BUILDERS
+from fedpeft.storage.locate import locate
+
+NOTES = (".", "dataset_", "state.")
+"""What the names of files about a dataset begin with."""
+
+
+def source(text: str, known: Container[str]) -> dict[str, Any]:
+    """The plan's table for `text`: a name in `known` or "module:Class" first, then what lies there,
+    then the hub.
+
+    `x.npz` is arrays, a folder of pictures without tables is images, and any other place is a
+    table.
+    """
+    if text in known or ":" in text:
+        return {"name": text}
+    found = locate(text)
+    if text.lower().endswith(".npz"):
+        return {"name": "arrays", "path": text}
+    if found is not None and found.is_dir() and _holds_pictures_only(found):
+        return {"name": "images", "path": text}
+    return {"name": "table", "path": text} if found is not None or "/" in text else {"name": text}
+
+
+def _holds_pictures_only(root: Path) -> bool:
+    """Pictures in folders, beside which there is no table: a table may have its pictures in folders
+    too."""
+    pictures = False
+    for at, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not is_of_the_system(name)]
+        for name in files:
+            ending = Path(name.removesuffix(".gz")).suffix.lower()
+            if ending in BUILDERS and not name.startswith(NOTES):
+                return False
+            pictures = pictures or (Path(at) != root and is_picture(name))
+    return pictures

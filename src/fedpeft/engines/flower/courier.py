@@ -1,0 +1,72 @@
+"""Flower's side of a node: a courier between the SuperNode and the worker that stays (`fedpeft
+node`).
+
+Flower starts a fresh process for each message. This file therefore imports no torch: it hands over
+the bytes and waits.
+"""
+
+from pathlib import Path
+
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedpeft.errors import WireError
+from fedpeft.wire.sockets import SOCKET, Letter, ask, letter
+
+RECORD, HEAD, BODY = "fedpeft", "head", "body"
+NODE = "node"
+"""The key of --node-config that names the worker's folder."""
+
+
+def content(what: Letter) -> RecordDict:
+    """A letter as Flower carries it: arrays of bytes are cut in chunks, and what several letters
+    share goes once."""
+    arrays = {name: _array(data) for name, data in ((HEAD, what.text), (BODY, what.body)) if data}
+    return RecordDict({RECORD: ArrayRecord(arrays)})
+
+
+def _array(data: bytes) -> Array:
+    return Array(dtype="uint8", shape=(len(data),), stype="fedpeft.bytes", data=data)
+
+
+def opened(message: Message) -> Letter:
+    """The letter in a message.
+
+    Raises:
+      WireError: there is none.
+    """
+    record = message.content.get(RECORD)
+    if not isinstance(record, ArrayRecord) or HEAD not in record:
+        raise WireError("a message holds no letter")
+    return letter(record[HEAD].data, record[BODY].data if BODY in record else b"")
+
+
+def carry(message: Message, context: Context) -> Message:
+    """Hand a letter to the worker of this node, and its answer back; why there is none is an answer
+    too."""
+    folder = context.node_config.get(NODE)
+    try:
+        if not isinstance(folder, str):
+            raise WireError(
+                "the SuperNode is not told where the worker is: --node-config "
+                f"'{NODE}=\"/its/folder\"'"
+            )
+        answer = ask(Path(folder) / SOCKET, opened(message), message.metadata.ttl)
+    except (OSError, WireError) as error:
+        answer = Letter({"kind": "failed", "reason": _why(error)})
+    return Message(content(answer), reply_to=message)
+
+
+def _why(error: Exception) -> str:
+    """In words: where nothing listens and where it ended meanwhile are the common ones."""
+    if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+        return "no worker runs at its node: start `fedpeft node` there"
+    if isinstance(error, ConnectionError):
+        return "its worker ended in the middle of the work"
+    if isinstance(error, TimeoutError):
+        return "its worker did not answer in time"
+    return str(error)
+
+
+app = ClientApp()
+app.query()(carry)

@@ -1,0 +1,67 @@
+"""What an actor of Ray does with the messages of Flower's simulation: it keeps the base model and
+the data."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fedpeft.core.types import ClientId, Failure, Job, Reply
+from fedpeft.engines.processes import answered, answering
+from fedpeft.storage.files import StoreError
+from fedpeft.wire.sockets import Letter
+
+if TYPE_CHECKING:
+    from flwr.app import Context, Message
+    from flwr.clientapp import ClientApp
+
+
+def client_app(held: Any) -> "ClientApp":
+    """What an actor does with a message; `held` is where Ray keeps what it needs once."""
+    from flwr.app import Message
+    from flwr.clientapp import ClientApp
+
+    from fedpeft.engines.flower.courier import content, opened
+
+    def carry(message: "Message", context: "Context") -> "Message":
+        asked = opened(message)
+        done = answered(_worker(held), Job(**asked.head, payload=asked.body))
+        return Message(content(_letter(done)), reply_to=message)
+
+    app = ClientApp()
+    app.query()(carry)
+    return app
+
+
+@lru_cache(maxsize=1)
+def _worker(held: Any) -> Callable[[Job], Reply | Failure]:
+    """An actor's worker, made for its first message: it keeps the base model and the data."""
+    import ray
+
+    plan, device, store = ray.get(held)
+    torch.set_num_threads(plan.compute.threads)
+    return answering(plan, device, store)
+
+
+def _letter(done: Reply | Failure | StoreError) -> Letter:
+    if isinstance(done, Reply):
+        return Letter({"kind": "reply"}, done.payload)
+    if isinstance(done, Failure):
+        return Letter({"kind": "failed", "reason": done.reason})
+    return Letter(
+        {"kind": "disk", "error": [done.errno, done.strerror, done.filename and str(done.filename)]}
+    )
+
+
+def result(client: ClientId, answer: Letter) -> Reply | Failure:
+    """What a letter says of a client's job.
+
+    Raises:
+      StoreError: the disk fails under the clients' memory.
+    """
+    if answer.head["kind"] == "disk":
+        raise StoreError(*answer.head["error"])
+    if answer.head["kind"] == "failed":
+        return Failure(client, answer.head["reason"])
+    return Reply(client, answer.body)

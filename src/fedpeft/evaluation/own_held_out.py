@@ -1,0 +1,60 @@
+"""How well each client's model does on the client's own held-out examples."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedpeft.compute.objective import evaluate
+from fedpeft.core.interfaces import Store
+from fedpeft.core.types import ClientId, State, Weighted
+from fedpeft.core.units import LESS_IS_BETTER, finite_or_none
+from fedpeft.data.client_data import Partitioned
+from fedpeft.evaluation.measure import client_params, on_site
+from fedpeft.rounds.site import Site, threads
+
+
+def own_held_out(site: Site, state: State, store: Store) -> dict[str, Any] | None:
+    """By metric, over the clients that have held-out examples of their own.
+
+    `mean` counts each client once, and `weighted` by its number of examples (of tokens, where a
+    metric is a mean over tokens). `worst_tenth` is the mean of the tenth of the clients that does
+    worst, at least one; losses and perplexities are worst where they are high. `each` has every
+    client's value and `examples` its number of examples. With personal tensors each client is
+    measured with its own.
+
+    Returns None where no client has such examples.
+    """
+    data = site.data
+    if not isinstance(data, Partitioned):
+        return None
+    examples = {client: data.own_size(client) for client in data.clients if data.own_size(client)}
+    if not examples:
+        return None
+    found = {client: _measure(site, state, store, client) for client in examples}
+    names = list(next(iter(found.values())))
+    by_metric = {
+        name: _over_clients({client: one[name] for client, one in found.items()}, name)
+        for name in names
+    }
+    return {"examples": examples, "metrics": by_metric}
+
+
+def _measure(site: Site, state: State, store: Store, client: ClientId) -> Mapping[str, Weighted]:
+    params = on_site(site, client_params(site, state, store, client))
+    batches = map(site.on_device, site.data.held_out(client))
+    with threads(site.plan.compute.threads):
+        return evaluate(site.task, site.model, params, batches)
+
+
+def _over_clients(found: Mapping[ClientId, Weighted], name: str) -> dict[str, Any]:
+    each = {client: metric.value for client, metric in found.items()}
+    values = sorted(each.values(), reverse=name in LESS_IS_BETTER)
+    tenth = max(1, len(values) // 10)
+    first, *others = found.values()
+    spread = finite_or_none(
+        {
+            "mean": sum(values) / len(values),
+            "weighted": sum(others, start=first).value,
+            "worst_tenth": sum(values[:tenth]) / tenth,
+        }
+    )
+    return {**spread, "each": finite_or_none(each)}

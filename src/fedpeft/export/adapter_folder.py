@@ -1,0 +1,142 @@
+"""An adapter as Hugging Face `peft` has it: only what differs from the base model, to be loaded on
+top of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedpeft.compute.trainable import head_of, within
+from fedpeft.methods.full import Full
+from fedpeft.methods.peft_tuners import known_warnings_ignored
+from fedpeft.results.result import Result, fill
+from fedpeft.tasks.pretrained import NO_CODE
+
+LABELS = ("id2label", "label2id", "num_labels", "architectures", "dtype", "transformers_version")
+"""What a configuration says of the classes, and of how it was saved."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model as a user loads it.
+
+    Attributes:
+      place: the folder or hub name.
+      settings: what `from_pretrained` must be told beside the number of classes, e.g. another
+        `image_size`.
+    """
+
+    place: str
+    settings: Mapping[str, Any]
+
+
+def wrap_adapter(result: Result, configure: Callable[[nn.Module], Any]) -> tuple[Any, Base]:
+    """The base model in `peft`'s wrapper, with the run's tensors; and the base as a user has it.
+
+    What the plan's base has and the user's has not, because it is random or was resized, belongs to
+    the adapter.
+
+    Args:
+      configure: gives `peft`'s configuration for a base model.
+
+    Raises:
+      RunError: the adapter has tensors that the wrapper has no place for.
+    """
+    from peft import get_peft_model
+
+    model: Any = replace(result.plan.unquantized.of_one_rank, method=Full()).model(result.classes)
+    base = _base(model, result)
+    config, also = configure(model), _unlike(model, base, result)
+    if hasattr(config, "modules_to_save"):
+        config.modules_to_save = also or None
+    elif foreign := [name for name in also if name != head_of(model)]:
+        raise result.refuse(
+            f"peft saves no further parts beside a {config.peft_type.value}, and {foreign} are "
+            "random"
+        )
+    with known_warnings_ignored():
+        wrapped: Any = get_peft_model(model, config)
+    places = {_bare(name): name for name, _ in wrapped.named_parameters()}
+    fill(wrapped, {places.get(_bare(name), name): x for name, x in result.tensors.items()}, result)
+    return wrapped.eval(), base
+
+
+def save_adapter(wrapped: Any, out: Path) -> None:
+    """adapter_config.json and adapter_model.safetensors."""
+    config = wrapped.peft_config["default"]
+    for key in ("target_modules", "feedforward_modules", "modules_to_save"):
+        if isinstance(value := getattr(config, key, None), list | set):
+            # A set is written in another order by each process.
+            setattr(config, key, sorted(set(value)))
+    # without the setting peft may ask the hub whether the vocabulary grew
+    wrapped.save_pretrained(str(out), save_embedding_layers=False)
+
+
+def merge_adapter(wrapped: Any, result: Result) -> Any:
+    """The base model with the adapter computed into its weights.
+
+    Raises:
+      RunError: the adapter cannot be.
+    """
+    if wrapped.peft_config["default"].is_prompt_learning:
+        raise result.refuse(
+            "a prefix stands beside the input and cannot be merged into weights; leave out --merge"
+        )
+    model: Any = wrapped.merge_and_unload(safe_merge=True)
+    for name, module in list(model.named_modules()):
+        if (unloaded := getattr(module, "unload_and_optionally_merge_module", None)) is not None:
+            # merging LayerNorms, peft leaves its wrapper around the head
+            model.set_submodule(name, unloaded(merge=True, safe_merge=True, adapter_names=None))
+    return model
+
+
+def _base(model: Any, result: Result) -> Base:
+    from transformers import AutoConfig
+
+    place = model.config._name_or_path
+    stock = AutoConfig.from_pretrained(place, **NO_CODE).to_dict()
+    ours = model.config.to_dict()
+    return Base(
+        place, {key: x for key, x in ours.items() if key not in LABELS and x != stock.get(key)}
+    )
+
+
+def _unlike(model: nn.Module, base: Base, result: Result) -> list[str]:
+    """The modules to be saved with the adapter: a new or trained head, and the owners of what the
+    base has not."""
+    import transformers
+
+    load = getattr(transformers, result.loader.auto).from_pretrained
+    settings = {"num_labels": len(result.classes)} if result.loader.classifies else {}
+    plain = load(
+        base.place,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        **settings,
+        **base.settings,
+        **NO_CODE,
+    )
+    theirs, head = plain.state_dict(), head_of(model)
+    unlike = [
+        n for n, x in model.state_dict().items() if n not in theirs or not torch.equal(x, theirs[n])
+    ]
+    owners = sorted({name.rpartition(".")[0] for name in unlike if not within(name, head)})
+    # A language model's head is the base's own, unless it was trained.
+    if result.loader.classifies or any(within(name, head) for name in result.tensors):
+        owners = [head, *owners] if head else owners
+    return _outermost(owners)
+
+
+def _outermost(modules: Sequence[str]) -> list[str]:
+    """Those that lie within none of the others."""
+    return [
+        one for one in modules if not any(one != other and within(one, other) for other in modules)
+    ]
+
+
+def _bare(name: str) -> str:
+    """A tensor's name without what `peft` puts around the model's own."""
+    return name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")

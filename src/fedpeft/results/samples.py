@@ -1,0 +1,68 @@
+"""What a language model makes of held-out prompts, before its tuning and after."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fedpeft.core.types import State
+from fedpeft.errors import PlanError
+from fedpeft.evaluation.measure import tuned
+from fedpeft.rounds.site import Site, threads
+from fedpeft.tasks.causal_lm import CausalLM
+from fedpeft.tasks.text_classification import padding, tokenizer
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One held-out example.
+
+    Attributes:
+      given: the prompt, or how the text begins.
+      before, after: how the untuned and the tuned model go on, always with the likeliest token.
+      truth: how the example goes on.
+    """
+
+    given: str
+    before: str
+    after: str
+    truth: str
+
+
+def sample_answers(site: Site, state: State, number: int, length: int = 60) -> list[Sample]:
+    """The first `number` held-out examples, continued by `length` tokens at most.
+
+    Raises:
+      PlanError: the plan's task is no language model, or there is no one model, since tensors are
+        personal.
+    """
+    plan = site.plan
+    if not isinstance(plan.task, CausalLM) or plan.personal:
+        raise PlanError(
+            "samples are of a language or text-to-image model that all clients share; leave out "
+            "--sample"
+        )
+    pairs = plan.task.openings(plan.data.load().test, number)
+    model: Any = plan.model(site.classes).eval()
+    with threads(plan.compute.threads):
+        before = [_continued(model, plan.task, ids, length) for ids, _ in pairs]
+        tuned(plan, model, state.flat)
+        after = [_continued(model, plan.task, ids, length) for ids, _ in pairs]
+    read = tokenizer(plan.task.base)
+    return [
+        Sample(str(read.decode(ids, skip_special_tokens=True)), first, then, truth)
+        for (ids, truth), first, then in zip(pairs, before, after, strict=True)
+    ]
+
+
+def _continued(model: Any, task: CausalLM, ids: Sequence[int], length: int) -> str:
+    prompt = torch.tensor([ids])
+    out = model.generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=length,
+        do_sample=False,
+        pad_token_id=padding(task.base),
+    )
+    return str(tokenizer(task.base).decode(out[0, len(ids) :], skip_special_tokens=True))

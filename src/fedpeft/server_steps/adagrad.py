@@ -1,0 +1,43 @@
+"""FedAdagrad (Reddi et al., 2021, arXiv:2003.00295, Algorithm 2)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedpeft.core.facts import Fact
+from fedpeft.core.types import Cohort, Tensors
+from fedpeft.server_steps.adaptive import adapt, begin, check
+
+
+@dataclass(frozen=True)
+class Adagrad:
+    """v ← v + Δ²; see `adaptive.adapt` for the step.
+
+    Attributes:
+      lr: η.
+      beta1: β₁, how long the mean of the deltas lasts; the paper's experiments have 0.
+      tau: τ, how far the step adapts to a coordinate; √v starts from it.
+
+    Raises:
+      ValueError: a value out of range.
+    """
+
+    lr: float = 0.01
+    beta1: float = 0.0
+    tau: float = 1e-3
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.SCALES_STEP})
+
+    def __post_init__(self) -> None:
+        check(self.lr, self.tau, beta1=self.beta1)
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        return ()
+
+    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
+        return params, begin(params, self.tau)
+
+    def step(
+        self, params: Tensors, memory: Tensors, delta: Tensors, cohort: Cohort
+    ) -> tuple[Tensors, Tensors]:
+        second = lambda v, square: v + square
+        return adapt(params, memory, delta, second, lr=self.lr, beta1=self.beta1, tau=self.tau)

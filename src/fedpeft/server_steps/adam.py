@@ -1,0 +1,44 @@
+"""FedAdam (Reddi et al., 2021, arXiv:2003.00295, Algorithm 2)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedpeft.core.facts import Fact
+from fedpeft.core.types import Cohort, Tensors
+from fedpeft.server_steps.adaptive import adapt, begin, check
+
+
+@dataclass(frozen=True)
+class Adam:
+    """v ← β₂·v + (1 − β₂)·Δ²; see `adaptive.adapt` for the step.
+
+    Attributes:
+      lr: η.
+      beta1, beta2: β₁ and β₂, how long the means of the deltas and of their squares last.
+      tau: τ, how far the step adapts to a coordinate; √v starts from it.
+
+    Raises:
+      ValueError: a value out of range.
+    """
+
+    lr: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.SCALES_STEP})
+
+    def __post_init__(self) -> None:
+        check(self.lr, self.tau, beta1=self.beta1, beta2=self.beta2)
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        return ()
+
+    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
+        return params, begin(params, self.tau)
+
+    def step(
+        self, params: Tensors, memory: Tensors, delta: Tensors, cohort: Cohort
+    ) -> tuple[Tensors, Tensors]:
+        second = lambda v, square: v.lerp(square, 1 - self.beta2)
+        return adapt(params, memory, delta, second, lr=self.lr, beta1=self.beta1, tau=self.tau)
