@@ -39,6 +39,7 @@ def test_a_client_killed_in_training_costs_a_round_its_update_and_nothing_else(
         assert here.log("run").count("answered") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_server_and_then_the_superlink_killed_in_a_round_cost_nothing(tmp_path: Path) -> None:
     """kill -9 of the ServerApp, and of the SuperLink, which takes the server's part with it: the

@@ -28,6 +28,7 @@ local = {{ batch_size = 8, lr = 0.1 }}
 """
 
 
+@pytest.mark.slow
 def test_another_packages_algorithm_runs_on_nodes_and_survives_a_kill_of_the_server(
     tmp_path: Path,
 ) -> None:

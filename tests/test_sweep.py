@@ -42,6 +42,7 @@ def words(run: Path) -> int:
     return (run / "log.txt").read_text().count("blobs: 3 rounds")
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_in_the_middle_goes_on_and_runs_nothing_twice(tmp_path: Path) -> None:
     path, out = study(tmp_path / "study"), tmp_path / "out"
     process = begin("sweep", path, "--out", out)
