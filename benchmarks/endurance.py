@@ -45,7 +45,6 @@ name = "endurance"
 task = "parts:Points"
 data = "parts:Blobs"
 method = "full"
-server = "scaffold"
 deadline = 300
 rounds = %d
 cohort = %d

@@ -26,7 +26,6 @@ data = "parts:Blobs"
 method = "full"
 rounds = 3
 cohort = 2
-server = "scaffold"
 partition = {name = "dirichlet", clients = 4, alpha = 1.0}
 local = {batch_size = 8, lr = 0.1, correction = "scaffold"}
 """

@@ -44,7 +44,6 @@ CASES: dict[str, Mapping[str, Any]] = {
     "lora, SCAFFOLD": {
         "method": "lora",
         "local": {**SMALL["local"], "correction": "scaffold"},
-        "server": "scaffold",
     },
     "lora, FedEx": {"method": "lora", "aggregator": "fedex", "ranks": [2, 8]},
     "rslora, FLoRA": {"method": "rslora", "aggregator": "flora"},

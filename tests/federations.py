@@ -11,7 +11,7 @@ from running import PLAN
 from benchmarks.federation import Federation, federation
 
 NODES = PLAN.replace("clients = 4", "clients = 3").replace("cohort = 2", "cohort = 3")
-SCAFFOLD = 'server = "scaffold"\n' + NODES.replace("lr = 0.1", 'lr = 0.1, correction = "scaffold"')
+SCAFFOLD = NODES.replace("lr = 0.1", 'lr = 0.1, correction = "scaffold"')
 
 
 @contextmanager

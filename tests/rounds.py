@@ -37,7 +37,7 @@ POINTS = {
     "rounds": 4,
     "cohort": 4,
 }
-SCAFFOLD = {"local": {**DIGITS["local"], "correction": "scaffold"}, "server": "scaffold"}  # type: ignore[dict-item]
+SCAFFOLD = {"local": {**DIGITS["local"], "correction": "scaffold"}}  # type: ignore[dict-item]
 FEEDBACK = {"uplink": {"name": "topk", "density": 0.1}, "stages": ["error_feedback"]}
 OWN_BIAS = {"personal": ["*.bias"]}
 MEMORIES = pytest.mark.parametrize(

@@ -60,7 +60,6 @@ SMALL = {
     "cohort": 3,
     "partition": {"name": "dirichlet", "clients": 6, "alpha": 1.0},
     "local": {"batch_size": 8, "lr": 0.1, "correction": "scaffold"},
-    "server": "scaffold",
 }
 
 

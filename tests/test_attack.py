@@ -171,7 +171,7 @@ def test_what_is_heard_is_what_the_run_sends(points: Site) -> None:
 
 
 def test_what_scaffold_shares_is_not_the_clients_update(points: Site) -> None:
-    plan = points_plan(local={"correction": "scaffold"}, server="scaffold", rounds=2, cohort=24)
+    plan = points_plan(local={"correction": "scaffold"}, rounds=2, cohort=24)
     site = replace(points, plan=plan)
     client = points.data.clients[0]
     heard = overheard(site, client)

@@ -101,7 +101,7 @@ def points() -> Site:
     return open_site(plan_of())
 
 
-SCAFFOLD: dict[str, Any] = {"local": {"correction": "scaffold"}, "server": "scaffold"}
+SCAFFOLD: dict[str, Any] = {"local": {"correction": "scaffold"}}
 LOCALS: dict[str, dict[str, Any]] = {
     **{name: {"local": {"optimizer": name}} for name in names("optimizer")},
     "no momentum": {"local": {"optimizer": {"name": "sgd", "momentum": 0.0, "nesterov": False}}},

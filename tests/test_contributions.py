@@ -154,7 +154,7 @@ def test_what_cannot_be_changed(four: Study, tmp_path: Path) -> None:
     [
         (["rounds=3"], "rounds = 3"),
         (["personal=['*.bias']"], "personal tensors"),
-        (["local.correction=scaffold", "server=scaffold"], "Scaffold makes clients remember"),
+        (["local.correction=scaffold"], "Scaffold makes clients remember"),
         (["uplink=topk", "stages=['error_feedback']"], "ErrorFeedback makes clients remember"),
         (
             ["stages=[{name='client_dp',noise_multiplier=1.0}]", "weighting=uniform", "delta=1e-3"],

@@ -268,7 +268,7 @@ def test_the_budget_follows_the_plan(points: Site) -> None:
         Budget(rounds=1)
     with pytest.raises(PlanError, match=r"Scaffold makes clients keep .* leave out SCAFFOLD"):
         work(
-            replace(points, plan=points_plan(local={"correction": "scaffold"}, server="scaffold")),
+            replace(points, plan=points_plan(local={"correction": "scaffold"})),
             Budget(),
         )
 

@@ -31,7 +31,6 @@ POINTS = {
     "partition": {"name": "dirichlet", "clients": 12, "alpha": 10.0},
     "method": "head",
     "local": {"lr": 0.05, "batch_size": 8, "correction": "scaffold"},
-    "server": "scaffold",
     "uplink": {"name": "topk", "density": 0.3},
     "stages": ["error_feedback"],
     "rounds": 3,

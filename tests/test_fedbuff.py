@@ -171,7 +171,7 @@ def test_plans_that_cannot_be(changes: dict[str, object], words: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"local": {"correction": "scaffold"}, "server": "scaffold"}, "remember nothing"),
+        ({"local": {"correction": "scaffold"}}, "remember nothing"),
         (
             {
                 "stages": [{"name": "local_dp", "noise_multiplier": 1.0}],

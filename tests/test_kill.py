@@ -40,7 +40,6 @@ cohort = 3
 engine = "processes"
 uplink = {name = "topk", density = 0.2}
 stages = ["error_feedback"]
-server = "scaffold"
 partition = {name = "dirichlet", clients = 5, alpha = 1.0}
 local = {batch_size = 4, epochs = 30, lr = 0.01, correction = "scaffold"}
 """

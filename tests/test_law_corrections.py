@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedpeft.algorithms.scaffold import Scaffold
 from fedpeft.core.interfaces import Added, Correction, Local, LossFn
-from fedpeft.core.tensors import beside, equal, layout, prefixed
+from fedpeft.core.tensors import equal, layout, prefixed
 from fedpeft.core.types import Batch, Cohort, Context, State, Tensors, Update
 from fedpeft.registry import build, names
 
@@ -20,11 +21,8 @@ NOW = {"a": torch.tensor([1.0, -1.0, 2.5]), "b": torch.zeros(2, 2)}
 GRADIENT = {"a": torch.tensor([0.1, 0.2, -0.3]), "b": torch.full((2, 2), 0.7)}
 
 
-def received_by(correction: Correction, share: float = 0.0) -> Tensors:
-    shared = {n: torch.full_like(x, share) for n, x in PARAMS.items()}
-    return PARAMS | {
-        key: x for prefix in correction.shares for key, x in prefixed(prefix, shared).items()
-    }
+def shared_of(correction: Correction, share: float = 0.0) -> Tensors:
+    return {n: torch.full_like(x, share) for n, x in PARAMS.items()} if correction.share else {}
 
 
 def clones(x: Tensors) -> dict[str, Tensor]:
@@ -36,41 +34,39 @@ def test_at_the_start_nothing_is_corrected(name: str) -> None:
     """Where it was received, with no memory and nothing shared yet, the gradient is the client's
     own."""
     correction: Correction = build("correction", name)
-    held = correction.begin(received_by(correction), {})
+    held = correction.begin(PARAMS, shared_of(correction), {})
     assert equal(correction.apply(GRADIENT, PARAMS, held), GRADIENT)
 
 
 @every
 def test_names_shapes_and_types_stay_and_arguments_are_not_touched(name: str) -> None:
     correction: Correction = build("correction", name)
-    received, path = received_by(correction, 0.3), torch.tensor(0.2)
+    shared, path = shared_of(correction, 0.3), torch.tensor(0.2)
     memory: Tensors = {}
     for _ in range(2):
         delta = {n: x - PARAMS[n] for n, x in NOW.items()}
-        olds = clones(received), clones(memory), clones(delta), clones(GRADIENT), clones(NOW)
-        corrected = correction.apply(GRADIENT, NOW, correction.begin(received, memory))
-        sent, kept = correction.finish(delta, received, memory, path)
+        olds = clones(shared), clones(memory), clones(delta), clones(GRADIENT), clones(NOW)
+        corrected = correction.apply(GRADIENT, NOW, correction.begin(PARAMS, shared, memory))
+        change, kept = correction.finish(delta, shared, memory, path)
         assert all(
             equal(x, old)
-            for x, old in zip((received, memory, delta, GRADIENT, NOW), olds, strict=True)
+            for x, old in zip((shared, memory, delta, GRADIENT, NOW), olds, strict=True)
         )
-        assert layout(corrected) == layout(GRADIENT) and sorted(layout(sent)) == sorted(
-            layout(received)
-        )
-        assert equal(beside(correction.shares, sent), delta)
+        assert layout(corrected) == layout(GRADIENT)
+        assert sorted(layout(change)) == sorted(layout(shared))
         memory = dict(kept)
 
 
 @every
 def test_only_what_has_a_gradient_is_corrected(name: str) -> None:
     correction: Correction = build("correction", name)
-    held = correction.begin(received_by(correction, 0.3), {})
+    held = correction.begin(PARAMS, shared_of(correction, 0.3), {})
     assert correction.apply({"a": GRADIENT["a"]}, NOW, held).keys() == {"a"}
 
 
 def test_prox_by_hand() -> None:
     correction = build("correction", {"name": "prox", "mu": 0.5})
-    got = correction.apply(GRADIENT, NOW, correction.begin(PARAMS, {}))
+    got = correction.apply(GRADIENT, NOW, correction.begin(PARAMS, {}, {}))
     # 0.1 + 0.5 (1 - 0.5), and so on.
     torch.testing.assert_close(got["a"], torch.tensor([0.35, 0.2, -0.05]))
     torch.testing.assert_close(got["b"], torch.full((2, 2), 0.2))
@@ -78,7 +74,7 @@ def test_prox_by_hand() -> None:
 
 def test_prox_without_mu_is_nothing_at_all() -> None:
     correction = build("correction", {"name": "prox", "mu": 0.0})
-    assert correction.apply(GRADIENT, NOW, correction.begin(PARAMS, {})) is GRADIENT
+    assert correction.apply(GRADIENT, NOW, correction.begin(PARAMS, {}, {})) is GRADIENT
 
 
 @pytest.mark.parametrize("mu", [-0.1, float("inf"), float("nan")])
@@ -91,14 +87,24 @@ def test_scaffold_by_hand() -> None:
     """c = 1, c_i = 0.5, g = 2: g - c_i + c = 2.5; with delta = -0.2 over a path of 0.1, c_i = 0.5 -
     1 + 2 = 1.5."""
     correction = build("correction", "scaffold")
-    received, memory = (
-        {"a": torch.tensor([7.0]), "c/a": torch.tensor([1.0])},
-        {"a": torch.tensor([0.5])},
-    )
-    held = correction.begin(received, memory)
-    assert correction.apply({"a": torch.tensor([2.0])}, received, held)["a"].item() == 2.5
-    sent, kept = correction.finish({"a": torch.tensor([-0.2])}, received, memory, torch.tensor(0.1))
-    assert kept["a"].item() == pytest.approx(1.5) and sent["c/a"].item() == pytest.approx(1.0)
+    params, shared = {"a": torch.tensor([7.0])}, {"a": torch.tensor([1.0])}
+    memory = {"a": torch.tensor([0.5])}
+    held = correction.begin(params, shared, memory)
+    assert correction.apply({"a": torch.tensor([2.0])}, params, held)["a"].item() == 2.5
+    delta, path = {"a": torch.tensor([-0.2])}, torch.tensor(0.1)
+    change, kept = correction.finish(delta, shared, memory, path)
+    assert kept["a"].item() == pytest.approx(1.5) and change["a"].item() == pytest.approx(1.0)
+
+
+def test_the_control_variate_moves_by_the_share_that_answered() -> None:
+    """4 of 10 answered; a tensor that nobody sent rests."""
+    scaffold = Scaffold()
+    shared = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(5.0)}
+    cohort = Cohort(0, 10, 5, {f"c{k}": 1.0 for k in range(4)}, 1)
+    after = scaffold.merge_share(shared, {"a": torch.tensor([0.5, -1.0])}, cohort)
+    torch.testing.assert_close(after["a"], torch.tensor([1.2, 1.6]))
+    assert after["b"] is shared["b"]
+    assert scaffold.shares(shared)["c"] == layout(shared)
 
 
 @dataclass(frozen=True)
@@ -189,20 +195,22 @@ def test_a_control_variate_is_the_clients_own_mean_gradient(momentum: float, sch
 def rounds_of(correction: str) -> Iterator[float]:
     """Two clients that want different things, many local steps: where the server's number is after
     each round."""
-    server = build("server", "scaffold" if correction == "scaffold" else "average")
     local, mean = local_of(correction=correction, lr=0.05), build("aggregator", "mean")
+    part: Correction = build("correction", correction)
     clients: Sequence[Bowl] = (Bowl(1.0, 1.0), Bowl(10.0, -1.0))
-    params, kept = server.init({"x": torch.tensor([0.3])})
+    cohort = Cohort(0, 2, 2, {"0": 1.0, "1": 1.0}, 0)
+    params: Tensors = {"x": torch.tensor([0.3])}
+    shared: Tensors = {"x": torch.zeros(1)} if part.share else {}
     memory: dict[int, Tensors] = {0: {}, 1: {}}
     for _ in range(60):
-        updates = []
+        updates, received = [], {**params, **prefixed("c", shared)}
         for k, bowl in enumerate(clients):
-            delta, memory[k] = descend(local, bowl, params, memory[k], context(20))
+            delta, memory[k] = descend(local, bowl, received, memory[k], context(20))
             updates.append(Update(str(k), delta))
-        update = mean(updates, State(0, params), lambda _: {})
-        params, kept = server.step(
-            params, kept, update.delta, Cohort(0, 2, 2, {"0": 1.0, "1": 1.0}, 0)
-        )
+        delta = mean(updates, State(0, params), lambda _: {}).delta
+        params = {"x": params["x"] + delta["x"]}
+        if part.share:
+            shared = Scaffold().merge_share(shared, {"x": delta["c/x"]}, cohort)
         yield params["x"].item()
 
 

@@ -341,8 +341,6 @@ def test_a_weight_under_two_names_is_one_weight() -> None:
 
 def test_scaffold_does_not_correct_the_statistics_of_batchnorm(tmp_path: Path) -> None:
     local = {"lr": 0.05, "batch_size": 8, "correction": "scaffold"}
-    plan = read_plan(
-        {**CONVOLUTION, "local": local, "server": "scaffold", "rounds": 3, "cohort": 3}
-    )
+    plan = read_plan({**CONVOLUTION, "local": local, "rounds": 3, "cohort": 3})
     control = run(open_site(plan), plan, Folder(tmp_path))[-1][0].shared["c"]
     assert not control["norm.running_mean"].any() and control["norm.weight"].any()

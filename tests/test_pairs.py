@@ -62,12 +62,11 @@ def sample(count: int) -> Iterator[dict[str, str]]:
 
 def fitting(chosen: dict[str, str]) -> Iterator[dict[str, str]]:
     """The chosen parts, and with ever more plain ones in the place of some, where they go together.
-    SCAFFOLD is one algorithm in two places."""
-    scaffold = "scaffold" in (chosen["correction"], chosen["server"])
-    both = {"correction": "scaffold", "server": "scaffold", "optimizer": "sgd"} if scaffold else {}
+    SCAFFOLD goes with SGD."""
+    plain = {"optimizer": "sgd"} if chosen["correction"] == "scaffold" else {}
     for count in range(len(PLAIN) + 1):
         for keys in combinations(PLAIN, count):
-            way = {**chosen, **both, **{key: PLAIN[key] for key in keys}}
+            way = {**chosen, **plain, **{key: PLAIN[key] for key in keys}}
             if fits(**spec_of(way)):
                 yield way
 

@@ -106,7 +106,7 @@ def test_nothing_travels_through_every_codec(points: Site, tmp_path: Path, codec
     [
         (aggregator, server)
         for aggregator in sorted(set(names("aggregator")) - {"class_rows"})  # needs a shared head
-        for server in sorted(set(names("server")) - {"scaffold"})
+        for server in sorted(names("server"))
         if server == "average" or not getattr(build("aggregator", aggregator), "plain", False)
     ],
 )
@@ -125,9 +125,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     ):
         open_site(points_plan(personal=["clasifier.*"]))
     with pytest.raises(PlanError, match="control variates belong to tensors that travel"):
-        read_plan(
-            {**POINTS, "personal": ["*"], "server": "scaffold", "local": {"correction": "scaffold"}}
-        )
+        read_plan({**POINTS, "personal": ["*"], "local": {"correction": "scaffold"}})
 
 
 @pytest.fixture(scope="module")

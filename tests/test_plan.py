@@ -20,6 +20,7 @@ from fedpeft.errors import PlanError
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.registry import build
+from fedpeft.server_steps.average import Average
 from fedpeft.stages.error_feedback import ErrorFeedback
 
 CIFAR = Path(__file__).parent.parent / "plans" / "cifar100-vit-tiny.toml"
@@ -168,7 +169,7 @@ def test_built_parts_pass() -> None:
         ({"local": {"optimizer": 0}}, r"plan\.local\.optimizer = 0: must be a name.*adamw, sgd"),
         (
             {"server": "parts:Points"},
-            r"plan\.server: Points is no server: it has no keeps, init, step",
+            r"plan\.server: Points is no server: it has no init, step",
         ),
         ({3: 4}, "no key called '3'"),
     ],
@@ -250,7 +251,16 @@ def test_scaffold_goes_with_sgd_only(optimizer: Any) -> None:
         PlanError,
         match=r'those of another optimizer are no sums of gradients: set local\.optimizer to "sgd"',
     ):
-        read_plan({"local": local, "server": "scaffold"})
+        read_plan({"local": local})
     assert read_plan({"local": {**local, "correction": "prox"}}).local_shares == ()
     plain = {**local, "optimizer": {"name": "sgd", "momentum": 0.0, "nesterov": False}}
-    assert read_plan({"local": plain, "server": "scaffold"}).local_shares == ("c",)
+    assert read_plan({"local": plain}).local_shares == ("c",)
+
+
+def test_scaffold_of_a_plan_of_version_1_is_one_part() -> None:
+    local = {"correction": "scaffold"}
+    plan = read_plan({"local": local, "server": {"name": "scaffold", "inner": "momentum"}})
+    assert plan.fingerprint == read_plan({"local": local, "server": "momentum"}).fingerprint
+    assert read_plan({"local": local, "server": "scaffold"}).server == Average()
+    with pytest.raises(PlanError, match=r'set local\.correction = "scaffold" and leave `server`'):
+        read_plan({"server": "scaffold"})

@@ -179,7 +179,7 @@ def test_with_a_frozen_a_half_the_factors_travel(site: Site) -> None:
             {"aggregator": "rolora", "stages": ["error_feedback"], "uplink": "topk"},
             "and ErrorFeedback remembers: leave out error feedback",
         ),
-        ({"server": "scaffold", "local": {"correction": "scaffold"}}, "SCAFFOLD"),
+        ({"local": {"correction": "scaffold"}}, "SCAFFOLD"),
         ({"local": {"as_published": True}}, "choose one"),
     ],
 )

@@ -214,7 +214,7 @@ PRIVATE = {"name": "client_dp", "noise_multiplier": 1.0}
             "a secure sum drops nothing: leave it out",
         ),
         ({"stages": [PRIVATE], "delta": 1e-3}, "ClientDp has work to do where each update arrives"),
-        ({"local": {"correction": "scaffold"}, "server": "scaffold"}, "leave SCAFFOLD out"),
+        ({"local": {"correction": "scaffold"}}, "leave SCAFFOLD out"),
         ({"exchange": {"name": "secure", "threshold": 3}}, "more than half of cohort = 6"),
         ({"exchange": {"name": "secure", "threshold": 7}}, "at most all"),
         ({"exchange": {"name": "secure", "threshold": 1}}, "threshold must be at least 2"),

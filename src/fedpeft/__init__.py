@@ -40,9 +40,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "rounds.client": ("Worker",),
-    "core.objective": ("evaluate",),
-    "core.stores": ("Folder",),
-    "engines.cohort": ("Cohort",),
+    "compute.objective": ("evaluate",),
+    "storage.client_memory": ("Folder",),
+    "engines.vectorized.engine": ("Cohort",),
     "engines.inprocess": ("InProcess",),
     "engines.processes": ("Processes",),
     "errors": ("DataError", "FedpeftError", "PlanError", "RunError", "WireError"),

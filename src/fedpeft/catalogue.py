@@ -40,7 +40,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     "correction": {
         "none": "fedpeft.terms.none:NoCorrection",
         "prox": "fedpeft.terms.prox:Prox",
-        "scaffold": "fedpeft.terms.scaffold:Scaffold",
+        "scaffold": "fedpeft.algorithms.scaffold:Scaffold",
     },
     "data": {
         "arrays": "fedpeft.data.arrays:Arrays",
@@ -109,7 +109,6 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "adam": "fedpeft.server_steps.adam:Adam",
         "average": "fedpeft.server_steps.average:Average",
         "momentum": "fedpeft.server_steps.momentum:Momentum",
-        "scaffold": "fedpeft.server_steps.scaffold:Scaffold",
         "yogi": "fedpeft.server_steps.yogi:Yogi",
     },
     "server_step": {},

@@ -13,7 +13,7 @@ from fedpeft.core.conversation import PARAMS, Answer, Flow
 from fedpeft.core.hooks import Algorithm, Inner
 from fedpeft.core.low_rank import EXACT, accumulated
 from fedpeft.core.rounds import Round
-from fedpeft.core.tensors import prefixed, under, zeros_like
+from fedpeft.core.tensors import beside, under, zeros_like
 from fedpeft.core.types import ClientId, Cohort, State, Tensors, Update
 from fedpeft.wire.payloads import update_of
 
@@ -99,8 +99,7 @@ def _advance(state: State, update: Update | None, cohort: Cohort, round: Round) 
         update = stage.on_server(update, cohort)
     round.report("metrics", update.metrics)
     round.report("aggregation_error", update.error)
-    params, shared, memory = _step(plan.server, state, update.delta, cohort)
-    params |= _statistics(state.params, update.delta)
+    params, shared, memory = _step(plan, state, update, cohort)
     if EXACT in state.shared or update.exact:
         shared[EXACT] = accumulated(state.shared.get(EXACT, {}), update.exact)
     if name := _not_finite([params, *shared.values(), memory]):
@@ -117,23 +116,21 @@ def _advance(state: State, update: Update | None, cohort: Cohort, round: Round) 
 
 
 def _step(
-    server: Any, state: State, delta: Tensors, cohort: Cohort
+    plan: Any, state: State, update: Update, cohort: Cohort
 ) -> tuple[dict[str, Tensor], dict[str, Tensors], Tensors]:
-    """The server optimizer's step. A tensor that nobody sent rests, and so does what the optimizer
-    remembers of it."""
-    params, memory = dict(state.params), dict(state.memory.get(SERVER, {}))
-    for owner in server.keeps:
-        params |= prefixed(owner, state.shared.get(owner, {}))
-    resting = params.keys() - delta.keys()
-    moving = {name: x for name, x in params.items() if name not in resting}
+    """The parameters, what is shared and what the server optimizer remembers, after its step. A
+    tensor that nobody sent rests, and so does what the optimizer remembers of it."""
+    shared, delta = dict(state.shared), beside(plan.local_shares, update.delta)
+    for one in plan.each_part():
+        if owner := getattr(one, "share", ""):
+            shared[owner] = one.merge_share(shared[owner], under(owner, update.delta), cohort)
+    memory = state.memory.get(SERVER, {})
+    moving = {name: x for name, x in state.params.items() if name in delta}
+    resting = state.params.keys() - delta.keys()
     memory_of = {n: x for n, x in memory.items() if n.partition("/")[2] not in resting}
-    moved, remembered = server.step(moving, memory_of, delta, cohort)
-    params, memory = {**params, **moved}, {**memory, **remembered}
-    shared = dict(state.shared)
-    for owner in server.keeps:
-        shared[owner] = under(owner, params)
-        params = {n: x for n, x in params.items() if not n.startswith(f"{owner}/")}
-    return params, shared, memory
+    moved, remembered = plan.server.step(moving, memory_of, delta, cohort)
+    params = {**state.params, **moved} | _statistics(state.params, delta)
+    return params, shared, {**memory, **remembered}
 
 
 def _statistics(params: Tensors, delta: Tensors) -> dict[str, Tensor]:

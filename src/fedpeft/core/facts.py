@@ -28,7 +28,6 @@ class Fact(Enum):
     REMEMBERS = "makes clients remember something for the next round"
     SENDS_LATER = "sends in a later round what it leaves out now"
     CONTROL = "shares control variates"
-    KEEPS_CONTROL = "keeps control variates on the server"
     PLAIN_STEPS = "takes steps that are sums of gradients"
     HANDS_OVER = "hands momentum from client to client"
     ONE_AT_A_TIME = "has one client in each round"

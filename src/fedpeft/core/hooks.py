@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 from fedpeft.core.conversation import Answer, Ask, Flow, Message
 from fedpeft.core.rounds import Round
 from fedpeft.core.tensors import Layout
-from fedpeft.core.types import ClientId, State, Tensors, Update
+from fedpeft.core.types import ClientId, Cohort, State, Tensors, Update
 from fedpeft.core.views import View
 
 Inner: TypeAlias = Callable[[State, Round], Flow]
@@ -75,6 +75,22 @@ class Shares(Protocol):
     """By owner, the layout of what clients receive beside the parameters; `params` are these."""
 
     def shares(self, params: Tensors) -> Mapping[str, Layout]: ...
+
+
+class SharesBack(Protocol):
+    """A part of the local training whose shared tensors change on the clients.
+
+    The change that a client sends comes beside its update; `merge_share` gets the mean change of
+    those who answered, and gives the tensors of the next round.
+
+    Attributes:
+      share: the group, one of those that `shares` has.
+    """
+
+    @property
+    def share(self) -> str: ...
+    def shares(self, params: Tensors) -> Mapping[str, Layout]: ...
+    def merge_share(self, shared: Tensors, change: Tensors, cohort: Cohort) -> Tensors: ...
 
 
 class ServerStep(Protocol):

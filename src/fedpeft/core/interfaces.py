@@ -175,17 +175,20 @@ class Optimizer(Protocol):
 class Correction(Protocol):
     """What an algorithm adds to every local gradient (FedProx, SCAFFOLD).
 
+    `begin` gives what `apply` needs in each step. `finish` gives the change of what is shared, and
+    what the client remembers; its `path` is how far the steps carried a gradient that is always 1.
+
     Attributes:
-      shares: prefixes of tensors that travel beside the method's; the server optimizer must keep
-        them.
+      share: the group of tensors that travels both ways beside the method's; empty for none. A
+        correction with one has `shares` and `merge_share` too (`core.hooks.SharesBack`).
     """
 
     @property
-    def shares(self) -> tuple[str, ...]: ...
-    def begin(self, received: Tensors, memory: Tensors) -> Tensors: ...
+    def share(self) -> str: ...
+    def begin(self, received: Tensors, shared: Tensors, memory: Tensors) -> Tensors: ...
     def apply(self, gradient: Tensors, params: Tensors, held: Tensors) -> Tensors: ...
     def finish(
-        self, delta: Tensors, received: Tensors, memory: Tensors, path: Tensor
+        self, delta: Tensors, shared: Tensors, memory: Tensors, path: Tensor
     ) -> tuple[Tensors, Tensors]: ...
 
 
@@ -307,14 +310,10 @@ class LowRank(Aggregator, Protocol):
 class ServerOptimizer(Protocol):
     """A step of the shared parameters along a reduced delta (Reddi et al., 2021, arXiv:2003.00295).
 
-    Attributes:
-      keeps: prefixes of the tensors beside the method's that it adds to `params` and keeps up to
-        date.
+    `init` gives what it remembers before the first step.
     """
 
-    @property
-    def keeps(self) -> tuple[str, ...]: ...
-    def init(self, params: Tensors) -> tuple[Tensors, Tensors]: ...
+    def init(self, params: Tensors) -> Tensors: ...
     def step(
         self, params: Tensors, memory: Tensors, delta: Tensors, cohort: Cohort
     ) -> tuple[Tensors, Tensors]: ...

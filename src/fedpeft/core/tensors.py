@@ -65,6 +65,13 @@ def layout(a: Tensors) -> Layout:
     return [(name, list(x.shape), str(x.dtype).removeprefix("torch.")) for name, x in a.items()]
 
 
+def zeros_of(expected: Layout) -> dict[str, Tensor]:
+    """Zeros of a layout."""
+    return {
+        name: torch.zeros(shape, dtype=getattr(torch, dtype)) for name, shape, dtype in expected
+    }
+
+
 def moved(a: Tensors, device: str) -> Tensors:
     """On a device. Where that is a GPU the host does not wait: it makes the next batch while this
     one is under way."""

@@ -161,7 +161,7 @@ def full_payloads(plan: Plan, classes: tuple[str, ...]) -> FullPayloads:
       ValueError: a codec cannot hold the model's values.
     """
     tensors = _whole(plan, classes)
-    sent = plan.server.init(tensors)[0] if plan.server.keeps else tensors
+    sent = plan.first_state(tensors).flat
     up = len(pack(Update("", sent, 1.0, {"loss": Weighted(1.0, 1.0)}), plan.uplink))
     return FullPayloads(
         up,

@@ -152,17 +152,17 @@ class Descent:
         )
 
     def begin(self, received: Tensors, memory: Tensors, context: Context) -> Carry:
-        params = beside(self.correction.shares, received)
+        params, shared = self._split(received)
         device = next(iter(params.values())).device
         rounds = (0, 1) if self.restart_schedule else (context.round, context.rounds)
         at, end = (number * context.steps for number in rounds)
         left = context.rounds - 1 - context.round
-        probe: Tensors = {PROBE: torch.zeros((), device=device)} if self.correction.shares else {}
+        probe: Tensors = {PROBE: torch.zeros((), device=device)} if self.correction.share else {}
         return {
             "params": params,
             "buffers": {},
             "optimizer": under(KEPT, memory) or self.optimizer.init(params),
-            "held": self.correction.begin(received, beside(OWN, memory)),
+            "held": self.correction.begin(params, shared, beside(OWN, memory)),
             **self._models(params, memory),
             "clock": {
                 name: torch.tensor(float(value), device=device)
@@ -206,20 +206,26 @@ class Descent:
     def finish(
         self, carry: Carry, received: Tensors, memory: Tensors
     ) -> tuple[Tensors, Tensors, Tensors]:
-        delta = sub(carry["params"], beside(self.correction.shares, received))
+        params, shared = self._split(received)
+        delta = sub(carry["params"], params)
         # a buffer has no gradient to correct, so of what a correction shares, its part stays as it
         # is
         learned = {name: x for name, x in delta.items() if name not in carry["buffers"]}
         path = -carry["probe"][PROBE] if carry["probe"] else torch.tensor(float("nan"))
-        corrected, memory = self.correction.finish(learned, received, beside(OWN, memory), path)
+        change, memory = self.correction.finish(learned, shared, beside(OWN, memory), path)
         # After the last round nobody needs it.
         if self.restart_schedule is False and carry["clock"]["at"] < carry["clock"]["end"]:
             memory = {**memory, **prefixed(KEPT, carry["optimizer"])}
         if PREVIOUS in self.compares and carry["clock"]["left"] > 0:
             memory = {**memory, **prefixed(PREVIOUS, carry["params"])}
-        delta = {**delta, **corrected}
+        delta = {**delta, **prefixed(self.correction.share, change)}
         still = zeros_like({name: x for name, x in received.items() if name not in delta})
         return {**delta, **still}, memory, carry["totals"]
+
+    def _split(self, received: Tensors) -> tuple[Tensors, Tensors]:
+        """What a client receives: the parameters, and what its correction shares."""
+        share = self.correction.share
+        return (beside((share,), received), under(share, received)) if share else (received, {})
 
     def _models(self, params: Tensors, memory: Tensors) -> dict[str, Tensors]:
         """The parameters of the models that the terms compare with."""

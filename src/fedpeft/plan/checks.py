@@ -32,9 +32,9 @@ CLIENTS: Mapping[Fact, str] = {
 }
 """What goes with no noise that hides clients."""
 CENTRAL: Mapping[Fact, str] = {
-    Fact.KEEPS_CONTROL: "{other} shares control variates beside the update, scaled by how many "
-    "answered, which the noise is not made for: set server and local.correction to something else "
-    'than "scaffold"',
+    Fact.CONTROL: "{other} shares control variates beside the update, scaled by how many "
+    "answered, which the noise is not made for: set local.correction to something else than "
+    '"scaffold"',
     Fact.GIVES_UP: "min_replies: a round that is given up for want of one reply tells of that "
     "client. Set it to 1",
     Fact.JUDGES_LENGTH: "norm_factor: whether a client is let in would depend on the others, which "

@@ -33,6 +33,7 @@ def convert(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     _routing(new, changes)
     _algorithms(new, changes)
     _rows(new, changes)
+    _scaffold(new, changes)
     return new, changes
 
 
@@ -116,6 +117,28 @@ def _rows(new: dict[str, Any], changes: list[str]) -> None:
         outer["head"] = head
     new["aggregator"] = outer
     changes.append('head_rows is aggregator = { name = "class_rows", inner = "mean" }')
+
+
+def _scaffold(new: dict[str, Any], changes: list[str]) -> None:
+    """SCAFFOLD is one part, `local.correction`; the server keeps its own optimizer.
+
+    Raises:
+      PlanError: the server has SCAFFOLD's half, and the clients have another correction.
+    """
+    server = new.get("server")
+    name = server.get("name") if isinstance(server, Mapping) else server
+    if name != "scaffold":
+        return
+    local = new.get("local")
+    correction = local.get("correction") if isinstance(local, Mapping) else None
+    told = correction.get("name") if isinstance(correction, Mapping) else correction
+    if told != "scaffold":
+        raise PlanError(
+            'server = "scaffold" is of plans of version 1, and goes with the clients\' half: set '
+            'local.correction = "scaffold" and leave `server` out, or as another optimizer'
+        )
+    new["server"] = server.get("inner", "average") if isinstance(server, Mapping) else "average"
+    changes.append('server = "scaffold" is local.correction = "scaffold" alone')
 
 
 def _head(new: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from fedpeft.core.interfaces import (
 )
 from fedpeft.core.low_rank import EXACT
 from fedpeft.core.seeds import fold, seeded
-from fedpeft.core.tensors import Layout, layout, under
+from fedpeft.core.tensors import Layout, zeros_of
 from fedpeft.core.types import ClientId, State, Tensors
 from fedpeft.core.views import EVERYTHING, View
 from fedpeft.errors import PlanError
@@ -42,7 +42,6 @@ from fedpeft.plan.values import (
     check_values,
     private_part,
     quantizes,
-    shares,
 )
 from fedpeft.registry import build, part, parts, settings_of, table, tables
 
@@ -140,7 +139,7 @@ class Plan:
     @property
     def local_shares(self) -> tuple[str, ...]:
         """Groups that travel in both directions beside the method's tensors."""
-        return shares(self.local)
+        return tuple(one.share for one in self.each_part() if getattr(one, "share", ""))
 
     @property
     def lossless(self) -> Codec:
@@ -213,11 +212,11 @@ class Plan:
 
     def shares(self, params: Tensors) -> dict[str, Layout]:
         """By owner the layout of what travels down beside the parameters."""
-        found: dict[str, Layout] = {owner: layout(params) for owner in self.server.keeps}
+        found: dict[str, Layout] = {}
         if any(self.hooks("merges_base")):
             found[EXACT] = []  # as many ranks as were merged; each layer is checked by its shape
         for own in self.hooks("shares"):
-            found |= own(params) if callable(own) else {}
+            found |= own(params)
         return found
 
     def receives(self, phase: str, fit: Expected) -> Mapping[str, Layout] | None:
@@ -229,12 +228,15 @@ class Plan:
         return fit
 
     def first_state(self, params: Tensors) -> State:
-        """The state before the first round, of the parameters that travel."""
-        begun, memory = self.server.init(params)
-        owners = self.server.keeps
-        shared = {owner: under(owner, begun) for owner in owners}
-        plain = {n: x for n, x in begun.items() if n.partition("/")[0] not in owners}
-        return State(0, plain, shared, {"server": memory} if memory else {})
+        """The state before the first round, of the parameters that travel; all that is shared
+        beside them is zero."""
+        memory = self.server.init(params)
+        shared = {
+            owner: zeros_of(expected)
+            for shares in self.hooks("shares")
+            for owner, expected in shares(params).items()
+        }
+        return State(0, dict(params), shared, {"server": memory} if memory else {})
 
     def personal_of(self, params: Tensors) -> dict[str, Tensor]:
         """Of the trained tensors, those that stay with the clients."""

@@ -65,12 +65,6 @@ def quantizes(task: Any) -> bool:
     return getattr(task, "quantize", None) is not None
 
 
-def shares(local: Local) -> tuple[str, ...]:
-    """Prefixes of what a client's correction shares beside the method's tensors."""
-    correction = getattr(local, "correction", None)
-    return correction.shares if correction is not None else ()
-
-
 def check_batchnorm(model: nn.Module, trained: Sequence[str], private: bool) -> None:
     """Raises PlanError for statistics over a batch that do not travel, or under `private`, where
     none has a gradient of its own."""

@@ -28,12 +28,8 @@ class Average:
     def offers(self) -> frozenset[Fact]:
         return frozenset() if self.lr == 1 else frozenset({Fact.SCALES_STEP})
 
-    @property
-    def keeps(self) -> tuple[str, ...]:
-        return ()
-
-    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
-        return params, {}
+    def init(self, params: Tensors) -> Tensors:
+        return {}
 
     def step(
         self, params: Tensors, memory: Tensors, delta: Tensors, cohort: Cohort

@@ -30,12 +30,8 @@ class Momentum:
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
 
-    @property
-    def keeps(self) -> tuple[str, ...]:
-        return ()
-
-    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
-        return params, prefixed("m", zeros_like(params))
+    def init(self, params: Tensors) -> Tensors:
+        return prefixed("m", zeros_like(params))
 
     def step(
         self, params: Tensors, memory: Tensors, delta: Tensors, cohort: Cohort

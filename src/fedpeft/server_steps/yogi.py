@@ -30,12 +30,8 @@ class Yogi:
     def __post_init__(self) -> None:
         check(self.lr, self.tau, beta1=self.beta1, beta2=self.beta2)
 
-    @property
-    def keeps(self) -> tuple[str, ...]:
-        return ()
-
-    def init(self, params: Tensors) -> tuple[Tensors, Tensors]:
-        return params, begin(params, self.tau)
+    def init(self, params: Tensors) -> Tensors:
+        return begin(params, self.tau)
 
     def step(
         self, params: Tensors, memory: Tensors, delta: Tensors, cohort: Cohort

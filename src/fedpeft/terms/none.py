@@ -1,6 +1,7 @@
 """Local training as it is: FedAvg (McMahan et al., 2017, arXiv:1602.05629)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -9,17 +10,17 @@ from fedpeft.core.types import Tensors
 
 @dataclass(frozen=True)
 class NoCorrection:
-    @property
-    def shares(self) -> tuple[str, ...]:
-        return ()
+    """g stays g."""
 
-    def begin(self, received: Tensors, memory: Tensors) -> Tensors:
+    share: ClassVar[str] = ""
+
+    def begin(self, received: Tensors, shared: Tensors, memory: Tensors) -> Tensors:
         return {}
 
     def apply(self, gradient: Tensors, params: Tensors, held: Tensors) -> Tensors:
         return gradient
 
     def finish(
-        self, delta: Tensors, received: Tensors, memory: Tensors, path: Tensor
+        self, delta: Tensors, shared: Tensors, memory: Tensors, path: Tensor
     ) -> tuple[Tensors, Tensors]:
-        return delta, {}
+        return {}, {}

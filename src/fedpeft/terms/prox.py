@@ -1,6 +1,7 @@
 """FedProx: stay near what was received (Li et al., 2020, arXiv:1812.06127)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,16 +20,13 @@ class Prox:
     """
 
     mu: float = 0.01
+    share: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mu < float("inf"):
             raise ValueError(f"mu must be at least 0 and finite, got {self.mu}")
 
-    @property
-    def shares(self) -> tuple[str, ...]:
-        return ()
-
-    def begin(self, received: Tensors, memory: Tensors) -> Tensors:
+    def begin(self, received: Tensors, shared: Tensors, memory: Tensors) -> Tensors:
         return dict(received) if self.mu else {}
 
     def apply(self, gradient: Tensors, params: Tensors, held: Tensors) -> Tensors:
@@ -39,6 +37,6 @@ class Prox:
         }
 
     def finish(
-        self, delta: Tensors, received: Tensors, memory: Tensors, path: Tensor
+        self, delta: Tensors, shared: Tensors, memory: Tensors, path: Tensor
     ) -> tuple[Tensors, Tensors]:
-        return delta, {}
+        return {}, {}
