@@ -20,7 +20,7 @@ from fedpeft.catalogue import CATALOGUE
 from fedpeft.compute.feature_cache import FEATURES
 from fedpeft.core.low_rank import EXACT, merged
 from fedpeft.core.seeds import seeded
-from fedpeft.core.tensors import under
+from fedpeft.core.tensors import take_prefix
 from fedpeft.core.types import Batch
 from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import load_checkpoint
@@ -123,7 +123,7 @@ def done(path: Path, **changes: Any) -> Done:
     own = {name: saved.state.params[name] for name in plan.method.names(site.model)}
     # The site's multiplies by packed weights, which rounds otherwise.
     model = plan.model(site.classes).eval()
-    own |= merged(model, under(EXACT, saved.state.flat))
+    own |= merged(model, take_prefix(EXACT, saved.state.flat))
     with torch.inference_mode():
         logits = functional_call(model, own, (), inputs).logits
     return Done(folder, site, inputs, logits)

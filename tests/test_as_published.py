@@ -32,7 +32,7 @@ def test_weights_are_rounded_up_to_batches(points: Site) -> None:
     assert rounded.weights != exact.weights
 
 
-def leaking(rounds: int = 2, **changes: object) -> Plan:
+def shares_optimizer_state(rounds: int = 2, **changes: object) -> Plan:
     return points_plan(
         rounds=rounds, local={"lr": 0.05, "batch_size": 16, "as_published": True, **changes}
     )
@@ -41,7 +41,7 @@ def leaking(rounds: int = 2, **changes: object) -> Plan:
 def test_momentum_goes_over_to_the_next_client_and_round(points: Site) -> None:
     right, wrong = (
         run(points, plan)
-        for plan in (points_plan(rounds=2, cohort=1), replace(leaking(), cohort=1))
+        for plan in (points_plan(rounds=2, cohort=1), replace(shares_optimizer_state(), cohort=1))
     )
     assert equal(right[0][0].params, wrong[0][0].params), "the first client of all finds nothing"
     assert not equal(right[1][0].params, wrong[1][0].params)
@@ -52,14 +52,16 @@ def test_without_momentum_nothing_leaks(points: Site) -> None:
     right = run(
         points, points_plan(rounds=2, local={"lr": 0.05, "batch_size": 16, "optimizer": plain})
     )
-    assert equal(right[-1][0].params, run(points, leaking(optimizer=plain))[-1][0].params)
+    assert equal(
+        right[-1][0].params, run(points, shares_optimizer_state(optimizer=plain))[-1][0].params
+    )
 
 
 def test_engines_without_an_order_refuse_to_leak(points: Site) -> None:
     with pytest.raises(PlanError, match='set engine = "inprocess"'):
-        replace(leaking(), engine="processes")
+        replace(shares_optimizer_state(), engine="processes")
     with pytest.raises(PlanError, match="clients one after another"):
-        Processes(replace(points, plan=leaking()))
+        Processes(replace(points, plan=shares_optimizer_state()))
 
 
 def test_a_run_that_leaks_begins_anew_and_ends_in_the_same_bits(tmp_path: Path) -> None:

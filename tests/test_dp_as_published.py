@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedpeft.core.interfaces import Added
 from fedpeft.core.secrets import Secret
-from fedpeft.core.tensors import norm, prefixed
+from fedpeft.core.tensors import add_prefix, norm
 from fedpeft.core.types import Batch, Context, Tensors
 from fedpeft.local.dp_as_published import DpAsPublished, Noisy
 from fedpeft.local.dp_sgd import Private
@@ -38,7 +38,7 @@ class Given:
 
 
 def still(each: Tensors) -> Tensors:
-    return prefixed("noise", {n: torch.zeros(g.shape[1:]) for n, g in each.items()})
+    return add_prefix("noise", {n: torch.zeros(g.shape[1:]) for n, g in each.items()})
 
 
 @pytest.mark.parametrize(("epsilon", "sigma"), [(5.0, 3.378), (10.0, 2.389)])

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedpeft.core.interfaces import Added
 from fedpeft.core.outputs import Outputs
 from fedpeft.core.secrets import Secret
-from fedpeft.core.tensors import layout, prefixed
+from fedpeft.core.tensors import add_prefix, layout
 from fedpeft.core.types import Batch, Context, Failure, Job, Reply, Tensors
 from fedpeft.errors import PlanError
 from fedpeft.evaluation.measure import measure
@@ -60,7 +60,7 @@ class Given:
 
 def noisy_sum(each: Tensors, limit: float, **batch: Tensor) -> Tensors:
     rows = torch.arange(len(next(iter(each.values()))))
-    still = prefixed("noise", {n: torch.zeros(x.shape[1:]) for n, x in each.items()})
+    still = add_prefix("noise", {n: torch.zeros(x.shape[1:]) for n, x in each.items()})
     whole = {"mask": torch.ones(len(rows)), "row": rows, **still, **batch}
     return Private(Given(each), limit, 2, 2).gradient({}, whole)[0]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedpeft.compute.objective import Objective
 from fedpeft.compute.trainable import read, write
 from fedpeft.core.outputs import Outputs
-from fedpeft.core.tensors import norm, prefixed
+from fedpeft.core.tensors import add_prefix, norm
 from fedpeft.core.types import Batch, Tensors
 from fedpeft.local.dp_sgd import Private
 
@@ -70,7 +70,7 @@ def test_bounded_pulls_whatever_the_kind_of_model(kind: str) -> None:
     model, names = injected("lora", kind)
     params, batch = random_like(read(model, names)), batch_of(kind)
     objective = Objective(model, Classify())  # type: ignore[arg-type]
-    still = prefixed("noise", {n: torch.zeros_like(x) for n, x in params.items()})
+    still = add_prefix("noise", {n: torch.zeros_like(x) for n, x in params.items()})
     limit = 0.5 * min(
         float(norm({n: g[k] for n, g in objective.gradients(params, batch).items()}))
         for k in range(4)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedpeft.algorithms.scaffold import Scaffold
 from fedpeft.core.interfaces import Added, Correction, Local, LossFn
-from fedpeft.core.tensors import equal, layout, prefixed
+from fedpeft.core.tensors import add_prefix, equal, layout
 from fedpeft.core.types import Batch, Cohort, Context, State, Tensors, Update
 from fedpeft.registry import build, names
 
@@ -203,7 +203,7 @@ def rounds_of(correction: str) -> Iterator[float]:
     shared: Tensors = {"x": torch.zeros(1)} if part.share else {}
     memory: dict[int, Tensors] = {0: {}, 1: {}}
     for _ in range(60):
-        updates, received = [], {**params, **prefixed("c", shared)}
+        updates, received = [], {**params, **add_prefix("c", shared)}
         for k, bowl in enumerate(clients):
             delta, memory[k] = descend(local, bowl, received, memory[k], context(20))
             updates.append(Update(str(k), delta))

@@ -11,7 +11,7 @@ from running import SMALL, fedpeft
 from running import run as run_folder
 
 from fedpeft import PlanError, read_plan
-from fedpeft.core.tensors import equal, layout, under
+from fedpeft.core.tensors import equal, layout, take_prefix
 from fedpeft.core.types import Failure, State, Tensors
 from fedpeft.errors import RunError
 from fedpeft.evaluation.measure import client_accuracy, client_params, held_out, measure
@@ -29,7 +29,7 @@ PERSONAL = {**SMALL, "server": "average", "local": {"batch_size": 8, "lr": 0.1}}
 
 
 def kept(store: Folder, state: State, client: str) -> Tensors:
-    return under("personal", store.load(client, state.accepted[client]))
+    return take_prefix("personal", store.load(client, state.accepted[client]))
 
 
 def test_local_only_is_training_alone(points: Site, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_what_is_personal_does_not_travel_and_the_rest_does(points: Site, tmp_pa
     assert list(state.params) == ["head.weight"]
     assert not torch.equal(state.params["head.weight"], points.params()["head.weight"])
     for client, at in state.accepted.items():
-        assert list(under("personal", store.load(client, at))) == ["head.bias"]
+        assert list(take_prefix("personal", store.load(client, at))) == ["head.bias"]
     whole = Recording(on(points, points_plan(rounds=1)))
     list(federate(points_plan(rounds=1), whole, start(points_plan(), points.params())))
     saved = len(whole.jobs[0].payload) - len(recording.jobs[0].payload)

@@ -29,7 +29,7 @@ from fedpeft.runs.execute import open_engine, open_run_site
 from fedpeft.runs.folder import RunFolder, create, read_json, read_rounds, reopen
 from fedpeft.runs.summary import summarize
 from fedpeft.storage.client_memory import Folder
-from fedpeft.studies.cell_store import Shelf
+from fedpeft.studies.cell_store import CellStore
 from fedpeft.studies.study import read_study
 
 
@@ -161,8 +161,8 @@ def noise_in(folder: Path) -> float | None:
 def test_a_cell_keeps_its_noise_and_is_known_by_its_plan_before_it(tmp_path: Path) -> None:
     study = read_study(write(tmp_path / "study.toml", STUDY))
     cell, given = study.cells
-    shelf = Shelf(study, tmp_path / "out", tmp_path / "kept")
-    folder = shelf.place(cell)
+    cell_store = CellStore(study, tmp_path / "out", tmp_path / "kept")
+    folder = cell_store.place(cell)
     assert noise_in(folder.path) is None
     site = open_run_site(reopen(folder.path, OWN)[1])
     run_folder(folder, site, rounds=1)
@@ -170,10 +170,10 @@ def test_a_cell_keeps_its_noise_and_is_known_by_its_plan_before_it(tmp_path: Pat
     # And nothing else was changed.
     assert replace(read_plan(folder.plan), stages=cell.plan.stages) == cell.plan
 
-    assert shelf.place(cell) == folder
+    assert cell_store.place(cell) == folder
     assert fedpeft("run", "--resume", folder.path).exit_code == 0
-    shelf.store(cell, folder.path)
-    elsewhere = Shelf(study, tmp_path / "elsewhere", tmp_path / "kept")
+    cell_store.store(cell, folder.path)
+    elsewhere = CellStore(study, tmp_path / "elsewhere", tmp_path / "kept")
     kept = tmp_path / "kept" / "study" / cell.name
     assert noise_in(kept) is not None and elsewhere.finished() == {cell.plan.fingerprint: kept}
     write(kept / "plan.toml", cell.plan.toml())  # as they were kept once, without their noise
@@ -185,12 +185,12 @@ def test_a_cell_keeps_its_noise_and_is_known_by_its_plan_before_it(tmp_path: Pat
 
 def test_a_run_goes_on_with_the_noise_that_another_version_calibrated(tmp_path: Path) -> None:
     study = read_study(write(tmp_path / "study.toml", STUDY))
-    shelf = Shelf(study, tmp_path / "out")
+    cell_store = CellStore(study, tmp_path / "out")
     site = open_run_site(study.cells[0].plan)
     then = site.plan.private_part.noise_multiplier * 1.0005
-    folder = shelf.place(study.cells[0])
+    folder = cell_store.place(study.cells[0])
     run_folder(folder, replace(site, plan=with_noise(site.plan, then)), rounds=1)
-    assert shelf.place(study.cells[0]) == folder
+    assert cell_store.place(study.cells[0]) == folder
     ended = fedpeft("run", "--resume", folder.path)
     assert ended.exit_code == 0, ended.output
     assert noise_in(folder.path) == then

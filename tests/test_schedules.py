@@ -14,7 +14,7 @@ from running import PLAN
 
 from fedpeft import PlanError, read_plan
 from fedpeft.codecs.dense import Dense
-from fedpeft.core.tensors import add, equal, layout, under
+from fedpeft.core.tensors import add, equal, layout, take_prefix
 from fedpeft.core.types import Failure, Job, Reply, Tensors
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.processes import Processes
@@ -84,7 +84,7 @@ def test_one_round_is_one_shot_to_the_bit(restart: str, tmp_path: Path) -> None:
     merge(files.path, files.files, tmp_path / "merged", Rules())
     plan = read_plan(PLAN, ["rounds=1", "cohort=4", *settings])
     site = open_site(plan)
-    merged = under(
+    merged = take_prefix(
         "params", load_tensors(tmp_path / "merged" / "checkpoint" / "state.safetensors")[0]
     )
     assert equal(run(site, plan)[-1][0].params, merged)

@@ -11,7 +11,7 @@ from running import fedpeft
 from fedpeft import PlanError, read_plan
 from fedpeft.cli.sweep import _left
 from fedpeft.runs.folder import append_round
-from fedpeft.studies.cell_store import Shelf
+from fedpeft.studies.cell_store import CellStore
 from fedpeft.studies.estimate import estimate_study, seconds_of
 from fedpeft.studies.study import Cell, read_study, select_cells
 from fedpeft.studies.sweep import CellOutcome
@@ -168,22 +168,22 @@ def test_time_left_is_that_of_the_cells_that_are_most_alike(tmp_path: Path) -> N
     )
     assert seconds_of(slow2, [done[1]]) == 20.0  # nothing is more alike
 
-    shelf = Shelf(read, tmp_path / "out")
-    assert _left(shelf, read.cells, done, 1) == "5 min 20 s left"
-    assert _left(shelf, read.cells, done, 2) == "2 min 40 s left"
-    assert _left(shelf, read.cells, [*done, ended(slow2, 7.0, "it failed")], 1) == "20 s left"
-    append_round(shelf.place(slow2), {"round": 1})  # the first of two
-    assert _left(shelf, read.cells, done, 1) == "2 min 50 s left"
-    assert _left(shelf, read.cells, [], 1) == ""
+    cell_store = CellStore(read, tmp_path / "out")
+    assert _left(cell_store, read.cells, done, 1) == "5 min 20 s left"
+    assert _left(cell_store, read.cells, done, 2) == "2 min 40 s left"
+    assert _left(cell_store, read.cells, [*done, ended(slow2, 7.0, "it failed")], 1) == "20 s left"
+    append_round(cell_store.place(slow2), {"round": 1})  # the first of two
+    assert _left(cell_store, read.cells, done, 1) == "2 min 50 s left"
+    assert _left(cell_store, read.cells, [], 1) == ""
 
-    found = estimate_study(shelf, read.cells, done, 2, [])
+    found = estimate_study(cell_store, read.cells, done, 2, [])
     assert (found.cells, found.finished, found.source) == (
         4,
         2,
         "from the seconds of 2 finished cells",
     )
     assert found.hours == pytest.approx((300 + 20) / 2 / 3600)
-    whole = estimate_study(shelf, read.cells[:2], done, 1, [])
+    whole = estimate_study(cell_store, read.cells[:2], done, 1, [])
     assert (whole.finished, whole.hours) == (2, 0.0)
 
 

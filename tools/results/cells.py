@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds
-from fedpeft.studies.cell_store import Shelf
+from fedpeft.studies.cell_store import CellStore
 from fedpeft.studies.study import Cell, Study
 from tools.results.rows import Result
 
@@ -54,7 +54,7 @@ def results_of(study: Study, folder: Path) -> list[Result]:
     Raises:
       RunError: a file of a run is damaged.
     """
-    finished = Shelf(study, folder).finished()
+    finished = CellStore(study, folder).finished()
     return [
         _result(study, cell, RunFolder(finished[cell.plan.fingerprint]))
         for cell in study.cells

@@ -13,7 +13,7 @@ from fedpeft.core.conversation import PARAMS, Answer, Flow
 from fedpeft.core.hooks import Algorithm, Inner
 from fedpeft.core.low_rank import EXACT, accumulated
 from fedpeft.core.rounds import Round
-from fedpeft.core.tensors import beside, under, zeros_like
+from fedpeft.core.tensors import drop_prefixes, take_prefix, zeros_like
 from fedpeft.core.types import ClientId, Cohort, State, Tensors, Update
 from fedpeft.wire.payloads import update_of
 
@@ -120,10 +120,10 @@ def _step(
 ) -> tuple[dict[str, Tensor], dict[str, Tensors], Tensors]:
     """The parameters, what is shared and what the server optimizer remembers, after its step. A
     tensor that nobody sent rests, and so does what the optimizer remembers of it."""
-    shared, delta = dict(state.shared), beside(plan.local_shares, update.delta)
+    shared, delta = dict(state.shared), drop_prefixes(plan.local_shares, update.delta)
     for one in plan.each_part():
         if owner := getattr(one, "share", ""):
-            shared[owner] = one.merge_share(shared[owner], under(owner, update.delta), cohort)
+            shared[owner] = one.merge_share(shared[owner], take_prefix(owner, update.delta), cohort)
     memory = state.memory.get(SERVER, {})
     moving = {name: x for name, x in state.params.items() if name in delta}
     resting = state.params.keys() - delta.keys()

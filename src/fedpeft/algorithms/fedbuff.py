@@ -22,7 +22,7 @@ from fedpeft.core.facts import NOISE, Fact
 from fedpeft.core.hooks import Inner
 from fedpeft.core.rounds import Round
 from fedpeft.core.seeds import generator
-from fedpeft.core.tensors import prefixed, scale, under
+from fedpeft.core.tensors import add_prefix, scale, take_prefix
 from fedpeft.core.types import ClientId, State, Tensors
 
 OWNER = "fedbuff"
@@ -113,14 +113,14 @@ class FedBuff:
         """As far as clients see, the state after so many steps."""
         if version == state.round:
             return state
-        return replace(state, params=under(str(version), state.memory[OWNER]))
+        return replace(state, params=take_prefix(str(version), state.memory[OWNER]))
 
     def _kept(self, state: State, version: int) -> Tensors:
         """The model after `version` steps, as it is kept for those who still train it; nothing of
         one yet to come."""
         if version == state.round:
-            return prefixed(str(version), state.params)
-        return prefixed(str(version), under(str(version), state.memory.get(OWNER, {})))
+            return add_prefix(str(version), state.params)
+        return add_prefix(str(version), take_prefix(str(version), state.memory.get(OWNER, {})))
 
 
 def draw_speeds(spread: float, seed: int, clients: Sequence[ClientId]) -> dict[ClientId, float]:

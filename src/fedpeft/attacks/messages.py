@@ -10,7 +10,7 @@ import torch
 from fedpeft.compute.objective import Objective
 from fedpeft.core.facts import Fact
 from fedpeft.core.rounds import update_layout
-from fedpeft.core.tensors import beside
+from fedpeft.core.tensors import drop_prefixes
 from fedpeft.core.types import ClientId, Failure, Job, Reply, Tensors
 from fedpeft.data.client_data import Partitioned
 from fedpeft.errors import DataError, RunError
@@ -78,7 +78,7 @@ class Overheard:
         expected = update_layout(found.message, view, plan.local_shares)
         how = uplink_coding(plan, job.round, job.client)
         delta = unpack(job.client, reply.payload, plan.uplink, expected, how).delta
-        own, moved = (beside(plan.local_shares, side) for side in (found.start, delta))
+        own, moved = (drop_prefixes(plan.local_shares, side) for side in (found.start, delta))
         return Message(job.round, own, moved, found.objective)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from fedpeft.studies.cell_store import Shelf
+    from fedpeft.studies.cell_store import CellStore
     from fedpeft.studies.study import Cell
     from fedpeft.studies.sweep import CellOutcome
 
@@ -82,7 +82,7 @@ def sweep_study(
     from rich.console import Console
 
     from fedpeft.errors import RunError
-    from fedpeft.studies.cell_store import Shelf
+    from fedpeft.studies.cell_store import CellStore
     from fedpeft.studies.study import read_study, select_cells
     from fedpeft.studies.sweep import reused
 
@@ -91,20 +91,20 @@ def sweep_study(
     read = read_study(study)
     cells = select_cells(read, only or ())
     console = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)
-    shelf = Shelf(read, out or Path("runs") / read.name, keep)
-    done = reused(shelf, cells)
+    cell_store = CellStore(read, out or Path("runs") / read.name, keep)
+    done = reused(cell_store, cells)
     options = [] if device == "cpu" else ["--device", device]
     if estimate:
-        _estimate(console, shelf, cells, done, jobs, options, as_json)
+        _estimate(console, cell_store, cells, done, jobs, options, as_json)
         return
-    if not resume and shelf.begun(cells):
+    if not resume and cell_store.begun(cells):
         raise RunError(
-            f"{shelf.out} holds cells of this study: go on with --resume, or change --out"
+            f"{cell_store.out} holds cells of this study: go on with --resume, or change --out"
         )
-    outcomes = _sweep(console, shelf, cells, done, jobs, options)
+    outcomes = _sweep(console, cell_store, cells, done, jobs, options)
     # The table is of all that is finished.
     others = [cell for cell in read.cells if cell not in cells]
-    _report(console, shelf, [*outcomes, *reused(shelf, others)], as_json)
+    _report(console, cell_store, [*outcomes, *reused(cell_store, others)], as_json)
     if any(one.error for one in outcomes):
         raise typer.Exit(1)
 
@@ -118,7 +118,7 @@ def _check_folder(option: str, folder: Path | None) -> None:
 
 def _estimate(
     console: "Console",
-    shelf: "Shelf",
+    cell_store: "CellStore",
     cells: "Sequence[Cell]",
     done: "Sequence[CellOutcome]",
     jobs: int,
@@ -127,20 +127,20 @@ def _estimate(
 ) -> None:
     from fedpeft.studies.estimate import estimate_study
 
-    found = estimate_study(shelf, cells, done, jobs, options)
+    found = estimate_study(cell_store, cells, done, jobs, options)
     if as_json:
-        typer.echo(json.dumps({"study": shelf.study.name, **vars(found)}, indent=2))
+        typer.echo(json.dumps({"study": cell_store.study.name, **vars(found)}, indent=2))
         return
     together = f", {jobs} at a time" if jobs > 1 else ""
     console.print(
-        f"{shelf.study.name}: {found.cells} cells, {found.finished} of them finished; "
+        f"{cell_store.study.name}: {found.cells} cells, {found.finished} of them finished; "
         f"the rest takes about {duration(found.hours * 3600)}{together} ({found.source})"
     )
 
 
 def _sweep(
     console: "Console",
-    shelf: "Shelf",
+    cell_store: "CellStore",
     cells: "Sequence[Cell]",
     done: "list[CellOutcome]",
     jobs: int,
@@ -150,25 +150,29 @@ def _sweep(
     from fedpeft.runs.folder import RunFolder, locked
     from fedpeft.studies.sweep import run_study as run_all
 
-    shelf.out.mkdir(parents=True, exist_ok=True)
+    cell_store.out.mkdir(parents=True, exist_ok=True)
     outcomes = list(done)
     left = _without(cells, done)
     again = f", {len(done)} of them finished before" if done else ""
-    console.print(f"{shelf.study.name}: {len(cells)} cells{again}, in {shelf.out}")
+    console.print(f"{cell_store.study.name}: {len(cells)} cells{again}, in {cell_store.out}")
     bar = _bar(console)
     shown = bar if console.is_terminal else nullcontext()
-    with locked(RunFolder(shelf.out)), _interruptible(shelf), shown:
+    with locked(RunFolder(cell_store.out)), _interruptible(cell_store), shown:
         for one in done:
-            shelf.store(one.cell, one.folder or shelf.out)
-        task = bar.add_task(shelf.study.name, total=len(cells), completed=len(outcomes), left="")
-        for tick, ended in enumerate(run_all(shelf, left, jobs, options)):
+            cell_store.store(one.cell, one.folder or cell_store.out)
+        task = bar.add_task(
+            cell_store.study.name, total=len(cells), completed=len(outcomes), left=""
+        )
+        for tick, ended in enumerate(run_all(cell_store, left, jobs, options)):
             for one in ended:
                 outcomes.append(one)
-                _store(shelf, one)
+                _store(cell_store, one)
                 line = _line(one, len(outcomes), len(cells))
-                console.print(line, _left(shelf, cells, outcomes, jobs))
+                console.print(line, _left(cell_store, cells, outcomes, jobs))
             if ended or tick % EVERY == 0:
-                bar.update(task, completed=len(outcomes), left=_left(shelf, cells, outcomes, jobs))
+                bar.update(
+                    task, completed=len(outcomes), left=_left(cell_store, cells, outcomes, jobs)
+                )
     return outcomes
 
 
@@ -178,9 +182,9 @@ def _without(cells: "Sequence[Cell]", done: "Sequence[CellOutcome]") -> "list[Ce
     return [cell for cell in cells if cell.name not in ready]
 
 
-def _store(shelf: "Shelf", one: "CellOutcome") -> None:
+def _store(cell_store: "CellStore", one: "CellOutcome") -> None:
     if one.folder and not one.error:
-        shelf.store(one.cell, one.folder)
+        cell_store.store(one.cell, one.folder)
 
 
 def _bar(console: "Console") -> "Progress":
@@ -197,7 +201,7 @@ def _bar(console: "Console") -> "Progress":
 
 
 def _left(
-    shelf: "Shelf", cells: "Sequence[Cell]", outcomes: "Sequence[CellOutcome]", jobs: int
+    cell_store: "CellStore", cells: "Sequence[Cell]", outcomes: "Sequence[CellOutcome]", jobs: int
 ) -> str:
     """The time that the other cells are likely to take, from the seconds of those that are
     finished."""
@@ -208,7 +212,7 @@ def _left(
     total = 0.0
     for cell in cells:
         if cell.name not in ended:
-            share = rounds_done(shelf.out / cell.name) / cell.plan.rounds
+            share = rounds_done(cell_store.out / cell.name) / cell.plan.rounds
             total += (seconds_of(cell, good) or 0.0) * (1 - share)
     return f"{duration(total / jobs)} left" if total else ""
 
@@ -224,12 +228,13 @@ def _line(one: "CellOutcome", number: int, cells: int) -> str:
 
 
 @contextmanager
-def _interruptible(shelf: "Shelf") -> Iterator[None]:
+def _interruptible(cell_store: "CellStore") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
         typer.echo(
-            f"interrupted: what is done is kept in {shelf.out}; the same command with --resume "
+            f"interrupted: what is done is kept in {cell_store.out}; the same command with "
+            "--resume "
             "goes on",
             err=True,
         )
@@ -237,21 +242,21 @@ def _interruptible(shelf: "Shelf") -> Iterator[None]:
 
 
 def _report(
-    console: "Console", shelf: "Shelf", outcomes: "Sequence[CellOutcome]", as_json: bool
+    console: "Console", cell_store: "CellStore", outcomes: "Sequence[CellOutcome]", as_json: bool
 ) -> None:
     from rich.box import SIMPLE
     from rich.table import Table
 
     from fedpeft.studies.table import columns, rows_of, select_measures, texts, write_tables
 
-    study = shelf.study
+    study = cell_store.study
     rows = rows_of(study, outcomes)
-    write_tables(study, rows, shelf.out, shlex.join(["fedpeft", *sys.argv[1:]]))
+    write_tables(study, rows, cell_store.out, shlex.join(["fedpeft", *sys.argv[1:]]))
     for one in outcomes:
         if one.error:
             typer.echo(f"error: {one.cell.name} failed: {one.error}", err=True)
     if as_json:
-        typer.echo((shelf.out / "table.json").read_text())
+        typer.echo((cell_store.out / "table.json").read_text())
         return
     table = Table(box=SIMPLE, show_edge=False, pad_edge=False)
     shown = select_measures(rows)
@@ -263,4 +268,4 @@ def _report(
     for row in rows:
         table.add_row(*texts(study, row, shown))
     console.print(table)
-    console.print(f"tables: {shelf.out / 'table.md'}, {shelf.out / 'table.json'}")
+    console.print(f"tables: {cell_store.out / 'table.md'}, {cell_store.out / 'table.json'}")

@@ -90,7 +90,7 @@ class Featured:
 
 
 @dataclass(frozen=True)
-class Kept:
+class FeatureCache:
     """Where features stand in for the frozen beginning.
 
     Attributes:
@@ -111,7 +111,7 @@ class Kept:
         return {**train, FEATURES: self.train}, {**test, FEATURES: self.test}
 
 
-def featured(task: Task, kept: Kept) -> Task:
+def featured(task: Task, kept: FeatureCache) -> Task:
     """The task as it is, or going on from features."""
     return task if kept.cut is None else Featured(task, kept.cut, kept.inputs)
 
@@ -123,7 +123,7 @@ def keep(
     train: Tensors,
     test: Tensors,
     setting: str,
-) -> Kept:
+) -> FeatureCache:
     """Find the cut and have both tables' features; the model's forwards are prepared for it, in
     place.
 
@@ -136,7 +136,7 @@ def keep(
     try:
         return _keep(task, model, trained, train, test, setting)
     except Exception as error:  # parts that users write may raise anything, and a disk may be full
-        return Kept(f"features are not kept: {type(error).__name__}: {error}")
+        return FeatureCache(f"features are not kept: {type(error).__name__}: {error}")
 
 
 def _keep(
@@ -146,7 +146,7 @@ def _keep(
     train: Tensors,
     test: Tensors,
     setting: str,
-) -> Kept:
+) -> FeatureCache:
     device = next(model.parameters()).device
     few = {name: x[:PROBE] for name, x in train.items()}
     batch = _batch(task, few, device)
@@ -155,9 +155,9 @@ def _keep(
     model.eval()
     cut = find_cut(model, trained, len(batch["mask"]), lambda: objective(params, batch))
     if cut is None:
-        return Kept()
+        return FeatureCache()
     if reason := _obstacle(task, model, cut, train, test, batch):
-        return Kept(f"features at {cut.at!r} are not kept: {reason}")
+        return FeatureCache(f"features at {cut.at!r} are not kept: {reason}")
     base = blake2b(
         f"{setting} {cut.at} {model} {getattr(model, 'config', '')}".encode(), digest_size=16
     )
@@ -168,7 +168,7 @@ def _keep(
         f"features at {cut.at!r} ({shape}) are computed once an example; "
         f"{cut.share:.0%} of the parameters lie before"
     )
-    return Kept(note, cut, _unread(task, objective, params, cut, batch, few), *both)
+    return FeatureCache(note, cut, _unread(task, objective, params, cut, batch, few), *both)
 
 
 def _batch(task: Task, rows: Tensors, device: torch.device) -> Batch:

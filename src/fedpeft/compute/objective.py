@@ -16,7 +16,7 @@ from fedpeft.compute.trainable import head_of
 from fedpeft.core.interfaces import Added, Task, Term
 from fedpeft.core.low_rank import EXACT, merged
 from fedpeft.core.outputs import Outputs, evaluating
-from fedpeft.core.tensors import prefixed, under
+from fedpeft.core.tensors import add_prefix, take_prefix
 from fedpeft.core.types import Batch, Summed, Tensors, Weighted
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -96,7 +96,7 @@ class Objective:
         with torch.no_grad(), evaluating(self.model):
             for name, theirs in added.models.items():
                 outputs = self._run(self._outputs, {**buffers, **theirs}, batch, head)
-                held |= prefixed(name, outputs)
+                held |= add_prefix(name, outputs)
         return held
 
     def _run(self, function: _Pass, params: Tensors, *arguments: Any) -> Any:
@@ -260,7 +260,7 @@ def _each(
         name
         for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
     }
-    swapped = {**params, **merged(model, under(EXACT, params))}
+    swapped = {**params, **merged(model, take_prefix(EXACT, params))}
     called = {f"model.{name}": x for name, x in swapped.items() if name in own}
     if params and not called:
         raise ValueError(

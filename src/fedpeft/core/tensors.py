@@ -102,20 +102,20 @@ def bytes_moved(rows: Tensors, device: str) -> Tensors:
     }
 
 
-def under(prefix: str, a: Tensors) -> dict[str, Tensor]:
+def take_prefix(prefix: str, a: Tensors) -> dict[str, Tensor]:
     """The tensors named `prefix/...`, without the prefix."""
     start = f"{prefix}/"
     return {n[len(start) :]: x for n, x in a.items() if n.startswith(start)}
 
 
-def beside(prefixes: tuple[str, ...], a: Tensors) -> dict[str, Tensor]:
+def drop_prefixes(prefixes: tuple[str, ...], a: Tensors) -> dict[str, Tensor]:
     """The tensors under none of the prefixes."""
     starts = tuple(f"{prefix}/" for prefix in prefixes)
     return {n: x for n, x in a.items() if not n.startswith(starts)} if starts else dict(a)
 
 
-def prefixed(prefix: str, a: Tensors) -> dict[str, Tensor]:
-    """The inverse of `under`."""
+def add_prefix(prefix: str, a: Tensors) -> dict[str, Tensor]:
+    """The inverse of `take_prefix`."""
     return {f"{prefix}/{n}": x for n, x in a.items()}
 
 

@@ -25,7 +25,7 @@ from fedpeft.core.interfaces import Store
 from fedpeft.core.types import ClientId, Failure, Job, Reply
 from fedpeft.errors import PlanError
 from fedpeft.plan.plan import Plan
-from fedpeft.plan.values import leaking
+from fedpeft.plan.values import shares_optimizer_state
 from fedpeft.rounds.client import Worker
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.storage.client_memory import Nowhere
@@ -146,7 +146,7 @@ class Processes:
     _hands: list[_Hand] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if leaking(self.site.plan):
+        if shares_optimizer_state(self.site.plan):
             raise PlanError(
                 'local.as_published needs clients one after another: use the engine "inprocess"'
             )

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpeft.compute.feature_cache import FEATURES, Kept
+from fedpeft.compute.feature_cache import FEATURES, FeatureCache
 from fedpeft.compute.objective import evaluate, scored
 from fedpeft.compute.trainable import read, write
 from fedpeft.core.interfaces import Coding, Store
 from fedpeft.core.low_rank import EXACT, merged
-from fedpeft.core.tensors import prefixed, under
+from fedpeft.core.tensors import add_prefix, take_prefix
 from fedpeft.core.types import ClientId, State, Tensors, Update, Weighted
 from fedpeft.core.units import LESS_IS_BETTER
 from fedpeft.data.client_data import Partitioned
@@ -42,7 +42,8 @@ def on_site(site: Site, params: Tensors) -> Tensors:
     """What of a state's parameters the site's model is measured with, on the site's device."""
     own = {n: params[n] for n in site.plan.method.names(site.model)}
     return {
-        n: x.to(site.device) for n, x in {**own, **prefixed(EXACT, under(EXACT, params))}.items()
+        n: x.to(site.device)
+        for n, x in {**own, **add_prefix(EXACT, take_prefix(EXACT, params))}.items()
     }
 
 
@@ -51,7 +52,7 @@ def client_params(site: Site, state: State, store: Store, client: ClientId) -> T
     if it has none."""
     if not site.plan.personal:
         return state.flat
-    kept = under("personal", store.load(client, state.accepted.get(client)))
+    kept = take_prefix("personal", store.load(client, state.accepted.get(client)))
     return {**site.plan.personal_of(site.params()), **kept, **state.flat}
 
 
@@ -77,7 +78,9 @@ def attacked(site: Site, params: Tensors) -> dict[str, float]:
         rows = attack.probe(test, len(site.classes))
         if rows is not None:
             aim = replace(
-                site, data=Partitioned(plan.task, {}, rows, {}, device=site.device), kept=Kept()
+                site,
+                data=Partitioned(plan.task, {}, rows, {}, device=site.device),
+                kept=FeatureCache(),
             )
             rates[f"{describe('attack', attack)['name']} success"] = measure(aim, params)[
                 "accuracy"
@@ -187,7 +190,7 @@ def untuned(plan: Plan) -> Plan:
 def tuned(plan: Plan, model: Any, params: Tensors) -> Any:
     """The model, which is the plan's before its first round, with these parameters; in place."""
     own = {name: params[name] for name in plan.method.names(model)}
-    write(model, {**own, **merged(model, under(EXACT, params))})
+    write(model, {**own, **merged(model, take_prefix(EXACT, params))})
     return model
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedpeft.compute.trainable import read
 from fedpeft.core.low_rank import EXACT, A, B, pairs
-from fedpeft.core.tensors import beside, under
+from fedpeft.core.tensors import drop_prefixes, take_prefix
 from fedpeft.core.types import Tensors
 from fedpeft.results.result import Result
 
@@ -19,7 +19,7 @@ def widened(result: Result) -> Result:
     and products that were added to frozen weights become further ranks, under an α that leaves the
     factors' scale as it is."""
     params = {**result.tensors, **_frozen(result)}
-    exact, own = under(EXACT, params), beside((EXACT,), params)
+    exact, own = take_prefix(EXACT, params), drop_prefixes((EXACT,), params)
     method: Any = result.plan.method
     if exact:
         factors = {

@@ -16,7 +16,14 @@ from fedpeft.compute.objective import PRECISIONS
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Added, Correction, Data, LossFn, Optimizer, Term
 from fedpeft.core.seeds import generator
-from fedpeft.core.tensors import beside, map_tensors, prefixed, sub, under, zeros_like
+from fedpeft.core.tensors import (
+    add_prefix,
+    drop_prefixes,
+    map_tensors,
+    sub,
+    take_prefix,
+    zeros_like,
+)
 from fedpeft.core.types import Batch, Carry, Context, Event, Tensors
 from fedpeft.errors import unknown
 from fedpeft.registry import part, parts
@@ -161,8 +168,8 @@ class Descent:
         return {
             "params": params,
             "buffers": {},
-            "optimizer": under(KEPT, memory) or self.optimizer.init(params),
-            "held": self.correction.begin(params, shared, beside(OWN, memory)),
+            "optimizer": take_prefix(KEPT, memory) or self.optimizer.init(params),
+            "held": self.correction.begin(params, shared, drop_prefixes(OWN, memory)),
             **self._models(params, memory),
             "clock": {
                 name: torch.tensor(float(value), device=device)
@@ -212,24 +219,28 @@ class Descent:
         # is
         learned = {name: x for name, x in delta.items() if name not in carry["buffers"]}
         path = -carry["probe"][PROBE] if carry["probe"] else torch.tensor(float("nan"))
-        change, memory = self.correction.finish(learned, shared, beside(OWN, memory), path)
+        change, memory = self.correction.finish(learned, shared, drop_prefixes(OWN, memory), path)
         # After the last round nobody needs it.
         if self.restart_schedule is False and carry["clock"]["at"] < carry["clock"]["end"]:
-            memory = {**memory, **prefixed(KEPT, carry["optimizer"])}
+            memory = {**memory, **add_prefix(KEPT, carry["optimizer"])}
         if PREVIOUS in self.compares and carry["clock"]["left"] > 0:
-            memory = {**memory, **prefixed(PREVIOUS, carry["params"])}
-        delta = {**delta, **prefixed(self.correction.share, change)}
+            memory = {**memory, **add_prefix(PREVIOUS, carry["params"])}
+        delta = {**delta, **add_prefix(self.correction.share, change)}
         still = zeros_like({name: x for name, x in received.items() if name not in delta})
         return {**delta, **still}, memory, carry["totals"]
 
     def _split(self, received: Tensors) -> tuple[Tensors, Tensors]:
         """What a client receives: the parameters, and what its correction shares."""
         share = self.correction.share
-        return (beside((share,), received), under(share, received)) if share else (received, {})
+        return (
+            (drop_prefixes((share,), received), take_prefix(share, received))
+            if share
+            else (received, {})
+        )
 
     def _models(self, params: Tensors, memory: Tensors) -> dict[str, Tensors]:
         """The parameters of the models that the terms compare with."""
-        mine = {name: x for name, x in under(PREVIOUS, memory).items() if name in params}
+        mine = {name: x for name, x in take_prefix(PREVIOUS, memory).items() if name in params}
         models = {RECEIVED: params, PREVIOUS: {**params, **mine}}
         return {name: x for name, x in models.items() if name in self.compares}
 

@@ -8,7 +8,7 @@ from math import log, sqrt
 from torch import Tensor
 
 from fedpeft.core.interfaces import Added, Data, Local, LossFn, Optimizer
-from fedpeft.core.tensors import beside, clipped, map_tensors, prefixed, under
+from fedpeft.core.tensors import add_prefix, clipped, drop_prefixes, map_tensors, take_prefix
 from fedpeft.core.types import Batch, Carry, Context, Event, Tensors
 from fedpeft.local.descent import Descent
 from fedpeft.registry import part
@@ -91,7 +91,7 @@ class DpAsPublished:
                 n: (self.sigma * secret.at(n).normal(x.shape)).to(x.dtype)
                 for n, x in received.items()
             }
-            yield {**batch, **prefixed(NOISE, noise)}
+            yield {**batch, **add_prefix(NOISE, noise)}
 
     def begin(self, received: Tensors, memory: Tensors, context: Context) -> Carry:
         return self._descent.begin(received, memory, context)
@@ -121,7 +121,7 @@ class Noisy:
     def gradient(
         self, params: Tensors, batch: Batch, added: Added | None = None
     ) -> tuple[Tensors, Tensor, Tensors]:
-        mean, each, buffers = self.losses.gradient(params, beside((NOISE,), batch), added)
+        mean, each, buffers = self.losses.gradient(params, drop_prefixes((NOISE,), batch), added)
         short = {name: clipped({name: g}, self.clip_norm)[name] for name, g in mean.items()}
-        noise = under(NOISE, batch)
+        noise = take_prefix(NOISE, batch)
         return map_tensors(Tensor.add, short, {name: noise[name] for name in short}), each, buffers

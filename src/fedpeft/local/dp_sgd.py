@@ -9,7 +9,15 @@ from torch import Tensor
 from fedpeft.core.accounting import check_noise
 from fedpeft.core.interfaces import Added, Data, LossFn, Optimizer, Term
 from fedpeft.core.seeds import generator
-from fedpeft.core.tensors import SMALLEST, add, beside, map_tensors, prefixed, shrinking, under
+from fedpeft.core.tensors import (
+    SMALLEST,
+    add,
+    add_prefix,
+    drop_prefixes,
+    map_tensors,
+    shrinking,
+    take_prefix,
+)
 from fedpeft.core.types import Batch, Carry, Context, Event, Tensors
 from fedpeft.local.descent import Descent
 from fedpeft.registry import part, parts
@@ -112,7 +120,7 @@ class DpSgd:
                 name: (secret.at(NOISE, name).normal(x.shape) * std).to(x.dtype)
                 for name, x in received.items()
             }
-            yield {**batch, "mask": mask, **prefixed(NOISE, noise)}
+            yield {**batch, "mask": mask, **add_prefix(NOISE, noise)}
 
     def begin(self, received: Tensors, memory: Tensors, context: Context) -> Carry:
         return self._descent.begin(received, memory, context)
@@ -152,7 +160,7 @@ class Private:
     def gradient(
         self, params: Tensors, batch: Batch, added: Added | None = None
     ) -> tuple[Tensors, Tensor, Tensors]:
-        rows, mask = beside((NOISE,), batch), batch["mask"]
+        rows, mask = drop_prefixes((NOISE,), batch), batch["mask"]
         total: Tensors | None = None
         for start in range(0, len(mask), self.chunk):
             some = slice(start, start + self.chunk)
@@ -165,7 +173,7 @@ class Private:
         mean = map_tensors(
             lambda g, noise: ((g + noise) / self.divisor).to(noise.dtype),
             total,
-            under(NOISE, batch),
+            take_prefix(NOISE, batch),
         )
         return mean, torch.zeros_like(mask), {}
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedpeft.compute.objective import Objective, scored
 from fedpeft.core.low_rank import EXACT, B
 from fedpeft.core.seeds import generator
-from fedpeft.core.tensors import norm, sub, under
+from fedpeft.core.tensors import norm, sub, take_prefix
 from fedpeft.core.types import ClientId, State, Summed, Tensors
 from fedpeft.core.units import LESS_IS_BETTER
 from fedpeft.errors import PlanError, RunError
@@ -156,7 +156,7 @@ def _smoothness(site: Site, clients: Sequence[ClientId], many: Way, one: Way) ->
     states = [*(many.states[place] for place in places), one.states[-1]]
     points = [_on_device(site, state) for state in states]
     objective, of = Objective(site.model, site.task), "what is trained"
-    if any(under(EXACT, state) for state in states):
+    if any(take_prefix(EXACT, state) for state in states):
         of = "merged weights"
         held = {name: torch.zeros_like(x) for name, x in points[0].items() if B in name}
         objective = replace(objective, held=held)
@@ -190,7 +190,7 @@ def _distance(
     Nothing where an aggregator moves frozen weights instead, as FLoRA does.
     """
     many, one = ways["rounds"], ways["one"]
-    if under(EXACT, one.states[-1]):
+    if take_prefix(EXACT, one.states[-1]):
         return dict.fromkeys(("trained", "farthest", "paper_bound", "corrected_bound")) | {
             "beyond": beyond(site.plan)
         }

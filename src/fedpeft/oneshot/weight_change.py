@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedpeft.compute.trainable import write
 from fedpeft.core import low_rank
-from fedpeft.core.tensors import beside, norm, sub, under
+from fedpeft.core.tensors import drop_prefixes, norm, sub, take_prefix
 from fedpeft.core.types import Tensors
 
 
@@ -35,7 +35,7 @@ def merge_into_copy(model: nn.Module, params: Tensors) -> dict[str, Tensor]:
     others.
     """
     copy = deepcopy(model)
-    write(copy, {**params, **low_rank.merged(copy, under(low_rank.EXACT, params))})
+    write(copy, {**params, **low_rank.merged(copy, take_prefix(low_rank.EXACT, params))})
     tuners = [name for name, module in copy.named_modules() if hasattr(module, "get_base_layer")]
     for name in tuners:
         copy.get_submodule(name).merge()  # type: ignore[operator]
@@ -57,8 +57,12 @@ def unfactored(model: nn.Module, state: Tensors) -> dict[str, Tensor]:
     products = {
         f"{layer}.{side}": state[name] for layer, two in sides.items() for side, name in two.items()
     }
-    every = low_rank.accumulated(under(low_rank.EXACT, state), products)
-    rest = {n: x for n, x in beside((low_rank.EXACT,), state).items() if not low_rank.is_factor(n)}
+    every = low_rank.accumulated(take_prefix(low_rank.EXACT, state), products)
+    rest = {
+        n: x
+        for n, x in drop_prefixes((low_rank.EXACT,), state).items()
+        if not low_rank.is_factor(n)
+    }
     return {**rest, **low_rank.merged(model, every)}
 
 

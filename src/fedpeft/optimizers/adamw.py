@@ -7,7 +7,7 @@ from math import inf, log
 import torch
 from torch import Tensor
 
-from fedpeft.core.tensors import prefixed, zeros_like
+from fedpeft.core.tensors import add_prefix, zeros_like
 from fedpeft.core.types import Tensors
 
 
@@ -44,7 +44,11 @@ class AdamW:
     def init(self, params: Tensors) -> Tensors:
         zero = zeros_like(params)
         device = next((x.device for x in params.values()), None)
-        return {**prefixed("m", zero), **prefixed("v", zero), "t": torch.zeros((), device=device)}
+        return {
+            **add_prefix("m", zero),
+            **add_prefix("v", zero),
+            "t": torch.zeros((), device=device),
+        }
 
     def step(
         self, params: Tensors, memory: Tensors, gradient: Tensors, lr: Tensor

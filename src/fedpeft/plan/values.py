@@ -54,7 +54,7 @@ def check_order(stages: Sequence[Stage]) -> None:
         )
 
 
-def leaking(plan: Any) -> bool:
+def shares_optimizer_state(plan: Any) -> bool:
     """Whether what a client's optimizer remembers goes over to the next client, and to the next
     round."""
     return bool(getattr(plan.local, "as_published", False))

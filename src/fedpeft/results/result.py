@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from fedpeft.compute.trainable import tensors_of, write
-from fedpeft.core.tensors import beside
+from fedpeft.core.tensors import drop_prefixes
 from fedpeft.core.types import Tensors
 from fedpeft.errors import RunError
 from fedpeft.plan.plan import Plan
@@ -65,7 +65,7 @@ class Result:
     @property
     def tensors(self) -> Tensors:
         """The method's tensors, without what an algorithm shares beside them."""
-        return beside(self.plan.local_shares, self.checkpoint.state.flat)
+        return drop_prefixes(self.plan.local_shares, self.checkpoint.state.flat)
 
     def refuse(self, reason: str) -> RunError:
         """The error that says why this result cannot be exported."""

@@ -19,14 +19,14 @@ from fedpeft.core.interfaces import Store
 from fedpeft.core.low_rank import EXACT, in_step, merged
 from fedpeft.core.outputs import FEATURES
 from fedpeft.core.seeds import fold, seeded
-from fedpeft.core.tensors import finite, layout, prefixed, under
+from fedpeft.core.tensors import add_prefix, finite, layout, take_prefix
 from fedpeft.core.types import ClientId, Context, Failure, Job, Reply, Tensors, Update, Weighted
 from fedpeft.core.views import View
 from fedpeft.errors import PlanError, RunError, unknown
 from fedpeft.plan.coding import downlink_coding, uplink_coding
 from fedpeft.plan.plan import Plan, intersect
 from fedpeft.plan.reading import plan_at
-from fedpeft.plan.values import leaking
+from fedpeft.plan.values import shares_optimizer_state
 from fedpeft.rounds.received import Received, check_received
 from fedpeft.rounds.site import Site, threads
 from fedpeft.storage.files import StoreError, storing
@@ -410,7 +410,7 @@ class Worker:
             carry = {**carry, "optimizer": dict(self.leaked)}
         for batch in local.batches(site.data, received, context):
             carry = local.step(carry, site.on_device(batch), objective or self.objective)
-        if leaking(site.plan):
+        if shares_optimizer_state(site.plan):
             self.leaked.update(carry["optimizer"])
         return local.finish(carry, on, own)
 
@@ -446,8 +446,8 @@ def _check_converged(update: Update, personal: Tensors) -> None:
 
 def _by_owner(memory: Tensors) -> dict[str, Tensors]:
     owners = dict.fromkeys(name.partition("/")[0] for name in memory)
-    return {owner: under(owner, memory) for owner in owners}
+    return {owner: take_prefix(owner, memory) for owner in owners}
 
 
 def _flat(memory: Mapping[str, Tensors]) -> dict[str, Tensor]:
-    return {n: x for owner, some in memory.items() for n, x in prefixed(owner, some).items()}
+    return {n: x for owner, some in memory.items() for n, x in add_prefix(owner, some).items()}

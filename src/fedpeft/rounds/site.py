@@ -11,7 +11,7 @@ from torch import nn
 
 from fedpeft.adversaries.assignment import attackers, poisoned
 from fedpeft.compute.device_memory import reuse_freed
-from fedpeft.compute.feature_cache import Kept, featured, keep
+from fedpeft.compute.feature_cache import FeatureCache, featured, keep
 from fedpeft.compute.frozen_linear import prepare_frozen
 from fedpeft.compute.trainable import read
 from fedpeft.core.interfaces import Data, Task
@@ -46,7 +46,7 @@ class Site:
     data: Data
     classes: tuple[str, ...]
     device: str = "cpu"
-    kept: Kept = Kept()
+    kept: FeatureCache = FeatureCache()
     apart: Data | None = None
 
     @property
@@ -136,12 +136,12 @@ def _check_ranks(plan: Plan, names: Sequence[str]) -> None:
 
 def _kept(
     plan: Plan, device: str, model: nn.Module, train: Tensors, test: Tensors, clients: int
-) -> Kept:
+) -> FeatureCache:
     """Features, where they are wanted and each example is seen twice or more on average."""
     if not plan.compute.features or plan.local.precision != "float32":
-        return Kept()
+        return FeatureCache()
     if plan.rounds * min(plan.cohort, clients) * plan.local.passes < 2 * clients:
-        return Kept()
+        return FeatureCache()
     numbers = [
         torch.__version__,
         torch.backends.cpu.get_cpu_capability(),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpeft.core.tensors import prefixed, under
+from fedpeft.core.tensors import add_prefix, take_prefix
 from fedpeft.core.types import State, Tensors
 from fedpeft.errors import RunError
 from fedpeft.plan.plan import Plan
@@ -39,10 +39,10 @@ def save_checkpoint(
     commitments: Sequence[str] = (),
 ) -> None:
     """Replace the checkpoint. A kill leaves the old one or the new one."""
-    tensors = prefixed("params", state.params)
+    tensors = add_prefix("params", state.params)
     for kind, owners in (("shared", state.shared), ("memory", state.memory)):
         for owner, own in owners.items():
-            tensors |= prefixed(f"{kind}/{owner}", own)
+            tensors |= add_prefix(f"{kind}/{owner}", own)
     metadata = {
         "format": FORMAT,
         # Safetensors sorts; sums over tensors and deflated headers depend on it.
@@ -82,8 +82,8 @@ def load_checkpoint(path: Path, plan: Plan) -> Checkpoint | None:
         norms, weights = (
             tuple(map(float, json.loads(metadata.get(key, "[]")))) for key in ("norms", "weights")
         )
-        shared, memory = (_by_owner(under(kind, tensors)) for kind in ("shared", "memory"))
-        params, round = under("params", tensors), int(metadata["round"])
+        shared, memory = (_by_owner(take_prefix(kind, tensors)) for kind in ("shared", "memory"))
+        params, round = take_prefix("params", tensors), int(metadata["round"])
         state = State(round, params, shared, memory, accepted, norms, refusals, weights)
         environment = json.loads(metadata["environment"])
         privacy = json.loads(metadata.get("privacy", "null"))
@@ -102,4 +102,4 @@ def _counts(text: str) -> dict[str, int]:
 
 def _by_owner(tensors: Tensors) -> dict[str, Tensors]:
     owners = dict.fromkeys(name.partition("/")[0] for name in tensors)
-    return {owner: under(owner, tensors) for owner in owners}
+    return {owner: take_prefix(owner, tensors) for owner in owners}

@@ -18,7 +18,7 @@ from fedpeft.evaluation.probe import check_gradients
 from fedpeft.plan.calibration import with_noise
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
-from fedpeft.plan.values import leaking
+from fedpeft.plan.values import shares_optimizer_state
 from fedpeft.registry import find
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
@@ -132,7 +132,7 @@ def resumed(folder: RunFolder, site: Site) -> State:
     _same_partition(folder, site)
     fresh = start(site.plan, site.params())
     saved = load_checkpoint(folder.checkpoint, site.plan)
-    if leaking(site.plan):  # what leaks lies in the process that is gone
+    if shares_optimizer_state(site.plan):  # what leaks lies in the process that is gone
         saved = None
         write_atomically(folder.rounds, b"")
         rmtree(folder.clients, ignore_errors=True)  # a stored reply would be sent without training

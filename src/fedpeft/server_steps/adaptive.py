@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from fedpeft.core.tensors import map_tensors, prefixed, under, zeros_like
+from fedpeft.core.tensors import add_prefix, map_tensors, take_prefix, zeros_like
 from fedpeft.core.types import Tensors
 
 
@@ -22,7 +22,7 @@ def check(lr: float, tau: float, **betas: float) -> None:
 def begin(params: Tensors, tau: float) -> Tensors:
     """m = 0 as `m/<name>` and v = τ² as `v/<name>`."""
     zero = zeros_like(params)
-    return {**prefixed("m", zero), **prefixed("v", map_tensors(lambda z: z + tau**2, zero))}
+    return {**add_prefix("m", zero), **add_prefix("v", map_tensors(lambda z: z + tau**2, zero))}
 
 
 def adapt(
@@ -37,7 +37,7 @@ def adapt(
 ) -> tuple[Tensors, Tensors]:
     """m ← β₁·m + (1 − β₁)·Δ; v ← second(v, Δ²); θ ← θ + η·m / (√v + τ). The bias of m is not
     corrected."""
-    m = map_tensors(lambda m, d: m.lerp(d, 1 - beta1), under("m", memory), delta)
-    v = map_tensors(lambda v, d: second(v, d.square()), under("v", memory), delta)
+    m = map_tensors(lambda m, d: m.lerp(d, 1 - beta1), take_prefix("m", memory), delta)
+    v = map_tensors(lambda v, d: second(v, d.square()), take_prefix("v", memory), delta)
     params = map_tensors(lambda p, m, v: p.addcdiv(m, v.sqrt() + tau, value=lr), params, m, v)
-    return params, {**prefixed("m", m), **prefixed("v", v)}
+    return params, {**add_prefix("m", m), **add_prefix("v", v)}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedpeft.core.facts import Fact
-from fedpeft.core.tensors import map_tensors, prefixed, under, zeros_like
+from fedpeft.core.tensors import add_prefix, map_tensors, take_prefix, zeros_like
 from fedpeft.core.types import Cohort, Tensors
 
 
@@ -31,13 +31,13 @@ class Momentum:
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
 
     def init(self, params: Tensors) -> Tensors:
-        return prefixed("m", zeros_like(params))
+        return add_prefix("m", zeros_like(params))
 
     def step(
         self, params: Tensors, memory: Tensors, delta: Tensors, cohort: Cohort
     ) -> tuple[Tensors, Tensors]:
         velocity = map_tensors(
-            lambda v, d: d.add(v, alpha=self.momentum), under("m", memory), delta
+            lambda v, d: d.add(v, alpha=self.momentum), take_prefix("m", memory), delta
         )
         params = map_tensors(lambda p, v: p.add(v, alpha=self.lr), params, velocity)
-        return params, prefixed("m", velocity)
+        return params, add_prefix("m", velocity)

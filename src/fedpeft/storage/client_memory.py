@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 
 from fedpeft.core.secrets import Secret, secret_at
-from fedpeft.core.tensors import prefixed, under
+from fedpeft.core.tensors import add_prefix, take_prefix
 from fedpeft.core.types import ClientId, Job, Tensors
 from fedpeft.errors import RunError
 from fedpeft.storage.files import (
@@ -78,7 +78,7 @@ class Folder:
         version = None if before is None else self._latest(client, before.round, before.step)
         if version is None and accepted is not None:
             version = self._latest(client, accepted)
-        return {} if version is None else under("memory", self._version(client, *version)[0])
+        return {} if version is None else take_prefix("memory", self._version(client, *version)[0])
 
     def reply(self, job: Job) -> bytes | None:
         """The reply to this message, if the client has given it before."""
@@ -92,7 +92,7 @@ class Folder:
         file = self._own(job.client) / self._file(job.client, job.round, job.step).name
         reply = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
         metadata = {"run": job.run, "client": job.client}
-        tensors = {**prefixed("memory", memory), "reply": reply}
+        tensors = {**add_prefix("memory", memory), "reply": reply}
         dump_tensors(file, tensors, metadata, private=True)
         needed = {job.round, job.accepted}
         for old in file.parent.glob("*.safetensors"):

@@ -19,7 +19,7 @@ fingerprint."""
 
 
 @dataclass(frozen=True)
-class Shelf:
+class CellStore:
     """The folders that may hold a study's cells.
 
     Attributes:

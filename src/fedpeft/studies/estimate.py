@@ -9,7 +9,7 @@ from typing import Any
 from fedpeft.errors import RunError
 from fedpeft.plan.plan import Plan
 from fedpeft.runs.folder import read_json
-from fedpeft.studies.cell_store import Shelf
+from fedpeft.studies.cell_store import CellStore
 from fedpeft.studies.study import Cell
 from fedpeft.studies.sweep import CellOutcome, run_study
 
@@ -40,7 +40,7 @@ def seconds_of(cell: Cell, done: Sequence[CellOutcome]) -> float | None:
 
 
 def estimate_study(
-    shelf: Shelf,
+    cell_store: CellStore,
     cells: Sequence[Cell],
     done: Sequence[CellOutcome],
     jobs: int,
@@ -59,7 +59,7 @@ def estimate_study(
         source = f"from the seconds of {len(done)} finished cells"
     elif left:
         first = min(left, key=lambda cell: _passes(cell.plan, {}))
-        start, one_round, held = _one_round(first, shelf, options)
+        start, one_round, held = _one_round(first, cell_store, options)
         per_pass = one_round / _passes(replace(first.plan, rounds=1), held)
         total = sum(start + per_pass * _passes(cell.plan, held) for cell in left)
         source = f"from one round of {first.name}; methods differ by a few times"
@@ -78,14 +78,14 @@ def _passes(plan: Plan, held: Mapping[str, Any]) -> float:
 
 
 def _one_round(
-    cell: Cell, shelf: Shelf, options: Sequence[str]
+    cell: Cell, cell_store: CellStore, options: Sequence[str]
 ) -> tuple[float, float, Mapping[str, Any]]:
     """Seconds before and after a round, those of the round, and the report of the partition."""
     short = replace(cell, plan=replace(cell.plan, rounds=1))
     with TemporaryDirectory() as folder:
         ended = [
             one
-            for batch in run_study(replace(shelf, out=Path(folder)), [short], 1, options)
+            for batch in run_study(replace(cell_store, out=Path(folder)), [short], 1, options)
             for one in batch
         ]
         if ended[0].error:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.runs.folder import read_json
-from fedpeft.studies.cell_store import Shelf
+from fedpeft.studies.cell_store import CellStore
 from fedpeft.studies.study import Cell
 
 TICK = 0.2
@@ -48,9 +48,9 @@ class _Running:
     began: float
 
 
-def reused(shelf: Shelf, cells: Sequence[Cell]) -> list[CellOutcome]:
+def reused(cell_store: CellStore, cells: Sequence[Cell]) -> list[CellOutcome]:
     """The cells that are finished already, here or among what is kept."""
-    done = shelf.finished()
+    done = cell_store.finished()
     found = []
     for cell in cells:
         if folder := done.get(cell.plan.fingerprint):
@@ -64,7 +64,7 @@ def reused(shelf: Shelf, cells: Sequence[Cell]) -> list[CellOutcome]:
 
 
 def run_study(
-    shelf: Shelf, cells: Sequence[Cell], jobs: int, options: Sequence[str] = ()
+    cell_store: CellStore, cells: Sequence[Cell], jobs: int, options: Sequence[str] = ()
 ) -> Iterator[list[CellOutcome]]:
     """Run cells, `jobs` at a time; yields, several times a second, those that have ended since.
 
@@ -81,7 +81,7 @@ def run_study(
             while waiting and len(running) < jobs:
                 cell = waiting.pop()
                 try:
-                    running.append(_begin(shelf, cell, options))
+                    running.append(_begin(cell_store, cell, options))
                 except (FedpeftError, OSError) as error:
                     ended.append(CellOutcome(cell, None, error=" ".join(str(error).split())))
             for one in [one for one in running if one.process.poll() is not None]:
@@ -94,8 +94,8 @@ def run_study(
             _stop(one.process)
 
 
-def _begin(shelf: Shelf, cell: Cell, options: Sequence[str]) -> _Running:
-    folder = shelf.place(cell).path
+def _begin(cell_store: CellStore, cell: Cell, options: Sequence[str]) -> _Running:
+    folder = cell_store.place(cell).path
     with (folder / LOG).open("ab") as log:
         # the pipe to its standard input closes with this process, however it ends, and the cell
         # then ends too

@@ -12,7 +12,7 @@ from fedpeft.compute.trainable import tensors_of
 from fedpeft.core.facts import Fact
 from fedpeft.core.outputs import PREDICTION, Outputs, head_input
 from fedpeft.core.seeds import generator as stream
-from fedpeft.core.tensors import prefixed
+from fedpeft.core.tensors import add_prefix
 from fedpeft.core.types import Batch, Table, Tensors
 from fedpeft.errors import DataError, PlanError
 from fedpeft.tasks import scoring
@@ -130,7 +130,7 @@ class TextToImage:
         return {
             n: x
             for name, part in parts.items()
-            for n, x in prefixed(name, tensors_of(part)).items()
+            for n, x in add_prefix(name, tensors_of(part)).items()
         }
 
     def settings(self) -> dict[str, Any]:

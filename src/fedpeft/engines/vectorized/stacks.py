@@ -11,7 +11,7 @@ from torch.func import vmap
 
 from fedpeft.compute.device_memory import available, kept, out_of_memory
 from fedpeft.compute.vectorized import Divided, Draws, StackedObjective
-from fedpeft.core.tensors import beside
+from fedpeft.core.tensors import drop_prefixes
 from fedpeft.core.types import Batch, Carry, Tensors
 from fedpeft.rounds.client import ClientRound, Trained
 from fedpeft.rounds.site import Site
@@ -181,7 +181,7 @@ class Stacks:
     def _together(self, kind: Kind, one: Trainee) -> int:
         """How many may take a step of this kind at once."""
         if kind not in self.limits:
-            params = beside(self.site.plan.local_shares, one.received)
+            params = drop_prefixes(self.site.plan.local_shares, one.received)
             row = kept(one.opened.objective, self.site.model, params, one.batch) / len(
                 one.batch["mask"]
             )
