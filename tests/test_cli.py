@@ -244,3 +244,18 @@ def test_bytes_are_read_in_units_of_1024(count: int, text: str) -> None:
 )
 def test_seconds_are_read_in_fitting_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_run_in_which_nothing_changed_fails(plan: Path, tmp_path: Path) -> None:
+    """Every client's training diverges: the model is the one it began with."""
+    result = fedpeft("run", plan, "-o", tmp_path / "run", "-s", "local.lr=1e38", "-s", "rounds=2")
+    assert result.exit_code == 1
+    assert "error: no round changed anything" in result.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["rounds_without_change"] == 2 and summary["failed"] == summary["asked"]
+
+
+def test_a_cohort_larger_than_the_federation_is_told(plan: Path, tmp_path: Path) -> None:
+    result = fedpeft("run", plan, "--out", tmp_path / "run", "-s", "cohort=9", "-s", "rounds=1")
+    assert result.exit_code == 0, result.stderr
+    assert "cohort = 9 is more than there are clients: all take part" in result.stdout

@@ -28,7 +28,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_training_that_diverges_is_named_and_the_run_goes_on(plan: Path, tmp_path: Path) -> None:
     result = fedpeft("run", plan, "--out", tmp_path / "run", "--set", "local.lr=1e38")
-    assert result.exit_code == 0
+    assert result.exit_code == 1
     assert "0/2 answered" in result.stdout
     assert "not counted: c00" in result.stdout
     warnings = result.stderr.splitlines()

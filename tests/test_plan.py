@@ -264,3 +264,31 @@ def test_scaffold_of_a_plan_of_version_1_is_one_part() -> None:
     assert read_plan({"local": local, "server": "scaffold"}).server == Average()
     with pytest.raises(PlanError, match=r'set local\.correction = "scaffold" and leave `server`'):
         read_plan({"server": "scaffold"})
+
+
+@pytest.mark.parametrize(
+    ("key", "places"),
+    [
+        ("lr", "local.lr or server.lr"),
+        ("epochs", "local.epochs"),
+        ("momentum", "local.optimizer.momentum"),
+        ("clients", "partition.clients"),
+    ],
+)
+def test_a_key_of_a_part_is_said_to_be_one(key: str, places: str) -> None:
+    spec = {"local": {"lr": 0.1, "optimizer": "sgd"}, "partition": "iid", key: 1}
+    with pytest.raises(PlanError, match=rf"no key called '{key}' here: .* set {places}$"):
+        read_plan(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"seed": 2**63}, "below 2"),
+        ({"cohort": 3, "admission": {"min_replies": 4}}, "min_replies = 4 is more than the cohort"),
+    ],
+)
+def test_what_no_round_could_use_is_refused(spec: dict[str, Any], reason: str) -> None:
+    with pytest.raises(PlanError, match=reason):
+        read_plan(spec)

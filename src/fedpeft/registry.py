@@ -171,7 +171,7 @@ def construct(
     hints = get_type_hints(cls)
     for key in settings:
         if key not in schema:
-            raise PlanError(f"{what}: " + unknown("key", str(key), schema))
+            raise PlanError(f"{what}: {_unknown_key(schema, settings, str(key), code)}")
     for key, f in schema.items():
         if key not in settings and f.default is MISSING and f.default_factory is MISSING:
             raise PlanError(f"{what} needs the key {key!r}")
@@ -183,6 +183,34 @@ def construct(
         return cls(**values)
     except ValueError as error:
         raise PlanError(f"{what}: {error}") from None
+
+
+def _unknown_key(
+    schema: Mapping[str, Field[Any]], settings: Mapping[str, Any], key: str, code: Code
+) -> str:
+    """What to set instead of a key that is not there."""
+    if inside := _places(schema, settings, key, code):
+        return f"no key called {key!r} here: it is a part's, so set {' or '.join(inside)}"
+    return unknown("key", key, schema)
+
+
+def _places(
+    schema: Mapping[str, Field[Any]], settings: Mapping[str, Any], key: str, code: Code
+) -> list[str]:
+    """Where the parts that are chosen have a key of this name, e.g. "local.lr", nearest first."""
+    found: list[str] = []
+    deeper: list[str] = []
+    for name, slot in schema.items():
+        kind, default = slot.metadata.get("kind"), slot.metadata.get("default")
+        spec = settings.get(name, default)
+        given = spec if isinstance(spec, Mapping) else {"name": spec}
+        chosen = given.get("name", default)
+        if kind is None or not isinstance(chosen, str) or chosen not in names(kind):
+            continue
+        own = {f.name: f for f in fields(find(kind, chosen, code)) if f.init}
+        found += [f"{name}.{key}"] * (key in own)
+        deeper += [f"{name}.{place}" for place in _places(own, given, key, code)]
+    return [*found, *deeper]
 
 
 def _value(slot: Field[Any], hint: Any, value: Any, path: str, code: Code) -> Any:

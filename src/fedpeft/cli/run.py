@@ -40,7 +40,8 @@ EXAMPLES = """\
 """
 
 NewFolder = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="The run's folder; else a new one in runs/.")
+    Path | None,
+    typer.Option("--out", "-o", metavar="DIR", help="The run's folder; else a new one in runs/."),
 ]
 ResumedFolder = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder.")
@@ -202,6 +203,8 @@ def _show(console: "Console", folder: "RunFolder", site: "Site", engine: Any) ->
         f"{plan.name}: {plan.rounds} rounds, {cohort} of {clients} clients in each, in "
         f"{folder.path}"
     )
+    if plan.cohort > clients:
+        console.print(f"cohort = {plan.cohort} is more than there are clients: all take part")
     if site.kept.note:
         console.print(site.kept.note)
     with console.status(f"0/{cohort} answered") as status:
@@ -237,12 +240,16 @@ def _report(
     console: "Console", folder: "RunFolder", summary: Mapping[str, Any], as_json: bool
 ) -> None:
     from fedpeft.cli.progress import summary_table, warnings
+    from fedpeft.runs.record import changed_nothing
 
     for warning in warnings(summary):
         typer.echo(f"warning: {warning}", err=True)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
-        return
-    console.print()
-    console.print(summary_table(summary))
-    console.print(f"results: {folder.path}")
+    else:
+        console.print()
+        console.print(summary_table(summary))
+        console.print(f"results: {folder.path}")
+    if why := changed_nothing(summary):
+        typer.echo(f"error: {why}", err=True)
+        raise typer.Exit(1)

@@ -20,6 +20,14 @@ def check_values(plan: Any) -> None:
     for key in ("rounds", "cohort", "evaluate_every"):
         if getattr(plan, key) < 1:
             raise PlanError(f"{key} must be at least 1, got {getattr(plan, key)}")
+    if not 0 <= plan.seed < 2**63:
+        raise PlanError(f"seed must be at least 0 and below 2^63, got {plan.seed}")
+    if plan.admission.min_replies > plan.cohort and not plan.asynchronous:
+        raise PlanError(
+            f"admission.min_replies = {plan.admission.min_replies} is more than the cohort = "
+            f"{plan.cohort} that is asked in a round, so that no round could change anything: "
+            "lower one, or raise the other"
+        )
     for key, known in (("weighting", WEIGHTINGS), ("engine", names("engine"))):
         if getattr(plan, key) not in known:
             raise PlanError(unknown(key, getattr(plan, key), known))

@@ -79,3 +79,14 @@ def _client(ledger: Ledger, client: ClientId) -> dict[str, Any]:
     if client in ledger.refusals:
         what["refusals"] = ledger.refusals[client]
     return what
+
+
+def changed_nothing(summary: Mapping[str, Any]) -> str:
+    """Why a finished run is of no use, in words, if no round of it changed anything."""
+    rounds = summary.get("rounds")
+    if not rounds or summary.get("rounds_without_change") != rounds:
+        return ""
+    return (
+        "no round changed anything, so that the model is the one that the run began with; "
+        "rounds.jsonl says why"
+    )

@@ -12,6 +12,7 @@ from typing import Any
 
 from fedpeft.errors import FedpeftError, RunError
 from fedpeft.runs.folder import read_json
+from fedpeft.runs.record import changed_nothing
 from fedpeft.studies.cell_store import CellStore
 from fedpeft.studies.study import Cell
 
@@ -55,11 +56,8 @@ def reused(cell_store: CellStore, cells: Sequence[Cell]) -> list[CellOutcome]:
     for cell in cells:
         if folder := done.get(cell.plan.fingerprint):
             summary = read_json(folder / "summary.json") or {}
-            found.append(
-                CellOutcome(
-                    cell, folder, summary, wall=float(summary.get("seconds") or 0), reused=True
-                )
-            )
+            error, wall = changed_nothing(summary), float(summary.get("seconds") or 0)
+            found.append(CellOutcome(cell, folder, summary, error, wall, reused=True))
     return found
 
 
