@@ -98,11 +98,11 @@ def test_scores_are_of_one_clip(tmp_path: Path) -> None:
     draw(write_cell(tmp_path / "lora", [0.5]), 60, clip={"model": "other", **scored})
     (gallery,) = of(tmp_path)
     about = {column.name: list(column.about) for column in gallery.columns}
-    assert about["held out"] == ["CLIP 0.800 ± 0.100"] and about["before"] == [
+    assert about["held out"] == ["CLIP 0.800 (0.700 to 0.900)"] and about["before"] == [
         "base model",
-        "CLIP 0.300 ± 0.100",
+        "CLIP 0.300 (0.200 to 0.400)",
     ]
-    assert about["head"] == ["seed 1, round 1", "CLIP 0.550 ± 0.050"]
+    assert about["head"] == ["seed 1, round 1", "CLIP 0.550 (0.500 to 0.600)"]
     assert about["lora"] == about["bias"] == ["seed 1, round 1"]
     assert "by tiny, mean over all 2 captions" in gallery.told
 

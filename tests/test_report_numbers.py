@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from cells import write_cell, write_study
 
+from fedpeft.evaluation.statistics import estimate, estimate_or_none, pareto
 from fedpeft.report.axes import axes, label
 from fedpeft.report.groups import Section, sections
 from fedpeft.report.reading import read_cells
 from fedpeft.report.rows import across, bars, costs, curves, divisions, spreads
-from fedpeft.report.statistics import estimate, pareto
-from fedpeft.report.tables import differences, groups
+from fedpeft.report.tables import Entry, ReportTable, as_csv, as_latex, differences, groups
 
 
 def only(root: Path) -> Section:
@@ -38,7 +38,7 @@ def test_two_seeds_have_their_range_and_one_has_nothing() -> None:
     two, one = estimate([0.4, 0.2]), estimate([0.4])
     assert two is not None and [two.low, two.mean, two.high] == pytest.approx([0.2, 0.3, 0.4])
     assert one is not None and (one.mean, one.low, one.high, one.half) == (0.4, None, None, None)
-    assert estimate([]) is None
+    assert estimate_or_none([]) is None
 
 
 def test_the_front_is_what_nothing_beats() -> None:
@@ -306,3 +306,36 @@ def test_runs_that_are_no_federation_are_compared_where_there_is_none(tmp_path: 
         "local only, lora"
     ] and section.across == ()
     assert [row["round"] for row in curves(section)] == [1, 2] and costs(section, "up") == []
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([0.5], "50.0"),
+        ([0.4, 0.6], "50.0 (40.0 to 60.0)"),
+        ([0.49, 0.5, 0.51], "50.0 ± 2.5"),
+        ([0.97, 0.99, 0.98], "98.0 (95.5 to 100.0)"),
+    ],
+)
+def test_an_interval_has_one_form(values: list[float], text: str) -> None:
+    shown = lambda share: f"{100 * share:.1f}"
+    assert estimate(values).within(0, 1).text(shown, shown) == text
+
+
+def test_the_ends_of_an_interval_have_columns_of_their_own_in_files() -> None:
+    head = ("group", "accuracy", "seeds")
+    row = [Entry("a", "a"), Entry("50.0 ± 2.5 %", 0.5, (0.475, 0.525)), Entry("3", 3)]
+    alone = [Entry("b", "b"), Entry("40.0 %", 0.4), Entry("1", 1)]
+    text = as_csv([("one", ReportTable("groups", "Groups", head, [row, alone]))])
+    assert text.splitlines() == [
+        'experiment,group,accuracy,"accuracy, low","accuracy, high",seeds',
+        "one,a,0.5,0.475,0.525,3",
+        "one,b,0.4,,,1",
+    ]
+
+
+def test_a_latex_table_is_no_wider_than_the_text() -> None:
+    table = ReportTable("groups", "Groups", ("a",), [[Entry("1 ± 2", 1.0)]])
+    text = as_latex([("one", table)])
+    assert r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%" in text
+    assert r"1 $\pm$ 2 \\" in text and text.count("{") == text.count("}")

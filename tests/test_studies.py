@@ -199,10 +199,13 @@ def test_the_interval_is_students() -> None:
     # t(0.975, 2) = 4.302653, s = 1, n = 3
     assert interval([1.0, 2.0, 3.0]) == {
         "mean": 2.0,
-        "half": pytest.approx(4.302653 / 3**0.5),
+        "low": pytest.approx(2 - 4.302653 / 3**0.5),
+        "high": pytest.approx(2 + 4.302653 / 3**0.5),
         "each": [1.0, 2.0, 3.0],
     }
-    assert interval([0.5])["half"] is None
+    assert interval([0.5])["low"] is None
+    assert interval([0.2, 0.4])["low"] == 0.2, "a t interval of two values says nothing"
+    assert interval([0.97, 0.99, 0.98], share=True)["high"] == 1.0
 
 
 def test_a_task_without_accuracy_has_its_loss_in_the_table(tmp_path: Path) -> None:

@@ -67,7 +67,8 @@ def test_a_sweep_killed_in_the_middle_goes_on_and_runs_nothing_twice(tmp_path: P
     summary = json.loads((out / "plain-seed1" / "summary.json").read_text())
     assert rows[0]["accuracy_last"] == {
         "mean": summary["accuracy_last"],
-        "half": None,
+        "low": None,
+        "high": None,
         "each": [summary["accuracy_last"]],
     }
     assert rows[0]["bytes"]["mean"] == summary["bytes_up"] + summary["bytes_down"]

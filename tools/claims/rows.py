@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from fedpeft.studies.table import interval
+from fedpeft.evaluation.statistics import estimate
 from tools.results.rows import Result, newest_results, read_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,10 +67,9 @@ def _measured(one: Result, metric: str) -> float:
 
 
 def spread(values: Seeds, digits: int = 1) -> str:
-    both = interval(list(values.values()))
-    return f"{both['mean']:.{digits}f}" + (
-        "" if both["half"] is None else f" ± {both['half']:.{digits}f}"
-    )
+    """The mean over the seeds with its interval, as `fedpeft sweep` writes it."""
+    shown = f"{{:.{digits}f}}".format
+    return estimate(list(values.values())).text(shown, shown)
 
 
 def difference(row: Row, other: Row) -> dict[int, float]:
@@ -83,7 +82,7 @@ def difference(row: Row, other: Row) -> dict[int, float]:
 
 
 def signed(values: Seeds, digits: int = 1) -> str:
-    return ("+" if interval(list(values.values()))["mean"] >= 0 else "") + spread(values, digits)
+    return ("+" if estimate(list(values.values())).mean >= 0 else "") + spread(values, digits)
 
 
 def lines(head: list[str], rows: list[list[str]]) -> str:

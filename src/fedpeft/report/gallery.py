@@ -5,10 +5,10 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from fedpeft.evaluation.statistics import estimate_or_none
 from fedpeft.report.groups import Group, Section
 from fedpeft.report.reading import KeptRun
 from fedpeft.report.schema import KeptPictures
-from fedpeft.report.statistics import estimate
 
 ROWS, COLUMNS = 6, 8
 """How many captions and how many groups a gallery shows."""
@@ -100,10 +100,10 @@ def _score(
     scores = next(
         (getattr(d.clip, column) for _, _, d in members if d.clip and d.clip.model == judge), ()
     )
-    found = estimate(scores)
+    found = estimate_or_none(scores)
     if found is None:
         return []
-    return [f"CLIP {found.mean:.3f}" + (f" ± {found.half:.3f}" if found.half is not None else "")]
+    return [f"CLIP {found.text('{:.3f}'.format, '{:.3f}'.format)}"]
 
 
 def _told(first: KeptPictures, rows: int, groups: int, judge: str) -> Iterator[str]:

@@ -7,9 +7,9 @@ from pathlib import PurePath
 from typing import Any
 
 from fedpeft.core.units import LESS_IS_BETTER
+from fedpeft.evaluation.statistics import Estimate, estimate_or_none, pareto
 from fedpeft.report.axes import PlanAxis, axes, label
 from fedpeft.report.reading import KeptRun
-from fedpeft.report.statistics import Estimate, estimate, pareto
 
 WAYS = ("up", "down")
 COLOURS, FORMS = 8, 6
@@ -71,14 +71,14 @@ class Group:
             found = [one for cell in self.finished if (one := value(cell)) is not None]
         except (IndexError, ZeroDivisionError):
             return None
-        return estimate(found) if len(found) == len(self.finished) else None
+        return estimate_or_none(found) if len(found) == len(self.finished) else None
 
     def curve(self) -> list[tuple[int, Estimate]]:
         """The metric by round, where all runs have it; unfinished ones count only if none is
         finished."""
         lines = [cell.measured(self.measure.name) for cell in self.finished or self.cells]
         shared = sorted(set.intersection(*map(set, lines)))
-        return [(at, e) for at in shared if (e := estimate([line[at] for line in lines]))]
+        return [(at, e) for at in shared if (e := estimate_or_none([line[at] for line in lines]))]
 
     def sent(self, way: str) -> float | None:
         """Bytes that a client of a federation sends ("up") or receives in the whole run, on

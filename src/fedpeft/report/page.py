@@ -12,6 +12,7 @@ import tomli_w
 
 from fedpeft import __version__
 from fedpeft.errors import RunError
+from fedpeft.evaluation.statistics import Estimate
 from fedpeft.report import tables
 from fedpeft.report.drawing import DASHES, scripts
 from fedpeft.report.figures import figures, intervals
@@ -19,7 +20,6 @@ from fedpeft.report.gallery import galleries
 from fedpeft.report.groups import REFERENCES, Group, Section
 from fedpeft.report.reading import KeptRun
 from fedpeft.report.rows import format_value, with_interval
-from fedpeft.report.statistics import Estimate
 from fedpeft.report.tables import ReportTable
 from fedpeft.storage.files import write_atomically
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fedpeft.core.units import size
+from fedpeft.evaluation.statistics import Estimate
 from fedpeft.report.axes import PlanAxis, label
 from fedpeft.report.groups import CENTRALISED, Group, Measure, Section
-from fedpeft.report.statistics import Estimate
 
 Row = dict[str, Any]
 DIVISIONS = 8
@@ -25,12 +25,14 @@ def format_value(value: float | None, measure: Measure, digits: int = 1) -> str:
 
 
 def with_interval(found: Estimate | None, measure: Measure) -> str:
-    """ "97.2 ± 0.3 %"; of one run the value alone."""
-    if found is None or found.half is None:
-        return format_value(found.mean if found else None, measure)
+    """ "97.2 ± 0.3 %"; see `Estimate.text`."""
+    if found is None:
+        return format_value(None, measure)
     if measure.percent:
-        return f"{100 * found.mean:.1f} ± {100 * found.half:.1f} %"
-    return f"{format_value(found.mean, measure)} ± {found.half:.2g}"
+        percent = "{:.1f}".format
+        shown = lambda value: percent(100 * value)
+        return f"{found.within(0, 1).text(shown, shown)} %"
+    return found.text(lambda value: format_value(value, measure), "{:.2g}".format)
 
 
 def describe_interval(found: Estimate, measure: Measure) -> str:

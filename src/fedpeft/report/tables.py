@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedpeft.core.units import duration, size
+from fedpeft.evaluation.statistics import Estimate
 from fedpeft.report.axes import PlanAxis, axes
 from fedpeft.report.groups import CENTRALISED, WAYS, Group, Measure, Section
 from fedpeft.report.reading import KeptRun
-from fedpeft.report.rows import format_value, with_interval
+from fedpeft.report.rows import drawn, format_value, with_interval
 from fedpeft.report.schema import Range
-from fedpeft.report.statistics import Estimate
 
 REASONS = 200
 OVER_CLIENTS = {
@@ -24,10 +24,15 @@ OVER_CLIENTS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """What a cell of a table shows, and the value by which it is sorted and written to a file."""
+    """What a cell of a table shows, and the value by which it is sorted and written to a file.
+
+    Attributes:
+      ends: of a mean the ends of its interval, for files.
+    """
 
     text: str
     value: str | float | None = None
+    ends: tuple[float, float] | None = None
 
     @property
     def number(self) -> bool:
@@ -109,7 +114,12 @@ def _each_round(group: Group, way: str) -> Entry:
 
 
 def _metric(found: Estimate | None, measure: Measure) -> Entry:
-    return number(found.mean if found else None, with_interval(found, measure))
+    if found is None:
+        return number(None, "")
+    if found.low is None or found.high is None:
+        return number(found.mean, with_interval(found, measure))
+    ends = drawn(found, measure)
+    return Entry(with_interval(found, measure), found.mean, (ends["low"], ends["high"]))
 
 
 def _over_clients(group: Group, key: str) -> Estimate | None:
@@ -303,22 +313,44 @@ def _without_empty(table: ReportTable) -> ReportTable:
 
 
 def as_csv(named: Sequence[tuple[str, ReportTable]]) -> str:
-    """Tables of one kind, below each other, each line beginning with the name of its section.
+    """Tables of one kind, below each other, each line beginning with the name of its section. The
+    ends of an interval have columns of their own.
 
     A text that a spreadsheet would take for a formula gets an apostrophe before it.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    head: tuple[str, ...] = ()
+    head: list[str] = []
     for title, table in named:
-        if table.head != head:
-            head = table.head
+        own, lines = _expanded(table)
+        if own != head:
+            head = own
             writer.writerow(["experiment", *map(_inert, head)])
-        for row in table.rows:
-            writer.writerow(
-                [_inert(title), *("" if e.value is None else _inert(e.value) for e in row)]
-            )
+        for line in lines:
+            writer.writerow([_inert(title), *("" if x is None else _inert(x) for x in line)])
     return file.getvalue()
+
+
+def _expanded(table: ReportTable) -> tuple[list[str], list[list[str | float | None]]]:
+    """Heading and lines, with columns for the ends of intervals."""
+    wide = [any(row[k].ends for row in table.rows) for k in range(len(table.head))]
+    head: list[str] = []
+    for text, ends in zip(table.head, wide, strict=True):
+        head += _named(text, ends)
+    lines: list[list[str | float | None]] = []
+    for row in table.rows:
+        lines.append([])
+        for entry, ends in zip(row, wide, strict=True):
+            lines[-1] += _values(entry, ends)
+    return head, lines
+
+
+def _named(heading: str, wide: bool) -> list[str]:
+    return [heading, f"{heading}, low", f"{heading}, high"] if wide else [heading]
+
+
+def _values(entry: Entry, wide: bool) -> list[str | float | None]:
+    return [entry.value, *(entry.ends or (None, None))] if wide else [entry.value]
 
 
 def _inert(value: str | float) -> str | float:
@@ -336,11 +368,13 @@ LATEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
 } | {sign: f"\\{sign}" for sign in "&%$#_"}
+FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}"
+"""A table wider than the text is made as wide as the text."""
 SIGNS = {"±": r"$\pm$", "–": "--", "ε": r"$\varepsilon$"}
 
 
 def as_latex(named: Sequence[tuple[str, ReportTable]]) -> str:
-    """One booktabs table for each; needs \\usepackage{booktabs}."""
+    """One table for each, no wider than the text; needs \\usepackage{booktabs,graphicx}."""
     return "\n".join(_latex(title, table) for title, table in named)
 
 
@@ -348,11 +382,12 @@ def _latex(title: str, table: ReportTable) -> str:
     columns = "".join("r" if table.numeric(k) else "l" for k in range(len(table.head)))
     lines = [
         "\\begin{table}\n  \\centering",
-        f"  \\caption{{{escaped(title)}}}\n  \\begin{{tabular}}{{{columns}}}\n    \\toprule",
+        f"  \\caption{{{escaped(title)}}}",
+        f"  {FITTED}{{%\n  \\begin{{tabular}}{{{columns}}}\n    \\toprule",
         f"    {' & '.join(map(escaped, table.head))} \\\\",
         "    \\midrule",
         *(f"    {' & '.join(escaped(entry.text) for entry in row)} \\\\" for row in table.rows),
-        "    \\bottomrule\n  \\end{tabular}\n\\end{table}\n",
+        "    \\bottomrule\n  \\end{tabular}}\n\\end{table}\n",
     ]
     return "\n".join(lines)
 

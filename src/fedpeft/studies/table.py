@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import sqrt
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import median
 from typing import Any
 
+from fedpeft.evaluation.statistics import Estimate, estimate
 from fedpeft.storage.files import write_atomically
 from fedpeft.studies.study import ROW, Study
 from fedpeft.studies.sweep import CellOutcome
@@ -23,14 +23,15 @@ MEASURED: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
 """What a summary gives to the mean over seeds, by name."""
 
 
-def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and half width of the 95 % interval, t(0.975, n − 1)·s / √n; no width for one value."""
-    half = None
-    if len(values) > 1:
-        from scipy.stats import t
+SHARES = tuple(name for name in MEASURED if "accuracy" in name and not name.endswith("std"))
+"""What is never below 0 nor above 1."""
 
-        half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / sqrt(len(values))
-    return {"mean": fmean(values), "half": half, "each": list(values)}
+
+def interval(values: Sequence[float], share: bool = False) -> dict[str, Any]:
+    """The mean with the ends of its interval (see `evaluation.statistics`), and each value."""
+    found = estimate(values)
+    found = found.within(0, 1) if share else found
+    return {"mean": found.mean, "low": found.low, "high": found.high, "each": list(values)}
 
 
 def rows_of(study: Study, outcomes: Iterable[CellOutcome]) -> list[dict[str, Any]]:
@@ -64,7 +65,8 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
         row[name] = first.get(name)
     for name, read in MEASURED.items():
         values = [value for one in done if (value := read(one.summary)) is not None]
-        row[name] = interval(values) if len(values) == len(done) else None
+        whole = len(values) == len(done)
+        row[name] = interval(values, name in SHARES) if whole else None
     row["seconds"] = median([float(one.summary["seconds"]) for one in done])
     row["cells"] = [one.cell.name for one in done]
     return row
@@ -92,12 +94,13 @@ LOSS = {"loss": "loss_last"}
 
 SCORED = """\
 Accuracy in percent on the common held-out set, mean ± half of the 95 % interval over the seeds
-(Student's t); best is the best of the evaluated rounds, chosen on that same set. A client's
-accuracy counts each class as often as the client trains on it; clients is the mean over all of
-them, worst tenth over those that do worst, spread the standard deviation over all."""
+(Student's t); in brackets the range of two seeds, or an interval that ends at 0 or 100 %. Best is
+the best of the evaluated rounds, chosen on that same set. A client's accuracy counts each class as
+often as the client trains on it; clients is the mean over all of them, worst tenth over those that
+do worst, spread the standard deviation over all."""
 UNSCORED = """\
 Mean loss on the common held-out set after the last round, less is better, ± half of the 95 %
-interval over the seeds (Student's t)."""
+interval over the seeds (Student's t); in brackets the range of two seeds."""
 SENT = """\
 Bytes are measured on what was sent, headers included: up from one client in one round, and in
 all, up and down."""
@@ -133,17 +136,19 @@ def texts(study: Study, row: Mapping[str, Any], shown: Mapping[str, str]) -> lis
 
 
 def _percent(value: Mapping[str, Any] | None) -> str:
-    if value is None:
-        return "-"
-    return f"{100 * value['mean']:.1f}" + (
-        "" if value["half"] is None else f" ± {100 * value['half']:.1f}"
-    )
+    percent = "{:.1f}".format
+    return _text(value, lambda share: percent(100 * share))
 
 
 def _plain(value: Mapping[str, Any] | None) -> str:
+    return _text(value, "{:.3f}".format)
+
+
+def _text(value: Mapping[str, Any] | None, shown: Callable[[float], str]) -> str:
     if value is None:
         return "-"
-    return f"{value['mean']:.3f}" + ("" if value["half"] is None else f" ± {value['half']:.3f}")
+    found = Estimate(value["mean"], value["low"], value["high"], len(value["each"]))
+    return found.text(shown, shown)
 
 
 def _size(count: float | None) -> str:
