@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median, pstdev, stdev
 from typing import Any
 
 from fedpeft.storage.files import write_atomically
@@ -17,10 +17,18 @@ MEASURED: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "client_accuracy_mean": lambda s: (s.get("client_accuracy") or {}).get("mean"),
     "client_accuracy_worst_decile": lambda s: (s.get("client_accuracy") or {}).get("worst_decile"),
     "client_accuracy_std": lambda s: (s.get("client_accuracy") or {}).get("std"),
+    "own_worst_tenth": lambda s: _own(s).get("worst_tenth"),
+    "own_spread": lambda s: pstdev(_own(s)["each"].values()) if _own(s) else None,
     "loss_last": lambda s: (s.get("held_out_last") or {}).get("loss"),
     "bytes": lambda s: s["bytes_up"] + s["bytes_down"],
 }
 """What a summary gives to the mean over seeds, by name."""
+
+
+def _own(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The accuracies of clients on held-out examples of their own, where they have some."""
+    own = (summary.get("own_held_out") or {}).get("metrics", {}).get("accuracy", {})
+    return own if own and None not in own["each"].values() else {}
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
@@ -87,6 +95,8 @@ ACCURACIES = {
     "spread": "client_accuracy_std",
 }
 """What was measured, by its heading."""
+OWN = {"own worst tenth": "own_worst_tenth", "own spread": "own_spread"}
+"""The same on examples that clients hold out themselves."""
 LOSS = {"loss": "loss_last"}
 """Of tasks that have no accuracy."""
 
@@ -94,7 +104,8 @@ SCORED = """\
 Accuracy in percent on the common held-out set, mean ± half of the 95 % interval over the seeds
 (Student's t); best is the best of the evaluated rounds, chosen on that same set. A client's
 accuracy counts each class as often as the client trains on it; clients is the mean over all of
-them, worst tenth over those that do worst, spread the standard deviation over all."""
+them, worst tenth over those that do worst, spread the standard deviation over all; own is on
+examples that the clients hold out themselves."""
 UNSCORED = """\
 Mean loss on the common held-out set after the last round, less is better, ± half of the 95 %
 interval over the seeds (Student's t)."""
@@ -106,7 +117,9 @@ all, up and down."""
 def select_measures(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What the table of these rows shows between seeds and bytes: name by heading."""
     scored = any(row.get("accuracy_last") for row in rows)
-    return LOSS if not scored and any(row.get("loss_last") for row in rows) else ACCURACIES
+    if not scored and any(row.get("loss_last") for row in rows):
+        return LOSS
+    return ACCURACIES | OWN if any(row.get("own_worst_tenth") for row in rows) else ACCURACIES
 
 
 def columns(study: Study, shown: Mapping[str, str]) -> list[str]:
