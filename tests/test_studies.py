@@ -243,6 +243,13 @@ def test_the_table_tells_how_a_result_serves_each_client(tmp_path: Path) -> None
     )
     assert "| seeds | last | best | clients | worst tenth | spread | trained |" in told
     assert "| 1 | 50.0 | - | 90.0 | 70.0 | 5.0 | 9 |" in told
+    own = {"accuracy": {"worst_tenth": 0.6, "each": {"a": 0.6, "b": 0.8}}}
+    made |= {"own_held_out": {"examples": {"a": 5, "b": 5}, "metrics": own}}
+    told = markdown(
+        study, rows_of(study, [CellOutcome(study.cells[0], tmp_path, made)]), "fedpeft sweep"
+    )
+    assert "| spread | own worst tenth | own spread | trained |" in told
+    assert "| 5.0 | 60.0 | 10.0 | 9 |" in told
 
 
 @given(

@@ -22,6 +22,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     "algorithm": {
         "class_means": "fedpeft.algorithms.class_means:ClassMeans",
         "fedbuff": "fedpeft.algorithms.fedbuff:FedBuff",
+        "q_ffl": "fedpeft.algorithms.q_ffl:QFFL",
         "vote": "fedpeft.algorithms.vote:Vote",
     },
     "attack": {

@@ -16,9 +16,11 @@ from torch.nn.functional import normalize
 from fedpeft.compute.trainable import linear_head
 from fedpeft.core.conversation import Answer, Ask, Flow, Message
 from fedpeft.core.hooks import Handler, Inner
+from fedpeft.core.outputs import FEATURES
 from fedpeft.core.rounds import Round
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import ClientId, State, Tensors
+from fedpeft.errors import PlanError
 
 PHASE = "class_means"
 
@@ -57,10 +59,20 @@ class ClassMeans:
         return Ask(PHASE, messages, lambda _: {PHASE: layout}, _check, _longest_mean)
 
     def _answer(self, client: Any, message: Message) -> Message:
-        """A client's message: by class the sum of its features and how many there are."""
+        """A client's message: by class the sum of its features and how many there are.
+
+        Raises:
+          PlanError: its examples have no labels.
+        """
         params = message.tensors["params"]
         weight = linear_head(params, self.head, PHASE)
-        sums, counts = client.sums_by_class(weight, message)
+        sums, counts = torch.zeros(params[weight].shape), torch.zeros(len(params[weight]))
+        for batch, outputs in client.outputs(weight.removesuffix(".weight")):
+            if "label" not in batch:
+                raise PlanError("class means are for examples with labels: leave them out")
+            label, mask = batch["label"].cpu(), batch["mask"].cpu()
+            sums.index_add_(0, label, outputs[FEATURES].float().cpu() * mask[:, None])
+            counts.index_add_(0, label, mask)
         return Message({PHASE: {"sums": sums, "counts": counts}})
 
     def _head_of(self, params: Tensors, answers: Iterator[Answer]) -> dict[str, Tensor]:

@@ -121,9 +121,9 @@ def _step(
     """The parameters, what is shared and what the server optimizer remembers, after its step. A
     tensor that nobody sent rests, and so does what the optimizer remembers of it."""
     shared, delta = dict(state.shared), drop_prefixes(plan.local_shares, update.delta)
-    for one in plan.each_part():
-        if owner := getattr(one, "share", ""):
-            shared[owner] = one.merge_share(shared[owner], take_prefix(owner, update.delta), cohort)
+    for one in plan.sharing:
+        change = take_prefix(one.share, update.delta)
+        shared[one.share] = one.merge_share(shared[one.share], change, cohort)
     memory = state.memory.get(SERVER, {})
     moving = {name: x for name, x in state.params.items() if name in delta}
     resting = state.params.keys() - delta.keys()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -212,6 +213,8 @@ def outputs_of(
 ) -> Iterator[tuple[Batch, Outputs]]:
     """Each batch with what the task's forward pass gives of it; the model is not changed.
 
+    Where the task's outputs are large, a batch comes in parts.
+
     Raises:
       ValueError: see `_each`.
     """
@@ -219,7 +222,9 @@ def outputs_of(
     def forward(model: nn.Module, batch: Batch) -> Outputs:
         return task.forward(model, batch, head)
 
-    yield from _each(model, params, batches, forward)
+    chunks = getattr(task, "chunks", None)
+    parts = batches if chunks is None else chain.from_iterable(map(chunks, batches))
+    yield from _each(model, params, parts, forward)
 
 
 def _metrics(task: Task, model: nn.Module, batch: Batch) -> Mapping[str, Tensor | Summed]:

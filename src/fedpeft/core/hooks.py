@@ -55,10 +55,11 @@ class Receives(Protocol):
 
 
 class Tells(Protocol):
-    """Plain values that ride on an update.
+    """Plain values that ride on an update, in `Update.told`.
 
-    `check_update` raises ValueError for values that no honest client tells; it gets the update, the
-    state and the plan.
+    `tell` gets the `rounds.client.Client` after it has trained and before any stage; it sees what
+    the client received. `check_update` raises ValueError for values that no honest client tells; it
+    gets the update, the state and the plan.
     """
 
     def tell(self, client: Any) -> Mapping[str, Any]: ...

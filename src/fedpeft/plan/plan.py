@@ -11,7 +11,7 @@ import tomli_w
 from torch import Tensor, nn
 
 from fedpeft.core.conversation import Expected
-from fedpeft.core.hooks import Algorithm, Exchange, Handler, Routing, ServerStep
+from fedpeft.core.hooks import Algorithm, Exchange, Handler, Routing, ServerStep, SharesBack
 from fedpeft.core.interfaces import (
     Aggregator,
     Attack,
@@ -137,9 +137,14 @@ class Plan:
         return any(stage.event is not None and stage.event.central for stage in self.stages)
 
     @property
+    def sharing(self) -> tuple[SharesBack, ...]:
+        """The parts whose shared tensors change on the clients."""
+        return tuple(one for one in self.each_part() if hasattr(one, "merge_share"))
+
+    @property
     def local_shares(self) -> tuple[str, ...]:
         """Groups that travel in both directions beside the method's tensors."""
-        return tuple(one.share for one in self.each_part() if getattr(one, "share", ""))
+        return tuple(one.share for one in self.sharing)
 
     @property
     def lossless(self) -> Codec:

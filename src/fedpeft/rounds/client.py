@@ -1,7 +1,7 @@
 """A client's side of a round. Every engine runs this, so simulation and deployment share it to the
 byte."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -13,14 +13,24 @@ from torch import Tensor
 
 from fedpeft.compute.objective import Objective, evaluate, outputs_of
 from fedpeft.compute.trainable import tensors_of
-from fedpeft.core.conversation import PARAMS, Message
+from fedpeft.core.conversation import PARAMS
 from fedpeft.core.hooks import Handler
 from fedpeft.core.interfaces import Store
 from fedpeft.core.low_rank import EXACT, in_step, merged
-from fedpeft.core.outputs import FEATURES
+from fedpeft.core.outputs import Outputs
 from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.tensors import add_prefix, finite, layout, take_prefix
-from fedpeft.core.types import ClientId, Context, Failure, Job, Reply, Tensors, Update, Weighted
+from fedpeft.core.types import (
+    Batch,
+    ClientId,
+    Context,
+    Failure,
+    Job,
+    Reply,
+    Tensors,
+    Update,
+    Weighted,
+)
 from fedpeft.core.views import View
 from fedpeft.errors import PlanError, RunError, unknown
 from fedpeft.plan.coding import downlink_coding, uplink_coding
@@ -88,17 +98,20 @@ class Client:
             counts += torch.bincount(label[mask > 0], minlength=classes)
         return [int(count) for count in counts]
 
-    def sums_by_class(self, weight: str, message: Message) -> tuple[Tensor, Tensor]:
-        """By class the sum of the inputs of a linear head, (classes, features), and the number of
-        examples, (classes,), over the examples that it trains on.
+    def outputs(self, head: str | None = None) -> Iterator[tuple[Batch, Outputs]]:
+        """What the model that it received makes of the examples that it trains on.
+
+        A client's own tensors are in their places.
 
         Args:
-          weight: the name of the head's weight.
-
-        Raises:
-          PlanError: its examples have no labels.
+          head: the module whose input comes as `features`.
         """
-        return sums_by_class(self, weight)
+        site, params = self.site, {**self.received, **self.recall("personal")}
+        held = {**self.found.objective.held, **params}
+        on = {name: x.to(site.device) for name, x in held.items()}
+        batches = map(site.on_device, site.data.training(self.name))
+        with threads(site.plan.compute.threads):
+            yield from outputs_of(site.task, site.model, on, batches, head)
 
     def measure(self, params: Tensors, batches: Any) -> Mapping[str, Weighted]:
         """The task's metrics of parameters on batches of its own."""
@@ -113,23 +126,6 @@ class Client:
         if apart is None or self.name not in apart.clients:
             return {}
         return self.measure(params, apart.training(self.name))
-
-
-def sums_by_class(client: Client, weight: str) -> tuple[Tensor, Tensor]:
-    """See `Client.sums_by_class`."""
-    site, params = client.site, {**client.found.objective.held, **client.received}
-    sums, counts = torch.zeros(params[weight].shape), torch.zeros(len(params[weight]))
-    head = weight.removesuffix(".weight")
-    on = {name: x.to(site.device) for name, x in params.items()}
-    batches = map(site.on_device, site.data.training(client.name))
-    with threads(site.plan.compute.threads):
-        for batch, outputs in outputs_of(site.task, site.model, on, batches, head):
-            if "label" not in batch:
-                raise PlanError("class means are for examples with labels: leave them out")
-            label, mask = batch["label"].cpu(), batch["mask"].cpu()
-            sums.index_add_(0, label, outputs[FEATURES].float().cpu() * mask[:, None])
-            counts.index_add_(0, label, mask)
-    return sums, counts
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import median, pstdev
 from typing import Any
 
 from fedpeft.evaluation.statistics import Estimate, estimate
@@ -17,14 +17,25 @@ MEASURED: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "client_accuracy_mean": lambda s: (s.get("client_accuracy") or {}).get("mean"),
     "client_accuracy_worst_decile": lambda s: (s.get("client_accuracy") or {}).get("worst_decile"),
     "client_accuracy_std": lambda s: (s.get("client_accuracy") or {}).get("std"),
+    "own_worst_tenth": lambda s: _own(s).get("worst_tenth"),
+    "own_spread": lambda s: pstdev(_own(s)["each"].values()) if _own(s) else None,
     "loss_last": lambda s: (s.get("held_out_last") or {}).get("loss"),
     "bytes": lambda s: s["bytes_up"] + s["bytes_down"],
 }
 """What a summary gives to the mean over seeds, by name."""
 
 
-SHARES = tuple(name for name in MEASURED if "accuracy" in name and not name.endswith("std"))
+SHARES = (
+    *("accuracy_last", "accuracy_best", "client_accuracy_mean", "client_accuracy_worst_decile"),
+    "own_worst_tenth",
+)
 """What is never below 0 nor above 1."""
+
+
+def _own(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The accuracies of clients on held-out examples of their own, where they have some."""
+    own = (summary.get("own_held_out") or {}).get("metrics", {}).get("accuracy", {})
+    return own if own and None not in own["each"].values() else {}
 
 
 def interval(values: Sequence[float], share: bool = False) -> dict[str, Any]:
@@ -89,6 +100,8 @@ ACCURACIES = {
     "spread": "client_accuracy_std",
 }
 """What was measured, by its heading."""
+OWN = {"own worst tenth": "own_worst_tenth", "own spread": "own_spread"}
+"""The same on examples that clients hold out themselves."""
 LOSS = {"loss": "loss_last"}
 """Of tasks that have no accuracy."""
 
@@ -97,7 +110,8 @@ Accuracy in percent on the common held-out set, mean ± half of the 95 % interva
 (Student's t); in brackets the range of two seeds, or an interval that ends at 0 or 100 %. Best is
 the best of the evaluated rounds, chosen on that same set. A client's accuracy counts each class as
 often as the client trains on it; clients is the mean over all of them, worst tenth over those that
-do worst, spread the standard deviation over all."""
+do worst, spread the standard deviation over all; own is on examples that the clients hold out
+themselves."""
 UNSCORED = """\
 Mean loss on the common held-out set after the last round, less is better, ± half of the 95 %
 interval over the seeds (Student's t); in brackets the range of two seeds."""
@@ -109,7 +123,9 @@ all, up and down."""
 def select_measures(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What the table of these rows shows between seeds and bytes: name by heading."""
     scored = any(row.get("accuracy_last") for row in rows)
-    return LOSS if not scored and any(row.get("loss_last") for row in rows) else ACCURACIES
+    if not scored and any(row.get("loss_last") for row in rows):
+        return LOSS
+    return ACCURACIES | OWN if any(row.get("own_worst_tenth") for row in rows) else ACCURACIES
 
 
 def columns(study: Study, shown: Mapping[str, str]) -> list[str]:
