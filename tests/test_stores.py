@@ -12,7 +12,15 @@ from fedpeft.core.tensors import equal
 from fedpeft.core.types import Job
 from fedpeft.errors import RunError
 from fedpeft.storage.client_memory import Folder
-from fedpeft.storage.files import AHEAD, StoreError, ahead, storing, write_atomically
+from fedpeft.storage.files import (
+    AHEAD,
+    StoreError,
+    ahead,
+    dump_tensors,
+    load_tensors,
+    storing,
+    write_atomically,
+)
 
 
 def job(client: str, run: str = "run") -> Job:
@@ -137,3 +145,17 @@ def test_each_file_is_asked_for_once_and_before_it_is_given(
         assert not number or file.name in asked
         assert len(asked) == min(number + AHEAD, 11)
     assert asked == [str(k) for k in range(1, 12)]
+
+
+def test_equal_tensors_give_equal_files(tmp_path: Path) -> None:
+    """The library draws the order of metadata anew for each file."""
+    tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2, dtype=torch.bfloat16)}
+    metadata = {f"key {k} é": str(k) for k in range(20)}
+    for k in range(4):
+        dump_tensors(tmp_path / f"{k}.safetensors", tensors, dict(metadata))
+    files = {path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+    assert len(files) == 1
+    found, told = load_tensors(tmp_path / "0.safetensors")
+    assert equal(found, tensors) and told == metadata
+    dump_tensors(tmp_path / "none.safetensors", {}, {})
+    assert load_tensors(tmp_path / "none.safetensors") == ({}, {})

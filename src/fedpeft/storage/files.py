@@ -1,5 +1,6 @@
 """Files that are whole or not there."""
 
+import json
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -134,9 +135,22 @@ def _announce(file: Path) -> None:
 def dump_tensors(
     path: Path, tensors: Tensors, metadata: dict[str, str], private: bool = False
 ) -> None:
-    """Write a safetensors file atomically; a private one only its owner can read."""
+    """Write a safetensors file atomically; a private one only its owner can read. Equal tensors and
+    metadata give equal bytes."""
     content = save({n: x.detach().cpu().contiguous() for n, x in tensors.items()}, metadata)
-    write_atomically(path, content, private)
+    write_atomically(path, _in_order(content), private)
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same file with its metadata sorted: the library writes them in an order that it draws
+    anew each time. The header is 8 bytes of length and JSON, filled up with spaces."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[end:]])
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
