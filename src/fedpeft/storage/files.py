@@ -137,7 +137,8 @@ def dump_tensors(
 ) -> None:
     """Write a safetensors file atomically; a private one only its owner can read. Equal tensors and
     metadata give equal bytes."""
-    content = save({n: x.detach().cpu().contiguous() for n, x in tensors.items()}, metadata)
+    whole = {n: x.detach().cpu().contiguous() for n, x in tensors.items()}
+    content = save(whole, metadata or None)  # of nothing with no metadata it writes no JSON
     write_atomically(path, _in_order(content), private)
 
 
