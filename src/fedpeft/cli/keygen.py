@@ -102,9 +102,9 @@ def withdraw_from_study(
     allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
-    """Leave a study of masked files by a file that adds nothing, so that the others' count.
+    """Leave a study of masked files by one that adds nothing.
 
-    DIR is the folder with the roster. The sum tells that an owner withdrew and not who, but in a
+    The files of all others count then. DIR is the folder with the roster. The sum tells that an owner withdrew and not who, but in a
     private plan the file tells it too. You can make no other for this study then.
     """
     from fedpeft.errors import RunError
