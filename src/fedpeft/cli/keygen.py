@@ -104,8 +104,9 @@ def withdraw_from_study(
 ) -> None:
     """Leave a study of masked files by one that adds nothing.
 
-    The files of all others count then. DIR is the folder with the roster. The sum tells that an owner withdrew and not who, but in a
-    private plan the file tells it too. You can make no other for this study then.
+    The files of all others count then. DIR is the folder with the roster. The sum tells that an
+    owner withdrew and not who, but in a private plan the file tells it too. You can make no other
+    for this study then.
     """
     from fedpeft.errors import RunError
     from fedpeft.oneshot.invitation import read_invitation
