@@ -32,9 +32,12 @@ ALLOWING = (
     "evaluate",
     "export",
     "invite",
+    "join",
     "merge",
     "node",
+    "roster",
     "sample",
+    "withdraw",
 )
 """The commands that read a plan which somebody else may have written."""
 

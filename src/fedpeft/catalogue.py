@@ -59,6 +59,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "processes": "fedpeft.engines.processes:Processes",
     },
     "exchange": {
+        "masked_files": "fedpeft.exchanges.secure.masked_files:MaskedFiles",
         "plain": "fedpeft.exchanges.plain:Plain",
         "secure": "fedpeft.exchanges.secure.exchange:Secure",
     },

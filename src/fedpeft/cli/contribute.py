@@ -41,14 +41,16 @@ Again = Annotated[
     typer.Option(
         "--again",
         help="With a private plan, one more file for a study that has one of yours: both "
-        "together tell more.",
+        "together tell more. Of masked files, a study with other owners than "
+        "an earlier one; in the open, though you joined a masked one.",
     ),
 ]
 MemoryFolder = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Where files of private plans are counted; else in your own data folder, "
+        help="Where files of private plans are counted and masked ones are kept; else in your "
+        "own data folder, "
         "~/.local/share/fedpeft.",
     ),
 ]
@@ -71,7 +73,8 @@ def contribute_file(
 
     DIR is the folder of an invitation. The file holds what was learned, sealed for the server
     alone. Part of the data is held out as the plan says and not trained on. Of a private plan a
-    second file is another release of the same examples, so it is made with --again only.
+    second file is another release of the same examples, so it is made with --again only. Of a
+    study of masked files there is one file, which a second call writes again.
     """
     check_owner(data, name, client)
     from fedpeft.core.units import size
@@ -80,7 +83,7 @@ def contribute_file(
     from fedpeft.oneshot.invitation import read_invitation
     from fedpeft.oneshot.keys import require, signing_key
     from fedpeft.oneshot.releases import Releases
-    from fedpeft.storage.files import write_atomically
+    from fedpeft.oneshot.seat import take_seat
 
     require()
     if out.exists():
@@ -92,20 +95,32 @@ def contribute_file(
     signer = signing_key(key) if key else None
     who = _contributor(study, data, name, client, device)
     releases = Releases(memory) if memory else Releases.usual()
+    seat = take_seat(releases.folder, study, who.client, signer, again)
+    if made := seat.find_made(who, again):
+        _write(out, made)
+        typer.echo(f"{out}: the file that {who.client} made for this study before, byte for byte")
+        return
     if study.plan.private_part is not None and not again:
         releases.check(study.terms.study, who.client)
+    typer.echo(seat.words(), err=True, nl=False)
     with click.progressbar(
         length=who.steps, label=who.client, show_pos=True, file=sys.stderr
     ) as bar:
-        header, content = train(study, who, signer, lambda: bar.update(1))
+        header, content = train(study, who, signer, lambda: bar.update(1), seat.store)
     every: Sequence[Release] = ()
     if study.plan.private_part is not None:
         every = releases.add(study.terms.study, who.client, header.privacy or {}, again)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, content, private=True)
+    _write(out, seat.keep(who, content))
     count, signed = who.site.data.size(who.client), "signed" if key else "unsigned"
     typer.echo(f"{out}: {size(len(content))} from {count} examples of {header.client}, {signed}")
     _tell(header, every)
+
+
+def _write(out: Path, content: bytes) -> None:
+    from fedpeft.storage.files import write_atomically
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, content, private=True)
 
 
 def _contributor(

@@ -85,7 +85,8 @@ def merge_files(
     """Merge contribution files into a run's folder.
 
     DIR is the folder of an invitation, or with --add and --remove that of what was merged.
-    A file that is not as it must be is named, and nothing is merged then. --trust, --norm-factor,
+    A file that is not as it must be is named, and nothing is merged then. Masked files are merged
+    when all of the roster are there, and none is added later or taken out. --trust, --norm-factor,
     --max-norm and --max-examples stay with the merge, and hold for the files that it has already
     too.
     """
@@ -131,6 +132,8 @@ def _show(summary: Mapping[str, Any], out: Path, evaluate: bool, as_json: bool) 
         typer.echo(line)
     count = summary["clients"]
     typer.echo(f"{count} contribution{'' if count == 1 else 's'} merged in {out}")
+    if withdrawn := count - summary.get("updates", count):
+        typer.echo(f"files that add nothing, as their owners withdrew: {withdrawn}")
 
 
 def _curve(arrivals: Sequence[Mapping[str, Any]]) -> list[str]:

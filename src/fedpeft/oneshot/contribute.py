@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fedpeft.core.interfaces import Data
+from fedpeft.core.interfaces import Data, Store
 from fedpeft.core.types import Batch, ClientId, Division, Examples, Failure, Job, Reply, Table
 from fedpeft.data.short_forms import source
 from fedpeft.errors import DataError, RunError, unknown
 from fedpeft.evaluation.probe import check_gradients
-from fedpeft.oneshot.contribution import Header, untold, write_contribution
+from fedpeft.oneshot.contribution import Header, untold, write_signed
 from fedpeft.oneshot.invitation import Invitation, base_fingerprint, transforms_digest
 from fedpeft.oneshot.keys import check_name
 from fedpeft.plan.plan import Plan
@@ -98,6 +98,11 @@ class Contributor:
     def steps(self) -> int:
         return self.site.plan.local.steps_for(self.site.data.size(self.client))
 
+    @property
+    def examples(self) -> str:
+        """A digest of the examples to train on."""
+        return Worker(self.site, Nowhere()).digest(self.client)
+
 
 def from_own_data(
     invitation: Invitation, path: str, name: ClientId, device: str = "cpu"
@@ -156,33 +161,25 @@ def contribute(
     who: Contributor,
     key: "Ed25519PrivateKey | None",
     tick: Callable[[], None],
+    store: Store | None = None,
 ) -> tuple[Header, bytes]:
     """Train and give the file's header and bytes; `tick` is called after each batch.
+
+    Args:
+      store: what the owner keeps, where files are masked.
 
     Raises:
       RunError: training failed.
     """
     terms = invitation.terms
     site = replace(who.site, data=Counted(who.site.data, tick))
-    engine = Keeping(Worker(site, Nowhere()), who.client)
+    engine = Keeping(Worker(site, store or Nowhere()), who.client)
     [(_, ledger)] = federate(site.plan, engine, invitation.state)
     reply = engine.replies[0]
     if not isinstance(reply, Reply) or ledger.failed:
         raise RunError(f"{who.client!r} has nothing to send: {'; '.join(ledger.failed.values())}")
-    header = Header(
-        study=terms.study,
-        client=who.client,
-        examples=None if untold(site.plan) else site.data.size(who.client),
-        plan=terms.plan,
-        base=terms.base,
-        start=terms.start,
-        labels=terms.labels,
-        transforms=terms.transforms,
-        bytes=len(reply.payload),
-        signer=key.public_key().public_bytes_raw().hex() if key else None,
-        privacy=ledger.privacy,
-    )
-    return header, write_contribution(header, reply.payload, terms.server, key)
+    examples = None if untold(site.plan) else site.data.size(who.client)
+    return write_signed(terms, who.client, reply.payload, key, examples, ledger.privacy)
 
 
 def _check_here(invitation: Invitation) -> None:

@@ -16,7 +16,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -25,7 +25,7 @@ from fedpeft.core.rounds import update_layout
 from fedpeft.core.tensors import Layout, finite, norm
 from fedpeft.core.types import ClientId, Update
 from fedpeft.errors import RunError, WireError
-from fedpeft.oneshot.invitation import Invitation
+from fedpeft.oneshot.invitation import Invitation, Terms
 from fedpeft.oneshot.keys import SealError, Trust, check_name, seal, signed, unseal, verified
 from fedpeft.oneshot.rejections import ContributionError, Flaw
 from fedpeft.plan.coding import downlink_coding, uplink_coding
@@ -34,7 +34,7 @@ from fedpeft.rounds.client import weight
 from fedpeft.storage.files import open_regular
 from fedpeft.wire import bounded_json
 from fedpeft.wire.frames import Body
-from fedpeft.wire.payloads import decode_sent, unpack
+from fedpeft.wire.payloads import decode_answer, decode_sent, unpack
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -85,7 +85,8 @@ class Contribution:
 
     Attributes:
       content: the whole file; `frame`: what the client sends.
-      weight: how much it counts in the mean; `length`: the norm of its update.
+      weight: how much it counts in the mean; `length`: the norm of its update; both 0 where masks
+        hide them.
     """
 
     header: Header
@@ -100,8 +101,8 @@ _HEADER = TypeAdapter(Header)
 
 def untold(plan: Plan) -> bool:
     """Whether a file does not say how many examples its client has: in private plans all count the
-    same."""
-    return plan.private_part is not None and plan.weighting == "uniform"
+    same, and masks hide the weight too."""
+    return plan.exchange.sums or (plan.private_part is not None and plan.weighting == "uniform")
 
 
 def write_contribution(
@@ -112,6 +113,31 @@ def write_contribution(
     sealed = seal(server, head, frame)
     signature = signed(key, head, sealed) if key else ""
     return _start(header.text(), len(sealed), signature) + sealed
+
+
+def write_signed(
+    terms: Terms,
+    client: ClientId,
+    frame: bytes,
+    key: "Ed25519PrivateKey | None",
+    examples: int | None = None,
+    privacy: Statement | None = None,
+) -> tuple[Header, bytes]:
+    """The header and the bytes of a file for the study that has these terms."""
+    header = Header(
+        study=terms.study,
+        client=client,
+        examples=examples,
+        plan=terms.plan,
+        base=terms.base,
+        start=terms.start,
+        labels=terms.labels,
+        transforms=terms.transforms,
+        bytes=len(frame),
+        signer=key.public_key().public_bytes_raw().hex() if key else None,
+        privacy=privacy,
+    )
+    return header, write_contribution(header, frame, terms.server, key)
 
 
 def _start(head: str, sealed: int, signature: str) -> bytes:
@@ -158,7 +184,9 @@ def opened(
     text, signature, sealed = _parts(content, file)
     header = _header(text, file)
     _check_terms(header, file, invitation)
+    _check_owner(header, file, invitation)
     head = text.encode()
+    trust = trust.or_plan_keys(invitation.plan.exchange.signers)
     _check_signature(header, signature, file, head, sealed, trust)
     try:
         frame = unseal(key, head, sealed)
@@ -172,6 +200,9 @@ def opened(
         raise ContributionError(
             Flaw.DAMAGED, file, f"it holds {len(frame)} bytes and says {header.bytes}"
         )
+    if invitation.plan.exchange.sums:
+        _check_masked(header, frame, file, invitation)
+        return Contribution(header, content, frame, 0.0, 0.0)
     update = _update(header, frame, file, invitation)
     return Contribution(header, content, frame, update.weight, float(norm(update.delta)))
 
@@ -292,6 +323,32 @@ def _check_signature(
             "who may sign for nobody else"
         )
         raise ContributionError(Flaw.UNKNOWN_KEY, file, words)
+
+
+def _check_owner(header: Header, file: Path | str, invitation: Invitation) -> None:
+    roster = invitation.roster
+    if roster is not None and header.client not in roster.keys:
+        words = (
+            f"{header.client!r} is not in the roster of this study, which has "
+            f"{', '.join(sorted(roster.keys))}: leave the file out"
+        )
+        raise ContributionError(Flaw.FOREIGN, file, words)
+
+
+def _check_masked(header: Header, frame: bytes, file: Path | str, invitation: Invitation) -> None:
+    """What can be seen of masked integers: how many there are, and of how many owners."""
+    exchange: Any = invitation.plan.exchange
+    expected = exchange.expected(expected_update(invitation, header.client))
+    owners = len(invitation.roster.keys) if invitation.roster else 0
+    try:
+        message = decode_answer(frame, invitation.plan.lossless, expected)
+        if message.values != {"clients": owners}:
+            raise WireError("it is masked for another number of owners than the roster has")
+        if header.examples is not None:
+            raise WireError("it tells how many examples its owner has, which masks are to hide")
+    except WireError as error:
+        words = f"{_short(error)}; let its owner make it with this version"
+        raise ContributionError(Flaw.TENSORS, file, words) from None
 
 
 def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitation) -> Update:

@@ -4,68 +4,46 @@
     checkpoint/      the starting tensors, as the checkpoint of a run before its first round
     invitation.json  the study's id, and what a client's own base model, labels and transforms must
                      be
+    roster.json      of a sum of masked files, the public key of each owner; without it owners join
 
 The private key that opens what clients send lies beside the folder, not in it.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-import torch
-from torch import nn
-
-from fedpeft.compute.trainable import read, tensors_of
+from fedpeft.compute.trainable import read
 from fedpeft.core.facts import Fact
 from fedpeft.core.signatures import PUBLIC
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError, RunError
-from fedpeft.export.inputs import processor
+from fedpeft.exchanges.secure.exchange import Secure
+from fedpeft.exchanges.secure.masked_files import MaskedFiles
+from fedpeft.exchanges.secure.roster import LEAST, Roster
+from fedpeft.oneshot.fingerprints import base_fingerprint as base_fingerprint
+from fedpeft.oneshot.fingerprints import digest
+from fedpeft.oneshot.fingerprints import labels_digest as labels_digest
+from fedpeft.oneshot.fingerprints import transforms_digest as transforms_digest
 from fedpeft.oneshot.keys import make_sealing_key, require
+from fedpeft.oneshot.rosters import read_roster
+from fedpeft.oneshot.terms import FORMAT
+from fedpeft.oneshot.terms import Terms as Terms
 from fedpeft.plan.calibration import calibrate_noise
 from fedpeft.plan.checks import refuse
 from fedpeft.plan.plan import Plan
-from fedpeft.plan.values import quantizes
-from fedpeft.registry import REGISTERED, Code, describe
+from fedpeft.registry import REGISTERED, Code
 from fedpeft.rounds.loop import start
 from fedpeft.rounds.post import encode_start
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.environment import environment
 from fedpeft.runs.folder import RunFolder, read_json, reopen, write_json
-from fedpeft.tasks.causal_lm import CausalLM
-from fedpeft.tasks.image_classification import ImageClassification
-from fedpeft.tasks.text_classification import TextClassification, tokenizer, tokenizer_settings
-from fedpeft.tasks.text_to_image import TextToImage
 
-FORMAT = "fedpeft-invitation-1"
 FILE = "invitation.json"
 LONGEST = 1 << 20
 """Bytes of its plan or terms that are read."""
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What a contribution must agree with to be counted in a study.
-
-    Attributes:
-      study: fresh for each invitation, so that a file counts in one study only.
-      plan: the plan's fingerprint; `base`, `start`, `labels` and `transforms`: digests of what
-        their names say.
-      server: the public key that files are sealed for, in hex.
-    """
-
-    study: str
-    plan: str
-    base: str
-    start: str
-    labels: str
-    transforms: str
-    server: str
-    format: str = FORMAT
 
 
 @dataclass(frozen=True)
@@ -75,6 +53,7 @@ class Invitation:
     Attributes:
       state: before the first round.
       payload: what every client starts from, as the loop would send it.
+      roster: who hands in a masked file; None where files are in the open, or owners still join.
     """
 
     path: Path
@@ -82,6 +61,7 @@ class Invitation:
     terms: Terms
     state: State
     payload: bytes
+    roster: Roster | None = None
 
 
 def server_key(path: Path) -> Path:
@@ -100,12 +80,26 @@ def check_plan(plan: Plan) -> None:
     refuse(plan, NOT_IN_ONE_FILE)
 
 
+def masked(plan: Plan) -> Plan:
+    """The plan with a secure sum of one masked file from each owner in the place of one that asks
+    several times.
+
+    Its `threshold`, of clients that must answer, becomes the least number of owners.
+    """
+    own = plan.exchange
+    if not isinstance(own, Secure):
+        return plan
+    least = max(LEAST, own.threshold)
+    return replace(
+        plan,
+        exchange=MaskedFiles(least, own.limit, own.max_norm, own.max_weight, own.bits, own.keys),
+    )
+
+
 NOT_IN_ONE_FILE: Mapping[Fact, str] = {
     Fact.ASYNCHRONOUS: "asynchronous steps are many: leave out fedbuff",
     Fact.HANDS_OVER: "local.as_published hands momentum from client to client, and here each "
     "trains alone",
-    Fact.SUM_ONLY: "a secure sum is of several messages, which need a connection: set exchange = "
-    '"plain"',
     Fact.MANY_MESSAGES: "{other} asks each client more than once, and a file for each is one "
     "answer: leave it out",
     Fact.PERSONAL: "personal tensors are for clients that come back for the next round, and there "
@@ -130,6 +124,7 @@ def invite(plan: Plan, path: Path) -> Terms:
       DataError: the plan names no classes, and its data, which would tell, cannot be read.
     """
     require()
+    plan = masked(plan)
     check_plan(plan)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path} is there already: name a new or an empty folder")
@@ -182,7 +177,8 @@ def read_invitation(path: Path, code: Code = REGISTERED) -> Invitation:
         raise RunError(
             f"{path} is not as it was written: its starting tensors or labels were changed"
         )
-    return Invitation(path, plan, terms, saved.state, payload)
+    roster = read_roster(path, terms, plan.exchange)
+    return Invitation(path, plan, terms, saved.state, payload, roster)
 
 
 def _check_size(path: Path) -> None:
@@ -203,44 +199,3 @@ def _terms(path: Path, values: Mapping[str, Any]) -> Terms:
     except (TypeError, ValueError):
         pass
     raise RunError(f"{path / FILE} is damaged")
-
-
-def digest(content: bytes) -> str:
-    return blake2b(content, digest_size=16).hexdigest()
-
-
-def labels_digest(classes: tuple[str, ...]) -> str:
-    return digest(json.dumps(list(classes)).encode())
-
-
-def base_fingerprint(plan: Plan, model: nn.Module | None = None) -> str:
-    """A name for the frozen weights, and for nothing else: what is trained is not looked at.
-
-    Of text to image also those of the text encoder and the autoencoder, which make its examples.
-    """
-    model = plan.model(plan.classes) if model is None else model
-    trained, found = set(plan.method.names(model)), blake2b(digest_size=16)
-    every = tensors_of(model)
-    if quantizes(plan.task):  # what the codes stand for is in the state alone
-        every |= model.state_dict()
-    if isinstance(plan.task, TextToImage):
-        every |= plan.task.beside()
-    for name, x in sorted(every.items()):
-        if name not in trained:
-            plain = x.detach().cpu().contiguous()
-            found.update(json.dumps([name, list(plain.shape), str(plain.dtype)]).encode())
-            found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
-def transforms_digest(task: object) -> str:
-    """A name for what becomes of an example before the model sees it, as it is here: also what
-    comes with the model."""
-    own: Any = None
-    if isinstance(task, ImageClassification):
-        own = processor(task.input)
-    if isinstance(task, TextClassification | CausalLM):
-        own = tokenizer_settings(tokenizer(task.base))
-    if isinstance(task, TextToImage):
-        own = task.settings()
-    return digest(json.dumps([describe("task", task), own], sort_keys=True, default=str).encode())

@@ -163,6 +163,10 @@ class Trust:
 
     keys: Mapping[str, str] = field(default_factory=dict)
 
+    def or_plan_keys(self, signers: Mapping[str, str]) -> "Trust":
+        """The keys that a plan has for its clients, by name, where it has some; else these."""
+        return Trust({key: client for client, key in signers.items()}) if signers else self
+
     @classmethod
     def read(cls, paths: Sequence[Path]) -> "Trust":
         """Of files with a line `ed25519:<hex> <client>` for each key, as `make_signing_key` writes

@@ -20,7 +20,7 @@ from fedpeft.oneshot.keys import Trust, sealing_key, write_private
 from fedpeft.oneshot.merged_run import write_run
 from fedpeft.oneshot.rejections import ContributionError, Flaw
 from fedpeft.oneshot.replace_folder import building, clear, put_back
-from fedpeft.oneshot.rules import Came, Rules, check_beside
+from fedpeft.oneshot.rules import Came, Rules, check_change, check_together
 from fedpeft.registry import REGISTERED, Code
 from fedpeft.runs.folder import RunFolder, locked, read_json, vacant, write_json
 from fedpeft.storage.client_memory import Folder
@@ -126,6 +126,7 @@ def change(
     with locked(RunFolder(path)):
         clear(path)
         study = read_invitation(before.study, code)
+        check_change(study, add, remove)
         rules = asked(_rules(before.study / RULES))
         kept = _without(_kept(before, study, rules), remove)
         every = _admitted(study, before.key, rules, kept, add)
@@ -195,5 +196,5 @@ def _admitted(
             )
             raise ContributionError(Flaw.TWICE, file, words)
         every[client] = file, one
-    check_beside(every, before, rules, study.state.params)
+    check_together(every, before, rules, study)
     return every

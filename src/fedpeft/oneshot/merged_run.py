@@ -114,9 +114,18 @@ def write_run(
     if evaluate:
         write_json(folder / ARRIVALS, {"arrivals": list(_arrivals(site, study, every))})
     summary = summarize(run, site)
+    summary |= _updates(plan, record.clients)
     if evaluate and draws(plan) and (failed := exhibit_at_end(run, plan)):
         getLogger("fedpeft").warning(failed)
     return summary
+
+
+def _updates(plan: Plan, clients: Mapping[ClientId, Mapping[str, Any]]) -> dict[str, int]:
+    """How many updates are in a masked sum, where its weight tells: owners that withdrew add
+    none."""
+    if not plan.exchange.sums or plan.weighting != "uniform":
+        return {}
+    return {"updates": round(sum(one["weight"] for one in clients.values()))}
 
 
 def _plan(study: Invitation, clients: int) -> Plan:
@@ -146,6 +155,10 @@ def _arrivals(
 ) -> Iterator[dict[str, Any]]:
     """What is measured before the first arrival and after each, in the order of `every`."""
     yield {"client": None, "held_out": finite_or_none(measure(site, study.state.flat))}
+    if site.plan.exchange.sums:  # of fewer files the sum is noise
+        [(state, _)] = federate(site.plan, Answered.of(every), study.state)
+        yield {"client": "(all)", "held_out": finite_or_none(measure(site, state.flat))}
+        return
     for number, one in enumerate(every, 1):
         plan = _plan(study, number)
         [(state, _)] = federate(plan, Answered.of(every[:number]), study.state)

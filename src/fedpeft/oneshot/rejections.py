@@ -27,6 +27,7 @@ class Flaw(Enum):
     WEIGHT = "wrong weight"
     NORM = "absurd norm"
     EXAMPLES = "absurd number of examples"
+    FOREIGN = "not in the roster"
     TWICE = "same client twice"
 
 

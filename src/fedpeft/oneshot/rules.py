@@ -5,7 +5,7 @@ Each is held to the others, whoever came first, so that what is admitted does no
 order. What a lone file is held to follows from the tensors that all start from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from pathlib import Path
@@ -17,6 +17,7 @@ from fedpeft.core.tensors import norm
 from fedpeft.core.types import ClientId, Tensors
 from fedpeft.errors import RunError
 from fedpeft.oneshot.contribution import Contribution
+from fedpeft.oneshot.invitation import Invitation
 from fedpeft.oneshot.rejections import ContributionError, Flaw
 
 FARTHEST = 1000.0
@@ -88,6 +89,55 @@ class Rules:
         trust: Mapping[str, str] = dict(values["trust"])  # type: ignore[call-overload]
         limits = (None if x is None else float(str(x)) for x in bounds)
         return cls(trust, float(str(values["norm_factor"])), *limits)
+
+
+def check_together(every: Came, before: Came, rules: Rules, study: Invitation) -> None:
+    """Raise where files cannot be merged with each other, though each is good for itself.
+
+    Args:
+      before: those of `every` that were merged already.
+
+    Raises:
+      ContributionError: one is too long or counts too much beside the others.
+      RunError: the files are masked, and one of the roster is missing or a rule cannot be applied.
+    """
+    if study.plan.exchange.sums:
+        _check_full(every, rules, study)
+    else:
+        check_beside(every, before, rules, study.state.params)
+
+
+def _check_full(every: Came, rules: Rules, study: Invitation) -> None:
+    if rules != Rules(rules.trust):
+        raise RunError(
+            "nobody sees how long a masked update is or what it counts: leave out --norm-factor, "
+            "--max-norm and --max-examples. Owners hold themselves to exchange.limit, "
+            "exchange.max_norm and exchange.max_weight of the plan"
+        )
+    owners = study.roster.keys if study.roster else {}
+    if not owners:
+        raise RunError(
+            f"{study.path} has no roster: gather what owners joined with by `fedpeft roster`, and "
+            "merge the files that they make for the folder that it writes"
+        )
+    if missing := sorted(set(owners) - set(every)):
+        raise RunError(
+            f"the files of {', '.join(missing)} are missing. Masks take each other away only in "
+            "the sum of all files of the roster, and nobody can take those of a missing one away: "
+            "who could, could take them away from a file that did come (docs/security.md). Ask "
+            "for the file, or for one that adds nothing (`fedpeft withdraw`); else invite anew "
+            "without them"
+        )
+
+
+def check_change(study: Invitation, add: Sequence[Path], remove: Sequence[ClientId]) -> None:
+    """Raises RunError for files that would come to a masked sum later, or go from it."""
+    if study.plan.exchange.sums and (add or remove):
+        raise RunError(
+            "a masked sum is of all files of its roster at once: none can be added or taken out, "
+            "since two sums would tell the update by which they differ. Invite anew with the "
+            "owners that are to be in it"
+        )
 
 
 def check_beside(every: Came, before: Came, rules: Rules, start: Tensors) -> None:

@@ -89,6 +89,8 @@ def open_engine(folder: RunFolder, site: Site, workers: int = 0) -> OpenEngine:
         raise PlanError(
             'the engine "flower" needs nodes: `fedpeft run --engine flower --federation NAME`'
         )
+    for check in site.plan.hooks("check_run"):
+        check()
     if site.plan.exchange.signers:
         raise PlanError(
             "exchange.keys are of nodes that sign, and a simulation has none: --set "

@@ -12,16 +12,27 @@ import numpy as np
 from fedpeft.core.conversation import DELTA, Answer, Ask, Check, Message, accept
 from fedpeft.core.facts import Fact
 from fedpeft.core.hooks import Handler
-from fedpeft.core.interfaces import Codec, Store
+from fedpeft.core.interfaces import Store
 from fedpeft.core.rounds import Round
 from fedpeft.core.secrets import Secret
 from fedpeft.core.signatures import public_line, signature, verified
-from fedpeft.core.tensors import Layout, norm
-from fedpeft.core.types import ClientId, Job, Update
+from fedpeft.core.tensors import Layout
+from fedpeft.core.types import ClientId, Job
 from fedpeft.errors import PlanError
 from fedpeft.exchanges.secure.client import Session
+from fedpeft.exchanges.secure.hidden import (
+    HIDDEN_FROM,
+    check_bounds,
+    check_hidden,
+    check_lines,
+    check_weights,
+    lossless,
+    read_plain,
+)
 from fedpeft.exchanges.secure.masks import (
+    MASKED,
     Integers,
+    add_mask,
     carried,
     check_room,
     integers,
@@ -51,11 +62,7 @@ from fedpeft.exchanges.secure.server import (
     readable,
     secrets_of,
 )
-from fedpeft.registry import build
-from fedpeft.wire.frames import layout_of, unframe
-from fedpeft.wire.payloads import encode_answer, message_of, unpack
-
-MASKED = "masked"
+from fedpeft.wire.payloads import encode_answer, message_of
 
 
 @dataclass(frozen=True)
@@ -98,49 +105,18 @@ class Secure:
     bits: int = 32
     keys: tuple[str, ...] = ()
     offers: ClassVar[frozenset[Fact]] = frozenset({Fact.SUM_ONLY})
-    forbids: ClassVar[Mapping[Fact, str]] = {
-        Fact.COMPARES: "{other} compares the clients' updates, and secure aggregation shows their "
-        'sum alone: set aggregator = "mean", or exchange = "plain"',
-        Fact.FACTORS: "{other} reads the clients' factors, and secure aggregation shows their sum "
-        'alone: set aggregator = "mean", or exchange = "plain"',
-        Fact.LOSSY: "{other} as uplink: masked integers are as random as noise, and only a "
-        "lossless codec keeps them; they are rounded already, to exchange.bits: set "
-        'uplink = "dense"',
-        Fact.SENDS_LATER: "{other} sends later what a codec drops, and a secure sum drops nothing: "
-        "leave it out",
-        Fact.REVEALS: "{other} {what}, which sums are to hide: leave it out",
-        Fact.MIXED_RANKS: "a secure sum is of updates of one layout: leave out ranks",
-        Fact.CONTROL: "control variates are not of the updates' size: leave SCAFFOLD out of a "
-        "secure sum",
-        Fact.SERVER_NOISE: "{other} has work to do where each update arrives, and secure "
-        'aggregation leaves none: leave it out, or exchange = "plain"',
-    }
+    forbids: ClassVar[Mapping[Fact, str]] = HIDDEN_FROM
 
     def __post_init__(self) -> None:
-        if self.threshold < 2 or self.max_weight < 1 or not (self.limit > 0 and self.max_norm > 0):
-            raise ValueError(
-                "threshold must be at least 2, max_weight at least 1, limit and max_norm positive"
-            )
-        if self.bits not in (32, 64):
-            raise ValueError(f"bits must be 32 or 64, got {self.bits}")
-        if (
-            len(self.signers) < len(self.keys)
-            or "" in self.signers
-            or len({*self.signers.values()}) < len(self.keys)
-        ):
-            raise ValueError(
-                "keys must have a line for each client, a key of its own and its name behind it"
-            )
+        if self.threshold < 2:
+            raise ValueError("threshold must be at least 2")
+        check_bounds(self.limit, self.max_norm, self.max_weight, self.bits)
+        check_lines(self.keys)
 
     def check_plan(self, plan: Any) -> None:
         """Raises PlanError for a threshold that two crowds have, keys that are not the nodes',
         weights too large, or a bound that nobody can apply."""
-        if plan.admission.norm_factor not in (None, float("inf")):
-            raise PlanError(
-                f"norm_factor = {plan.admission.norm_factor}: how long an update is cannot be seen "
-                "in a sum: leave it out, and set exchange.max_norm, which honest clients hold "
-                "themselves to"
-            )
+        check_weights(plan, self.max_weight)
         if not plan.cohort < 2 * self.threshold <= 2 * plan.cohort:
             raise PlanError(
                 f"exchange.threshold = {self.threshold} must be more than half of cohort = "
@@ -152,14 +128,6 @@ class Secure:
             raise PlanError(
                 "nodes and exchange.keys must name the same clients; only one of them has "
                 f"{sorted(odd)}"
-            )
-        self._check_numbers(plan)
-
-    def _check_numbers(self, plan: Any) -> None:
-        if plan.weighting != "uniform" and self.max_weight == 1:
-            raise PlanError(
-                f'weighting = "{plan.weighting}": set exchange.max_weight to the most examples '
-                'that a client has, from which the rounding follows, or weighting = "uniform"'
             )
         check_room(self.bits, plan.cohort, self.limit, self.max_weight)
 
@@ -192,31 +160,10 @@ class Secure:
     def seal(self, client: Any, packed: bytes) -> bytes:
         """The first answer: instead of the update, which waits here, two public keys."""
         job, store = client.job, client.store
-        self._check(_plain(job.client, packed))
+        update = read_plain(job.client, packed)
+        check_hidden(update, self.limit, self.max_norm, self.max_weight)
         opening = Session.begun(job, packed).kept(store).opening(store)
-        return encode_answer(opening, _dense())
-
-    def _check(self, update: Update) -> None:
-        """What the server cannot see must be in order before it is hidden."""
-        for name, x in update.delta.items():
-            if not x.is_floating_point():
-                raise ValueError(
-                    f"{name!r} holds {x.dtype}, which has no mean: it cannot be in a secure sum"
-                )
-            if x.numel() and float(x.abs().max()) > self.limit:
-                raise ValueError(
-                    f"{name!r} changed by {float(x.abs().max()):.3g}, exchange.limit is "
-                    f"{self.limit:g}"
-                )
-        if not norm(update.delta) <= self.max_norm:
-            raise ValueError(
-                f"the update is {float(norm(update.delta)):.3g} long, exchange.max_norm "
-                f"{self.max_norm:g}"
-            )
-        if update.weight > self.max_weight:
-            raise ValueError(
-                f"its weight is {update.weight:g}, exchange.max_weight is {self.max_weight}"
-            )
+        return encode_answer(opening, lossless())
 
     def _shares(self, client: Any, message: Message) -> Message:
         job, store, roster = client.job, client.store, message.values["roster"]
@@ -300,14 +247,16 @@ class Secure:
 
     def _masked(self, session: Session, store: Store) -> Integers:
         keys, me = session.keys(store), session.client
-        values = integers(_plain(me, session.packed), self.bits, self.shift(len(session.roster)))
+        values = integers(
+            read_plain(me, session.packed), self.bits, self.shift(len(session.roster))
+        )
         values = values + mask(keys.own, len(values), self.bits)
         for other in session.peers:
             if other != me:
                 key = agreed(
                     keys.mask, bytes.fromhex(session.roster[other][1]), "mask", [me, other]
                 )
-                values = _added(values, mask(key, len(values), self.bits), me < other)
+                values = add_mask(values, mask(key, len(values), self.bits), me < other)
         return values
 
     def collect(self, ask: Ask, round: Round) -> Generator[Ask, Iterator[Answer], Iterator[Answer]]:
@@ -437,7 +386,7 @@ class Secure:
             return total - mask(secret, len(total), self.bits)
         for client in alive:
             common = agreed(secret, bytes.fromhex(roster[client][1][1]), "mask", [peer, client])
-            total = _added(total, mask(common, len(total), self.bits), client > peer)
+            total = add_mask(total, mask(common, len(total), self.bits), client > peer)
         return total
 
 
@@ -448,17 +397,3 @@ def _question(
     check: Check = accept,
 ) -> Ask:
     return Ask(phase, to, lambda _: expected, check)
-
-
-def _plain(client: ClientId, packed: bytes) -> Update:
-    return unpack(client, packed, _dense(), layout_of(unframe(packed, nested=True)[1]))
-
-
-def _dense() -> Codec:
-    """What loses nothing."""
-    codec: Codec = build("codec", "dense")
-    return codec
-
-
-def _added(total: Integers, masked: Integers, plus: bool) -> Integers:
-    return total + masked if plus else total - masked

@@ -23,6 +23,8 @@ from fedpeft.errors import PlanError
 Integers = npt.NDArray[np.unsignedinteger]
 """Of 32 or 64 bits; sums and differences wrap around."""
 
+MASKED = "masked"
+"""The group of a message that holds masked integers, and their name in it."""
 LEAST_SHIFT = 8
 """A plan must leave entries this many bits behind the point."""
 
@@ -103,6 +105,11 @@ def mask(key: bytes, count: int, bits: int) -> Integers:
         Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(count * bits // 8))
     )
     return np.frombuffer(stream, dtype=f"<u{bits // 8}").astype(f"u{bits // 8}")
+
+
+def add_mask(values: Integers, masked: Integers, plus: bool) -> Integers:
+    """The values with a mask added, or taken away by the other one of the pair."""
+    return values + masked if plus else values - masked
 
 
 def carried(values: Integers) -> Tensor:
