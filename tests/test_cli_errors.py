@@ -203,3 +203,11 @@ def test_evaluate_before_the_first_round(plan: Path, done: Path) -> None:
     result = fedpeft("evaluate", begun)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "has no checkpoint yet" in result.stderr
+
+
+def test_a_run_that_is_refused_at_its_start_leaves_no_folder(plan: Path, tmp_path: Path) -> None:
+    """What the engine refuses is known only when the folder is there."""
+    settings = ["exchange=masked_files", "weighting=uniform"]
+    result = fedpeft("run", plan, "--out", tmp_path / "run", *(f"--set={s}" for s in settings))
+    assert result.exit_code == 2 and result.stderr.startswith("error: "), result.stderr
+    assert not (tmp_path / "run").exists()

@@ -79,6 +79,8 @@ def run(
     """
     from rich.console import Console
 
+    from fedpeft.runs.folder import kept_if_begun
+
     console = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)
     if resume is None:
         read = resolve(plan, [*(settings or ()), *_flags(engine=engine, seed=seed)])
@@ -87,6 +89,8 @@ def run(
             _report(console, begun, follow.until_done(console, begun, read, quiet), as_json)
             return
         folder, site = _begin(read, out, device, workers)
+        with kept_if_begun(folder):
+            _finish(console, folder, site, workers, quiet, as_json)
     else:
         if plan or settings or out or seed is not None:
             raise click.UsageError(
@@ -101,7 +105,7 @@ def run(
             _report(console, begun, follow.until_done(console, begun, read, quiet), as_json)
             return
         folder, site = _reopen(begun, read, device, workers)
-    _finish(console, folder, site, workers, quiet, as_json)
+        _finish(console, folder, site, workers, quiet, as_json)
 
 
 def _flags(**values: str | int | None) -> list[str]:

@@ -18,6 +18,7 @@ never one too few, and a resume takes it away.
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from fedpeft.errors import RunError
+from fedpeft.errors import FedpeftError, RunError
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.registry import REGISTERED, Code, describe
@@ -116,6 +117,18 @@ def create(plan: Plan, path: Path | None = None) -> RunFolder:
     folder = RunFolder(path)
     write_atomically(folder.plan, plan.toml().encode())
     return folder
+
+
+@contextmanager
+def kept_if_begun(folder: RunFolder) -> Iterator[None]:
+    """A new run that is refused before its first round leaves no folder behind: there is nothing to
+    go on with."""
+    try:
+        yield
+    except FedpeftError:
+        if not folder.rounds.exists() and not folder.checkpoint.exists():
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
 
 
 def _next_free(root: Path, plan: Plan) -> Path:
