@@ -13,10 +13,11 @@ from hashlib import blake2b
 from typing import Any
 
 from fedpeft.core.conversation import Message
-from fedpeft.core.interfaces import Store
+from fedpeft.core.interfaces import Codec, Store
 from fedpeft.core.secrets import Secret
 from fedpeft.core.signatures import signature
-from fedpeft.core.types import ClientId, Job
+from fedpeft.core.types import ClientId, Job, Update
+from fedpeft.errors import WireError
 from fedpeft.exchanges.secure.secret_sharing import (
     KEY,
     SEALED,
@@ -30,7 +31,9 @@ from fedpeft.exchanges.secure.secret_sharing import (
     unseal,
 )
 from fedpeft.exchanges.secure.server import bytes_message
-from fedpeft.wire.frames import frame, unframe
+from fedpeft.registry import build
+from fedpeft.wire.frames import frame, layout_of, unframe
+from fedpeft.wire.payloads import unpack
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Session:
         """The session that the job belongs to.
 
         Raises:
-          ValueError: there is none.
+          WireError: there is none.
         """
         note = store.note(job.client)
         kept, packed = unframe(note) if note else ({}, b"")
@@ -73,7 +76,7 @@ class Session:
             job.round,
             job.client,
         ):
-            raise ValueError(
+            raise WireError(
                 f"asked for {job.phase!r} in round {job.round}, in which this client has not "
                 "trained"
             )
@@ -90,13 +93,13 @@ class Session:
         """The same, having been asked that.
 
         Raises:
-          ValueError: it was asked something else before, or not yet what comes first.
+          WireError: it was asked something else before, or not yet what comes first.
         """
         digest = blake2b(job.payload, digest_size=16).hexdigest()
         if after and after not in self.asked:
-            raise ValueError(f"asked for {job.phase!r} before {after!r}")
+            raise WireError(f"asked for {job.phase!r} before {after!r}")
         if self.asked.get(job.phase, digest) != digest:
-            raise ValueError(
+            raise WireError(
                 f"asked twice for {job.phase!r}, in two versions: to answer both could unmask an "
                 "update"
             )
@@ -121,11 +124,11 @@ class Session:
         """The same with its roster.
 
         Raises:
-          ValueError: the roster has other keys for this client than those that it gave.
+          WireError: the roster has other keys for this client than those that it gave.
         """
         keys = self.keys(store)
         if list(roster[self.client][:2]) != [public(keys.cipher).hex(), public(keys.mask).hex()]:
-            raise ValueError("the keys that came as this client's own are not those that it gave")
+            raise WireError("the keys that came as this client's own are not those that it gave")
         return replace(self, roster=roster)
 
     def story(self, alive: Sequence[ClientId]) -> bytes:
@@ -166,3 +169,14 @@ class Session:
                 pair = bytes(2 * KEY)
             found.append(pair[:KEY] if name in alive else pair[KEY:])
         return bytes_message({"unread": unread}, shares=b"".join(found))
+
+
+def plain_update(client: ClientId, packed: bytes) -> Update:
+    """A client's own update, which nobody else sees as it is."""
+    return unpack(client, packed, lossless_codec(), layout_of(unframe(packed, nested=True)[1]))
+
+
+def lossless_codec() -> Codec:
+    """What loses nothing."""
+    codec: Codec = build("codec", "dense")
+    return codec

@@ -12,14 +12,15 @@ import numpy as np
 from fedpeft.core.conversation import DELTA, Answer, Ask, Check, Message, accept
 from fedpeft.core.facts import Fact
 from fedpeft.core.hooks import Handler
-from fedpeft.core.interfaces import Codec, Store
+from fedpeft.core.interfaces import Store
 from fedpeft.core.rounds import Round
 from fedpeft.core.secrets import Secret
 from fedpeft.core.signatures import public_line, signature, verified
-from fedpeft.core.tensors import Layout, norm
-from fedpeft.core.types import ClientId, Job, Update
-from fedpeft.errors import PlanError
-from fedpeft.exchanges.secure.client import Session
+from fedpeft.core.tensors import Layout
+from fedpeft.core.types import ClientId, Job
+from fedpeft.errors import PlanError, WireError
+from fedpeft.exchanges.secure.client import Session, lossless_codec, plain_update
+from fedpeft.exchanges.secure.client_checks import check_hidden, check_roster, heard, sealed_of
 from fedpeft.exchanges.secure.masks import (
     Integers,
     carried,
@@ -51,9 +52,7 @@ from fedpeft.exchanges.secure.server import (
     readable,
     secrets_of,
 )
-from fedpeft.registry import build
-from fedpeft.wire.frames import layout_of, unframe
-from fedpeft.wire.payloads import encode_answer, message_of, unpack
+from fedpeft.wire.payloads import encode_answer, message_of
 
 MASKED = "masked"
 
@@ -192,36 +191,16 @@ class Secure:
     def seal(self, client: Any, packed: bytes) -> bytes:
         """The first answer: instead of the update, which waits here, two public keys."""
         job, store = client.job, client.store
-        self._check(_plain(job.client, packed))
+        check_hidden(plain_update(job.client, packed), self.limit, self.max_norm, self.max_weight)
         opening = Session.begun(job, packed).kept(store).opening(store)
-        return encode_answer(opening, _dense())
-
-    def _check(self, update: Update) -> None:
-        """What the server cannot see must be in order before it is hidden."""
-        for name, x in update.delta.items():
-            if not x.is_floating_point():
-                raise ValueError(
-                    f"{name!r} holds {x.dtype}, which has no mean: it cannot be in a secure sum"
-                )
-            if x.numel() and float(x.abs().max()) > self.limit:
-                raise ValueError(
-                    f"{name!r} changed by {float(x.abs().max()):.3g}, exchange.limit is "
-                    f"{self.limit:g}"
-                )
-        if not norm(update.delta) <= self.max_norm:
-            raise ValueError(
-                f"the update is {float(norm(update.delta)):.3g} long, exchange.max_norm "
-                f"{self.max_norm:g}"
-            )
-        if update.weight > self.max_weight:
-            raise ValueError(
-                f"its weight is {update.weight:g}, exchange.max_weight is {self.max_weight}"
-            )
+        return encode_answer(opening, lossless_codec())
 
     def _shares(self, client: Any, message: Message) -> Message:
-        job, store, roster = client.job, client.store, message.values["roster"]
+        job, store = client.job, client.store
+        roster = heard(job.phase, message)["roster"]
         session = Session.at(job, store).once(job)
         self._crowd(job, roster)
+        check_roster(roster)
         for name, (cipher, masks, *told) in roster.items():
             keys = bytes.fromhex(cipher + masks)
             check_signed(job.run, job.round, name, keys, "".join(told), self.signers)
@@ -230,30 +209,30 @@ class Secure:
     def _mask(self, client: Any, message: Message) -> Message:
         job, store = client.job, client.store
         session = Session.at(job, store).once(job, after="shares")
-        peers = self._crowd(job, message.values["peers"], session.roster)
+        peers = self._crowd(job, heard(job.phase, message)["peers"], session.roster)
         session = replace(session, peers=peers).kept(store)
         return Message({MASKED: {MASKED: carried(self._masked(session, store))}})
 
     def _sign(self, client: Any, message: Message) -> Message:
         job, store = client.job, client.store
         session = Session.at(job, store).once(job, after="masked")
-        story = session.story(self._crowd(job, message.values["alive"], session.peers))
+        story = session.story(self._crowd(job, heard(job.phase, message)["alive"], session.peers))
         session.kept(store)
         return Message({}, {"signature": signature(store.signer(job.client) or b"", story)})
 
     def _unmask(self, client: Any, message: Message) -> Message:
-        job, store, values = client.job, client.store, message.values
+        job, store, values = client.job, client.store, heard(client.job.phase, message)
         session = Session.at(job, store).once(job, after="story" if self.signers else "masked")
-        session = replace(session, packed=b"")
         alive = self._crowd(job, values["alive"], session.peers)
         self._check_story(session.story(alive), values.get("signatures"), alive)
-        return session.kept(store).opened(store, alive, bytes_of(message, "sealed"))
+        sealed = sealed_of(message, len(session.peers))
+        return replace(session, packed=b"").kept(store).opened(store, alive, sealed)
 
     def _crowd(self, job: Job, crowd: object, of: Collection[ClientId] = ()) -> list[ClientId]:
         """The names in it.
 
         Raises:
-          ValueError: too few or others than before, among whom nobody is hidden; as many as make
+          WireError: too few or others than before, among whom nobody is hidden; as many as make
             two crowds; or a name more than once, which would take a mask off again.
         """
         names = (
@@ -267,20 +246,20 @@ class Secure:
             or len(set(names)) < len(names)
             or job.client not in names
         ):
-            raise ValueError(
+            raise WireError(
                 f"asked for {job.phase!r} among {names[:most]}: {self.threshold} to {most} clients "
                 "must take part, "
                 "this one too, each once"
             )
         if of and not set(names) <= set(of):
-            raise ValueError(
+            raise WireError(
                 f"asked for {job.phase!r} among {sorted(set(names) - set(of))}, who did not take "
                 "part before"
             )
         return names
 
     def _check_story(self, story: bytes, signatures: object, alive: Collection[ClientId]) -> None:
-        """Raises ValueError where clients sign and fewer than `threshold` signed what this one was
+        """Raises WireError where clients sign and fewer than `threshold` signed what this one was
         told.
 
         A crowd has less than twice as many, so that no other story about the same keys has as many
@@ -293,14 +272,16 @@ class Secure:
             c for c in alive if c in self.signers and verified(self.signers[c], told.get(c), story)
         ]
         if len(good) < self.threshold:
-            raise ValueError(
+            raise WireError(
                 f"{len(good)} clients signed the story of this round that came here, "
                 f"{self.threshold} must"
             )
 
     def _masked(self, session: Session, store: Store) -> Integers:
         keys, me = session.keys(store), session.client
-        values = integers(_plain(me, session.packed), self.bits, self.shift(len(session.roster)))
+        values = integers(
+            plain_update(me, session.packed), self.bits, self.shift(len(session.roster))
+        )
         values = values + mask(keys.own, len(values), self.bits)
         for other in session.peers:
             if other != me:
@@ -448,16 +429,6 @@ def _question(
     check: Check = accept,
 ) -> Ask:
     return Ask(phase, to, lambda _: expected, check)
-
-
-def _plain(client: ClientId, packed: bytes) -> Update:
-    return unpack(client, packed, _dense(), layout_of(unframe(packed, nested=True)[1]))
-
-
-def _dense() -> Codec:
-    """What loses nothing."""
-    codec: Codec = build("codec", "dense")
-    return codec
 
 
 def _added(total: Integers, masked: Integers, plus: bool) -> Integers:
