@@ -104,7 +104,7 @@ def test_files_that_are_cut_or_changed_or_no_files(four: Study, tmp_path: Path) 
 
 def test_unsigned_files_count_where_no_keys_are_asked_for(four: Study, tmp_path: Path) -> None:
     file, out = tmp_path / "c0.safetensors", tmp_path / "merged"
-    said = fedpeft("contribute", four.path, "--client", 0, "-o", file)
+    said = fedpeft("contribute", four.path, "--client", 0, "--yes", "-o", file)
     assert said.exit_code == 0 and "unsigned" in said.output
     refused = fedpeft("merge", four.path, file, "-o", out, "--trust", four.trusted)
     assert refused.exit_code == 2 and f"{file}: unsigned: " in refused.output and not out.exists()

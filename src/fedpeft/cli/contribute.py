@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import click
 import typer
 
+from fedpeft.cli.consent import WithoutAsking, ask_for_consent
 from fedpeft.cli.options import AllowCode, Debug, Device, allowed, check_owner
 
 if TYPE_CHECKING:
     from fedpeft.oneshot.contribute import Contributor
     from fedpeft.oneshot.contribution import Header
     from fedpeft.oneshot.invitation import Invitation
-    from fedpeft.oneshot.releases import Release
+    from fedpeft.oneshot.releases import Release, Releases
 
 EXAMPLES = """\
   fedpeft contribute study --data pictures/ --name hospital-a --key hospital-a.key -o a.safetensors
@@ -62,6 +63,7 @@ def contribute_file(
     client: RehearsedClient = None,
     key: SigningKey = None,
     again: Again = False,
+    yes: WithoutAsking = False,
     memory: MemoryFolder = None,
     device: Device = "cpu",
     allow_code: AllowCode = None,
@@ -69,9 +71,10 @@ def contribute_file(
 ) -> None:
     """Train on examples that stay here and write one file to send.
 
-    DIR is the folder of an invitation. The file holds what was learned, sealed for the server
-    alone. Part of the data is held out as the plan says and not trained on. Of a private plan a
-    second file is another release of the same examples, so it is made with --again only.
+    DIR is the folder of an invitation. What leaves is shown first, and you are asked once. The file
+    holds what was learned, sealed for the server alone. Part of the data is held out as the plan
+    says and not trained on. Of a private plan a second file is another release of the same
+    examples, so it is made with --again only.
     """
     check_owner(data, name, client)
     from fedpeft.core.units import size
@@ -94,6 +97,7 @@ def contribute_file(
     releases = Releases(memory) if memory else Releases.usual()
     if study.plan.private_part is not None and not again:
         releases.check(study.terms.study, who.client)
+    _ask(study, who, releases, yes)
     with click.progressbar(
         length=who.steps, label=who.client, show_pos=True, file=sys.stderr
     ) as bar:
@@ -117,6 +121,15 @@ def _contributor(
     if data is not None and name is not None:
         return from_own_data(study, data, name, device)
     return from_partition(study, client or 0, device)
+
+
+def _ask(study: "Invitation", who: "Contributor", releases: "Releases", yes: bool) -> None:
+    """Whether the owner agrees to what leaves; what he agreed to lies beside his releases."""
+    from fedpeft.deploy.consent import consent_to
+
+    earlier = len(releases.of(study.terms.study, who.client))
+    consent = consent_to(who.site, who.client, [who.client], earlier, by_file=True)
+    ask_for_consent(consent, releases.agreement(study.terms.study, who.client), yes)
 
 
 def _tell(header: "Header", every: "Sequence[Release]") -> None:
