@@ -2,7 +2,7 @@
 
     python -m tools.curious_server                     every kind of plan
     python -m tools.curious_server plain "secure sum"  these
-    python -m tools.curious_server --out docs/results/curious.md
+    python -m tools.curious_server --out docs/security.md     into the page, between its marks
 
 A whole run of each kind of plan is led on real nodes (`deploy.node.Node`), by letters. Before each
 question of the plan one node is asked whatever the plan does not ask, twice; then the question
@@ -224,6 +224,7 @@ def node_at(site: Site, client: ClientId, folder: Path) -> Node:
     return Node(site, client, folder, lambda words: None, key)
 
 
+BEGIN, END = "<!-- curious -->\n", "<!-- end -->\n"
 WAYS = ("phase", "round", "seed", "memory", "layout", "run", "plan", "again")
 
 
@@ -258,6 +259,15 @@ def flaws(found: Sequence[Curious]) -> list[str]:
     return told
 
 
+def _write(page: Path, lines: Sequence[str]) -> None:
+    """Put the table into a page, between its marks."""
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"{page} has no lines {BEGIN.strip()!r} and {END.strip()!r}")
+    page.write_text(before + begin + "\n".join(lines) + "\n" + end + after)
+
+
 def main(words: Sequence[str]) -> int:
     """The command."""
     words = list(words)
@@ -270,8 +280,7 @@ def main(words: Sequence[str]) -> int:
     lines = table(found)
     print("\n".join(lines))
     if out:
-        before, mark, _ = Path(out).read_text().partition("<!-- table -->\n")
-        Path(out).write_text(before + mark + "\n".join(lines) + "\n")
+        _write(Path(out), lines)
     told = flaws(found)
     print("\n".join(told or ["nothing was answered that the plan does not ask"]))
     return 1 if told else 0
