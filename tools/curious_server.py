@@ -70,6 +70,7 @@ def kinds() -> dict[str, dict[str, Any]]:
         "plain": {},
         "plain, class means": {"algorithms": ["class_means"]},
         "plain, vote": {"algorithms": ["vote"]},
+        "plain, q_ffl": {"algorithms": ["q_ffl"]},
         "plain, error feedback": {
             "uplink": {"name": "topk", "density": 0.5},
             "stages": ["error_feedback"],
