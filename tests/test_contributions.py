@@ -234,7 +234,9 @@ def test_own_data_with_some_of_the_labels_and_no_data_at_the_server(tmp_path: Pa
     assert invited.exit_code == 0, invited.output
     for name, labels in (("north", "ab"), ("south", "cb"), ("west", "ca"), ("east", "az")):
         data, out = own_data(tmp_path / f"{name}.npz", labels), tmp_path / f"{name}.safetensors"
-        said = fedpeft("contribute", tmp_path / "study", "--data", data, "--name", name, "-o", out)
+        said = fedpeft(
+            "contribute", tmp_path / "study", "--data", data, "--name", name, "-y", "-o", out
+        )
         assert (said.exit_code, out.exists()) == ((2, False) if name == "east" else (0, True)), (
             said.output
         )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from contributions import Study, change, merge, study, tree
+from fuzzing import counts
 from running import fedpeft
 
 from fedpeft.core.tensors import equal, map_tensors, scale
@@ -104,7 +105,7 @@ def test_files_that_are_cut_or_changed_or_no_files(four: Study, tmp_path: Path) 
 
 def test_unsigned_files_count_where_no_keys_are_asked_for(four: Study, tmp_path: Path) -> None:
     file, out = tmp_path / "c0.safetensors", tmp_path / "merged"
-    said = fedpeft("contribute", four.path, "--client", 0, "-o", file)
+    said = fedpeft("contribute", four.path, "--client", 0, "--yes", "-o", file)
     assert said.exit_code == 0 and "unsigned" in said.output
     refused = fedpeft("merge", four.path, file, "-o", out, "--trust", four.trusted)
     assert refused.exit_code == 2 and f"{file}: unsigned: " in refused.output and not out.exists()
@@ -257,22 +258,6 @@ def test_what_needs_the_contributors_examples_is_refused(four: Study, tmp_path: 
         assert f"{out} was merged from files" in told.stderr and words in told.stderr
 
 
-def fuzzed(four: Study, count: int) -> None:
-    """Mutated files: each is refused with its name, whatever was changed, and no module is loaded
-    by reading it."""
-    invitation, key, draw = four.invitation, sealing_key(server_key(four.path)), Random(7)
-    whole, other = (file.read_bytes() for file in four.files[:2])
-    opened(whole, "whole", invitation, key, Trust())
-    loaded = set(sys.modules)
-    for number in range(count):
-        content = mutated(whole, other, draw)
-        if content == whole:
-            continue
-        with pytest.raises(ContributionError):
-            opened(content, f"mutant {number}", invitation, key, Trust())
-    assert set(sys.modules) == loaded
-
-
 def mutated(whole: bytes, other: bytes, draw: Random) -> bytes:
     content = bytearray(whole)
     head = 8 + int.from_bytes(whole[:8], "little")
@@ -299,13 +284,21 @@ def mutated(whole: bytes, other: bytes, draw: Random) -> bytes:
     return bytes(content)
 
 
-def test_a_thousand_mutated_files(four: Study) -> None:
-    fuzzed(four, 1_000)
-
-
-@pytest.mark.slow
-def test_a_hundred_thousand_mutated_files(four: Study) -> None:
-    fuzzed(four, 100_000)
+@pytest.mark.parametrize("count", counts(1_000, 100_000))
+def test_mutated_files(four: Study, count: int) -> None:
+    """Mutated files: each is refused with its name, whatever was changed, and no module is loaded
+    by reading it."""
+    invitation, key, draw = four.invitation, sealing_key(server_key(four.path)), Random(7)
+    whole, other = (file.read_bytes() for file in four.files[:2])
+    opened(whole, "whole", invitation, key, Trust())
+    loaded = set(sys.modules)
+    for number in range(count):
+        content = mutated(whole, other, draw)
+        if content == whole:
+            continue
+        with pytest.raises(ContributionError):
+            opened(content, f"mutant {number}", invitation, key, Trust())
+    assert set(sys.modules) == loaded
 
 
 ABSURD: Sequence[Any] = (
@@ -330,7 +323,7 @@ ABSURD: Sequence[Any] = (
 )
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(30_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", counts(300, 30_000))
 def test_mutated_frames_that_are_sealed_and_signed(count: int, four: Study, tmp_path: Path) -> None:
     """A client with a good key may still send anything."""
     one, study, draw = four.read(four.files[0]), four.invitation, Random(8)

@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 import torch
+from fuzzing import counts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -155,14 +156,9 @@ def fuzz(codec: Codec, times: int) -> None:
 
 
 @every
-def test_fuzz(name: str) -> None:
-    fuzz(build("codec", name), 1_000)
-
-
-@every
-@pytest.mark.slow
-def test_fuzz_long(name: str) -> None:
-    fuzz(build("codec", name), 100_000)
+@pytest.mark.parametrize("times", counts(1_000, 100_000))
+def test_fuzz(name: str, times: int) -> None:
+    fuzz(build("codec", name), times)
 
 
 @every

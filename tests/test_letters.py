@@ -9,6 +9,7 @@ from random import Random
 from threading import Thread
 
 import pytest
+from fuzzing import counts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,7 +80,7 @@ def test_any_head_is_a_table_or_refused(text: bytes, body: bytes) -> None:
         assert isinstance(letter(text, body).head, dict)
 
 
-@pytest.mark.parametrize("times", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", counts(300, 10_000))
 def test_fuzzed_letters(times: int) -> None:
     """Mutated on a socket: each is read as a letter, or refused, and none is waited for."""
     draws = Random(times)

@@ -309,13 +309,13 @@ def test_another_plan_than_was_joined_does_not_take_the_masks_away(tmp_path: Pat
     made = gathered(tmp_path)
     invite(read_plan(PLAN, ["rounds=1", "cohort=4"]), tmp_path / "bare")
     flags = ("--memory", made.memory("c000"), "-o", tmp_path / "out")
-    told = fedpeft("contribute", tmp_path / "bare", "--client", 0, *flags)
+    told = fedpeft("contribute", "--yes", tmp_path / "bare", "--client", 0, *flags)
     assert told.exit_code == 2 and "by which the server sees your update alone" in told.stderr
     assert not (tmp_path / "out").exists()
-    assert fedpeft("contribute", tmp_path / "bare", "--client", 1, *flags).exit_code == 0
+    assert fedpeft("contribute", "--yes", tmp_path / "bare", "--client", 1, *flags).exit_code == 0
     made.hand_in("c000")
     last = (*flags[:-1], tmp_path / "last")
-    assert fedpeft("contribute", tmp_path / "bare", "--client", 0, *last).exit_code == 0
+    assert fedpeft("contribute", "--yes", tmp_path / "bare", "--client", 0, *last).exit_code == 0
 
 
 def test_a_lost_or_other_secret_makes_no_file(tmp_path: Path) -> None:

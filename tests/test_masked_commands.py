@@ -43,7 +43,7 @@ def merged(root: Path, kind: str) -> Tensors:
     files = [root / f"{kind}{number}" for number in range(3)]
     for number, file in enumerate(files):
         flags = ("--client", number, "-o", file, "--memory", root / "memory")
-        said("contribute", root / kind, *flags)
+        said("contribute", "--yes", root / kind, *flags)
     said("merge", root / kind, *files, "-o", root / f"{kind}-merged", "--evaluate")
     return params(root / f"{kind}-merged")
 
@@ -56,7 +56,9 @@ def test_digits_of_three_owners_masked_and_in_the_open(tmp_path: Path) -> None:
     for name, x in ours.items():
         assert torch.allclose(x, theirs[name], atol=1e-6), name
     memory = ("--memory", tmp_path / "memory")
-    told = said("contribute", tmp_path / "masked", "--client", 1, *memory, "-o", tmp_path / "b")
+    told = said(
+        "contribute", "--yes", tmp_path / "masked", "--client", 1, *memory, "-o", tmp_path / "b"
+    )
     assert "made for this study before, byte for byte" in told
     assert (tmp_path / "b").read_bytes() == (tmp_path / "masked1").read_bytes()
     told = refused("withdraw", tmp_path / "masked", "--name", "c001", *memory, "-o", tmp_path / "c")
@@ -83,7 +85,7 @@ def joined_blobs(root: Path, memory: tuple[str, Path]) -> Path:
         assert f"{owner} joins with the key " in told
     told = refused("join", root / "open", "--name", "c000", *memory, "-o", lines[0])
     assert "is there already" in told
-    told = refused("contribute", root / "open", "--client", 0, *memory, "-o", root / "x")
+    told = refused("contribute", "--yes", root / "open", "--client", 0, *memory, "-o", root / "x")
     assert "has no roster: give the server what" in told
     told = said("roster", root / "open", *lines, "-o", root / "study")
     assert "(for c000, c001, c002, c003)" in told
@@ -95,7 +97,7 @@ def test_four_owners_of_whom_one_withdraws(tmp_path: Path) -> None:
     study = joined_blobs(tmp_path, memory)
     files = [tmp_path / f"{owner}.safetensors" for owner in OWNERS]
     for number, file in enumerate(files[:3]):
-        told = said("contribute", study, "--client", number, *memory, "-o", file)
+        told = said("contribute", "--yes", study, "--client", number, *memory, "-o", file)
         assert "as the server says: without exchange.keys it may have made them up" in told
     told = refused("merge", study, *files[:3], "-o", merged_at)
     assert "the files of c003 are missing" in told
@@ -111,7 +113,15 @@ def test_signed_owners_through_the_commands(tmp_path: Path) -> None:
     made = keyed(tmp_path, OWNERS[:3])
     for number, owner in enumerate(OWNERS[:3]):
         told = fedpeft(
-            *("contribute", made.path, "--client", number, "--key", tmp_path / f"{owner}.key"),
+            *(
+                "contribute",
+                "--yes",
+                made.path,
+                "--client",
+                number,
+                "--key",
+                tmp_path / f"{owner}.key",
+            ),
             *("--memory", made.memory(owner), "-o", made.file(owner)),
         )
         assert told.exit_code == 0, told.output

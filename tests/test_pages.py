@@ -37,3 +37,54 @@ def test_links_lead_somewhere() -> None:
                 dead.append(f"{page.relative_to(ROOT)}: {link}")
     assert seen > 50
     assert dead == []
+
+
+TESTED = re.compile(r"`((?:tests/\w+\.py)?)::(\w+)`")
+
+
+def _named_tests(text: str) -> list[tuple[str, str]]:
+    """The tests that a page names, each with its file: `::name` is of the file named last."""
+    file, found = "", []
+    for path, name in TESTED.findall(text):
+        file = path or file
+        found.append((file, name))
+    return found
+
+
+def test_the_tests_that_pages_name_are_there() -> None:
+    missing, seen = [], 0
+    for page in PAGES:
+        for file, name in _named_tests(page.read_text(encoding="utf-8")):
+            seen += 1
+            source = ROOT / file
+            if not source.is_file() or f"def {name}(" not in source.read_text(encoding="utf-8"):
+                missing.append(f"{page.relative_to(ROOT)}: {file}::{name}")
+    assert seen > 80
+    assert missing == []
+
+
+def test_what_the_page_on_security_promises_names_its_tests() -> None:
+    """By section, and in the one on files by paragraph; what is not so has no test."""
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"(?ms)^## (.+?)\n(.*?)(?=^## |\Z)", text))
+    assert {"What a node answers", "What secure aggregation promises"} <= set(sections)
+    untested = [
+        name
+        for name, part in sections.items()
+        if not _named_tests(part) and "not there" not in name
+    ]
+    assert untested == []
+    paragraphs = re.findall(
+        r"(?ms)^(\*\*.+?)(?=^\*\*|\Z)", sections["What a file from outside can do"]
+    )
+    assert len(paragraphs) >= 7
+    assert [one[:40] for one in paragraphs if not _named_tests(one)] == []
+
+
+def test_a_test_that_is_not_there_is_found_out() -> None:
+    told = "(`tests/test_a.py::test_one`, `::test_two`) and (`tests/test_b.py::test_three`)"
+    assert _named_tests(told) == [
+        ("tests/test_a.py", "test_one"),
+        ("tests/test_a.py", "test_two"),
+        ("tests/test_b.py", "test_three"),
+    ]

@@ -85,7 +85,7 @@ def test_secrets_tokens_keys_and_contributions(four: Study, tmp_path: Path) -> N
     ]
     assert (mode(private), mode(public)) == (0o600, 0o666)
     out = tmp_path / "c0.safetensors"
-    assert fedpeft("contribute", four.path, "--client", 0, "-o", out).exit_code == 0
+    assert fedpeft("contribute", four.path, "--client", 0, "--yes", "-o", out).exit_code == 0
     assert mode(out) == 0o600
     merge(four.path, four.files, tmp_path / "merged", Rules())
     kept = below(tmp_path / "merged")

@@ -168,7 +168,7 @@ def test_with_a_frozen_a_half_the_factors_travel(site: Site) -> None:
     [
         ({"ranks": [16]}, "from 1 to method.rank = 8"),
         ({"ranks": []}, "must be numbers from 1 on"),
-        ({"aggregator": "mean"}, "aggregator takes tensors of one shape"),
+        ({"aggregator": "mean"}, "Mean takes tensors of one shape: with ranks set aggregator"),
         ({"method": "bias"}, "Bias has no rank"),
         ({"aggregator": "flora", "server": "momentum"}, "Momentum would change them"),
         (

@@ -27,7 +27,7 @@ def private(tmp_path: Path) -> Path:
 
 
 def made(folder: Path, out: Path, memory: Path, *flags: str | int) -> tuple[int, str]:
-    said = fedpeft("contribute", folder, "-o", out, "--memory", memory, *flags)
+    said = fedpeft("contribute", folder, "-o", out, "--memory", memory, "--yes", *flags)
     return said.exit_code, said.output
 
 
@@ -51,7 +51,7 @@ def test_a_second_file_is_refused_and_with_again_counted(private: Path, tmp_path
 def test_a_plan_without_noise_counts_nothing(four: Study, tmp_path: Path) -> None:
     for name in ("a", "b"):
         assert made(four.path, tmp_path / name, tmp_path / "memory", "--client", 0)[0] == 0
-    assert not (tmp_path / "memory").exists()
+    assert not (tmp_path / "memory" / FILE).exists()
 
 
 def test_a_copy_of_the_invitation_is_the_same_study(private: Path, tmp_path: Path) -> None:

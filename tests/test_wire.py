@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 import torch
+from fuzzing import counts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -234,7 +235,7 @@ def test_a_layout_that_is_not_the_plans_is_refused_before_anything_is_allocated(
         unpack("c1", sent([1.0, {}], blob), topk, LAYOUT)
 
 
-@pytest.mark.parametrize("times", [1_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", counts(1_000, 100_000))
 def test_fuzzed_updates(times: int) -> None:
     """With checksums that fit, outside and inside: a WireError, or an update that a mean can
     take."""

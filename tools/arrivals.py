@@ -56,7 +56,7 @@ def measured(label: str, seed: int, at: Path) -> dict[str, Any]:
     )
     files = [at / f"{number}.safetensors" for number in range(FILES)]
     for number, file in enumerate(files):
-        fedpeft("contribute", at / "study", "--client", number, "-o", file)
+        fedpeft("contribute", at / "study", "--client", number, "--yes", "-o", file)
     merged = at / "merged"
     told = json.loads(fedpeft("merge", at / "study", *files, "-o", merged, "--evaluate", "--json"))
     arrivals = told["arrivals"]

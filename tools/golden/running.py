@@ -62,7 +62,8 @@ class Run:
 
     def __init__(self, plans: Sequence[GoldenPlan], version: int, source: Path, at: Path) -> None:
         self.at = at
-        jobs = {plan.name: commands(plan, version, at / plan.name) for plan in plans}
+        agreed = agreed_in(source)
+        jobs = {plan.name: commands(plan, version, at / plan.name, agreed) for plan in plans}
         file = at / "jobs.json"
         file.write_text(json.dumps(jobs))
         own = {
@@ -103,13 +104,21 @@ class Run:
         self.process.communicate()
 
 
-def commands(plan: GoldenPlan, version: int, folder: Path) -> list[list[str]]:
+def agreed_in(source: Path) -> list[str]:
+    """How one who contributes agrees without being asked, in a tree; earlier ones asked nobody."""
+    contribute = source / "fedpeft" / "cli" / "contribute.py"
+    return ["--yes"] if contribute.exists() and "consent" in contribute.read_text() else []
+
+
+def commands(
+    plan: GoldenPlan, version: int, folder: Path, agreed: Sequence[str] = ()
+) -> list[list[str]]:
     """The command lines that leave the plan's run in a folder, and what must lie there before."""
     text = plan.texts[version]
     if plan.steps == "merge":
         file = folder.with_suffix(".toml")
         file.write_text(text)
-        return _merging(file, folder)
+        return _merging(file, folder, agreed)
     # A new run takes no folder with something in it. So this is one that was stopped before its
     # first round, with its secrets drawn.
     for name, secret in SECRETS.items():
@@ -120,13 +129,13 @@ def commands(plan: GoldenPlan, version: int, folder: Path) -> list[list[str]]:
     return [["run", "--resume", str(folder), "--quiet"]]
 
 
-def _merging(plan: Path, folder: Path) -> list[list[str]]:
+def _merging(plan: Path, folder: Path, agreed: Sequence[str]) -> list[list[str]]:
     study = str(folder.with_suffix(".study"))
     files = [str(folder.with_suffix(f".{number}.safetensors")) for number in range(MERGED)]
     return [
         ["invite", str(plan), "-o", study],
         *(
-            ["contribute", study, "--client", str(number), "-o", file]
+            ["contribute", study, "--client", str(number), "-o", file, *agreed]
             for number, file in enumerate(files)
         ),
         ["merge", study, *files, "-o", str(folder)],

@@ -36,6 +36,7 @@ class ClassMeans:
     head: str = "auto"
     reveals: ClassVar[frozenset[str]] = frozenset({"class_means"})
     asks_everyone: ClassVar[frozenset[str]] = frozenset({PHASE})
+    asks_in: ClassVar[Mapping[str, frozenset[int]]] = {PHASE: frozenset({0})}
 
     def check_params(self, params: Tensors) -> None:
         """Raises PlanError where there is no linear head that is trained and shared."""

@@ -23,7 +23,7 @@ from fedpeft.core.hooks import Handler, Inner
 from fedpeft.core.rounds import Round
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import ClientId, State, Tensors
-from fedpeft.errors import PlanError
+from fedpeft.errors import PlanError, WireError
 
 PHASE = "vote"
 START = "start"
@@ -125,7 +125,11 @@ class Vote:
 
         Raises:
           PlanError: the task has neither accuracy nor loss.
+          WireError: the message lacks the start or a merge.
         """
+        for group in (START, *map(str, range(len(message.tensors) - 1))):
+            if group not in message.tensors:
+                raise WireError(f"the message {PHASE!r} lacks {group!r}, which this plan sends")
         start, total, weight = message.tensors[START], [], 0.0
         for number in range(len(message.tensors) - 1):
             for strength in self.strengths:

@@ -1,14 +1,18 @@
-"""The owner is asked once, on one screen."""
+"""The owner is asked once, on one screen, whoever asks: a node, or one who writes a file."""
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import click
 import typer
 
 if TYPE_CHECKING:
     from fedpeft.deploy.consent import Consent
+
+WithoutAsking = Annotated[
+    bool, typer.Option("--yes", "-y", help="Agree to the terms without being asked.")
+]
 
 
 def ask_for_consent(consent: "Consent", folder: Path, yes: bool) -> None:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import click
 import typer
 
+from fedpeft.cli.consent import WithoutAsking, ask_for_consent
 from fedpeft.cli.options import AllowCode, Debug, Device, allowed, check_owner
 
 if TYPE_CHECKING:
     from fedpeft.oneshot.contribute import Contributor
     from fedpeft.oneshot.contribution import Header
     from fedpeft.oneshot.invitation import Invitation
-    from fedpeft.oneshot.releases import Release
+    from fedpeft.oneshot.releases import Release, Releases
 
 EXAMPLES = """\
   fedpeft contribute study --data pictures/ --name hospital-a --key hospital-a.key -o a.safetensors
@@ -64,6 +65,7 @@ def contribute_file(
     client: RehearsedClient = None,
     key: SigningKey = None,
     again: Again = False,
+    yes: WithoutAsking = False,
     memory: MemoryFolder = None,
     device: Device = "cpu",
     allow_code: AllowCode = None,
@@ -71,14 +73,14 @@ def contribute_file(
 ) -> None:
     """Train on examples that stay here and write one file to send.
 
-    DIR is the folder of an invitation. The file holds what was learned, sealed for the server
-    alone. Part of the data is held out as the plan says and not trained on. Of a private plan a
-    second file is another release of the same examples, so it is made with --again only. Of a
-    study of masked files there is one file, which a second call writes again.
+    DIR is the folder of an invitation. What leaves is shown first, and you are asked once. The file
+    holds what was learned, sealed for the server alone. Part of the data is held out as the plan
+    says and not trained on. Of a private plan a second file is another release of the same
+    examples, so it is made with --again only. Of a study of masked files there is one file, which
+    a second call writes again.
     """
     check_owner(data, name, client)
     from fedpeft.core.units import size
-    from fedpeft.errors import RunError
     from fedpeft.oneshot.contribute import contribute as train
     from fedpeft.oneshot.invitation import read_invitation
     from fedpeft.oneshot.keys import require, signing_key
@@ -86,11 +88,7 @@ def contribute_file(
     from fedpeft.oneshot.seat import take_seat
 
     require()
-    if out.exists():
-        raise RunError(
-            f"{out} is there already: a file that may have been sent is not written over; name "
-            "another"
-        )
+    _check_new(out)
     study = read_invitation(invitation, allowed(allow_code))
     signer = signing_key(key) if key else None
     who = _contributor(study, data, name, client, device)
@@ -103,6 +101,7 @@ def contribute_file(
     if study.plan.private_part is not None and not again:
         releases.check(study.terms.study, who.client)
     typer.echo(seat.words(), err=True, nl=False)
+    _ask(study, who, releases, yes)
     with click.progressbar(
         length=who.steps, label=who.client, show_pos=True, file=sys.stderr
     ) as bar:
@@ -114,6 +113,16 @@ def contribute_file(
     count, signed = who.site.data.size(who.client), "signed" if key else "unsigned"
     typer.echo(f"{out}: {size(len(content))} from {count} examples of {header.client}, {signed}")
     _tell(header, every)
+
+
+def _check_new(out: Path) -> None:
+    from fedpeft.errors import RunError
+
+    if out.exists():
+        raise RunError(
+            f"{out} is there already: a file that may have been sent is not written over; name "
+            "another"
+        )
 
 
 def _write(out: Path, content: bytes) -> None:
@@ -132,6 +141,15 @@ def _contributor(
     if data is not None and name is not None:
         return from_own_data(study, data, name, device)
     return from_partition(study, client or 0, device)
+
+
+def _ask(study: "Invitation", who: "Contributor", releases: "Releases", yes: bool) -> None:
+    """Whether the owner agrees to what leaves; what he agreed to lies beside his releases."""
+    from fedpeft.deploy.consent import consent_to
+
+    earlier = len(releases.of(study.terms.study, who.client))
+    consent = consent_to(who.site, who.client, [who.client], earlier, by_file=True)
+    ask_for_consent(consent, releases.agreement(study.terms.study, who.client), yes)
 
 
 def _tell(header: "Header", every: "Sequence[Release]") -> None:

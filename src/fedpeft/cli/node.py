@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedpeft.cli.consent import ask_for_consent
+from fedpeft.cli.consent import WithoutAsking, ask_for_consent
 from fedpeft.cli.options import (
     AllowCode,
     Debug,
@@ -44,9 +44,6 @@ NodeFolder = Annotated[
 Again = Annotated[
     bool,
     typer.Option("--again", help="Agree to one more run of a plan that was answered before."),
-]
-WithoutAsking = Annotated[
-    bool, typer.Option("--yes", "-y", help="Agree to the terms without being asked.")
 ]
 
 

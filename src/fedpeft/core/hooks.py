@@ -39,6 +39,7 @@ class Handles(Protocol):
       remembers_clients: True where an answer makes the client remember something; engines then
         need a store.
       asks_everyone: the phases in which all clients are asked, whoever is drawn for the round.
+      asks_in: by phase the only rounds in which it is asked.
       asks_times: by phase how often a client is asked in one round, where that is more than once.
     """
 

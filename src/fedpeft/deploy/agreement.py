@@ -1,99 +1,21 @@
-"""An owner's own terms: what a node answers is what its owner agreed to, whatever a server asks.
-
-Beside the folders of single runs, and not in them, lies a list of what was answered. By it a node
-answers each message of a round once: asked again in the same words it gives the same bytes, asked
-in others it refuses. The list survives restarts and new runs, so that no server can have the same
-examples under noise of many draws by beginning again.
-"""
+"""An owner's own terms: what a node answers is what its owner agreed to, whatever a server asks."""
 
 import json
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
-from typing import Any
 
 from fedpeft.core.seeds import fold
 from fedpeft.core.types import ClientId, Job
-from fedpeft.errors import PlanError, RunError
+from fedpeft.deploy.answers import Answers
+from fedpeft.errors import PlanError
 from fedpeft.plan.calibration import learns, round_seed, select_cohort
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import plan_at
 
-ANSWERS = "answers.jsonl"
-
 
 class Refused(PlanError):
     """A server asked for more than the owner agreed to."""
-
-
-@dataclass
-class Answers:
-    """What a node has answered, as a file of lines that only grows.
-
-    Attributes:
-      digests: by run and by round and phase, the digests of what was asked.
-      runs: how many runs of the plan the owner agreed to.
-    """
-
-    path: Path
-    digests: dict[tuple[str, int, str], list[str]] = field(default_factory=dict)
-    runs: int = 1
-
-    @classmethod
-    def at(cls, folder: Path, plan: Plan) -> "Answers":
-        """The list of a plan's answers in a node's folder.
-
-        Raises:
-          RunError: it is damaged. Without it nobody can tell what was answered.
-        """
-        answers = cls(folder / plan.fingerprint / ANSWERS)
-        if answers.path.exists():
-            lines = answers.path.read_bytes().split(b"\n")
-            for line in lines[:-1]:  # a kill may have cut the last one short: nothing was sent then
-                answers._take(line)
-        return answers
-
-    def _take(self, line: bytes) -> None:
-        try:
-            values = json.loads(line)
-            if "again" in values:
-                self.runs += 1
-                return
-            key = str(values["run"]), int(values["round"]), str(values["phase"])
-            self.digests.setdefault(key, []).append(str(values["digest"]))
-        except (ValueError, KeyError, TypeError):
-            raise RunError(
-                f"{self.path} is damaged, and without it nobody can tell what this node has "
-                "answered: put it back, or agree anew to a plan of another name or seed"
-            ) from None
-
-    @property
-    def tokens(self) -> list[str]:
-        """The runs that were answered, in their order."""
-        return list(dict.fromkeys(run for run, _, _ in self.digests))
-
-    def agree_again(self) -> None:
-        """The owner agrees to one more run of the plan."""
-        if self.runs <= len(self.tokens):
-            self._append({"again": True})
-            self.runs += 1
-
-    def record(self, token: str, job: Job, digest: str) -> None:
-        """Note an answer; it is on the disk when this returns."""
-        known = self.digests.setdefault((token, job.round, job.phase), [])
-        if digest not in known:
-            known.append(digest)
-            self._append({"run": token, "round": job.round, "phase": job.phase, "digest": digest})
-
-    def _append(self, values: Mapping[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-        with os.fdopen(os.open(self.path, flags, 0o600), "ab") as file:
-            file.write(json.dumps(values).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
 
 
 @dataclass(frozen=True)
@@ -118,7 +40,7 @@ class Agreement:
         self._check_run(token)
         self._check_round(job)
         digest = digest_of(job)
-        known = self.answers.digests.get((token, job.round, job.phase), [])
+        known = self.answers.asked(token, job)
         most = self._times(job.phase)
         if digest not in known and len(known) >= most:
             raise Refused(
@@ -145,6 +67,9 @@ class Agreement:
             raise Refused(
                 f"asked in round {job.round} to go on from its memory of round {job.accepted}"
             )
+        if job.step < 0:
+            raise Refused(f"asked for message number {job.step}, and a round begins with number 0")
+        self._check_phase(job)
         everyone = any(job.phase in phases for phases in plan.hooks("asks_everyone"))
         if everyone or learns(plan):  # whom a sampler that learns draws, only the server can tell
             return
@@ -153,6 +78,16 @@ class Agreement:
             raise Refused(
                 f"asked to take part in round {job.round}, for which the plan draws others"
             )
+
+    def _check_phase(self, job: Job) -> None:
+        """Raises Refused for a phase that the plan has in other rounds alone."""
+        for rounds in self.plan.hooks("asks_in"):
+            if job.round not in rounds.get(job.phase, (job.round,)):
+                agreed = ", ".join(map(str, sorted(rounds[job.phase])))
+                raise Refused(
+                    f"asked for {job.phase!r} in round {job.round}, and the plan asks for it in "
+                    f"round {agreed} alone"
+                )
 
     def _times(self, phase: str) -> int:
         """How often a client is asked in one round for this phase, by what the plan's parts say."""

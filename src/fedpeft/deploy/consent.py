@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import plan_at
 from fedpeft.registry import describe
 from fedpeft.rounds.site import Site
-from fedpeft.storage.files import write_atomically
+from fedpeft.storage.files import private_folder, write_atomically
 
 FILE = "agreement.json"
 TELLS = {
@@ -50,28 +51,38 @@ class Consent:
 
     def keep(self, folder: Path) -> None:
         """Write down that the owner agreed."""
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(folder / FILE, json.dumps({"lines": self.lines}, indent=2).encode())
+        content = json.dumps({"lines": self.lines}, indent=2).encode()
+        write_atomically(private_folder(folder) / FILE, content, private=True)
 
 
 def consent_to(
-    site: Site, client: ClientId, clients: Sequence[ClientId], earlier: int = 0
+    site: Site,
+    client: ClientId,
+    clients: Sequence[ClientId],
+    earlier: int = 0,
+    by_file: bool = False,
 ) -> Consent:
     """What a client agrees to when it takes part in a plan.
 
     Args:
       clients: all clients of the federation.
-      earlier: how many runs of this plan it has answered before.
+      earlier: how many runs of this plan it has answered before, or how many files it has made.
+      by_file: whether it writes one file instead of answering a server.
     """
     plan = site.plan
     times = _times(plan, client, clients)
+    rounds = f"{times} of {plan.rounds}, as the plan draws them; each answered once"
+    asked = _messages(plan)
+    if by_file:
+        rounds = "one: you train once, and send the file yourself"
+        asked = "none: no server asks anything; the file is sealed for the server alone"
     return Consent(
         (
             ("model", _model(site)),
             ("leaves here", _leaves(site, client, clients)),
-            ("rounds", f"{times} of {plan.rounds}, as the plan draws them; each answered once"),
-            ("messages", _messages(plan)),
-            ("noise", _noise(plan, times, earlier)),
+            ("rounds", rounds),
+            ("messages", asked),
+            ("noise", _noise(plan, times, earlier, "files" if by_file else "runs")),
             ("not hidden", "; ".join(_visible(plan))),
         )
     )
@@ -94,9 +105,12 @@ def _model(site: Site) -> str:
 
 
 def _leaves(site: Site, client: ClientId, clients: Sequence[ClientId]) -> str:
-    view: View = site.plan.view(client, 0, clients)
-    sent = view.trained(view.select(site.params()))
-    numbers = sum(x.numel() for x in sent.values())
+    plan = site.plan
+    view: View = plan.view(client, 0, clients)
+    received = view.select(site.params())
+    shared = plan.shares(received)
+    beside = (prod(x) for owner in plan.local_shares for _, x, _ in shared.get(owner, []))
+    numbers = sum(x.numel() for x in view.trained(received).values()) + sum(beside)
     whole = sum(x.numel() for x in site.model.parameters())
     return f"{numbers:,} numbers a round (of {whole:,} in the model), and no example"
 
@@ -108,7 +122,7 @@ def _messages(plan: Plan) -> str:
     return f"a model to train, and its change back; {', '.join(others)}; no other is answered"
 
 
-def _noise(plan: Plan, times: int, earlier: int) -> str:
+def _noise(plan: Plan, times: int, earlier: int, unit: str) -> str:
     part = plan.private_part
     if part is None or not part.event.accounted:
         return "none: the server sees the change as it is" + (
@@ -117,7 +131,7 @@ def _noise(plan: Plan, times: int, earlier: int) -> str:
     event, delta = part.event, plan.privacy.delta or 0.0
     spent = epsilon(event, times * (earlier + 1), delta, plan.privacy.accountant)
     where = "the server adds it after it has seen the change" if event.central else "added here"
-    runs = f" after {earlier + 1} runs" if earlier else ""
+    runs = f" after {earlier + 1} {unit}" if earlier else ""
     return (
         f"hides each {event.unit}: epsilon = {spent:.3g} at delta = {delta:g}{runs} over all "
         f"rounds; {where}"
@@ -127,9 +141,9 @@ def _noise(plan: Plan, times: int, earlier: int) -> str:
 def _visible(plan: Plan) -> Iterator[str]:
     """What the server learns whatever is hidden."""
     yield "that this site takes part, and when"
-    if plan.weighting != "uniform":
+    if plan.weighting != "uniform" and not plan.exchange.sums:
         yield "how many examples there are here"
-    if plan.private_part is None:
+    if plan.private_part is None and not plan.exchange.sums:
         yield "the mean loss in training"
     for facts in plan.hooks("reveals"):
         yield from (TELLS.get(fact, fact) for fact in sorted(facts))

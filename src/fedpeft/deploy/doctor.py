@@ -198,6 +198,7 @@ def site(
 ) -> Iterator[Finding]:
     """Whether the plan, which may name the modules of `code`, the base model and the data can be
     used here."""
+    from fedpeft.deploy.consent import consent_to
     from fedpeft.deploy.terms import node_site, server_site, terms_of
     from fedpeft.plan.reading import read_plan
 
@@ -211,6 +212,10 @@ def site(
         counted = sum(map(here.data.size, here.data.clients))
         yield Finding("data", f"{counted} training examples of {len(here.data.clients)} clients")
         yield from _tokens(here)
+        if name is not None and data is not None:
+            clients = here.plan.known_clients(here.data.clients)
+            text = consent_to(here, name, clients).text()
+            yield Finding("terms", "\n    ".join(["`fedpeft node` asks you to agree to:", *text]))
     except FedpeftError as error:
         yield Finding(type(error).__name__, str(error), "see what it says")
 

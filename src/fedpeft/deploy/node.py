@@ -15,11 +15,12 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from fedpeft.core.types import ClientId, Failure, Job
-from fedpeft.deploy.agreement import Agreement, Answers, Refused
+from fedpeft.core.types import ClientId, Failure, Job, Reply
+from fedpeft.deploy.agreement import Agreement, Refused
+from fedpeft.deploy.answers import Answers
 from fedpeft.deploy.terms import check_signer, disagreement, terms_of
 from fedpeft.errors import RunError, WireError
-from fedpeft.rounds.client import Worker
+from fedpeft.rounds.client import ClientRound, Worker
 from fedpeft.rounds.site import Site
 from fedpeft.runs.environment import compare_environments, environment
 from fedpeft.runs.folder import RunFolder, locked
@@ -83,45 +84,76 @@ class Node:
         if why := disagreement(self.terms, head):
             return self._cannot(why)
         if kind == "hello":
-            here = environment(self.site.plan, self.site.device)
-            differs = (
-                compare_environments(head["environment"], here)
-                if isinstance(head.get("environment"), dict)
-                else []
-            )
-            return Letter({"kind": "welcome", "client": self.client, "differs": differs})
+            return self._welcome(head)
         if kind != "job":
             return self._cannot(f"a letter of the kind {kind!r} has no sense here")
         try:
-            job, token = self._job(asked), token_of(head)
-            digest = self.agreement.check(token, job)
-            worker = Worker(self.site, self._store(token))
-            began, done = monotonic(), worker(job)
-            if not isinstance(done, Failure):
-                self.agreement.answers.record(token, job, digest)
-        except (WireError, Refused) as error:
-            if isinstance(error, Refused):
-                self.say(f"refused: {error}")
+            done = self._done(self._job(asked), token_of(head))
+        except Refused as error:
+            self.say(f"refused: {error}")
+            return self._cannot(str(error))
+        except WireError as error:
             return self._cannot(str(error))
         # A run of this machine alone would end; here it is one client's failure.
         except StoreError as error:
             self.say(f"the disk fails under the client's memory: {error}")
             return self._cannot(f"the disk of its node fails: {error.strerror}")
         if isinstance(done, Failure):
-            self.say(f"round {job.round + 1}: {done.reason}")
             return self._cannot(done.reason)
+        return Letter({"kind": "reply", "client": self.client}, done.payload)
+
+    def _welcome(self, head: Mapping[str, Any]) -> Letter:
+        """Who is here, and what of this machine is other than the server's."""
+        here = environment(self.site.plan, self.site.device)
+        asked = head.get("environment")
+        differs = compare_environments(asked, here) if isinstance(asked, dict) else []
+        return Letter({"kind": "welcome", "client": self.client, "differs": differs})
+
+    def _done(self, job: Job, token: str) -> Reply | Failure:
+        """The answer to a job, once, or the same bytes again.
+
+        Raises:
+          Refused: the owner did not agree to it.
+          StoreError: the disk fails.
+        """
+        answers, began = self.agreement.answers, monotonic()
+        digest = self.agreement.check(token, job)
+        if (
+            digest in answers.asked(token, job)
+            and (known := answers.reply(token, digest)) is not None
+        ):
+            done: Reply | Failure = Reply(job.client, known)
+        else:
+            done = self._worked(job, token, digest)
+        if isinstance(done, Failure):
+            self.say(f"round {job.round + 1}: {done.reason}")
+            return done
+        if not answers.give(token, job, digest, done.payload):
+            raise Refused(
+                f"asked again for {job.phase!r} of round {job.round}, whose answer is kept no "
+                "longer and would be other bytes now: the same words get the same bytes, or none"
+            )
         self.say(
             f"round {job.round + 1}: {len(done.payload):,} bytes after {monotonic() - began:.1f} s"
         )
-        return Letter({"kind": "reply", "client": self.client}, done.payload)
+        return done
+
+    def _worked(self, job: Job, token: str, digest: str) -> Reply | Failure:
+        worker = Worker(self.site, self._store(token)).at(job.round)
+        opened = worker.open(job)
+        if not isinstance(opened, ClientRound):
+            return opened
+        self.agreement.answers.begin(token, job, digest)
+        return worker.close(opened, lambda: worker.alone(opened))
 
     def _cannot(self, reason: str) -> Letter:
         return Letter({"kind": "failed", "client": self.client, "reason": reason})
 
     def _job(self, asked: Letter) -> Job:
         for key, types in FIELDS.items():
-            if not isinstance(asked.head.get(key), types):
-                raise WireError(f"a job without a proper {key!r}: {asked.head.get(key)!r}")
+            value = asked.head.get(key)
+            if not isinstance(value, types) or isinstance(value, bool):
+                raise WireError(f"a job without a proper {key!r}: {value!r}")
         job = Job(**{key: asked.head[key] for key in FIELDS}, payload=asked.body)
         plan = self.site.plan
         if job.run != f"{plan.name}-{plan.fingerprint}" or job.client != self.client:
@@ -178,5 +210,7 @@ def token_of(head: Mapping[str, Any]) -> str:
     """
     token = head.get("token")
     if not isinstance(token, str) or not re.fullmatch(r"[0-9a-f]{32}", token):
-        raise WireError("a job without a run's token")
+        raise WireError(
+            f"a job without a run's token: {str(token)[:80]!r} is not 32 hexadecimal digits"
+        )
     return token

@@ -1,6 +1,7 @@
 """What a client has released: each file of a private plan is one more look at the same examples.
 
     releases.json   for its owner only; a line for each file: study, client, epsilon, delta
+    agreements/     by study and client, what the owner agreed to before the first file
 
 The noise of two files is independent, so what each guarantees adds up (basic composition, Dwork and
 Roth, 2014, theorem 3.16): two of (ε, δ) are together (2ε, 2δ).
@@ -10,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,11 @@ class Releases:
 
     def of(self, study: str, client: ClientId) -> list[Release]:
         return [one for one in self._read() if (one.study, one.client) == (study, client)]
+
+    def agreement(self, study: str, client: ClientId) -> Path:
+        """The folder of what a client agreed to before it made files for a study."""
+        place = blake2b(json.dumps([study, client]).encode(), digest_size=8).hexdigest()
+        return self.folder / "agreements" / place
 
     def check(self, study: str, client: ClientId) -> None:
         """Raises RunError where the client has released something for the study."""

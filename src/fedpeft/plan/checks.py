@@ -59,11 +59,15 @@ class Holder:
 
 def check_fit(plan: Any) -> None:
     """Raises PlanError, with a remedy, for the first two parts of a plan that do not fit."""
-    check_holders(list(_holders(plan)))
+    check_holders(list(_holders(plan)), type(plan.aggregator).__name__)
 
 
-def check_holders(holders: Sequence[Holder]) -> None:
-    """Raises PlanError for the first two that do not fit, or for one that lacks another."""
+def check_holders(holders: Sequence[Holder], aggregator: str = "the aggregator") -> None:
+    """Raises PlanError for the first two that do not fit, or for one that lacks another.
+
+    Args:
+      aggregator: what people call it; what a part needs is mostly another one.
+    """
     for one in holders:
         for other in holders:
             if other is not one:
@@ -71,7 +75,7 @@ def check_holders(holders: Sequence[Holder]) -> None:
     for one in holders:
         for fact, words in one.needs.items():
             if not any(fact in other.offers for other in holders if other is not one):
-                raise PlanError(words.format(one=one.name))
+                raise PlanError(words.format(one=one.name, aggregator=aggregator))
 
 
 def refuse(plan: Any, forbids: Mapping[Fact, str]) -> None:

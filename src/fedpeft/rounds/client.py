@@ -32,7 +32,7 @@ from fedpeft.core.types import (
     Weighted,
 )
 from fedpeft.core.views import View
-from fedpeft.errors import PlanError, RunError, unknown
+from fedpeft.errors import PlanError, RunError, WireError, unknown
 from fedpeft.plan.coding import downlink_coding, uplink_coding
 from fedpeft.plan.plan import Plan, intersect
 from fedpeft.plan.reading import plan_at
@@ -342,7 +342,7 @@ class Worker:
             raise RunError(
                 f"its memory of round {job.accepted} is gone: it would start afresh, unseen"
             )
-        _check_converged(update, personal)
+        _check_converged(update, personal, hidden=plan.exchange.sums)
         how = uplink_coding(plan, job.round, job.client)
         payload = encode_answer(message_of(update), plan.uplink, how)
         with storing():
@@ -417,7 +417,7 @@ class Worker:
             raise
         except Exception as error:  # parts that users write may raise anything
             words = str(error)
-            if self.site.plan.private_part and not isinstance(error, PlanError):
+            if self.site.plan.private_part and not isinstance(error, PlanError | WireError):
                 words = "its words stay here, as they may tell of an example"
             return Failure(client, f"{type(error).__name__}: {words}")
 
@@ -430,12 +430,12 @@ def weight(plan: Plan, size: int) -> float:
     return float(ceil(size / batch) * batch)
 
 
-def _check_converged(update: Update, personal: Tensors) -> None:
-    """Raises ArithmeticError for an update that is not finite."""
+def _check_converged(update: Update, personal: Tensors, hidden: bool) -> None:
+    """Raises ArithmeticError for an update that is not finite; it tells no loss that is hidden."""
     numbers = [m.total for m in update.metrics.values()]
     if finite(update.delta) and finite(personal) and all(map(isfinite, numbers)):
         return
-    loss = update.metrics.get("loss")
+    loss = None if hidden else update.metrics.get("loss")
     mean = f" (mean loss {loss.value:.3g})" if loss else ""
     raise ArithmeticError(f"training diverged{mean}: lower local.lr or set clip_norm")
 

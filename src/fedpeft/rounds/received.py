@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fedpeft.compute.objective import Objective
-from fedpeft.core.conversation import Expected, Message
+from fedpeft.core.conversation import PARAMS, Expected, Message
 from fedpeft.core.low_rank import EXACT, pairs
 from fedpeft.core.tensors import finite, layout
 from fedpeft.core.types import Tensors
@@ -56,8 +56,9 @@ def check_received(message: Message, phase: str, allowed: Expected, own: Tensors
         else:
             check_layout(layout(tensors), allowed[group])
     for group, expected in allowed.items():
-        if phase == "fit" and expected and group not in message.tensors:
-            raise WireError(f"the message 'fit' lacks {group!r}, which this plan sends")
+        needed = phase == "fit" or group == PARAMS
+        if needed and expected and group not in message.tensors:
+            raise WireError(f"the message {phase!r} lacks {group!r}, which this plan sends")
 
 
 def _check_exact(tensors: Tensors, own: Tensors) -> None:

@@ -25,9 +25,9 @@ class Ranks:
     ranks: tuple[int, ...]
     offers: ClassVar[frozenset[Fact]] = frozenset({Fact.MIXED_RANKS})
     needs: ClassVar[Mapping[Fact, str]] = {
-        Fact.MIXED_RANKS_MERGED: "the plan's aggregator takes tensors of one shape: with ranks set "
-        'it to one that knows low-rank factors, such as "fedit", "flora", "fedex", "flexlora" or '
-        '"hetlora"',
+        Fact.MIXED_RANKS_MERGED: "{aggregator} takes tensors of one shape: with ranks set "
+        'aggregator to one that knows low-rank factors, such as "fedit", "flora", "fedex", '
+        '"flexlora" or "hetlora"',
     }
     forbids: ClassVar[Mapping[Fact, str]] = {
         Fact.HANDS_OVER: "local.as_published hands momentum from client to client, which ranks "

@@ -39,8 +39,8 @@ class ClientDp:
     clip_norm: float = 1.0
     noise_multiplier: float | None = None
     needs: ClassVar[Mapping[Fact, str]] = {
-        Fact.PLAIN_MEAN: "the noise is made for a mean: one client moves the result of another "
-        'aggregator by more than clip_norm / clients. Set aggregator = "mean"',
+        Fact.PLAIN_MEAN: "the noise is made for a mean: one client moves the result of "
+        '{aggregator} by more than clip_norm / clients. Set aggregator = "mean"',
     }
 
     def __post_init__(self) -> None:

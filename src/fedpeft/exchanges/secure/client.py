@@ -17,6 +17,7 @@ from fedpeft.core.interfaces import Store
 from fedpeft.core.secrets import Secret
 from fedpeft.core.signatures import signature
 from fedpeft.core.types import ClientId, Job
+from fedpeft.errors import WireError
 from fedpeft.exchanges.secure.secret_sharing import (
     KEY,
     SEALED,
@@ -64,7 +65,7 @@ class Session:
         """The session that the job belongs to.
 
         Raises:
-          ValueError: there is none.
+          WireError: there is none.
         """
         note = store.note(job.client)
         kept, packed = unframe(note) if note else ({}, b"")
@@ -73,7 +74,7 @@ class Session:
             job.round,
             job.client,
         ):
-            raise ValueError(
+            raise WireError(
                 f"asked for {job.phase!r} in round {job.round}, in which this client has not "
                 "trained"
             )
@@ -90,13 +91,13 @@ class Session:
         """The same, having been asked that.
 
         Raises:
-          ValueError: it was asked something else before, or not yet what comes first.
+          WireError: it was asked something else before, or not yet what comes first.
         """
         digest = blake2b(job.payload, digest_size=16).hexdigest()
         if after and after not in self.asked:
-            raise ValueError(f"asked for {job.phase!r} before {after!r}")
+            raise WireError(f"asked for {job.phase!r} before {after!r}")
         if self.asked.get(job.phase, digest) != digest:
-            raise ValueError(
+            raise WireError(
                 f"asked twice for {job.phase!r}, in two versions: to answer both could unmask an "
                 "update"
             )
@@ -121,11 +122,11 @@ class Session:
         """The same with its roster.
 
         Raises:
-          ValueError: the roster has other keys for this client than those that it gave.
+          WireError: the roster has other keys for this client than those that it gave.
         """
         keys = self.keys(store)
         if list(roster[self.client][:2]) != [public(keys.cipher).hex(), public(keys.mask).hex()]:
-            raise ValueError("the keys that came as this client's own are not those that it gave")
+            raise WireError("the keys that came as this client's own are not those that it gave")
         return replace(self, roster=roster)
 
     def story(self, alive: Sequence[ClientId]) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fedpeft.core.conversation import DELTA, Answer, Ask, Check, Message, accept
+from fedpeft.core.conversation import DELTA, Answer, Ask, Message
 from fedpeft.core.facts import Fact
 from fedpeft.core.hooks import Handler
 from fedpeft.core.interfaces import Store
@@ -18,16 +18,19 @@ from fedpeft.core.secrets import Secret
 from fedpeft.core.signatures import public_line, signature, verified
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import ClientId, Job
-from fedpeft.errors import PlanError
+from fedpeft.errors import PlanError, WireError
 from fedpeft.exchanges.secure.client import Session
 from fedpeft.exchanges.secure.hidden import (
     HIDDEN_FROM,
     check_bounds,
     check_hidden,
     check_lines,
+    check_roster,
     check_weights,
+    heard,
     lossless,
     read_plain,
+    sealed_of,
 )
 from fedpeft.exchanges.secure.masks import (
     MASKED,
@@ -53,6 +56,7 @@ from fedpeft.exchanges.secure.secret_sharing import (
 from fedpeft.exchanges.secure.server import (
     Asking,
     Unrecovered,
+    ask_all,
     bytes_layout,
     bytes_message,
     bytes_of,
@@ -166,9 +170,11 @@ class Secure:
         return encode_answer(opening, lossless())
 
     def _shares(self, client: Any, message: Message) -> Message:
-        job, store, roster = client.job, client.store, message.values["roster"]
+        job, store = client.job, client.store
+        roster = heard(job.phase, message)["roster"]
         session = Session.at(job, store).once(job)
         self._crowd(job, roster)
+        check_roster(roster)
         for name, (cipher, masks, *told) in roster.items():
             keys = bytes.fromhex(cipher + masks)
             check_signed(job.run, job.round, name, keys, "".join(told), self.signers)
@@ -177,30 +183,30 @@ class Secure:
     def _mask(self, client: Any, message: Message) -> Message:
         job, store = client.job, client.store
         session = Session.at(job, store).once(job, after="shares")
-        peers = self._crowd(job, message.values["peers"], session.roster)
+        peers = self._crowd(job, heard(job.phase, message)["peers"], session.roster)
         session = replace(session, peers=peers).kept(store)
         return Message({MASKED: {MASKED: carried(self._masked(session, store))}})
 
     def _sign(self, client: Any, message: Message) -> Message:
         job, store = client.job, client.store
         session = Session.at(job, store).once(job, after="masked")
-        story = session.story(self._crowd(job, message.values["alive"], session.peers))
+        story = session.story(self._crowd(job, heard(job.phase, message)["alive"], session.peers))
         session.kept(store)
         return Message({}, {"signature": signature(store.signer(job.client) or b"", story)})
 
     def _unmask(self, client: Any, message: Message) -> Message:
-        job, store, values = client.job, client.store, message.values
+        job, store, values = client.job, client.store, heard(client.job.phase, message)
         session = Session.at(job, store).once(job, after="story" if self.signers else "masked")
-        session = replace(session, packed=b"")
         alive = self._crowd(job, values["alive"], session.peers)
         self._check_story(session.story(alive), values.get("signatures"), alive)
-        return session.kept(store).opened(store, alive, bytes_of(message, "sealed"))
+        sealed = sealed_of(message, len(session.peers))
+        return replace(session, packed=b"").kept(store).opened(store, alive, sealed)
 
     def _crowd(self, job: Job, crowd: object, of: Collection[ClientId] = ()) -> list[ClientId]:
         """The names in it.
 
         Raises:
-          ValueError: too few or others than before, among whom nobody is hidden; as many as make
+          WireError: too few or others than before, among whom nobody is hidden; as many as make
             two crowds; or a name more than once, which would take a mask off again.
         """
         names = (
@@ -214,20 +220,20 @@ class Secure:
             or len(set(names)) < len(names)
             or job.client not in names
         ):
-            raise ValueError(
+            raise WireError(
                 f"asked for {job.phase!r} among {names[:most]}: {self.threshold} to {most} clients "
                 "must take part, "
                 "this one too, each once"
             )
         if of and not set(names) <= set(of):
-            raise ValueError(
+            raise WireError(
                 f"asked for {job.phase!r} among {sorted(set(names) - set(of))}, who did not take "
                 "part before"
             )
         return names
 
     def _check_story(self, story: bytes, signatures: object, alive: Collection[ClientId]) -> None:
-        """Raises ValueError where clients sign and fewer than `threshold` signed what this one was
+        """Raises WireError where clients sign and fewer than `threshold` signed what this one was
         told.
 
         A crowd has less than twice as many, so that no other story about the same keys has as many
@@ -240,7 +246,7 @@ class Secure:
             c for c in alive if c in self.signers and verified(self.signers[c], told.get(c), story)
         ]
         if len(good) < self.threshold:
-            raise ValueError(
+            raise WireError(
                 f"{len(good)} clients signed the story of this round that came here, "
                 f"{self.threshold} must"
             )
@@ -273,7 +279,7 @@ class Secure:
         layout = next(iter(ask.expects(client)[DELTA] for client in ask.to), [])
         roster = yield from self._roster(ask, asking)
         everyone = Message({}, {"roster": {c: keys for c, (_, keys) in roster.items()}})
-        answers = yield _question(
+        answers = yield ask_all(
             "shares", dict.fromkeys(roster, everyone), bytes_layout(sealed=SEALED * len(roster))
         )
         sealed = {a.client: pieces(bytes_of(a.message, "sealed"), SEALED) for a in answers}
@@ -315,7 +321,7 @@ class Secure:
         size = sum(prod(shape) for _, shape, _ in layout) + 1
         expected: dict[str, Layout] = {MASKED: [(MASKED, [size], f"int{self.bits}")]}
         question = dict.fromkeys(peers, Message({}, {"peers": list(peers)}))
-        answers = yield _question("masked", question, expected)
+        answers = yield ask_all("masked", question, expected)
         masked = {a.client: read(a.message.tensors[MASKED][MASKED]) for a in answers}
         asking.enough("masked", masked)
         return masked
@@ -337,7 +343,7 @@ class Secure:
             if not verified(self.signers[client], message.values.get("signature"), story):
                 raise ValueError("it did not sign what it was told")
 
-        answers = yield _question("story", dict.fromkeys(alive, Message({}, head)), {}, check)
+        answers = yield ask_all("story", dict.fromkeys(alive, Message({}, head)), {}, check)
         signatures = {a.client: str(a.message.values["signature"]) for a in answers}
         asking.enough("story", signatures)
         return {**head, "signatures": signatures}
@@ -358,7 +364,7 @@ class Secure:
             for c in head.get("signatures", alive)
         }
         expected = bytes_layout(shares=KEY * len(peers))
-        answers = yield _question("unmask", question, expected, check_unread)
+        answers = yield ask_all("unmask", question, expected, check_unread)
         opened = {a.client: readable(a.message, peers) for a in answers}
         asking.enough("unmask", opened)
         return secrets_of(asking, peers, places, opened)
@@ -388,12 +394,3 @@ class Secure:
             common = agreed(secret, bytes.fromhex(roster[client][1][1]), "mask", [peer, client])
             total = add_mask(total, mask(common, len(total), self.bits), client > peer)
         return total
-
-
-def _question(
-    phase: str,
-    to: Mapping[ClientId, Message],
-    expected: Mapping[str, Layout],
-    check: Check = accept,
-) -> Ask:
-    return Ask(phase, to, lambda _: expected, check)

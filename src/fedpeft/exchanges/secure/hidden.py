@@ -1,15 +1,18 @@
 """What every sum that hides its terms asks: the parts that it goes with, and what an owner checks
-of its own update, since nobody can check it once it is hidden."""
+of what it is asked and of its own update, since nobody can check it once it is hidden."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedpeft.core.conversation import Message
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Codec
 from fedpeft.core.signatures import public_line
-from fedpeft.core.tensors import norm
+from fedpeft.core.tensors import layout, norm
 from fedpeft.core.types import ClientId, Update
-from fedpeft.errors import PlanError
+from fedpeft.errors import PlanError, WireError
+from fedpeft.exchanges.secure.secret_sharing import SEALED
+from fedpeft.exchanges.secure.server import bytes_of
 from fedpeft.registry import build
 from fedpeft.wire.frames import layout_of, unframe
 from fedpeft.wire.payloads import unpack
@@ -32,6 +35,17 @@ HIDDEN_FROM: Mapping[Fact, str] = {
     'aggregation leaves none: leave it out, or exchange = "plain"',
 }
 """What no sum goes with whose terms are hidden, and what to do."""
+ASKED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "shares": (("roster",), ()),
+    "masked": (("peers",), ()),
+    "story": (("alive",), ()),
+    "unmask": (("alive", "signatures"), ("sealed",)),
+}
+"""By phase the values and the groups of bytes that a message of it may hold."""
+OPTIONAL = frozenset({"signatures"})
+"""Where nobody signs there are none."""
+_HEX = 64
+"""Characters of a public key."""
 
 
 def check_bounds(limit: float, max_norm: float, max_weight: int, bits: int) -> None:
@@ -68,7 +82,10 @@ def check_weights(plan: Any, max_weight: int) -> None:
 
 
 def check_hidden(update: Update, limit: float, max_norm: float, max_weight: int) -> None:
-    """Raises ValueError for an update that the server could not tell from a good one in a sum."""
+    """Raises ValueError for an update that the server could not tell from a good one in a sum.
+
+    No refusal holds a number of the update: its words go to the server.
+    """
     for name, x in update.delta.items():
         if not x.is_floating_point():
             raise ValueError(
@@ -76,14 +93,14 @@ def check_hidden(update: Update, limit: float, max_norm: float, max_weight: int)
             )
         if x.numel() and float(x.abs().max()) > limit:
             raise ValueError(
-                f"{name!r} changed by {float(x.abs().max()):.3g}, exchange.limit is {limit:g}"
+                f"{name!r} changed by more than a sum has room for: exchange.limit is {limit:g}"
             )
     if not norm(update.delta) <= max_norm:
-        raise ValueError(
-            f"the update is {float(norm(update.delta)):.3g} long, exchange.max_norm {max_norm:g}"
-        )
+        raise ValueError(f"the update is longer than exchange.max_norm {max_norm:g}")
     if update.weight > max_weight:
-        raise ValueError(f"its weight is {update.weight:g}, exchange.max_weight is {max_weight}")
+        raise ValueError(
+            f"it has more examples than a sum has room for: exchange.max_weight is {max_weight}"
+        )
 
 
 def lossless() -> Codec:
@@ -95,3 +112,53 @@ def lossless() -> Codec:
 def read_plain(client: ClientId, packed: bytes) -> Update:
     """An update as its client packed it, before it is hidden."""
     return unpack(client, packed, lossless(), layout_of(unframe(packed, nested=True)[1]))
+
+
+def heard(phase: str, message: Message) -> Mapping[str, Any]:
+    """The values of a message to a client.
+
+    Raises:
+      WireError: it holds less or more than the messages of its phase.
+    """
+    values, groups = ASKED[phase]
+    extra = [*set(message.values) - set(values), *set(message.tensors) - set(groups)]
+    missing = [name for name in values if name not in message.values and name not in OPTIONAL]
+    if extra or missing:
+        came = ", ".join(sorted([*message.values, *message.tensors])[:8]) or "nothing"
+        wanted = ", ".join((*values, *groups))
+        raise WireError(
+            f"asked for {phase!r} with {came[:200]}: a secure sum asks for it with {wanted}"
+        )
+    return message.values
+
+
+def check_roster(roster: Mapping[ClientId, Any]) -> None:
+    """Raises WireError where a client of a roster has no two public keys in it."""
+    for client, row in roster.items():
+        if not _is_row(row):
+            raise WireError(
+                f"asked for 'shares' with a roster in which {client[:80]!r} has no two public keys"
+            )
+
+
+def _is_row(row: object) -> bool:
+    if not isinstance(row, list) or not 2 <= len(row) <= 3:
+        return False
+    if not all(isinstance(one, str) for one in row):
+        return False
+    return all(len(key) == _HEX and set(key) <= set("0123456789abcdef") for key in row[:2])
+
+
+def sealed_of(message: Message, peers: int) -> bytes:
+    """The sealed shares in a message, one pair of each peer.
+
+    Raises:
+      WireError: there are more or fewer.
+    """
+    found = message.tensors.get("sealed", {})
+    whole = [("bytes", [peers * SEALED], "uint8")]
+    if layout(found) != whole:
+        raise WireError(
+            f"asked for 'unmask' with the shares {layout(found)}: {peers} peers have {whole}"
+        )
+    return bytes_of(message, "sealed")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fedpeft.core.conversation import Message
+from fedpeft.core.conversation import Ask, Check, Message, accept
 from fedpeft.core.rounds import Round
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import ClientId
@@ -120,3 +120,13 @@ def check_unread(client: ClientId, message: Message) -> None:
     """Raises ValueError for an answer that does not say what its reader could not read."""
     if not isinstance(message.values.get("unread"), list):
         raise ValueError("it does not say what it could not read")
+
+
+def ask_all(
+    phase: str,
+    to: Mapping[ClientId, Message],
+    expected: Mapping[str, Layout],
+    check: Check = accept,
+) -> Ask:
+    """A question whose answers all have one layout."""
+    return Ask(phase, to, lambda _: expected, check)
