@@ -18,6 +18,7 @@ from fedpeft.errors import PlanError
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.registry import names
+from fedpeft.rounds.client import Worker
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.storage.client_memory import Folder
@@ -135,6 +136,37 @@ def test_the_order_of_the_clients_in_memory_does_not_matter(kind: str, name: str
     first = [state for state, _ in federate(plan, engine)][-1]
     again = [state for state, _ in federate(plan, engine)][-1]
     assert same(first, again)
+
+
+@dataclass(frozen=True)
+class Scattered:
+    """An engine as worker processes or nodes are one: a worker of its own for each job, whose model
+    is its own too, and the last job is done first."""
+
+    site: Site
+    store: Folder
+
+    @property
+    def clients(self) -> Sequence[str]:
+        return self.site.data.clients
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Reply | Failure]:
+        last_first = list(jobs)[::-1]
+        replies = [Worker(open_site(self.site.plan), self.store)(job) for job in last_first]
+        yield from reversed(replies)
+
+
+@every
+def test_engines_with_many_processes_give_the_same_bits_and_bytes(
+    kind: str, name: str, tmp_path: Path
+) -> None:
+    plan = plan_of(kind, name, rounds=2)
+    site = open_site(plan)
+    engines = InProcess(site, Folder(tmp_path / "one")), Scattered(site, Folder(tmp_path / "many"))
+    one, many = (list(federate(plan, each, start(plan, site.params()))) for each in engines)
+    for (state, ledger), (other, others) in zip(one, many, strict=True):
+        assert same(state, other)
+        assert (ledger.up, ledger.down) == (others.up, others.down)
 
 
 @every
