@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fedpeft.attacks.attack import Effort, attack, favourite
+from fedpeft.audits.attack import Effort, attack, favourite
 from fedpeft.oneshot.diagnose import Budget, diagnose
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan

@@ -19,6 +19,7 @@ from fedpeft.plan.checks import refuse
 from fedpeft.plan.coding import uplink_coding
 from fedpeft.rounds.client import Worker
 from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.received import Received
 from fedpeft.rounds.site import Site
 from fedpeft.storage.client_memory import Folder
 from fedpeft.wire.payloads import unpack
@@ -72,14 +73,20 @@ class Overheard:
             raise RunError(
                 f"{job.client!r} failed in round {job.round + 1} and sent nothing: {reply.reason}"
             )
-        plan = self.worker.site.plan
-        view = plan.view(job.client, job.round, self.clients)
-        found = self.worker.receive(job.payload, view, job.phase, job.round)
-        expected = update_layout(found.message, view, plan.local_shares)
-        how = uplink_coding(plan, job.round, job.client)
-        delta = unpack(job.client, reply.payload, plan.uplink, expected, how).delta
-        own, moved = (drop_prefixes(plan.local_shares, side) for side in (found.start, delta))
+        found, delta = read_update(self.worker, job, reply)
+        shares = self.worker.site.plan.local_shares
+        own, moved = (drop_prefixes(shares, side) for side in (found.start, delta))
         return Message(job.round, own, moved, found.objective)
+
+
+def read_update(worker: Worker, job: Job, reply: Reply) -> tuple[Received, Tensors]:
+    """What a client was sent, and the delta that came back, as a server reads it."""
+    plan = worker.site.plan
+    view = plan.view(job.client, job.round, worker.clients)
+    found = worker.receive(job.payload, view, job.phase, job.round)
+    expected = update_layout(found.message, view, plan.local_shares)
+    how = uplink_coding(plan, job.round, job.client)
+    return found, unpack(job.client, reply.payload, plan.uplink, expected, how).delta
 
 
 NOT_HEARD: Mapping[Fact, str] = {

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import avg_pool2d
 
-from fedpeft.attacks.messages import Message
+from fedpeft.audits.messages import Message
 from fedpeft.compute.objective import Objective
 from fedpeft.core.types import Batch, Tensors
 from fedpeft.errors import PlanError

@@ -48,8 +48,8 @@ def attack_run(
     from rich.console import Console
     from rich.progress import Progress
 
-    from fedpeft.attacks.attack import Effort, favourite
-    from fedpeft.attacks.attack import attack as measured
+    from fedpeft.audits.attack import Effort, favourite
+    from fedpeft.audits.attack import attack as measured
     from fedpeft.errors import RunError, unknown
     from fedpeft.oneshot.merge import is_merged
     from fedpeft.runs.execute import open_run_site

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from fedpeft.cli.attack import _lines
 from rounds import last, plan_of, points_plan, run, staged
 from running import PLAN, fedpeft
 from secure_rounds import secure_plan
 
-from fedpeft.attacks.attack import Attacker, Effort, attack, favourite
-from fedpeft.attacks.inversion import labels_of, psnr, solved, sought, ssim
-from fedpeft.attacks.membership import auc, membership
-from fedpeft.attacks.messages import alone, overheard, partitioned
-from fedpeft.cli.attack import _lines
+from fedpeft.audits.attack import Attacker, Effort, attack, favourite
+from fedpeft.audits.inversion import labels_of, psnr, solved, sought, ssim
+from fedpeft.audits.membership import auc, membership
+from fedpeft.audits.messages import alone, overheard, partitioned
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Batch, Division, Examples, Table
 from fedpeft.errors import PlanError, RunError

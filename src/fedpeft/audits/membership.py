@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedpeft.attacks.messages import Message
+from fedpeft.audits.messages import Message
 from fedpeft.compute.objective import Objective
 from fedpeft.core.tensors import count, map_tensors, norm
 from fedpeft.core.types import Batch, ClientId, Tensors

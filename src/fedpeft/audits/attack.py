@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpeft.attacks.inversion import input_of, labels_of, nearest, psnr, solved, sought, ssim
-from fedpeft.attacks.membership import membership
-from fedpeft.attacks.messages import Message, alone, overheard, partitioned
+from fedpeft.audits.inversion import input_of, labels_of, nearest, psnr, solved, sought, ssim
+from fedpeft.audits.membership import membership
+from fedpeft.audits.messages import Message, alone, overheard, partitioned
 from fedpeft.compute.trainable import head_of
 from fedpeft.core.seeds import generator
 from fedpeft.core.types import Batch, ClientId, Tensors
