@@ -25,7 +25,7 @@ local = {batch_size = 8, lr = 0.1}
 
 ALLOWING = (
     "app",
-    "attack",
+    "audit",
     "contribute",
     "diagnose",
     "doctor",

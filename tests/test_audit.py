@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fedpeft.cli.attack import _lines
 from rounds import last, plan_of, points_plan, run, staged
 from running import PLAN, fedpeft
 from secure_rounds import secure_plan
@@ -16,6 +15,7 @@ from fedpeft.audits.attack import Attacker, Effort, attack, favourite
 from fedpeft.audits.inversion import labels_of, psnr, solved, sought, ssim
 from fedpeft.audits.membership import auc, membership
 from fedpeft.audits.messages import alone, overheard, partitioned
+from fedpeft.cli.audit import describe_leaks
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Batch, Division, Examples, Table
 from fedpeft.errors import PlanError, RunError
@@ -149,7 +149,7 @@ def test_whose_noise_is_in_a_message_is_told(stage: str, own: bool | None, point
     site = replace(points, plan=points_plan(**{**POINT, **staged(stage)}))
     found = attack(site, favourite(site), Effort(pictures=2, steps=1, messages=1))
     assert found["privacy"] == (stage or None) and found["noise_in_messages"] is own
-    text = "\n".join(_lines(found))
+    text = "\n".join(describe_leaks(found))
     assert (f"noise of {stage}" in text) == bool(stage) and ("none of its own" in text) == (
         own is False
     )
@@ -210,7 +210,7 @@ def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text(PLAN)
     run_ = tmp_path / "run"
     assert fedpeft("run", tmp_path / "plan.toml", "--out", run_, "--quiet").exit_code == 0
-    told = fedpeft("attack", run_, "--pictures", 2, "--json")
+    told = fedpeft("audit", run_, "--pictures", 2, "--json")
     assert told.exit_code == 0, told.stderr
     found = json.loads(told.stdout)
     assert found["messages"] >= 1 and set(found["membership"]) == {
@@ -219,13 +219,13 @@ def test_the_command(tmp_path: Path) -> None:
         "cosine",
         "before",
     }
-    shown = fedpeft("attack", run_, "--client", found["client"], "--messages", 1)
+    shown = fedpeft("audit", run_, "--client", found["client"], "--messages", 1)
     assert (
         "1 message\n" in shown.stdout
         and "0.5 is guessing" in shown.stdout
         and "as sent" in shown.stdout
     )
-    assert "no client called 'nobody'" in fedpeft("attack", run_, "--client", "nobody").stderr
+    assert "no client called 'nobody'" in fedpeft("audit", run_, "--client", "nobody").stderr
 
 
 @pytest.mark.slow

@@ -58,7 +58,8 @@ COMMANDS = {
     "evaluate": ["evaluate", "study"],
     "export": ["export", "study", "new"],
     "sample": ["sample", "study", "-o", "new.png"],
-    "attack": ["attack", "study"],
+    "audit": ["audit", "study"],
+    "audit a plan": ["audit", "study/plan.toml", "--canaries", "20"],
     "diagnose": ["diagnose", "study"],
     "diagnose a plan": ["diagnose", "study/plan.toml"],
 }

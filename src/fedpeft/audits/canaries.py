@@ -1,10 +1,10 @@
 """A federation of canaries: what a plan's noise is to hide, at its most visible.
 
 A canary's loss is linear, ℓᵢ(w) = s·L·⟨uᵢ, w⟩, so that its gradient is s·L·uᵢ wherever training
-stands. The directions uᵢ are of length 1 and have no coordinate in common: a canary shows on its own
-coordinates, and on no other's (the gradient canaries, or Dirac canaries, of Steinke et al., 2023,
-arXiv:2305.08846, section 6, and of Nasr et al., 2023, arXiv:2302.07956, with some coordinates
-instead of one, which lie in different tensors where there are several). L is ten times the clip
+stands. The directions uᵢ are of length 1 and have no coordinate in common: a canary shows on its
+own coordinates, and on no other's (the Dirac canaries of Nasr et al., 2023, arXiv:2302.07956, and
+of Steinke et al., 2023, arXiv:2305.08846, with some coordinates instead of one; they may lie in
+different tensors, as a clip norm is that of all tensors as one vector). L is ten times the clip
 norm: what reaches the noise is as long as anything may be.
 
 What a coin decides is what the accountant's neighbours differ in:
@@ -218,15 +218,16 @@ def _places(size: int, count: int, draws: torch.Generator) -> Tensor:
 
 def _audited(plan: Plan, clients: int, rounds: int) -> Plan:
     """The plan with its private part, and without what only hides more."""
-    part = plan.private_part
+    part: Any = plan.private_part
     sgd = build("optimizer", {"name": "sgd", "momentum": 0.0, "nesterov": False})
-    if part is plan.local:
+    in_training: bool = part is plan.local
+    stages = () if in_training else (part,)
+    if in_training:
         settings: dict[str, Any] = {**PLAIN_STEP, "optimizer": sgd}
         own = {slot.name for slot in fields(part)}
-        local, stages = replace(part, **{k: x for k, x in settings.items() if k in own}), ()
+        local = replace(part, **{key: x for key, x in settings.items() if key in own})
     else:
-        local, stages = build("local", {"name": "descent", "lr": 1.0}), (part,)
-        local = replace(local, optimizer=sgd)
+        local = replace(build("local", {"name": "descent", "lr": 1.0}), optimizer=sgd)
     return replace(
         plan,
         local=local,

@@ -1,80 +1,36 @@
 """One run of a federation of canaries, and what it says of the plan's ε.
 
-Each round shows the auditor what the accountant's adversary sees: the state under `client_dp`, the
-client's update under `dp_sgd` (the state of the only client's mean), every update under `local_dp`.
-Along a canary's direction and by the most that one unit changes, that is
+Along a canary's direction, and by the most that one unit changes, a round shows
 
     x = k + z·√n·N(0, 1),    k ~ Binomial(n, q) for a canary that is in, 0 for one that is out
 
-with the n steps, the rate q and the noise multiplier z that the plan claims. The score of a canary is
-the logarithm of the likelihood ratio of in and out, summed over the rounds, which no test of these
-numbers beats (Neyman and Pearson, 1933). Where the noise is not what is claimed, the bound stays one:
-it holds for any score.
+with the n steps, the rate q and the noise multiplier z that the plan claims. The score of a canary
+is the logarithm of the likelihood ratio of in and out, summed over the rounds, which no test of
+these numbers beats (Neyman and Pearson, 1933). Where the noise is not what is claimed, the bound
+stays one: it holds for any score.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from hashlib import blake2b
+from collections.abc import Callable
 from math import lgamma, sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedpeft.audits.canaries import Canaries, hatch
+from fedpeft.audits.canaries import hatch
+from fedpeft.audits.canary_rounds import observe_rounds
 from fedpeft.audits.epsilon_bound import CONFIDENCE, Guesses, bound_epsilon, guess
-from fedpeft.audits.messages import read_update
 from fedpeft.core.accounting import epsilon, told
-from fedpeft.core.secrets import SIZE, Secret
 from fedpeft.core.seeds import generator
-from fedpeft.core.types import ClientId, Event, Failure, Job, Reply
-from fedpeft.errors import PlanError, RunError
+from fedpeft.core.types import Event
+from fedpeft.errors import PlanError
 from fedpeft.plan.calibration import Spending
 from fedpeft.registry import describe
-from fedpeft.rounds.client import Worker
-from fedpeft.rounds.loop import federate, start
-from fedpeft.rounds.site import Site
-from fedpeft.storage.client_memory import Nowhere
+from fedpeft.rounds.site import Site, threads
 
 SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.02)
 """Of the canaries, how many may be guessed."""
 REHEARSALS = 8
-
-
-@dataclass(frozen=True)
-class Aviary:
-    """An engine in this process whose clients are canaries.
-
-    Attributes:
-      heard: by canary and round what its update goes along its own direction.
-    """
-
-    worker: Worker
-    canaries: Canaries
-    tick: Callable[[], None]
-    heard: dict[tuple[int, int], float] = field(default_factory=dict)
-
-    @property
-    def clients(self) -> Sequence[ClientId]:
-        return self.worker.site.data.clients
-
-    def run(self, jobs: Iterable[Job]) -> Iterator[Reply | Failure]:
-        for job in jobs:
-            self.tick()
-            if job.client in self.canaries.absent:
-                yield Failure(job.client, "the coin of this canary left it out")
-                continue
-            reply = self.worker(job)
-            if isinstance(reply, Failure):
-                raise RunError(f"a canary could not be trained: {reply.reason}")
-            if self.canaries.local:
-                self._hear(job, reply)
-            yield reply
-
-    def _hear(self, job: Job, reply: Reply) -> None:
-        _, delta = read_update(self.worker, job, reply)
-        number = self.canaries.numbers[job.client]
-        self.heard[number, job.round] = float(self.canaries.along(delta, number))
 
 
 def audit_canaries(
@@ -99,9 +55,10 @@ def audit_canaries(
     canaries = hatch(site, count, rounds, seed)
     event, delta = canaries.event, plan.privacy.delta or 0.0
     scores = torch.zeros(count, dtype=torch.float64)
-    for seen in watch(canaries, seed, tick):
-        scores += likelihood_ratio(seen, event)
-    number = choose_number(event, rounds, count, delta)
+    with threads(plan.compute.threads):
+        number = choose_number(event, rounds, count, delta)
+        for seen in observe_rounds(canaries, seed, tick):
+            scores += likelihood_ratio(seen, event)
     guesses = guess(scores, canaries.included, number)
     lower = bound_epsilon(guesses, delta)
     upper = epsilon(event, rounds, delta, plan.privacy.accountant)
@@ -133,32 +90,6 @@ def count_participations(site: Site) -> int:
     for round_ in range(site.plan.rounds):
         spending.count_round(round_)
     return spending.most
-
-
-def watch(canaries: Canaries, seed: int, tick: Callable[[], None]) -> Iterator[Tensor]:
-    """By round what is seen along each canary's direction, (m,), in units of what one unit changes
-    at most.
-
-    Raises:
-      RunError: a canary's update is refused, or it fails.
-    """
-    site, plan = canaries.site, canaries.site.plan
-    secret = Secret(blake2b(f"audit {seed}".encode(), digest_size=SIZE).digest())
-    engine = Aviary(Worker(site, Nowhere(secret.at("clients"))), canaries, tick)
-    state = start(plan, site.params())
-    before = canaries.along(state.params)
-    for state, ledger in federate(plan, engine, state, secret.at("server")):
-        if refused := ledger.failed.keys() - canaries.absent:
-            name = min(refused)
-            raise RunError(f"the canary {name!r} was refused: {ledger.failed[name]}")
-        after = canaries.along(state.params)
-        if canaries.local:
-            sent = [engine.heard.pop((k, ledger.round)) for k in range(len(before))]
-            # from -1, where the coin left it out, to 1
-            yield (torch.tensor(sent, dtype=torch.float64) / canaries.unit + 1) / 2
-        else:
-            yield (after - before) * canaries.divisor / canaries.unit
-        before = after
 
 
 def likelihood_ratio(seen: Tensor, event: Event) -> Tensor:

@@ -8,9 +8,9 @@ gives away, guesses the coins of r of them and is right v times. Under (ε, δ)-
     β = P[W ≥ v]
     α = max over i = 1 ... v of P[v > W ≥ v − i] / i
 
-The right-hand side grows with ε, so that the largest ε at which it is below 1 − confidence is a
-lower bound. Which canaries are guessed may depend on all that the mechanism gives away, their number
-r may not: it is fixed before.
+Every ε at which the right-hand side is below 1 − confidence is refuted, and a lower bound. Which
+canaries are guessed may depend on all that the mechanism gives away; their number r may not, and is
+fixed before.
 """
 
 from dataclasses import dataclass

@@ -7,22 +7,19 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from fedpeft.audits.updates import read_update
 from fedpeft.compute.objective import Objective
 from fedpeft.core.facts import Fact
-from fedpeft.core.rounds import update_layout
 from fedpeft.core.tensors import drop_prefixes
 from fedpeft.core.types import ClientId, Failure, Job, Reply, Tensors
 from fedpeft.data.client_data import Partitioned
 from fedpeft.errors import DataError, RunError
 from fedpeft.plan.calibration import without_target
 from fedpeft.plan.checks import refuse
-from fedpeft.plan.coding import uplink_coding
 from fedpeft.rounds.client import Worker
 from fedpeft.rounds.loop import federate, start
-from fedpeft.rounds.received import Received
 from fedpeft.rounds.site import Site
 from fedpeft.storage.client_memory import Folder
-from fedpeft.wire.payloads import unpack
 
 
 @dataclass(frozen=True)
@@ -77,16 +74,6 @@ class Overheard:
         shares = self.worker.site.plan.local_shares
         own, moved = (drop_prefixes(shares, side) for side in (found.start, delta))
         return Message(job.round, own, moved, found.objective)
-
-
-def read_update(worker: Worker, job: Job, reply: Reply) -> tuple[Received, Tensors]:
-    """What a client was sent, and the delta that came back, as a server reads it."""
-    plan = worker.site.plan
-    view = plan.view(job.client, job.round, worker.clients)
-    found = worker.receive(job.payload, view, job.phase, job.round)
-    expected = update_layout(found.message, view, plan.local_shares)
-    how = uplink_coding(plan, job.round, job.client)
-    return found, unpack(job.client, reply.payload, plan.uplink, expected, how).delta
 
 
 NOT_HEARD: Mapping[Fact, str] = {

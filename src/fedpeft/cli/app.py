@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from fedpeft.cli import (
-    attack,
+    audit,
     bundle,
     contribute,
     diagnose,
@@ -125,6 +125,8 @@ for name, command, examples in (
     ("app", bundle.bundle, bundle.EXAMPLES),
     ("doctor", doctor.doctor, doctor.EXAMPLES),
     ("diagnose", diagnose.diagnose_plan, diagnose.EXAMPLES),
-    ("attack", attack.attack_run, attack.EXAMPLES),
+    ("audit", audit.audit_plan, audit.EXAMPLES),
 ):
     app.command(name, cls=PlainCommand, epilog=f"\b\nExamples:\n{examples}")(command)
+# what the command was called before it measured epsilon too
+app.command("attack", cls=PlainCommand, hidden=True)(audit.audit_plan)

@@ -9,6 +9,7 @@
                    in private plans what noise is drawn from: for their owners only, never to be
                    passed on
     summary.json   written at the end; a run that has it is finished
+    audit.json     what `fedpeft audit --canaries` measured of its epsilon
     pictures.json  what a text-to-image model draws, before its tuning and after
 
 A round's line is written before its checkpoint: a kill between the two leaves one line too many,
@@ -71,6 +72,10 @@ class RunFolder:
     @property
     def samples(self) -> Path:
         return self.path / "samples.json"
+
+    @property
+    def audit(self) -> Path:
+        return self.path / "audit.json"
 
     @property
     def benchmarks(self) -> Path:
