@@ -139,7 +139,8 @@ def seen_of(site: Site, count: int, rounds: int = 1) -> tuple[Canaries, torch.Te
 def test_no_two_canaries_share_a_number_of_the_model() -> None:
     canaries = hatch(site_with("client_dp", 1.0), 300, 1, seed=0)
     assert canaries.places.shape == (300, 4)
-    assert len(canaries.places.unique()) == 1200 and 120 < int(canaries.included.sum()) < 180
+    assert len(set(canaries.places.flatten().tolist())) == 1200
+    assert 120 < int(canaries.included.sum()) < 180
     assert hatch(site_with("client_dp", 1.0), 700, 1, seed=0).places.shape == (700, 1)
 
 
@@ -255,18 +256,18 @@ def test_a_quarter_of_the_noise_is_found(kind: str) -> None:
 def test_half_the_noise_is_found() -> None:
     """At δ = 3e-5 the noise z = 2 promises ε = 1.86, half of it ε = 4.0: to tell these two apart
     takes ten thousand canaries or more, of which few are guessed."""
-    site = site_with("dp_sgd", 2.0, 20_000, delta=3e-5)
-    found = audit_canaries(weakened(site, less=0.5), 20_000, 1)
+    site = site_with("dp_sgd", 2.0, 12_000, delta=3e-5)
+    found = audit_canaries(weakened(site, less=0.5), 12_000, 1)
     assert found["epsilon_upper"] == pytest.approx(1.857, abs=0.01)
-    assert not found["holds"] and found["epsilon_lower"] > 1.15 * found["epsilon_upper"]
+    assert not found["holds"] and found["epsilon_lower"] > 1.2 * found["epsilon_upper"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["client_dp", "local_dp"])
 def test_half_the_noise_of_clients_is_found(kind: str) -> None:
-    site = site_with(kind, 2.0, 10_000, delta=3e-5)
-    assert audit_canaries(site, 10_000, 1)["holds"]
-    found = audit_canaries(weakened(site, less=0.5), 10_000, 1)
+    site = site_with(kind, 2.0, 12_000, delta=3e-5)
+    assert audit_canaries(site, 12_000, 1)["holds"]
+    found = audit_canaries(weakened(site, less=0.5), 12_000, 1)
     assert not found["holds"] and found["epsilon_lower"] > 1.1 * found["epsilon_upper"]
 
 

@@ -183,6 +183,33 @@ def test_benchmarks_have_a_line_each(tmp_path: Path) -> None:
     )
 
 
+def test_a_measured_epsilon_stands_beside_the_promised_one(tmp_path: Path) -> None:
+    folder = write_cell(tmp_path / "run", [0.5])
+    told = {
+        "unit": EVIL,
+        "canaries": 1000,
+        "rounds": 6,
+        "guesses": 350,
+        "right": 271,
+        "confidence": 0.95,
+        "epsilon_lower": 1.0625,
+        "epsilon_upper": 7.96,
+        "delta": 1e-3,
+        "holds": True,
+    }
+    (folder / "audit.json").write_text(json.dumps(told))
+    assert fedpeft("report", folder, "-o", tmp_path / "page.html").exit_code == 0
+    page = Page((tmp_path / "page.html").read_text())
+    for words in ("Epsilon, measured and promised", f"one {EVIL}", "1,000", "1.06", "7.96"):
+        assert words in page.words, words
+    (folder / "audit.json").write_text(json.dumps({**told, "epsilon_upper": None}))
+    assert fedpeft("report", folder, "-o", tmp_path / "page.html").exit_code == 0
+    assert "–" in Page((tmp_path / "page.html").read_text()).words
+    (folder / "audit.json").write_text(json.dumps({**told, "epsilon_lower": "none"}))
+    broken = fedpeft("report", folder, "-o", tmp_path / "page.html")
+    assert broken.exit_code != 0 and "audit.json is damaged: epsilon_lower" in broken.stderr
+
+
 def test_a_formula_is_no_formula_in_a_spreadsheet(tmp_path: Path) -> None:
     write_cell(tmp_path / "run", [0.5], method="=HYPERLINK(1)")
     assert fedpeft("report", tmp_path / "run", "-o", tmp_path / "page.html", "--csv").exit_code == 0

@@ -82,6 +82,7 @@ def _part(k: int, section: Section) -> dict[str, Any]:
         "groups": tables.groups(section),
         "runs": tables.runs(section),
         "failures": tables.failures(section),
+        "audits": tables.audits(section),
         "benchmarks": tables.benchmarks(section),
         "samples": tables.samples(section),
         "differences": tables.differences(section),

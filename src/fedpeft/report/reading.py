@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from fedpeft.errors import RunError
 from fedpeft.report.schema import (
     Benchmarks,
+    KeptAudit,
     KeptDivision,
     KeptPictures,
     KeptRound,
@@ -55,6 +56,7 @@ class KeptRun:
     samples: Samples | None
     benchmarks: Benchmarks
     pictures: KeptPictures | None
+    audit: KeptAudit | None = None
 
     @property
     def finished(self) -> bool:
@@ -176,8 +178,8 @@ def read_cell(path: Path) -> KeptRun:
             _checked(KeptRound, line, folder.rounds, f"line {k}: ")
             for k, line in enumerate(read_rounds(folder), 1)
         ]
-        files = (folder.summary, folder.partition, folder.samples, folder.pictures)
-        summary, division, samples, pictures = map(read_json, files)
+        files = (folder.summary, folder.partition, folder.samples, folder.pictures, folder.audit)
+        summary, division, samples, pictures, audit = map(read_json, files)
         return KeptRun(
             path,
             plan,
@@ -189,6 +191,7 @@ def read_cell(path: Path) -> KeptRun:
             None if samples is None else _checked(Samples, samples, folder.samples),
             _checked(Benchmarks, read_json(folder.benchmarks) or {}, folder.benchmarks),
             None if pictures is None else _checked(KeptPictures, pictures, folder.pictures),
+            None if audit is None else _checked(KeptAudit, audit, folder.audit),
         )
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.filename}: {error.strerror}") from None

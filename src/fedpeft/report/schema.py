@@ -144,6 +144,21 @@ class Benchmarks:
 
 
 @dataclass(frozen=True)
+class KeptAudit:
+    """What audit.json says of the plan's ε: a measured lower bound beside the accountant's upper
+    one, which is None where there is no noise."""
+
+    unit: str
+    canaries: int
+    rounds: int
+    guesses: int
+    right: int
+    epsilon_lower: Finite
+    epsilon_upper: Finite | None
+    delta: Finite
+
+
+@dataclass(frozen=True)
 class Picture:
     """What is held out with a caption, and what the base model and the run's draw of it from the
     same noise."""
