@@ -33,6 +33,9 @@ from fedpeft.cli import (
 from fedpeft.cli.options import Debug, debugging
 from fedpeft.errors import FedpeftError
 
+FORMERLY = "attack"
+"""What `audit` was called before it measured epsilon too; it still works, and no list shows it."""
+
 
 class Commands(TyperGroup):
     """What the user can mend is one line on standard error; with --debug, the whole traceback.
@@ -126,7 +129,7 @@ for name, command, examples in (
     ("doctor", doctor.doctor, doctor.EXAMPLES),
     ("diagnose", diagnose.diagnose_plan, diagnose.EXAMPLES),
     ("audit", audit.audit_plan, audit.EXAMPLES),
+    (FORMERLY, audit.audit_plan, audit.EXAMPLES.replace("fedpeft audit", f"fedpeft {FORMERLY}")),
 ):
-    app.command(name, cls=PlainCommand, epilog=f"\b\nExamples:\n{examples}")(command)
-# what the command was called before it measured epsilon too
-app.command("attack", cls=PlainCommand, hidden=True)(audit.audit_plan)
+    epilog = f"\b\nExamples:\n{examples}"
+    app.command(name, cls=PlainCommand, epilog=epilog, hidden=name == FORMERLY)(command)

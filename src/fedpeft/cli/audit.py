@@ -61,7 +61,7 @@ def audit_plan(
     allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
-    """Audit what a plan gives away: the messages of a client, or the epsilon that it promises.
+    """Measure what messages give away, or what epsilon comes to.
 
     Without --canaries, what one client of a RUN sends is attacked as the server could, by
     membership inference and gradient inversion. The rounds are repeated here up to the client's
