@@ -19,7 +19,9 @@ from fedpeft.audits.epsilon_bound import Guesses, bound_epsilon
 from fedpeft.core.interfaces import Data, LossFn
 from fedpeft.core.types import Batch, Carry, Cohort, Context, Event, Tensors, Update
 from fedpeft.errors import PlanError, RunError
+from fedpeft.local.descent import Descent
 from fedpeft.local.dp_sgd import DpSgd
+from fedpeft.registry import build, names
 from fedpeft.rounds.site import Site, open_site, threads
 from fedpeft.stages.client_dp import ClientDp
 from fedpeft.stages.local_dp import LocalDp
@@ -119,6 +121,36 @@ class WeakLocalDp(LocalDp):
         return real.on_client(update, memory, context)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unclipped:
+    """A user's own training that adds noise, and bounds nothing by a clip norm."""
+
+    inner: Descent = Descent()
+    precision: str = "float32"
+    passes: float = 1.0
+
+    @property
+    def event(self) -> Event | None:
+        return Event("example", 1.0)
+
+    def steps_for(self, size: int) -> int:
+        return self.inner.steps_for(size)
+
+    def batches(self, data: Data, received: Tensors, context: Context) -> Iterable[Batch]:
+        return self.inner.batches(data, received, context)
+
+    def begin(self, received: Tensors, memory: Tensors, context: Context) -> Carry:
+        return self.inner.begin(received, memory, context)
+
+    def step(self, carry: Carry, batch: Batch, losses: LossFn) -> Carry:
+        return self.inner.step(carry, batch, losses)
+
+    def finish(
+        self, carry: Carry, received: Tensors, memory: Tensors
+    ) -> tuple[Tensors, Tensors, Tensors]:
+        return self.inner.finish(carry, received, memory)
+
+
 def weakened(site: Site, far: float = 1.0, less: float = 1.0) -> Site:
     """The site with a private part that claims what it did before, and does less."""
     part = site.plan.private_part
@@ -134,6 +166,11 @@ def seen_of(site: Site, count: int, rounds: int = 1) -> tuple[Canaries, torch.Te
     canaries = hatch(site, count, rounds, seed=3)
     with threads(1):
         return canaries, torch.stack(list(observe_rounds(canaries, 3, lambda: None)))
+
+
+def test_every_private_part_is_audited_here() -> None:
+    parts = {name: build(kind, name) for kind in ("local", "stage") for name in names(kind)}
+    assert {name for name, part in parts.items() if part.event and part.event.accounted} == {*KINDS}
 
 
 def test_no_two_canaries_share_a_number_of_the_model() -> None:
@@ -290,6 +327,9 @@ def test_what_cannot_be_audited_is_refused() -> None:
         audit_canaries(replace(site, plan=points_plan()), 30)
     with pytest.raises(PlanError, match="this plan promises no epsilon"):
         audit_canaries(replace(site, plan=points_plan(local="dp_as_published")), 30)
+    unclipped = replace(site, plan=replace(site.plan, stages=(), local=Unclipped()))
+    with pytest.raises(PlanError, match="Unclipped has no clip_norm"):
+        audit_canaries(unclipped, 30, 1)
     for count in (3, 400):
         with pytest.raises(PlanError, match=r"takes 20 to 12\d canaries"):
             audit_canaries(site, count)

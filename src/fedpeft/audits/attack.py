@@ -147,7 +147,7 @@ class Attacker:
 def attack(
     site: Site, client: ClientId, effort: Effort, tick: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
-    """Everything that `fedpeft attack` tells, as plain values.
+    """Everything that `fedpeft audit` tells of messages, as plain values.
 
     Raises:
       RunError, PlanError, DataError: see `overheard` and `membership`.

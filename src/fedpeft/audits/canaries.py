@@ -189,13 +189,18 @@ def _accounted(plan: Plan) -> Event:
     """What the plan's private part gives away.
 
     Raises:
-      PlanError: it has none, or one without a guarantee.
+      PlanError: it has none, or one without a guarantee or a clip norm.
     """
     part = plan.private_part
     if part is None or not part.event.accounted:
         raise PlanError(
             "this plan promises no epsilon, so that there is nothing to hold an audit against: "
             'set local = "dp_sgd", or a stage "client_dp" or "local_dp"'
+        )
+    if not hasattr(part, "clip_norm"):
+        raise PlanError(
+            f"a canary is longer than the clip norm, and {type(part).__name__} has no clip_norm: "
+            "give the part a field of that name"
         )
     event: Event = part.event
     return event
