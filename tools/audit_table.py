@@ -105,7 +105,10 @@ def measure_missing() -> None:
 def table_lines(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
     """A line for each part and variant: means over the seeds, of the lower bound from the least to
     the greatest."""
-    heads = ("part", "", "unit", "δ", "rounds", "guesses", "right", "at least", "at most")
+    heads = (
+        *("part", "", "unit", "δ", "rounds", "audits", "guesses", "right"),
+        *("at least", "at most"),
+    )
     yield f"| {' | '.join(heads)} |"
     yield "|---" * len(heads) + "|"
     groups: dict[tuple[str, str], list[Mapping[str, str]]] = {}
@@ -117,7 +120,7 @@ def table_lines(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
         lower = sorted(float(row["epsilon_lower"]) for row in some)
         cells = [
             *(part, variant, first["unit"], f"{float(first['delta']):g}", first["rounds"]),
-            *(first["guesses"], f"{right:.0f}"),
+            *(str(len(some)), first["guesses"], f"{right:.0f}"),
             f"{mean(lower):.2f} ({lower[0]:.2f} to {lower[-1]:.2f})",
             f"{float(first['epsilon_upper']):.2f}",
         ]
