@@ -300,10 +300,9 @@ def test_half_the_noise_is_found() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["client_dp", "local_dp"])
-def test_half_the_noise_of_clients_is_found(kind: str) -> None:
-    site = site_with(kind, 2.0, 12_000, delta=3e-5)
-    assert audit_canaries(site, 12_000, 1)["holds"]
+def test_half_the_noise_of_clients_is_found() -> None:
+    """Not so under `local_dp`: each of as many clients would draw noise for as many numbers."""
+    site = site_with("client_dp", 2.0, 12_000, delta=3e-5)
     found = audit_canaries(weakened(site, less=0.5), 12_000, 1)
     assert not found["holds"] and found["epsilon_lower"] > 1.1 * found["epsilon_upper"]
 
