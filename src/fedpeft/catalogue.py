@@ -34,8 +34,12 @@ CATALOGUE: dict[str, dict[str, str]] = {
     "codec": {
         "bfloat16": "fedpeft.codecs.bfloat16:BFloat16",
         "dense": "fedpeft.codecs.dense:Dense",
+        "ferret": "fedpeft.codecs.ferret:Ferret",
         "float16": "fedpeft.codecs.float16:Float16",
         "int8": "fedpeft.codecs.int8:Int8",
+        "randk": "fedpeft.codecs.randk:RandK",
+        "sign": "fedpeft.codecs.sign:Sign",
+        "ternary": "fedpeft.codecs.ternary:Ternary",
         "topk": "fedpeft.codecs.topk:TopK",
     },
     "correction": {

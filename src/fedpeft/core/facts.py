@@ -42,6 +42,7 @@ class Fact(Enum):
     SERVER_NOISE = "hides each client by the server's noise"
     SPARSE = "drops entries"
     LOSSY = "rounds or drops entries"
+    LENGTH_TELLS = "makes messages whose length tells of what is in them"
     QUANTIZED = "makes codes of frozen weights"
     WEIGHTS_BY_SIZE = "weights clients by their numbers of examples"
     GIVES_UP = "gives up a round for want of replies"
