@@ -120,6 +120,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     "server_step": {},
     "stage": {
         "client_dp": "fedpeft.stages.client_dp:ClientDp",
+        "ef21": "fedpeft.stages.ef21:Ef21",
         "error_feedback": "fedpeft.stages.error_feedback:ErrorFeedback",
         "local_dp": "fedpeft.stages.local_dp:LocalDp",
     },
