@@ -17,6 +17,7 @@ from fedpeft.data.digits import Digits
 from fedpeft.data.images import Images
 from fedpeft.data.table import HubTable
 from fedpeft.errors import PlanError
+from fedpeft.methods.bias import Bias
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.registry import build
@@ -229,7 +230,7 @@ def test_a_downlink_keeps_every_parameter() -> None:
     with pytest.raises(
         PlanError, match=r"downlink = TopK\(density=0\.5.*receive most of them as zero"
     ):
-        Plan(downlink=TopK(0.5))
+        Plan(method=Bias(), downlink=TopK(0.5))
     assert Plan(downlink=TopK(1.0)).downlink == TopK(1.0)
     assert Plan(downlink=Int8(), uplink=TopK(0.5)).downlink == Int8()
 

@@ -105,6 +105,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "personal": "fedpeft.routing.personal:Personal",
         "ranks": "fedpeft.routing.ranks:Ranks",
         "subset": "fedpeft.routing.subset:Subset",
+        "tiers": "fedpeft.routing.tiers:Tiers",
     },
     "sampler": {
         "sequential_chain": "fedpeft.samplers.sequential_chain:SequentialChain",

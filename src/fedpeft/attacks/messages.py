@@ -76,7 +76,7 @@ class Overheard:
         view = plan.view(job.client, job.round, self.clients)
         found = self.worker.receive(job.payload, view, job.phase, job.round)
         expected = update_layout(found.message, view, plan.local_shares)
-        how = uplink_coding(plan, job.round, job.client)
+        how = uplink_coding(plan, job.round, job.client, view)
         delta = unpack(job.client, reply.payload, plan.uplink, expected, how).delta
         own, moved = (drop_prefixes(plan.local_shares, side) for side in (found.start, delta))
         return Message(job.round, own, moved, found.objective)

@@ -52,7 +52,7 @@ class Ferret:
     """
 
     density: float = 1 / 16
-    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.LOSSY, Fact.SPARSE})
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.LOSSY, Fact.SPARSE, Fact.MIXES_ENTRIES})
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
@@ -85,7 +85,7 @@ class Ferret:
             body,
             [
                 (len(sizes), torch.bfloat16),
-                *((self._kept(size), torch.int8) for size in sizes),
+                *((self._kept(size, how), torch.int8) for size in sizes),
                 (n - sum(sizes), torch.float32),
                 *(kind for kind in every if kind[1] not in PROJECTED),
             ],
@@ -103,15 +103,15 @@ class Ferret:
             whole.append(_hadamard(coefficients) * signs)
         return _restored(shapes, torch.cat([*whole, left]), iter(others))
 
-    def _kept(self, size: int) -> int:
-        return ceil(self.density * size)
+    def _kept(self, size: int, how: Coding) -> int:
+        return ceil(self.density * how.budget * size)
 
     def _directions(self, sizes: list[int], how: Coding) -> Iterator[tuple[Tensor, Tensor]]:
         """Of each block the signs of its entries, ±1 in float32, and the rows that are kept."""
         for i, size in enumerate(sizes):
             draws = generator(how.seed, "ferret", i)
             signs = 1 - 2 * torch.randint(2, (size,), generator=draws).float()
-            rows = torch.randperm(size, generator=draws)[: self._kept(size)]
+            rows = torch.randperm(size, generator=draws)[: self._kept(size, how)]
             yield signs, rows.sort().values
 
 

@@ -80,11 +80,16 @@ def pack_values(kept: Mapping[str, Tensor], values: str) -> bytes:
     if values == "float16":
         instead = 'topk with values = "exact"'
         return join(rounded(name, x, torch.float16, instead) for name, x in kept.items())
+    return _signs(kept)
+
+
+def _signs(kept: Mapping[str, Tensor]) -> bytes:
     floats = {name: x for name, x in kept.items() if x.is_floating_point()}
     scales = {}
     for dtype in dict.fromkeys(x.dtype for x in floats.values()):
-        alike = {name: x for name, x in floats.items() if x.dtype is dtype}
-        scales[dtype] = mean_magnitude(next(iter(alike)), torch.cat(list(alike.values())))
+        alike = [x for x in floats.values() if x.dtype is dtype]
+        name = next(name for name, x in floats.items() if x.dtype is dtype)
+        scales[dtype] = mean_magnitude(name, torch.cat(alike))
     negative = [(x < 0).cpu() & (scales[x.dtype] > 0) for x in floats.values()]
     bits = pack_bits(torch.cat(negative)) if negative else b""
     return join(scales.values()) + bits + join(x for n, x in kept.items() if n not in floats)
@@ -99,6 +104,10 @@ def unpack_values(body: Body, carried: Kinds, values: str) -> list[Tensor]:
     if values != "sign":
         vectors = cut(body, [(count, _as_sent(dtype, values)) for count, dtype in carried])
         return [x.to(dtype) for x, (_, dtype) in zip(vectors, carried, strict=True)]
+    return _from_signs(body, carried)
+
+
+def _from_signs(body: Body, carried: Kinds) -> list[Tensor]:
     types = list(dict.fromkeys(dtype for _, dtype in carried if dtype.is_floating_point))
     counts = [count for count, dtype in carried if dtype.is_floating_point]
     others = [kind for kind in carried if not kind[1].is_floating_point]

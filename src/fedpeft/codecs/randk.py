@@ -51,18 +51,18 @@ class RandK:
         """Raises WireError on anything that `encode` cannot have made."""
         shapes, _, body = decode_tensors(blob)
         n = sum(count for count, dtype in kinds(shapes) if dtype.is_floating_point)
-        least = least_bytes(self._kept(n), shapes, "exact")
+        least = least_bytes(self._kept(n, how), shapes, "exact")
         if least > len(body):
             raise WireError(
                 f"a payload's body has {len(body)} bytes; density {self.density} of its layout is "
-                f"{self._kept(n)} entries, {least} bytes or more"
+                f"{self._kept(n, how)} entries, {least} bytes or more"
             )
         return scatter_entries(shapes, body, self._drawn(n, how), "exact")
 
-    def _kept(self, n: int) -> int:
-        return min(n, ceil(self.density * n))
+    def _kept(self, n: int, how: Coding) -> int:
+        return min(n, ceil(self.density * how.budget * n))
 
     def _drawn(self, n: int, how: Coding) -> Tensor:
         """The places, increasing, int64 (k,)."""
         order = torch.randperm(n, generator=generator(how.seed, "randk"))
-        return order[: self._kept(n)].sort().values
+        return order[: self._kept(n, how)].sort().values

@@ -67,7 +67,7 @@ class TopK:
         every = torch.cat(ranked) if ranked else torch.zeros(0)
         # one type for all, the widest: a ranking in a narrower one would round small entries to
         # equal ones
-        index = every.topk(self._kept(len(every)), sorted=False).indices.sort().values
+        index = every.topk(self._kept(len(every), how), sorted=False).indices.sort().values
         where = positions.encode(index, len(every))
         kept = pack_values(keep_entries(tensors, index), self.values)
         return encode_tensors([], tensors, where + kept)
@@ -76,7 +76,7 @@ class TopK:
         """Raises WireError on anything that `encode` cannot have made."""
         shapes, _, body = decode_tensors(blob)
         n = sum(count for count, dtype in kinds(shapes) if dtype.is_floating_point)
-        k = self._kept(n)
+        k = self._kept(n, how)
         start = positions.size(k, n)
         least = least_bytes(k, shapes, self.values)
         if start + least > len(body):
@@ -87,5 +87,5 @@ class TopK:
         index = positions.decode(body[:start], k, n)
         return scatter_entries(shapes, body[start:], index, self.values)
 
-    def _kept(self, n: int) -> int:
-        return min(n, ceil(self.density * n))
+    def _kept(self, n: int, how: Coding) -> int:
+        return min(n, ceil(self.density * how.budget * n))

@@ -23,6 +23,8 @@ class Fact(Enum):
     SCALES_STEP = "changes the step that the aggregator gives"
     LOW_RANK = "trains low-rank factors"
     MIXED_RANKS = "gives clients different ranks"
+    MIXED_BUDGETS = "lets codecs keep more entries of some clients than of others"
+    MIXES_ENTRIES = "mixes entries with each other"
     PERSONAL = "keeps tensors with each client"
     TURNS = "lets other tensors stand still in each round"
     REMEMBERS = "makes clients remember something for the next round"

@@ -21,8 +21,8 @@ class Ef21:
     of all clients' h, whoever takes part in the round.
 
     h is this client's memory, zero at first. The server keeps the mean alone, one tensor for each
-    that is trained and none for each client: it adds (|S| / N)·c̄ for the mean c̄ of what the |S| of
-    N clients sent. That is exactly the mean of h with `weighting = "uniform"`; by examples, a
+    that is trained and none for each client: it adds |S| / N times the mean of the c that the |S|
+    of N clients sent. That is exactly the mean of h with `weighting = "uniform"`; by examples, a
     client with more of them counts more in it, as in the model. In the paper h follows a client's
     gradient; here it follows Δ, the change of its local training.
 
@@ -63,7 +63,7 @@ class Ef21:
             name: (x - known[name]).to(x.dtype) if _follows(name, x) else x
             for name, x in update.delta.items()
         }
-        how = Coding("up", context.seed, context.round)
+        how = Coding("up", context.seed, context.round, budget=context.budget)
         sent = self.codec.decode(self.codec.encode(new, how), how)
         follows = [name for name, x in update.delta.items() if _follows(name, x)]
         return replace(update, delta=sent), {name: known[name] + sent[name] for name in follows}
