@@ -8,7 +8,8 @@ import torch
 from fedpeft.codecs import ferret
 from fedpeft.core.interfaces import Codec, Coding
 from fedpeft.core.tensors import equal
-from fedpeft.errors import WireError
+from fedpeft.errors import PlanError, WireError
+from fedpeft.plan.reading import read_plan
 from fedpeft.registry import build
 from fedpeft.wire.frames import frame
 
@@ -162,3 +163,17 @@ def test_a_bomb_does_not_go_off() -> None:
         build("codec", "int8").decode(frame([[["a", [10_000_000], "float32"]], "deflated"], body))
     with pytest.raises(WireError, match="header is not this codec's"):
         build("codec", "int8").decode(frame([[["a", [1], "float32"]], "inflated"], bytes(5)))
+
+
+@pytest.mark.parametrize("uplink", ["ternary", {"name": "int8", "deflate": True}])
+def test_a_length_that_tells_is_refused_where_the_server_adds_the_noise(uplink: object) -> None:
+    central = {
+        "stages": [{"name": "client_dp", "noise_multiplier": 1.0}],
+        "weighting": "uniform",
+        "delta": 1e-3,
+    }
+    with pytest.raises(PlanError, match="has the bytes of each client"):
+        read_plan({"uplink": uplink, **central})
+    assert read_plan({"uplink": "sign", **central}).uplink == build("codec", "sign")
+    own = {**central, "stages": [{"name": "local_dp", "noise_multiplier": 1.0}]}
+    assert read_plan({"uplink": uplink, **own})  # the noise is in what is encoded
