@@ -5,8 +5,8 @@ import zlib
 import pytest
 import torch
 
-from fedpeft.codecs import ferret
 from fedpeft.core.interfaces import Codec, Coding
+from fedpeft.core.projections import block_sizes, hadamard
 from fedpeft.core.tensors import equal
 from fedpeft.errors import PlanError, WireError
 from fedpeft.plan.reading import read_plan
@@ -138,13 +138,13 @@ def test_the_mean_of_ferrets_over_seeds_goes_to_the_density_times_the_change() -
 
 def test_the_hadamard_transform_by_hand() -> None:
     x = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    assert ferret._hadamard(x).tolist() == [5.0, -1.0, -2.0, 0.0]
-    assert ferret._hadamard(ferret._hadamard(x)).tolist() == x.tolist()
+    assert hadamard(x).tolist() == [5.0, -1.0, -2.0, 0.0]
+    assert hadamard(hadamard(x)).tolist() == x.tolist()
 
 
 def test_blocks_are_powers_of_two_down_to_64() -> None:
-    assert ferret.block_sizes(1000) == [512, 256, 128, 64] and ferret.block_sizes(63) == []
-    assert ferret.block_sizes(0) == [] and ferret.block_sizes(64) == [64]
+    assert block_sizes(1000) == [512, 256, 128, 64] and block_sizes(63) == []
+    assert block_sizes(0) == [] and block_sizes(64) == [64]
 
 
 def test_what_deflates_further_than_20_times_is_sent_as_it_is() -> None:

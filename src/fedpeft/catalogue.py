@@ -71,6 +71,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "descent": "fedpeft.local.descent:Descent",
         "dp_as_published": "fedpeft.local.dp_as_published:DpAsPublished",
         "dp_sgd": "fedpeft.local.dp_sgd:DpSgd",
+        "zeroth": "fedpeft.local.zeroth:Zeroth",
     },
     "method": {
         "adapter": "fedpeft.methods.adapter:Adapter",

@@ -3,7 +3,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil, sqrt
 from typing import ClassVar
 
 import torch
@@ -12,16 +11,20 @@ from torch import Tensor
 from fedpeft.codecs.magnitudes import check_scales
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Coding
-from fedpeft.core.seeds import generator
+from fedpeft.core.projections import (
+    PROJECTED,
+    block_sizes,
+    combine,
+    count_directions,
+    draw_directions,
+    project,
+)
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import Tensors
 from fedpeft.errors import WireError
 from fedpeft.wire.frames import cut, decode_tensors, encode_tensors, join, kinds
 
 LEVELS = 127
-SMALLEST_BLOCK = 64
-"""Entries; what is left beside the blocks travels as it is."""
-PROJECTED = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,10 @@ class Ferret:
     Ferret's directions are Gaussian, and their sum is the change with an error of √(b / k) of its
     length: it needs averages over many clients. Here they are rows of a Hadamard matrix with random
     signs, drawn from the message's seed, and so orthogonal: what comes out is a projection, with an
-    error of √(1 − k / b), and error feedback sends the rest in later rounds. Neither matrix nor
-    directions are ever held: a transform takes b·log b additions, which are the same to the bit on
-    every machine.
+    error of √(1 − k / b), and error feedback sends the rest in later rounds.
 
-    All entries of float32 and float64 tensors are one vector, cut into blocks whose sizes are
-    powers of two, the largest first. The coefficients are sent as in `int8`, with the peak in
+    All entries of float32 and float64 tensors are one vector, cut into blocks; see
+    `core.projections`. The coefficients are sent as in `int8`, with the peak in
     bfloat16. What is left beside the blocks, fewer than 64 entries, is sent in float32, and tensors
     of narrower types and integers as they are: a second pass would change what they are rounded to.
 
@@ -64,10 +65,10 @@ class Ferret:
         whole = torch.cat([x.detach().reshape(-1).float().cpu() for x in projected] or [_nothing()])
         sizes = block_sizes(len(whole))
         *blocks, left = torch.split(whole, [*sizes, len(whole) - sum(sizes)])
-        rows = self._directions(sizes, how)
+        directions = draw_directions(sizes, self.density * how.budget, how.seed)
         parts = [
-            _quantized(_hadamard(x * signs)[kept])
-            for x, (signs, kept) in zip(blocks, rows, strict=True)
+            _quantized(project(x, signs, rows))
+            for x, (_, signs, rows) in zip(blocks, directions, strict=True)
         ]
         if not bool(left.isfinite().all()):
             raise ValueError("an entry is not finite in float32, so it cannot be sent")
@@ -78,14 +79,14 @@ class Ferret:
     def decode(self, blob: bytes, how: Coding = Coding()) -> Tensors:
         """Raises WireError on anything that `encode` cannot have made."""
         shapes, _, body = decode_tensors(blob)
-        every = kinds(shapes)
+        every, density = kinds(shapes), self.density * how.budget
         n = sum(count for count, dtype in every if dtype in PROJECTED)
         sizes = block_sizes(n)
         peaks, *carried = cut(
             body,
             [
                 (len(sizes), torch.bfloat16),
-                *((self._kept(size, how), torch.int8) for size in sizes),
+                *((count_directions(size, density), torch.int8) for size in sizes),
                 (n - sum(sizes), torch.float32),
                 *(kind for kind in every if kind[1] not in PROJECTED),
             ],
@@ -93,46 +94,17 @@ class Ferret:
         check_scales(peaks)
         codes, left, others = carried[: len(sizes)], carried[len(sizes)], carried[len(sizes) + 1 :]
         whole = []
-        for size, code, peak, (signs, kept) in zip(
-            sizes, codes, peaks, self._directions(sizes, how), strict=True
-        ):
+        directions = draw_directions(sizes, density, how.seed)
+        for code, peak, (size, signs, rows) in zip(codes, peaks, directions, strict=True):
             if int(code.min()) < -LEVELS:
                 raise WireError(f"a payload has a level below {-LEVELS}")
-            coefficients = torch.zeros(size)
-            coefficients[kept] = code.float() / LEVELS * peak.float()
-            whole.append(_hadamard(coefficients) * signs)
+            coefficients = code.float() / LEVELS * peak.float()
+            whole.append(combine(coefficients, size, signs, rows))
         return _restored(shapes, torch.cat([*whole, left]), iter(others))
-
-    def _kept(self, size: int, how: Coding) -> int:
-        return ceil(self.density * how.budget * size)
-
-    def _directions(self, sizes: list[int], how: Coding) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of each block the signs of its entries, ±1 in float32, and the rows that are kept."""
-        for i, size in enumerate(sizes):
-            draws = generator(how.seed, "ferret", i)
-            signs = 1 - 2 * torch.randint(2, (size,), generator=draws).float()
-            rows = torch.randperm(size, generator=draws)[: self._kept(size, how)]
-            yield signs, rows.sort().values
-
-
-def block_sizes(n: int) -> list[int]:
-    """Powers of two, falling, that n consists of, down to 64."""
-    bits = range(n.bit_length() - 1, SMALLEST_BLOCK.bit_length() - 2, -1)
-    return [1 << bit for bit in bits if n >> bit & 1]
 
 
 def _nothing() -> Tensor:
     return torch.zeros(0)
-
-
-def _hadamard(x: Tensor) -> Tensor:
-    """H·x / √b, where H is the Hadamard matrix of Sylvester's order; its own inverse."""
-    size, width = len(x), 1
-    while width < size:
-        pairs = x.view(-1, 2, width)
-        x = torch.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], dim=1).view(-1)
-        width *= 2
-    return x / sqrt(size)
 
 
 def _quantized(coefficients: Tensor) -> tuple[Tensor, Tensor]:
