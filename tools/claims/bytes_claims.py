@@ -27,6 +27,11 @@ OTHERS = {
     "lora-sign-error-feedback": "LoRA, sign, error feedback",
     "lora-top-1-signs-error-feedback": "LoRA, top 1 %, signs, error feedback",
     "lora-ferret-1-64-error-feedback": "LoRA, ferret 1/64, error feedback",
+    "lora-flasc-top-25-both-ways": "LoRA, FLASC, top 25 % both ways",
+    "ef21-sign": "head, sign, EF21",
+    "ef21-top-10-signs": "head, top 10 %, signs, EF21",
+    "ef21-top-1": "head, top 1 %, EF21",
+    "ef21-random-10": "head, random 10 %, EF21",
     "centralised-head": "centralised, head, dense",
 }
 REAL = {
