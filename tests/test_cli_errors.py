@@ -84,7 +84,7 @@ BAD = {
         "stages is [], which has no keys",
     ),
     "a downlink that drops": (
-        ["run", "PLAN", "--set", "downlink=topk"],
+        ["run", "PLAN", "--set", "downlink=topk", "--set", "method=bias"],
         "receive most of them as zero",
     ),
     "no such array": (["run", "PLAN", "--set", "data=none.npz"], "there is no file 'none.npz'"),

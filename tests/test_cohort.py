@@ -13,13 +13,14 @@ import torch
 from parts import Blobs, FailingDisk, Odd, Points, Raising
 from rounds import PRIVATE, Recording, distance, staged
 
+from fedpeft.core.facts import Fact, offered_by
 from fedpeft.core.interfaces import Store
 from fedpeft.core.types import Failure, Job, Reply, Update
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.vectorized.engine import Cohort
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
-from fedpeft.registry import names
+from fedpeft.registry import build, names
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.post import encode_start
 from fedpeft.rounds.site import Site, open_site
@@ -101,6 +102,7 @@ def points() -> Site:
     return open_site(plan_of())
 
 
+SPARSE = {n for n in names("codec") if Fact.SPARSE in offered_by(build("codec", n))}
 SCAFFOLD: dict[str, Any] = {"local": {"correction": "scaffold"}}
 LOCALS: dict[str, dict[str, Any]] = {
     **{name: {"local": {"optimizer": name}} for name in names("optimizer")},
@@ -113,14 +115,14 @@ LOCALS: dict[str, dict[str, Any]] = {
     "linear": {"local": {"schedule": "linear", "optimizer": "adamw"}},
     "clip": {"local": {"clip_norm": 0.1}},
     **{f"uplink {name}": {"uplink": name} for name in names("codec")},
-    **{f"downlink {name}": {"downlink": name} for name in names("codec") if name != "topk"},
+    **{f"downlink {name}": {"downlink": name} for name in names("codec") if name not in SPARSE},
     **{
         name: {**staged(name), "uplink": "dense" if name in PRIVATE else "topk"}
         for name in names("stage")
     },
     "scaffold and stages": {
         **SCAFFOLD,
-        "stages": [n for n in names("stage") if n not in PRIVATE],
+        "stages": ["error_feedback"],
         "uplink": "topk",
     },
     "head": {"method": "head"},

@@ -29,6 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ranks": {"ranks": [2, 4]},
     "alternate": {"turns": ["*.bias", "*.weight"]},
     "subset": {"trains": ["*.bias"]},
+    "tiers": {"budgets": [1.0, 0.25]},
 }
 """What a part must be given; a new one whose defaults do is not here."""
 LOW_RANK = {
@@ -45,8 +46,9 @@ def plan_of(kind: str, name: str, **changes: Any) -> Plan:
     slot = "algorithms" if kind == "algorithm" else "routing"
     part = {"name": name, **SETTINGS.get(name, {})}
     plain = {"method": "full", "rounds": 3, "cohort": 4}
-    own = {**POINTS, **plain, **(LOW_RANK if name == "ranks" else {}), slot: [part]}
-    return read_plan({**own, **changes})
+    needs: dict[str, dict[str, Any]] = {"ranks": LOW_RANK, "tiers": {"uplink": "randk"}}
+    beside = needs.get(name, {})
+    return read_plan({**POINTS, **plain, **beside, slot: [part], **changes})
 
 
 def same(one: State, other: State) -> bool:

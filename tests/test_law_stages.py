@@ -1,15 +1,23 @@
 """Laws of every registered stage. A new one is tested by being registered."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rounds import distance, points_plan, run
 
-from fedpeft.core.interfaces import Stage
+from fedpeft.core.interfaces import Coding, Stage
 from fedpeft.core.secrets import Secret
 from fedpeft.core.tensors import equal, layout
 from fedpeft.core.types import Cohort, Context, Tensors, Update, Weighted
+from fedpeft.errors import PlanError
+from fedpeft.plan.reading import read_plan
 from fedpeft.registry import build, names
+from fedpeft.rounds.site import open_site
+from fedpeft.storage.client_memory import Folder
 
 every = pytest.mark.parametrize("name", sorted(names("stage")))
 
@@ -120,11 +128,86 @@ def test_sent_and_waiting_are_all_that_came(codec: str, dtype: torch.dtype, seed
         given_ = update(seed + k, dtype)
         up, memory = stage.on_client(given_, memory, CONTEXT)
         came, sent = came + given_.delta["a"].double(), sent + up.delta["a"].double()
-        codec_ = build("codec", codec)
+        codec_, how = build("codec", codec), Coding("up", CONTEXT.seed, CONTEXT.round)
         # The uplink drops nothing further.
-        assert equal(codec_.decode(codec_.encode(up.delta)), up.delta)
+        assert equal(codec_.decode(codec_.encode(up.delta, how), how), up.delta)
     torch.testing.assert_close(sent + memory["a"].double(), came, rtol=0, atol=1e-5)
     assert memory["a"].dtype == (torch.float64 if dtype is torch.float64 else torch.float32)
+
+
+def test_ef21_by_hand() -> None:
+    """The change is always (1, 2) and one entry is sent: 2, then 1, then nothing that is new. The
+    server's mean of all is that of the only client, so the change from the second round on."""
+    stage: Any = build("stage", {"name": "ef21", "codec": {"name": "topk", "density": 0.5}})
+    alone = Cohort(0, 1, 1, {"c0": 1.0}, 1, SECRET)
+    memory: Tensors = {}
+    kept: Tensors = {}
+    sent, steps = [], []
+    for _ in range(3):
+        came = Update("c0", {"a": torch.tensor([1.0, 2.0])})
+        up, memory = stage.on_client(came, memory, CONTEXT)
+        down, kept = stage.remember_update(up, kept, alone)
+        sent.append(up.delta["a"].tolist())
+        steps.append(down.delta["a"].tolist())
+    assert sent == [[0, 2], [1, 0], [0, 0]] and steps == [[0, 2], [1, 2], [1, 2]]
+
+
+def test_ef21_keeps_the_mean_of_all_clients_whoever_answers() -> None:
+    """Four clients, two a round: the mean is of what each has sent so far."""
+    stage: Any = build("stage", {"name": "ef21", "codec": {"name": "topk", "density": 0.25}})
+    memories: dict[str, Tensors] = {f"c{k}": {} for k in range(4)}
+    kept: Tensors = {}
+    for round in range(6):
+        pair = [f"c{(round + k) % 4}" for k in (0, 1)]
+        ups = []
+        for client in pair:
+            came = Update(client, update(hash_of(client, round)).delta)
+            up, memories[client] = stage.on_client(came, memories[client], CONTEXT)
+            ups.append(up.delta)
+        mean = {n: (ups[0][n] + ups[1][n]) / 2 for n in ups[0]}
+        cohort = Cohort(round, 4, 2, dict.fromkeys(pair, 1.0), 1, SECRET)
+        down, kept = stage.remember_update(Update("", mean), kept, cohort)
+        for name, x in down.delta.items():
+            every = sum(m[name] for m in memories.values() if m)
+            torch.testing.assert_close(x, every / 4)
+
+
+def test_ef21_with_a_lossless_codec_is_federated_averaging(tmp_path: Path) -> None:
+    changes = {"cohort": 24, "rounds": 3, "weighting": "uniform"}
+    site = open_site(points_plan())
+    plain = run(site, points_plan(**changes))[-1][0]
+    ef21 = run(site, points_plan(**changes, stages=["ef21"]), Folder(tmp_path))[-1][0]
+    assert distance(ef21.params, plain.params) < 1e-6
+    assert layout(ef21.memory["stage0"]) == layout(plain.params)
+
+
+def hash_of(client: str, round: int) -> int:
+    return 10 * round + int(client[1:])
+
+
+def test_ef21_lets_statistics_and_integers_pass() -> None:
+    delta = {"n": torch.tensor([7]), "bn.running_mean": torch.tensor([0.5]), "a": torch.ones(1)}
+    stage: Any = build("stage", {"name": "ef21", "codec": "dense"})
+    up, memory = stage.on_client(Update("c0", delta), {}, CONTEXT)
+    up, memory = stage.on_client(Update("c0", delta), memory, CONTEXT)
+    down, kept = stage.remember_update(up, {}, COHORT)
+    assert down.delta["n"].tolist() == [7] and down.delta["bn.running_mean"].tolist() == [0.5]
+    assert up.delta["a"].tolist() == [0] and memory.keys() == kept.keys() == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"aggregator": "median"}, 'with ef21 set aggregator = "mean"'),
+        ({"stages": ["ef21", "error_feedback"]}, "take ef21 or error_feedback"),
+        ({"local": {"correction": "scaffold"}}, "leave out Scaffold, or ef21"),
+        ({"exchange": {"name": "secure", "threshold": 2}}, "a secure sum drops nothing"),
+        ({"stages": ["ef21", "local_dp"], "weighting": "uniform"}, "for ever: leave it out"),
+    ],
+)
+def test_what_ef21_does_not_go_with(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(PlanError, match=reason):
+        read_plan({"uplink": "dense", "stages": ["ef21"], **changes})
 
 
 def test_integers_have_no_residual() -> None:

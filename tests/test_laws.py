@@ -12,6 +12,7 @@ from rounds import PRIVATE, staged
 
 from fedpeft.codecs.topk import TopK
 from fedpeft.compute.trainable import read
+from fedpeft.core.facts import Fact, offered_by
 from fedpeft.core.secrets import Secret
 from fedpeft.core.tensors import equal, finite, layout
 from fedpeft.core.types import Tensors
@@ -29,7 +30,7 @@ ROOMS = {
     for kind in ("aggregator", "codec", "correction", "optimizer", "server", "stage")
 }
 ROOMS["aggregator"].remove("class_rows")  # rows of a head, which these models do not have
-DOWNLINKS = [name for name in ROOMS["codec"] if name != "topk"]
+DOWNLINKS = [n for n in ROOMS["codec"] if Fact.SPARSE not in offered_by(build("codec", n))]
 
 
 MOST = 1200

@@ -11,9 +11,10 @@ import torch
 from rounds import fits, staged
 
 from fedpeft import Folder, InProcess, federate, open_site, read_plan, start
+from fedpeft.core.facts import Fact, offered_by
 from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import finite
-from fedpeft.registry import names
+from fedpeft.registry import build, names
 
 KINDS = {
     "method": "method",
@@ -32,7 +33,8 @@ UNFIT = {
     "aggregator": {"class_rows"},  # rows of a head that some methods do not have
     # Need columns or lists of the data's; a mistake, not to be built on.
     "partition": {"column", "lists", "redrawn"},
-    "downlink": {"topk"},  # drops parameters
+    # These drop parameters.
+    "downlink": {n for n in names("codec") if Fact.SPARSE in offered_by(build("codec", n))},
 }
 
 

@@ -17,6 +17,7 @@ from fedpeft.data.digits import Digits
 from fedpeft.data.images import Images
 from fedpeft.data.table import HubTable
 from fedpeft.errors import PlanError
+from fedpeft.methods.bias import Bias
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.registry import build
@@ -142,7 +143,10 @@ def test_built_parts_pass() -> None:
             r"plan\.server = 1: must be a name, a table with a `name`.*; known: adagrad, .*yogi",
         ),
         ({"server": ["adam"]}, r"plan\.server = \['adam'\]: must be a name"),
-        ({"stages": 5}, r"plan\.stages = 5: must be a name.*; known: client_dp, error_feedback"),
+        (
+            {"stages": 5},
+            r"plan\.stages = 5: must be a name.*; known: client_dp, ef21, error_feedback",
+        ),
         ({"stages": True}, r"plan\.stages = True: must be a name"),
         (
             {"stages": ["error_feedback", 3], "uplink": "topk"},
@@ -151,7 +155,7 @@ def test_built_parts_pass() -> None:
         ({"stages": ["parts:die"]}, r"plan\.stages\[0\]: 'parts:die' is no dataclass"),
         (
             {"stages": {"codec": "topk"}},
-            r"plan\.stages needs a `name`; known: client_dp, error_feedback",
+            r"plan\.stages needs a `name`; known: client_dp, ef21, error_feedback",
         ),
         ({"stages": ["error_feedback"], "uplink": 5}, r"plan\.uplink = 5: must be a name"),
         ({"method": 3}, r"plan\.method = 3: must be a name"),
@@ -203,14 +207,14 @@ def test_a_stage_with_a_codec_of_its_own_is_refused(overrides: list[str]) -> Non
     own = {"name": "error_feedback", "codec": {"name": "topk", "density": 0.25}}
     with pytest.raises(
         PlanError,
-        match=r"stages\[0\]\.codec = TopK\(density=0\.25\) is not the uplink's (TopK|Int8)\(",
+        match=r"stages\[0\]\.codec = TopK\(density=0\.25.*\) is not the uplink's (TopK|Int8)\(",
     ):
         read_plan({"stages": [own], "uplink": "topk"}, overrides)
 
 
 def test_a_codec_that_is_set_beside_another_uplink_is_refused() -> None:
     overrides = ['stages=[{name = "error_feedback", codec = "topk"}]', "uplink=int8"]
-    with pytest.raises(PlanError, match=r"TopK\(density=0\.1\) is not the uplink's Int8\(\)"):
+    with pytest.raises(PlanError, match=r"TopK\(density=0\.1.*\) is not the uplink's Int8\("):
         read_plan({"uplink": "topk"}, overrides)
 
 
@@ -224,9 +228,9 @@ def test_the_codecs_are_compared_in_python_too() -> None:
 
 def test_a_downlink_keeps_every_parameter() -> None:
     with pytest.raises(
-        PlanError, match=r"downlink = TopK\(density=0\.5\).*receive most of them as zero"
+        PlanError, match=r"downlink = TopK\(density=0\.5.*receive most of them as zero"
     ):
-        Plan(downlink=TopK(0.5))
+        Plan(method=Bias(), downlink=TopK(0.5))
     assert Plan(downlink=TopK(1.0)).downlink == TopK(1.0)
     assert Plan(downlink=Int8(), uplink=TopK(0.5)).downlink == Int8()
 

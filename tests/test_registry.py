@@ -28,6 +28,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("routing", "personal"): {"patterns": ["classifier.*"]},
     ("routing", "ranks"): {"ranks": [2, 4]},
     ("routing", "subset"): {"trains": ["classifier.*"]},
+    ("routing", "tiers"): {"budgets": [1.0, 0.25]},
     ("task", "module"): {"module": "networks:Linear", "arguments": {"features": 8, "classes": 3}},
     ("task", "text-to-image"): {"model": "some/folder"},
 }

@@ -34,8 +34,12 @@ CATALOGUE: dict[str, dict[str, str]] = {
     "codec": {
         "bfloat16": "fedpeft.codecs.bfloat16:BFloat16",
         "dense": "fedpeft.codecs.dense:Dense",
+        "ferret": "fedpeft.codecs.ferret:Ferret",
         "float16": "fedpeft.codecs.float16:Float16",
         "int8": "fedpeft.codecs.int8:Int8",
+        "randk": "fedpeft.codecs.randk:RandK",
+        "sign": "fedpeft.codecs.sign:Sign",
+        "ternary": "fedpeft.codecs.ternary:Ternary",
         "topk": "fedpeft.codecs.topk:TopK",
     },
     "correction": {
@@ -67,6 +71,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "descent": "fedpeft.local.descent:Descent",
         "dp_as_published": "fedpeft.local.dp_as_published:DpAsPublished",
         "dp_sgd": "fedpeft.local.dp_sgd:DpSgd",
+        "zeroth": "fedpeft.local.zeroth:Zeroth",
     },
     "method": {
         "adapter": "fedpeft.methods.adapter:Adapter",
@@ -101,6 +106,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "personal": "fedpeft.routing.personal:Personal",
         "ranks": "fedpeft.routing.ranks:Ranks",
         "subset": "fedpeft.routing.subset:Subset",
+        "tiers": "fedpeft.routing.tiers:Tiers",
     },
     "sampler": {
         "sequential_chain": "fedpeft.samplers.sequential_chain:SequentialChain",
@@ -116,6 +122,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     "server_step": {},
     "stage": {
         "client_dp": "fedpeft.stages.client_dp:ClientDp",
+        "ef21": "fedpeft.stages.ef21:Ef21",
         "error_feedback": "fedpeft.stages.error_feedback:ErrorFeedback",
         "local_dp": "fedpeft.stages.local_dp:LocalDp",
     },

@@ -95,24 +95,38 @@ def _advance(state: State, update: Update | None, cohort: Cohort, round: Round) 
         words = f"{len(cohort.weights)} good replies, {least} needed: nothing changes"
         round.report("note", words)
         return rested
-    for stage in reversed(plan.stages):
-        update = stage.on_server(update, cohort)
+    update, kept = _through_stages(plan.stages, state, update, cohort)
     round.report("metrics", update.metrics)
     round.report("aggregation_error", update.error)
     params, shared, memory = _step(plan, state, update, cohort)
     if EXACT in state.shared or update.exact:
         shared[EXACT] = accumulated(state.shared.get(EXACT, {}), update.exact)
-    if name := _not_finite([params, *shared.values(), memory]):
+    if name := _not_finite([params, *shared.values(), memory, *kept.values()]):
         round.report(
             "note", f"the server's step makes {name!r} infinite or no number: nothing changes"
         )
         return rested
     accepted = {**state.accepted, **dict.fromkeys(cohort.weights, state.round)}
-    memories = {**state.memory, **({SERVER: memory} if memory else {})}
+    memories = {**state.memory, **kept, **({SERVER: memory} if memory else {})}
     after = replace(rested, params=params, shared=shared, memory=memories, accepted=accepted)
     for step in plan.server_steps:
         after = step.step(after, state, round)
     return after
+
+
+def _through_stages(
+    stages: Sequence[Any], state: State, update: Update, cohort: Cohort
+) -> tuple[Update, dict[str, Tensors]]:
+    """The cohort's update after the server's half of each stage, and by owner what the server
+    remembers for the stages that want it."""
+    kept: dict[str, Tensors] = {}
+    for i, stage in reversed(list(enumerate(stages))):
+        update = stage.on_server(update, cohort)
+        if hasattr(stage, "remember_update"):
+            owner = f"stage{i}"
+            before = state.memory.get(owner, {})
+            update, kept[owner] = stage.remember_update(update, before, cohort)
+    return update, kept
 
 
 def _step(

@@ -1,21 +1,27 @@
 """One byte an entry and one scale a tensor (symmetric linear quantization; Krishnamoorthi, 2018,
 arXiv:1806.08342)."""
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from fedpeft.codecs.magnitudes import check_scales
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Coding
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import Tensors
 from fedpeft.errors import WireError
-from fedpeft.wire.frames import cut, decode_tensors, encode_tensors, join, kinds
+from fedpeft.wire.frames import Body, cut, decode_tensors, encode_tensors, join, kinds
 
 LEVELS = 127
+DEFLATED = "deflated"
+"""The header's word for a deflated body."""
+LONGEST = 20
+"""How many times as long as it came a deflated body may be, so that a short payload makes its
+reader allocate little."""
 
 
 @dataclass(frozen=True)
@@ -28,28 +34,58 @@ class Int8:
     changes nothing. Integers travel as they are.
 
     body = one peak for each floating-point tensor | all tensors, in the order of the layout
+
+    Attributes:
+      deflate: whether the body is deflated where that is shorter. It pays where a few entries of a
+        tensor are much larger than the rest: 6.9 bits an entry of Gaussian ones, 4.2 of Student's t
+        with 3 degrees of freedom. Both kinds of body are read, whatever this is.
     """
 
-    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.LOSSY})
+    deflate: bool = False
+
+    @property
+    def offers(self) -> frozenset[Fact]:
+        return frozenset({Fact.LOSSY, Fact.LENGTH_TELLS} if self.deflate else {Fact.LOSSY})
 
     def encode(self, tensors: Tensors, how: Coding = Coding()) -> bytes:
         """Raises ValueError for a tensor with an entry that is not finite: it has no scale."""
         peaks = {name: _peak(name, x) for name, x in tensors.items() if x.is_floating_point()}
         codes = (_quantized(x, peaks[name]) if name in peaks else x for name, x in tensors.items())
-        return encode_tensors([], tensors, join(peaks.values()) + join(codes))
+        body = join(peaks.values()) + join(codes)
+        short = zlib.compress(body, 9) if self.deflate else body
+        if len(body) / LONGEST <= len(short) < len(body):
+            return encode_tensors([DEFLATED], tensors, short)
+        return encode_tensors([], tensors, body)
 
     def decode(self, blob: bytes, how: Coding = Coding()) -> Tensors:
         """Raises WireError on anything that `encode` cannot have made."""
-        shapes, _, body = decode_tensors(blob)
+        shapes, values, body = decode_tensors(blob, extra=None)
+        if values == [DEFLATED]:
+            body = _inflate(body)
+        elif values:
+            raise WireError("a payload's header is not this codec's")
         carried = [
             (count, torch.int8 if dtype.is_floating_point else dtype)
             for count, dtype in kinds(shapes)
         ]
         scaled = sum(dtype.is_floating_point for _, dtype in kinds(shapes))
         peaks, *codes = cut(body, [(scaled, torch.float32), *carried])
-        if not bool((peaks.isfinite() & (peaks >= 0)).all()):
-            raise WireError("a payload has a scale that is negative or not finite")
+        check_scales(peaks)
         return dict(_restored(shapes, iter(peaks), codes))
+
+
+def _inflate(body: Body) -> bytes:
+    stream = zlib.decompressobj()
+    try:
+        plain = stream.decompress(body, LONGEST * len(body) + 1)  # so that the end is seen
+    except zlib.error as error:
+        raise WireError(f"a payload's body does not inflate: {error}") from None
+    if not stream.eof or stream.unused_data:
+        raise WireError(
+            f"a payload's body of {len(body)} bytes does not inflate to at most {LONGEST} times as "
+            "many"
+        )
+    return plain
 
 
 def _peak(name: str, x: Tensor) -> Tensor:

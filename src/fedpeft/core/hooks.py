@@ -95,6 +95,18 @@ class SharesBack(Protocol):
     def merge_share(self, shared: Tensors, change: Tensors, cohort: Cohort) -> Tensors: ...
 
 
+class RemembersUpdates(Protocol):
+    """A stage for which the server remembers something of the updates, from round to round.
+
+    `remember_update` gets the cohort's update after `on_server`, and what it gave back last time,
+    empty at first; it gives the update along which the server steps, and what to remember.
+    """
+
+    def remember_update(
+        self, update: Update, memory: Tensors, cohort: Cohort
+    ) -> tuple[Update, Tensors]: ...
+
+
 class ServerStep(Protocol):
     """A step of the server after its optimizer's: it may use the model and the server's own data,
     `round.bench`."""

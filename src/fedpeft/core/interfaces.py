@@ -270,12 +270,14 @@ class Coding:
         client on the way up.
       round: counted from 0.
       layout: what the receiver expects, where it knows; empty otherwise, and for the sender.
+      budget: what share of its usual entries a sparse codec keeps; see `core.views.View`.
     """
 
     direction: str = "up"
     seed: int = 0
     round: int = 0
     layout: Sequence[tuple[str, list[int], str]] = ()
+    budget: float = 1.0
 
 
 class Codec(Protocol):

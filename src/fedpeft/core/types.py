@@ -76,6 +76,7 @@ class Context:
       steps: optimizer steps in this round.
       seed: the root of this (round, client)'s random streams.
       secret: the same for noise and Poisson draws, in private plans; the server does not know it.
+      budget: what share of its usual entries a sparse codec keeps; see `core.views.View`.
     """
 
     run: str
@@ -86,6 +87,7 @@ class Context:
     steps: int
     seed: int
     secret: "Secret | None" = None
+    budget: float = 1.0
 
 
 @dataclass(frozen=True)

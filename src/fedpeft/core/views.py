@@ -28,12 +28,14 @@ class View:
       trains: the same for those that are trained and sent back; others stand still.
       keeps: patterns of tensors that never travel. Each client has its own.
       rank: the rank of LoRA's factors; None for the method's.
+      budget: what share of their usual entries sparse codecs keep, in both directions.
     """
 
     receives: tuple[Condition, ...] = ()
     trains: tuple[Condition, ...] = ()
     keeps: tuple[str, ...] = ()
     rank: int | None = None
+    budget: float = 1.0
 
     def __and__(self, other: "View") -> "View":
         """What both views let through."""
@@ -43,6 +45,7 @@ class View:
             (*self.trains, *other.trains),
             tuple(dict.fromkeys((*self.keeps, *other.keeps))),
             min(ranks, default=None),
+            min(self.budget, other.budget),
         )
 
     def select(self, params: Tensors) -> dict[str, Tensor]:

@@ -3,11 +3,12 @@ Face `peft`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from fedpeft.compute.trainable import train_only, trainable
+from fedpeft.core.facts import Fact
 from fedpeft.core.low_rank import A
 from fedpeft.methods.peft_tuners import check_low_rank, inject_tuner, low_rank_config
 from fedpeft.methods.pretrained_adapter import Start
@@ -40,6 +41,7 @@ class FFA:
     head: str = "auto"
     init: str = ""
     init_head: bool = True
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.LOW_RANK})
 
     def __post_init__(self) -> None:
         check_low_rank(self.rank, self.alpha, self.dropout)

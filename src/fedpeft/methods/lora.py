@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from fedpeft.compute.trainable import trainable
+from fedpeft.core.facts import Fact
 from fedpeft.methods.peft_tuners import check_low_rank, inject_tuner, low_rank_config
 from fedpeft.methods.pretrained_adapter import Start
 
@@ -35,6 +36,7 @@ class LoRA:
     head: str = "auto"
     init: str = ""
     init_head: bool = True
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.LOW_RANK})
 
     def __post_init__(self) -> None:
         check_low_rank(self.rank, self.alpha, self.dropout)

@@ -108,6 +108,8 @@ NOT_IN_ONE_FILE: Mapping[Fact, str] = {
     "none: leave out SCAFFOLD or error feedback",
     Fact.MIXED_RANKS: "ranks are dealt out along the list of all clients, which nobody has yet: "
     "leave them out",
+    Fact.MIXED_BUDGETS: "tiers are dealt out along the list of all clients, which nobody has yet: "
+    "leave them out",
     Fact.SERVER_NOISE: "client_dp adds noise whenever files are merged, so that a late comer would "
     'make a second release of all the others: take stages = ["local_dp"] or local = "dp_sgd", '
     "whose noise is in the file",

@@ -37,6 +37,8 @@ CENTRAL: Mapping[Fact, str] = {
     '"scaffold"',
     Fact.GIVES_UP: "min_replies: a round that is given up for want of one reply tells of that "
     "client. Set it to 1",
+    Fact.LENGTH_TELLS: "{other} {what}, and rounds.jsonl has the bytes of each client, without "
+    'noise: use a codec whose length follows from the plan, such as "int8", "sign" or "topk"',
     Fact.JUDGES_LENGTH: "norm_factor: whether a client is let in would depend on the others, which "
     "the noise is not made for, and the clipping bounds the length already: leave it out",
 }

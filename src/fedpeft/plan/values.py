@@ -34,14 +34,10 @@ def check_values(plan: Any) -> None:
 
 
 def check_codecs(plan: Any) -> None:
-    """Raises PlanError for a downlink that drops entries, or a stage with another codec than the
-    uplink's."""
+    """Raises PlanError for a downlink that drops entries that may not be zero, or a stage with
+    another codec than the uplink's."""
     if Fact.SPARSE in offered_by(plan.downlink):
-        raise PlanError(
-            f"downlink = {plan.downlink}: what goes down are the parameters themselves, not their "
-            "changes, and clients would receive most of them as zero. Use a codec that keeps every "
-            'entry, such as "dense", "float16", "bfloat16" or "int8"'
-        )
+        _check_sparse_downlink(plan)
     for i, stage in enumerate(plan.stages):
         codec = getattr(stage, "codec", plan.uplink)
         if codec is not plan.uplink and codec != plan.uplink:
@@ -50,6 +46,25 @@ def check_codecs(plan: Any) -> None:
                 f"{type(stage).__name__} keeps for the next round must be what the uplink drops. "
                 "Give both the same codec, or leave out the stage's in the plan's file"
             )
+
+
+def _check_sparse_downlink(plan: Any) -> None:
+    """Raises PlanError for a downlink that drops entries, unless they are of low-rank factors: a
+    zero in one only makes the adapter smaller (FLASC, arXiv:2406.05233)."""
+    neutral = Fact.LOW_RANK in offered_by(plan.method)
+    if not neutral or Fact.MIXES_ENTRIES in offered_by(plan.downlink):
+        raise PlanError(
+            f"downlink = {plan.downlink}: what goes down are the parameters themselves, not their "
+            "changes, and clients would receive most of them as zero. Use a codec that keeps every "
+            'entry, such as "dense", "float16", "bfloat16" or "int8"; or "topk" with method = '
+            '"lora", whose factors may have zeros'
+        )
+    if Fact.FACTORS in offered_by(plan.aggregator):
+        raise PlanError(
+            f"downlink = {plan.downlink}: {type(plan.aggregator).__name__} merges the factors that "
+            "clients trained, which have zeros in other places than the server's: set aggregator "
+            '= "mean"'
+        )
 
 
 def check_order(stages: Sequence[Stage]) -> None:

@@ -16,6 +16,7 @@ from fedpeft.core.conversation import Answer, Ask, Message
 from fedpeft.core.interfaces import Codec
 from fedpeft.core.tensors import finite
 from fedpeft.core.types import ClientId, State
+from fedpeft.core.views import EVERYTHING
 from fedpeft.errors import WireError
 from fedpeft.plan.coding import uplink_coding
 from fedpeft.plan.plan import Plan
@@ -80,7 +81,8 @@ class Admission:
         """An answer's message, or None after noting why it is refused."""
         codec = self.plan.uplink if ask.updates else self.lossless
         try:
-            how = uplink_coding(self.plan, ask.rounds.get(client, self.state.round), client)
+            round, view = ask.rounds.get(client, self.state.round), ask.views.get(client)
+            how = uplink_coding(self.plan, round, client, view or EVERYTHING)
             message = decode_answer(payload, codec, ask.expects(client), how)
             if ask.updates:
                 message = self._update(client, message)

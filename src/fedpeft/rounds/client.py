@@ -270,7 +270,7 @@ class Worker:
         return Client(self.site, self.store, job, view, found, _by_owner(memory))
 
     def _training(self, client: Client) -> ClientRound:
-        context = self._context(client.job)
+        context = replace(self._context(client.job), budget=client.view.budget)
         hidden = context.secret if self.site.plan.local.event else None
         seed = client.job.seed
         dropout = hidden.at("dropout").seed if hidden else fold(seed, "dropout")
@@ -306,7 +306,7 @@ class Worker:
         mine = view.select(self.own)
         allowed = plan.receives(phase, {PARAMS: layout(mine), **plan.shares(mine)})
         groups = None if allowed is None else allowed.keys()
-        message = decode_sent(payload, plan.downlink, groups, downlink_coding(plan, round))
+        message = decode_sent(payload, plan.downlink, groups, downlink_coding(plan, round, view))
         if allowed is not None:
             check_received(message, phase, allowed, mine)
         params = message.tensors.get(PARAMS, {})
@@ -343,7 +343,7 @@ class Worker:
                 f"its memory of round {job.accepted} is gone: it would start afresh, unseen"
             )
         _check_converged(update, personal, hidden=plan.exchange.sums)
-        how = uplink_coding(plan, job.round, job.client)
+        how = uplink_coding(plan, job.round, job.client, client.view)
         payload = encode_answer(message_of(update), plan.uplink, how)
         with storing():
             self.store.save(job, _flat(memory), payload)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fedpeft.core.conversation import PARAMS, Answer, Ask, Message
-from fedpeft.core.interfaces import Engine
+from fedpeft.core.interfaces import Coding, Engine
 from fedpeft.core.seeds import fold
 from fedpeft.core.types import ClientId, Job, Reply, State
 from fedpeft.errors import PlanError
@@ -24,16 +24,17 @@ from fedpeft.wire.payloads import decode_sent, encode_message
 
 def encode_start(plan: Plan, state: State) -> bytes:
     """What every client without a view of its own receives of a state to train on."""
-    return _encode(plan, Message({PARAMS: state.params, **state.shared}), state.round)
+    message = Message({PARAMS: state.params, **state.shared})
+    return _encode(plan, message, downlink_coding(plan, state.round))
 
 
-def _encode(plan: Plan, message: Message, round: int) -> bytes:
+def _encode(plan: Plan, message: Message, how: Coding) -> bytes:
     try:
-        return encode_message(message, plan.downlink, downlink_coding(plan, round))
+        return encode_message(message, plan.downlink, how)
     except ValueError as error:
         name = describe("codec", plan.downlink)["name"]
         raise PlanError(
-            f"the downlink codec {name!r} cannot hold the state of round {round}: {error}"
+            f"the downlink codec {name!r} cannot hold the state of round {how.round}: {error}"
         ) from None
 
 
@@ -75,12 +76,14 @@ class Post:
                 "algorithm must read them all"
             )
         clients = self.admission.eligible(sorted(ask.to))
-        parcels: dict[int, _Parcel] = {}
+        parcels: dict[tuple[int, int, float], _Parcel] = {}
+        sent: dict[ClientId, _Parcel] = {}
         for client in clients:
-            message = ask.to[client]
-            if id(message) not in parcels:
-                parcels[id(message)] = self._parcel(message)
-        sent = {client: parcels[id(ask.to[client])] for client in clients}
+            message, how = ask.to[client], self._coding(ask, client)
+            same = id(message), how.round, how.budget
+            if same not in parcels:
+                parcels[same] = self._parcel(message, how)
+            sent[client] = parcels[same]
         jobs = [self._job(ask, client, parcel.payload) for client, parcel in sent.items()]
         self.step += 1
         for job in jobs:
@@ -88,9 +91,14 @@ class Post:
         self._open = bool(jobs)
         return self.admission.bounded(ask, self._answers(ask, jobs, sent))
 
-    def _parcel(self, message: Message) -> _Parcel:
-        payload = _encode(self.plan, message, self.ledger.round)
-        how = downlink_coding(self.plan, self.ledger.round)
+    def _coding(self, ask: Ask, client: ClientId) -> Coding:
+        """How this client reads the message."""
+        round = ask.rounds.get(client, self.ledger.round)
+        view = ask.views.get(client) or self.plan.view(client, round, self.engine.clients)
+        return downlink_coding(self.plan, round, view)
+
+    def _parcel(self, message: Message, how: Coding) -> _Parcel:
+        payload = _encode(self.plan, message, how)
         read = decode_sent(payload, self.plan.downlink, set(message.tensors), how)
         return _Parcel(payload, read)
 

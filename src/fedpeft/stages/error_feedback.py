@@ -39,7 +39,7 @@ class ErrorFeedback:
         self, update: Update, memory: Tensors, context: Context
     ) -> tuple[Update, Tensors]:
         wanted = {name: _plus(x, memory.get(name)) for name, x in update.delta.items()}
-        how = Coding("up", context.seed, context.round)
+        how = Coding("up", context.seed, context.round, budget=context.budget)
         narrow = {n: x.to(update.delta[n].dtype) for n, x in wanted.items()}
         sent = self.codec.decode(self.codec.encode(narrow, how), how)
         floats = (name for name, x in wanted.items() if x.is_floating_point())

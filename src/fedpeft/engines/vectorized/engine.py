@@ -14,7 +14,7 @@ from logging import getLogger
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedpeft.compute.device_memory import available
-from fedpeft.core.interfaces import Store
+from fedpeft.core.interfaces import Local, Store
 from fedpeft.core.types import ClientId, Failure, Job, Reply, Tensors
 from fedpeft.engines.vectorized.stacks import Stacks, Trainee
 from fedpeft.plan.plan import Plan
@@ -155,13 +155,21 @@ def room(start: Tensors, free: int) -> int:
     return max(1, min(MOST, int(SHARE * free) // max(1, each)))
 
 
+def _unfit_local(local: Local) -> str:
+    """Why no client can be stacked that trains so; empty if they can."""
+    if local.event:
+        return f"{type(local).__name__} takes gradients example by example"
+    reason: str = getattr(local, "trains_alone", "")
+    return reason
+
+
 def unfit(site: Site) -> str:
     """Why the clients of a site cannot be stacked, as far as that can be told beforehand; empty if
     they can."""
     if site.plan.changes:
         return "its plan changes from round to round"
-    if site.plan.local.event:
-        return f"{type(site.plan.local).__name__} takes gradients example by example"
+    if reason := _unfit_local(site.plan.local):
+        return reason
     names = site.plan.method.names(site.model)
     parameters = dict(site.model.named_parameters())
     layers = [name for name, module in site.model.named_modules() if isinstance(module, _BatchNorm)]

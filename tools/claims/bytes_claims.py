@@ -1,0 +1,105 @@
+"""The tables of docs/results/bytes.md: what each codec costs in accuracy, and spares in bytes."""
+
+from statistics import fmean
+
+from tools.claims.rows import Row, difference, find_row, lines, read_row, results_of, signed, spread
+
+DIGITS, PHOTOGRAPHS = "bytes-codecs-small", "bytes-codecs-vit-tiny"
+CODECS = {
+    "float16": "float16",
+    "int8": "int8",
+    "int8-deflated": "int8, deflated",
+    "ternary": "ternary",
+    "sign": "sign",
+    "top-10": "top 10 %",
+    "top-10-float16": "top 10 %, float16",
+    "top-10-signs": "top 10 %, signs",
+    "top-1": "top 1 %",
+    "top-1-signs": "top 1 %, signs",
+    "random-10": "random 10 %",
+    "random-1": "random 1 %",
+    "ferret-1-16": "ferret 1/16",
+    "ferret-1-64": "ferret 1/64",
+}
+OTHERS = {
+    "head-dense": "head, dense",
+    "lora-dense": "LoRA, dense",
+    "lora-sign-error-feedback": "LoRA, sign, error feedback",
+    "lora-top-1-signs-error-feedback": "LoRA, top 1 %, signs, error feedback",
+    "lora-ferret-1-64-error-feedback": "LoRA, ferret 1/64, error feedback",
+    "lora-flasc-top-25-both-ways": "LoRA, FLASC, top 25 % both ways",
+    "ef21-sign": "head, sign, EF21",
+    "ef21-top-10-signs": "head, top 10 %, signs, EF21",
+    "ef21-top-1": "head, top 1 %, EF21",
+    "ef21-random-10": "head, random 10 %, EF21",
+    "centralised-head": "centralised, head, dense",
+}
+REAL = {
+    "head-dense": "head, dense",
+    "sign-error-feedback": "sign, error feedback",
+    "ternary-error-feedback": "ternary, error feedback",
+    "top-10-signs-error-feedback": "top 10 %, signs, error feedback",
+    "top-1-signs-error-feedback": "top 1 %, signs, error feedback",
+    "ferret-1-16-error-feedback": "ferret 1/16, error feedback",
+    "centralised-head": "centralised, head, dense",
+}
+
+
+def _bytes(study: str, name: str) -> float:
+    """What a client sends in a round, headers included, on average over rounds and seeds."""
+    cells = results_of(study, name).values()
+    return fmean(one.number("bytes_up_per_client_round") for one in cells)
+
+
+def _full(study: str) -> float:
+    """The same of full fine-tuning with a dense codec, as it was encoded once."""
+    cells = results_of(study, "head-dense").values()
+    return fmean(one.number("full_bytes_up_per_client_round") for one in cells)
+
+
+def _cost(study: str, name: str) -> list[str]:
+    sent = _bytes(study, name)
+    return [f"{sent:,.0f}", f"1 / {_full(study) / sent:,.0f}"]
+
+
+def _seeds(row: Row) -> str:
+    return ", ".join(map(str, row.values))
+
+
+def digits() -> str:
+    """By codec, without and with error feedback, against the dense head."""
+    dense = read_row(DIGITS, "head-dense")
+    rows = []
+    for name, label in CODECS.items():
+        plain = find_row(DIGITS, f"{name}-none", label)
+        fed = find_row(DIGITS, f"{name}-error-feedback", label)
+        if plain is None or fed is None:
+            continue
+        each = [spread(one.values, 2) for one in (plain, fed)]
+        ahead = signed(difference(fed, dense), 2)
+        rows.append([label, *_cost(DIGITS, f"{name}-error-feedback"), *each, ahead, _seeds(fed)])
+    head = ["", "bytes", "of full", "alone", "error feedback", "against dense", "seeds"]
+    return lines(head, rows)
+
+
+def others() -> str:
+    return _table(DIGITS, OTHERS)
+
+
+def photographs() -> str:
+    return _table(PHOTOGRAPHS, REAL)
+
+
+def _table(study: str, names: dict[str, str]) -> str:
+    dense = read_row(study, "head-dense")
+    rows = []
+    for name, label in names.items():
+        row = find_row(study, name, label)
+        if row is not None:
+            ahead = "" if name == "head-dense" else signed(difference(row, dense), 2)
+            cost = _cost(study, name)
+            rows.append([label, *cost, spread(row.values, 2), ahead, _seeds(row)])
+    return lines(["", "bytes", "of full", "accuracy", "against dense head", "seeds"], rows)
+
+
+TABLES = {"digits": digits, "others": others, "photographs": photographs}
