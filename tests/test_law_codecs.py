@@ -106,7 +106,7 @@ def test_a_second_time_changes_nothing_where_there_is_much(
 ) -> None:
     codec: Codec = built(name)
     for seed in range(5):
-        x, how = large(dtype, heavy, seed), Coding(seed=seed)
+        x, how = large(dtype, heavy, seed), Coding(root=seed)
         blob = codec.encode(x, how)
         once = codec.decode(blob, how)
         assert layout(once) == layout(x) and codec.encode(x, how) == blob

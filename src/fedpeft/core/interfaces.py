@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedpeft.core.outputs import Outputs
 from fedpeft.core.secrets import Secret
+from fedpeft.core.seeds import fold
 from fedpeft.core.types import (
     Batch,
     Carry,
@@ -266,18 +267,24 @@ class Coding:
 
     Attributes:
       direction: "down" to the clients or "up" to the server.
-      seed: of this message's own random stream: of the round on the way down, of the round and the
-        client on the way up.
+      root, path: where the message's own random stream lies: that of the round on the way down, of
+        the round and the client on the way up.
       round: counted from 0.
       layout: what the receiver expects, where it knows; empty otherwise, and for the sender.
       budget: what share of its usual entries a sparse codec keeps; see `core.views.View`.
     """
 
     direction: str = "up"
-    seed: int = 0
+    root: int = 0
     round: int = 0
     layout: Sequence[tuple[str, list[int], str]] = ()
     budget: float = 1.0
+    path: tuple[str, ...] = ()
+
+    @property
+    def seed(self) -> int:
+        """The seed of that stream; few codecs draw anything, so that it is not made beforehand."""
+        return fold(self.root, *self.path) if self.path else self.root
 
 
 class Codec(Protocol):

@@ -123,7 +123,7 @@ def norm(a: Tensors) -> Tensor:
     """The Euclidean norm of all entries as one vector, in float64; infinite only where that cannot
     hold it."""
     length = _norm(pieces(a))
-    if length.isfinite():
+    if isfinite(length):
         return length
     # the squares of 1e155 are infinite, so the largest entry is taken out first
     peak = max(float(x.abs().max()) for x in pieces(a) if x.numel())

@@ -163,7 +163,9 @@ class Descent:
         device = next(iter(params.values())).device
         rounds = (0, 1) if self.restart_schedule else (context.round, context.rounds)
         at, end = (number * context.steps for number in rounds)
-        left = context.rounds - 1 - context.round
+        clock = {"at": at, "end": end}
+        if PREVIOUS in self.compares:
+            clock["left"] = context.rounds - 1 - context.round
         probe: Tensors = {PROBE: torch.zeros((), device=device)} if self.correction.share else {}
         return {
             "params": params,
@@ -172,8 +174,7 @@ class Descent:
             "held": self.correction.begin(params, shared, drop_prefixes(OWN, memory)),
             **self._models(params, memory),
             "clock": {
-                name: torch.tensor(float(value), device=device)
-                for name, value in (("at", at), ("end", end), ("left", left))
+                name: torch.tensor(float(value), device=device) for name, value in clock.items()
             },
             "totals": {name: torch.zeros((), device=device) for name in ("loss", "examples")},
             "probe": probe,
@@ -182,7 +183,7 @@ class Descent:
 
     def step(self, carry: Carry, batch: Batch, losses: LossFn) -> Carry:
         params, clock, totals = carry["params"], carry["clock"], carry["totals"]
-        if self.added:
+        if self.terms and self.added:
             added = Added(self.added, {name: carry[name] for name in sorted(self.compares)})
             gradient, each, buffers = losses.gradient(params, batch, added)
         else:

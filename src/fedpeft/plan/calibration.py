@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from fedpeft.core.accounting import calibrate, epsilon, told
@@ -16,7 +17,13 @@ TOLERANCE = 1e-6  # relative, between computers
 
 def round_seed(plan: Plan, round_: int) -> int:
     """The root of a round's public randomness."""
-    return fold(plan.seed, "round", round_)
+    return _round_seed(plan.seed, round_)
+
+
+@lru_cache(maxsize=64)
+def _round_seed(seed: int, round_: int) -> int:
+    """It is asked for every message of a round."""
+    return fold(seed, "round", round_)
 
 
 def select_cohort(

@@ -111,7 +111,7 @@ class Admission:
             check(update, self.state, self.plan)
         for stage in reversed(self.plan.stages):
             update = stage.on_arrival(update)
-        return message_of(update)
+        return message_of(update) if self.plan.stages else message
 
     def bounded(self, ask: Ask, answers: Iterable[Answer]) -> Iterator[Answer]:
         """Those that are not far longer than usual; see `within_usual`."""

@@ -270,7 +270,7 @@ class Worker:
         return Client(self.site, self.store, job, view, found, _by_owner(memory))
 
     def _training(self, client: Client) -> ClientRound:
-        context = replace(self._context(client.job), budget=client.view.budget)
+        context = self._context(client.job, client.view.budget)
         hidden = context.secret if self.site.plan.local.event else None
         seed = client.job.seed
         dropout = hidden.at("dropout").seed if hidden else fold(seed, "dropout")
@@ -362,7 +362,7 @@ class Worker:
         size = opened.context.size
         return Update(client.name, shared, weight(plan, size), metrics, told=told)
 
-    def _context(self, job: Job) -> Context:
+    def _context(self, job: Job, budget: float) -> Context:
         plan, size = self.site.plan, self.site.data.size(job.client)
         secret = None
         if plan.private_part:
@@ -375,7 +375,8 @@ class Worker:
             place = (job.run, job.round, job.phase, job.seed, job.accepted, job.step)
             secret = own.at(*place, asked, examples)
         steps = plan.local.steps_for(size)
-        return Context(job.run, job.round, plan.rounds, job.client, size, steps, job.seed, secret)
+        about = job.run, job.round, plan.rounds, job.client
+        return Context(*about, size, steps, job.seed, secret, budget)
 
     def _digest(self, client: ClientId) -> str:
         """A name for the examples that a client trains on."""

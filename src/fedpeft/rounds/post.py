@@ -79,10 +79,11 @@ class Post:
         parcels: dict[tuple[int, int, float], _Parcel] = {}
         sent: dict[ClientId, _Parcel] = {}
         for client in clients:
-            message, how = ask.to[client], self._coding(ask, client)
-            same = id(message), how.round, how.budget
+            message, round = ask.to[client], ask.rounds.get(client, self.ledger.round)
+            view = ask.views.get(client) or self.plan.view(client, round, self.engine.clients)
+            same = id(message), round, view.budget
             if same not in parcels:
-                parcels[same] = self._parcel(message, how)
+                parcels[same] = self._parcel(message, downlink_coding(self.plan, round, view))
             sent[client] = parcels[same]
         jobs = [self._job(ask, client, parcel.payload) for client, parcel in sent.items()]
         self.step += 1
@@ -90,12 +91,6 @@ class Post:
             self.ledger.down[job.client] = self.ledger.down.get(job.client, 0) + len(job.payload)
         self._open = bool(jobs)
         return self.admission.bounded(ask, self._answers(ask, jobs, sent))
-
-    def _coding(self, ask: Ask, client: ClientId) -> Coding:
-        """How this client reads the message."""
-        round = ask.rounds.get(client, self.ledger.round)
-        view = ask.views.get(client) or self.plan.view(client, round, self.engine.clients)
-        return downlink_coding(self.plan, round, view)
 
     def _parcel(self, message: Message, how: Coding) -> _Parcel:
         payload = _encode(self.plan, message, how)
