@@ -96,7 +96,11 @@ class CausalLM:
         `labels` are the tokens themselves where they count, else -100.
         """
         check_length(self.model, self.base, self.max_length)
-        cut, pad = self._tokens(self._pairs(table)), padding(self.base)
+        made = self._rows(self._pairs(table))
+        return {**made, "label": table.columns["label"]} if "label" in table.columns else made
+
+    def _rows(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+        cut, pad = self._tokens(pairs), padding(self.base)
         rows = [
             torch.tensor([*prompt, *answer] or [pad], dtype=torch.int32) for prompt, answer in cut
         ]
@@ -107,12 +111,11 @@ class CausalLM:
             torch.tensor([len(row) for row in rows])[:, None],
         )
         counted = (place < lengths) & (place >= torch.tensor(unasked)[:, None])
-        made = {
+        return {
             "input_ids": ids,
             "attention_mask": place < lengths,
             "labels": ids.masked_fill(~counted, UNCOUNTED),
         }
-        return {**made, "label": table.columns["label"]} if "label" in table.columns else made
 
     def _pairs(self, table: Table) -> list[tuple[str, str]]:
         """What is given and what is learned, of each example."""
@@ -188,6 +191,10 @@ class CausalLM:
             name: rows[name][:, :longest].long()
             for name in ("input_ids", "attention_mask", "labels")
         }
+
+    def example(self) -> Batch:
+        """What is given and what is learned, of a word each."""
+        return self.batch(self._rows([("a", "a")]), None)
 
     def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
         with head_input(model, head) as seen:

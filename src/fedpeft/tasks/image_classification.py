@@ -119,6 +119,12 @@ class ImageClassification:
             x = _mirrored(x, generator) if self.flip else x
         return {"pixel_values": x, "label": rows["label"]}
 
+    def example(self) -> Batch:
+        """One black picture."""
+        see = self.input
+        rows = {"image": torch.zeros(1, see.channels, see.size, see.size, dtype=torch.uint8)}
+        return self.batch({**rows, "label": torch.zeros(1, dtype=torch.long)}, None)
+
     def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
         with head_input(model, head) as seen:
             logits: Tensor = model(pixel_values=batch["pixel_values"]).logits

@@ -15,12 +15,17 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from fedpeft.compute.frozen_linear import prepare_quantized
+from fedpeft.compute.trainable import head_of, new_layers, within
 from fedpeft.errors import PlanError
 from fedpeft.storage.locate import locate
+from fedpeft.tasks.fit import check_loaded, find_new, note_new, output_layers
 
 NO_CODE: Mapping[str, bool] = MappingProxyType({"trust_remote_code": False})
 """For all that is read from a model's folder. Where this is left out `transformers` asks on the
 terminal whether to run Python files of the folder, and `yes |` says yes; no plan can say it."""
+
+NOTHING: Mapping[str, tuple[()]] = MappingProxyType({"missing_keys": (), "mismatched_keys": ()})
+"""The report of a model that was made without a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,17 @@ def classifier(auto: Any, name: str, classes: Sequence[str], pretrained: bool) -
     config.id2label = dict(enumerate(classes))
     config.label2id = {label: k for k, label in enumerate(classes)}
     config.num_labels = len(classes)
-    model = _loaded(auto, name, config, pretrained)
-    return _renewed(model, config) if pretrained else model
+    if not pretrained:
+        model = _checked(auto.from_config(config, dtype=torch.float32, **NO_CODE), name)
+        note_new(model, find_new(model, output_layers(model, config), NOTHING))
+        return model
+    model, report = _loaded(auto, name, config)
+    outputs = output_layers(model, config)
+    found = find_new(model, outputs, report)
+    head = {key for key in model.state_dict() if found.head and within(key, found.head)}
+    check_loaded(model, name, report, {*head, *found.beside})
+    note_new(model, found)
+    return _renewed(model, config, outputs)
 
 
 def language_model(name: str, pretrained: bool, quantize: str | None = None) -> nn.Module:
@@ -80,8 +94,11 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     config = config_of(name)
+    if quantize is None and not pretrained:
+        made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **NO_CODE)
+        return _checked(made, name)
     if quantize is None:
-        return _loaded(AutoModelForCausalLM, name, config, pretrained)
+        return _fitting(*_loaded(AutoModelForCausalLM, name, config), name)
     if not pretrained:
         raise PlanError(
             f'quantize = "{quantize}": a model that is trained whole stays in float32; leave out '
@@ -102,20 +119,28 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
         load_in_4bit=True, bnb_4bit_quant_type=quantize, bnb_4bit_compute_dtype=torch.float32
     )
     settings = {"quantization_config": how, "device_map": {"": "cpu"}}
-    return prepare_quantized(_loaded(AutoModelForCausalLM, name, config, pretrained, **settings))
+    loaded = _loaded(AutoModelForCausalLM, name, config, **settings)
+    return prepare_quantized(_fitting(*loaded, name))
 
 
-def _loaded(auto: Any, name: str, config: Any, pretrained: bool, **settings: Any) -> nn.Module:
-    if not pretrained:
-        return _checked(auto.from_config(config, dtype=torch.float32, **NO_CODE), name)
+def _loaded(auto: Any, name: str, config: Any, **settings: Any) -> tuple[nn.Module, Any]:
+    """The model, and what of it was not in its checkpoint."""
+    settings |= {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
     try:
         with quiet():
             path = str(locate(name) or name)
-            settings |= {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
-            model = auto.from_pretrained(path, **settings, **NO_CODE)
+            model, report = auto.from_pretrained(
+                path, output_loading_info=True, **settings, **NO_CODE
+            )
     except (OSError, ValueError) as error:
         raise PlanError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
-    return _checked(model, name)
+    return _checked(model, name), report
+
+
+def _fitting(model: nn.Module, report: Any, name: str) -> nn.Module:
+    """The model, all of which came from its checkpoint: nothing of a language model is new."""
+    check_loaded(model, name, report, ())
+    return model
 
 
 @contextmanager
@@ -140,17 +165,16 @@ def _checked(model: nn.Module, name: str) -> nn.Module:
     return model
 
 
-def _renewed(model: nn.Module, config: Any) -> nn.Module:
+def _renewed(model: nn.Module, config: Any, outputs: Sequence[str]) -> nn.Module:
     """A new head even where the checkpoint's has the right number of classes: they are other
-    classes."""
-    from fedpeft.compute.trainable import head_of
-
-    head = model.get_submodule(head_of(model))
-    for module in head.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=getattr(config, "initializer_range", 0.02))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    classes. So have further heads."""
+    head = new_layers(model).head or head_of(model)
+    for name in (head, *(one for one in outputs if not within(one, head))):
+        for module in model.get_submodule(name).modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=getattr(config, "initializer_range", 0.02))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
     return model
 
 

@@ -19,6 +19,15 @@ from fedpeft.tasks import scoring
 from fedpeft.tasks.pretrained import NO_CODE, classifier, config_of
 
 MINILM = "minilm"
+COUNTED_FROM_PADDING = frozenset(
+    {
+        *("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert"),
+        *("longformer", "led", "data2vec-text", "mpnet", "ibert", "xmod", "luke", "mluke", "lilt"),
+        *("layoutlmv3", "markuplm", "esm"),
+    }
+)
+"""Families whose first token has the position after the padding token's number: RoBERTa's 514
+positions are enough for 512 tokens."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +71,13 @@ class TextClassification:
         """`input_ids` (int32) and `attention_mask` (bool) of shape (n, tokens of the longest text),
         and `label`."""
         texts = scoring.column(table, "text", "text classification")
-        base = self.base
-        check_length(self.model, base, self.max_length)
-        read, pad = tokenizer(base), padding(base)
+        check_length(self.model, self.base, self.max_length)
+        label = scoring.column(table, "label", "text classification")
+        return {**self._tokens(texts), "label": label}
+
+    def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` of the texts."""
+        read, pad = tokenizer(self.base), padding(self.base)
         ids = read(
             list(texts), truncation=True, max_length=self.max_length, return_attention_mask=False
         )["input_ids"]
@@ -73,11 +86,7 @@ class TextClassification:
         lengths = torch.tensor([len(row) for row in rows])
         tokens = pad_sequence(rows, batch_first=True, padding_value=pad)
         mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-        return {
-            "input_ids": tokens,
-            "attention_mask": mask,
-            "label": scoring.column(table, "label", "text classification"),
-        }
+        return {"input_ids": tokens, "attention_mask": mask}
 
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
         """As long as the longest text in the batch."""
@@ -87,6 +96,10 @@ class TextClassification:
             "attention_mask": rows["attention_mask"][:, :longest].long(),
             "label": rows["label"],
         }
+
+    def example(self) -> Batch:
+        """One text of a word or two."""
+        return self.batch({**self._tokens(["a text"]), "label": torch.zeros(1).long()}, None)
 
     def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
         with head_input(model, head) as seen:
@@ -136,9 +149,18 @@ def resolved(model: str) -> str:
 
 def check_length(model: str, base: str, length: int) -> None:
     """Raises PlanError for texts longer than the model takes."""
-    limit = getattr(config_of(base), "max_position_embeddings", None)
+    limit = longest_text(base)
     if limit and length > limit:
         raise PlanError(f"max_length = {length}, but {model!r} takes at most {limit} tokens")
+
+
+def longest_text(base: str) -> int:
+    """How many tokens a model takes; 0 where it has no limit, as with relative positions."""
+    config = config_of(base).get_text_config()
+    limit = int(getattr(config, "max_position_embeddings", 0) or 0)  # XLNet says -1 for none
+    if config.model_type in COUNTED_FROM_PADDING:
+        limit -= int(config.pad_token_id or 0) + 1
+    return max(0, limit)
 
 
 @cache
