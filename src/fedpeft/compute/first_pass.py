@@ -49,7 +49,9 @@ def leave_out_unreached(task: Task, method: Method, model: nn.Module) -> None:
     if example is None or not marked:
         return
     total = _losses(task, method, model, example()).sum()
-    grads = torch.autograd.grad(total, list(marked.values()), allow_unused=True)
+    grads: tuple[Tensor | None, ...] = (None,) * len(marked)
+    if total.requires_grad:
+        grads = torch.autograd.grad(total, list(marked.values()), allow_unused=True)
     unreached = [
         name
         for name, grad in zip(marked, grads, strict=True)

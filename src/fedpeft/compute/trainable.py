@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from fedpeft.core.types import Tensors
 from fedpeft.errors import PlanError
 
-HEADS = ("classifier", "score", "head", "heads", "fc", "lm_head", "conv_out")
+HEADS = (
+    *("classifier", "score", "head", "heads", "fc", "lm_head", "conv_out"),
+    *("classification_head", "logits_proj"),
+)
 """Where the models of the field keep their last layer."""
 
 STATISTICS = ("running_mean", "running_var")

@@ -2,6 +2,7 @@
 head."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -23,7 +24,14 @@ def trained_head(model: nn.Module, head: str) -> str:
       PlanError: no such module, or none of the usual ones.
     """
     found = head_of(model, head)
-    return "" if head == "auto" and found in (VOCABULARY, DENOISED) else found
+    frozen = found in (VOCABULARY, DENOISED) or is_vocabulary(model, found)
+    return "" if head == "auto" and frozen else found
+
+
+def is_vocabulary(model: nn.Module, head: str) -> bool:
+    """Whether a module is a language model's output layer, whatever its name."""
+    output: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    return output is not None and output is model.get_submodule(head)
 
 
 def train_parts(model: nn.Module, parts: Iterable[nn.Module], head: str) -> nn.Module:

@@ -39,7 +39,7 @@ def build_model(plan: Any, classes: Sequence[str]) -> nn.Module:
             ) from None
     # a wrapper, such as a prefix needs, is another module
     mark_new_layers(model, head=noted.head, beside=noted.beside)
-    if getattr(plan.method, "head", "auto"):
+    if getattr(plan.method, "head", "auto") != "":
         for parameter in beside:
             parameter.requires_grad_(True)
     leave_out_unreached(plan.task, plan.method, model)

@@ -16,6 +16,7 @@ from fedpeft.tasks import scoring
 from fedpeft.tasks.instructions import TEMPLATES
 from fedpeft.tasks.pretrained import language_model
 from fedpeft.tasks.text_classification import check_length, padding, resolved, tokenizer
+from fedpeft.tasks.vocabulary import check_tokens
 
 LOSS_ON = ("all", "answer")
 QUANTIZE = ("nf4",)
@@ -97,6 +98,8 @@ class CausalLM:
         """
         check_length(self.model, self.base, self.max_length)
         made = self._rows(self._pairs(table))
+        ids, seen = made["input_ids"], made["attention_mask"]
+        check_tokens(self.model, self.base, tokenizer(self.base), ids, seen)
         return {**made, "label": table.columns["label"]} if "label" in table.columns else made
 
     def _rows(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Tensor]:

@@ -74,6 +74,15 @@ def note_new(model: nn.Module, found: NewLayers) -> None:
     mark_new_layers(model, head="" if usual else found.head, beside=found.beside)
 
 
+def note_output(model: nn.Module) -> None:
+    """Keep on a language model which module is its output layer, where the usual names do not tell:
+    GPT-NeoX calls it `embed_out`, XLNet `lm_loss`."""
+    output: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    if not _first_usual(model) and output is not None:
+        names = (name for name, module in model.named_modules() if module is output)
+        mark_new_layers(model, head=next(names, ""))
+
+
 def output_layers(model: nn.Module, config: Any) -> list[str]:
     """The modules whose tensors have another shape with one class more; none where that cannot be
     told."""

@@ -18,7 +18,7 @@ from fedpeft.compute.frozen_linear import prepare_quantized
 from fedpeft.compute.trainable import head_of, new_layers, within
 from fedpeft.errors import PlanError
 from fedpeft.storage.locate import locate
-from fedpeft.tasks.fit import check_loaded, find_new, note_new, output_layers
+from fedpeft.tasks.fit import check_loaded, find_new, note_new, note_output, output_layers
 
 NO_CODE: Mapping[str, bool] = MappingProxyType({"trust_remote_code": False})
 """For all that is read from a model's folder. Where this is left out `transformers` asks on the
@@ -96,6 +96,7 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
     config = config_of(name)
     if quantize is None and not pretrained:
         made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **NO_CODE)
+        note_output(made)
         return _checked(made, name)
     if quantize is None:
         return _fitting(*_loaded(AutoModelForCausalLM, name, config), name)
@@ -140,6 +141,7 @@ def _loaded(auto: Any, name: str, config: Any, **settings: Any) -> tuple[nn.Modu
 def _fitting(model: nn.Module, report: Any, name: str) -> nn.Module:
     """The model, all of which came from its checkpoint: nothing of a language model is new."""
     check_loaded(model, name, report, ())
+    note_output(model)
     return model
 
 

@@ -17,6 +17,7 @@ from fedpeft.errors import PlanError
 from fedpeft.storage.locate import locate
 from fedpeft.tasks import scoring
 from fedpeft.tasks.pretrained import NO_CODE, classifier, config_of
+from fedpeft.tasks.vocabulary import check_tokens, check_words
 
 MINILM = "minilm"
 COUNTED_FROM_PADDING = frozenset(
@@ -62,8 +63,9 @@ class TextClassification:
 
         model = classifier(AutoModelForSequenceClassification, self.base, classes, pretrained)
         config: Any = model.config
-        # By it a model that reads left to right finds the last token.
-        if config.pad_token_id is None:
+        # By it a model that reads left to right finds the last token: it must be the one that
+        # fills rows up, which of old conversions it is not (-1, or none).
+        if hasattr(config, "pad_token_id"):
             config.pad_token_id = padding(self.base)
         return model
 
@@ -73,7 +75,10 @@ class TextClassification:
         texts = scoring.column(table, "text", "text classification")
         check_length(self.model, self.base, self.max_length)
         label = scoring.column(table, "label", "text classification")
-        return {**self._tokens(texts), "label": label}
+        tokens = self._tokens(texts)
+        ids, seen = tokens["input_ids"], tokens["attention_mask"]
+        check_tokens(self.model, self.base, tokenizer(self.base), ids, seen)
+        return {**tokens, "label": label}
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` of the texts."""
@@ -168,16 +173,18 @@ def tokenizer(base: str) -> Any:
     """The tokenizer of a model.
 
     Raises:
-      PlanError: it has none.
+      PlanError: it has none, or one that knows no word.
     """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(base, **NO_CODE)
+        read = AutoTokenizer.from_pretrained(base, **NO_CODE)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise PlanError(
             f"the tokenizer of {base!r} cannot be loaded: {str(error).splitlines()[0]}"
         ) from None
+    check_words(base, read)
+    return read
 
 
 def tokenizer_settings(read: Any) -> dict[str, Any]:
