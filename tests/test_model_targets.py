@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import config_for, save_family, save_tokenizer
+from families import change_config, save_family, save_tokenizer
 from torch import nn
 
 from fedpeft import read_plan
@@ -17,6 +17,7 @@ from fedpeft.methods.targets import attention_projections, find_targets
 from fedpeft.methods.transformer_layout import mlp_outputs
 from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.text_classification import TextClassification, longest_text
+from tools.models.small import config_for
 
 HYBRID: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention"]}
 MAMBA: dict[str, Any] = {
@@ -219,8 +220,8 @@ def test_an_empty_or_foreign_vocabulary_is_refused(tmp_path: Path) -> None:
     folder = save_family(tmp_path, "bert")
     table = Table({"text": ["one two", "three foreign"], "label": torch.tensor([0, 1])})
     TextClassification(str(folder), 16).prepare(table)  # one of four words is unknown
-    foreign = Table({"text": ["ein zwei", "one drei"], "label": torch.tensor([0, 1])})
-    with pytest.raises(DataError, match="75% of the tokens of these texts are unknown"):
+    foreign = Table({"text": ["ein zwei", "drei vier"], "label": torch.tensor([0, 1])})
+    with pytest.raises(DataError, match="100% of the tokens of these texts are unknown"):
         TextClassification(str(folder), 16).prepare(foreign)
     empty = save_family(tmp_path / "empty", "bert")
     for file in ("tokenizer.json", "tokenizer_config.json"):
@@ -250,3 +251,11 @@ def test_the_padding_token_of_an_old_conversion_is_the_tokenizer_s(tmp_path: Pat
     folder = save_family(tmp_path, "llama", pad_token_id=None)
     model: Any = TextClassification(str(folder)).build(["a", "b"])
     assert model.config.pad_token_id == 0
+
+
+def test_a_language_model_that_sees_what_follows_is_refused(tmp_path: Path) -> None:
+    folder = save_family(tmp_path, "bert", "AutoModelForMaskedLM")
+    with pytest.raises(PlanError, match=r"does not read left to right.*is_decoder"):
+        CausalLM(str(folder)).build([])
+    change_config(folder, is_decoder=True)
+    assert CausalLM(str(folder)).build([]) is not None

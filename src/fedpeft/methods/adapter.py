@@ -46,6 +46,11 @@ class Adapted(nn.Module):
         self.base = base
         self.adapter = adapter
 
+    @property
+    def weight(self) -> Tensor:
+        """The layer's, of which T5 asks the type before it calls the layer."""
+        return self.base.get_parameter("weight")
+
     def forward(self, x: Tensor) -> Tensor:
         adapted: Tensor = self.adapter(self.base(x))
         return adapted

@@ -16,6 +16,8 @@ from torch.nn.functional import interpolate
 
 from fedpeft.compute.frozen_linear import prepare_quantized
 from fedpeft.compute.trainable import head_of, new_layers, within
+from fedpeft.core.outputs import evaluating
+from fedpeft.core.seeds import seeded
 from fedpeft.errors import PlanError
 from fedpeft.storage.locate import locate
 from fedpeft.tasks.fit import check_loaded, find_new, note_new, note_output, output_layers
@@ -122,6 +124,27 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
     settings = {"quantization_config": how, "device_map": {"": "cpu"}}
     loaded = _loaded(AutoModelForCausalLM, name, config, **settings)
     return prepare_quantized(_fitting(*loaded, name))
+
+
+def check_order(name: str, model: nn.Module) -> None:
+    """Make sure that a language model reads left to right: what follows a token changes nothing of
+    what the model says after it.
+
+    Raises:
+      PlanError: it does, so that each token could be read off instead of told.
+    """
+    ids = torch.tensor([[1, 2, 3], [1, 2, 4]])
+    try:
+        with torch.no_grad(), evaluating(model), seeded(0):
+            one, other = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :2]
+    except Exception:  # the first batch of the plan tells what is wrong, with its shapes
+        return
+    if not torch.allclose(one, other, rtol=1e-3, atol=1e-4):
+        raise PlanError(
+            f"model {name!r} does not read left to right, so it would see the tokens that it is to "
+            'tell: name a decoder, set "is_decoder": true in its config.json, or use task = '
+            '"text-classification"'
+        )
 
 
 def _loaded(auto: Any, name: str, config: Any, **settings: Any) -> tuple[nn.Module, Any]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from fedpeft.errors import DataError, PlanError
 from fedpeft.tasks.pretrained import config_of
 
-MOST_UNKNOWN = 0.5
+MOST_UNKNOWN = 0.9
 """Of the tokens of all texts, the share that may be unknown."""
 
 
