@@ -139,3 +139,9 @@ def test_of_two_heads_both_are_new(tmp_path: Path) -> None:
     assert not model.get_parameter("dist_head.bias").any()
     saved = torch.nn.Linear(8, 3).weight  # the checkpoint's row count is the task's: still renewed
     assert saved.shape == model.get_parameter("dist_head.weight").shape
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(PlanError, match=r"saved adapter and no model: .*method.init = "):
+        text_model(tmp_path)

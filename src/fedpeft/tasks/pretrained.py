@@ -49,8 +49,14 @@ def config_of(name: str) -> Any:
     """
     from transformers import AutoConfig
 
+    found = locate(name)
+    if found is not None and (found / "adapter_config.json").is_file():
+        raise PlanError(
+            f"model {name!r} is a saved adapter and no model: name its base as `model`, and begin "
+            f'with the adapter by method.init = "{name}"'
+        )
     try:
-        return AutoConfig.from_pretrained(str(locate(name) or name), **NO_CODE)
+        return AutoConfig.from_pretrained(str(found or name), **NO_CODE)
     except (OSError, ValueError) as error:
         raise PlanError(
             f"model {name!r} is neither a folder (looked here, in $FEDPEFT_DATA and in the "
