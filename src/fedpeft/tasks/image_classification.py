@@ -51,7 +51,11 @@ class ImageClassification:
         """What the model sees."""
         own = image_input(self.model)
         return ImageInput(
-            self.size or own.size, own.channels, self.mean or own.mean, self.std or own.std
+            self.size or own.size,
+            own.channels,
+            self.mean or own.mean,
+            self.std or own.std,
+            own.reversed,
         )
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
@@ -114,6 +118,7 @@ class ImageClassification:
             torch.tensor(values, device=x.device).view(-1, 1, 1) for values in (see.mean, see.std)
         )
         x = (x - mean) / std
+        x = x.flip(1) if see.reversed else x
         if generator is not None:
             x = _cropped(x, self.crop, generator) if self.crop else x
             x = _mirrored(x, generator) if self.flip else x

@@ -33,12 +33,17 @@ NOTHING: Mapping[str, tuple[()]] = MappingProxyType({"missing_keys": (), "mismat
 @dataclass(frozen=True)
 class ImageInput:
     """What an image model was trained on: pixels a side, channels, and the normalisation of pixels
-    in [0, 1]."""
+    in [0, 1].
+
+    Attributes:
+      reversed: whether blue comes first and red last (MobileViT).
+    """
 
     size: int
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    reversed: bool = False
 
 
 def config_of(name: str) -> Any:
@@ -211,20 +216,60 @@ def _renewed(model: nn.Module, config: Any, outputs: Sequence[str]) -> nn.Module
 
 @cache
 def image_input(name: str) -> ImageInput:
-    """What the image model `name` expects; 0.5 / 0.5 where its folder does not say."""
+    """What the image model `name` expects, as its configuration and its processor say; 0.5 / 0.5
+    where its folder does not say."""
     from transformers import AutoImageProcessor
 
     config = config_of(name)
-    channels = int(getattr(config, "num_channels", 3))
+    seen = getattr(config, "vision_config", config)  # CLIP's keys are a level deeper
+    channels = int(getattr(seen, "num_channels", 3))
     try:
         processor = AutoImageProcessor.from_pretrained(str(locate(name) or name), **NO_CODE)
-        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
     except (OSError, ValueError, TypeError, AttributeError):
-        mean, std = (0.5,), (0.5,)
-    size = getattr(config, "image_size", None) or 224
-    return ImageInput(
-        size if isinstance(size, int) else int(size[0]), channels, mean[:channels], std[:channels]
-    )
+        return ImageInput(_side(getattr(seen, "image_size", None)) or 224, channels, (0.5,), (0.5,))
+    mean, std = _normalisation(processor)
+    size = _side(getattr(seen, "image_size", None)) or _processed_side(processor) or 224
+    flips = bool(getattr(processor, "do_flip_channel_order", False))
+    return ImageInput(size, channels, mean[:channels], std[:channels], flips)
+
+
+def _normalisation(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of pixels from 0 to 1, whatever numbers the processor makes of them
+    first."""
+    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+    if not getattr(processor, "do_normalize", True) or mean is None or std is None:
+        mean, std = (0.0,), (1.0,)
+    factor = getattr(processor, "rescale_factor", None) or 1 / 255
+    by = 255 * factor if getattr(processor, "do_rescale", True) else 255.0
+    return tuple(x / by for x in mean), tuple(x / by for x in std)
+
+
+def _processed_side(processor: Any) -> int:
+    """The pixels a side of what a processor makes; 0 if it does not say."""
+    cropped = getattr(processor, "do_center_crop", False)
+    for key in ("crop_size", "size") if cropped else ("size",):
+        size = getattr(processor, key, None)
+        for side in ("height", "shortest_edge"):
+            if found := getattr(size, side, None):
+                return int(found)
+    return 0
+
+
+def _side(size: Any) -> int:
+    """The pixels a side of a configuration's `image_size`; 0 for none.
+
+    Raises:
+      PlanError: pictures are not square.
+    """
+    if size is None or isinstance(size, int):
+        return size or 0
+    sides = {int(one) for one in size}
+    if len(sides) > 1:
+        raise PlanError(
+            f"the model takes pictures of {list(size)} pixels, and fedpeft makes squares: set "
+            "image_size in its config.json to one number, if the model can, or name another model"
+        )
+    return sides.pop()
 
 
 def resize_positions(model: nn.Module, config: Any, size: int) -> None:
