@@ -35,11 +35,18 @@ def config_for(family: str, **settings: Any) -> Any:
     usual = cls()
     known = {key: x for key, x in SIZES.items() if _positive(getattr(usual, key, None))}
     absent = {key: SIZES[key] for key in ("pad_token_id",) if hasattr(usual, key)}
-    config = cls(**{**known, **absent, **settings})
+    config = cls(**{**known, **absent, **_few(usual), **settings})
     for inner in ("vision_config", "text_config"):
         if inner not in settings and hasattr(config, inner):
             _shrink(getattr(config, inner))
     return config
+
+
+def _few(usual: Any) -> dict[str, Any]:
+    """Keys of models in stages that take one number a stage."""
+    if usual.model_type == "resnet":
+        return {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+    return {}
 
 
 def _shrink(config: Any) -> None:

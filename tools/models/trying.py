@@ -16,7 +16,7 @@ from fedpeft.errors import PlanError
 from fedpeft.plan.models import build_model
 from fedpeft.registry import build
 from fedpeft.tasks.fit import find_new, note_new, note_output, output_layers
-from fedpeft.tasks.pretrained import NOTHING, check_order
+from fedpeft.tasks.pretrained import NOTHING, check_causal
 from tools.models.small import config_for
 
 MAPPINGS = {
@@ -24,7 +24,7 @@ MAPPINGS = {
     "text-classification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
     "causal-lm": "MODEL_FOR_CAUSAL_LM_MAPPING",
 }
-LARGEST = 30_000_000
+LARGEST = 15_000_000
 """Parameters of a small model; families that do not get smaller are left out."""
 CLASSES = ("a", "b", "c")
 
@@ -50,7 +50,7 @@ class Small:
         model: nn.Module = self.made(self.config)
         if self.kind == "causal-lm":
             note_output(model)
-            check_order(type(model).__name__, model)
+            check_causal(type(model).__name__, model)
         else:
             note_new(model, find_new(model, output_layers(model, self.config), NOTHING))
         return model

@@ -14,7 +14,7 @@ from fedpeft.core.types import Batch, Summed, Table, Tensors
 from fedpeft.errors import DataError, unknown
 from fedpeft.tasks import scoring
 from fedpeft.tasks.instructions import TEMPLATES
-from fedpeft.tasks.pretrained import check_order, language_model
+from fedpeft.tasks.pretrained import check_causal, language_model
 from fedpeft.tasks.text_classification import check_length, padding, resolved, tokenizer
 from fedpeft.tasks.vocabulary import check_tokens
 
@@ -89,7 +89,7 @@ class CausalLM:
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
         """The classes of the data, if they have some, are no matter of the model's."""
         model = language_model(self.base, pretrained, self.quantize)
-        check_order(self.model, model)
+        check_causal(self.model, model)
         return model
 
     def prepare(self, table: Table) -> Tensors:

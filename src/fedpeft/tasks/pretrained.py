@@ -137,7 +137,7 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
     return prepare_quantized(_fitting(*loaded, name))
 
 
-def check_order(name: str, model: nn.Module) -> None:
+def check_causal(name: str, model: nn.Module) -> None:
     """Make sure that a language model reads left to right: what follows a token changes nothing of
     what the model says after it.
 
