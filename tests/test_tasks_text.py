@@ -119,7 +119,8 @@ def test_features_are_what_the_head_makes_logits_of(
     may fill up with a token that has a meaning of its own."""
     folder: Path = request.getfixturevalue(kind)
     task = TextClassification(str(folder), max_length=6)
-    rows = task.prepare(Table({"text": ["one two three", "six", ""], "label": LABEL}))
+    texts = ["good very film", "bad", ""] if kind == "words" else ["one two three", "six", ""]
+    rows = task.prepare(Table({"text": texts, "label": LABEL}))
     model, batch = task.build(["a", "b", "c"]).eval(), task.batch(rows, None)
     name = head_of(model)
     outputs, head = task.forward(model, batch, name), model.get_submodule(name)

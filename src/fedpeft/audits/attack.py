@@ -74,7 +74,8 @@ class Attacker:
         the labels."""
         public = partitioned(site).test
         input_of(public)
-        bias = f"{head_of(site.model, getattr(site.plan.method, 'head', 'auto'))}.bias"
+        asked = getattr(site.plan.method, "head", None)
+        bias = f"{head_of(site.model, 'auto' if asked is None else asked)}.bias"
         if "label" not in public or bias not in site.plan.method.names(site.model):
             raise PlanError(
                 "inversion takes its labels from the bias of a trained head, which is not there"

@@ -209,8 +209,8 @@ def _show(console: "Console", folder: "RunFolder", site: "Site", engine: Any) ->
     )
     if plan.cohort > clients:
         console.print(f"cohort = {plan.cohort} is more than there are clients: all take part")
-    if site.kept.note:
-        console.print(site.kept.note)
+    for note in site.notes:
+        console.print(note)
     with console.status(f"0/{cohort} answered") as status:
         answered = lambda number=0: status.update(f"{number}/{cohort} answered")
         show_rounds(

@@ -87,7 +87,9 @@ class Objective:
         return losses
 
     def _head(self, added: Added) -> str | None:
-        return head_of(self.model) if added.head == "auto" else added.head
+        if added.head != "auto":
+            return added.head
+        return head_of(self.model, key="the key `head` of the term in local.terms")
 
     def _compared(self, params: Tensors, batch: Batch, added: Added, head: str | None) -> Tensors:
         """The outputs of the models that the terms compare with, as `<model>/<output>`."""

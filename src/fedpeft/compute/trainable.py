@@ -1,6 +1,7 @@
 """What of a model is trained: marking it, naming it, reading it, writing it."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +9,44 @@ from torch import Tensor, nn
 from fedpeft.core.types import Tensors
 from fedpeft.errors import PlanError
 
-HEADS = ("classifier", "score", "head", "heads", "fc", "lm_head", "conv_out")
+HEADS = (
+    *("classifier", "score", "head", "heads", "fc", "lm_head", "conv_out"),
+    *("classification_head", "logits_proj"),
+)
 """Where the models of the field keep their last layer."""
 
 STATISTICS = ("running_mean", "running_var")
 """How torch calls the running statistics of a normalisation, the last part of their names."""
+
+
+_MARK = "fedpeft_new_layers"
+
+
+@dataclass(frozen=True)
+class NewLayers:
+    """What of a loaded model is new, so that nothing was pre-trained in it.
+
+    Attributes:
+      head: the head's module; "" where the usual names tell.
+      beside: parameters outside the head that the checkpoint never had: they stand before it, or
+        they are a further head.
+      unreached: what the method would train if the task's loss depended on it; it is left out.
+    """
+
+    head: str = ""
+    beside: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
+
+
+def mark_new_layers(model: nn.Module, **changes: object) -> None:
+    """Note on the model itself what is new in it, for whoever trains it."""
+    setattr(model, _MARK, replace(new_layers(model), **changes))  # type: ignore[arg-type]
+
+
+def new_layers(model: nn.Module) -> NewLayers:
+    """What is new in a model; nothing where nobody noted it."""
+    noted = getattr(model, _MARK, None)
+    return noted if isinstance(noted, NewLayers) else NewLayers()
 
 
 def is_statistic(name: str) -> bool:
@@ -20,8 +54,11 @@ def is_statistic(name: str) -> bool:
     return name.rpartition(".")[2] in STATISTICS
 
 
-def head_of(model: nn.Module, head: str = "auto") -> str:
+def head_of(model: nn.Module, head: str = "auto", key: str = "the method's key `head`") -> str:
     """The name of the head's module.
+
+    Args:
+      key: what names it in the plan, for the error.
 
     Raises:
       PlanError: there is no such module, or none of the usual ones.
@@ -33,11 +70,14 @@ def head_of(model: nn.Module, head: str = "auto") -> str:
                 f"the model has no module {head!r} to use as head; it has {', '.join(_top(model))}"
             )
         return head
+    if known := new_layers(model).head:
+        return known
     for name in HEADS:
         if isinstance(getattr(model, name, None), nn.Module):
             return name
     raise PlanError(
-        f"cannot tell the model's head among {', '.join(_top(model))}: set the method's key `head`"
+        f"cannot tell the model's head among {', '.join(_top(model))}: set {key} to one of them, "
+        "or to a module inside"
     )
 
 

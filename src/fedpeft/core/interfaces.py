@@ -106,6 +106,9 @@ class Task(Protocol):
 
     A task whose outputs are large may have a further method `chunks(batch) -> Iterator[Batch]`, the
     parts of a held-out batch that are measured one after another.
+
+    A task may have a method `example() -> Batch`, one small batch of the form of its data without
+    the data: what has no gradient on it is not trained, in any process.
     """
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module: ...

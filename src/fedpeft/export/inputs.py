@@ -23,8 +23,10 @@ def save_inputs(task: object, out: Path) -> None:
 
 def processor(see: ImageInput) -> dict[str, object]:
     """Pictures are squeezed to a square, bicubically, and normalised; nothing is cut off."""
+    kind = "MobileViTImageProcessor" if see.reversed else "ViTImageProcessor"
     return {
-        "image_processor_type": "ViTImageProcessor",
+        "image_processor_type": kind,
+        **({"do_flip_channel_order": True, "do_center_crop": False} if see.reversed else {}),
         "do_convert_rgb": see.channels == 3,
         "do_resize": True,
         "size": {"height": see.size, "width": see.size},

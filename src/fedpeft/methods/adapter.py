@@ -10,17 +10,24 @@ from torch.nn.functional import gelu
 
 from fedpeft.compute.trainable import trainable
 from fedpeft.errors import PlanError
-from fedpeft.methods.transformer_layout import mlp_outputs, name_model, train_parts, trained_head
+from fedpeft.methods.transformer_layout import (
+    features_of,
+    mlp_outputs,
+    name_model,
+    train_parts,
+    trained_head,
+)
 
 
 class Bottleneck(nn.Module):
     """x + up(GELU(down(x))) with down: d -> width and up: width -> d, both with bias; d is the last
     axis."""
 
-    def __init__(self, like: nn.Linear, width: int, zero_down: bool) -> None:
+    def __init__(self, like: nn.Module, width: int, zero_down: bool) -> None:
         super().__init__()
-        size, device = like.out_features, like.weight.device
-        dtype = like.weight.dtype if like.weight.is_floating_point() else torch.float32
+        weight = like.get_parameter("weight")
+        size, device = features_of(like)[1], weight.device
+        dtype = weight.dtype if weight.is_floating_point() else torch.float32
         self.down = nn.Linear(size, width, device=device, dtype=dtype)
         self.up = nn.Linear(width, size, device=device, dtype=dtype)
         for parameter in (*self.up.parameters(), *(self.down.parameters() if zero_down else ())):
@@ -38,6 +45,11 @@ class Adapted(nn.Module):
         super().__init__()
         self.base = base
         self.adapter = adapter
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's, of which T5 asks the type before it calls the layer."""
+        return self.base.get_parameter("weight")
 
     def forward(self, x: Tensor) -> Tensor:
         adapted: Tensor = self.adapter(self.base(x))
@@ -84,15 +96,13 @@ class Adapter:
     def inject(self, model: nn.Module) -> nn.Module:
         head = trained_head(model, self.head)
         layers = {name: model.get_submodule(name) for name in mlp_outputs(model)}
-        adapters = self._adapters(
-            model, [layer for layer in layers.values() if isinstance(layer, nn.Linear)]
-        )
+        adapters = self._adapters(model, list(layers.values()))
         for (name, layer), adapter in zip(layers.items(), adapters, strict=True):
             model.set_submodule(name, Adapted(layer, adapter))
         return train_parts(model, adapters, head)
 
-    def _adapters(self, model: nn.Module, layers: Sequence[nn.Linear]) -> list[Bottleneck]:
-        sizes = sorted({layer.out_features for layer in layers})
+    def _adapters(self, model: nn.Module, layers: Sequence[nn.Module]) -> list[Bottleneck]:
+        sizes = sorted({features_of(layer)[1] for layer in layers})
         if not (self.shared or self.as_published):
             return [self._adapter(layer) for layer in layers]
         if len(sizes) > 1:
@@ -102,8 +112,8 @@ class Adapter:
         first = self._adapter(layers[0])
         return [first, *(_twin(self._adapter(layer), first) for layer in layers[1:])]
 
-    def _adapter(self, layer: nn.Linear) -> Bottleneck:
-        width = self.width or max(1, layer.out_features // self.reduction)
+    def _adapter(self, layer: nn.Module) -> Bottleneck:
+        width = self.width or max(1, features_of(layer)[1] // self.reduction)
         return Bottleneck(layer, width, zero_down=self.as_published)
 
     def names(self, model: nn.Module) -> Sequence[str]:

@@ -49,9 +49,7 @@ class DoRA:
     def config(self, model: nn.Module) -> Any:
         """The `peft` configuration for a base model (nothing injected yet); an export is written
         from it too."""
-        return low_rank_config(
-            model, self.rank, self.alpha, self.dropout, self.target, use_dora=True
-        )
+        return low_rank_config(model, self, use_dora=True)
 
     def inject(self, model: nn.Module) -> nn.Module:
         return inject_tuner(

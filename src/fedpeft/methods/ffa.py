@@ -53,7 +53,7 @@ class FFA:
     def config(self, model: nn.Module) -> Any:
         """The `peft` configuration for a base model (nothing injected yet); an export is written
         from it too."""
-        return low_rank_config(model, self.rank, self.alpha, self.dropout, self.target)
+        return low_rank_config(model, self)
 
     def inject(self, model: nn.Module) -> nn.Module:
         model = inject_tuner(

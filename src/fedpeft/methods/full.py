@@ -12,7 +12,14 @@ from fedpeft.compute.trainable import persistent_buffers, trainable
 @dataclass(frozen=True)
 class Full:
     """All parameters, and the running statistics of BatchNorm, which are averaged like
-    parameters."""
+    parameters.
+
+    Attributes:
+      head: the head's module, where something asks for it; left out: what the usual names tell. It
+        changes nothing of what is trained.
+    """
+
+    head: str | None = None
 
     @property
     def pretrained(self) -> bool:

@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from fedpeft.compute.trainable import trainable
-from fedpeft.methods.peft_tuners import inject_tuner
+from fedpeft.methods.peft_tuners import inject_tuner, without_whole
 from fedpeft.methods.pretrained_adapter import Start
-from fedpeft.methods.transformer_layout import attention_projections, find_targets, mlp_outputs
+from fedpeft.methods.targets import attention_projections, find_targets
+from fedpeft.methods.transformer_layout import mlp_outputs
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,12 @@ class IA3:
         from it too."""
         from peft import IA3Config
 
-        outputs = find_targets(model, self.target) or attention_projections(model, "kv")
-        inputs = find_targets(model, self.feedforward) or (
+        outputs = find_targets(model, self.target, self.head) or attention_projections(model, "kv")
+        inputs = find_targets(model, self.feedforward, self.head) or (
             [] if self.target else mlp_outputs(model)
         )
-        return IA3Config(target_modules=outputs + inputs, feedforward_modules=inputs)
+        config = IA3Config(target_modules=outputs + inputs, feedforward_modules=inputs)
+        return without_whole(config, model, self.head)
 
     def inject(self, model: nn.Module) -> nn.Module:
         return inject_tuner(

@@ -48,7 +48,7 @@ class LoRA:
     def config(self, model: nn.Module) -> Any:
         """The `peft` configuration for a base model (nothing injected yet); an export is written
         from it too."""
-        return low_rank_config(model, self.rank, self.alpha, self.dropout, self.target)
+        return low_rank_config(model, self)
 
     def inject(self, model: nn.Module) -> nn.Module:
         return inject_tuner(

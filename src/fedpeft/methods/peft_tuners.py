@@ -10,12 +10,8 @@ from torch import nn
 from fedpeft.compute.trainable import within
 from fedpeft.errors import PlanError
 from fedpeft.methods.pretrained_adapter import Start, start_from
-from fedpeft.methods.transformer_layout import (
-    attention_projections,
-    find_targets,
-    name_model,
-    trained_head,
-)
+from fedpeft.methods.targets import attention_projections, excluded, find_targets
+from fedpeft.methods.transformer_layout import name_model, trained_head
 
 
 def check_low_rank(rank: int, alpha: float, dropout: float) -> None:
@@ -37,25 +33,31 @@ def check_dropout(dropout: float) -> None:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
 
 
-def low_rank_config(
-    model: nn.Module,
-    rank: int,
-    alpha: float,
-    dropout: float,
-    target: tuple[str, ...],
-    **variant: bool,
-) -> Any:
-    """The `peft` configuration of LoRA or a variant of it; an empty target means query and
-    value."""
+def low_rank_config(model: nn.Module, method: Any, **variant: bool) -> Any:
+    """The `peft` configuration of LoRA or a variant of it; an empty target means query and value.
+
+    Args:
+      method: has `rank`, `alpha`, `dropout`, `target` and `head`.
+    """
     from peft import LoraConfig
 
-    return LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=find_targets(model, target) or attention_projections(model, "qv"),
+    config = LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=find_targets(model, method.target, method.head)
+        or attention_projections(model, "qv"),
         **variant,
     )
+    return without_whole(config, model, method.head)
+
+
+def without_whole(config: Any, model: nn.Module, head: str) -> Any:
+    """The configuration, which passes over layers that are trained whole: a tuner in them would be
+    a second way to change the same weights."""
+    if whole := excluded(model, list(config.target_modules), head):
+        config.exclude_modules = whole
+    return config
 
 
 def inject_tuner(

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from fedpeft.compute.trainable import train_only, trainable, within
+from fedpeft.compute.trainable import head_of, train_only, trainable, within
 from fedpeft.errors import PlanError
 from fedpeft.methods.peft_tuners import known_warnings_ignored
-from fedpeft.methods.transformer_layout import VOCABULARY, name_model, trained_head
+from fedpeft.methods.transformer_layout import is_vocabulary, name_model, trained_head
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Prefix:
         from it too."""
         from peft import PrefixTuningConfig
 
-        kind = "CAUSAL_LM" if hasattr(model, VOCABULARY) else "SEQ_CLS"
+        kind = "CAUSAL_LM" if is_vocabulary(model, head_of(model)) else "SEQ_CLS"
         return PrefixTuningConfig(num_virtual_tokens=self.tokens, task_type=kind)
 
     def inject(self, model: nn.Module) -> nn.Module:

@@ -12,7 +12,13 @@ from fedpeft.compute.trainable import persistent_buffers, trainable
 @dataclass(frozen=True)
 class Scratch:
     """All parameters, and the running statistics of BatchNorm; the base's pre-trained weights are
-    not loaded."""
+    not loaded.
+
+    Attributes:
+      head: see `Full`.
+    """
+
+    head: str | None = None
 
     @property
     def pretrained(self) -> bool:

@@ -2,18 +2,12 @@
 head."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
-from fedpeft.compute.trainable import head_of
-from fedpeft.errors import PlanError, unknown
-
-PROJECTIONS = {
-    "q": ("q_proj", "query", "q_lin", "q", "to_q"),
-    "k": ("k_proj", "key", "k_lin", "k", "to_k"),
-    "v": ("v_proj", "value", "v_lin", "v", "to_v"),
-}
-"""The last part of the names that models give their attention's projections."""
+from fedpeft.compute.trainable import head_of, new_layers
+from fedpeft.errors import PlanError
 
 VOCABULARY = "lm_head"
 DENOISED = "conv_out"
@@ -30,7 +24,14 @@ def trained_head(model: nn.Module, head: str) -> str:
       PlanError: no such module, or none of the usual ones.
     """
     found = head_of(model, head)
-    return "" if head == "auto" and found in (VOCABULARY, DENOISED) else found
+    frozen = found in (VOCABULARY, DENOISED) or is_vocabulary(model, found)
+    return "" if head == "auto" and frozen else found
+
+
+def is_vocabulary(model: nn.Module, head: str) -> bool:
+    """Whether a module is a language model's output layer, whatever its name."""
+    output: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    return output is not None and output is model.get_submodule(head)
 
 
 def train_parts(model: nn.Module, parts: Iterable[nn.Module], head: str) -> nn.Module:
@@ -74,13 +75,23 @@ def mlp_outputs(model: nn.Module) -> list[str]:
     return [f"{name}.{_last_linear(name, model.get_submodule(name))}" for name in names]
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer; GPT-2's `Conv1D` is one, with its weight transposed."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def features_of(linear: nn.Module) -> tuple[int, int]:
+    """How many numbers come into a linear layer, and how many go out."""
+    if isinstance(linear, nn.Linear):
+        return linear.in_features, linear.out_features
+    return int(linear.nx), int(linear.nf)  # type: ignore[arg-type]
+
+
 def _last_linear(name: str, block: nn.Module) -> str:
-    linears: list[tuple[str, nn.Linear]] = [
-        (n, m)
-        for n, m in block.named_modules()
-        if isinstance(m, nn.Linear) and not _is_attention(n)
+    linears: list[tuple[str, nn.Module]] = [
+        (n, m) for n, m in block.named_modules() if is_linear(m) and not _is_attention(n)
     ]
-    if len(linears) < 2 or linears[0][1].in_features != linears[-1][1].out_features:
+    if len(linears) < 2 or features_of(linears[0][1])[0] != features_of(linears[-1][1])[1]:
         found = ", ".join(n for n, _ in linears) or "none"
         raise PlanError(
             f"the block {name!r} has no MLP that ends in a linear layer back to the block's width "
@@ -89,44 +100,9 @@ def _last_linear(name: str, block: nn.Module) -> str:
     return linears[-1][0]
 
 
-def attention_projections(model: nn.Module, which: str) -> list[str]:
-    """The last parts of the names, in this model, of the projections `which`, e.g. "qv".
-
-    Raises:
-      PlanError: the model's attention has none of the usual names.
-    """
-    present = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-    found = [next((name for name in PROJECTIONS[one] if name in present), None) for one in which]
-    if None in found:
-        raise PlanError(
-            f"cannot tell the attention's projections in {name_model(model)}; "
-            "set the method's key `target` to some of its linear layers: "
-            f"{', '.join(sorted(present)) or 'it has none'}"
-        )
-    return [name for name in found if name]
-
-
-def find_targets(model: nn.Module, target: tuple[str, ...]) -> list[str]:
-    """The layers that a user named, by the last parts of their names.
-
-    Raises:
-      PlanError: the model has no such layer.
-    """
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    every = [name for name, _ in model.named_modules()]
-    for one in target:
-        if not any(name == one or name.endswith(f".{one}") for name in every):
-            last = {name.rpartition(".")[2] for name in linears}
-            raise PlanError(f"{name_model(model)}: " + unknown("layer", one, last))
-    return list(target)
-
-
 def normalisations(model: nn.Module, head: str) -> list[str]:
-    """The names of the layers that normalise over features (LayerNorm, RMSNorm), outside the head.
+    """The names of the layers that normalise over features (LayerNorm, RMSNorm), outside the head
+    and not new.
 
     Raises:
       PlanError: there are none.
@@ -140,6 +116,7 @@ def normalisations(model: nn.Module, head: str) -> list[str]:
         )
         and next(module.parameters(recurse=False), None) is not None
         and not (head and name.startswith(f"{head}."))
+        and f"{name}.weight" not in new_layers(model).beside
     ]
     if not found:
         raise PlanError(f"{name_model(model)} has no LayerNorm or RMSNorm with weights to train")

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from fedpeft.compute.trainable import trainable
-from fedpeft.methods.peft_tuners import check_dropout, inject_tuner
+from fedpeft.methods.peft_tuners import check_dropout, inject_tuner, without_whole
 from fedpeft.methods.pretrained_adapter import Start
-from fedpeft.methods.transformer_layout import attention_projections, find_targets
+from fedpeft.methods.targets import attention_projections, find_targets
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,15 @@ class VeRA:
         down."""
         from peft import VeraConfig
 
-        return VeraConfig(
+        config = VeraConfig(
             r=self.rank,
             d_initial=self.d_initial,
             vera_dropout=self.dropout,
             projection_prng_key=self.projection_seed,
-            target_modules=find_targets(model, self.target) or attention_projections(model, "qv"),
+            target_modules=find_targets(model, self.target, self.head)
+            or attention_projections(model, "qv"),
         )
+        return without_whole(config, model, self.head)
 
     def inject(self, model: nn.Module) -> nn.Module:
         start = Start.of(self.init, self.init_head)

@@ -26,16 +26,15 @@ from fedpeft.core.interfaces import (
     Task,
 )
 from fedpeft.core.low_rank import EXACT
-from fedpeft.core.seeds import fold, seeded
 from fedpeft.core.tensors import Layout, zeros_of
 from fedpeft.core.types import ClientId, State, Tensors
 from fedpeft.core.views import EVERYTHING, View
 from fedpeft.errors import PlanError
 from fedpeft.plan.checks import check_fit
+from fedpeft.plan.models import build_model
 from fedpeft.plan.phases import Phase, Schedule
 from fedpeft.plan.tables import AdmissionRules, Compute, Nodes, Privacy
 from fedpeft.plan.values import (
-    check_batchnorm,
     check_budget,
     check_codecs,
     check_order,
@@ -249,21 +248,7 @@ class Plan:
 
     def model(self, classes: Sequence[str]) -> nn.Module:
         """The same weights on the server and on every client, frozen ones included."""
-        with seeded(fold(self.seed, "model")):
-            model = self.task.build(classes, self.method.pretrained)
-            model.requires_grad_(False)
-            try:
-                model = self.method.inject(model)
-            except RuntimeError as error:  # torch's word for codes that are asked for a gradient
-                if not quantizes(self.task):
-                    raise
-                raise PlanError(
-                    f"{type(self.method).__name__} cannot train what is quantized: leave out "
-                    f'task.quantize, or the method, e.g. for "lora" ({error})'
-                ) from None
-        names = self.method.names(model)
-        check_batchnorm(model, names, private=self.local.event is not None)
-        return model
+        return build_model(self, classes)
 
     @property
     def unquantized(self) -> "Plan":

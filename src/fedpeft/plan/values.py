@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-
 from fedpeft.core.facts import Fact, offered_by
 from fedpeft.core.interfaces import Local, Stage
 from fedpeft.core.types import Event
@@ -86,27 +84,6 @@ def shares_optimizer_state(plan: Any) -> bool:
 def quantizes(task: Any) -> bool:
     """Whether the base's weights are codes."""
     return getattr(task, "quantize", None) is not None
-
-
-def check_batchnorm(model: nn.Module, trained: Sequence[str], private: bool) -> None:
-    """Raises PlanError for statistics over a batch that do not travel, or under `private`, where
-    none has a gradient of its own."""
-    for name, module in model.named_modules():
-        if private and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise PlanError(
-                f"{name!r} is a BatchNorm: it computes with all examples of a batch, "
-                "so that none has a gradient of its own to clip. "
-                'Use a model with LayerNorm or GroupNorm, or stages = ["client_dp"]'
-            )
-        if (
-            isinstance(module, nn.modules.batchnorm._BatchNorm)
-            and f"{name}.running_mean" not in trained
-        ):
-            raise PlanError(
-                f"{name!r} is a BatchNorm: its running statistics change in training but do not "
-                'travel with this method. Use method = "full" or "scratch", '
-                "or a model with LayerNorm or GroupNorm"
-            )
 
 
 def private_part(local: Local, stages: Sequence[Stage]) -> Local | Stage | None:

@@ -1,10 +1,9 @@
 """What one process holds of a federation: the plan, the data that lie here and the frozen base."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -12,18 +11,18 @@ from torch import nn
 from fedpeft.adversaries.assignment import attackers, poisoned
 from fedpeft.compute.device_memory import reuse_freed
 from fedpeft.compute.feature_cache import FeatureCache, featured, keep
-from fedpeft.compute.frozen_linear import prepare_frozen
+from fedpeft.compute.first_pass import notes_on
 from fedpeft.compute.trainable import read
 from fedpeft.core.interfaces import Data, Task
-from fedpeft.core.low_rank import is_factor
 from fedpeft.core.tensors import moved
 from fedpeft.core.types import Batch, Division, Examples, Tensors, Update
 from fedpeft.data.client_data import Partitioned, lengths, set_apart
 from fedpeft.data.divide import divide
-from fedpeft.errors import DataError, PlanError
+from fedpeft.errors import DataError
 from fedpeft.plan.calibration import calibrate_noise
 from fedpeft.plan.plan import Plan
 from fedpeft.registry import describe
+from fedpeft.rounds.prepare import prepare_model
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,11 @@ class Site:
     def task(self) -> Task:
         """The plan's, which goes on from features where a batch has them."""
         return featured(self.plan.task, self.kept)
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for the user: what of the model is new or left out, and which features are kept."""
+        return [*notes_on(self.model), *([self.kept.note] if self.kept.note else [])]
 
     def params(self) -> Tensors:
         """What the method trains, as it is before the first round."""
@@ -98,10 +102,8 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
     if getattr(plan.local, "group_by_length", False):
         lengths(train)
     plan = calibrate_noise(plan, list(division.parts))
-    model = plan.model(examples.classes).to(device)
-    _check_personal(plan, plan.method.names(model))
-    _check_ranks(plan, plan.method.names(model))
-    prepare_frozen(model, plan.method.names(model), plan.compute.base_dtype, plan.compute.pack)
+    with threads(plan.compute.threads):
+        model = prepare_model(plan, examples.classes, train, device)
     kept = _kept(plan, device, model, train, test, len(division.parts))
     train, test = kept.beside(train, test)
     task, parts, notes, apart = featured(task, kept), division.parts, division.notes, None
@@ -111,27 +113,6 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
         notes = {**notes, "set_apart": sum(map(len, own.values()))}
     data = Partitioned(task, train, test, parts, notes, device, division.apart, division.tested)
     return Site(plan, model, data, examples.classes, device, kept, apart)
-
-
-def _check_personal(plan: Plan, names: Sequence[str]) -> None:
-    for pattern in plan.personal:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise PlanError(
-                f"personal = {pattern!r} matches no trained tensor; there are "
-                f"{', '.join(names[:8])} ..."
-            )
-
-
-def _check_ranks(plan: Plan, names: Sequence[str]) -> None:
-    factors = [name for name in names if is_factor(name)]
-    if plan.ranks and not factors:
-        raise PlanError(
-            f"ranks = {list(plan.ranks)}: {type(plan.method).__name__} trains no low-rank factors"
-        )
-    if own := [name for name in factors if plan.ranks and plan.personal_of({name: torch.empty(0)})]:
-        raise PlanError(
-            f"personal: ranks are of factors that travel, and {own[0]!r} does not: choose one"
-        )
 
 
 def _kept(

@@ -14,8 +14,9 @@ from fedpeft.core.types import Batch, Summed, Table, Tensors
 from fedpeft.errors import DataError, unknown
 from fedpeft.tasks import scoring
 from fedpeft.tasks.instructions import TEMPLATES
-from fedpeft.tasks.pretrained import language_model
+from fedpeft.tasks.pretrained import check_causal, language_model
 from fedpeft.tasks.text_classification import check_length, padding, resolved, tokenizer
+from fedpeft.tasks.vocabulary import check_tokens
 
 LOSS_ON = ("all", "answer")
 QUANTIZE = ("nf4",)
@@ -87,7 +88,9 @@ class CausalLM:
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
         """The classes of the data, if they have some, are no matter of the model's."""
-        return language_model(self.base, pretrained, self.quantize)
+        model = language_model(self.base, pretrained, self.quantize)
+        check_causal(self.model, model)
+        return model
 
     def prepare(self, table: Table) -> Tensors:
         """`input_ids` and `labels` (int32), `attention_mask` (bool), all (n, tokens of the
@@ -96,7 +99,13 @@ class CausalLM:
         `labels` are the tokens themselves where they count, else -100.
         """
         check_length(self.model, self.base, self.max_length)
-        cut, pad = self._tokens(self._pairs(table)), padding(self.base)
+        made = self._rows(self._pairs(table))
+        ids, seen = made["input_ids"], made["attention_mask"]
+        check_tokens(self.model, self.base, tokenizer(self.base), ids, seen)
+        return {**made, "label": table.columns["label"]} if "label" in table.columns else made
+
+    def _rows(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+        cut, pad = self._tokens(pairs), padding(self.base)
         rows = [
             torch.tensor([*prompt, *answer] or [pad], dtype=torch.int32) for prompt, answer in cut
         ]
@@ -107,12 +116,11 @@ class CausalLM:
             torch.tensor([len(row) for row in rows])[:, None],
         )
         counted = (place < lengths) & (place >= torch.tensor(unasked)[:, None])
-        made = {
+        return {
             "input_ids": ids,
             "attention_mask": place < lengths,
             "labels": ids.masked_fill(~counted, UNCOUNTED),
         }
-        return {**made, "label": table.columns["label"]} if "label" in table.columns else made
 
     def _pairs(self, table: Table) -> list[tuple[str, str]]:
         """What is given and what is learned, of each example."""
@@ -188,6 +196,10 @@ class CausalLM:
             name: rows[name][:, :longest].long()
             for name in ("input_ids", "attention_mask", "labels")
         }
+
+    def example(self) -> Batch:
+        """What is given and what is learned, of a word each."""
+        return self.batch(self._rows([("a", "a")]), None)
 
     def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
         with head_input(model, head) as seen:

@@ -51,7 +51,11 @@ class ImageClassification:
         """What the model sees."""
         own = image_input(self.model)
         return ImageInput(
-            self.size or own.size, own.channels, self.mean or own.mean, self.std or own.std
+            self.size or own.size,
+            own.channels,
+            self.mean or own.mean,
+            self.std or own.std,
+            own.reversed,
         )
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
@@ -114,10 +118,17 @@ class ImageClassification:
             torch.tensor(values, device=x.device).view(-1, 1, 1) for values in (see.mean, see.std)
         )
         x = (x - mean) / std
+        x = x.flip(1) if see.reversed else x
         if generator is not None:
             x = _cropped(x, self.crop, generator) if self.crop else x
             x = _mirrored(x, generator) if self.flip else x
         return {"pixel_values": x, "label": rows["label"]}
+
+    def example(self) -> Batch:
+        """One black picture."""
+        see = self.input
+        rows = {"image": torch.zeros(1, see.channels, see.size, see.size, dtype=torch.uint8)}
+        return self.batch({**rows, "label": torch.zeros(1, dtype=torch.long)}, None)
 
     def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
         with head_input(model, head) as seen:

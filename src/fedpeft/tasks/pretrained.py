@@ -15,23 +15,35 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from fedpeft.compute.frozen_linear import prepare_quantized
+from fedpeft.compute.trainable import head_of, new_layers, within
+from fedpeft.core.outputs import evaluating
+from fedpeft.core.seeds import seeded
 from fedpeft.errors import PlanError
 from fedpeft.storage.locate import locate
+from fedpeft.tasks.fit import check_loaded, find_new, note_new, note_output, output_layers
 
 NO_CODE: Mapping[str, bool] = MappingProxyType({"trust_remote_code": False})
 """For all that is read from a model's folder. Where this is left out `transformers` asks on the
 terminal whether to run Python files of the folder, and `yes |` says yes; no plan can say it."""
 
+NOTHING: Mapping[str, tuple[()]] = MappingProxyType({"missing_keys": (), "mismatched_keys": ()})
+"""The report of a model that was made without a checkpoint."""
+
 
 @dataclass(frozen=True)
 class ImageInput:
     """What an image model was trained on: pixels a side, channels, and the normalisation of pixels
-    in [0, 1]."""
+    in [0, 1].
+
+    Attributes:
+      reversed: whether blue comes first and red last (MobileViT).
+    """
 
     size: int
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    reversed: bool = False
 
 
 def config_of(name: str) -> Any:
@@ -42,8 +54,14 @@ def config_of(name: str) -> Any:
     """
     from transformers import AutoConfig
 
+    found = locate(name)
+    if found is not None and (found / "adapter_config.json").is_file():
+        raise PlanError(
+            f"model {name!r} is a saved adapter and no model: name its base as `model`, and begin "
+            f'with the adapter by method.init = "{name}"'
+        )
     try:
-        return AutoConfig.from_pretrained(str(locate(name) or name), **NO_CODE)
+        return AutoConfig.from_pretrained(str(found or name), **NO_CODE)
     except (OSError, ValueError) as error:
         raise PlanError(
             f"model {name!r} is neither a folder (looked here, in $FEDPEFT_DATA and in the "
@@ -61,8 +79,17 @@ def classifier(auto: Any, name: str, classes: Sequence[str], pretrained: bool) -
     config.id2label = dict(enumerate(classes))
     config.label2id = {label: k for k, label in enumerate(classes)}
     config.num_labels = len(classes)
-    model = _loaded(auto, name, config, pretrained)
-    return _renewed(model, config) if pretrained else model
+    if not pretrained:
+        model = _checked(auto.from_config(config, dtype=torch.float32, **NO_CODE), name)
+        note_new(model, find_new(model, output_layers(model, config), NOTHING))
+        return model
+    model, report = _loaded(auto, name, config)
+    outputs = output_layers(model, config)
+    found = find_new(model, outputs, report)
+    head = {key for key in model.state_dict() if found.head and within(key, found.head)}
+    check_loaded(model, name, report, {*head, *found.beside})
+    note_new(model, found)
+    return _renewed(model, config, outputs)
 
 
 def language_model(name: str, pretrained: bool, quantize: str | None = None) -> nn.Module:
@@ -80,8 +107,12 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     config = config_of(name)
+    if quantize is None and not pretrained:
+        made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **NO_CODE)
+        note_output(made)
+        return _checked(made, name)
     if quantize is None:
-        return _loaded(AutoModelForCausalLM, name, config, pretrained)
+        return _fitting(*_loaded(AutoModelForCausalLM, name, config), name)
     if not pretrained:
         raise PlanError(
             f'quantize = "{quantize}": a model that is trained whole stays in float32; leave out '
@@ -102,20 +133,50 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
         load_in_4bit=True, bnb_4bit_quant_type=quantize, bnb_4bit_compute_dtype=torch.float32
     )
     settings = {"quantization_config": how, "device_map": {"": "cpu"}}
-    return prepare_quantized(_loaded(AutoModelForCausalLM, name, config, pretrained, **settings))
+    loaded = _loaded(AutoModelForCausalLM, name, config, **settings)
+    return prepare_quantized(_fitting(*loaded, name))
 
 
-def _loaded(auto: Any, name: str, config: Any, pretrained: bool, **settings: Any) -> nn.Module:
-    if not pretrained:
-        return _checked(auto.from_config(config, dtype=torch.float32, **NO_CODE), name)
+def check_causal(name: str, model: nn.Module) -> None:
+    """Make sure that a language model reads left to right: what follows a token changes nothing of
+    what the model says after it.
+
+    Raises:
+      PlanError: it does, so that each token could be read off instead of told.
+    """
+    ids = torch.tensor([[1, 2, 3], [1, 2, 4]])
+    try:
+        with torch.no_grad(), evaluating(model), seeded(0):
+            one, other = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :2]
+    except Exception:  # the first batch of the plan tells what is wrong, with its shapes
+        return
+    if not torch.allclose(one, other, rtol=1e-3, atol=1e-4):
+        raise PlanError(
+            f"model {name!r} does not read left to right, so it would see the tokens that it is to "
+            'tell: name a decoder, set "is_decoder": true in its config.json, or use task = '
+            '"text-classification"'
+        )
+
+
+def _loaded(auto: Any, name: str, config: Any, **settings: Any) -> tuple[nn.Module, Any]:
+    """The model, and what of it was not in its checkpoint."""
+    settings |= {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
     try:
         with quiet():
             path = str(locate(name) or name)
-            settings |= {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
-            model = auto.from_pretrained(path, **settings, **NO_CODE)
+            model, report = auto.from_pretrained(
+                path, output_loading_info=True, **settings, **NO_CODE
+            )
     except (OSError, ValueError) as error:
         raise PlanError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
-    return _checked(model, name)
+    return _checked(model, name), report
+
+
+def _fitting(model: nn.Module, report: Any, name: str) -> nn.Module:
+    """The model, all of which came from its checkpoint: nothing of a language model is new."""
+    check_loaded(model, name, report, ())
+    note_output(model)
+    return model
 
 
 @contextmanager
@@ -140,36 +201,75 @@ def _checked(model: nn.Module, name: str) -> nn.Module:
     return model
 
 
-def _renewed(model: nn.Module, config: Any) -> nn.Module:
+def _renewed(model: nn.Module, config: Any, outputs: Sequence[str]) -> nn.Module:
     """A new head even where the checkpoint's has the right number of classes: they are other
-    classes."""
-    from fedpeft.compute.trainable import head_of
-
-    head = model.get_submodule(head_of(model))
-    for module in head.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=getattr(config, "initializer_range", 0.02))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    classes. So have further heads."""
+    head = new_layers(model).head or head_of(model)
+    for name in (head, *(one for one in outputs if not within(one, head))):
+        for module in model.get_submodule(name).modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=getattr(config, "initializer_range", 0.02))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
     return model
 
 
 @cache
 def image_input(name: str) -> ImageInput:
-    """What the image model `name` expects; 0.5 / 0.5 where its folder does not say."""
+    """What the image model `name` expects, as its configuration and its processor say; 0.5 / 0.5
+    where its folder does not say."""
     from transformers import AutoImageProcessor
 
     config = config_of(name)
-    channels = int(getattr(config, "num_channels", 3))
+    seen = getattr(config, "vision_config", config)  # CLIP's keys are a level deeper
+    channels = int(getattr(seen, "num_channels", 3))
     try:
         processor = AutoImageProcessor.from_pretrained(str(locate(name) or name), **NO_CODE)
-        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
     except (OSError, ValueError, TypeError, AttributeError):
-        mean, std = (0.5,), (0.5,)
-    size = getattr(config, "image_size", None) or 224
-    return ImageInput(
-        size if isinstance(size, int) else int(size[0]), channels, mean[:channels], std[:channels]
-    )
+        return ImageInput(_side(getattr(seen, "image_size", None)) or 224, channels, (0.5,), (0.5,))
+    mean, std = _normalisation(processor)
+    size = _side(getattr(seen, "image_size", None)) or _processed_side(processor) or 224
+    flips = bool(getattr(processor, "do_flip_channel_order", False))
+    return ImageInput(size, channels, mean[:channels], std[:channels], flips)
+
+
+def _normalisation(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of pixels from 0 to 1, whatever numbers the processor makes of them
+    first."""
+    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+    if not getattr(processor, "do_normalize", True) or mean is None or std is None:
+        mean, std = (0.0,), (1.0,)
+    factor = getattr(processor, "rescale_factor", None) or 1 / 255
+    by = 255 * factor if getattr(processor, "do_rescale", True) else 255.0
+    return tuple(x / by for x in mean), tuple(x / by for x in std)
+
+
+def _processed_side(processor: Any) -> int:
+    """The pixels a side of what a processor makes; 0 if it does not say."""
+    cropped = getattr(processor, "do_center_crop", False)
+    for key in ("crop_size", "size") if cropped else ("size",):
+        size = getattr(processor, key, None)
+        for side in ("height", "shortest_edge"):
+            if found := getattr(size, side, None):
+                return int(found)
+    return 0
+
+
+def _side(size: Any) -> int:
+    """The pixels a side of a configuration's `image_size`; 0 for none.
+
+    Raises:
+      PlanError: pictures are not square.
+    """
+    if size is None or isinstance(size, int):
+        return size or 0
+    sides = {int(one) for one in size}
+    if len(sides) > 1:
+        raise PlanError(
+            f"the model takes pictures of {list(size)} pixels, and fedpeft makes squares: set "
+            "image_size in its config.json to one number, if the model can, or name another model"
+        )
+    return sides.pop()
 
 
 def resize_positions(model: nn.Module, config: Any, size: int) -> None:

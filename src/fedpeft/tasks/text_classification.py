@@ -17,8 +17,18 @@ from fedpeft.errors import PlanError
 from fedpeft.storage.locate import locate
 from fedpeft.tasks import scoring
 from fedpeft.tasks.pretrained import NO_CODE, classifier, config_of
+from fedpeft.tasks.vocabulary import check_tokens, check_words
 
 MINILM = "minilm"
+COUNTED_FROM_PADDING = frozenset(
+    {
+        *("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert"),
+        *("longformer", "led", "data2vec-text", "mpnet", "ibert", "xmod", "luke", "mluke", "lilt"),
+        *("layoutlmv3", "markuplm", "esm"),
+    }
+)
+"""Families whose first token has the position after the padding token's number: RoBERTa's 514
+positions are enough for 512 tokens."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +63,9 @@ class TextClassification:
 
         model = classifier(AutoModelForSequenceClassification, self.base, classes, pretrained)
         config: Any = model.config
-        # By it a model that reads left to right finds the last token.
-        if config.pad_token_id is None:
+        # By it a model that reads left to right finds the last token: it must be the one that
+        # fills rows up, which of old conversions it is not (-1, or none).
+        if hasattr(config, "pad_token_id"):
             config.pad_token_id = padding(self.base)
         return model
 
@@ -62,9 +73,16 @@ class TextClassification:
         """`input_ids` (int32) and `attention_mask` (bool) of shape (n, tokens of the longest text),
         and `label`."""
         texts = scoring.column(table, "text", "text classification")
-        base = self.base
-        check_length(self.model, base, self.max_length)
-        read, pad = tokenizer(base), padding(base)
+        check_length(self.model, self.base, self.max_length)
+        label = scoring.column(table, "label", "text classification")
+        tokens = self._tokens(texts)
+        ids, seen = tokens["input_ids"], tokens["attention_mask"]
+        check_tokens(self.model, self.base, tokenizer(self.base), ids, seen)
+        return {**tokens, "label": label}
+
+    def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` of the texts."""
+        read, pad = tokenizer(self.base), padding(self.base)
         ids = read(
             list(texts), truncation=True, max_length=self.max_length, return_attention_mask=False
         )["input_ids"]
@@ -73,11 +91,7 @@ class TextClassification:
         lengths = torch.tensor([len(row) for row in rows])
         tokens = pad_sequence(rows, batch_first=True, padding_value=pad)
         mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-        return {
-            "input_ids": tokens,
-            "attention_mask": mask,
-            "label": scoring.column(table, "label", "text classification"),
-        }
+        return {"input_ids": tokens, "attention_mask": mask}
 
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
         """As long as the longest text in the batch."""
@@ -87,6 +101,10 @@ class TextClassification:
             "attention_mask": rows["attention_mask"][:, :longest].long(),
             "label": rows["label"],
         }
+
+    def example(self) -> Batch:
+        """One text of a word or two."""
+        return self.batch({**self._tokens(["a text"]), "label": torch.zeros(1).long()}, None)
 
     def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
         with head_input(model, head) as seen:
@@ -136,9 +154,18 @@ def resolved(model: str) -> str:
 
 def check_length(model: str, base: str, length: int) -> None:
     """Raises PlanError for texts longer than the model takes."""
-    limit = getattr(config_of(base), "max_position_embeddings", None)
+    limit = longest_text(base)
     if limit and length > limit:
         raise PlanError(f"max_length = {length}, but {model!r} takes at most {limit} tokens")
+
+
+def longest_text(base: str) -> int:
+    """How many tokens a model takes; 0 where it has no limit, as with relative positions."""
+    config = config_of(base).get_text_config()
+    limit = int(getattr(config, "max_position_embeddings", 0) or 0)  # XLNet says -1 for none
+    if config.model_type in COUNTED_FROM_PADDING:
+        limit -= int(config.pad_token_id or 0) + 1
+    return max(0, limit)
 
 
 @cache
@@ -146,16 +173,18 @@ def tokenizer(base: str) -> Any:
     """The tokenizer of a model.
 
     Raises:
-      PlanError: it has none.
+      PlanError: it has none, or one that knows no word.
     """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(base, **NO_CODE)
+        read = AutoTokenizer.from_pretrained(base, **NO_CODE)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise PlanError(
             f"the tokenizer of {base!r} cannot be loaded: {str(error).splitlines()[0]}"
         ) from None
+    check_words(base, read)
+    return read
 
 
 def tokenizer_settings(read: Any) -> dict[str, Any]:

@@ -33,7 +33,11 @@ class Adapted(nn.Module):
     def __init__(self, base: nn.Linear, width: int) -> None:
         super().__init__()
         self.base = base
-        self.adapter = Bottleneck(base.out_features, width)
+        self.adapter = Bottleneck(base.weight.shape[1 if hasattr(base, "nf") else 0], width)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
 
     def forward(self, x: Tensor) -> Tensor:
         adapted: Tensor = self.adapter(self.base(x))

@@ -1,0 +1,58 @@
+"""A plan's model on its device, tried with one batch of the data before any client trains."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from fedpeft.compute.first_pass import check_pass
+from fedpeft.compute.frozen_linear import prepare_frozen
+from fedpeft.core.low_rank import is_factor
+from fedpeft.core.tensors import bytes_moved, count, moved
+from fedpeft.core.types import Tensors
+from fedpeft.errors import PlanError
+from fedpeft.plan.plan import Plan
+
+TRIED = 2
+"""Examples of the batch that is tried."""
+
+
+def prepare_model(plan: Plan, classes: Sequence[str], rows: Tensors, device: str) -> nn.Module:
+    """The plan's model with its frozen weights laid out; `rows` are a task's prepared examples.
+
+    Raises:
+      PlanError: the model cannot be made, the plan's routing names what it does not train, or the
+        first examples do not go through it.
+    """
+    model = plan.model(classes).to(device)
+    names = plan.method.names(model)
+    _check_personal(plan, names)
+    _check_ranks(plan, names)
+    prepare_frozen(model, names, plan.compute.base_dtype, plan.compute.pack)
+    if rows and count(rows):
+        few = bytes_moved({name: x[:TRIED] for name, x in rows.items()}, device)
+        batch = {**plan.task.batch(few, None), "mask": torch.ones(count(few))}
+        check_pass(plan.task, plan.method, model, moved(batch, device))
+    return model
+
+
+def _check_personal(plan: Plan, names: Sequence[str]) -> None:
+    for pattern in plan.personal:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise PlanError(
+                f"personal = {pattern!r} matches no trained tensor; there are "
+                f"{', '.join(names[:8])} ..."
+            )
+
+
+def _check_ranks(plan: Plan, names: Sequence[str]) -> None:
+    factors = [name for name in names if is_factor(name)]
+    if plan.ranks and not factors:
+        raise PlanError(
+            f"ranks = {list(plan.ranks)}: {type(plan.method).__name__} trains no low-rank factors"
+        )
+    if own := [name for name in factors if plan.ranks and plan.personal_of({name: torch.empty(0)})]:
+        raise PlanError(
+            f"personal: ranks are of factors that travel, and {own[0]!r} does not: choose one"
+        )

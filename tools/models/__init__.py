@@ -1,0 +1,1 @@
+"""Which methods work on which families of models: docs/models.md."""
