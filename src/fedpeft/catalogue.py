@@ -5,7 +5,9 @@ These are strings, which `registry` resolves on first use: this module imports n
 
 CATALOGUE: dict[str, dict[str, str]] = {
     "aggregator": {
+        "agreeing": "fedpeft.aggregators.agreeing:Agreeing",
         "class_rows": "fedpeft.aggregators.class_rows:ClassRows",
+        "fedask": "fedpeft.aggregators.fedask:FedASK",
         "fedex": "fedpeft.aggregators.fedex:FedEx",
         "fedit": "fedpeft.aggregators.fedit:FedIT",
         "flexlora": "fedpeft.aggregators.flexlora:FlexLoRA",
@@ -13,10 +15,12 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "geometric_median": "fedpeft.aggregators.geometric_median:GeometricMedian",
         "hetlora": "fedpeft.aggregators.hetlora:HetLoRA",
         "krum": "fedpeft.aggregators.krum:Krum",
+        "lora_fair": "fedpeft.aggregators.lora_fair:LoRAFair",
         "mean": "fedpeft.aggregators.mean:Mean",
         "median": "fedpeft.aggregators.median:Median",
         "multi_krum": "fedpeft.aggregators.multi_krum:MultiKrum",
         "rolora": "fedpeft.aggregators.rolora:RoLoRA",
+        "ties": "fedpeft.aggregators.ties:Ties",
         "trimmed_mean": "fedpeft.aggregators.trimmed_mean:TrimmedMean",
     },
     "algorithm": {
