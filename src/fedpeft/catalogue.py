@@ -87,6 +87,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "ia3": "fedpeft.methods.ia3:IA3",
         "layernorm": "fedpeft.methods.layernorm:LayerNorm",
         "lora": "fedpeft.methods.lora:LoRA",
+        "lora_xs": "fedpeft.methods.lora_xs:LoRAXS",
         "prefix": "fedpeft.methods.prefix:Prefix",
         "prompt": "fedpeft.methods.prompt:Prompt",
         "rslora": "fedpeft.methods.rslora:RsLoRA",
