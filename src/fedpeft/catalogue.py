@@ -24,9 +24,11 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "trimmed_mean": "fedpeft.aggregators.trimmed_mean:TrimmedMean",
     },
     "algorithm": {
+        "class_covariances": "fedpeft.algorithms.class_covariances:ClassCovariances",
         "class_means": "fedpeft.algorithms.class_means:ClassMeans",
         "fedbuff": "fedpeft.algorithms.fedbuff:FedBuff",
         "q_ffl": "fedpeft.algorithms.q_ffl:QFFL",
+        "ridge_head": "fedpeft.algorithms.ridge_head:RidgeHead",
         "vote": "fedpeft.algorithms.vote:Vote",
     },
     "attack": {
