@@ -27,6 +27,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "class_covariances": "fedpeft.algorithms.class_covariances:ClassCovariances",
         "class_means": "fedpeft.algorithms.class_means:ClassMeans",
         "fedbuff": "fedpeft.algorithms.fedbuff:FedBuff",
+        "fisher": "fedpeft.algorithms.fisher:Fisher",
         "q_ffl": "fedpeft.algorithms.q_ffl:QFFL",
         "ridge_head": "fedpeft.algorithms.ridge_head:RidgeHead",
         "vote": "fedpeft.algorithms.vote:Vote",
