@@ -76,8 +76,8 @@ class LoRA:
 
     @property
     def offers(self) -> frozenset[Fact]:
-        """Where factors begin with a part of the weight, a factor of zeros is not nothing."""
-        return frozenset() if self.start == "pissa" else frozenset({Fact.LOW_RANK})
+        """Where B does not begin at zero, a factor whose entries are dropped is not the base."""
+        return frozenset({Fact.LOW_RANK}) if self.start == "zero" else frozenset()
 
     @property
     def forbids(self) -> Mapping[Fact, str]:
