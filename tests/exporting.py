@@ -46,6 +46,12 @@ CASES: dict[str, Mapping[str, Any]] = {
         "local": {**SMALL["local"], "correction": "scaffold"},
     },
     "lora, FedEx": {"method": "lora", "aggregator": "fedex", "ranks": [2, 8]},
+    "lora, pissa": {"method": {"name": "lora", "start": "pissa"}},
+    "lora, pissa and FedEx": {
+        "method": {"name": "lora", "start": "pissa", "rank": 4},
+        "aggregator": "fedex",
+    },
+    "lora, orthogonal": {"method": {"name": "lora", "start": "orthogonal"}},
     "rslora, FLoRA": {"method": "rslora", "aggregator": "flora"},
     "lora, resized": {"method": "lora", "task": RESIZED},
     "layernorm, resized": {"method": "layernorm", "task": RESIZED},
@@ -63,6 +69,8 @@ MERGED = (
     "layernorm",
     "lora, resized",
     "lora, FedEx",
+    "lora, pissa",
+    "lora_xs",
     "ffa",
     "bert, lora",
 )

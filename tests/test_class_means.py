@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fedpeft import PlanError
-from fedpeft.algorithms.class_means import PHASE
+from fedpeft.algorithms.feature_sums import PHASE
 from fedpeft.codecs.dense import Dense
 from fedpeft.core.conversation import Message
 from fedpeft.core.tensors import equal

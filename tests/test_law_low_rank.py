@@ -10,6 +10,7 @@ from fedpeft.core.interfaces import LowRank
 from fedpeft.core.low_rank import Product, accumulated, cut
 from fedpeft.core.tensors import equal, layout
 from fedpeft.core.types import State, Tensors, Update
+from fedpeft.errors import PlanError
 from fedpeft.registry import build, names
 
 KNOWING = [
@@ -78,7 +79,7 @@ def test_the_error_is_what_a_dense_mean_says(name: str, ranks: list[int]) -> Non
     assert update.error == pytest.approx(wanted, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["fedex", "flora", "rolora"])
+@pytest.mark.parametrize("name", ["fedask", "fedex", "flora", "rolora"])
 @ranked
 def test_exact_ones_are_the_dense_mean(name: str, ranks: list[int]) -> None:
     update, mean = reduced(name, ranks)
@@ -162,3 +163,75 @@ def test_what_is_added_is_kept_in_the_shorter_form() -> None:
         assert sorted(held) == [f"net.{form}" for form in forms]
         got = held["net.whole"] if "whole" in forms[0] else held["net.left"] @ held["net.right"]
         torch.testing.assert_close(got, dense)
+
+
+def rank_one(b: list[float], a: list[float]) -> Tensors:
+    """A client's factors of rank 1."""
+    return {A: torch.tensor([a]), B: torch.tensor([b]).T}
+
+
+def merged_from_zero(name: object, clients: list[Tensors], still: Tensors | None = None) -> Update:
+    """Clients that end with these factors, of equal weights; `still` is what all have of A."""
+    zero = {n: torch.zeros_like(x) for n, x in clients[0].items()}
+    state = State(0, {**zero, **(still or {})})
+    updates = [Update(f"c{k}", delta) for k, delta in enumerate(clients)]
+    aggregator: Any = build("aggregator", name)
+    update: Update = aggregator(iter(updates), state, lambda client: state.params)
+    return update
+
+
+@pytest.mark.parametrize(
+    ("ridge", "wanted"), [(0.0, 1.6), (0.008, 1.5 + 0.125 / 1.26), (0.01, 1.5 + 0.125 / 1.2625)]
+)
+def test_a_fair_b_by_hand(ridge: float, wanted: float) -> None:
+    """Ā = (1, ½), B̄ = 1.5 and M = (1.5, 1), so that M − B̄·Ā = (0, ¼): D = ⅛ / (1.25 + λ')."""
+    clients = [rank_one([1.0], [1.0, 0.0]), rank_one([2.0], [1.0, 1.0])]
+    update = merged_from_zero({"name": "lora_fair", "ridge": ridge}, clients)
+    assert update.delta[B].item() == pytest.approx(wanted, abs=1e-6)
+    assert update.delta[A].tolist() == [[1.0, 0.5]]
+    missed = (torch.tensor([1.5, 1.0]) - wanted * torch.tensor([1.0, 0.5])).norm()
+    assert update.error == pytest.approx(float(missed) / 3.25**0.5, abs=1e-6)
+
+
+@ranked
+def test_a_correction_comes_nearer_to_the_mean_product_than_averages(ranks: list[int]) -> None:
+    errors = [
+        reduced(name, ranks)[0].error
+        for name in ({"name": "lora_fair", "ridge": 0.0}, "lora_fair", "fedit")
+    ]
+    assert errors[0] <= errors[1] + 1e-12  # type: ignore[operator]
+    assert errors[1] < errors[2] or errors[2] < 1e-6  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("ridge", [-0.1, float("inf"), float("nan")])
+def test_a_ridge_out_of_range(ridge: float) -> None:
+    with pytest.raises(PlanError, match="ridge must be 0 or positive"):
+        build("aggregator", {"name": "lora_fair", "ridge": ridge})
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_an_even_split_by_hand(sign: float) -> None:
+    """(3, 4)ᵀ·(0, 2) has the singular value 10; of ±A the largest entry becomes positive."""
+    still = {A: torch.tensor([[0.0, 2.0 * sign]])}
+    update = merged_from_zero("fedask", [{B: torch.tensor([[3.0], [4.0]])}], still)
+    root = 10**0.5
+    wanted = torch.tensor([[0.6 * root * sign], [0.8 * root * sign]])
+    torch.testing.assert_close(update.delta[B], wanted)
+    torch.testing.assert_close(still[A] + update.delta[A], torch.tensor([[0.0, root]]))
+    assert update.error == pytest.approx(0, abs=1e-6)
+
+
+def test_where_nobody_moved_the_next_round_can_still_learn() -> None:
+    still = {A: torch.randn(2, 5, generator=torch.Generator().manual_seed(1))}
+    update = merged_from_zero("fedask", [{B: torch.zeros(3, 2)}], still)
+    torch.testing.assert_close((still[A] + update.delta[A]).norm(dim=1), torch.ones(2))
+    assert not update.delta[B].any()
+
+
+def test_a_sum_of_clients_is_enough_for_an_even_split() -> None:
+    """Of a secure sum nobody says what each client had received."""
+    aggregator: Any = build("aggregator", "fedask")
+    state, sent = a_state(), {n: x for n, x in cohort([4], "A")[0].delta.items()}
+    one = aggregator(iter([Update("", sent, 3.0)]), state, lambda client: {})
+    other = aggregator(iter([Update("c0", sent, 3.0)]), state, lambda client: state.params)
+    assert equal(one.delta, other.delta)

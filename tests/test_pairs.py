@@ -27,7 +27,7 @@ KINDS = {
     "stage": "stage",
     "partition": "partition",
 }
-EACH_ONCE = 15  # draws after which all parts have been through, clashes and all
+EACH_ONCE = 19  # draws after which all parts have been through, clashes and all
 UNFIT = {
     "method": {"prefix"},  # needs a decoder
     "aggregator": {"class_rows"},  # rows of a head that some methods do not have

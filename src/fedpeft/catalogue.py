@@ -5,7 +5,9 @@ These are strings, which `registry` resolves on first use: this module imports n
 
 CATALOGUE: dict[str, dict[str, str]] = {
     "aggregator": {
+        "agreeing": "fedpeft.aggregators.agreeing:Agreeing",
         "class_rows": "fedpeft.aggregators.class_rows:ClassRows",
+        "fedask": "fedpeft.aggregators.fedask:FedASK",
         "fedex": "fedpeft.aggregators.fedex:FedEx",
         "fedit": "fedpeft.aggregators.fedit:FedIT",
         "flexlora": "fedpeft.aggregators.flexlora:FlexLoRA",
@@ -13,16 +15,21 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "geometric_median": "fedpeft.aggregators.geometric_median:GeometricMedian",
         "hetlora": "fedpeft.aggregators.hetlora:HetLoRA",
         "krum": "fedpeft.aggregators.krum:Krum",
+        "lora_fair": "fedpeft.aggregators.lora_fair:LoRAFair",
         "mean": "fedpeft.aggregators.mean:Mean",
         "median": "fedpeft.aggregators.median:Median",
         "multi_krum": "fedpeft.aggregators.multi_krum:MultiKrum",
         "rolora": "fedpeft.aggregators.rolora:RoLoRA",
+        "ties": "fedpeft.aggregators.ties:Ties",
         "trimmed_mean": "fedpeft.aggregators.trimmed_mean:TrimmedMean",
     },
     "algorithm": {
+        "class_covariances": "fedpeft.algorithms.class_covariances:ClassCovariances",
         "class_means": "fedpeft.algorithms.class_means:ClassMeans",
         "fedbuff": "fedpeft.algorithms.fedbuff:FedBuff",
+        "fisher": "fedpeft.algorithms.fisher:Fisher",
         "q_ffl": "fedpeft.algorithms.q_ffl:QFFL",
+        "ridge_head": "fedpeft.algorithms.ridge_head:RidgeHead",
         "vote": "fedpeft.algorithms.vote:Vote",
     },
     "attack": {
@@ -83,6 +90,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "ia3": "fedpeft.methods.ia3:IA3",
         "layernorm": "fedpeft.methods.layernorm:LayerNorm",
         "lora": "fedpeft.methods.lora:LoRA",
+        "lora_xs": "fedpeft.methods.lora_xs:LoRAXS",
         "prefix": "fedpeft.methods.prefix:Prefix",
         "prompt": "fedpeft.methods.prompt:Prompt",
         "rslora": "fedpeft.methods.rslora:RsLoRA",

@@ -110,6 +110,12 @@ def part(kind: str, default: str) -> Any:
     )
 
 
+def unwritten(default: Any) -> Any:
+    """A dataclass field with a plain value that is written only where it is not the default, so
+    that a new field changes the name of no plan."""
+    return field(default=default, metadata={"unwritten": True})
+
+
 def table(cls: type) -> Any:
     """A dataclass field that holds settings of one kind, as a table of the plan."""
     return field(default_factory=cls, metadata={"table": cls})
@@ -287,9 +293,9 @@ def settings_of(built: Any) -> dict[str, Any]:
     stay readable."""
     plain: dict[str, Any] = {}
     for f in fields(built):
-        if not f.init:
-            continue
         value = getattr(built, f.name)
+        if not f.init or _is_left_out(f, value):
+            continue
         kind = f.metadata.get("kind")
         if "table" in f.metadata:
             plain[f.name] = settings_of(value)
@@ -298,8 +304,12 @@ def settings_of(built: Any) -> dict[str, Any]:
         elif kind is None:
             plain[f.name] = list(value) if isinstance(value, tuple) else value
         elif isinstance(value, tuple):
-            written = value or not f.metadata["unwritten"]
-            plain[f.name] = [describe(kind, one) for one in value] if written else None
+            plain[f.name] = [describe(kind, one) for one in value]
         else:
             plain[f.name] = describe(kind, value)
     return {key: value for key, value in plain.items() if value is not None}
+
+
+def _is_left_out(f: Field[Any], value: Any) -> bool:
+    """Whether a plan is written without this value."""
+    return bool(f.metadata.get("unwritten")) and bool(value == f.default)

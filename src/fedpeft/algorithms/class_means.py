@@ -13,16 +13,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from fedpeft.algorithms.feature_sums import (
+    COUNTS,
+    PHASE,
+    SUMS,
+    answer_with_sums,
+    ask_for_sums,
+    begin_head,
+)
 from fedpeft.compute.trainable import linear_head
-from fedpeft.core.conversation import Answer, Ask, Flow, Message
+from fedpeft.core.conversation import Answer, Flow, Message
 from fedpeft.core.hooks import Handler, Inner
-from fedpeft.core.outputs import FEATURES
 from fedpeft.core.rounds import Round
-from fedpeft.core.tensors import Layout
-from fedpeft.core.types import ClientId, State, Tensors
-from fedpeft.errors import PlanError
-
-PHASE = "class_means"
+from fedpeft.core.types import State, Tensors
 
 
 @dataclass(frozen=True)
@@ -34,18 +37,18 @@ class ClassMeans:
     """
 
     head: str = "auto"
-    reveals: ClassVar[frozenset[str]] = frozenset({"class_means"})
+    reveals: ClassVar[frozenset[str]] = frozenset({PHASE})
     asks_everyone: ClassVar[frozenset[str]] = frozenset({PHASE})
     asks_in: ClassVar[Mapping[str, frozenset[int]]] = {PHASE: frozenset({0})}
 
     def check_params(self, params: Tensors) -> None:
         """Raises PlanError where there is no linear head that is trained and shared."""
-        linear_head(params, self.head, "class_means")
+        linear_head(params, self.head, PHASE)
 
     def round(self, state: State, round: Round, inner: Inner) -> Flow:
         """The head is set in round 0; all other rounds are the inner algorithm's."""
         if state.round == 0:
-            answers = yield self._ask(state, round)
+            answers = yield ask_for_sums(state, round, self.head)
             head = self._head_of(state.params, answers)
             state = replace(state, params={**state.params, **head})
         return (yield from inner(state, round))
@@ -53,56 +56,17 @@ class ClassMeans:
     def handlers(self) -> Mapping[str, Handler]:
         return {PHASE: self._answer}
 
-    def _ask(self, state: State, round: Round) -> Ask:
-        shape = list(state.params[linear_head(state.params, self.head, PHASE)].shape)
-        layout: Layout = [("sums", shape, "float32"), ("counts", shape[:1], "float32")]
-        messages = round.messages(state, round.clients)
-        return Ask(PHASE, messages, lambda _: {PHASE: layout}, _check, _longest_mean)
-
     def _answer(self, client: Any, message: Message) -> Message:
-        """A client's message: by class the sum of its features and how many there are.
-
-        Raises:
-          PlanError: its examples have no labels.
-        """
-        params = message.tensors["params"]
-        weight = linear_head(params, self.head, PHASE)
-        sums, counts = torch.zeros(params[weight].shape), torch.zeros(len(params[weight]))
-        for batch, outputs in client.outputs(weight.removesuffix(".weight")):
-            if "label" not in batch:
-                raise PlanError("class means are for examples with labels: leave them out")
-            label, mask = batch["label"].cpu(), batch["mask"].cpu()
-            sums.index_add_(0, label, outputs[FEATURES].float().cpu() * mask[:, None])
-            counts.index_add_(0, label, mask)
-        return Message({PHASE: {"sums": sums, "counts": counts}})
+        return answer_with_sums(client, message, self.head)
 
     def _head_of(self, params: Tensors, answers: Iterator[Answer]) -> dict[str, Tensor]:
         """The head that the clients' messages make. Sums are in float64, in which no number of
         messages overflows."""
         weight = linear_head(params, self.head, PHASE)
-        bias = f"{weight.removesuffix('.weight')}.bias"
         sums = torch.zeros(params[weight].shape, dtype=torch.float64)
         counts = sums.new_zeros(len(sums))
         for answer in answers:
             told = answer.message.tensors[PHASE]
-            sums, counts = sums + told["sums"].double(), counts + told["counts"].double()
-        held = counts > 0
-        means = normalize(sums / counts.clamp_min(1)[:, None]).to(params[weight])
-        started = {weight: torch.where(held[:, None], means, params[weight])}
-        if bias in params:
-            started[bias] = torch.where(held, 0.0, params[bias])
-        return started
-
-
-def _check(client: ClientId, message: Message) -> None:
-    """Raises ValueError for sums of no examples that anyone could have."""
-    sums, counts = message.tensors[PHASE]["sums"], message.tensors[PHASE]["counts"]
-    if (counts < 0).any() or (counts != counts.round()).any():
-        raise ValueError("its class counts are no numbers of examples")
-    if sums[counts == 0].any():
-        raise ValueError("it tells sums of classes of which it has no example")
-
-
-def _longest_mean(message: Message) -> float:
-    sums, counts = (message.tensors[PHASE][name].double() for name in ("sums", "counts"))
-    return float((sums / counts.clamp_min(1)[:, None]).norm(dim=1).max())
+            sums, counts = sums + told[SUMS].double(), counts + told[COUNTS].double()
+        means = normalize(sums / counts.clamp_min(1)[:, None])
+        return begin_head(params, weight, means, counts > 0)

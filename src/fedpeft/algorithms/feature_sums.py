@@ -1,0 +1,88 @@
+"""Sums of features by class, which make a head without training: what the algorithms that begin
+with such a head have in common."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedpeft.compute.trainable import linear_head
+from fedpeft.core.conversation import Ask, Check, Message
+from fedpeft.core.outputs import FEATURES
+from fedpeft.core.rounds import Round
+from fedpeft.core.tensors import Layout
+from fedpeft.core.types import ClientId, State, Tensors
+from fedpeft.errors import PlanError
+
+PHASE = "class_means"
+SUMS, COUNTS = "sums", "counts"
+
+
+def ask_for_sums(state: State, round: Round, head: str) -> Ask:
+    """The question to all clients for their sums, (classes, features), and counts, (classes,)."""
+    shape = list(state.params[linear_head(state.params, head, PHASE)].shape)
+    layout: Layout = [(SUMS, shape, "float32"), (COUNTS, shape[:1], "float32")]
+    messages = round.messages(state, round.clients)
+    return Ask(PHASE, messages, lambda _: {PHASE: layout}, check_sums(PHASE), _longest_mean)
+
+
+def answer_with_sums(client: Any, message: Message, head: str) -> Message:
+    """A client's message: by class the sum of its features and how many there are."""
+    weight = linear_head(message.tensors["params"], head, PHASE)
+    return Message({PHASE: sum_features(client, weight)})
+
+
+def sum_features(client: Any, weight: str, products: str = "") -> dict[str, Tensor]:
+    """By class the sums of the features of a client's examples, and their numbers.
+
+    Args:
+      weight: the name of the head's weight.
+      products: under which name the sum of x·xᵀ, (features, features), comes too; empty for not.
+
+    Raises:
+      PlanError: its examples have no labels.
+    """
+    classes, features = client.received[weight].shape
+    sums, counts = torch.zeros(classes, features), torch.zeros(classes)
+    gram = torch.zeros(features, features, dtype=torch.float64)
+    for batch, outputs in client.outputs(weight.removesuffix(".weight")):
+        if "label" not in batch:
+            raise PlanError("class means are for examples with labels: leave them out")
+        label, mask = batch["label"].cpu(), batch["mask"].cpu()
+        x = outputs[FEATURES].float().cpu() * mask[:, None]
+        sums.index_add_(0, label, x)
+        counts.index_add_(0, label, mask)
+        if products:
+            gram += x.double().T @ x.double()
+    both = {SUMS: sums, COUNTS: counts}
+    return {**both, products: gram.float()} if products else both
+
+
+def check_sums(phase: str) -> Check:
+    """The check that raises ValueError for sums of no examples that anyone could have."""
+
+    def check(client: ClientId, message: Message) -> None:
+        sums, counts = (message.tensors[phase][name] for name in (SUMS, COUNTS))
+        if (counts < 0).any() or (counts != counts.round()).any():
+            raise ValueError("its class counts are no numbers of examples")
+        if sums[counts == 0].any():
+            raise ValueError("it tells sums of classes of which it has no example")
+
+    return check
+
+
+def begin_head(params: Tensors, weight: str, rows: Tensor, held: Tensor) -> dict[str, Tensor]:
+    """The head's weight with these rows, (classes, features), and no bias; classes that nobody
+    holds, not in `held` (classes,), keep theirs."""
+    bias = f"{weight.removesuffix('.weight')}.bias"
+    begun = {weight: torch.where(held[:, None], rows.to(params[weight]), params[weight])}
+    if bias in params:
+        begun[bias] = torch.where(held, 0.0, params[bias])
+    return begun
+
+
+def _longest_mean(message: Message) -> float:
+    told: Mapping[str, Tensor] = message.tensors[PHASE]
+    sums, counts = told[SUMS].double(), told[COUNTS].double()
+    return float((sums / counts.clamp_min(1)[:, None]).norm(dim=1).max())

@@ -1,0 +1,145 @@
+"""Clients merged by Fisher information (Matena and Raffel, 2022, arXiv:2111.09832): where a client
+is sure of an entry, it counts more."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fedpeft.core.conversation import DELTA, PARAMS, Answer, Ask, Flow, Message, recorded, replay
+from fedpeft.core.facts import Fact
+from fedpeft.core.hooks import Handler, Inner
+from fedpeft.core.outputs import evaluating
+from fedpeft.core.rounds import Round
+from fedpeft.core.tensors import layout
+from fedpeft.core.types import ClientId, State, Tensors
+
+PHASE = "fisher"
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """θ ← Σ p_k·F_k·θ_k / Σ p_k·F_k entry by entry, where F_k is the mean over the client's
+    examples of the squared gradient of the loss at what it trained, plus `floor`.
+
+    After the training each client is asked again, gets back what it trained, and sends F_k: twice
+    the bytes up, and a pass with gradients by example. The inner algorithm then runs on remembered
+    answers, all of which are the merged one. The gradients are those of the examples' own labels;
+    the published code draws labels from the model.
+
+    Attributes:
+      floor: what is added to each F, so that entries of which nobody knows anything go to their
+        mean.
+
+    Raises:
+      ValueError: `floor` is not positive and finite.
+    """
+
+    floor: float = 1e-6
+    reveals: ClassVar[frozenset[str]] = frozenset({PHASE})
+    forbids: ClassVar[Mapping[Fact, str]] = {
+        **{
+            fact: "a merge by Fisher information is of tensors that all clients have alike: leave "
+            "out personal, ranks and SCAFFOLD"
+            for fact in (Fact.PERSONAL, Fact.MIXED_RANKS, Fact.CONTROL)
+        },
+        Fact.ASYNCHRONOUS: "a merge by Fisher information is of a round's clients, and "
+        "asynchronous steps have no rounds: leave it out",
+        Fact.SUM_ONLY: "a merge by Fisher information reads each client's update, which sums hide: "
+        "leave it out",
+        Fact.COMPARES: "a merge by Fisher information takes a mean, past what {other} keeps out: "
+        'leave it out, or set aggregator = "mean"',
+    }
+
+    def __post_init__(self) -> None:
+        if not 0 < self.floor < float("inf"):
+            raise ValueError(f"floor must be positive and finite, got {self.floor}")
+
+    def round(self, state: State, round: Round, inner: Inner) -> Flow:
+        """The inner algorithm's round, merged anew with what its clients then tell."""
+        heard: list[tuple[Ask, Sequence[Answer]]] = []
+        own = yield from recorded(inner(state, round), heard)
+        came = [answer for ask, answers in heard if ask.updates for answer in answers]
+        if own.params is state.params or not came:  # nothing changed
+            return own
+        told = {answer.client: answer.message.tensors[PHASE] for answer in (yield _ask(came))}
+        merged = self._merge(came, told)
+        if not merged:
+            return own
+        again = [(ask, [_with(merged, one) for one in answers]) for ask, answers in heard]
+        return replay(inner(state, round.silent()), again)
+
+    def _merge(self, came: Sequence[Answer], told: Mapping[ClientId, Tensors]) -> Tensors:
+        """The merged change of those who told how sure they are; empty if nobody did."""
+        sure = [answer for answer in came if answer.client in told]
+        if not sure:
+            return {}
+        changes = [answer.message.tensors[DELTA] for answer in sure]
+        information = [told[answer.client] for answer in sure]
+        weights = [float(answer.message.values.get("weight", 1.0)) for answer in sure]
+        return merge_by_information(changes, information, weights, self.floor)
+
+    def handlers(self) -> Mapping[str, Handler]:
+        return {PHASE: self._answer}
+
+    def _answer(self, client: Any, message: Message) -> Message:
+        """A client's message: F without the floor, for what it trains."""
+        site, objective = client.site, client.found.objective
+        on = {name: x.to(site.device) for name, x in client.received.items()}
+        total = {name: torch.zeros_like(x, dtype=torch.float32) for name, x in on.items()}
+        examples = 0.0
+        with evaluating(site.model):
+            for batch in map(site.on_device, site.data.training(client.name)):
+                for name, each in objective.gradients(on, batch).items():
+                    mask = batch["mask"].view(-1, *[1] * (each.ndim - 1))
+                    total[name] += (each.float().square() * mask).sum(0)
+                examples += float(batch["mask"].sum())
+        return Message({PHASE: {n: x.cpu() / max(examples, 1.0) for n, x in total.items()}})
+
+
+def merge_by_information(
+    changes: Sequence[Tensors],
+    information: Sequence[Tensors],
+    weights: Sequence[float],
+    floor: float,
+) -> dict[str, Tensor]:
+    """Σ p·(F + floor)·Δ / Σ p·(F + floor), entry by entry, in the changes' types."""
+    merged = {}
+    for name, like in changes[0].items():
+        by = [w * (one[name].double() + floor) for w, one in zip(weights, information, strict=True)]
+        pulls = [b * change[name].double() for b, change in zip(by, changes, strict=True)]
+        merged[name] = (torch.stack(pulls).sum(0) / torch.stack(by).sum(0)).to(like.dtype)
+    return merged
+
+
+def _ask(came: Sequence[Answer]) -> Ask:
+    """What each client trained, back to it."""
+    to = {answer.client: _trained(answer) for answer in came}
+    expected = {
+        answer.client: [
+            (name, shape, "float32") for name, shape, _ in layout(answer.message.tensors[DELTA])
+        ]
+        for answer in came
+    }
+    return Ask(PHASE, to, lambda client: {PHASE: expected[client]}, _check)
+
+
+def _trained(answer: Answer) -> Message:
+    sent, delta = answer.sent.tensors, answer.message.tensors[DELTA]
+    params = {n: x + delta[n] if n in delta else x for n, x in sent[PARAMS].items()}
+    return Message({**sent, PARAMS: params})
+
+
+def _with(merged: Tensors, answer: Answer) -> Answer:
+    if DELTA not in answer.message.tensors:
+        return answer
+    tensors = {**answer.message.tensors, DELTA: merged}
+    return replace(answer, message=replace(answer.message, tensors=tensors))
+
+
+def _check(client: ClientId, message: Message) -> None:
+    """Raises ValueError for what is no square."""
+    if any((x < 0).any() for x in message.tensors[PHASE].values()):
+        raise ValueError("its Fisher information is negative somewhere")
