@@ -1,6 +1,6 @@
 """Measure lower bounds of ε with canaries, for each private part, on the package's digits.
 
-    python -m tools.audit_table             # makes the rows that docs/results/audit.csv lacks
+    python -m tools.audit_table             # makes the rows that docs/results/audit/epsilon.csv lacks
     python -m tools.audit_table --table     # only writes the table anew
 
 The table goes into docs/results/audit.md, below the mark; what stands above is kept.
@@ -21,7 +21,8 @@ from fedpeft.rounds.site import Site
 from fedpeft.runs.execute import open_run_site
 
 ROOT = Path(__file__).resolve().parents[1]
-ROWS, PAGE = (ROOT / "docs" / "results" / f"audit.{kind}" for kind in ("csv", "md"))
+RESULTS = ROOT / "docs" / "results"
+ROWS, PAGE = RESULTS / "audit" / "epsilon.csv", RESULTS / "audit.md"
 MARK = "<!-- table -->\n"
 CANARIES = 1000
 SEEDS = (0, 1, 2)
