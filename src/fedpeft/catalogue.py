@@ -111,6 +111,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     },
     "routing": {
         "alternate": "fedpeft.routing.alternate:Alternate",
+        "annealed": "fedpeft.routing.annealed:Annealed",
         "personal": "fedpeft.routing.personal:Personal",
         "ranks": "fedpeft.routing.ranks:Ranks",
         "subset": "fedpeft.routing.subset:Subset",
