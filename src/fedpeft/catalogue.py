@@ -76,6 +76,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     },
     "local": {
         "descent": "fedpeft.local.descent:Descent",
+        "ditto": "fedpeft.local.ditto:Ditto",
         "dp_as_published": "fedpeft.local.dp_as_published:DpAsPublished",
         "dp_sgd": "fedpeft.local.dp_sgd:DpSgd",
         "zeroth": "fedpeft.local.zeroth:Zeroth",
