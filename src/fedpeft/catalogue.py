@@ -92,6 +92,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "layernorm": "fedpeft.methods.layernorm:LayerNorm",
         "lora": "fedpeft.methods.lora:LoRA",
         "lora_xs": "fedpeft.methods.lora_xs:LoRAXS",
+        "perfix": "fedpeft.methods.perfix:Perfix",
         "prefix": "fedpeft.methods.prefix:Prefix",
         "prompt": "fedpeft.methods.prompt:Prompt",
         "rslora": "fedpeft.methods.rslora:RsLoRA",
