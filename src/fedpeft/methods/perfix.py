@@ -10,12 +10,8 @@ from torch import Tensor, nn
 
 from fedpeft.compute.trainable import trainable
 from fedpeft.errors import PlanError, unknown
-from fedpeft.methods.transformer_layout import (
-    PROJECTIONS,
-    name_model,
-    train_parts,
-    trained_head,
-)
+from fedpeft.methods.targets import PROJECTIONS
+from fedpeft.methods.transformer_layout import name_model, train_parts, trained_head
 
 BASES = ("frozen", "trained")
 
@@ -121,7 +117,7 @@ def _attentions(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
         key, value = (
             next((name for name in PROJECTIONS[one] if name in linear), "") for one in "kv"
         )
-        if key and value:
+        if key and value and key != value:
             found.append((module, key, value))
     if not found:
         raise PlanError(

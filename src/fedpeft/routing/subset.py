@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fedpeft.core.types import ClientId
 from fedpeft.core.views import View
-from fedpeft.registry import later
+from fedpeft.registry import unwritten
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Subset:
     """
 
     trains: tuple[str, ...]
-    receives: tuple[str, ...] = later(())
+    receives: tuple[str, ...] = unwritten(())
 
     def __post_init__(self) -> None:
         if not self.trains:
