@@ -18,7 +18,7 @@ from fedpeft.plan.reading import read_plan
 from fedpeft.registry import names
 from fedpeft.rounds.site import open_site
 
-KEYS = "k_proj.bias"
+KEYS = ("k_proj.bias", "k_proj.perfix.up.bias")
 """It adds the same to all scores of a query, which softmax takes away again: the true gradient is
 zero."""
 

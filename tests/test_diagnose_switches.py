@@ -121,3 +121,9 @@ def test_clients_keep_the_ranks_that_they_have_among_all() -> None:
 def test_what_one_round_is_not_the_same_work_of(changes: dict[str, object], words: str) -> None:
     with pytest.raises(PlanError, match=words):
         check_comparable(points_plan(**changes))
+
+
+def test_epochs_are_not_told_of_steps() -> None:
+    site = open_site(points_plan(local={"steps": 3}))
+    with pytest.raises(PlanError, match=r"local\.steps are other epochs for each client"):
+        diagnose(site, Budget(rounds=2))

@@ -27,6 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fedbuff": {"buffer": 3},
     "personal": {"patterns": ["*.bias"]},
     "ranks": {"ranks": [2, 4]},
+    "annealed": {"start": 4, "to": 2, "warm": 1, "until": 3},
     "alternate": {"turns": ["*.bias", "*.weight"]},
     "subset": {"trains": ["*.bias"]},
     "tiers": {"budgets": [1.0, 0.25]},
@@ -37,6 +38,7 @@ LOW_RANK = {
     "method": {"name": "lora", "rank": 4, "target": ["first"], "head": "head"},
     "aggregator": "fedit",
 }
+OF_RANKS = {"ranks": LOW_RANK, "annealed": {**LOW_RANK, "aggregator": "flexlora"}}
 EVERY = [(kind, name) for kind in ("algorithm", "routing") for name in sorted(names(kind))]
 every = pytest.mark.parametrize(("kind", "name"), EVERY, ids=[name for _, name in EVERY])
 
@@ -46,7 +48,7 @@ def plan_of(kind: str, name: str, **changes: Any) -> Plan:
     slot = "algorithms" if kind == "algorithm" else "routing"
     part = {"name": name, **SETTINGS.get(name, {})}
     plain = {"method": "full", "rounds": 3, "cohort": 4}
-    needs: dict[str, dict[str, Any]] = {"ranks": LOW_RANK, "tiers": {"uplink": "randk"}}
+    needs: dict[str, dict[str, Any]] = {**OF_RANKS, "tiers": {"uplink": "randk"}}
     beside = needs.get(name, {})
     return read_plan({**POINTS, **plain, **beside, slot: [part], **changes})
 

@@ -1,6 +1,7 @@
 """Laws of every registered server optimizer. A new one is tested by being registered."""
 
 from math import copysign, sqrt
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from fedpeft.core.tensors import equal, finite, layout
 from fedpeft.core.types import Cohort, Tensors
 from fedpeft.registry import build, names
 
-every = pytest.mark.parametrize("name", sorted(names("server")))
+NESTEROV = {"name": "momentum", "nesterov": True}
+VARIANTS: list[Any] = [*sorted(names("server")), NESTEROV]
+every = pytest.mark.parametrize("name", VARIANTS, ids=[*sorted(names("server")), "nesterov"])
 
 PARAMS: Tensors = {"a": torch.tensor([0.5, -1.0, 2.0, 0.0]), "b.weight": torch.ones(2, 3)}
 COHORT = Cohort(0, 10, 5, {f"c{k}": 1.0 for k in range(4)}, 1)
@@ -26,7 +29,7 @@ def clones(x: Tensors) -> dict[str, torch.Tensor]:
 
 
 @every
-def test_the_first_step_goes_along_the_delta(name: str) -> None:
+def test_the_first_step_goes_along_the_delta(name: Any) -> None:
     server: ServerOptimizer = build("server", name)
     params, memory = PARAMS, server.init(PARAMS)
     delta = towards(params, 1)
@@ -36,7 +39,7 @@ def test_the_first_step_goes_along_the_delta(name: str) -> None:
 
 
 @every
-def test_without_a_delta_nothing_moves(name: str) -> None:
+def test_without_a_delta_nothing_moves(name: Any) -> None:
     server: ServerOptimizer = build("server", name)
     params, memory = PARAMS, server.init(PARAMS)
     moved, _ = server.step(
@@ -46,7 +49,7 @@ def test_without_a_delta_nothing_moves(name: str) -> None:
 
 
 @every
-def test_arguments_are_not_touched_and_names_shapes_and_types_stay(name: str) -> None:
+def test_arguments_are_not_touched_and_names_shapes_and_types_stay(name: Any) -> None:
     server: ServerOptimizer = build("server", name)
     before = clones(PARAMS)
     params, memory = PARAMS, server.init(PARAMS)
@@ -64,7 +67,7 @@ def test_arguments_are_not_touched_and_names_shapes_and_types_stay(name: str) ->
 
 
 @every
-def test_the_same_again_is_the_same(name: str) -> None:
+def test_the_same_again_is_the_same(name: Any) -> None:
     server: ServerOptimizer = build("server", name)
     params, memory = PARAMS, server.init(PARAMS)
     delta = towards(params, 2)
@@ -94,6 +97,38 @@ def test_averaging_by_hand() -> None:
 def test_momentum_by_hand() -> None:
     assert walk("momentum", [1.0, 1.0, 0.0]) == pytest.approx([2.0, 3.9, 5.61])
     assert walk({"name": "momentum", "momentum": 0.0}, [0.5, -1.0]) == walk("average", [0.5, -1.0])
+
+
+def test_nesterov_by_hand() -> None:
+    """η = 0.7 and β = 0.9, with Δ = 1, 1, −1: v = 1, 1.9, 0.71 and steps of 0.7·1.9, 0.7·2.71 and
+    −0.7·0.361, against 0.7·v of the heavy ball."""
+    deltas, outer = [1.0, 1.0, -1.0], {"name": "momentum", "lr": 0.7, "momentum": 0.9}
+    ahead = walk({**outer, "nesterov": True}, deltas)
+    assert ahead == pytest.approx([1 + 1.33, 1 + 3.227, 1 + 2.9743], rel=1e-12)
+    assert walk(outer, deltas) == pytest.approx([1.7, 3.03, 3.527], rel=1e-12)
+
+
+def test_nesterov_without_momentum_is_averaging_to_the_bit() -> None:
+    for lr in (1.0, 0.7):
+        still = {**NESTEROV, "lr": lr, "momentum": 0.0}
+        assert walk(still, [0.3, -0.2, 1e-9]) == walk(
+            {"name": "average", "lr": lr}, [0.3, -0.2, 1e-9]
+        )
+
+
+def test_nesterov_is_torchs_on_the_clients_gradients() -> None:
+    """One client, one step of SGD at rate 1 in each round: Δ is minus its gradient, here of
+    x² / 2 + x."""
+    x = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    theirs = torch.optim.SGD([x], lr=0.1, momentum=0.9, nesterov=True)
+    server: ServerOptimizer = build("server", {**NESTEROV, "lr": 0.1})
+    params: Tensors = {"a": torch.ones(1, dtype=torch.float64)}
+    memory = server.init(params)
+    for _ in range(5):
+        x.grad = x.detach() + 1
+        theirs.step()
+        params, memory = server.step(params, memory, {"a": -(params["a"] + 1)}, COHORT)
+        assert float(params["a"]) == pytest.approx(float(x.detach()), rel=1e-12)
 
 
 DELTAS = [0.3, -0.2, 0.05, 0.0, 1.0]

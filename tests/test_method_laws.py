@@ -41,6 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in register
     "lora pissa": {"name": "lora", "rank": 4, "start": "pissa"},
     "lora orthogonal": {"name": "lora", "start": "orthogonal"},
     "lora_xs dropout": {"name": "lora_xs", "rank": 4, "dropout": 0.2},
+    "perfix trained": {"name": "perfix", "width": 5, "base": "trained"},
     "vera small": {"name": "vera", "rank": 5, "projection_seed": 9},
 }
 MISFITS = {
@@ -52,7 +53,12 @@ MISFITS = {
 CHANGES_AT_ONCE = ("prompt", "prefix")  # random tokens are in the way from the start
 # Of the published adapter.
 NEVER_LEARN = ("adapter.down.weight", "adapter.down.bias", "adapter.up.weight")
-WITHOUT_EFFECT = ("k_proj.bias", "key.bias")  # softmax does not see what all keys have in common
+WITHOUT_EFFECT = (
+    "k_proj.bias",
+    "key.bias",
+    "key.perfix.up.bias",
+    "k_proj.perfix.up.bias",
+)  # softmax does not see what all keys have in common
 
 
 def _fits(fits: bool) -> list[Any]:

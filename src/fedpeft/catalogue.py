@@ -76,6 +76,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     },
     "local": {
         "descent": "fedpeft.local.descent:Descent",
+        "ditto": "fedpeft.local.ditto:Ditto",
         "dp_as_published": "fedpeft.local.dp_as_published:DpAsPublished",
         "dp_sgd": "fedpeft.local.dp_sgd:DpSgd",
         "zeroth": "fedpeft.local.zeroth:Zeroth",
@@ -91,6 +92,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "layernorm": "fedpeft.methods.layernorm:LayerNorm",
         "lora": "fedpeft.methods.lora:LoRA",
         "lora_xs": "fedpeft.methods.lora_xs:LoRAXS",
+        "perfix": "fedpeft.methods.perfix:Perfix",
         "prefix": "fedpeft.methods.prefix:Prefix",
         "prompt": "fedpeft.methods.prompt:Prompt",
         "rslora": "fedpeft.methods.rslora:RsLoRA",
@@ -111,6 +113,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     },
     "routing": {
         "alternate": "fedpeft.routing.alternate:Alternate",
+        "annealed": "fedpeft.routing.annealed:Annealed",
         "personal": "fedpeft.routing.personal:Personal",
         "ranks": "fedpeft.routing.ranks:Ranks",
         "subset": "fedpeft.routing.subset:Subset",

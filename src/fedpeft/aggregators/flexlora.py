@@ -32,7 +32,7 @@ class FlexLoRA:
 
     plain: ClassVar[bool] = True
     offers: ClassVar[frozenset[Fact]] = frozenset(
-        {Fact.FACTORS, Fact.MIXED_RANKS_MERGED, Fact.AS_THEY_ARE}
+        {Fact.FACTORS, Fact.MIXED_RANKS_MERGED, Fact.AS_THEY_ARE, Fact.ORDERED}
     )
     forbids: ClassVar[Mapping[Fact, str]] = {**FACTORS_FORBID, **PLAIN_FORBIDS}
 

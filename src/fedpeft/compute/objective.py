@@ -145,7 +145,9 @@ class Objective:
             return self(params, {name: x[None] for name, x in row.items()}, added).sum()
 
         try:
-            with sdpa_kernel(SDPBackend.MATH):  # the others cannot be mapped
+            # other kernels cannot be mapped; what stands still in this round may ask for a
+            # gradient, and each step would hold on to the graph of the last
+            with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
                 each: Tensors = vmap(grad(alone), in_dims=(None, 0), randomness="different")(
                     dict(params), dict(batch)
                 )

@@ -17,6 +17,7 @@ class Fact(Enum):
     COMPARES = "compares the clients' updates one by one"
     FACTORS = "merges LoRA's factors by a rule of their own"
     MIXED_RANKS_MERGED = "can merge factors of different ranks"
+    ORDERED = "leaves low-rank factors in the order of their singular values"
     PLAIN_MEAN = "is the weighted mean"
     AS_THEY_ARE = "gives factors that hold only as they are"
     MERGES_BASE = "adds to frozen weights"

@@ -49,11 +49,20 @@ def on_site(site: Site, params: Tensors) -> Tensors:
 
 def client_params(site: Site, state: State, store: Store, client: ClientId) -> Tensors:
     """The model of one client: what all share, and of personal tensors its own; those at the start
-    if it has none."""
-    if not site.plan.personal:
+    if it has none. Where local training makes each client a model of its own, it is that one, and
+    the common one before a client has any."""
+    if not _differ(site.plan):
         return state.flat
-    kept = take_prefix("personal", store.load(client, state.accepted.get(client)))
+    memory = store.load(client, state.accepted.get(client))
+    if hasattr(site.plan.local, "own_model"):
+        return {**state.flat, **site.plan.local.own_model(take_prefix("local", memory))}
+    kept = take_prefix("personal", memory)
     return {**site.plan.personal_of(site.params()), **kept, **state.flat}
+
+
+def _differ(plan: Plan) -> bool:
+    """Whether clients have models of their own, or tensors."""
+    return bool(plan.personal) or hasattr(plan.local, "own_model")
 
 
 def held_out(site: Site, state: State, store: Store) -> dict[str, float]:
@@ -104,7 +113,7 @@ def client_accuracy(site: Site, state: State, store: Store) -> dict[str, Any] | 
     right: Tensor | None = None
     each: dict[ClientId, float] = {}
     for client, held in zip(data.parts, counts, strict=True):
-        if right is None or site.plan.personal:
+        if right is None or _differ(site.plan):
             right = _accuracy_by_class(site, client_params(site, state, store, client))
         if right is None:
             return None

@@ -7,6 +7,7 @@ two keys.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from math import ceil, pi
 
 import torch
@@ -26,7 +27,7 @@ from fedpeft.core.tensors import (
 )
 from fedpeft.core.types import Batch, Carry, Context, Event, Tensors
 from fedpeft.errors import unknown
-from fedpeft.registry import part, parts
+from fedpeft.registry import part, parts, unwritten
 
 SCHEDULES = ("constant", "linear", "cosine")
 KEPT = "optimizer"
@@ -51,6 +52,10 @@ class Descent:
       lr: the rate at its highest, in units of the optimizer.
       schedule: how it falls over the whole run, step by step: "constant", "linear" or "cosine".
       warmup: the share of the run's steps over which it rises from 0.
+      steps: the number of batches in a round, the same for all clients; 0 counts by `epochs`. They
+        are the first ones of as many passes as are needed, each in an order of its own, so that a
+        client with few examples begins anew and one with many sees only some of them.
+      floor: the share of `lr` at which a "linear" or "cosine" schedule ends.
       restart_schedule: true lets `schedule` and `warmup` run over each round, so that T rounds have
         T decays as in the published code of arXiv:2412.04650; false lets them run over the whole
         run, and each client keep what its optimizer remembers. Left out: over the whole run, with a
@@ -82,23 +87,15 @@ class Descent:
     as_published: bool = False
     restart_schedule: bool | None = None
     group_by_length: bool = False
+    steps: int = unwritten(0)
+    floor: float = unwritten(0.0)
     optimizer: Optimizer = part("optimizer", "sgd")
     correction: Correction = part("correction", "none")
     terms: tuple[Term, ...] = parts("term", unwritten=True)
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"epochs and batch_size must be at least 1, got {self.epochs} and {self.batch_size}"
-            )
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"lr must be positive and finite, got {self.lr}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(unknown("schedule", self.schedule, SCHEDULES))
-        if not 0 <= self.warmup < 1:
-            raise ValueError(
-                f"warmup is a share of the run and must be in [0, 1), got {self.warmup}"
-            )
+        _check_length(self.epochs, self.batch_size, self.steps)
+        _check_rate(self.lr, self.schedule, self.warmup, self.floor)
         if not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
         if self.precision not in PRECISIONS:
@@ -147,16 +144,19 @@ class Descent:
 
     @property
     def passes(self) -> float:
+        """By `steps` it depends on the client, and one pass stands for it."""
         return self.epochs
 
     def steps_for(self, size: int) -> int:
-        return self.epochs * ceil(size / self.batch_size)
+        return self.steps or self.epochs * ceil(size / self.batch_size)
 
     def batches(self, data: Data, received: Tensors, context: Context) -> Iterable[Batch]:
         draws = generator(context.seed, "batches")
-        return data.batches(
-            context.client, self.batch_size, self.epochs, draws, self.group_by_length
-        )
+        passes = self.epochs
+        if self.steps:
+            passes = ceil(self.steps / ceil(context.size / self.batch_size))
+        found = data.batches(context.client, self.batch_size, passes, draws, self.group_by_length)
+        return islice(found, self.steps) if self.steps else found
 
     def begin(self, received: Tensors, memory: Tensors, context: Context) -> Carry:
         params, shared = self._split(received)
@@ -261,7 +261,35 @@ class Descent:
         lr = torch.full_like(done, self.lr)
         if self.schedule != "constant":
             left = ((done - self.warmup) / (1 - self.warmup)).clamp(0, 1)
-            lr = lr * (
-                (1 - left) if self.schedule == "linear" else 0.5 * (1 + torch.cos(pi * left))
-            )
+            share = (1 - left) if self.schedule == "linear" else 0.5 * (1 + torch.cos(pi * left))
+            lr = lr * (self.floor + (1 - self.floor) * share if self.floor else share)
         return lr * ((at + 1) / (self.warmup * end)).clamp_max(1.0) if self.warmup else lr
+
+
+def _check_length(epochs: int, batch_size: int, steps: int) -> None:
+    """Raises ValueError for a round of no length, or of two."""
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}")
+    if steps < 0:
+        raise ValueError(f"steps must be at least 1, or 0 to count by epochs, got {steps}")
+    if steps and epochs != 1:
+        raise ValueError(
+            f"steps = {steps} and epochs = {epochs} both say how long a round is: leave out one"
+        )
+
+
+def _check_rate(lr: float, schedule: str, warmup: float, floor: float) -> None:
+    """Raises ValueError for a rate that is none, or a course of it that is none."""
+    if not 0 < lr < float("inf"):
+        raise ValueError(f"lr must be positive and finite, got {lr}")
+    if schedule not in SCHEDULES:
+        raise ValueError(unknown("schedule", schedule, SCHEDULES))
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup is a share of the run and must be in [0, 1), got {warmup}")
+    if not 0 <= floor < 1:
+        raise ValueError(f"floor is a share of lr and must be in [0, 1), got {floor}")
+    if floor and schedule == "constant":
+        raise ValueError(
+            f"floor = {floor} is where a schedule ends, and a constant one does not fall: leave it "
+            'out, or set schedule = "cosine" or "linear"'
+        )

@@ -78,6 +78,12 @@ def work(site: Site, budget: Budget) -> tuple[list[ClientId], int]:
       PlanError: one round of the plan is not the same local work as several.
     """
     check_comparable(site.plan)
+    local: Any = site.plan.local
+    if hasattr(local, "epochs") and getattr(local, "steps", 0) > 0:
+        raise PlanError(
+            "a diagnosis counts epochs, and local.steps are other epochs for each client: leave "
+            "steps out, and set local.epochs"
+        )
     every = site.data.clients
     plan = replace(site.plan, cohort=budget.clients or site.plan.cohort)
     clients = select_cohort(plan, every, 0)

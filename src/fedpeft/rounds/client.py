@@ -342,7 +342,7 @@ class Worker:
             raise RunError(
                 f"its memory of round {job.accepted} is gone: it would start afresh, unseen"
             )
-        _check_converged(update, personal, hidden=plan.exchange.sums)
+        _check_converged(update, {**personal, **memory["local"]}, hidden=plan.exchange.sums)
         how = uplink_coding(plan, job.round, job.client, client.view)
         payload = encode_answer(message_of(update), plan.uplink, how)
         with storing():
@@ -431,10 +431,10 @@ def weight(plan: Plan, size: int) -> float:
     return float(ceil(size / batch) * batch)
 
 
-def _check_converged(update: Update, personal: Tensors, hidden: bool) -> None:
-    """Raises ArithmeticError for an update that is not finite; it tells no loss that is hidden."""
+def _check_converged(update: Update, own: Tensors, hidden: bool) -> None:
+    """Raises ArithmeticError for what is not finite; it tells no loss that is hidden."""
     numbers = [m.total for m in update.metrics.values()]
-    if finite(update.delta) and finite(personal) and all(map(isfinite, numbers)):
+    if finite(update.delta) and finite(own) and all(map(isfinite, numbers)):
         return
     loss = None if hidden else update.metrics.get("loss")
     mean = f" (mean loss {loss.value:.3g})" if loss else ""

@@ -1,4 +1,10 @@
-"""FedAvgM: averaging with momentum on the server (Hsu et al., 2019, arXiv:1909.06335)."""
+"""FedAvgM: averaging with momentum on the server (Hsu et al., 2019, arXiv:1909.06335).
+
+With `nesterov` it is the outer optimizer of DiLoCo (Douillard et al., 2023, arXiv:2311.08105) and
+of Photon (Sani et al., 2024, arXiv:2411.02908), read in Photon's code: with g = −Δ,
+m ← β·m + g and θ ← θ − η·(g + β·m). Photon's FedMom, v⁺ = θ − η·g and θ ← (1 + β)·v⁺ − β·v, is the
+same recursion, since v⁺ − v = −η·m (derived here).
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,15 +12,18 @@ from typing import ClassVar
 from fedpeft.core.facts import Fact
 from fedpeft.core.tensors import add_prefix, map_tensors, take_prefix, zeros_like
 from fedpeft.core.types import Cohort, Tensors
+from fedpeft.registry import unwritten
 
 
 @dataclass(frozen=True)
 class Momentum:
-    """v ← β·v + Δ; θ ← θ + η·v. The memory holds v as `m/<name>`, zero at first.
+    """v ← β·v + Δ; θ ← θ + η·v, or with `nesterov` θ ← θ + η·(Δ + β·v). The memory holds v as
+    `m/<name>`, zero at first.
 
     Attributes:
       lr: η. A delta moves the parameters by η / (1 − β) of itself in the end.
       momentum: β; at 0 this is plain averaging.
+      nesterov: whether a step looks ahead by one more β. DiLoCo has it with η = 0.7 and β = 0.9.
 
     Raises:
       ValueError: a value out of range.
@@ -22,6 +31,7 @@ class Momentum:
 
     lr: float = 1.0
     momentum: float = 0.9
+    nesterov: bool = unwritten(False)
     offers: ClassVar[frozenset[Fact]] = frozenset({Fact.SCALES_STEP})
 
     def __post_init__(self) -> None:
@@ -39,5 +49,8 @@ class Momentum:
         velocity = map_tensors(
             lambda v, d: d.add(v, alpha=self.momentum), take_prefix("m", memory), delta
         )
-        params = map_tensors(lambda p, v: p.add(v, alpha=self.lr), params, velocity)
+        ahead = velocity
+        if self.nesterov:
+            ahead = map_tensors(lambda d, v: d.add(v, alpha=self.momentum), delta, velocity)
+        params = map_tensors(lambda p, v: p.add(v, alpha=self.lr), params, ahead)
         return params, add_prefix("m", velocity)
