@@ -28,6 +28,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "class_means": "fedpeft.algorithms.class_means:ClassMeans",
         "fedbuff": "fedpeft.algorithms.fedbuff:FedBuff",
         "fisher": "fedpeft.algorithms.fisher:Fisher",
+        "ifca": "fedpeft.algorithms.ifca:IFCA",
         "minimax": "fedpeft.algorithms.minimax:Minimax",
         "q_ffl": "fedpeft.algorithms.q_ffl:QFFL",
         "ridge_head": "fedpeft.algorithms.ridge_head:RidgeHead",

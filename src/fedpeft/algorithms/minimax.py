@@ -77,7 +77,7 @@ class Minimax:
             return replace(answer, message=replace(answer.message, values=changed))
 
         after = yield from changed_answers(inner(state, round), weighed)
-        if after.params is state.params:  # the round is given up
+        if after.accepted == state.accepted:  # the round is given up
             return after
         by = self.rate * len(share) / max(len(losses), 1)
         ahead = [x + by * losses.get(client, 0.0) for client, x in share.items()]
