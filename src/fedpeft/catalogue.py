@@ -40,6 +40,9 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "scaled": "fedpeft.adversaries.scaled:Scaled",
         "sign_flip": "fedpeft.adversaries.sign_flip:SignFlip",
     },
+    "augment": {
+        "mixup": "fedpeft.augments.mixup:Mixup",
+    },
     "codec": {
         "bfloat16": "fedpeft.codecs.bfloat16:BFloat16",
         "dense": "fedpeft.codecs.dense:Dense",

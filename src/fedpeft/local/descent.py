@@ -5,7 +5,7 @@ An optimizer, a correction and terms of the loss are its parts, so FedProx with 
 two keys.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, pi
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedpeft.compute.objective import PRECISIONS
 from fedpeft.core.facts import Fact
-from fedpeft.core.interfaces import Added, Correction, Data, LossFn, Optimizer, Term
+from fedpeft.core.interfaces import Added, Augment, Correction, Data, LossFn, Optimizer, Term
 from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import (
     add_prefix,
@@ -65,6 +65,7 @@ class Descent:
         a length.
       terms: what is added to the loss of each example, e.g. "distillation"; the loss that a client
         tells has them in it.
+      augments: what changes the batches that are trained on, in this order, e.g. "mixup".
       precision: of the pass: "float32", "bfloat16", or "float16" with a fixed loss scale. What is
         trained is float32.
 
@@ -85,6 +86,7 @@ class Descent:
     optimizer: Optimizer = part("optimizer", "sgd")
     correction: Correction = part("correction", "none")
     terms: tuple[Term, ...] = parts("term", unwritten=True)
+    augments: tuple[Augment, ...] = parts("augment", unwritten=True)
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
@@ -154,9 +156,10 @@ class Descent:
 
     def batches(self, data: Data, received: Tensors, context: Context) -> Iterable[Batch]:
         draws = generator(context.seed, "batches")
-        return data.batches(
+        batches = data.batches(
             context.client, self.batch_size, self.epochs, draws, self.group_by_length
         )
+        return changed(self.augments, batches, generator(context.seed, "augments"))
 
     def begin(self, received: Tensors, memory: Tensors, context: Context) -> Carry:
         params, shared = self._split(received)
@@ -265,3 +268,13 @@ class Descent:
                 (1 - left) if self.schedule == "linear" else 0.5 * (1 + torch.cos(pi * left))
             )
         return lr * ((at + 1) / (self.warmup * end)).clamp_max(1.0) if self.warmup else lr
+
+
+def changed(
+    augments: Sequence[Augment], batches: Iterable[Batch], draws: torch.Generator
+) -> Iterator[Batch]:
+    """The batches, each changed by all augments in their order."""
+    for batch in batches:
+        for augment in augments:
+            batch = augment.change(batch, draws)
+        yield batch
