@@ -76,6 +76,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     },
     "exchange": {
         "masked_files": "fedpeft.exchanges.secure.masked_files:MaskedFiles",
+        "over_the_air": "fedpeft.exchanges.over_the_air:OverTheAir",
         "plain": "fedpeft.exchanges.plain:Plain",
         "secure": "fedpeft.exchanges.secure.exchange:Secure",
     },
