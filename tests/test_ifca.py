@@ -257,6 +257,7 @@ def test_an_owner_reads_what_is_told() -> None:
             "of one model, and ifca has several",
         ),
         ({"algorithms": ["ifca", {"name": "fedbuff", "buffer": 3}]}, "leave"),
+        ({"stages": ["error_feedback"], "uplink": "topk"}, "maybe to another model: leave it out"),
         ({"algorithms": ["ifca", "q_ffl"]}, "put it last in algorithms"),
         ({"algorithms": ["vote", "ifca"]}, "a vote is on one merge"),
         (

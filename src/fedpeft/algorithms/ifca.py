@@ -69,6 +69,7 @@ class IFCA:
         Fact.ASYNCHRONOUS: "ifca asks in a round which model fits, and asynchronous steps have no "
         "rounds: leave out one of them",
         Fact.CONTROL: "{other} {what} of one model, and ifca has several: leave out one of them",
+        Fact.SENDS_LATER: "{other} {what}, maybe to another model: leave it out, or ifca",
         Fact.MIXED_RANKS: "{other} {what}, and ifca's models are chosen by clients that have them "
         "alike: leave out one of them",
         Fact.MERGES_BASE: "{other} {what} of one model, and ifca has several: leave out ifca, or "

@@ -105,6 +105,8 @@ class RemembersUpdates(Protocol):
     def remember_update(
         self, update: Update, memory: Tensors, cohort: Cohort
     ) -> tuple[Update, Tensors]: ...
+
+
 class HasModels(Protocol):
     """A part of whose models each client uses one: that with the least loss on the examples that it
     trains on. Clients are measured with it."""
