@@ -18,6 +18,7 @@ from fedpeft.core.conversation import Message
 from fedpeft.core.tensors import add_prefix, equal, finite
 from fedpeft.core.types import Division, Examples, State, Table
 from fedpeft.deploy.consent import consent_to
+from fedpeft.deploy.terms import check_node_plan
 from fedpeft.engines.vectorized.engine import Cohort
 from fedpeft.evaluation.client_model import client_params
 from fedpeft.evaluation.measure import held_out
@@ -270,6 +271,11 @@ def test_an_owner_reads_what_is_told() -> None:
 def test_what_does_not_fit(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(PlanError, match=words):
         points_plan(**{"algorithms": ["ifca"], **changes})
+
+
+def test_nodes_cannot_be_measured_with_their_models() -> None:
+    with pytest.raises(PlanError, match="this server cannot measure nodes with theirs"):
+        check_node_plan(points_plan(algorithms=["ifca"]))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,10 @@ from fedpeft.core.conversation import Answer, Ask, Message, replay
 from fedpeft.core.rounds import Round
 from fedpeft.core.tensors import equal, sub
 from fedpeft.core.types import State, Update
+from fedpeft.deploy.terms import check_node_plan
 from fedpeft.exchanges.over_the_air import OverTheAir, stable, stable_of
+from fedpeft.oneshot.invitation import NOT_IN_ONE_FILE
+from fedpeft.plan.checks import refuse
 from fedpeft.rounds.ledger import Ledger
 from fedpeft.rounds.site import Site
 from fedpeft.wire.payloads import message_of
@@ -133,12 +136,19 @@ def test_statistics_come_as_they_are() -> None:
             | {"delta": 1e-3},
             "fading can make them longer",
         ),
-        ({"nodes": {"names": ["a", "b", "c", "d"]}}, "nodes have a real one"),
     ],
 )
 def test_what_does_not_fit(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(PlanError, match=words):
         points_plan(exchange="over_the_air", **changes)
+
+
+def test_nodes_and_files_have_a_channel_of_their_own() -> None:
+    plan = points_plan(exchange="over_the_air", rounds=1)
+    with pytest.raises(PlanError, match="and nodes are real: leave it out"):
+        check_node_plan(plan)
+    with pytest.raises(PlanError, match="who hands in a file is real: leave it out"):
+        refuse(plan, NOT_IN_ONE_FILE)
 
 
 @pytest.mark.parametrize(

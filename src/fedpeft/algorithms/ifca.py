@@ -63,6 +63,7 @@ class IFCA:
     reveals: ClassVar[frozenset[str]] = frozenset(
         {"which of several models has the least loss on the examples here"}
     )
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.SEVERAL_MODELS})
     forbids: ClassVar[Mapping[Fact, str]] = {
         Fact.SUM_ONLY: "ifca takes the mean of those who chose a model, and sums hide who: leave "
         'it out, or set exchange = "plain"',

@@ -20,7 +20,6 @@ from fedpeft.core.facts import Fact
 from fedpeft.core.rounds import Round
 from fedpeft.core.seeds import generator
 from fedpeft.core.types import ClientId, Tensors
-from fedpeft.errors import PlanError
 
 NAME = "over_the_air"
 
@@ -47,7 +46,7 @@ class OverTheAir:
     fading: bool = True
     scale: float = 0.0
     alpha: float = 2.0
-    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.SUM_ONLY})
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.SUM_ONLY, Fact.SIMULATES})
     needs: ClassVar[Mapping[Fact, str]] = {
         Fact.PLAIN_MEAN: "the air adds up what clients send, and {aggregator} needs more than a "
         'sum: set aggregator = "mean", or exchange = "plain"',
@@ -73,14 +72,6 @@ class OverTheAir:
     @property
     def signers(self) -> Mapping[ClientId, str]:
         return {}
-
-    def check_plan(self, plan: Any) -> None:
-        """Raises PlanError for nodes, whose channel is the network's."""
-        if plan.nodes.names:
-            raise PlanError(
-                "over_the_air simulates a channel, and nodes have a real one: set exchange = "
-                '"plain", or leave out nodes'
-            )
 
     def collect(self, ask: Ask, round: Round) -> Generator[Ask, Iterator[Answer], Iterator[Answer]]:
         heard = yield ask
