@@ -17,7 +17,8 @@ from fedpeft import Cohort, InProcess, evaluate, federate, open_site, read_plan,
 from fedpeft.cli.app import app
 from fedpeft.core.types import Table
 from fedpeft.data.table import HubTable
-from fedpeft.evaluation.measure import measure, over_clients
+from fedpeft.evaluation.measure import measure
+from fedpeft.evaluation.own_held_out import over_clients
 from fedpeft.export.export import export_run
 from fedpeft.report.groups import Measure
 from fedpeft.runs.checkpoint import load_checkpoint

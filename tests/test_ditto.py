@@ -12,7 +12,8 @@ from fedpeft import PlanError
 from fedpeft.core.tensors import equal, take_prefix
 from fedpeft.core.types import Division, Examples, State, Table, Tensors
 from fedpeft.engines.vectorized.engine import Cohort
-from fedpeft.evaluation.measure import client_params, held_out
+from fedpeft.evaluation.client_model import client_params
+from fedpeft.evaluation.measure import held_out
 from fedpeft.evaluation.own_held_out import own_held_out
 from fedpeft.local.ditto import Ditto
 from fedpeft.plan.reading import read_plan

@@ -19,7 +19,8 @@ from fedpeft.compute.trainable import read, train_only, trainable
 from fedpeft.core.tensors import equal, finite
 from fedpeft.core.types import Batch, State, Tensors
 from fedpeft.engines.processes import Processes
-from fedpeft.evaluation.measure import measure, over_clients
+from fedpeft.evaluation.measure import measure
+from fedpeft.evaluation.own_held_out import over_clients
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site

@@ -48,7 +48,11 @@ def plan_of(kind: str, name: str, **changes: Any) -> Plan:
     slot = "algorithms" if kind == "algorithm" else "routing"
     part = {"name": name, **SETTINGS.get(name, {})}
     plain = {"method": "full", "rounds": 3, "cohort": 4}
-    needs: dict[str, dict[str, Any]] = {**OF_RANKS, "tiers": {"uplink": "randk"}}
+    needs: dict[str, dict[str, Any]] = {
+        **OF_RANKS,
+        "tiers": {"uplink": "randk"},
+        "minimax": {"weighting": "uniform"},
+    }
     beside = needs.get(name, {})
     return read_plan({**POINTS, **plain, **beside, slot: [part], **changes})
 

@@ -17,7 +17,8 @@ from fedpeft import Folder, InProcess, Plan, federate, open_site, read_plan, sta
 from fedpeft.cli.progress import summary_table
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import State
-from fedpeft.evaluation.measure import full_payloads, measure, over_clients
+from fedpeft.evaluation.measure import full_payloads, measure
+from fedpeft.evaluation.own_held_out import over_clients
 from fedpeft.registry import OWN, build
 from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint

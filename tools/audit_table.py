@@ -1,6 +1,6 @@
 """Measure lower bounds of ε with canaries, for each private part, on the package's digits.
 
-    python -m tools.audit_table             # makes the rows that docs/results/audit/epsilon.csv lacks
+    python -m tools.audit_table             # makes what docs/results/audit/epsilon.csv lacks
     python -m tools.audit_table --table     # only writes the table anew
 
 The table goes into docs/results/audit.md, below the mark; what stands above is kept.

@@ -28,6 +28,8 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "class_means": "fedpeft.algorithms.class_means:ClassMeans",
         "fedbuff": "fedpeft.algorithms.fedbuff:FedBuff",
         "fisher": "fedpeft.algorithms.fisher:Fisher",
+        "ifca": "fedpeft.algorithms.ifca:IFCA",
+        "minimax": "fedpeft.algorithms.minimax:Minimax",
         "q_ffl": "fedpeft.algorithms.q_ffl:QFFL",
         "ridge_head": "fedpeft.algorithms.ridge_head:RidgeHead",
         "vote": "fedpeft.algorithms.vote:Vote",
@@ -37,6 +39,9 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "label_flip": "fedpeft.adversaries.label_flip:LabelFlip",
         "scaled": "fedpeft.adversaries.scaled:Scaled",
         "sign_flip": "fedpeft.adversaries.sign_flip:SignFlip",
+    },
+    "augment": {
+        "mixup": "fedpeft.augments.mixup:Mixup",
     },
     "codec": {
         "bfloat16": "fedpeft.codecs.bfloat16:BFloat16",
@@ -71,6 +76,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     },
     "exchange": {
         "masked_files": "fedpeft.exchanges.secure.masked_files:MaskedFiles",
+        "over_the_air": "fedpeft.exchanges.over_the_air:OverTheAir",
         "plain": "fedpeft.exchanges.plain:Plain",
         "secure": "fedpeft.exchanges.secure.exchange:Secure",
     },

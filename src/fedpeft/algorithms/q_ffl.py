@@ -11,9 +11,9 @@ so that any kind of mean takes it, and q = 0 leaves all changes and weights as t
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Any, ClassVar
 
+from fedpeft.algorithms.received_loss import LOSS, loss_of, told_loss
 from fedpeft.compute.trainable import is_statistic
 from fedpeft.core.conversation import DELTA, Answer, Flow, changed_answers
 from fedpeft.core.facts import Fact
@@ -23,7 +23,6 @@ from fedpeft.core.tensors import norm, scale
 from fedpeft.core.types import State, Tensors, Update
 from fedpeft.errors import PlanError
 
-LOSS = "received_loss"
 LEAST = 1e-10
 """A smaller loss counts as this one, as in the authors' code: below q = 1 a loss of 0 would count
 without bound."""
@@ -85,20 +84,11 @@ class QFFL:
         Raises:
           ArithmeticError: it is not finite.
         """
-        total, examples = 0.0, 0.0
-        for batch, outputs in client.outputs():
-            losses, mask = client.site.task.losses(outputs, batch).float(), batch["mask"]
-            total, examples = total + float((losses * mask).sum()), examples + float(mask.sum())
-        loss = total / examples
-        if not isfinite(loss):
-            raise ArithmeticError(f"its loss is {loss} before it trains: lower local.lr")
-        return {LOSS: loss}
+        return {LOSS: loss_of(client.site.task, client.outputs())}
 
     def check_update(self, update: Update, state: State, plan: Any) -> None:
         """Raises ValueError for what is no loss, or one too large to count by."""
-        loss = update.told.get(LOSS)
-        if type(loss) is not float or not 0 <= loss < float("inf"):
-            raise ValueError("it tells no loss of what it received: a number of 0 or more is asked")
+        loss = told_loss(update)
         counts, _ = self._share(loss, update.delta, plan.local.lr)
         if not update.weight * counts <= MOST:
             raise ValueError(f"its loss of {loss:g} is too large to count by at q = {self.q:g}")

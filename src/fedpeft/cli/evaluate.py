@@ -162,8 +162,8 @@ def _samples(
 
 def _on_examples(site: "Site", state: "State", store: "Store", per_client: bool) -> dict[str, Any]:
     from fedpeft.core.units import finite_or_none
-    from fedpeft.evaluation.measure import held_out, over_clients
-    from fedpeft.evaluation.own_held_out import own_held_out
+    from fedpeft.evaluation.measure import held_out
+    from fedpeft.evaluation.own_held_out import over_clients, own_held_out
 
     found: dict[str, Any] = {"held_out": finite_or_none(held_out(site, state, store))}
     if per_client:

@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedpeft.compute.trainable import head_of
-from fedpeft.core.interfaces import Added, Task, Term
+from fedpeft.core.interfaces import OTHER, SHARE, Added, Task, Term
 from fedpeft.core.low_rank import EXACT, merged
 from fedpeft.core.outputs import Outputs, evaluating
 from fedpeft.core.tensors import add_prefix, take_prefix
@@ -82,6 +82,9 @@ class Objective:
         """The task's losses and the terms, of one pass."""
         outputs = self.task.forward(model, batch, head)
         losses = self.task.losses(outputs, batch)
+        if OTHER in batch:
+            others = self.task.losses(outputs, {**batch, "label": batch[OTHER]})
+            losses = torch.lerp(others, losses, batch[SHARE].to(losses))
         for term in terms:
             losses = losses + term.weight * term.loss(outputs, batch, held)
         return losses

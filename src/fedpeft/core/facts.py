@@ -27,6 +27,7 @@ class Fact(Enum):
     MIXED_BUDGETS = "lets codecs keep more entries of some clients than of others"
     MIXES_ENTRIES = "mixes entries with each other"
     PERSONAL = "keeps tensors with each client"
+    SEVERAL_MODELS = "has several models, of which each client chooses one"
     TURNS = "lets other tensors stand still in each round"
     REMEMBERS = "makes clients remember something for the next round"
     SENDS_LATER = "sends in a later round what it leaves out now"
@@ -51,6 +52,7 @@ class Fact(Enum):
     GIVES_UP = "gives up a round for want of replies"
     COUPLES_EXAMPLES = "lets the examples of a batch change each other's loss"
     NO_LOGITS = "gives no logits of classes or words"
+    SIMULATES = "simulates what real clients have of themselves"
     JUDGES_LENGTH = "judges a client's length by the others'"
 
 

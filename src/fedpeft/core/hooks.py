@@ -107,6 +107,13 @@ class RemembersUpdates(Protocol):
     ) -> tuple[Update, Tensors]: ...
 
 
+class HasModels(Protocol):
+    """A part of whose models each client uses one: that with the least loss on the examples that it
+    trains on. Clients are measured with it."""
+
+    def models(self, state: State) -> Sequence[Tensors]: ...
+
+
 class ServerStep(Protocol):
     """A step of the server after its optimizer's: it may use the model and the server's own data,
     `round.bench`."""

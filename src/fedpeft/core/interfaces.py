@@ -57,6 +57,23 @@ class Term(Protocol):
     def loss(self, outputs: Outputs, batch: Batch, held: Tensors) -> Tensor: ...
 
 
+OTHER, SHARE = "mixed/label", "mixed/share"
+"""The columns of a batch whose examples are mixed: a second label of each, and what its first one
+counts, from 0 to 1. Its loss is then share·ℓ(label) + (1 − share)·ℓ(other)."""
+
+
+class Augment(Protocol):
+    """A change of the batches that a client trains on, after the task has made them.
+
+    Attributes:
+      couples_examples: whether an example becomes another one by the others of its batch.
+    """
+
+    @property
+    def couples_examples(self) -> bool: ...
+    def change(self, batch: Batch, generator: torch.Generator) -> Batch: ...
+
+
 @dataclass(frozen=True)
 class Added:
     """What a step adds to the task's loss.

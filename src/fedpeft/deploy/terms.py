@@ -65,6 +65,9 @@ def disagreement(own: Mapping[str, str], asked: Mapping[str, Any]) -> str:
 
 
 NOT_AT_NODES: Mapping[Fact, str] = {
+    Fact.SEVERAL_MODELS: "{other} {what}, and this server cannot measure nodes with theirs: leave "
+    "it out",
+    Fact.SIMULATES: "{other} {what}, and nodes are real: leave it out",
     Fact.HANDS_OVER: "local.as_published hands momentum from client to client, and here each is a "
     "machine of its own",
     Fact.ASYNCHRONOUS: "asynchronous steps run on a simulated clock, which nodes do not have: "

@@ -14,11 +14,11 @@ from fedpeft.compute.objective import evaluate, scored
 from fedpeft.compute.trainable import read, write
 from fedpeft.core.interfaces import Coding, Store
 from fedpeft.core.low_rank import EXACT, merged
-from fedpeft.core.tensors import add_prefix, take_prefix
+from fedpeft.core.tensors import take_prefix
 from fedpeft.core.types import ClientId, State, Tensors, Update, Weighted
-from fedpeft.core.units import LESS_IS_BETTER
 from fedpeft.data.client_data import Partitioned
 from fedpeft.data.report import histograms
+from fedpeft.evaluation.client_model import client_params, has_one_model, on_site
 from fedpeft.plan.plan import Plan
 from fedpeft.registry import build, describe
 from fedpeft.rounds.site import Site, threads
@@ -38,37 +38,10 @@ def measure(site: Site, params: Tensors, client: ClientId | None = None) -> dict
         }
 
 
-def on_site(site: Site, params: Tensors) -> Tensors:
-    """What of a state's parameters the site's model is measured with, on the site's device."""
-    own = {n: params[n] for n in site.plan.method.names(site.model)}
-    return {
-        n: x.to(site.device)
-        for n, x in {**own, **add_prefix(EXACT, take_prefix(EXACT, params))}.items()
-    }
-
-
-def client_params(site: Site, state: State, store: Store, client: ClientId) -> Tensors:
-    """The model of one client: what all share, and of personal tensors its own; those at the start
-    if it has none. Where local training makes each client a model of its own, it is that one, and
-    the common one before a client has any."""
-    if not _differ(site.plan):
-        return state.flat
-    memory = store.load(client, state.accepted.get(client))
-    if hasattr(site.plan.local, "own_model"):
-        return {**state.flat, **site.plan.local.own_model(take_prefix("local", memory))}
-    kept = take_prefix("personal", memory)
-    return {**site.plan.personal_of(site.params()), **kept, **state.flat}
-
-
-def _differ(plan: Plan) -> bool:
-    """Whether clients have models of their own, or tensors."""
-    return bool(plan.personal) or hasattr(plan.local, "own_model")
-
-
 def held_out(site: Site, state: State, store: Store) -> dict[str, float]:
-    """The task's metrics on the common held-out examples; with personal tensors the mean over the
-    clients' models."""
-    if not site.plan.personal:
+    """The task's metrics on the common held-out examples; where clients have models of their own,
+    the mean over these."""
+    if has_one_model(site.plan):
         return {**measure(site, state.flat), **attacked(site, state.flat)}
     each = [
         measure(site, client_params(site, state, store, client)) for client in site.data.clients
@@ -113,7 +86,7 @@ def client_accuracy(site: Site, state: State, store: Store) -> dict[str, Any] | 
     right: Tensor | None = None
     each: dict[ClientId, float] = {}
     for client, held in zip(data.parts, counts, strict=True):
-        if right is None or _differ(site.plan):
+        if right is None or not has_one_model(site.plan):
             right = _accuracy_by_class(site, client_params(site, state, store, client))
         if right is None:
             return None
@@ -201,25 +174,3 @@ def tuned(plan: Plan, model: Any, params: Tensors) -> Any:
     own = {name: params[name] for name in plan.method.names(model)}
     write(model, {**own, **merged(model, take_prefix(EXACT, params))})
     return model
-
-
-def over_clients(site: Site, state: State, store: Store) -> dict[str, dict[str, float]]:
-    """By metric, the mean over the clients and the mean of the tenth of them that does worst, at
-    least one.
-
-    Each client counts once, with its own training examples, not augmented. Losses and perplexities
-    are worst where they are high.
-    """
-    each = [
-        measure(site, client_params(site, state, store, client), client)
-        for client in site.data.clients
-    ]
-    tenth = max(1, len(each) // 10)
-    spread: dict[str, dict[str, float]] = {}
-    for name in each[0] if each else {}:
-        values = sorted((metrics[name] for metrics in each), reverse=name in LESS_IS_BETTER)
-        spread[name] = {
-            "mean": sum(values) / len(values),
-            "worst_tenth": sum(values[:tenth]) / tenth,
-        }
-    return spread

@@ -1,4 +1,5 @@
-"""How well each client's model does on the client's own held-out examples."""
+"""How well each client's model does on the client's own examples: those that it holds out, and
+those that it trains on."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +9,8 @@ from fedpeft.core.interfaces import Store
 from fedpeft.core.types import ClientId, State, Weighted
 from fedpeft.core.units import LESS_IS_BETTER, finite_or_none
 from fedpeft.data.client_data import Partitioned
-from fedpeft.evaluation.measure import client_params, on_site
+from fedpeft.evaluation.client_model import client_params, on_site
+from fedpeft.evaluation.measure import measure
 from fedpeft.rounds.site import Site, threads
 
 
@@ -36,6 +38,28 @@ def own_held_out(site: Site, state: State, store: Store) -> dict[str, Any] | Non
         for name in names
     }
     return {"examples": examples, "metrics": by_metric}
+
+
+def over_clients(site: Site, state: State, store: Store) -> dict[str, dict[str, float]]:
+    """By metric, the mean over the clients and the mean of the tenth of them that does worst, at
+    least one.
+
+    Each client counts once, with its own training examples, not augmented. Losses and perplexities
+    are worst where they are high.
+    """
+    each = [
+        measure(site, client_params(site, state, store, client), client)
+        for client in site.data.clients
+    ]
+    tenth = max(1, len(each) // 10)
+    spread: dict[str, dict[str, float]] = {}
+    for name in each[0] if each else {}:
+        values = sorted((metrics[name] for metrics in each), reverse=name in LESS_IS_BETTER)
+        spread[name] = {
+            "mean": sum(values) / len(values),
+            "worst_tenth": sum(values[:tenth]) / tenth,
+        }
+    return spread
 
 
 def _measure(site: Site, state: State, store: Store, client: ClientId) -> Mapping[str, Weighted]:

@@ -5,7 +5,7 @@ An optimizer, a correction and terms of the loss are its parts, so FedProx with 
 two keys.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil, pi
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedpeft.compute.objective import PRECISIONS
 from fedpeft.core.facts import Fact
-from fedpeft.core.interfaces import Added, Correction, Data, LossFn, Optimizer, Term
+from fedpeft.core.interfaces import Added, Augment, Correction, Data, LossFn, Optimizer, Term
 from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import (
     add_prefix,
@@ -70,6 +70,7 @@ class Descent:
         a length.
       terms: what is added to the loss of each example, e.g. "distillation"; the loss that a client
         tells has them in it.
+      augments: what changes the batches that are trained on, in this order, e.g. "mixup".
       precision: of the pass: "float32", "bfloat16", or "float16" with a fixed loss scale. What is
         trained is float32.
 
@@ -92,6 +93,7 @@ class Descent:
     optimizer: Optimizer = part("optimizer", "sgd")
     correction: Correction = part("correction", "none")
     terms: tuple[Term, ...] = parts("term", unwritten=True)
+    augments: tuple[Augment, ...] = parts("augment", unwritten=True)
 
     def __post_init__(self) -> None:
         _check_length(self.epochs, self.batch_size, self.steps)
@@ -156,7 +158,8 @@ class Descent:
         if self.steps:
             passes = ceil(self.steps / ceil(context.size / self.batch_size))
         found = data.batches(context.client, self.batch_size, passes, draws, self.group_by_length)
-        return islice(found, self.steps) if self.steps else found
+        some = islice(found, self.steps) if self.steps else found
+        return changed(self.augments, some, generator(context.seed, "augments"))
 
     def begin(self, received: Tensors, memory: Tensors, context: Context) -> Carry:
         params, shared = self._split(received)
@@ -293,3 +296,13 @@ def _check_rate(lr: float, schedule: str, warmup: float, floor: float) -> None:
             f"floor = {floor} is where a schedule ends, and a constant one does not fall: leave it "
             'out, or set schedule = "cosine" or "linear"'
         )
+
+
+def changed(
+    augments: Sequence[Augment], batches: Iterable[Batch], draws: torch.Generator
+) -> Iterator[Batch]:
+    """The batches, each changed by all augments in their order."""
+    for batch in batches:
+        for augment in augments:
+            batch = augment.change(batch, draws)
+        yield batch

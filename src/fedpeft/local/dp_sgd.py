@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.accounting import check_noise
-from fedpeft.core.interfaces import Added, Data, LossFn, Optimizer, Term
+from fedpeft.core.interfaces import Added, Augment, Data, LossFn, Optimizer, Term
 from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import (
     SMALLEST,
@@ -19,7 +19,7 @@ from fedpeft.core.tensors import (
     take_prefix,
 )
 from fedpeft.core.types import Batch, Carry, Context, Event, Tensors
-from fedpeft.local.descent import Descent
+from fedpeft.local.descent import Descent, changed
 from fedpeft.registry import part, parts
 
 NOISE = "noise"
@@ -44,8 +44,8 @@ class DpSgd:
       clip_norm: C.
       noise_multiplier: z; left out, it follows from the plan's `target_epsilon`.
       chunk: how many gradients are held at a time.
-      lr, schedule, warmup, precision, optimizer, terms: as of `descent`; no float16, whose overflow
-        would tell of an example, and no term that couples examples.
+      lr, schedule, warmup, precision, optimizer, terms, augments: as of `descent`; no float16,
+        whose overflow would tell of an example, and no term or augment that couples examples.
 
     Raises:
       ValueError: a value out of range.
@@ -63,6 +63,7 @@ class DpSgd:
     precision: str = "float32"
     optimizer: Optimizer = part("optimizer", "sgd")
     terms: tuple[Term, ...] = parts("term", unwritten=True)
+    augments: tuple[Augment, ...] = parts("augment", unwritten=True)
     _descent: Descent = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -113,7 +114,7 @@ class DpSgd:
             drawn = (secret.at("drawn").uniform(context.size) < self.rate).nonzero()[:, 0]
             # an empty draw is a step of noise alone: one example that does not count
             places = drawn if len(drawn) else torch.zeros(1, dtype=torch.long)
-            batch = data.chosen(context.client, places, draws)
+            [batch] = changed(self.augments, [data.chosen(context.client, places, draws)], draws)
             mask = torch.ones(len(drawn)) if len(drawn) else torch.zeros(1)
             std = self.noise_multiplier * self.clip_norm if self.noise_multiplier else 0.0
             noise = {

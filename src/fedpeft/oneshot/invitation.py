@@ -102,6 +102,7 @@ NOT_IN_ONE_FILE: Mapping[Fact, str] = {
     "trains alone",
     Fact.MANY_MESSAGES: "{other} asks each client more than once, and a file for each is one "
     "answer: leave it out",
+    Fact.SIMULATES: "{other} {what}, and who hands in a file is real: leave it out",
     Fact.PERSONAL: "personal tensors are for clients that come back for the next round, and there "
     "is none: leave them out",
     Fact.REMEMBERS: "{other} makes clients remember something for the next round, and there is "

@@ -119,7 +119,8 @@ def _kept(
     plan: Plan, device: str, model: nn.Module, train: Tensors, test: Tensors, clients: int
 ) -> FeatureCache:
     """Features, where they are wanted and each example is seen twice or more on average."""
-    if not plan.compute.features or plan.local.precision != "float32":
+    changed = getattr(plan.local, "augments", ())  # inputs differ then from step to step
+    if not plan.compute.features or plan.local.precision != "float32" or changed:
         return FeatureCache()
     if plan.rounds * min(plan.cohort, clients) * plan.local.passes < 2 * clients:
         return FeatureCache()

@@ -1,12 +1,15 @@
 """What rounds.jsonl tells of a round."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedpeft.core.types import ClientId
 from fedpeft.core.units import finite_or_none
 from fedpeft.rounds.loop import Ledger
+
+NAMED = ("aggregation_error", "vote")
+"""What algorithms tell that has a key of its own."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class RoundRecord:
         factors.
       vote: what the clients chose: `merge`, `strength`, all `scores`, by how many `examples`, and
         who `failed` to vote; null without a vote.
+      reports: by name what else algorithms told of the round.
       held_out: the same of the new parameters on held-out examples; null if this round was not
         evaluated.
     """
@@ -42,6 +46,7 @@ class RoundRecord:
     privacy: Mapping[str, Any] | None = None
     aggregation_error: float | None = None
     vote: Mapping[str, Any] | None = None
+    reports: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def failed(self) -> dict[ClientId, str]:
@@ -67,6 +72,7 @@ def record_of(ledger: Ledger, held_out: Mapping[str, float] | None, seconds: flo
         privacy=ledger.privacy,
         aggregation_error=ledger.aggregation_error,
         vote=ledger.vote,
+        reports={name: x for name, x in ledger.reports.items() if name not in NAMED},
     )
 
 
