@@ -251,7 +251,7 @@ def test_what_needs_the_contributors_examples_is_refused(four: Study, tmp_path: 
     assert fedpeft("evaluate", out).exit_code == 0
     for command, words in (
         (("evaluate", out, "--per-client"), "leave out --per-client"),
-        (("attack", out, "--pictures", 2, "--steps", 1), "Attack a simulation of the plan"),
+        (("audit", out, "--pictures", 2, "--steps", 1), "Audit a simulation of the plan"),
     ):
         told = fedpeft(*command)
         assert told.exit_code == 2 and told.stdout == ""

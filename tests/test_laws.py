@@ -1,5 +1,6 @@
 """Laws that parts keep together: any of them with any other."""
 
+from dataclasses import replace
 from functools import cache
 from itertools import islice, product
 from math import ceil
@@ -42,9 +43,13 @@ def fitting(one: tuple[str, ...]) -> bool:
     kinds = ("codec", "codec", "aggregator", "correction", "optimizer", "server", "stage")
     holders = []
     for place, (kind, name) in enumerate(zip(kinds, one, strict=True)):
-        if name and place != 1:  # a downlink's loss is known to the server
-            noise = {"noise_multiplier": 0.1} if name in PRIVATE else {}
-            holders.append(holder_of(build(kind, {"name": name, **noise})))
+        if not name:
+            continue
+        noise = {"noise_multiplier": 0.1} if name in PRIVATE else {}
+        holder = holder_of(build(kind, {"name": name, **noise}))
+        if place == 1:  # a downlink's loss is known to the server
+            holder = replace(holder, offers=holder.offers - {Fact.LOSSY})
+        holders.append(holder)
     try:
         check_holders(holders)
     except PlanError:
