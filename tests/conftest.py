@@ -3,9 +3,11 @@ data."""
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 from contributions import Study, study
 from counting import save_llama, save_texts
-from exporting import CASES, MERGED, Done, done, loaded_elsewhere, text_cases
+from exporting import CASES, MERGED, Done, done, text_cases
 from hypothesis import settings
 from rounds import plan_of, points_plan
 
@@ -66,31 +68,58 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return study(tmp_path_factory.mktemp("four"))
 
 
+@dataclass
+class OnDemand(Mapping[str, Any]):
+    """What each test asks for is made when it is first asked for."""
+
+    names: Sequence[str]
+    make: Callable[[str], Any]
+    made: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.names:
+            raise KeyError(name)
+        if name not in self.made:
+            self.made[name] = self.make(name)
+        return self.made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
 @pytest.fixture(scope="session")
 def runs(
     tmp_path_factory: pytest.TempPathFactory, real_data_if_any: Path | None
-) -> dict[str, Done]:
+) -> Mapping[str, Done]:
     """Runs of every method, which the tests of exporting share."""
     root = tmp_path_factory.mktemp("runs")
     cases = {**CASES, **text_cases(root, real_data_if_any)}
-    return {
-        name: done(root / f"run-{k}", **changes) for k, (name, changes) in enumerate(cases.items())
-    }
+    return OnDemand(list(cases), lambda name: done(root / f"run-{file_name(name)}", **cases[name]))
 
 
 @pytest.fixture(scope="session")
-def folders(runs: Mapping[str, Done], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """What is exported of these runs, with the logits that were computed elsewhere beside each
-    folder."""
+def folders(
+    runs: Mapping[str, Done], tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, Path]:
+    """What is exported of these runs."""
     root = tmp_path_factory.mktemp("exported")
-    made = {name: root / re.sub(r"\W+", "-", name) for name in runs}
-    made |= {f"{name}, merged": root / re.sub(r"\W+", "-", f"{name}, merged") for name in MERGED}
-    of = {}
-    for name, folder in made.items():
-        of[folder] = runs[name.removesuffix(", merged")]
-        export_run(of[folder].folder.path, folder, merge=name.endswith("merged"))
-    loaded_elsewhere(of, root / "cache")
-    return made
+
+    def export(name: str) -> Path:
+        run, folder = runs[name.removesuffix(", merged")], root / file_name(name)
+        export_run(run.folder.path, folder, merge=name.endswith("merged"))
+        return folder
+
+    return OnDemand([*runs, *(f"{name}, merged" for name in MERGED)], export)
+
+
+def file_name(name: str) -> str:
+    return re.sub(r"\W+", "-", name)
 
 
 @pytest.fixture(scope="session")

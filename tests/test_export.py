@@ -2,13 +2,14 @@
 the run does."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
-from exporting import BERT, CASES, LLAMA, MERGED, Done
+from conftest import file_name
+from exporting import BERT, CASES, LLAMA, MERGED, Done, loaded_elsewhere
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,20 +20,43 @@ from fedpeft.core.types import Table
 from fedpeft.data.digits import Digits
 from fedpeft.tasks.image_classification import ImageClassification
 
+Outputs: TypeAlias = Callable[[str], tuple[Tensor, dict[str, Any]]]
+FEW = ("lora", "bert, lora", "lora, merged", "layernorm, merged")
+"""Those of every day; all others are slow tests."""
+EVERY = (*CASES, *BERT, *LLAMA, *(f"{name}, merged" for name in MERGED))
 
-def output(folder: Path) -> tuple[Tensor, dict[str, Any]]:
-    """The logits that were computed elsewhere, and the model's labels and class."""
-    return load_file(f"{folder}.out")["logits"], json.loads(Path(f"{folder}.json").read_text())
+
+@pytest.fixture(scope="module")
+def output(
+    runs: Mapping[str, Done],
+    folders: Mapping[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Outputs:
+    """The logits that are computed elsewhere, and the model's labels and class: the few in one
+    process, and all others in another."""
+    cache = tmp_path_factory.mktemp("elsewhere")
+
+    def load(name: str) -> tuple[Tensor, dict[str, Any]]:
+        folder = folders[name]
+        if not Path(f"{folder}.out").exists():
+            same = [one for one in EVERY if one in folders and (one in FEW) == (name in FEW)]
+            of = {folders[one]: runs[one.removesuffix(", merged")] for one in same}
+            loaded_elsewhere(of, cache / file_name(name))
+        return load_file(f"{folder}.out")["logits"], json.loads(Path(f"{folder}.json").read_text())
+
+    return load
 
 
-@pytest.mark.parametrize("name", [*CASES, *BERT, *LLAMA, *(f"{name}, merged" for name in MERGED)])
+@pytest.mark.parametrize(
+    "name", [one if one in FEW else pytest.param(one, marks=pytest.mark.slow) for one in EVERY]
+)
 def test_what_is_loaded_computes_what_the_run_does(
-    name: str, runs: Mapping[str, Done], folders: Mapping[str, Path]
+    name: str, runs: Mapping[str, Done], folders: Mapping[str, Path], output: Outputs
 ) -> None:
     if name in LLAMA and name not in folders:
         pytest.skip("no Llama: FEDPEFT_DATA names no folder with stories260k")
     run = runs[name.removesuffix(", merged")]
-    logits, what = output(folders[name])
+    logits, what = output(name)
     assert run.logits.abs().max() > 1e-3
     assert what["labels"] == list(run.site.classes)
     # W + BA is rounded, where the adapter computes Wx + B(Ax); so are BR and what PiSSA takes out.
@@ -42,7 +66,9 @@ def test_what_is_loaded_computes_what_the_run_does(
         assert torch.equal(logits, run.logits)
 
 
-def test_an_adapter_is_small_and_a_merged_one_is_a_plain_model(folders: Mapping[str, Path]) -> None:
+def test_an_adapter_is_small_and_a_merged_one_is_a_plain_model(
+    folders: Mapping[str, Path], output: Outputs
+) -> None:
     files = {file.name for file in folders["lora"].iterdir()}
     assert files == {
         "README.md",
@@ -53,8 +79,8 @@ def test_an_adapter_is_small_and_a_merged_one_is_a_plain_model(folders: Mapping[
     saved = load_file(folders["lora"] / "adapter_model.safetensors")
     # 5 blocks, query and value, A and B of rank 8 for a width of 128; 10 classes
     assert sum(x.numel() for x in saved.values()) == 5 * 2 * 2 * 8 * 128 + 10 * 128 + 10
-    assert output(folders["lora, merged"])[1]["class"] == "ViTForImageClassification"
-    assert output(folders["layernorm, merged"])[1]["class"] == "ViTForImageClassification"
+    assert output("lora, merged")[1]["class"] == "ViTForImageClassification"
+    assert output("layernorm, merged")[1]["class"] == "ViTForImageClassification"
 
 
 def test_files_say_the_same_in_every_process(folders: Mapping[str, Path]) -> None:

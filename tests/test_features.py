@@ -226,7 +226,7 @@ def test_a_file_is_found_again_and_mended_where_it_is_another(plan: Plan, cache:
     [
         ({"seed": 4}, 0),
         ({"local": {"lr": 0.3}}, 0),
-        ({"base_dtype": "bfloat16"}, 2),
+        pytest.param({"base_dtype": "bfloat16"}, 2, marks=pytest.mark.slow),
         ({"task": {"mean": [0.1]}}, 2),
     ],
 )
