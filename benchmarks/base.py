@@ -40,7 +40,7 @@ from fedpeft.compute.frozen_linear import BASE_DTYPES, prepare_frozen
 from fedpeft.compute.objective import Objective
 from fedpeft.compute.trainable import read
 from fedpeft.core.interfaces import Method, Task
-from fedpeft.core.seeds import seeded
+from fedpeft.core.seeds import seed_torch
 from fedpeft.core.types import Batch, State, Tensors
 from fedpeft.evaluation.measure import measure
 from fedpeft.local.descent import Descent
@@ -72,7 +72,7 @@ def inputs(name: str, size: int) -> Batch:
 def stepping(task: Task, way: str, batch: Batch) -> tuple[Callable[[], object], Tensors]:
     """A step to be timed, and the gradient that it takes."""
     method: Method = LoRA(rank=8)
-    with seeded(1):
+    with seed_torch(1):
         model = method.inject(task.build(CLASSES).requires_grad_(False)).train()
     names = method.names(model)
     prepare_frozen(model, names, *WAYS[way])

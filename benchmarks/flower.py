@@ -31,7 +31,7 @@ from fedpeft.deploy.bundle import write_bundle
 from fedpeft.engines.flower.engine import Flower, server_app
 from fedpeft.runs.folder import RunFolder, read_rounds
 from fedpeft.storage.locate import locate
-from fedpeft.wire.sockets import Letter, listening, receive, send
+from fedpeft.wire.sockets import Letter, listen, receive, send
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -136,7 +136,7 @@ def _watch(here: Federation, peak: dict[str, int]) -> None:
 
 def echo(folder: Path) -> None:
     """A worker that gives back what it gets."""
-    with listening(folder / "socket") as server:
+    with listen(folder / "socket") as server:
         while True:
             connection, _ = server.accept()
             with connection:

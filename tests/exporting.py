@@ -18,8 +18,8 @@ from torch.func import functional_call
 from fedpeft import read_plan
 from fedpeft.catalogue import CATALOGUE
 from fedpeft.compute.feature_cache import FEATURES
-from fedpeft.core.low_rank import EXACT, merged
-from fedpeft.core.seeds import seeded
+from fedpeft.core.low_rank import EXACT, merge_exact
+from fedpeft.core.seeds import seed_torch
 from fedpeft.core.tensors import take_prefix
 from fedpeft.core.types import Batch
 from fedpeft.rounds.site import Site
@@ -131,7 +131,7 @@ def done(path: Path, **changes: Any) -> Done:
     own = {name: saved.state.params[name] for name in plan.method.names(site.model)}
     # The site's multiplies by packed weights, which rounds otherwise.
     model = plan.model(site.classes).eval()
-    own |= merged(model, take_prefix(EXACT, saved.state.flat))
+    own |= merge_exact(model, take_prefix(EXACT, saved.state.flat))
     with torch.inference_mode():
         logits = functional_call(model, own, (), inputs).logits
     return Done(folder, site, inputs, logits)
@@ -191,7 +191,7 @@ def save_bert(folder: Path) -> None:
         "intermediate_size": 64,
     }
     vocabulary = {word: k for k, word in enumerate(("[PAD]", "[UNK]", *WORDS))}
-    with seeded(3):
+    with seed_torch(3):
         hf.BertModel(
             hf.BertConfig(vocab_size=len(vocabulary), **size), add_pooling_layer=False
         ).save_pretrained(folder)

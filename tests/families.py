@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from fedpeft.core.seeds import seeded
+from fedpeft.core.seeds import seed_torch
 from tools.models.small import config_for
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
@@ -25,7 +25,7 @@ def save_family(folder: Path, family: str, auto: str = "AutoModel", **settings: 
     import transformers
 
     config = config_for(family, **settings)
-    with seeded(3):
+    with seed_torch(3):
         getattr(transformers, auto).from_config(config).save_pretrained(folder)
     if hasattr(config, "vocab_size"):
         save_tokenizer(folder)

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from fedpeft.core.interfaces import Method
 from fedpeft.core.outputs import LOGITS, Outputs, head_input
-from fedpeft.core.seeds import seeded
+from fedpeft.core.seeds import seed_torch
 from fedpeft.core.types import Batch, Tensors
 from fedpeft.registry import build
 
@@ -20,7 +20,7 @@ KINDS = ("vit", "bert", "llama", "lm")
 
 def model_of(kind: str, **settings: Any) -> nn.Module:
     """A model with weights of its own kind, the same ones every time, none of them zero."""
-    with seeded(7):
+    with seed_torch(7):
         model = _built(kind, settings)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -109,7 +109,7 @@ def injected(
 ) -> tuple[nn.Module, list[str]]:
     """A model of the kind with the method in it, and the names of what is trained."""
     made = method(spec)
-    with seeded(11):
+    with seed_torch(11):
         model = made.inject(model_of(kind, **settings))
     return model.eval(), list(made.names(model))
 

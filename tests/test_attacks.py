@@ -4,13 +4,13 @@ import pytest
 import torch
 from rounds import DIGITS, Recording, on, plan_of, points_plan
 
-from fedpeft.adversaries.assignment import attackers, poisoned
+from fedpeft.adversaries.assignment import choose_adversaries, poison_rows
 from fedpeft.core.interfaces import Attack
 from fedpeft.core.tensors import equal, layout, scale
 from fedpeft.core.types import Reply, Tensors, Update
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.errors import PlanError
-from fedpeft.evaluation.measure import attacked, measure
+from fedpeft.evaluation.measure import measure, measure_attacks
 from fedpeft.registry import build, names
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
@@ -50,10 +50,12 @@ def test_a_share_out_of_range(name: str, share: float) -> None:
 
 def test_attackers_are_exactly_their_share_and_those_of_a_smaller_one_are_among_them() -> None:
     clients = [f"c{k}" for k in range(10)]
-    few, many = (attackers(made({"name": "scaled", "share": s}), 7, clients) for s in (0.1, 0.3))
+    few, many = (
+        choose_adversaries(made({"name": "scaled", "share": s}), 7, clients) for s in (0.1, 0.3)
+    )
     assert len(few) == 1 and len(many) == 3 and set(few) < set(many)
-    assert attackers(made({"name": "sign_flip", "share": 0.3}), 7, clients) == many
-    assert attackers(made({"name": "scaled", "share": 0.0}), 7, clients) == []
+    assert choose_adversaries(made({"name": "sign_flip", "share": 0.3}), 7, clients) == many
+    assert choose_adversaries(made({"name": "scaled", "share": 0.0}), 7, clients) == []
 
 
 def test_labels_flipped_and_pictures_stamped_by_hand() -> None:
@@ -63,10 +65,10 @@ def test_labels_flipped_and_pictures_stamped_by_hand() -> None:
         made({"name": "label_flip", "share": 0.5}),
         made({"name": "backdoor", "target": 1}),
     )
-    [bad] = attackers(flip, 1, list(parts))
-    flipped = poisoned([flip], 1, rows, parts, 4)["label"]
+    [bad] = choose_adversaries(flip, 1, list(parts))
+    flipped = poison_rows([flip], 1, rows, parts, 4)["label"]
     want = [3 - k % 4 if k in parts[bad].tolist() else k % 4 for k in range(6)]
-    assert flipped.tolist() == want and equal(poisoned([], 1, rows, parts, 4), rows)
+    assert flipped.tolist() == want and equal(poison_rows([], 1, rows, parts, 4), rows)
     taught = stamp.poison(rows, 4)
     assert taught["label"].tolist() == [1, 1, 1, 3, 1, 1]
     assert taught["image"].flatten(1).float().sum(1).tolist() == [4 * 255, 0] * 3, (
@@ -91,7 +93,9 @@ def test_what_attackers_send_is_what_they_trained_changed(points: Site) -> None:
         points_plan(rounds=1),
         points_plan(rounds=1, attacks=[{"name": "sign_flip", "share": 0.5}, "scaled"]),
     )
-    bad, worse = (attackers(attack, plan.seed, points.data.clients) for attack in plan.attacks)
+    bad, worse = (
+        choose_adversaries(attack, plan.seed, points.data.clients) for attack in plan.attacks
+    )
     seen = []
     for one in (honest, plan):
         recording = Recording(on(points, one))
@@ -148,9 +152,9 @@ def test_a_backdoor_is_learned_and_its_success_is_told_apart_from_accuracy() -> 
     }
     plan = plan_of(**changes, attacks=[{"name": "backdoor", "share": 1.0, "target": 3}])
     site = open_site(plan)
-    assert attacked(site, site.params())["backdoor success"] < 0.3
+    assert measure_attacks(site, site.params())["backdoor success"] < 0.3
     *_, (state, _) = federate(plan, InProcess(site), start(plan, site.params()))
     assert (
-        attacked(site, state.params)["backdoor success"] > 0.8
+        measure_attacks(site, state.params)["backdoor success"] > 0.8
         and measure(site, state.params)["accuracy"] > 0.5
     )

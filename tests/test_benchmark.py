@@ -19,7 +19,14 @@ from running import run as execute_all
 from fedpeft import DataError, RunError, open_site, read_plan
 from fedpeft.export.export import export_run
 from fedpeft.registry import Code
-from fedpeft.results.benchmark import answers, asking, benchmark, difference, encoded, share
+from fedpeft.results.benchmark import (
+    answers,
+    benchmark,
+    difference,
+    encode_question,
+    make_lm,
+    share,
+)
 from fedpeft.results.questions import Asked, Question
 from fedpeft.runs.folder import create
 
@@ -109,11 +116,11 @@ def test_log_likelihoods_and_scores_are_those_by_hand(
             Question("", [(row["question"], f" {one}") for one in row["choices"]], 3, _kept(heard))
             for row in rows
         ]
-        scorer = asking(model, run.site.plan, "cpu")
+        scorer = make_lm(model, run.site.plan, "cpu")
         answers(
             scorer,
             asked,
-            [[encoded(scorer, *r) for r in one.requests] for one in asked],
+            [[encode_question(scorer, *r) for r in one.requests] for one in asked],
             lambda n: None,
         )
         assert sorted(heard) == [pytest.approx(one, abs=1e-4) for one in sorted(each)]

@@ -10,7 +10,7 @@ from method_models import method
 from torch import nn
 
 from fedpeft.codecs.float16 import Float16
-from fedpeft.codecs.narrowing import narrowed
+from fedpeft.codecs.narrowing import narrow_dtype
 from fedpeft.compute.trainable import tensors_of
 from fedpeft.core.types import Update
 from fedpeft.wire.frames import headers
@@ -107,7 +107,7 @@ def test_the_page_has_the_bytes_of_both_ways(name: str) -> None:
     shapes = tensors_of(whole.inject(model))
     sent = [shapes[one] for one in whole.names(model)]
     full, low = (
-        sum(x.numel() * narrowed(x.dtype, torch.float16).itemsize for x in sent),
+        sum(x.numel() * narrow_dtype(x.dtype, torch.float16).itemsize for x in sent),
         2 * ranks[16],
     )
     assert full == 2 * every

@@ -16,14 +16,14 @@ from fedpeft.oneshot.invitation import invite, read_invitation, server_key
 from fedpeft.oneshot.keys import (
     SealError,
     check_name,
+    is_signed,
     make_sealing_key,
     make_signing_key,
     seal,
     sealing_key,
-    signed,
+    sign,
     signing_key,
     unseal,
-    verified,
 )
 from fedpeft.oneshot.rules import Rules
 from fedpeft.plan.reading import read_plan
@@ -289,10 +289,10 @@ def test_sealed_for_one_and_signed_by_one(tmp_path: Path) -> None:
             unseal(key, head, sealed)
     private, _ = make_signing_key("me", tmp_path)
     mine = signing_key(private)
-    known, signature = mine.public_key().public_bytes_raw().hex(), signed(mine, b"head", b"body")
-    assert verified(known, signature, b"head", b"body")
-    assert not verified(known, signature.upper(), b"head", b"body")
-    assert not verified(known, signature, b"hea", b"dbody") and not verified(
+    known, signature = mine.public_key().public_bytes_raw().hex(), sign(mine, b"head", b"body")
+    assert is_signed(known, signature, b"head", b"body")
+    assert not is_signed(known, signature.upper(), b"head", b"body")
+    assert not is_signed(known, signature, b"hea", b"dbody") and not is_signed(
         "00", signature, b"head", b"body"
     )
     with pytest.raises(RunError, match="is there already"):

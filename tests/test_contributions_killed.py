@@ -52,7 +52,7 @@ def test_what_a_kill_left_is_cleared_and_what_is_at_work_is_not(
     left = tmp_path / ".merged.a_b0c1d2" / "merged"
     left.mkdir(parents=True)
     (left / "server.key").write_text("secret")
-    with swap.building(out) as folder:
+    with swap.replace_when_built(out) as folder:
         swap.clear(out)
         assert not left.parent.exists() and folder.is_dir()
     assert sorted(tmp_path.iterdir()) == sorted([*others, out])
@@ -62,7 +62,7 @@ def kill_everywhere(out: Path, file: Path, exchange: bool, events: tuple[str, ..
     """Copy the merge, kill a change of the copy before each of its file events in turn, and print
     where it lies."""
     if not exchange:
-        swap._exchanged = lambda one, other: False  # as on a system that cannot
+        swap._exchange = lambda one, other: False  # as on a system that cannot
     moment, status = 0, 1
     while status != 0:
         copy = out.with_name(f"copy{moment}")

@@ -17,7 +17,7 @@ from running import fedpeft
 from fedpeft.core.tensors import equal, map_tensors, scale
 from fedpeft.core.types import Update
 from fedpeft.errors import RunError
-from fedpeft.oneshot.contribution import Header, opened, write_contribution
+from fedpeft.oneshot.contribution import Header, open_contribution, write_contribution
 from fedpeft.oneshot.invitation import server_key
 from fedpeft.oneshot.keys import (
     Trust,
@@ -290,14 +290,14 @@ def test_mutated_files(four: Study, count: int) -> None:
     by reading it."""
     invitation, key, draw = four.invitation, sealing_key(server_key(four.path)), Random(7)
     whole, other = (file.read_bytes() for file in four.files[:2])
-    opened(whole, "whole", invitation, key, Trust())
+    open_contribution(whole, "whole", invitation, key, Trust())
     loaded = set(sys.modules)
     for number in range(count):
         content = mutated(whole, other, draw)
         if content == whole:
             continue
         with pytest.raises(ContributionError):
-            opened(content, f"mutant {number}", invitation, key, Trust())
+            open_contribution(content, f"mutant {number}", invitation, key, Trust())
     assert set(sys.modules) == loaded
 
 
@@ -337,7 +337,7 @@ def test_mutated_frames_that_are_sealed_and_signed(count: int, four: Study, tmp_
             said = replace(said, bytes=len(frame))
         content = write_contribution(said, frame, study.terms.server, signer)
         try:
-            opened(content, "mutant", study, key, Trust())
+            open_contribution(content, "mutant", study, key, Trust())
         except ContributionError:
             continue
         assert (frame, replace(said, client="c000", privacy=None)) == (one.frame, one.header)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from rounds import POINTS
 
-from fedpeft.core.conversation import Answer, Ask, Flow, Message, converse, recorded, replay
+from fedpeft.core.conversation import Answer, Ask, Flow, Message, converse, record, replay
 from fedpeft.core.interfaces import Engine
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Failure, Job, Reply, State
@@ -19,7 +19,7 @@ from fedpeft.engines.processes import Processes
 from fedpeft.engines.vectorized.engine import Cohort
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
-from fedpeft.registry import _installed
+from fedpeft.registry import _installed_parts
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.storage.client_memory import Folder
@@ -41,9 +41,9 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The other package is installed."""
     monkeypatch.syspath_prepend(str(PLUGIN))
     monkeypatch.setenv("PYTHONPATH", ":".join([str(PLUGIN), *sys.path]))
-    _installed.cache_clear()
+    _installed_parts.cache_clear()
     yield
-    _installed.cache_clear()
+    _installed_parts.cache_clear()
 
 
 def plan_of(**changes: object) -> Plan:
@@ -188,7 +188,7 @@ def test_a_replay_of_recorded_answers_is_the_conversation() -> None:
         return iter([Answer(c, Message({}, {"x": len(asked)})) for c in sorted(ask.to)])
 
     heard: list[tuple[Ask, Sequence[Answer]]] = []
-    state = converse(recorded(flow_of(State(0, {})), heard), post)
+    state = converse(record(flow_of(State(0, {})), heard), post)
     assert asked == ["one", "two"] and float(state.params["x"]) == 1 + 1 + 2
     again = replay(flow_of(State(0, {})), heard)
     assert asked == ["one", "two"] and torch.equal(again.params["x"], state.params["x"])

@@ -11,12 +11,12 @@ from rounds import last, points_plan, run
 from running import run as executed
 from test_ranks import PLAN, Losses
 
-from fedpeft.compute.objective import Objective, scored
+from fedpeft.compute.objective import Objective, score_batches
 from fedpeft.core.tensors import equal
 from fedpeft.errors import PlanError
 from fedpeft.oneshot.diagnose import Budget, _smoothness, diagnose
 from fedpeft.oneshot.trajectories import Way, _alone, both_ways, check_comparable
-from fedpeft.oneshot.weight_change import unfactored
+from fedpeft.oneshot.weight_change import multiply_factors
 from fedpeft.plan.reading import read_plan
 from fedpeft.registry import Code
 from fedpeft.rounds.site import Site, open_site
@@ -41,10 +41,10 @@ def test_smoothness_is_that_of_the_model_which_holds_what_was_merged() -> None:
         task: Any = Losses(site.task)
         site.model.eval()
         (batch,) = islice(site.data.batches(clients[0], 8, 1, torch.Generator().manual_seed(0)), 1)
-        whole = unfactored(site.model, way.states[-1])
+        whole = multiply_factors(site.model, way.states[-1])
         held = {n: torch.zeros_like(x) for n, x in way.states[0].items() if ".lora_B." in n}
         loss = Objective(site.model, site.task, held=held)(whole, batch)
-        evaluated = next(iter(scored(task, site.model, way.states[-1], [batch])))[1]["loss"]
+        evaluated = next(iter(score_batches(task, site.model, way.states[-1], [batch])))[1]["loss"]
         torch.testing.assert_close(loss, evaluated)
     assert found[0]["of"] == found[1]["of"] == "merged weights"
     assert found[0]["median"] == pytest.approx(found[1]["median"], rel=1e-3)

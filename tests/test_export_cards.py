@@ -10,7 +10,7 @@ from exporting import SMALL, Done
 
 from fedpeft import __version__, read_plan
 from fedpeft.export.export import export_run
-from fedpeft.export.model_card import listed
+from fedpeft.export.model_card import list_literal
 from fedpeft.runs.execute import execute, open_engine, open_run_site
 from fedpeft.runs.folder import create, read_json, read_rounds
 
@@ -59,7 +59,7 @@ def test_the_card_of_a_model_from_scratch_claims_no_base(folders: Mapping[str, P
 
 def test_class_names_are_not_broken_by_a_card_s_lines() -> None:
     names = [f'a class, with a "name" of its own, number {k}' for k in range(40)]
-    lines = listed("classes", names)
+    lines = list_literal("classes", names)
     assert len(lines) > 2
     found: dict[str, Any] = {}
     exec("\n".join(lines), found)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from fedpeft.aggregators.distances import borne, ranked
+from fedpeft.aggregators.distances import borne, rank_by_krum
 from fedpeft.core.facts import Fact, offered_by
 from fedpeft.core.interfaces import Aggregator
 from fedpeft.core.tensors import equal, layout
@@ -223,7 +223,9 @@ def test_krum_by_hand() -> None:
     14, 149, ..."""
     seven = of(0, 1, 2, 3, 9, 50, 51, weights=(1, 1, 1, 1, 1, 1, 1000))
     values = [one.delta["a"].item() for one in seven]
-    assert [values[k] for k in ranked(seven, 0.25)[:4]] == [2, 1, 3, 0], "2 is nearer to all than 1"
+    assert [values[k] for k in rank_by_krum(seven, 0.25)[:4]] == [2, 1, 3, 0], (
+        "2 is nearer to all than 1"
+    )
     assert reduced({"name": "krum", "attackers": 0.25}, seven).delta["a"].item() == 2
     # Of 0, 1, 2, 3, 9.
     assert reduced({"name": "multi_krum", "attackers": 0.25}, seven).delta["a"].item() == 3

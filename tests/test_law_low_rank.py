@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.interfaces import LowRank
-from fedpeft.core.low_rank import Product, accumulated, cut
+from fedpeft.core.low_rank import Product, accumulate, cut
 from fedpeft.core.tensors import equal, layout
 from fedpeft.core.types import State, Tensors, Update
 from fedpeft.errors import PlanError
@@ -159,7 +159,7 @@ def test_what_is_added_is_kept_in_the_shorter_form() -> None:
     for forms in (["left", "right"], ["left", "right"], ["left", "right"], ["whole"], ["whole"]):
         left, right = torch.randn(8, 1, generator=draws), torch.randn(1, 8, generator=draws)
         more: Tensors = {"net.left": left, "net.right": right}
-        held, dense = accumulated(held, more), dense + left @ right
+        held, dense = accumulate(held, more), dense + left @ right
         assert sorted(held) == [f"net.{form}" for form in forms]
         got = held["net.whole"] if "whole" in forms[0] else held["net.left"] @ held["net.right"]
         torch.testing.assert_close(got, dense)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedpeft.core.interfaces import Stage
 from fedpeft.core.secrets import Secret
-from fedpeft.core.tensors import clipped, equal, finite, norm
+from fedpeft.core.tensors import clip_length, equal, finite, norm
 from fedpeft.core.types import Cohort, Context, Tensors, Update, Weighted
 from fedpeft.registry import build, names
 
@@ -109,7 +109,7 @@ def test_local_noise_is_accounted_for_any_two_updates() -> None:
 def test_a_client_that_drops_out_moves_the_result_by_no_more_than_c_over_m(others: int) -> None:
     """Against the mean of those who answered, which would move by up to twice as much."""
     stage, mean = made("client_dp", 1.0), build("aggregator", "mean")
-    along = clipped({"a": torch.ones(8)}, 1.0)
+    along = clip_length({"a": torch.ones(8)}, 1.0)
     against: Tensors = {"a": -along["a"]}
     rest = [Update(f"o{k}", along) for k in range(others)]
 

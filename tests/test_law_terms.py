@@ -16,7 +16,7 @@ from fedpeft.compute.trainable import read
 from fedpeft.core.interfaces import Added, Term
 from fedpeft.core.outputs import Outputs
 from fedpeft.core.secrets import Secret
-from fedpeft.core.seeds import seeded
+from fedpeft.core.seeds import seed_torch
 from fedpeft.core.tensors import equal, map_tensors
 from fedpeft.core.types import Batch, Tensors
 from fedpeft.errors import PlanError
@@ -71,7 +71,7 @@ class Setting:
 def setting(name: str, size: int = 5) -> Setting:
     term: Term = build("term", {"name": name, "weight": 0.7})
     task, draws = Points("hidden", 4), torch.Generator().manual_seed(2)
-    with seeded(3):
+    with seed_torch(3):
         model = task.build(["a", "b", "c"]).requires_grad_(False)
     params = {n: x.detach().clone() for n, x in model.named_parameters()}
 
@@ -310,12 +310,12 @@ def test_the_models_compared_with_have_no_dropout_and_the_own_one_has() -> None:
     one, task = setting("distillation"), Points("dropping", 4)
     model = task.build(["a", "b", "c"]).requires_grad_(False).train()
     objective, params = Objective(model, task), dict(model.named_parameters())
-    with seeded(1):
+    with seed_torch(1):
         plain = objective(params, one.batch)
-    with seeded(1):
+    with seed_torch(1):
         whole = objective(params, one.batch, Added((Given(),), {"received": params}))
     assert model.training
-    with seeded(2):
+    with seed_torch(2):
         assert not torch.allclose(objective(params, one.batch), plain)
     still = task.forward(model.eval(), one.batch)["logits"].sum(-1)
     torch.testing.assert_close(whole - plain, still)

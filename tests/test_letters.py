@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.errors import WireError
-from fedpeft.wire.sockets import Letter, ask, letter, listening, receive, send
+from fedpeft.wire.sockets import Letter, ask, letter, listen, receive, send
 
 
 @pytest.mark.parametrize("size", [0, 1, 3 << 20])
 def test_what_is_sent_arrives(tmp_path: Path, size: int) -> None:
-    with listening(tmp_path / "socket") as server:
+    with listen(tmp_path / "socket") as server:
 
         def echo() -> None:
             connection, _ = server.accept()
@@ -37,16 +37,16 @@ def test_what_is_sent_arrives(tmp_path: Path, size: int) -> None:
 
 
 def test_only_its_user_can_open_the_socket(tmp_path: Path) -> None:
-    with listening(tmp_path / "socket"):
+    with listen(tmp_path / "socket"):
         assert stat.S_IMODE((tmp_path / "socket").stat().st_mode) == 0o600
     # What a worker that was killed left does not stand in the way.
-    listening(tmp_path / "socket").close()
+    listen(tmp_path / "socket").close()
 
 
 def test_nobody_there_and_nobody_answering_are_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         ask(tmp_path / "socket", Letter({}))
-    with listening(tmp_path / "socket"), pytest.raises(TimeoutError):
+    with listen(tmp_path / "socket"), pytest.raises(TimeoutError):
         ask(tmp_path / "socket", Letter({}), 0.05)
 
 

@@ -29,7 +29,7 @@ from fedpeft.errors import RunError
 from fedpeft.exchanges.secure.masked_files import masking_key
 from fedpeft.exchanges.secure.masks import add_mask, mask
 from fedpeft.exchanges.secure.roster import Roster
-from fedpeft.exchanges.secure.secret_sharing import agreed, public
+from fedpeft.exchanges.secure.secret_sharing import agree_on_key, public
 from fedpeft.oneshot.invitation import invite, read_invitation
 from fedpeft.oneshot.joining import join_owner, make_roster, withdraw
 from fedpeft.oneshot.rosters import Joined, bind, roster_text
@@ -53,7 +53,7 @@ def test_what_a_recovery_would_tell(tmp_path: Path) -> None:
     numbers = made.integers(made.hand_in(victim))
     keys = seat_of(made, victim).roster.keys
     told = {
-        other: agreed(
+        other: agree_on_key(
             masking_key(seat_of(made, other).store, other),
             bytes.fromhex(keys[victim]),
             f"file {made.invitation.terms.study}",
@@ -215,7 +215,7 @@ def test_without_keys_in_the_plan_invented_owners_are_believed(tmp_path: Path) -
     study = made.invitation.terms.study
     keys = made.invitation.roster.keys if made.invitation.roster else {}
     for other, key in private.items():
-        pair = agreed(key, bytes.fromhex(keys["c000"]), f"file {study}", ["c000", other])
+        pair = agree_on_key(key, bytes.fromhex(keys["c000"]), f"file {study}", ["c000", other])
         numbers = add_mask(numbers, mask(pair, len(numbers), 32), other < "c000")
     assert (numbers == made.plain(own_updates(made)["c000"])).all()
 

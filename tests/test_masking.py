@@ -143,17 +143,17 @@ def test_a_threshold_of_shares_tells_the_secret_and_fewer_do_not() -> None:
     shares = dict(enumerate(sharing.split(secret, 3, 5)))
     assert all(len(share) == 32 for share in shares.values())
     for places in ((0, 1, 2), (4, 2, 0), (0, 1, 2, 3, 4)):
-        assert sharing.joined({place: shares[place] for place in places}) == secret
-    assert sharing.joined({0: shares[0], 1: shares[1]}) != secret
+        assert sharing.join_shares({place: shares[place] for place in places}) == secret
+    assert sharing.join_shares({0: shares[0], 1: shares[1]}) != secret
     assert secret[:16] not in b"".join(shares.values())
 
 
 def test_a_pair_agrees_on_keys_that_differ_by_purpose_and_pair() -> None:
     a, b = bytes([1] * 32), bytes([2] * 32)
-    one = sharing.agreed(a, sharing.public(b), "mask", ["x", "y"])
-    assert one == sharing.agreed(b, sharing.public(a), "mask", ["y", "x"]) and len(one) == 32
+    one = sharing.agree_on_key(a, sharing.public(b), "mask", ["x", "y"])
+    assert one == sharing.agree_on_key(b, sharing.public(a), "mask", ["y", "x"]) and len(one) == 32
     others = {
-        sharing.agreed(a, sharing.public(b), purpose, pair)
+        sharing.agree_on_key(a, sharing.public(b), purpose, pair)
         for purpose, pair in (("shares", "xy"), ("mask", "xz"))
     }
     assert len(others | {one}) == 3

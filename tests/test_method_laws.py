@@ -23,7 +23,7 @@ from torch.func import functional_call, vmap
 from fedpeft.compute.objective import Objective, evaluate
 from fedpeft.compute.trainable import read, tensors_of, write
 from fedpeft.compute.vectorized import Draws, StackedObjective
-from fedpeft.core.seeds import seeded
+from fedpeft.core.seeds import seed_torch
 from fedpeft.core.tensors import equal, finite
 from fedpeft.core.types import Tensors
 from fedpeft.engines.inprocess import InProcess
@@ -145,7 +145,7 @@ def test_training_moves_every_tensor_and_nothing_of_the_module(
     params, optimizer, lr = first, SGD(momentum=0.0, nesterov=False), torch.tensor(0.1)
     reached: set[str] = set()
     model.train()
-    with seeded(1):
+    with seed_torch(1):
         for _ in range(2):
             gradient, _, _ = objective.gradient(params, batch_of(kind))
             reached |= {name for name, g in gradient.items() if bool((g != 0).any())}
@@ -194,7 +194,7 @@ def test_the_gradients_of_a_stack_are_those_of_each_alone(
     )
     together, losses, _ = vmap(StackedObjective(objective, draws).gradient)(params, batch)
     for k, (tensors, batch) in enumerate(zip(clients, batches, strict=True)):
-        with seeded(k + 1):
+        with seed_torch(k + 1):
             alone, each, _ = objective.gradient(tensors, batch)
         assert torch.allclose(losses[k], each, atol=1e-5)
         mine, theirs = (

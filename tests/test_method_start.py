@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedpeft.compute.trainable import read
-from fedpeft.core.seeds import seeded
+from fedpeft.core.seeds import seed_torch
 from fedpeft.errors import PlanError
 from fedpeft.methods.peft_tuners import known_warnings_ignored
 from fedpeft.methods.vit_names import new_name, old_name
@@ -39,7 +39,7 @@ def _saved(name: str, folder: Path, kind: str = "vit", **settings: Any) -> Tenso
         "layernorm": lambda: peft.LNTuningConfig(target_modules=norms, modules_to_save=[head]),
         "vera": lambda: peft.VeraConfig(r=5, target_modules=qv, modules_to_save=[head]),
     }[name]()
-    with known_warnings_ignored(), seeded(2):
+    with known_warnings_ignored(), seed_torch(2):
         wrapper = peft.get_peft_model(model_of(kind), config).eval()
         for parameter in wrapper.parameters():
             if parameter.requires_grad:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedpeft import Cohort, PlanError, federate, start
 from fedpeft.augments.mixup import Mixup, partners
 from fedpeft.compute.objective import Objective
-from fedpeft.core.seeds import seeded
+from fedpeft.core.seeds import seed_torch
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Batch
 from fedpeft.local.descent import Descent
@@ -156,7 +156,7 @@ def test_alpha_of_0_and_a_batch_of_one_are_no_mixup(ragged: Site) -> None:
     assert equal(last(run(ragged, plan)), last(run(ragged, plain)))
     one = batch_of(1, 1)
     mixed = Mixup(1.0).change(one, draws())
-    with seeded(0):
+    with seed_torch(0):
         model = Points(features=4).build(["a", "b", "c"])
     objective, params = Objective(model, Points(features=4)), dict(model.named_parameters())
     torch.testing.assert_close(objective(params, mixed), objective(params, one))
@@ -167,7 +167,7 @@ def test_the_loss_of_a_mixed_batch_is_the_sum_of_both_labels() -> None:
     batch = {**batch_of(), "label": torch.zeros(6, dtype=torch.int64)}
     mixed = Mixup(1.0).change(batch, draws(2))
     hard = {n: x for n, x in mixed.items() if not n.startswith("mixed/")}
-    with seeded(0):
+    with seed_torch(0):
         model = Points(features=4).build(["a", "b", "c"])
     objective, params = Objective(model, Points(features=4)), dict(model.named_parameters())
     torch.testing.assert_close(objective(params, mixed), objective(params, hard))

@@ -19,9 +19,9 @@ from fedpeft.oneshot.contribution import Contribution
 from fedpeft.oneshot.invitation import read_invitation, server_key
 from fedpeft.oneshot.keys import Trust, make_signing_key, signing_key
 from fedpeft.oneshot.rejections import ContributionError
-from fedpeft.oneshot.replace_folder import building
+from fedpeft.oneshot.replace_folder import replace_when_built
 from fedpeft.oneshot.rules import Rules
-from fedpeft.runs.folder import RunFolder, locked, read_json
+from fedpeft.runs.folder import RunFolder, lock_run, read_json
 from fedpeft.storage.client_memory import Folder
 from fedpeft.storage.files import (
     dump_tensors,
@@ -113,12 +113,12 @@ def test_a_link_in_the_place_of_a_lock(tmp_path: Path) -> None:
     victim.write_text("precious")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").symlink_to(victim)
-    with pytest.raises(RunError, match=r"\.lock is a link"), locked(RunFolder(tmp_path / "run")):
+    with pytest.raises(RunError, match=r"\.lock is a link"), lock_run(RunFolder(tmp_path / "run")):
         pass
     assert victim.read_text() == "precious"
     (tmp_path / "run" / ".lock").unlink()
     (tmp_path / "run" / ".lock").write_text("as it was")
-    with locked(RunFolder(tmp_path / "run")):
+    with lock_run(RunFolder(tmp_path / "run")):
         assert (tmp_path / "run" / ".lock").read_text() == "as it was"
 
 
@@ -138,7 +138,7 @@ def test_a_lock_of_a_folder_that_was_exchanged_is_none(
         take(*given)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with pytest.raises(RunError, match="replaced just now"), locked(RunFolder(tmp_path / "run")):
+    with pytest.raises(RunError, match="replaced just now"), lock_run(RunFolder(tmp_path / "run")):
         pass
 
 
@@ -175,7 +175,7 @@ def test_of_two_merges_into_one_new_folder_the_later_is_refused(
     out = tmp_path / "merged"
     with (
         pytest.raises(RunError, match=r"merged came to be while this one was made .*--add"),
-        building(out, new=True) as folder,
+        replace_when_built(out, new=True) as folder,
     ):
         (folder / "late").touch()
         merge(four.path, four.files[:2], out, Rules())
@@ -187,7 +187,7 @@ def test_of_two_merges_into_one_new_folder_the_later_is_refused(
 
 def test_a_new_folder_takes_the_place_of_an_empty_one(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with building(tmp_path / "out", new=True) as folder:
+    with replace_when_built(tmp_path / "out", new=True) as folder:
         (folder / "file").touch()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
 

@@ -17,7 +17,7 @@ from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.environment import compare_environments
 from fedpeft.runs.execute import check_workers, find_changes, open_run_site
-from fedpeft.runs.folder import RunFolder, append_round, create, locked, read_rounds, reopen
+from fedpeft.runs.folder import RunFolder, append_round, create, lock_run, read_rounds, reopen
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_two_processes_do_not_work_on_one_run(halfway: RunFolder) -> None:
         "with locked(RunFolder(Path(sys.argv[1]))): pass"
     )
     command = [sys.executable, "-c", attempt, str(halfway.path)]
-    with locked(halfway):
+    with lock_run(halfway):
         second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "another process is working on" in second.stderr
     assert subprocess.run(command, check=False).returncode == 0

@@ -11,7 +11,7 @@ from rounds import on
 from secure_rounds import Losing, one_round, opened, question, secure_plan, updates_in_the_open
 
 from fedpeft.core.interfaces import Engine
-from fedpeft.core.signatures import KIND, public_line, public_of, signature, verified
+from fedpeft.core.signatures import KIND, public_line, public_of, signature, verify
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Failure, Job, Reply
 from fedpeft.deploy.terms import check_signer
@@ -239,7 +239,7 @@ def test_without_signatures_the_lie_is_believed_until_the_end(points: Site, tmp_
 
 def test_a_signature_is_of_one_message_by_one_key() -> None:
     told = signature(PRIVATE["c000"], b"message")
-    assert verified(public_of(PRIVATE["c000"]), told, b"message")
+    assert verify(public_of(PRIVATE["c000"]), told, b"message")
     for key, signed, message in (
         ("c001", told, b"message"),
         ("c000", told, b"another"),
@@ -247,8 +247,8 @@ def test_a_signature_is_of_one_message_by_one_key() -> None:
         ("c000", told.upper(), b"message"),
         ("c000", None, b"message"),
     ):
-        assert not verified(public_of(PRIVATE[key]), signed, message)
-    assert not verified("", told, b"message")
+        assert not verify(public_of(PRIVATE[key]), signed, message)
+    assert not verify("", told, b"message")
 
 
 @pytest.mark.parametrize(

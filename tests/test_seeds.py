@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedpeft.core.seeds import seeded
+from fedpeft.core.seeds import seed_torch
 
 DEVICES = [
     ("cpu", True),
@@ -29,9 +29,9 @@ def test_draws_inside_follow_the_seed_and_those_outside_are_not_disturbed(
     before = draw()
     inside = []
     for seed in (1, 1, 2):
-        with seeded(seed):
+        with seed_torch(seed):
             inside.append(draw())
-    with pytest.raises(ZeroDivisionError), seeded(3):
+    with pytest.raises(ZeroDivisionError), seed_torch(3):
         draw()
         raise ZeroDivisionError
     assert [before, draw()] == undisturbed

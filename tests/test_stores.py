@@ -16,9 +16,9 @@ from fedpeft.storage.files import (
     AHEAD,
     StoreError,
     ahead,
+    disk_errors,
     dump_tensors,
     load_tensors,
-    storing,
     write_atomically,
 )
 
@@ -90,7 +90,7 @@ def test_a_damaged_memory_is_an_error_of_the_run(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_used_is_an_error_of_the_disk(tmp_path: Path) -> None:
     (tmp_path / "clients").write_text("a file in the way")
-    with pytest.raises(StoreError) as caught, storing():
+    with pytest.raises(StoreError) as caught, disk_errors():
         Folder(tmp_path / "clients").save(job("a"), {"x": torch.ones(1)}, b"reply")
     cause = caught.value.__cause__
     assert (

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpeft.core.tensors import clipped, norm
+from fedpeft.core.tensors import clip_length, norm
 
 SINGLE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 DOUBLE = st.floats(-1e300, 1e300)
@@ -36,7 +36,7 @@ def test_a_length_that_no_type_holds_is_infinite_and_one_of_nothing_is_none() ->
     for rest in (1.0, float("inf"), 1e300):
         tensors = {"a": torch.tensor([float("nan")]), "b": torch.tensor([rest])}
         assert not norm(tensors).isfinite()
-        assert not any(x.any() for x in clipped(tensors, 1.0).values())
+        assert not any(x.any() for x in clip_length(tensors, 1.0).values())
 
 
 @given(
@@ -51,7 +51,7 @@ def test_what_is_clipped_is_no_longer_than_the_limit_and_no_shorter(
     values: tuple[list[float], torch.dtype], copies: int, limit: float
 ) -> None:
     tensors = {"a": torch.tensor(values[0], dtype=values[1]).repeat(copies)}
-    length, got = float(norm(tensors)), clipped(tensors, limit)
+    length, got = float(norm(tensors)), clip_length(tensors, limit)
     assert float(norm(got)) <= limit
     if length <= limit:
         assert torch.equal(got["a"], tensors["a"])
@@ -64,6 +64,6 @@ def test_what_is_clipped_is_no_longer_than_the_limit_and_no_shorter(
 def test_a_million_of_the_largest_numbers_are_clipped() -> None:
     """The factor has few bits left in float32, which would leave 1.0004 of the limit."""
     largest = torch.finfo(torch.float32).max
-    got = clipped({"a": torch.full((1_000_000,), largest)}, 1e-3)
+    got = clip_length({"a": torch.full((1_000_000,), largest)}, 1e-3)
     assert 1e-3 * (1 - 2e-6) <= float(norm(got)) <= 1e-3
     assert float(got["a"][0]) == pytest.approx(1e-3 / sqrt(1e6), rel=1e-5)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedpeft.aggregators.mean import Mean
 from fedpeft.codecs.dense import Dense
-from fedpeft.core.tensors import equal, finite, moved, norm, pieces, together, vector
+from fedpeft.core.tensors import equal, finite, move_to, norm, pieces, together, vector
 from fedpeft.core.types import State, Tensors, Update
 
 SHAPES = {"a": (3, 2), "b": (), "c": (5,), "d": (0, 4)}
@@ -121,7 +121,7 @@ def test_what_is_repeated_is_sent_once() -> None:
         "none": torch.zeros(0, 4).expand(0, 4),
         "plain": grey,
     }
-    found = moved(rows, "cpu:0")
+    found = move_to(rows, "cpu:0")
     assert equal(found, rows)
     assert found["grey"].stride()[1] == 0 and found["blank"].stride() == (0, 0)
-    assert moved(rows, "cpu") is rows
+    assert move_to(rows, "cpu") is rows

@@ -10,7 +10,7 @@ from rounds import Recording, Tampering, last, on, points_plan, round_of, run
 
 from fedpeft import PlanError
 from fedpeft.aggregators.class_rows import ClassRows
-from fedpeft.algorithms.vote import PHASE, Choice, Vote, between
+from fedpeft.algorithms.vote import PHASE, Choice, Vote, interpolate
 from fedpeft.compute.objective import evaluate
 from fedpeft.core.conversation import Answer, Message
 from fedpeft.core.tensors import equal
@@ -91,9 +91,9 @@ def test_candidates_lie_on_the_line_and_measured_numbers_stay() -> None:
         "count": torch.tensor(1),
     }
     end = {"w": torch.tensor([3.0]), "n.running_var": torch.tensor([0.1]), "count": torch.tensor(9)}
-    found = between(begin, end, 1.5)
+    found = interpolate(begin, end, 1.5)
     assert found["w"].item() == 4.0 and found["n.running_var"].item() == end["n.running_var"].item()
-    assert found["count"].item() == 9 and equal(between(begin, end, 1.0), end)
+    assert found["count"].item() == 9 and equal(interpolate(begin, end, 1.0), end)
 
 
 def test_which_merges_there_are() -> None:
@@ -126,7 +126,7 @@ def test_the_round_ends_with_what_scores_best(voting: Site) -> None:
     for weighting in ("examples", "uniform"):
         [(end, _)] = run(voting, replace(plan, algorithms=(), weighting=weighting))
         for strength in VOTE["vote"]:
-            ends.append(between(begun.params, end.params, strength))
+            ends.append(interpolate(begun.params, end.params, strength))
             found = [
                 evaluate(voting.task, voting.model, ends[-1], apart.training(client))["accuracy"]
                 for client in apart.clients

@@ -39,14 +39,14 @@ class Town:
         return list(self.nodes)
 
     def push_messages(self, messages: Iterable[Any]) -> list[str | None]:
-        from fedpeft.engines.flower.courier import opened
+        from fedpeft.engines.flower.courier import unpack_letter
 
         names: list[str | None] = []
         for message in messages:
             name = f"message {len(self.waiting)}"
             message.metadata.__dict__["_message_id"] = name
             node = self.nodes.get(message.metadata.dst_node_id, silent)
-            self.waiting[name] = message, node(opened(message))
+            self.waiting[name] = message, node(unpack_letter(message))
             names.append(name if message.metadata.dst_node_id in self.nodes else None)
         return names
 
@@ -54,12 +54,12 @@ class Town:
         """The answers, all of them."""
         from flwr.app import Message
 
-        from fedpeft.engines.flower.courier import content
+        from fedpeft.engines.flower.courier import pack_letter
 
         made: list[Any] = []
         for name in names:
             asked, answers = self.waiting[name]
-            made += [Message(content(answer), reply_to=asked) for answer in answers]
+            made += [Message(pack_letter(answer), reply_to=asked) for answer in answers]
         return made
 
 

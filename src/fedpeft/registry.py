@@ -57,11 +57,11 @@ REGISTERED = Code(frozenset())
 
 def names(kind: str) -> dict[str, str]:
     """All parts of a kind, from here and from entry points: name -> "module:Class"."""
-    return CATALOGUE[kind] | _installed(kind)
+    return CATALOGUE[kind] | _installed_parts(kind)
 
 
 @cache
-def _installed(kind: str) -> dict[str, str]:
+def _installed_parts(kind: str) -> dict[str, str]:
     """Parts of other packages; kept, since finding them reads a file of every package there is."""
     return {e.name: e.value for e in entry_points(group=f"fedpeft.{kind}")}
 
@@ -79,13 +79,13 @@ def find(kind: str, name: str, code: Code = OWN, path: str = "") -> type:
     if target is None:
         raise PlanError(unknown(kind, name, known))
     try:
-        found: type = imported(target) if ":" in name else _attribute(target)
+        found: type = import_target(target) if ":" in name else _attribute(target)
     except (ImportError, AttributeError) as error:
         raise PlanError(f"the {kind} {name!r} cannot be loaded from {target}: {error}") from None
     return found
 
 
-def imported(target: str) -> Any:
+def import_target(target: str) -> Any:
     """What "module:name" names, looked for in the working folder too; last, so that no file there
     stands for a module that is installed. Raises ImportError or AttributeError if there is none."""
     if str(Path.cwd()) not in sys.path:

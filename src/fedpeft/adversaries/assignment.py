@@ -12,13 +12,13 @@ from fedpeft.core.types import ClientId, Tensors
 from fedpeft.errors import PlanError
 
 
-def attackers(attack: Attack, seed: int, clients: Sequence[ClientId]) -> list[ClientId]:
+def choose_adversaries(attack: Attack, seed: int, clients: Sequence[ClientId]) -> list[ClientId]:
     """Its share of the clients; of a smaller share, some of those of a larger one."""
     order = torch.randperm(len(clients), generator=generator(seed, "attackers")).tolist()
     return [clients[k] for k in order[: round(attack.share * len(clients))]]
 
 
-def poisoned(
+def poison_rows(
     attacks: Sequence[Attack],
     seed: int,
     rows: Tensors,
@@ -34,7 +34,7 @@ def poisoned(
         mine = torch.cat(
             [
                 torch.zeros(0, dtype=torch.int64),
-                *(parts[c] for c in attackers(attack, seed, list(parts))),
+                *(parts[c] for c in choose_adversaries(attack, seed, list(parts))),
             ]
         )
         try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.aggregators.mean import Mean
-from fedpeft.aggregators.reduce import gathered
+from fedpeft.aggregators.reduce import collect_updates
 from fedpeft.core.facts import Fact
 from fedpeft.core.tensors import map_tensors
 from fedpeft.core.types import ClientId, State, Tensors, Update
@@ -39,7 +39,7 @@ class Agreeing:
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
     ) -> Update:
-        cohort = gathered(updates)
+        cohort = collect_updates(updates)
         map_tensors(lambda *each: each[0], *(update.delta for update in cohort))  # equal names
         names = [n for n in cohort[0].delta if self._judges(n, state.params)]
         conflicts = {

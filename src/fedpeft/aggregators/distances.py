@@ -23,7 +23,7 @@ def borne(share: float, clients: int) -> int:
     return max(0, min(ceil(share * clients - 1e-9), (clients - 3) // 2))
 
 
-def squared(cohort: Sequence[Update]) -> Tensor:
+def squared_distances(cohort: Sequence[Update]) -> Tensor:
     """Squared distances (n, n) of all entries as one vector, float64; tensor by tensor, so that no
     copy is whole."""
 
@@ -36,7 +36,7 @@ def squared(cohort: Sequence[Update]) -> Tensor:
     return sum(every, torch.zeros(len(cohort), len(cohort), dtype=torch.float64))
 
 
-def ranked(cohort: Sequence[Update], share: float) -> list[int]:
+def rank_by_krum(cohort: Sequence[Update], share: float) -> list[int]:
     """The places of the cohort by Krum's score, best first: Σ ‖Δᵢ − Δⱼ‖² over the n − f − 2 nearest
     j.
 
@@ -44,6 +44,8 @@ def ranked(cohort: Sequence[Update], share: float) -> list[int]:
     """
     count = len(cohort)
     near = max(1, count - borne(share, count) - 2)
-    rows = squared(cohort).sort(dim=1).values[:, 1:]  # the first is the distance to itself
+    rows = (
+        squared_distances(cohort).sort(dim=1).values[:, 1:]
+    )  # the first is the distance to itself
     scores, totals = rows[:, :near].sum(1).tolist(), rows.sum(1).tolist()
     return sorted(range(count), key=lambda place: (scores[place], totals[place]))

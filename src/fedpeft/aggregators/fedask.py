@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.aggregators.low_rank_sums import FACTORS_FORBID, PLAIN_FORBIDS, gathered
+from fedpeft.aggregators.low_rank_sums import FACTORS_FORBID, PLAIN_FORBIDS, gather_products
 from fedpeft.core.facts import Fact
 from fedpeft.core.types import ClientId, State, Tensors, Update
 from fedpeft.core.views import View
@@ -49,7 +49,7 @@ class FedASK:
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
     ) -> Update:
         # of a sum of clients nobody says what each had received; all had the same
-        came = gathered(updates, state, lambda client: received(client) or state.params)
+        came = gather_products(updates, state, lambda client: received(client) or state.params)
         to: dict[str, Tensor] = {}
         for layer, product in came.products.items():
             a, b = came.factors(layer)

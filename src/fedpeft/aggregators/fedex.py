@@ -9,7 +9,7 @@ from fedpeft.aggregators.low_rank_sums import (
     BASE_FORBIDS,
     FACTORS_FORBID,
     PLAIN_FORBIDS,
-    gathered,
+    gather_products,
 )
 from fedpeft.core.facts import Fact
 from fedpeft.core.types import ClientId, State, Tensors, Update
@@ -37,7 +37,7 @@ class FedEx:
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
     ) -> Update:
-        came = gathered(updates, state, received)
+        came = gather_products(updates, state, received)
         missed = {}
         for layer, product in came.products.items():
             a, b = (state.params[n] + came.mean.delta[n] for n in came.factors(layer))

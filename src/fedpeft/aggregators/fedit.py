@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from fedpeft.aggregators.low_rank_sums import (
     FACTORS_FORBID,
-    gathered,
+    gather_products,
 )
 from fedpeft.core.facts import Fact
 from fedpeft.core.types import ClientId, State, Tensors, Update
@@ -29,4 +29,4 @@ class FedIT:
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
     ) -> Update:
-        return gathered(updates, state, received).change({})
+        return gather_products(updates, state, received).change({})

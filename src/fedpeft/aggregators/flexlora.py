@@ -11,7 +11,7 @@ from torch import Tensor
 from fedpeft.aggregators.low_rank_sums import (
     FACTORS_FORBID,
     PLAIN_FORBIDS,
-    gathered,
+    gather_products,
 )
 from fedpeft.core.facts import Fact
 from fedpeft.core.types import ClientId, State, Tensors, Update
@@ -39,7 +39,7 @@ class FlexLoRA:
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
     ) -> Update:
-        came = gathered(updates, state, received)
+        came = gather_products(updates, state, received)
         to: dict[str, Tensor] = {}
         for layer, product in came.products.items():
             a, b = came.factors(layer)

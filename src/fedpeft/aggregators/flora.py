@@ -12,7 +12,7 @@ from fedpeft.aggregators.low_rank_sums import (
     BASE_FORBIDS,
     FACTORS_FORBID,
     PLAIN_FORBIDS,
-    gathered,
+    gather_products,
 )
 from fedpeft.core.facts import Fact
 from fedpeft.core.seeds import generator
@@ -52,7 +52,7 @@ class FLoRA:
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
     ) -> Update:
-        came = gathered(updates, state, received)
+        came = gather_products(updates, state, received)
         begun: dict[str, Tensor] = {}
         for layer in came.products:
             a, b = came.factors(layer)

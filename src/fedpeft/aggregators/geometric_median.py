@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.aggregators.reduce import gathered, reduced
+from fedpeft.aggregators.reduce import collect_updates, reduce_cohort
 from fedpeft.core.facts import Fact
 from fedpeft.core.tensors import map_tensors
 from fedpeft.core.types import ClientId, State, Tensors, Update
@@ -51,9 +51,9 @@ class GeometricMedian:
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
     ) -> Update:
-        cohort = gathered(updates)
+        cohort = collect_updates(updates)
         shares = self._shares(cohort)
-        return reduced(
+        return reduce_cohort(
             cohort,
             lambda stacked: torch.tensordot(shares, stacked.double(), dims=1).to(stacked.dtype),
         )

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from fedpeft.aggregators.low_rank_sums import (
     FACTORS_FORBID,
-    gathered,
+    gather_products,
     product,
 )
 from fedpeft.core.facts import Fact
@@ -42,4 +42,4 @@ class HetLoRA:
             # the least number: one who learnt nothing counts for nothing, unless nobody learnt
             return max(sum(squares) ** 0.5, 1e-30) if names else update.weight
 
-        return gathered(updates, state, received, learnt).change({})
+        return gather_products(updates, state, received, learnt).change({})

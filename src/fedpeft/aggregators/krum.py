@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregators.distances import check_share, ranked
-from fedpeft.aggregators.reduce import gathered, reduced
+from fedpeft.aggregators.distances import check_share, rank_by_krum
+from fedpeft.aggregators.reduce import collect_updates, reduce_cohort
 from fedpeft.core.facts import Fact
 from fedpeft.core.types import ClientId, State, Tensors, Update
 
@@ -36,6 +36,6 @@ class Krum:
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
     ) -> Update:
-        cohort = gathered(updates)
-        best = ranked(cohort, self.attackers)[0]
-        return reduced(cohort, lambda stacked: stacked[best])
+        cohort = collect_updates(updates)
+        best = rank_by_krum(cohort, self.attackers)[0]
+        return reduce_cohort(cohort, lambda stacked: stacked[best])

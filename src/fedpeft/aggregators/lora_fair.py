@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.aggregators.low_rank_sums import FACTORS_FORBID, PLAIN_FORBIDS, gathered
+from fedpeft.aggregators.low_rank_sums import FACTORS_FORBID, PLAIN_FORBIDS, gather_products
 from fedpeft.core.facts import Fact
 from fedpeft.core.low_rank import Product
 from fedpeft.core.types import ClientId, State, Tensors, Update
@@ -45,7 +45,7 @@ class LoRAFair:
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
     ) -> Update:
-        came = gathered(updates, state, received)
+        came = gather_products(updates, state, received)
         to: dict[str, Tensor] = {}
         for layer, product in came.products.items():
             a, b = (

@@ -8,7 +8,7 @@ import torch
 
 from fedpeft.aggregators.mean import Mean
 from fedpeft.core.facts import Fact
-from fedpeft.core.low_rank import Product, is_factor, padded, pairs
+from fedpeft.core.low_rank import Product, is_factor, pad_rank, pairs
 from fedpeft.core.types import ClientId, State, Tensors, Update
 
 FACTORS_FORBID: Mapping[Fact, str] = {
@@ -81,7 +81,7 @@ class Gathered:
         return (off / all_) ** 0.5 if all_ else None
 
 
-def gathered(
+def gather_products(
     updates: Iterable[Update],
     state: State,
     received: Callable[[ClientId], Tensors],
@@ -108,7 +108,7 @@ def gathered(
                 into.products[layer] = into.products[layer].plus(
                     *product(update, received, a, b), update.weight
                 )
-            delta = padded(update.delta, state.params)
+            delta = pad_rank(update.delta, state.params)
             yield replace(update, delta=delta, weight=counting(update))
 
     into.mean = replace(Mean()(passing(), state, received), weight=told)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedpeft.aggregators.reduce import gathered, reduced
+from fedpeft.aggregators.reduce import collect_updates, reduce_cohort
 from fedpeft.core.facts import Fact
 from fedpeft.core.types import ClientId, State, Tensors, Update
 
@@ -29,7 +29,7 @@ class Median:
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
     ) -> Update:
-        return reduced(gathered(updates), _middle)
+        return reduce_cohort(collect_updates(updates), _middle)
 
 
 def _middle(stacked: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedpeft.aggregators.distances import borne, check_share, ranked
-from fedpeft.aggregators.reduce import gathered, reduced
+from fedpeft.aggregators.distances import borne, check_share, rank_by_krum
+from fedpeft.aggregators.reduce import collect_updates, reduce_cohort
 from fedpeft.core.facts import Fact
 from fedpeft.core.types import ClientId, State, Tensors, Update
 
@@ -35,8 +35,8 @@ class MultiKrum:
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
     ) -> Update:
-        cohort = gathered(updates)
+        cohort = collect_updates(updates)
         kept = sorted(
-            ranked(cohort, self.attackers)[: len(cohort) - borne(self.attackers, len(cohort))]
+            rank_by_krum(cohort, self.attackers)[: len(cohort) - borne(self.attackers, len(cohort))]
         )
-        return reduced(cohort, lambda stacked: stacked[kept].mean(dim=0))
+        return reduce_cohort(cohort, lambda stacked: stacked[kept].mean(dim=0))

@@ -28,7 +28,7 @@ def back(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if dtype.is_floating_point else x.round().to(dtype)
 
 
-def gathered(updates: Iterable[Update]) -> list[Update]:
+def collect_updates(updates: Iterable[Update]) -> list[Update]:
     """The whole cohort.
 
     Raises:
@@ -40,7 +40,7 @@ def gathered(updates: Iterable[Update]) -> list[Update]:
     return cohort
 
 
-def reduced(cohort: Sequence[Update], middle: Callable[[Tensor], Tensor]) -> Update:
+def reduce_cohort(cohort: Sequence[Update], middle: Callable[[Tensor], Tensor]) -> Update:
     """Reduce (clients, *shape) to (*shape) tensor by tensor, where every client counts once.
 
     Raises:

@@ -8,7 +8,7 @@ from fedpeft.aggregators.low_rank_sums import (
     FACTORS_FORBID,
     PLAIN_FORBIDS,
     TURNS_FORBID,
-    gathered,
+    gather_products,
 )
 from fedpeft.core.facts import Fact
 from fedpeft.core.types import ClientId, State, Tensors, Update
@@ -36,7 +36,7 @@ class RoLoRA:
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
     ) -> Update:
-        return gathered(updates, state, received).change({})
+        return gather_products(updates, state, received).change({})
 
     def view(self, client: ClientId, round: int, clients: Sequence[ClientId]) -> View:
         """All receive both factors, and send back the one that is trained in this round."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.aggregators.mean import Mean
-from fedpeft.aggregators.reduce import back, gathered, wide
+from fedpeft.aggregators.reduce import back, collect_updates, wide
 from fedpeft.compute.trainable import is_statistic
 from fedpeft.core.facts import Fact
 from fedpeft.core.tensors import map_tensors
@@ -49,7 +49,7 @@ class Ties:
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
     ) -> Update:
-        cohort = gathered(updates)
+        cohort = collect_updates(updates)
         mean = Mean()(cohort, state, received)
         weights = [update.weight for update in cohort]
         kept = [self._keep_largest(update.delta, state.params) for update in cohort]

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedpeft.aggregators.reduce import gathered, reduced
+from fedpeft.aggregators.reduce import collect_updates, reduce_cohort
 from fedpeft.core.facts import Fact
 from fedpeft.core.types import ClientId, State, Tensors, Update
 
@@ -44,7 +44,7 @@ class TrimmedMean:
     def __call__(
         self, updates: Iterable[Update], state: State, received: Callable[[ClientId], Tensors]
     ) -> Update:
-        return reduced(gathered(updates), self._kept_mean)
+        return reduce_cohort(collect_updates(updates), self._kept_mean)
 
     def _kept_mean(self, stacked: Tensor) -> Tensor:
         cut = self.dropped(len(stacked))

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedpeft.compute.trainable import STATISTICS, is_statistic
 from fedpeft.core.conversation import PARAMS, Answer, Flow
 from fedpeft.core.hooks import Algorithm, Inner
-from fedpeft.core.low_rank import EXACT, accumulated
+from fedpeft.core.low_rank import EXACT, accumulate
 from fedpeft.core.rounds import Round
 from fedpeft.core.tensors import drop_prefixes, take_prefix, zeros_like
 from fedpeft.core.types import ClientId, Cohort, State, Tensors, Update
@@ -33,11 +33,11 @@ def compose(algorithms: Sequence[Algorithm]) -> Inner:
     inner: Inner = average
     for algorithm in reversed(algorithms):
         if hasattr(algorithm, "round"):
-            inner = _wrapped(algorithm, inner)
+            inner = _wrap(algorithm, inner)
     return inner
 
 
-def _wrapped(algorithm: Algorithm, inner: Inner) -> Inner:
+def _wrap(algorithm: Algorithm, inner: Inner) -> Inner:
     return lambda state, round: algorithm.round(state, round, inner)
 
 
@@ -100,7 +100,7 @@ def _advance(state: State, update: Update | None, cohort: Cohort, round: Round) 
     round.report("aggregation_error", update.error)
     params, shared, memory = _step(plan, state, update, cohort)
     if EXACT in state.shared or update.exact:
-        shared[EXACT] = accumulated(state.shared.get(EXACT, {}), update.exact)
+        shared[EXACT] = accumulate(state.shared.get(EXACT, {}), update.exact)
     if name := _not_finite([params, *shared.values(), memory, *kept.values()]):
         round.report(
             "note", f"the server's step makes {name!r} infinite or no number: nothing changes"

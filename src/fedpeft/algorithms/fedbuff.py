@@ -102,7 +102,7 @@ class FedBuff:
         )
         answers = yield ask
         fading = {c: (1 + state.round - v) ** -self.staleness for c, v in versions.items()}
-        faded = (_faded(answer, fading[answer.client]) for answer in answers)
+        faded = (_fade(answer, fading[answer.client]) for answer in answers)
         needed = {one.version for arrivals in later for one in arrivals}
         kept = {n: x for v in sorted(needed) for n, x in self._kept(state, v).items()}
         after = merge(state, faded, round, planned=len(came))
@@ -180,7 +180,7 @@ def _timetable(
     return _steps(part, sampler, cohort, seed, rounds, tuple(clients))
 
 
-def _faded(answer: Answer, by: float) -> Answer:
+def _fade(answer: Answer, by: float) -> Answer:
     if by == 1:
         return answer
     tensors = {**answer.message.tensors, DELTA: scale(answer.message.tensors[DELTA], by)}

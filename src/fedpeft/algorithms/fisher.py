@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fedpeft.core.conversation import DELTA, PARAMS, Answer, Ask, Flow, Message, recorded, replay
+from fedpeft.core.conversation import DELTA, PARAMS, Answer, Ask, Flow, Message, record, replay
 from fedpeft.core.facts import Fact
 from fedpeft.core.hooks import Handler, Inner
-from fedpeft.core.outputs import evaluating
+from fedpeft.core.outputs import evaluation_mode
 from fedpeft.core.rounds import Round
 from fedpeft.core.tensors import layout
 from fedpeft.core.types import ClientId, State, Tensors
@@ -60,7 +60,7 @@ class Fisher:
     def round(self, state: State, round: Round, inner: Inner) -> Flow:
         """The inner algorithm's round, merged anew with what its clients then tell."""
         heard: list[tuple[Ask, Sequence[Answer]]] = []
-        own = yield from recorded(inner(state, round), heard)
+        own = yield from record(inner(state, round), heard)
         came = [answer for ask, answers in heard if ask.updates for answer in answers]
         if own.params is state.params or not came:  # nothing changed
             return own
@@ -90,7 +90,7 @@ class Fisher:
         on = {name: x.to(site.device) for name, x in client.received.items()}
         total = {name: torch.zeros_like(x, dtype=torch.float32) for name, x in on.items()}
         examples = 0.0
-        with evaluating(site.model):
+        with evaluation_mode(site.model):
             for batch in map(site.on_device, site.data.training(client.name)):
                 for name, each in objective.gradients(on, batch).items():
                     mask = batch["mask"].view(-1, *[1] * (each.ndim - 1))

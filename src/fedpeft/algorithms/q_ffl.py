@@ -97,7 +97,7 @@ class QFFL:
         message = answer.message
         delta, values = message.tensors[DELTA], message.values
         counts, by = self._share(values[LOSS], delta, lr)
-        changed = {**delta, **scale(_learned(delta), by)}
+        changed = {**delta, **scale(_select_learned(delta), by)}
         weighed = {**values, "weight": values["weight"] * counts}
         own = replace(message, tensors={**message.tensors, DELTA: changed}, values=weighed)
         return replace(answer, message=own)
@@ -105,13 +105,13 @@ class QFFL:
     def _share(self, loss: float, delta: Tensors, lr: float) -> tuple[float, float]:
         """F^q·(1 + r) and 1 / (1 + r), see above; the first is infinite where no float holds it."""
         loss = max(loss, LEAST)
-        longer = 1 + self.q * float(norm(_learned(delta))) ** 2 / (lr * loss)
+        longer = 1 + self.q * float(norm(_select_learned(delta))) ** 2 / (lr * loss)
         try:
             return loss**self.q * longer, 1 / longer
         except OverflowError:
             return float("inf"), 1 / longer
 
 
-def _learned(delta: Tensors) -> dict[str, Any]:
+def _select_learned(delta: Tensors) -> dict[str, Any]:
     """What descent has changed: neither counts nor running statistics."""
     return {n: x for n, x in delta.items() if x.is_floating_point() and not is_statistic(n)}

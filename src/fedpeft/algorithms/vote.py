@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.compute.trainable import is_statistic
-from fedpeft.core.conversation import Answer, Ask, Flow, Message, recorded, replay
+from fedpeft.core.conversation import Answer, Ask, Flow, Message, record, replay
 from fedpeft.core.facts import Fact
 from fedpeft.core.hooks import Handler, Inner
 from fedpeft.core.rounds import Round
@@ -74,7 +74,7 @@ class Vote:
     def round(self, state: State, round: Round, inner: Inner) -> Flow:
         """The inner algorithm's round, and then a vote among its merges by those who trained."""
         heard: list[tuple[Ask, Sequence[Answer]]] = []
-        own = yield from recorded(inner(state, round), heard)
+        own = yield from record(inner(state, round), heard)
         voters = sorted(
             answer.client for ask, answers in heard if ask.updates for answer in answers
         )
@@ -88,7 +88,7 @@ class Vote:
         choice = self._count(list(merges), (yield ask), ask)
         round.report("vote", choice.told)
         end = ends[choice.number]
-        return replace(end, params=between(state.params, end.params, choice.strength))
+        return replace(end, params=interpolate(state.params, end.params, choice.strength))
 
     def handlers(self) -> Mapping[str, Handler]:
         return {PHASE: self._answer}
@@ -133,7 +133,7 @@ class Vote:
         start, total, weight = message.tensors[START], [], 0.0
         for number in range(len(message.tensors) - 1):
             for strength in self.strengths:
-                params = between(start, message.tensors[str(number)], strength)
+                params = interpolate(start, message.tensors[str(number)], strength)
                 score, weight = _score(client.measure_apart(params))
                 total.append(score)
         scores = torch.tensor(total, dtype=torch.float64)
@@ -165,7 +165,7 @@ class Vote:
         return Choice(number, strength, told)
 
 
-def between(start: Tensors, end: Tensors, strength: float) -> dict[str, Tensor]:
+def interpolate(start: Tensors, end: Tensors, strength: float) -> dict[str, Tensor]:
     """start + strength·(end − start); counts and running statistics, which are measured, as at the
     end."""
     return {

@@ -20,7 +20,7 @@ from torch import Tensor
 from fedpeft.audits.canaries import hatch
 from fedpeft.audits.canary_rounds import observe_rounds
 from fedpeft.audits.epsilon_bound import CONFIDENCE, Guesses, bound_epsilon, guess
-from fedpeft.core.accounting import epsilon, told
+from fedpeft.core.accounting import epsilon, finite_epsilon
 from fedpeft.core.seeds import generator
 from fedpeft.core.types import Event
 from fedpeft.errors import PlanError
@@ -68,7 +68,7 @@ def audit_canaries(
         "privacy": describe(kind, plan.private_part)["name"],
         "unit": event.unit,
         "noise_multiplier": plan.private_part.noise_multiplier,
-        "clip_norm": told(plan.private_part.clip_norm),
+        "clip_norm": finite_epsilon(plan.private_part.clip_norm),
         "canaries": count,
         "included": int(canaries.included.sum()),
         "rounds": rounds,
@@ -76,7 +76,7 @@ def audit_canaries(
         "right": guesses.right,
         "confidence": CONFIDENCE,
         "epsilon_lower": lower,
-        "epsilon_upper": told(upper),
+        "epsilon_upper": finite_epsilon(upper),
         "delta": delta,
         "accountant": plan.privacy.accountant,
         "holds": lower <= upper,

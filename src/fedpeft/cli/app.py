@@ -30,7 +30,7 @@ from fedpeft.cli import (
     sweep,
     watch,
 )
-from fedpeft.cli.options import Debug, debugging
+from fedpeft.cli.options import Debug, is_debugging
 from fedpeft.errors import FedpeftError
 
 FORMERLY = "attack"
@@ -48,9 +48,9 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except (FedpeftError, OSError, KeyboardInterrupt) as error:
-            if debugging(ctx) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
+            if is_debugging(ctx) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
                 raise
-            code, line = _explained(error)
+            code, line = _explain(error)
             typer.echo(line, err=True)
             raise typer.Exit(code) from None
 
@@ -63,7 +63,7 @@ class PlainCommand(TyperCommand):
         return super().get_help(ctx).replace("\\[", "[")
 
 
-def _explained(error: BaseException) -> tuple[int, str]:
+def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, FedpeftError):
         return 2, f"error: {' '.join(str(error).split())}"
     if isinstance(error, OSError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 
-from fedpeft.cli.options import AllowCode, AsJson, Debug, Device, allowed
+from fedpeft.cli.options import AllowCode, AsJson, Debug, Device, allowed_code
 
 if TYPE_CHECKING:
     from fedpeft.plan.plan import Plan
@@ -76,7 +76,7 @@ def audit_plan(
     """
     from fedpeft.audits.attack import Effort
 
-    code = allowed(allow_code)
+    code = allowed_code(allow_code)
     if canaries:
         found = _measure_epsilon(path, code, device, canaries, rounds, seed)
         told = describe_bounds(found)

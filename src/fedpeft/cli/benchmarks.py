@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 WIDTH = 100
 
 
-def asked(
+def read_options(
     name: str | None, shots: int | None, limit: int | None, mmlu: Path | None
 ) -> "Asked | None":
     """What the options ask; None where there is no --benchmark.
@@ -63,7 +63,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {name:<10}{base:<26}{tuned:<26}{_points(each['difference'])}"
     yield f"  {'chance':<10}{chance:.1%}; in brackets 95 % intervals"
     for name, each in found["metrics"].items():
-        yield f"  {name}: {_judged(each, chance)}"
+        yield f"  {name}: {_judge(each, chance)}"
     if out:
         names = ", ".join(
             f"{task} {one['left_out']:,} of {one['questions']:,}"
@@ -87,7 +87,7 @@ def _points(one: Mapping[str, float]) -> str:
     return f"{100 * one['value']:+.1f} points ({100 * one['low']:+.1f} to {100 * one['high']:+.1f})"
 
 
-def _judged(each: Mapping[str, Mapping[str, float]], chance: float) -> str:
+def _judge(each: Mapping[str, Mapping[str, float]], chance: float) -> str:
     """What may be read from the numbers, and what may not."""
     above = [kind for kind in ("base", "tuned") if each[kind]["low"] > chance]
     level = f"above chance is {' and '.join(above)}" if above else "neither model is above chance"

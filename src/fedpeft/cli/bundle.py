@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedpeft.cli.options import AllowCode, Debug, PlanFile, Settings, allowed, resolve
+from fedpeft.cli.options import AllowCode, Debug, PlanFile, Settings, allowed_code, resolve
 
 EXAMPLES = """\
   fedpeft app plan.toml -o myapp; flwr run myapp my-federation     results in runs/ of the SuperLink
@@ -23,5 +23,5 @@ def bundle(
     """Write a Flower app that runs a plan, for `flwr run`."""
     from fedpeft.deploy.bundle import write_app
 
-    write_app(resolve(plan, settings, code=allowed(allow_code)), out)
+    write_app(resolve(plan, settings, code=allowed_code(allow_code)), out)
     typer.echo(f"{out}: flwr run {out} NAME, where NAME is a SuperLink in Flower's config.toml")

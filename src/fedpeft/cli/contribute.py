@@ -9,7 +9,7 @@ import click
 import typer
 
 from fedpeft.cli.consent import WithoutAsking, ask_for_consent
-from fedpeft.cli.options import AllowCode, Debug, Device, allowed, check_owner
+from fedpeft.cli.options import AllowCode, Debug, Device, allowed_code, check_owner
 
 if TYPE_CHECKING:
     from fedpeft.oneshot.contribute import Contributor
@@ -89,7 +89,7 @@ def contribute_file(
 
     require()
     _check_new(out)
-    study = read_invitation(invitation, allowed(allow_code))
+    study = read_invitation(invitation, allowed_code(allow_code))
     signer = signing_key(key) if key else None
     who = _contributor(study, data, name, client, device)
     releases = Releases(memory) if memory else Releases.usual()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import click
 import typer
 
-from fedpeft.cli.options import AllowCode, AsJson, Debug, Device, Settings, allowed, resolve
+from fedpeft.cli.options import AllowCode, AsJson, Debug, Device, Settings, allowed_code, resolve
 
 EXAMPLES = """\
   fedpeft diagnose                                     the plan of `fedpeft run`, within a minute
@@ -67,7 +67,7 @@ def diagnose_plan(
     )
     if run and settings:
         raise click.UsageError("a run is diagnosed with its own plan: no --set beside it")
-    code = allowed(allow_code)
+    code = allowed_code(allow_code)
     own = reopen(run, code)[1] if run else resolve(plan, settings, code=code)
     site = open_run_site(spread(own), device)
     with Progress(console=Console(stderr=True), transient=True) as progress:

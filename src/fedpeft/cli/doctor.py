@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedpeft.cli.options import AllowCode, Debug, Settings, allowed
+from fedpeft.cli.options import AllowCode, Debug, Settings, allowed_code
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ def doctor(
     from fedpeft.deploy import doctor as look
 
     plan, data = _plan_or_data(what, data)
-    code, beside_data = allowed(allow_code), (plan, superlink, root, key, node)
+    code, beside_data = allowed_code(allow_code), (plan, superlink, root, key, node)
     findings = [] if data and not any(beside_data) else list(look.versions())
     if root:
         findings += look.certificate(root)

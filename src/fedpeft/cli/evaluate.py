@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedpeft.cli import benchmarks
-from fedpeft.cli.options import AllowCode, AsJson, Debug, Device, RunPath, allowed
+from fedpeft.cli.options import AllowCode, AsJson, Debug, Device, RunPath, allowed_code
 
 if TYPE_CHECKING:
     from fedpeft.core.interfaces import Store
@@ -105,8 +105,8 @@ def evaluate_run(
     from fedpeft.runs.folder import reopen
     from fedpeft.storage.client_memory import Folder
 
-    asked = benchmarks.asked(benchmark, shots, limit, mmlu)
-    code = allowed(allow_code)
+    asked = benchmarks.read_options(benchmark, shots, limit, mmlu)
+    code = allowed_code(allow_code)
     folder, plan = reopen(run, code)
     saved = load_checkpoint(folder.checkpoint, plan)
     if saved is None:
@@ -176,14 +176,14 @@ def _on_examples(site: "Site", state: "State", store: "Store", per_client: bool)
 def _table(found: dict[str, Any]) -> str:
     lines = [
         f"after round {found['round']}",
-        *(f"  {n:<12}{_shown(x)}" for n, x in found["held_out"].items()),
+        *(f"  {n:<12}{_show_value(x)}" for n, x in found["held_out"].items()),
     ]
     if "clients" in found:
         lines.append("on each client's own training examples")
         for name, spread in found["clients"].items():
             lines.append(
-                f"  {name:<12}mean {_shown(spread['mean'])}   worst tenth "
-                f"{_shown(spread['worst_tenth'])}"
+                f"  {name:<12}mean {_show_value(spread['mean'])}   worst tenth "
+                f"{_show_value(spread['worst_tenth'])}"
             )
     lines += _own_held_out(found.get("own_held_out"))
     if "captions" in found:
@@ -191,7 +191,7 @@ def _table(found: dict[str, Any]) -> str:
     if scored := found.get("clip"):
         lines.append(f"CLIP score by {scored['model']}, mean over these captions")
         columns = {"held out": "truth", "before": "before", "after": "after"}
-        lines += [f"  {name:<12}{_shown(fmean(scored[key]))}" for name, key in columns.items()]
+        lines += [f"  {name:<12}{_show_value(fmean(scored[key]))}" for name, key in columns.items()]
     for one in found.get("samples", ()):
         lines += ["", *(f"{name:<8}{text!r}" for name, text in one.items())]
     if "benchmark" in found:
@@ -210,17 +210,19 @@ def _own_held_out(found: dict[str, Any] | None) -> list[str]:
     ]
     for name, spread in found["metrics"].items():
         lines.append(
-            f"  {name:<12}mean {_shown(spread['mean'])}   by examples "
-            f"{_shown(spread['weighted'])}   worst tenth {_shown(spread['worst_tenth'])}"
+            f"  {name:<12}mean {_show_value(spread['mean'])}   by examples "
+            f"{_show_value(spread['weighted'])}   worst tenth {_show_value(spread['worst_tenth'])}"
         )
     width = max(map(len, examples))
     for client, count in list(examples.items())[:SHOWN]:
-        values = (f"{name} {_shown(one['each'][client])}" for name, one in found["metrics"].items())
+        values = (
+            f"{name} {_show_value(one['each'][client])}" for name, one in found["metrics"].items()
+        )
         lines.append(f"    {client:<{width}}  {'   '.join(values)}   {count:,} examples")
     if len(examples) > SHOWN:
         lines.append(f"    and {len(examples) - SHOWN:,} more clients, which --json lists")
     return lines
 
 
-def _shown(value: float | None) -> str:
+def _show_value(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4f}"

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedpeft.cli.options import AllowCode, Debug, RunPath, allowed
+from fedpeft.cli.options import AllowCode, Debug, RunPath, allowed_code
 
 EXAMPLES = """\
   fedpeft export runs/digits-lora-1-001 adapter/
@@ -29,7 +29,7 @@ def export(
     """
     from fedpeft.runs.folder import reopen
 
-    code = allowed(allow_code)
+    code = allowed_code(allow_code)
     folder, _ = reopen(run, code)
     from fedpeft.export.export import export_run
 

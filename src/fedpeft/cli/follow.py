@@ -38,13 +38,13 @@ def submit_run(plan: "Plan", out: Path | None, federation: str | None) -> "RunFo
 def again(folder: "RunFolder", plan: "Plan", federation: str | None) -> None:
     """A run that was submitted and is not finished: submitted once more, if it does not go on
     already."""
-    from fedpeft.deploy.submit import federation_of, killed, require_flower, status, submit
+    from fedpeft.deploy.submit import federation_of, require_flower, status, submit, was_killed
 
     require_flower()
     federation = federation or federation_of(folder)
     if federation is None:
         raise RunError(NAMELESS)
-    if killed(folder) or status(folder) not in ("pending", "starting", "running"):
+    if was_killed(folder) or status(folder) not in ("pending", "starting", "running"):
         submit(folder, replace(plan, engine="flower"), federation)
 
 

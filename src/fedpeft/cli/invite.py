@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedpeft.cli.options import AllowCode, Debug, PlanFile, Settings, allowed, resolve
+from fedpeft.cli.options import AllowCode, Debug, PlanFile, Settings, allowed_code, resolve
 
 EXAMPLES = """\
   fedpeft invite -o study                                          handwritten digits at five sites
@@ -37,7 +37,7 @@ def write_invitation(
     from fedpeft.oneshot.invitation import invite as write
     from fedpeft.oneshot.invitation import server_key
 
-    invited = resolve(plan, settings, "one-shot", allowed(allow_code))
+    invited = resolve(plan, settings, "one-shot", allowed_code(allow_code))
     terms = write(invited, out)
     typer.echo(
         f"study {terms.study}\n{out} (for the clients)\n{server_key(out)} (keep it to yourself)"
@@ -71,7 +71,7 @@ def write_roster(
     from fedpeft.oneshot.invitation import read_invitation, server_key
     from fedpeft.oneshot.joining import make_roster
 
-    owners = make_roster(read_invitation(folder, allowed(allow_code)), files, out)
+    owners = make_roster(read_invitation(folder, allowed_code(allow_code)), files, out)
     typer.echo(
         f"{out} (for {', '.join(owners)})\n{server_key(out)} (keep it to yourself)\n"
         f"each owner: fedpeft contribute {out.name} --data PATH --name NAME -o NAME.safetensors"

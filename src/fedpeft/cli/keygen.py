@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedpeft.cli.options import AllowCode, Debug, allowed
+from fedpeft.cli.options import AllowCode, Debug, allowed_code
 
 EXAMPLES = """\
   fedpeft keygen hospital-a     hospital-a.key, which stays, and hospital-a.pub, for the server
@@ -78,7 +78,7 @@ def join_study(
 
     if out.exists():
         raise RunError(f"{out} is there already: name another")
-    study = read_invitation(folder, allowed(allow_code))
+    study = read_invitation(folder, allowed_code(allow_code))
     kept = memory or Releases.usual().folder
     joined = join_owner(study, name, kept, signing_key(key) if key else None)
     write_atomically(out, joined.text().encode())
@@ -117,7 +117,7 @@ def withdraw_from_study(
 
     if out.exists():
         raise RunError(f"{out} is there already: name another")
-    study = read_invitation(folder, allowed(allow_code))
+    study = read_invitation(folder, allowed_code(allow_code))
     kept = memory or Releases.usual().folder
     content = withdraw(study, name, kept, signing_key(key) if key else None, again)
     write_atomically(out, content, private=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import click
 import typer
 
-from fedpeft.cli.options import AllowCode, AsJson, Debug, allowed
+from fedpeft.cli.options import AllowCode, AsJson, Debug, allowed_code
 
 EXAMPLES = """\
   fedpeft merge study *.safetensors -o merged --trust trusted    signed by those in the list only
@@ -96,7 +96,7 @@ def merge_files(
     from fedpeft.oneshot.rules import Rules
 
     came, gone = [*(files or ()), *(add or ())], remove or ()
-    keys, code = Trust.read(trust or ()).keys, allowed(allow_code)
+    keys, code = Trust.read(trust or ()).keys, allowed_code(allow_code)
     bounds = norm_factor, max_norm, max_examples
 
     def asked(rules: Rules) -> Rules:

@@ -12,7 +12,7 @@ from fedpeft.cli.options import (
     Device,
     PlanFile,
     Settings,
-    allowed,
+    allowed_code,
     check_owner,
     resolve,
 )
@@ -73,7 +73,7 @@ def node(
     from fedpeft.deploy.terms import node_site, rehearsal_site
     from fedpeft.oneshot.keys import signing_key
 
-    read = resolve(plan, settings, code=allowed(allow_code))
+    read = resolve(plan, settings, code=allowed_code(allow_code))
     if data is not None and name is not None:
         site, who = node_site(read, data, name, device), name
     else:

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 _DEBUG = "fedpeft.debug"
 
 
-def debugging(ctx: click.Context) -> bool:
+def is_debugging(ctx: click.Context) -> bool:
     """Whether --debug was given, to the command or before it."""
     return bool(ctx.meta.get(_DEBUG))
 
 
 def _remember(ctx: typer.Context, wanted: bool) -> bool:
-    ctx.meta[_DEBUG] = wanted or debugging(ctx)
+    ctx.meta[_DEBUG] = wanted or is_debugging(ctx)
     return wanted
 
 
@@ -78,7 +78,7 @@ def check_owner(data: str | None, name: str | None, client: int | None) -> None:
         raise click.UsageError("give --data and --name, or --client")
 
 
-def allowed(allow_code: list[str] | None) -> "Code":
+def allowed_code(allow_code: list[str] | None) -> "Code":
     """The modules that the user lets somebody else's plan name."""
     from fedpeft.registry import Code
 

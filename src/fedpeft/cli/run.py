@@ -19,7 +19,7 @@ from fedpeft.cli.options import (
     PlanFile,
     Seed,
     Settings,
-    debugging,
+    is_debugging,
     resolve,
 )
 
@@ -97,9 +97,9 @@ def run(
                 "--resume goes on with the run's own plan: no PLAN, --set, --out or --seed beside "
                 "it"
             )
-        if _finished(console, resume, as_json):
+        if _report_if_finished(console, resume, as_json):
             return
-        begun, read = _reopened(resume, engine)
+        begun, read = _read_begun(resume, engine)
         if read.engine == ELSEWHERE:
             follow.again(begun, read, federation)
             _report(console, begun, follow.until_done(console, begun, read, quiet), as_json)
@@ -125,7 +125,7 @@ def _begin(plan: "Plan", out: Path | None, device: str, workers: int) -> "tuple[
     return create(site.plan, out), site
 
 
-def _reopened(path: Path, engine: str | None) -> "tuple[RunFolder, Plan]":
+def _read_begun(path: Path, engine: str | None) -> "tuple[RunFolder, Plan]":
     """A run that was begun. The engine may be another: results do not depend on it."""
     from fedpeft.registry import OWN
     from fedpeft.runs.folder import reopen
@@ -149,7 +149,7 @@ def _reopen(
     return folder, site
 
 
-def _finished(console: "Console", path: Path, as_json: bool) -> bool:
+def _report_if_finished(console: "Console", path: Path, as_json: bool) -> bool:
     from fedpeft.registry import OWN
     from fedpeft.runs.folder import read_json, reopen
 
@@ -167,10 +167,10 @@ def _finish(
 ) -> None:
     from fedpeft.results.exhibit import draws, exhibit_at_end
     from fedpeft.runs.execute import open_engine
-    from fedpeft.runs.folder import locked
+    from fedpeft.runs.folder import lock_run
     from fedpeft.runs.summary import summarize
 
-    with locked(folder), _resumable(folder):
+    with lock_run(folder), _resumable(folder):
         with closing(open_engine(folder, site, workers)) as engine:
             choice = getattr(engine, "choice", None)
             if choice is not None and not quiet:
@@ -232,7 +232,7 @@ def _resumable(folder: "RunFolder") -> Iterator[None]:
         typer.echo(f"stopped: a pipe is closed at its other end: {after}", err=True)
         raise
     except OSError as error:
-        if debugging(click.get_current_context()):
+        if is_debugging(click.get_current_context()):
             raise
         typer.echo(
             f"error: {folder.path} cannot be written: {error.strerror or error}: {after}", err=True

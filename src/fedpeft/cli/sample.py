@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedpeft.cli.options import AllowCode, Debug, allowed
+from fedpeft.cli.options import AllowCode, Debug, allowed_code
 
 EXAMPLES = """\
   fedpeft sample runs/emoji-diffusion-1-001 -o grid.png
@@ -44,6 +44,8 @@ def sample(
     from fedpeft.storage.files import write_atomically
     from fedpeft.tasks.drawing import Drawing
 
-    made = grid(runs, Drawing(steps, guidance, seed), number, caption or (), allowed(allow_code))
+    made = grid(
+        runs, Drawing(steps, guidance, seed), number, caption or (), allowed_code(allow_code)
+    )
     write_atomically(out, made.png())
     typer.echo(str(out))

@@ -84,7 +84,7 @@ def sweep_study(
     from fedpeft.errors import RunError
     from fedpeft.studies.cell_store import CellStore
     from fedpeft.studies.study import read_study, select_cells
-    from fedpeft.studies.sweep import reused
+    from fedpeft.studies.sweep import find_reused
 
     _check_folder("--out", out)
     _check_folder("--keep", keep)
@@ -92,7 +92,7 @@ def sweep_study(
     cells = select_cells(read, only or ())
     console = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)
     cell_store = CellStore(read, out or Path("runs") / read.name, keep)
-    done = reused(cell_store, cells)
+    done = find_reused(cell_store, cells)
     options = [] if device == "cpu" else ["--device", device]
     if estimate:
         _estimate(console, cell_store, cells, done, jobs, options, as_json)
@@ -104,7 +104,7 @@ def sweep_study(
     outcomes = _sweep(console, cell_store, cells, done, jobs, options)
     # The table is of all that is finished.
     others = [cell for cell in read.cells if cell not in cells]
-    _report(console, cell_store, [*outcomes, *reused(cell_store, others)], as_json)
+    _report(console, cell_store, [*outcomes, *find_reused(cell_store, others)], as_json)
     if any(one.error for one in outcomes):
         raise typer.Exit(1)
 
@@ -147,7 +147,7 @@ def _sweep(
     options: list[str],
 ) -> "list[CellOutcome]":
     """All outcomes; one bar over all cells, a line for each that ends."""
-    from fedpeft.runs.folder import RunFolder, locked
+    from fedpeft.runs.folder import RunFolder, lock_run
     from fedpeft.studies.sweep import run_study as run_all
 
     cell_store.out.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def _sweep(
     console.print(f"{cell_store.study.name}: {len(cells)} cells{again}, in {cell_store.out}")
     bar = _bar(console)
     shown = bar if console.is_terminal else nullcontext()
-    with locked(RunFolder(cell_store.out)), _interruptible(cell_store), shown:
+    with lock_run(RunFolder(cell_store.out)), _interruptible(cell_store), shown:
         for one in done:
             cell_store.store(one.cell, one.folder or cell_store.out)
         task = bar.add_task(

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from fedpeft.codecs.narrowing import decode_as, encode_as, narrowed, rounded
+from fedpeft.codecs.narrowing import decode_as, encode_as, narrow_dtype, narrow_tensor
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Coding
 from fedpeft.core.types import Tensors
@@ -24,8 +24,8 @@ class BFloat16:
     def encode(self, tensors: Tensors, how: Coding = Coding()) -> bytes:
         """Raises ValueError when an entry is beyond 3.39e38: an infinity must not travel in its
         place."""
-        return encode_as(tensors, lambda name, x: rounded(name, x, torch.bfloat16, "dense"))
+        return encode_as(tensors, lambda name, x: narrow_tensor(name, x, torch.bfloat16, "dense"))
 
     def decode(self, blob: bytes, how: Coding = Coding()) -> Tensors:
         """Raises WireError on anything that `encode` cannot have made."""
-        return decode_as(blob, lambda dtype: narrowed(dtype, torch.bfloat16))
+        return decode_as(blob, lambda dtype: narrow_dtype(dtype, torch.bfloat16))

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from fedpeft.codecs.narrowing import decode_as, encode_as, narrowed, rounded
+from fedpeft.codecs.narrowing import decode_as, encode_as, narrow_dtype, narrow_tensor
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Coding
 from fedpeft.core.types import Tensors
@@ -24,8 +24,8 @@ class Float16:
     def encode(self, tensors: Tensors, how: Coding = Coding()) -> bytes:
         """Raises ValueError when an entry is beyond 65504: an infinity must not travel in its
         place."""
-        return encode_as(tensors, lambda name, x: rounded(name, x, torch.float16, "bfloat16"))
+        return encode_as(tensors, lambda name, x: narrow_tensor(name, x, torch.float16, "bfloat16"))
 
     def decode(self, blob: bytes, how: Coding = Coding()) -> Tensors:
         """Raises WireError on anything that `encode` cannot have made."""
-        return decode_as(blob, lambda dtype: narrowed(dtype, torch.float16))
+        return decode_as(blob, lambda dtype: narrow_dtype(dtype, torch.float16))

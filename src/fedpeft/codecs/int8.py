@@ -50,7 +50,7 @@ class Int8:
     def encode(self, tensors: Tensors, how: Coding = Coding()) -> bytes:
         """Raises ValueError for a tensor with an entry that is not finite: it has no scale."""
         peaks = {name: _peak(name, x) for name, x in tensors.items() if x.is_floating_point()}
-        codes = (_quantized(x, peaks[name]) if name in peaks else x for name, x in tensors.items())
+        codes = (_quantize(x, peaks[name]) if name in peaks else x for name, x in tensors.items())
         body = join(peaks.values()) + join(codes)
         short = zlib.compress(body, 9) if self.deflate else body
         if len(body) / LONGEST <= len(short) < len(body):
@@ -71,7 +71,7 @@ class Int8:
         scaled = sum(dtype.is_floating_point for _, dtype in kinds(shapes))
         peaks, *codes = cut(body, [(scaled, torch.float32), *carried])
         check_scales(peaks)
-        return dict(_restored(shapes, iter(peaks), codes))
+        return dict(_restore(shapes, iter(peaks), codes))
 
 
 def _inflate(body: Body) -> bytes:
@@ -98,13 +98,13 @@ def _peak(name: str, x: Tensor) -> Tensor:
     return peak
 
 
-def _quantized(x: Tensor, peak: Tensor) -> Tensor:
+def _quantize(x: Tensor, peak: Tensor) -> Tensor:
     if not peak:
         return torch.zeros(x.shape, dtype=torch.int8)
     return (x.float() / peak * LEVELS).round().to(torch.int8)
 
 
-def _restored(
+def _restore(
     shapes: Layout, peaks: Iterator[Tensor], codes: list[Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
     for (name, shape, kind), code in zip(shapes, codes, strict=True):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.codecs.magnitudes import check_scales, mean_magnitude
-from fedpeft.codecs.narrowing import narrowed, rounded
+from fedpeft.codecs.narrowing import narrow_dtype, narrow_tensor
 from fedpeft.codecs.packed_bits import bytes_for, pack_bits, unpack_bits
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import Tensors
@@ -79,7 +79,7 @@ def pack_values(kept: Mapping[str, Tensor], values: str) -> bytes:
         return join(kept.values())
     if values == "float16":
         instead = 'topk with values = "exact"'
-        return join(rounded(name, x, torch.float16, instead) for name, x in kept.items())
+        return join(narrow_tensor(name, x, torch.float16, instead) for name, x in kept.items())
     return _signs(kept)
 
 
@@ -128,4 +128,4 @@ def _from_signs(body: Body, carried: Kinds) -> list[Tensor]:
 
 
 def _as_sent(dtype: torch.dtype, values: str) -> torch.dtype:
-    return narrowed(dtype, torch.float16) if values == "float16" else dtype
+    return narrow_dtype(dtype, torch.float16) if values == "float16" else dtype

@@ -11,19 +11,19 @@ from fedpeft.core.types import Tensors
 from fedpeft.wire.frames import cut, decode_tensors, encode_tensors, join
 
 
-def narrowed(dtype: torch.dtype, to: torch.dtype) -> torch.dtype:
+def narrow_dtype(dtype: torch.dtype, to: torch.dtype) -> torch.dtype:
     """`to` in place of a wider floating-point type; integers, and what is no wider, travel as they
     are."""
     return to if dtype.is_floating_point and dtype.itemsize > to.itemsize else dtype
 
 
-def rounded(name: str, x: Tensor, to: torch.dtype, instead: str) -> Tensor:
+def narrow_tensor(name: str, x: Tensor, to: torch.dtype, instead: str) -> Tensor:
     """The tensor as it travels in a narrower type.
 
     Raises:
       ValueError: an entry is not finite in that type: an infinity must not travel in its place.
     """
-    dtype = narrowed(x.dtype, to)
+    dtype = narrow_dtype(x.dtype, to)
     narrow = x.to(dtype)
     if dtype is not x.dtype and not bool(narrow.isfinite().all()):
         raise ValueError(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.core.interfaces import LossFn
-from fedpeft.core.seeds import seeded
+from fedpeft.core.seeds import seed_torch
 from fedpeft.core.types import Batch, Tensors
 
 GROUPS = (
@@ -40,7 +40,7 @@ def available(device: str, root: Path = Path("/")) -> int:
     """Bytes that can be had now; cached files count as free. `root` is where the system's own files
     begin."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(torch.device(device))[0] + _reserved(device)
+        return torch.cuda.mem_get_info(torch.device(device))[0] + _reserved_bytes(device)
     try:
         free = int(_table(root / "proc/meminfo")["MemAvailable:"]) * 1024
     except (OSError, KeyError, ValueError):  # no Linux: half of what the machine has
@@ -71,12 +71,12 @@ def _table(path: Path) -> dict[str, str]:
     return {words[0]: words[1] for words in lines if len(words) > 1}
 
 
-def _reserved(device: str) -> int:
+def _reserved_bytes(device: str) -> int:
     """What torch holds of a GPU and does not use."""
     return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def kept(losses: LossFn, model: nn.Module, params: Tensors, batch: Batch) -> int:
+def measure_activations(losses: LossFn, model: nn.Module, params: Tensors, batch: Batch) -> int:
     """Bytes that a forward pass keeps for the backward pass, beside the model and what is
     trained."""
     own = (*model.parameters(), *model.buffers(), *params.values(), *batch.values())
@@ -91,7 +91,7 @@ def kept(losses: LossFn, model: nn.Module, params: Tensors, batch: Batch) -> int
 
     leaves = {name: x.detach().requires_grad_(x.is_floating_point()) for name, x in params.items()}
     with (
-        seeded(0),
+        seed_torch(0),
         torch.enable_grad(),
         torch.autograd.graph.saved_tensors_hooks(note, lambda x: x),
     ):

@@ -23,8 +23,8 @@ from fedpeft.compute.objective import Objective
 from fedpeft.core.interfaces import Task
 from fedpeft.core.outputs import FEATURES as OUTPUT
 from fedpeft.core.outputs import Outputs
-from fedpeft.core.seeds import seeded
-from fedpeft.core.tensors import bytes_moved, count, moved
+from fedpeft.core.seeds import seed_torch
+from fedpeft.core.tensors import bytes_moved, count, move_to
 from fedpeft.core.types import Batch, Summed, Table, Tensors
 
 FEATURES = "fedpeft.features"
@@ -111,7 +111,7 @@ class FeatureCache:
         return {**train, FEATURES: self.train}, {**test, FEATURES: self.test}
 
 
-def featured(task: Task, kept: FeatureCache) -> Task:
+def with_features(task: Task, kept: FeatureCache) -> Task:
     """The task as it is, or going on from features."""
     return task if kept.cut is None else Featured(task, kept.cut, kept.inputs)
 
@@ -173,7 +173,7 @@ def _keep(
 
 def _batch(task: Task, rows: Tensors, device: torch.device) -> Batch:
     batch = task.batch(bytes_moved(rows, str(device)), None)
-    return moved({**batch, "mask": torch.ones(count(rows))}, str(device))
+    return move_to({**batch, "mask": torch.ones(count(rows))}, str(device))
 
 
 def _obstacle(
@@ -191,7 +191,7 @@ def _obstacle(
     if not torch.equal(draws.get_state(), before):
         return "the task changes examples at random"
     still = _features(task, model, cut, batch)
-    with seeded(0):
+    with seed_torch(0):
         before = torch.get_rng_state()
         moving = _features(task, model.train(), cut, batch)
         drawn = not torch.equal(torch.get_rng_state(), before)

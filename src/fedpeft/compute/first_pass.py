@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fedpeft.compute.trainable import head_of, mark_new_layers, new_layers, within
 from fedpeft.core.interfaces import Method, Task
-from fedpeft.core.outputs import evaluating
-from fedpeft.core.seeds import seeded
+from fedpeft.core.outputs import evaluation_mode
+from fedpeft.core.seeds import seed_torch
 from fedpeft.core.types import Batch
 from fedpeft.errors import FedpeftError, PlanError
 
@@ -103,7 +103,7 @@ def _beside(model: nn.Module, name: str) -> bool:
 
 def _losses(task: Task, method: Method, model: nn.Module, batch: Batch) -> Tensor:
     try:
-        with seeded(0), evaluating(model):
+        with seed_torch(0), evaluation_mode(model):
             return task.losses(task.forward(model, batch), batch)
     except FedpeftError:
         raise

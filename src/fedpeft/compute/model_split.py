@@ -129,14 +129,14 @@ def find_cut(
       batch: the number of examples that `run` calls the model with.
       run: calls the model in evaluation mode; gives numbers that depend on all of its output.
     """
-    wanted, calls = _traced(model, run)
+    wanted, calls = _trace(model, run)
     learned = {
         id(x) for name, x in model.named_parameters(remove_duplicate=False) if name in trained
     }
     if [call.module for call in calls] != [model]:
         return None
     every = list(_flat(calls[0]))
-    for call, before in reversed(list(_descent(calls[0], learned))):
+    for call, before in reversed(list(_descend(calls[0], learned))):
         share = sum(_size(one.module) for one in before) / max(1, _size(model))
         once = all(
             sum(other.module is one.module for other in every) == 1 for one in (call, *before)
@@ -179,7 +179,7 @@ def _put(cut: Cut, call: _Call, before: list[_Call], batch: int) -> Callable[[],
     return undo
 
 
-def _descent(root: _Call, learned: set[int]) -> Iterator[tuple[_Call, list[_Call]]]:
+def _descend(root: _Call, learned: set[int]) -> Iterator[tuple[_Call, list[_Call]]]:
     """Each call that may be the first with something trained, from the outside in, and the frozen
     ones before it."""
     node, before = root, list[_Call]()
@@ -211,7 +211,7 @@ def _size(module: nn.Module) -> int:
     )
 
 
-def _traced(model: nn.Module, run: Callable[[], Tensor]) -> tuple[Tensor, list[_Call]]:
+def _trace(model: nn.Module, run: Callable[[], Tensor]) -> tuple[Tensor, list[_Call]]:
     """What `run` gives, and the outermost calls."""
     outside = _Call("", model)
     stack = [outside]

@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedpeft.compute.trainable import head_of
 from fedpeft.core.interfaces import OTHER, SHARE, Added, Task, Term
-from fedpeft.core.low_rank import EXACT, merged
-from fedpeft.core.outputs import Outputs, evaluating
+from fedpeft.core.low_rank import EXACT, merge_exact
+from fedpeft.core.outputs import Outputs, evaluation_mode
 from fedpeft.core.tensors import add_prefix, take_prefix
 from fedpeft.core.types import Batch, Summed, Tensors, Weighted
 
@@ -66,7 +66,7 @@ class Objective:
         set_(self, "_outputs", _Pass(self.model, self.task.forward))
         set_(self, "_losses", _Pass(self.model, self._summed))
         set_(self, "_buffers", tuple(name for name, _ in self.model.named_buffers()))
-        set_(self, "_aliases", _tied(self.model))
+        set_(self, "_aliases", _tied_names(self.model))
 
     def __call__(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensor:
         with _autocast(self.precision, batch):
@@ -99,7 +99,7 @@ class Objective:
         # a model writes into the buffers that it is called with, and those of `params` are copies
         buffers = {name: params[name] for name in self._buffers if name in params}
         held: dict[str, Tensor] = {}
-        with torch.no_grad(), evaluating(self.model):
+        with torch.no_grad(), evaluation_mode(self.model):
             for name, theirs in added.models.items():
                 outputs = self._run(self._outputs, {**buffers, **theirs}, batch, head)
                 held |= add_prefix(name, outputs)
@@ -166,7 +166,7 @@ class Objective:
         return each
 
 
-def _tied(model: nn.Module) -> dict[str, tuple[str, ...]]:
+def _tied_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """The further names of each parameter that a model has under several, e.g. an embedding that is
     also the head."""
     first: dict[int, str] = {}
@@ -191,10 +191,10 @@ def evaluate(
     """The task's metrics over the batches, as sums with weights; the model is not changed.
 
     Raises:
-      ValueError: see `scored`.
+      ValueError: see `score_batches`.
     """
     sums: dict[str, Weighted] = {}
-    for batch, values in scored(task, model, params, batches):
+    for batch, values in score_batches(task, model, params, batches):
         mask = batch["mask"]
         for name, value in values.items():
             each = value if isinstance(value, Summed) else Summed(value, torch.ones_like(mask))
@@ -204,7 +204,7 @@ def evaluate(
     return sums
 
 
-def scored(
+def score_batches(
     task: Task, model: nn.Module, params: Tensors, batches: Iterable[Batch]
 ) -> Iterator[tuple[Batch, Mapping[str, Tensor | Summed]]]:
     """Each batch with the task's metrics of each example; the model is not changed.
@@ -240,10 +240,10 @@ def _metrics(task: Task, model: nn.Module, batch: Batch) -> Mapping[str, Tensor 
     if chunks is None:
         return task.metrics(task.forward(model, batch), batch)
     found = [task.metrics(task.forward(model, part), part) for part in chunks(batch)]
-    return {name: _joined([one[name] for one in found]) for name in found[0]}
+    return {name: _join_parts([one[name] for one in found]) for name in found[0]}
 
 
-def _joined(values: Sequence[Tensor | Summed]) -> Tensor | Summed:
+def _join_parts(values: Sequence[Tensor | Summed]) -> Tensor | Summed:
     """A metric of the parts of a batch, as one of the whole."""
     first = values[0]
     if isinstance(first, Tensor):
@@ -272,7 +272,7 @@ def _each(
         name
         for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
     }
-    swapped = {**params, **merged(model, take_prefix(EXACT, params))}
+    swapped = {**params, **merge_exact(model, take_prefix(EXACT, params))}
     called = {f"model.{name}": x for name, x in swapped.items() if name in own}
     if params and not called:
         raise ValueError(

@@ -78,25 +78,23 @@ def calibrate(
             raise PlanError(
                 f"no noise below {LARGEST:g} gives target_epsilon = {target} at delta = {delta}"
             )
-    high = _bisected(
-        lambda z: epsilon(event(z), participations, delta, "rdp") <= target, least, high
-    )
+    high = _bisect(lambda z: epsilon(event(z), participations, delta, "rdp") <= target, least, high)
     if accountant == "rdp":
         return high
     # the bound of "rdp" is above, and by less than this
-    return _bisected(
+    return _bisect(
         lambda z: epsilon(event(z), participations, delta, accountant) <= target, 0.6 * high, high
     )
 
 
-def _bisected(enough: Callable[[float], bool], low: float, high: float) -> float:
+def _bisect(enough: Callable[[float], bool], low: float, high: float) -> float:
     while high / low > 1 + 1e-3:
         middle = (low * high) ** 0.5
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
 
 
-def told(value: float) -> float | None:
+def finite_epsilon(value: float) -> float | None:
     """JSON has no infinity: None is no guarantee."""
     return value if isfinite(value) else None
 

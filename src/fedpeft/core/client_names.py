@@ -26,7 +26,7 @@ ALLOWED = (
 
 def flaw_of(name: str) -> str:
     """What is wrong with the name of a client; empty where nothing is."""
-    return _wrong_form(name) or _wrong_character(name) or _mixed(name)
+    return _wrong_form(name) or _wrong_character(name) or _mixed_scripts(name)
 
 
 def _wrong_form(name: str) -> str:
@@ -34,7 +34,7 @@ def _wrong_form(name: str) -> str:
         return f"it has {len(name)} characters"
     if name[0] in ". " or name[-1] in ". ":
         at = 0 if name[0] in ". " else len(name) - 1
-        return f"it {'ends' if at else 'begins'} with {_called(name[at])}"
+        return f"it {'ends' if at else 'begins'} with {_describe_character(name[at])}"
     if "  " in name:
         return "it has two spaces side by side"
     if any("\ud800" <= c <= "\udfff" for c in name):
@@ -49,7 +49,7 @@ def _wrong_character(name: str) -> str:
         if c in MARKS or (c.isascii() and c.isalnum()):
             continue
         if not _is_letter(c):
-            return f"it has {_called(c)}"
+            return f"it has {_describe_character(c)}"
     return ""
 
 
@@ -67,15 +67,16 @@ def _script(c: str) -> str:
     return unicodedata.name(c, "").partition(" ")[0]
 
 
-def _mixed(name: str) -> str:
+def _mixed_scripts(name: str) -> str:
     """Names whose letters are of scripts that are not written together."""
     first = {_script(c): c for c in reversed(name) if not (c in MARKS or c.isdigit())}
     if len(first) <= 1 or any(first.keys() <= together for together in TOGETHER):
         return ""
     (one, a), (other, b), *_ = sorted(first.items(), key=lambda pair: name.index(pair[1]))
-    return f"it mixes {one.title()} letters with {other.title()}: {_called(a)} and {_called(b)}"
+    seen = f"{_describe_character(a)} and {_describe_character(b)}"
+    return f"it mixes {one.title()} letters with {other.title()}: {seen}"
 
 
-def _called(c: str) -> str:
+def _describe_character(c: str) -> str:
     """A character by its number and its name, since it may not be seen."""
     return f"U+{ord(c):04X} {unicodedata.name(c, 'without a name')}"

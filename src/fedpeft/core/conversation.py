@@ -98,7 +98,7 @@ def converse(flow: Flow, post: Callable[[Ask], Iterator[Answer]]) -> State:
         answers = post(ask)
 
 
-def recorded(flow: Flow, heard: list[tuple[Ask, Sequence[Answer]]]) -> Flow:
+def record(flow: Flow, heard: list[tuple[Ask, Sequence[Answer]]]) -> Flow:
     """Pass a conversation on to who asks, and remember it in `heard`."""
     answers: Iterator[Answer] | None = None
     while True:

@@ -42,7 +42,7 @@ def cut(tensors: Tensors, rank: int | None) -> Tensors:
     return {n: x[:rank] if A in n else x[:, :rank] if B in n else x for n, x in tensors.items()}
 
 
-def padded(delta: Tensors, params: Tensors) -> dict[str, Tensor]:
+def pad_rank(delta: Tensors, params: Tensors) -> dict[str, Tensor]:
     """A change of factors as one of those at full rank, by which what is not there goes to zero."""
 
     def whole(name: str, x: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class Product:
         return over @ u[:, :k], s, vt[:k] @ under.T
 
 
-def accumulated(held: Tensors, more: Tensors) -> dict[str, Tensor]:
+def accumulate(held: Tensors, more: Tensors) -> dict[str, Tensor]:
     """What is added to frozen weights, with more of it: as factors or whole, whichever is fewer
     numbers."""
     every = dict(held)
@@ -134,7 +134,7 @@ def accumulated(held: Tensors, more: Tensors) -> dict[str, Tensor]:
     return every
 
 
-def merged(model: nn.Module, exact: Tensors) -> dict[str, Tensor]:
+def merge_exact(model: nn.Module, exact: Tensors) -> dict[str, Tensor]:
     """The frozen weights of a model with what is added to them, by their names."""
     weights = {}
     for layer in _layers(exact):

@@ -44,7 +44,7 @@ def head_input(model: nn.Module, head: str | None) -> Iterator[dict[str, Tensor]
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in evaluation mode: it draws no dropout and counts no statistics."""
     was = model.training
     model.eval()

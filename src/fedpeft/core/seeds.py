@@ -23,7 +23,7 @@ def generator(seed: int, *path: str | int) -> torch.Generator:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seed_torch(seed: int) -> Iterator[None]:
     """Torch's default generators start from `seed` inside and are as before outside.
 
     For code that takes no generator: initialisers of `transformers` and `peft`, dropout layers.

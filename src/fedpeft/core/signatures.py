@@ -41,7 +41,7 @@ def signature(private: bytes, message: bytes) -> str:
     return Ed25519PrivateKey.from_private_bytes(private).sign(message).hex()
 
 
-def verified(public: str, signed: object, message: bytes) -> bool:
+def verify(public: str, signed: object, message: bytes) -> bool:
     """Whether the owner of the public key signed the message, and it is written in the one way that
     is ours."""
     from cryptography.exceptions import InvalidSignature

@@ -72,13 +72,13 @@ def zeros_of(expected: Layout) -> dict[str, Tensor]:
     }
 
 
-def moved(a: Tensors, device: str) -> Tensors:
+def move_to(a: Tensors, device: str) -> Tensors:
     """On a device. Where that is a GPU the host does not wait: it makes the next batch while this
     one is under way."""
-    return a if device == "cpu" else {name: _moved(x, device) for name, x in a.items()}
+    return a if device == "cpu" else {name: _move_tensor(x, device) for name, x in a.items()}
 
 
-def _moved(x: Tensor, device: str) -> Tensor:
+def _move_tensor(x: Tensor, device: str) -> Tensor:
     """What is repeated, as the channels of a grey picture may be, is sent once."""
     if x.device.type != "cpu":  # there already, as pictures are
         return x.to(device)
@@ -98,7 +98,7 @@ def bytes_moved(rows: Tensors, device: str) -> Tensors:
     quarter of the size that they have as numbers, and are cropped and resized there."""
     return {
         **rows,
-        **moved({name: x for name, x in rows.items() if x.dtype is torch.uint8}, device),
+        **move_to({name: x for name, x in rows.items() if x.dtype is torch.uint8}, device),
     }
 
 
@@ -181,7 +181,7 @@ SMALLEST = torch.finfo(torch.float32).tiny
 """The least number that float32 holds with all its bits."""
 
 
-def shrinking(norms: Tensor, limit: float) -> Tensor:
+def shrink_factors(norms: Tensor, limit: float) -> Tensor:
     """What vectors of such norms are multiplied by so that none is longer than `limit`; 0 where a
     norm is not finite.
 
@@ -192,9 +192,9 @@ def shrinking(norms: Tensor, limit: float) -> Tensor:
     return torch.where(norms.isfinite(), factor, 0.0)
 
 
-def clipped(a: Tensors, limit: float) -> dict[str, Tensor]:
+def clip_length(a: Tensors, limit: float) -> dict[str, Tensor]:
     """The tensors, as one vector no longer than `limit`; zero if they are not finite."""
-    factor = float(shrinking(norm(a), limit))
+    factor = float(shrink_factors(norm(a), limit))
     if not factor:
         return zeros_like(a)
     if factor < SMALLEST:  # float32 has but a few bits of it, too few to stay below the limit

@@ -46,7 +46,7 @@ def read_csv(files: Sequence[Path], separator: str | None, encoding: str | None)
                 f"{', '.join(names)}: give them the same ones"
             )
     whole = pa.concat_tables([table.select(names) for table in tables])
-    return pa.table({name: _typed(whole.column(name).combine_chunks()) for name in names})
+    return pa.table({name: _convert_column(whole.column(name).combine_chunks()) for name in names})
 
 
 def _read_text_columns(file: Path, separator: str | None, encoding: str | None) -> Any:
@@ -132,7 +132,7 @@ def _column_names(content: bytes, separator: str, file: Path) -> list[str]:
     return names
 
 
-def _typed(column: Any) -> Any:
+def _convert_column(column: Any) -> Any:
     """Whole numbers or numbers, where each value is one as it would be written; else the text."""
     from pyarrow import compute
 

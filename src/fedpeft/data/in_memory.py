@@ -43,12 +43,12 @@ class Memory:
         check_fraction(self.test_fraction)
 
     def load(self) -> Examples:
-        train = _checked(self.train, "train")
+        train = _check_columns(self.train, "train")
         if self.test is None:
             halves = hold_out(train["label"], self.test_fraction, self.seed)
             train, test = ({name: _rows(x, half) for name, x in train.items()} for half in halves)
         else:
-            test = _checked(self.test, "test")
+            test = _check_columns(self.test, "test")
         largest = max(int(side["label"].max()) for side in (train, test))
         classes = tuple(self.classes) or tuple(map(str, range(largest + 1)))
         if largest >= len(classes):
@@ -58,7 +58,7 @@ class Memory:
         return Examples(Table(train), Table(test), classes)
 
 
-def _checked(columns: Mapping[str, Any], side: str) -> dict[str, Any]:
+def _check_columns(columns: Mapping[str, Any], side: str) -> dict[str, Any]:
     if "label" not in columns:
         raise DataError(
             f"the {side} data have no labels: there is no column 'label' among {', '.join(columns)}"

@@ -67,7 +67,7 @@ class Pictures:
         place = self.index[at]
         item = self.items[place]
         plain = item.as_py() if hasattr(item, "as_py") else item
-        return decoded(plain, self.folder, f"number {place}", self.remedy)
+        return decode_picture(plain, self.folder, f"number {place}", self.remedy)
 
     def _span(self) -> Span:
         """The window of the pictures that are trained on; where none of these is deep, of these."""
@@ -125,7 +125,9 @@ def pair(train: Pictures, test: Pictures, window: Window) -> tuple[Pictures, Pic
     return train, replace(test, trained=train)
 
 
-def decoded(item: Any, folder: Path, name: str, remedy: str = "Mend it or leave it out") -> Any:
+def decode_picture(
+    item: Any, folder: Path, name: str, remedy: str = "Mend it or leave it out"
+) -> Any:
     """One picture, whole in memory and turned upright.
 
     Raises:

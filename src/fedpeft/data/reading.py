@@ -62,7 +62,7 @@ def read_splits(
     except DataError:
         raise
     except Exception as error:  # readers raise what their parsers raise
-        raise DataError(_explained(path, found, error)) from None
+        raise DataError(_explain(path, found, error)) from None
     splits = {name: rows for name, rows in splits.items() if len(rows)}
     if not splits:
         raise DataError(f"{found or path} has no rows")
@@ -170,7 +170,7 @@ def _quiet(datasets: Any) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _explained(path: str, found: Path | None, error: BaseException) -> str:
+def _explain(path: str, found: Path | None, error: BaseException) -> str:
     if found is None:
         return (
             f"{path!r} is neither a file nor a folder (looked here and in $FEDPEFT_DATA), "

@@ -149,7 +149,7 @@ def heat_map(report: Mapping[str, Any], width: int = 80, height: int = 40) -> st
     left, right = max(map(len, shown)), max(len(str(sum(every[name]))) for name in shown)
     together = -(-len(report["classes"]) // max(1, width - left - right - 2))
     lines = [
-        f"{name:<{left}} {_shaded(every[name], together)} {sum(every[name]):>{right}}"
+        f"{name:<{left}} {_shade(every[name], together)} {sum(every[name]):>{right}}"
         for name in shown
     ]
     legend = f"{len(shown)} of {len(names)} clients, {len(report['classes'])} classes"
@@ -159,7 +159,7 @@ def heat_map(report: Mapping[str, Any], width: int = 80, height: int = 40) -> st
     )
 
 
-def _shaded(counts: Sequence[int], together: int) -> str:
+def _shade(counts: Sequence[int], together: int) -> str:
     sums = torch.tensor(counts).split(together)  # type: ignore[no-untyped-call]
     shares = torch.stack([x.sum() for x in sums]) / max(1, sum(counts))
     level = torch.bucketize(shares, torch.tensor([0.0, 0.05, 0.2, 0.5]))

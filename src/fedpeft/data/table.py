@@ -123,7 +123,7 @@ class HubTable:
         if not label:
             return [torch.zeros(len(index), dtype=torch.int64) for index in rows], ()
         labels = [_labels(side, label, index) for side, index in zip(sides, rows, strict=True)]
-        return _numbered(labels, sides[0].class_names(label), drop=bool(self._conditions()))
+        return _number_labels(labels, sides[0].class_names(label), drop=bool(self._conditions()))
 
     def _train(self, found: Mapping[str, Rows]) -> Rows:
         if "train" in found:
@@ -266,7 +266,7 @@ def _labels(rows: Rows, column: str, index: Tensor) -> list[str | int]:
     return [int(value) if isinstance(value, float) else value for value in chosen]
 
 
-def _numbered(
+def _number_labels(
     labels: Sequence[Sequence[str | int]], declared: Sequence[str], drop: bool
 ) -> tuple[list[Tensor], tuple[str, ...]]:
     """Class ids, and the classes: those declared, less the absent ones if `drop`, or the distinct

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 from fedpeft.core.types import Job
 from fedpeft.errors import RunError
 from fedpeft.plan.plan import Plan
-from fedpeft.storage.files import private_folder, storing, write_atomically
+from fedpeft.storage.files import disk_errors, private_folder, write_atomically
 
 ANSWERS, REPLIES = "answers.jsonl", "replies"
 Key: TypeAlias = tuple[str, int, str]
@@ -99,7 +99,7 @@ class Answers:
     def reply(self, token: str, digest: str) -> bytes | None:
         """What was answered to it in a run, as long as it is kept."""
         path = self._reply(token, digest)
-        with storing():
+        with disk_errors():
             return path.read_bytes() if path.exists() else None
 
     def give(self, token: str, job: Job, digest: str, payload: bytes) -> bool:
@@ -121,7 +121,7 @@ class Answers:
         path = self._reply(token, digest)
         if path.exists():
             return
-        with storing():
+        with disk_errors():
             private_folder(self.path.parent)
             private_folder(path.parent)
             write_atomically(path, payload, private=True)
@@ -145,7 +145,7 @@ class Answers:
 
     def _append(self, values: Mapping[str, Any]) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-        with storing():
+        with disk_errors():
             private_folder(self.path.parent)
             with os.fdopen(os.open(self.path, flags, 0o600), "ab") as file:
                 file.write(json.dumps(values).encode() + b"\n")

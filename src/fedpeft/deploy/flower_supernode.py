@@ -19,7 +19,7 @@ BROKEN = 70  # the exit status where a part failed
 LOOK = 1.0  # seconds between two looks at the processes above and below
 
 
-def broken(what: threading.ExceptHookArgs | None = None) -> None:
+def end_now(what: threading.ExceptHookArgs | None = None) -> None:
     """End at once, with all threads."""
     if what:
         threading.__excepthook__(what)
@@ -42,17 +42,17 @@ def watch(parent: int) -> None:
             if ended:
                 break
         time.sleep(LOOK)
-    broken()
+    end_now()
 
 
 def main(command: str) -> None:
-    threading.excepthook = broken
+    threading.excepthook = end_now
     if hasattr(os, "waitid"):
         threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
     sys.argv[0] = command
     [found] = entry_points(group="console_scripts", name=command)
     found.load()()
-    broken()
+    end_now()
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ from fedpeft.errors import RunError, WireError
 from fedpeft.rounds.client import ClientRound, Worker
 from fedpeft.rounds.site import Site
 from fedpeft.runs.environment import compare_environments, environment
-from fedpeft.runs.folder import RunFolder, locked
+from fedpeft.runs.folder import RunFolder, lock_run
 from fedpeft.storage.client_memory import Folder
 from fedpeft.storage.files import StoreError, private_folder
-from fedpeft.wire.sockets import SOCKET, Letter, listening, receive, send
+from fedpeft.wire.sockets import SOCKET, Letter, listen, receive, send
 
 # Seconds for the other end to write or read its part; both ends are on this machine.
 PATIENCE = 60.0
@@ -175,9 +175,9 @@ class Node:
           RunError: another worker is at this folder, or the socket cannot be made.
         """
         private_folder(self.folder)
-        with locked(RunFolder(self.folder)):
+        with lock_run(RunFolder(self.folder)):
             try:
-                server = listening(self.folder / SOCKET)
+                server = listen(self.folder / SOCKET)
             except OSError as error:
                 raise RunError(
                     f"{self.folder / SOCKET} cannot be made: {error}; a shorter --out may help"

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.deploy.submit import ended, here
+from fedpeft.deploy.submit import end_file, here
 from fedpeft.deploy.terms import server_site, terms_of, token_at
 from fedpeft.engines.flower.engine import Flower, server_app
 from fedpeft.errors import RunError
@@ -20,7 +20,7 @@ from fedpeft.results.exhibit import draws, exhibit_at_end
 from fedpeft.rounds.site import Site
 from fedpeft.runs.environment import environment
 from fedpeft.runs.execute import execute
-from fedpeft.runs.folder import RunFolder, create, locked, reopen
+from fedpeft.runs.folder import RunFolder, create, lock_run, reopen
 from fedpeft.runs.summary import summarize
 from fedpeft.storage.files import write_atomically
 
@@ -39,19 +39,19 @@ def serve(grid: "Grid", settings: Mapping[str, Any]) -> None:
       FedpeftError: what is wrong with the plan, the data or the folder; in the folder's file
         `ended` too.
     """
-    folder, site = _opened(settings)
-    with locked(folder):
-        ended(folder).unlink(missing_ok=True)
+    folder, site = _open_run(settings)
+    with lock_run(folder):
+        end_file(folder).unlink(missing_ok=True)
         here(folder)
         try:
             _run(folder, site, grid)
         except Exception as error:
             with suppress(OSError):  # a full disk, which the follower sees by itself
-                write_atomically(ended(folder), f"{type(error).__name__}: {error}".encode())
+                write_atomically(end_file(folder), f"{type(error).__name__}: {error}".encode())
             raise
 
 
-def _opened(settings: Mapping[str, Any]) -> tuple[RunFolder, Site]:
+def _open_run(settings: Mapping[str, Any]) -> tuple[RunFolder, Site]:
     path = str(settings.get("run") or "")
     if path and not Path(path).is_absolute():
         raise RunError(

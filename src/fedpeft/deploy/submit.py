@@ -45,7 +45,7 @@ def submit(folder: RunFolder, plan: Plan, federation: str) -> None:
     Raises:
       RunError: Flower does not take it.
     """
-    for mark in (ended(folder), _process(folder)):
+    for mark in (end_file(folder), _process(folder)):
         mark.unlink(missing_ok=True)
     with TemporaryDirectory() as inside:
         app = Path(inside) / "app"
@@ -62,7 +62,7 @@ def here(folder: RunFolder) -> None:
     write_json(_process(folder), {"host": gethostname(), "process": os.getpid()})
 
 
-def killed(folder: RunFolder) -> bool:
+def was_killed(folder: RunFolder) -> bool:
     """Whether the server's part was begun on this machine and is no more: Flower takes a minute to
     notice."""
     told = read_json(_process(folder))
@@ -119,12 +119,12 @@ def follow(folder: RunFolder) -> Iterator[RoundRecord]:
 
 def _is_over(folder: RunFolder) -> bool:
     """Whether the server's part left word that it ended, or was seen to be dead."""
-    return killed(folder) or folder.summary.exists() or ended(folder).exists()
+    return was_killed(folder) or folder.summary.exists() or end_file(folder).exists()
 
 
 def _why(folder: RunFolder) -> str:
     told = read_json(_submission(folder)) or {}
-    words = ended(folder).read_text() if ended(folder).exists() else "it was killed"
+    words = end_file(folder).read_text() if end_file(folder).exists() else "it was killed"
     if disk_usage(folder.path).free < ROOM:  # none was left to say it there
         words = f"the disk of {folder.path} has no room left"
     return (
@@ -134,7 +134,7 @@ def _why(folder: RunFolder) -> str:
     )
 
 
-def ended(folder: RunFolder) -> Path:
+def end_file(folder: RunFolder) -> Path:
     """Where the server's part says why it could not go on."""
     return folder.path / "ended"
 

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 from fedpeft.deploy import flower_supernode
 from fedpeft.errors import RunError, WireError
-from fedpeft.wire.sockets import listening, receive
+from fedpeft.wire.sockets import listen, receive
 
 COURIER = "flwr-clientapp"
 # Seconds until it is begun again, twice as long each time; from the start, once it lived that long.
@@ -64,7 +64,7 @@ def supernode(folder: Path, arguments: Sequence[str], say: Callable[[str], None]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "couriers"
     try:
-        server = listening(path)
+        server = listen(path)
     except OSError as error:
         raise RunError(f"{path} cannot be made: {error}; a shorter --out may help") from None
     alive, couriers = folder / ALIVE, set[int]()
@@ -72,7 +72,9 @@ def supernode(folder: Path, arguments: Sequence[str], say: Callable[[str], None]
     with server:
         environment = {
             **os.environ,
-            "PATH": f"{_named(folder, path)}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "PATH": os.pathsep.join(
+                [str(_make_command(folder, path)), os.environ.get("PATH", os.defpath)]
+            ),
         }
         command = [
             sys.executable,
@@ -140,7 +142,7 @@ def _courier() -> Callable[[], object]:
     return work
 
 
-def _named(folder: Path, path: Path) -> Path:
+def _make_command(folder: Path, path: Path) -> Path:
     """A folder with a command of the courier's name, which hands over to the socket at `path`."""
     commands = folder / "bin"
     commands.mkdir(mode=0o700, exist_ok=True)
@@ -173,7 +175,7 @@ def _until_ended(
             connection, _ = server.accept()
             with connection, suppress(OSError, WireError):  # who is gone gets no courier
                 connection.settimeout(PATIENCE)
-                couriers.add(_forked(receive(connection).head, server, work))
+                couriers.add(_fork(receive(connection).head, server, work))
                 lost = inf
         ended = dict(
             pid_and_status for pid in couriers if (pid_and_status := os.waitpid(pid, os.WNOHANG))[0]
@@ -185,7 +187,7 @@ def _until_ended(
     return process.returncode
 
 
-def _forked(told: Mapping[str, Any], server: socket.socket, work: Callable[[], object]) -> int:
+def _fork(told: Mapping[str, Any], server: socket.socket, work: Callable[[], object]) -> int:
     """The process that is now a courier."""
     # What this process does when it is to end is nothing for its fork.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)

@@ -115,7 +115,9 @@ def node_site(plan: Plan, path: str, name: ClientId, device: str = "cpu") -> Sit
         raise PlanError(
             f"the plan names no node {name!r}: its nodes are {known}; set nodes = [...] in it"
         )
-    return own_site(calibrate_noise(named(plan), plan.nodes.names or ()), path, name, device)
+    return own_site(
+        calibrate_noise(check_labels_named(plan), plan.nodes.names or ()), path, name, device
+    )
 
 
 def rehearsal_site(plan: Plan, number: int, device: str = "cpu") -> tuple[Site, ClientId]:
@@ -151,7 +153,7 @@ def server_site(plan: Plan, say: Callable[[str], None] = lambda words: None) -> 
     check_node_plan(plan)
     if plan.nodes.names is None:
         return open_run_site(plan)
-    nodes, plan = plan.nodes.names, calibrate_noise(named(plan), plan.nodes.names)
+    nodes, plan = plan.nodes.names, calibrate_noise(check_labels_named(plan), plan.nodes.names)
     test: Data | None = None
     try:
         examples = in_order(plan.data.load(), plan.classes, "the plan's data")
@@ -163,7 +165,7 @@ def server_site(plan: Plan, say: Callable[[str], None] = lambda words: None) -> 
     return Site(plan, model, Contributors(dict.fromkeys(nodes, 0), test), plan.classes)
 
 
-def named(plan: Plan) -> Plan:
+def check_labels_named(plan: Plan) -> Plan:
     """The plan, if it names the labels; raises PlanError if it does not."""
     if not plan.classes:
         raise PlanError(

@@ -8,7 +8,7 @@ from time import perf_counter
 import torch
 
 from fedpeft.core.interfaces import Data, Store
-from fedpeft.core.seeds import fold, seeded
+from fedpeft.core.seeds import fold, seed_torch
 from fedpeft.core.types import ClientId, Failure, Job, Reply
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.processes import Processes, processors
@@ -137,7 +137,7 @@ def trial(site: Site, why: str = "") -> tuple[float, float, str]:
             raise RuntimeError(stacks.why)
 
     site.model.train()
-    with threads(site.plan.compute.threads), seeded(0):
+    with threads(site.plan.compute.threads), seed_torch(0):
         alone = seconds(one)
         if not why and alone > LONG:
             why = (

@@ -42,15 +42,15 @@ def _serve(connection: Connection, beat: Any, plan: Plan, device: str, store: St
     Thread(target=_end_with_parent, daemon=True).start()
     Thread(target=_beat, args=(beat,), daemon=True).start()
     torch.set_num_threads(plan.compute.threads)
-    worker = answering(plan, device, store)
+    worker = make_answerer(plan, device, store)
     while True:
         try:
-            connection.send(answered(worker, connection.recv()))
+            connection.send(answer_job(worker, connection.recv()))
         except (EOFError, OSError, KeyboardInterrupt):
             return
 
 
-def answered(worker: Callable[[Job], Reply | Failure], job: Job) -> Reply | Failure | StoreError:
+def answer_job(worker: Callable[[Job], Reply | Failure], job: Job) -> Reply | Failure | StoreError:
     """A disk that fails is for the parent to raise: here it would be one more end of a worker
     process."""
     try:
@@ -59,7 +59,7 @@ def answered(worker: Callable[[Job], Reply | Failure], job: Job) -> Reply | Fail
         return error
 
 
-def answering(plan: Plan, device: str, store: Store) -> Callable[[Job], Reply | Failure]:
+def make_answerer(plan: Plan, device: str, store: Store) -> Callable[[Job], Reply | Failure]:
     """A worker; where it cannot be made, what says why to each job, since a death would only tell a
     number."""
     try:

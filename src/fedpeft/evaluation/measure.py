@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fedpeft.compute.feature_cache import FEATURES, FeatureCache
-from fedpeft.compute.objective import evaluate, scored
+from fedpeft.compute.objective import evaluate, score_batches
 from fedpeft.compute.trainable import read, write
 from fedpeft.core.interfaces import Coding, Store
-from fedpeft.core.low_rank import EXACT, merged
+from fedpeft.core.low_rank import EXACT, merge_exact
 from fedpeft.core.tensors import take_prefix
 from fedpeft.core.types import ClientId, State, Tensors, Update, Weighted
 from fedpeft.data.client_data import Partitioned
@@ -42,14 +42,14 @@ def held_out(site: Site, state: State, store: Store) -> dict[str, float]:
     """The task's metrics on the common held-out examples; where clients have models of their own,
     the mean over these."""
     if has_one_model(site.plan):
-        return {**measure(site, state.flat), **attacked(site, state.flat)}
+        return {**measure(site, state.flat), **measure_attacks(site, state.flat)}
     each = [
         measure(site, client_params(site, state, store, client)) for client in site.data.clients
     ]
     return {name: fmean(metrics[name] for metrics in each) for name in each[0]}
 
 
-def attacked(site: Site, params: Tensors) -> dict[str, float]:
+def measure_attacks(site: Site, params: Tensors) -> dict[str, float]:
     """How often each attack of a simulation succeeds, of those that aim at something."""
     data, plan, rates = site.data, site.plan, dict[str, float]()
     if not isinstance(data, Partitioned):
@@ -114,7 +114,7 @@ def _accuracy_by_class(site: Site, params: Tensors) -> Tensor | None:
     right, seen = (torch.zeros(len(site.classes), dtype=torch.float64) for _ in range(2))
     batches = (site.on_device(batch) for batch in site.data.held_out())
     with threads(site.plan.compute.threads):
-        for batch, values in scored(site.task, site.model, on_site(site, params), batches):
+        for batch, values in score_batches(site.task, site.model, on_site(site, params), batches):
             accuracy = values.get("accuracy")
             if not isinstance(accuracy, Tensor) or "label" not in batch:
                 return None
@@ -158,19 +158,19 @@ def full_payloads(plan: Plan, classes: tuple[str, ...]) -> FullPayloads:
 def _whole(plan: Plan, classes: tuple[str, ...]) -> Tensors:
     """What full fine-tuning would train, of a model that is built for this and let go; of a config
     alone if need be."""
-    full = untuned(plan)
+    full = without_method(plan)
     model = full.model(classes)
     return read(model, full.method.names(model))
 
 
-def untuned(plan: Plan) -> Plan:
+def without_method(plan: Plan) -> Plan:
     """The plan whose model is the base as it is, with nothing put into it."""
     method = build("method", "full" if plan.method.pretrained else "scratch")
     return replace(plan.unquantized.of_one_rank, method=method)
 
 
-def tuned(plan: Plan, model: Any, params: Tensors) -> Any:
+def with_params(plan: Plan, model: Any, params: Tensors) -> Any:
     """The model, which is the plan's before its first round, with these parameters; in place."""
     own = {name: params[name] for name in plan.method.names(model)}
-    write(model, {**own, **merged(model, take_prefix(EXACT, params))})
+    write(model, {**own, **merge_exact(model, take_prefix(EXACT, params))})
     return model

@@ -21,7 +21,7 @@ from fedpeft.export.denoiser_folder import save_denoiser
 from fedpeft.export.inputs import save_inputs
 from fedpeft.export.model_card import model_card
 from fedpeft.export.model_folder import is_plain, own_layers, save_model, save_with_code
-from fedpeft.export.widened import widened
+from fedpeft.export.widened import widen_factors
 from fedpeft.registry import REGISTERED, Code
 from fedpeft.results.result import Result, fill, read_result
 from fedpeft.tasks.pretrained import quiet
@@ -45,7 +45,7 @@ def export_run(path: Path, out: Path, merge: bool = False, code: Code = REGISTER
       PlanError: the base model cannot be loaded.
     """
     _vacant(out)
-    result = widened(read_result(path, code))
+    result = widen_factors(read_result(path, code))
     with _new_folder(out) as folder, quiet():
         card = _write(result, folder, out, merge)
         save_inputs(result.plan.task, folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.image_classification import ImageClassification
 from fedpeft.tasks.pretrained import ImageInput
-from fedpeft.tasks.text_classification import TextClassification, padding, tokenizer
+from fedpeft.tasks.text_classification import TextClassification, padding_token, tokenizer
 
 BICUBIC = 3  # in Pillow's counting
 
@@ -49,5 +49,5 @@ def _save_tokenizer(task: TextClassification | CausalLM, out: Path) -> None:
     read = deepcopy(tokenizer(base))
     read.model_max_length = task.max_length
     if read.pad_token_id is None:
-        read.pad_token = read.convert_ids_to_tokens(padding(base))
+        read.pad_token = read.convert_ids_to_tokens(padding_token(base))
     read.save_pretrained(str(out))

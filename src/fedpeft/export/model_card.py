@@ -38,7 +38,7 @@ def model_card(result: Result, out: Path, form: Form, base: Base | None = None) 
       out: the folder's name in the lines that load it.
       base: what an adapter is loaded on.
     """
-    plan, named = result.plan, _named(result)
+    plan, named = result.plan, _base_name(result)
     made = (
         "Trained from random weights, a model of the kind of"
         if not plan.method.pretrained
@@ -52,8 +52,8 @@ def model_card(result: Result, out: Path, form: Form, base: Base | None = None) 
         _table(_facts(result)),
         "## How to load it",
         _exact(result, form, merged=form == "model" and hasattr(plan.method, "config")),
-        _code("python", _loading(result, out, form, base)),
-        _code("python", _using(result)),
+        _code("python", _loading_lines(result, out, form, base)),
+        _code("python", _usage_lines(result)),
         "## The plan",
         "`fedpeft run plan.toml` with this as `plan.toml` repeats the run:",
         _code("toml", plan.toml()),
@@ -61,7 +61,7 @@ def model_card(result: Result, out: Path, form: Form, base: Base | None = None) 
     return "\n\n".join(parts)
 
 
-def _named(result: Result) -> str:
+def _base_name(result: Result) -> str:
     """The base model as the plan has it; of a folder, its name."""
     name = str(getattr(result.plan.task, "model", ""))
     return Path(name).name if Path(name).is_absolute() else name
@@ -74,7 +74,7 @@ def _front_matter(result: Result, form: Form) -> str:
         "tags": ["fedpeft", "federated-learning", result.method],
     }
     if result.plan.method.pretrained:
-        values["base_model"] = _named(result)
+        values["base_model"] = _base_name(result)
         values["base_model_relation"] = "adapter" if form == "adapter" else "finetune"
     # what is JSON on one line is YAML too
     return "\n".join(
@@ -98,8 +98,8 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         ("clients", str(division.get("clients", "unknown"))),
         ("rounds", f"{state.round}{planned}"),
         ("cohort", f"{plan.cohort} clients a round"),
-        *_sent(rounds),
-        *_measured(result, rounds),
+        *_traffic_lines(rounds),
+        *_metric_lines(result, rounds),
         ("seed", str(plan.seed)),
         ("partition", f"`{division.get('fingerprint')}`"),
         ("plan", f"`{plan.fingerprint}`"),
@@ -109,14 +109,14 @@ def _facts(result: Result) -> list[tuple[str, str]]:
 
 def _model_facts(result: Result) -> list[tuple[str, str]]:
     unused = "" if result.plan.method.pretrained else ", its weights not used"
-    facts = [("base model", f"`{_named(result)}`{unused}")]
-    if bits := _quantized(result):
+    facts = [("base model", f"`{_base_name(result)}`{unused}")]
+    if bits := _quantization_line(result):
         facts.append(("in training", f"the base's linear layers in four bits, `{bits}`"))
     trained = sum(x.numel() for x in result.tensors.values())
     return [*facts, ("method", f"`{result.method}`, {trained:,} trained parameters")]
 
 
-def _sent(rounds: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+def _traffic_lines(rounds: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     asked = [client for line in rounds for client in line["clients"].values()]
     came = sum(client["up"] > 0 for client in asked)
     up, down = (sum(line[f"bytes_{way}"] for line in rounds) for way in ("up", "down"))
@@ -126,7 +126,7 @@ def _sent(rounds: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     ]
 
 
-def _measured(result: Result, rounds: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+def _metric_lines(result: Result, rounds: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """How well it does, and what it gives away at most."""
     if result.loader.classifies:
         facts = [_accuracy(rounds)]
@@ -178,7 +178,7 @@ def _held_out(rounds: Sequence[dict[str, Any]], what: str) -> list[tuple[str, st
     ]
 
 
-def _loading(result: Result, out: Path, form: Form, base: Base | None) -> list[str]:
+def _loading_lines(result: Result, out: Path, form: Form, base: Base | None) -> list[str]:
     if isinstance(task := result.plan.task, TextToImage):
         return _denoiser(task, out, form)
     auto, reader = result.loader.auto, result.loader.reader
@@ -190,20 +190,20 @@ def _loading(result: Result, out: Path, form: Form, base: Base | None) -> list[s
         f"folder = {_text(str(out))}",
     ]
     if form == "adapter" and base is not None:
-        lines = ["from peft import PeftModel", *lines, *_adapted(result, base)]
+        lines = ["from peft import PeftModel", *lines, *_adapter_lines(result, base)]
     else:
         lines += [f"model = {auto}.from_pretrained(folder{trust}).eval()"]
     return [*lines, f"{what} = {reader}.from_pretrained(folder{trust})"]
 
 
-def _adapted(result: Result, base: Base) -> list[str]:
+def _adapter_lines(result: Result, base: Base) -> list[str]:
     """The lines that load the base and put the adapter in `folder` into it."""
     local = "  # where it was at the export" if Path(base.place).is_dir() else ""
     settings: dict[str, Any] = {"dtype": "float32"}
     classes: list[str] = []
     if result.loader.classifies:
         settings["ignore_mismatched_sizes"] = True
-        classes = listed("classes", result.classes)
+        classes = list_literal("classes", result.classes)
     return [
         f"base = {_text(base.place)}{local}",
         *classes,
@@ -232,14 +232,14 @@ def _denoiser(task: TextToImage, out: Path, form: Form) -> list[str]:
     )
 
 
-def _quantized(result: Result) -> str | None:
+def _quantization_line(result: Result) -> str | None:
     """What the base's weights were held in while the run trained, if not as they are saved."""
     return getattr(result.plan.task, "quantize", None)
 
 
 def _exact(result: Result, form: Form, merged: bool) -> str:
     made = "outputs" if result.loader == DENOISER else "logits"
-    if bits := _quantized(result):
+    if bits := _quantization_line(result):
         config = f'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{bits}")'
         hint = (
             f" With `quantization_config={config}` among the base's arguments it is the one "
@@ -262,9 +262,9 @@ def _exact(result: Result, form: Form, merged: bool) -> str:
     )
 
 
-def _using(result: Result) -> list[str]:
+def _usage_lines(result: Result) -> list[str]:
     if isinstance(task := result.plan.task, CausalLM):
-        return _generating(task)
+        return _generation_lines(task)
     if isinstance(task, TextToImage):
         wants = f"# latents are those of the autoencoder {task.vae}, which is no part of a pipeline"
         return [wants if task.vae else 'picture = pipeline("a caption").images[0]']
@@ -281,7 +281,7 @@ def _using(result: Result) -> list[str]:
     ]
 
 
-def _generating(task: CausalLM) -> list[str]:
+def _generation_lines(task: CausalLM) -> list[str]:
     """The lines that let the model go on from what it was trained to go on from."""
     start = TEMPLATES[task.template]("...") if task.template != "none" else "..."
     return [
@@ -305,7 +305,7 @@ def _code(language: str, lines: Sequence[str] | str) -> str:
     return f"```{language}\n{text.strip()}\n```"
 
 
-def listed(name: str, values: Sequence[str]) -> list[str]:
+def list_literal(name: str, values: Sequence[str]) -> list[str]:
     """A list of texts as lines of Python; no text is broken."""
     joined = ", ".join(_text(value).replace(" ", "\0") for value in values)
     inside = wrap(joined, 110, break_long_words=False, break_on_hyphens=False)

@@ -14,17 +14,18 @@ from fedpeft.core.types import Tensors
 from fedpeft.results.result import Result
 
 
-def widened(result: Result) -> Result:
+def widen_factors(result: Result) -> Result:
     """The same result without anything beside its factors: A's that never travelled are made anew,
     and products that were added to frozen weights become further ranks, under an α that leaves the
     factors' scale as it is. What a method begins with beside the base as it is saved comes in too
     (`as_lora`)."""
-    params = {**result.tensors, **_frozen(result)}
+    params = {**result.tensors, **_frozen_factors(result)}
     exact, own = take_prefix(EXACT, params), drop_prefixes((EXACT,), params)
     method: Any = result.plan.method
     if exact:
         factors = {
-            layer: _stacked(own[a], own[b], layer, exact) for layer, (a, b) in pairs(own).items()
+            layer: _stack_factors(own[a], own[b], layer, exact)
+            for layer, (a, b) in pairs(own).items()
         }
         rank = max(len(a) for a, _ in factors.values())
         for layer, (a, b) in pairs(own).items():
@@ -43,7 +44,7 @@ def widened(result: Result) -> Result:
     return replace(result, plan=plan, checkpoint=replace(result.checkpoint, state=state))
 
 
-def _frozen(result: Result) -> Tensors:
+def _frozen_factors(result: Result) -> Tensors:
     """The A's of trained B's, where they are not among what was trained."""
     missing = [
         a for a in (n.replace(B, A) for n in result.tensors if B in n) if a not in result.tensors
@@ -51,7 +52,7 @@ def _frozen(result: Result) -> Tensors:
     return read(result.plan.model(result.classes), missing) if missing else {}
 
 
-def _stacked(a: Tensor, b: Tensor, layer: str, exact: Tensors) -> tuple[Tensor, Tensor]:
+def _stack_factors(a: Tensor, b: Tensor, layer: str, exact: Tensors) -> tuple[Tensor, Tensor]:
     whole = exact.get(f"{layer}.whole")
     if whole is None:
         left, right = exact[f"{layer}.left"], exact[f"{layer}.right"]

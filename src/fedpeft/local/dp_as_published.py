@@ -8,7 +8,7 @@ from math import log, sqrt
 from torch import Tensor
 
 from fedpeft.core.interfaces import Added, Data, Local, LossFn, Optimizer
-from fedpeft.core.tensors import add_prefix, clipped, drop_prefixes, map_tensors, take_prefix
+from fedpeft.core.tensors import add_prefix, clip_length, drop_prefixes, map_tensors, take_prefix
 from fedpeft.core.types import Batch, Carry, Context, Event, Tensors
 from fedpeft.local.descent import Descent
 from fedpeft.registry import part
@@ -122,6 +122,6 @@ class Noisy:
         self, params: Tensors, batch: Batch, added: Added | None = None
     ) -> tuple[Tensors, Tensor, Tensors]:
         mean, each, buffers = self.losses.gradient(params, drop_prefixes((NOISE,), batch), added)
-        short = {name: clipped({name: g}, self.clip_norm)[name] for name, g in mean.items()}
+        short = {name: clip_length({name: g}, self.clip_norm)[name] for name, g in mean.items()}
         noise = take_prefix(NOISE, batch)
         return map_tensors(Tensor.add, short, {name: noise[name] for name in short}), each, buffers

@@ -15,7 +15,7 @@ from fedpeft.core.tensors import (
     add_prefix,
     drop_prefixes,
     map_tensors,
-    shrinking,
+    shrink_factors,
     take_prefix,
 )
 from fedpeft.core.types import Batch, Carry, Context, Event, Tensors
@@ -185,7 +185,7 @@ def _clipped_sum(each: Tensors, mask: Tensor, limit: float) -> Tensors:
         torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1, dtype=torch.float64)
         for g in each.values()
     ]
-    factor = shrinking(torch.stack(lengths).square().sum(0).sqrt(), limit)
+    factor = shrink_factors(torch.stack(lengths).square().sum(0).sqrt(), limit)
     factor = torch.where(factor < SMALLEST, 0.0, factor) * mask
 
     def summed(g: Tensor) -> Tensor:

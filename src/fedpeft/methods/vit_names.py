@@ -25,15 +25,15 @@ _NEW_BLOCK = re.compile(r"(?:^|(?<=\.))layers\.(\d+)\.")
 
 def new_name(name: str) -> str:
     """A module's or parameter's name as version 5 has it; a name that is not an old one stays."""
-    return _renamed(name, _OLD_BLOCK, "layers", _PAIRS)
+    return _rename(name, _OLD_BLOCK, "layers", _PAIRS)
 
 
 def old_name(name: str) -> str:
     """The inverse of `new_name`."""
-    return _renamed(name, _NEW_BLOCK, "encoder.layer", tuple((new, old) for old, new in _PAIRS))
+    return _rename(name, _NEW_BLOCK, "encoder.layer", tuple((new, old) for old, new in _PAIRS))
 
 
-def _renamed(
+def _rename(
     name: str, block: re.Pattern[str], prefix: str, pairs: tuple[tuple[str, str], ...]
 ) -> str:
     found = block.search(name)

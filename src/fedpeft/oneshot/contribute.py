@@ -12,7 +12,7 @@ from fedpeft.core.types import Batch, ClientId, Division, Examples, Failure, Job
 from fedpeft.data.short_forms import source
 from fedpeft.errors import DataError, RunError, unknown
 from fedpeft.evaluation.probe import check_gradients
-from fedpeft.oneshot.contribution import Header, untold, write_signed
+from fedpeft.oneshot.contribution import Header, hides_size, write_signed
 from fedpeft.oneshot.invitation import Invitation, base_fingerprint, transforms_digest
 from fedpeft.oneshot.keys import check_name
 from fedpeft.plan.plan import Plan
@@ -178,7 +178,7 @@ def contribute(
     reply = engine.replies[0]
     if not isinstance(reply, Reply) or ledger.failed:
         raise RunError(f"{who.client!r} has nothing to send: {'; '.join(ledger.failed.values())}")
-    examples = None if untold(site.plan) else site.data.size(who.client)
+    examples = None if hides_size(site.plan) else site.data.size(who.client)
     return write_signed(terms, who.client, reply.payload, key, examples, ledger.privacy)
 
 

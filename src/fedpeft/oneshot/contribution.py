@@ -26,7 +26,7 @@ from fedpeft.core.tensors import Layout, finite, norm
 from fedpeft.core.types import ClientId, Update
 from fedpeft.errors import RunError, WireError
 from fedpeft.oneshot.invitation import Invitation, Terms
-from fedpeft.oneshot.keys import SealError, Trust, check_name, seal, signed, unseal, verified
+from fedpeft.oneshot.keys import SealError, Trust, check_name, is_signed, seal, sign, unseal
 from fedpeft.oneshot.rejections import ContributionError, Flaw
 from fedpeft.plan.coding import downlink_coding, uplink_coding
 from fedpeft.plan.plan import Plan
@@ -55,7 +55,7 @@ class Header:
     """What a file says of itself; see `Terms` for the digests.
 
     Attributes:
-      examples: how many the client trained on; None where the plan does not tell, see `untold`.
+      examples: how many the client trained on; None where the plan does not tell, see `hides_size`.
       bytes: of the frame.
       signer: the public key of who signed, in hex; None for nobody.
       privacy: what the noise in the frame guarantees: epsilon, delta, the unit hidden, the
@@ -99,7 +99,7 @@ class Contribution:
 _HEADER = TypeAdapter(Header)
 
 
-def untold(plan: Plan) -> bool:
+def hides_size(plan: Plan) -> bool:
     """Whether a file does not say how many examples its client has: in private plans all count the
     same, and masks hide the weight too."""
     return plan.exchange.sums or (plan.private_part is not None and plan.weighting == "uniform")
@@ -111,7 +111,7 @@ def write_contribution(
     """The bytes of a file."""
     head = header.text().encode()
     sealed = seal(server, head, frame)
-    signature = signed(key, head, sealed) if key else ""
+    signature = sign(key, head, sealed) if key else ""
     return _start(header.text(), len(sealed), signature) + sealed
 
 
@@ -174,10 +174,10 @@ def read_contribution(
             file,
             f"it has {size} bytes, more than the {most} that this plan may take; nothing is read",
         )
-    return opened(content, file, invitation, key, trust)
+    return open_contribution(content, file, invitation, key, trust)
 
 
-def opened(
+def open_contribution(
     content: bytes, file: Path | str, invitation: Invitation, key: "X25519PrivateKey", trust: Trust
 ) -> Contribution:
     """The same, of bytes."""
@@ -305,7 +305,7 @@ def _check_signature(
             )
             raise ContributionError(Flaw.UNSIGNED, file, words)
         return
-    if header.signer is None or not verified(header.signer, signature, head, sealed):
+    if header.signer is None or not is_signed(header.signer, signature, head, sealed):
         words = "its signature is not its signer's over these bytes; ask the client for it again"
         raise ContributionError(Flaw.TAMPERED, file, words)
     if not trust.keys:
@@ -369,10 +369,10 @@ def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitati
         )
         raise ContributionError(Flaw.NOT_FINITE, file, words)
     try:
-        if (header.examples is None) != untold(plan):
+        if (header.examples is None) != hides_size(plan):
             raise ValueError(
-                f"it {'tells' if untold(plan) else 'does not tell'} how many examples its client "
-                "has"
+                f"it {'tells' if hides_size(plan) else 'does not tell'} how many examples its "
+                "client has"
             )
         for check in plan.hooks("check_update"):
             check(update, invitation.state, plan)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpeft.compute.objective import Objective, scored
+from fedpeft.compute.objective import Objective, score_batches
 from fedpeft.core.low_rank import EXACT, B
 from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import norm, sub, take_prefix
@@ -22,7 +22,7 @@ from fedpeft.errors import PlanError, RunError
 from fedpeft.oneshot.theory import beyond, coins, corrected_bound, paper_bound, secants
 from fedpeft.oneshot.trajectories import Way, both_ways, check_comparable
 from fedpeft.oneshot.verdict import answer
-from fedpeft.oneshot.weight_change import measure_change, merge_into_copy, unfactored
+from fedpeft.oneshot.weight_change import measure_change, merge_into_copy, multiply_factors
 from fedpeft.plan.calibration import select_cohort
 from fedpeft.plan.plan import Plan
 from fedpeft.registry import REGISTERED, Code, describe
@@ -166,7 +166,7 @@ def _smoothness(site: Site, clients: Sequence[ClientId], many: Way, one: Way) ->
         of = "merged weights"
         held = {name: torch.zeros_like(x) for name, x in points[0].items() if B in name}
         objective = replace(objective, held=held)
-        points = [unfactored(site.model, point) for point in points]
+        points = [multiply_factors(site.model, point) for point in points]
     size = getattr(site.plan.local, "batch_size", 32)
     draws = generator(site.plan.seed, "diagnose")
     first = (next(iter(site.data.batches(client, size, 1, draws))) for client in clients)
@@ -250,7 +250,7 @@ def _scores(site: Site, params: Tensors) -> tuple[str, Summed]:
     own = {name: x.to(site.device) for name, x in params.items()}
     metric, totals, weights = "", [], []
     with threads(site.plan.compute.threads):
-        for batch, values in scored(
+        for batch, values in score_batches(
             site.task, site.model, own, map(site.on_device, site.data.held_out())
         ):
             metric = "accuracy" if "accuracy" in values else "loss"
@@ -260,12 +260,12 @@ def _scores(site: Site, params: Tensors) -> tuple[str, Summed]:
                 if isinstance(value, Summed)
                 else Summed(value, torch.ones_like(batch["mask"]))
             )
-            totals.append(_counted(each.totals, batch["mask"]))
-            weights.append(_counted(each.weights, batch["mask"]))
+            totals.append(_count(each.totals, batch["mask"]))
+            weights.append(_count(each.weights, batch["mask"]))
     return metric, Summed(torch.cat(totals), torch.cat(weights))
 
 
-def _counted(x: Tensor, mask: Tensor) -> Tensor:
+def _count(x: Tensor, mask: Tensor) -> Tensor:
     return x[mask > 0].double().cpu()
 
 

@@ -194,17 +194,17 @@ class Trust:
         return cls(keys)
 
 
-def signed(key: "Ed25519PrivateKey", head: bytes, body: bytes) -> str:
+def sign(key: "Ed25519PrivateKey", head: bytes, body: bytes) -> str:
     """The signature over both, in hex."""
-    return key.sign(_covered(head, body)).hex()
+    return key.sign(_signed_bytes(head, body)).hex()
 
 
-def verified(public: str, signature: str, head: bytes, body: Body) -> bool:
+def is_signed(public: str, signature: str, head: bytes, body: Body) -> bool:
     """Whether the owner of the key signed both."""
-    return signing.verified(public, signature, _covered(head, body))
+    return signing.verify(public, signature, _signed_bytes(head, body))
 
 
-def _covered(head: bytes, body: Body) -> bytes:
+def _signed_bytes(head: bytes, body: Body) -> bytes:
     return b"".join([CONTEXT, len(head).to_bytes(8, "little"), head, body])
 
 
@@ -219,7 +219,7 @@ def seal(public: str, head: bytes, body: bytes) -> bytes:
         X25519PublicKey.from_public_bytes(bytes.fromhex(public)),
     )
     sender = own.public_key().public_bytes_raw()
-    key = _derived(own.exchange(theirs), sender, theirs)
+    key = _derive_key(own.exchange(theirs), sender, theirs)
     return sender + ChaCha20Poly1305(key).encrypt(NONCE, body, head)
 
 
@@ -236,13 +236,13 @@ def unseal(private: "X25519PrivateKey", head: bytes, sealed: Body) -> bytes:
     sender = bytes(sealed[:PUBLIC])
     try:
         shared = private.exchange(X25519PublicKey.from_public_bytes(sender))
-        key = _derived(shared, sender, private.public_key())
+        key = _derive_key(shared, sender, private.public_key())
         return ChaCha20Poly1305(key).decrypt(NONCE, sealed[PUBLIC:], head)
     except (InvalidTag, ValueError):
         raise SealError from None
 
 
-def _derived(shared: bytes, sender: bytes, receiver: "X25519PublicKey") -> bytes:
+def _derive_key(shared: bytes, sender: bytes, receiver: "X25519PublicKey") -> bytes:
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 

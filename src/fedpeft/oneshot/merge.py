@@ -19,10 +19,10 @@ from fedpeft.oneshot.invitation import FILE, Invitation, read_invitation, server
 from fedpeft.oneshot.keys import Trust, sealing_key, write_private
 from fedpeft.oneshot.merged_run import write_run
 from fedpeft.oneshot.rejections import ContributionError, Flaw
-from fedpeft.oneshot.replace_folder import building, clear, put_back
+from fedpeft.oneshot.replace_folder import clear, put_back, replace_when_built
 from fedpeft.oneshot.rules import Came, Rules, check_change, check_together
 from fedpeft.registry import REGISTERED, Code
-from fedpeft.runs.folder import RunFolder, locked, read_json, vacant, write_json
+from fedpeft.runs.folder import RunFolder, lock_run, read_json, vacant, write_json
 from fedpeft.storage.client_memory import Folder
 from fedpeft.storage.files import ahead, private_folder, write_atomically
 
@@ -94,8 +94,8 @@ def merge(
             f"{private} is gone, the key that opens this study's files: put it back beside the "
             "invitation"
         )
-    every = _admitted(study, sealing_key(private), rules, {}, files)
-    with building(out, new=True) as folder:
+    every = _admit(study, sealing_key(private), rules, {}, files)
+    with replace_when_built(out, new=True) as folder:
         summary = _write(Merged(folder), study, every, rules, evaluate)
         write_private(folder / STUDY / KEY, private.read_bytes())
     return summary
@@ -123,14 +123,14 @@ def change(
     if not is_merged(path):
         raise RunError(f"{path} is no merge: it has no {STUDY}/{FILE}")
     before = Merged(path)
-    with locked(RunFolder(path)):
+    with lock_run(RunFolder(path)):
         clear(path)
         study = read_invitation(before.study, code)
         check_change(study, add, remove)
         rules = asked(_rules(before.study / RULES))
-        kept = _without(_kept(before, study, rules), remove)
-        every = _admitted(study, before.key, rules, kept, add)
-        with building(path) as folder:
+        kept = _without(_read_kept(before, study, rules), remove)
+        every = _admit(study, before.key, rules, kept, add)
+        with replace_when_built(path) as folder:
             summary = _write(Merged(folder), study, every, rules, evaluate)
     return summary
 
@@ -159,7 +159,7 @@ def _rules(path: Path) -> Rules:
         raise RunError(f"{path} is damaged or gone: what is asked of a file is not known") from None
 
 
-def _kept(merged: Merged, study: Invitation, rules: Rules) -> Came:
+def _read_kept(merged: Merged, study: Invitation, rules: Rules) -> Came:
     """What was merged before, as strictly read as when it came, in the order of arrival as far as
     it is known."""
     key, trust = merged.key, Trust(rules.trust)
@@ -180,7 +180,7 @@ def _without(kept: Came, remove: Sequence[ClientId]) -> Came:
     return {client: one for client, one in kept.items() if client not in remove}
 
 
-def _admitted(
+def _admit(
     study: Invitation, key: "X25519PrivateKey", rules: Rules, before: Came, files: Sequence[Path]
 ) -> Came:
     """Those before and new ones, each good for itself and beside all others."""

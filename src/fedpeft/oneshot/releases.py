@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedpeft.core.types import ClientId
 from fedpeft.errors import RunError
-from fedpeft.runs.folder import RunFolder, locked, read_json
+from fedpeft.runs.folder import RunFolder, lock_run, read_json
 from fedpeft.storage.files import write_atomically
 
 FILE = "releases.json"
@@ -84,7 +84,7 @@ class Releases:
           RunError: there is one already, and not `again`.
         """
         self.folder.mkdir(0o700, parents=True, exist_ok=True)
-        with locked(RunFolder(self.folder)):
+        with lock_run(RunFolder(self.folder)):
             if not again:
                 self.check(study, client)
             new = Release(study, client, privacy.get("epsilon"), privacy.get("delta"))

@@ -12,13 +12,13 @@ from shutil import rmtree
 from tempfile import TemporaryDirectory
 
 from fedpeft.errors import RunError
-from fedpeft.runs.folder import RunFolder, locked
+from fedpeft.runs.folder import RunFolder, lock_run
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 @contextmanager
-def building(path: Path, new: bool = False) -> Iterator[Path]:
+def replace_when_built(path: Path, new: bool = False) -> Iterator[Path]:
     """An empty folder beside `path` that takes its place at the end; after an error `path` is as it
     was.
 
@@ -32,7 +32,7 @@ def building(path: Path, new: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as around,
-        locked(RunFolder(Path(around))),
+        lock_run(RunFolder(Path(around))),
     ):
         folder = Path(around) / path.name
         folder.mkdir()
@@ -40,7 +40,7 @@ def building(path: Path, new: bool = False) -> Iterator[Path]:
         if new:
             _put(folder, path)
         elif path.is_dir() and any(path.iterdir()):
-            if not _exchanged(folder, path):
+            if not _exchange(folder, path):
                 _one_after_another(folder, path)
         else:
             if path.is_dir():
@@ -59,7 +59,7 @@ def clear(path: Path) -> None:
         # It is locked, or its owner has just taken it away.
         with suppress(RunError, FileNotFoundError):
             if {inside.name for inside in around.iterdir()} <= {path.name, ".lock"}:
-                with locked(RunFolder(around)):
+                with lock_run(RunFolder(around)):
                     rmtree(around)
 
 
@@ -87,7 +87,7 @@ def _put(folder: Path, path: Path) -> None:
         ) from None
 
 
-def _exchanged(one: Path, other: Path) -> bool:
+def _exchange(one: Path, other: Path) -> bool:
     """Whether the system has exchanged the two: Linux can, on most file systems."""
     try:
         libc = ctypes.CDLL(None)

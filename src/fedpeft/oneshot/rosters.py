@@ -16,12 +16,12 @@ from pathlib import Path
 from secrets import token_bytes
 from typing import Any
 
-from fedpeft.core.signatures import PUBLIC, verified
+from fedpeft.core.signatures import PUBLIC, verify
 from fedpeft.core.types import ClientId
 from fedpeft.errors import RunError
 from fedpeft.exchanges.secure.masked_files import MaskedFiles
 from fedpeft.exchanges.secure.roster import Roster
-from fedpeft.exchanges.secure.secret_sharing import agreed
+from fedpeft.exchanges.secure.secret_sharing import agree_on_key
 from fedpeft.oneshot.keys import check_name
 from fedpeft.oneshot.terms import Terms
 from fedpeft.storage.files import open_regular
@@ -108,7 +108,7 @@ def check_owners(owners: Mapping[ClientId, Joined], terms: Terms, exchange: Mask
         shared[one.key] = client
         signers = exchange.signers
         words = signed_words(terms, client, one.key)
-        if signers and not verified(signers.get(client, ""), one.signature, words):
+        if signers and not verify(signers.get(client, ""), one.signature, words):
             raise RunError(
                 f"the key that came as that of {client!r} is not signed by the one that the plan's "
                 "exchange.keys has for it: whoever made it may be somebody else. Ask that owner"
@@ -119,7 +119,9 @@ def _check_key(client: ClientId, key: str) -> None:
     try:
         raw = bytes.fromhex(key)
         if len(raw) == PUBLIC and raw.hex() == key:
-            agreed(token_bytes(PUBLIC), raw, "trial", [client])  # with a bad one all would choke
+            agree_on_key(
+                token_bytes(PUBLIC), raw, "trial", [client]
+            )  # with a bad one all would choke
             return
     except ValueError:
         pass

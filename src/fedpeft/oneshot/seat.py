@@ -25,7 +25,7 @@ from fedpeft.exchanges.secure.masked_files import masking_key
 from fedpeft.exchanges.secure.roster import Roster
 from fedpeft.exchanges.secure.secret_sharing import public
 from fedpeft.oneshot.invitation import Invitation
-from fedpeft.runs.folder import RunFolder, locked, read_json
+from fedpeft.runs.folder import RunFolder, lock_run, read_json
 from fedpeft.storage.client_memory import Folder, Nowhere
 from fedpeft.storage.files import SECRET, private_folder, write_atomically
 from fedpeft.wire.frames import frame, unframe
@@ -265,7 +265,7 @@ class Seat:
           RunError: one of other examples came first.
         """
         folder = private_folder(self._file.parent)
-        with locked(RunFolder(folder)):
+        with lock_run(RunFolder(folder)):
             made = self.find_made(of, again=True)
             if made is not None:
                 return made

@@ -11,7 +11,7 @@ from fedpeft.core.conversation import Flow
 from fedpeft.core.facts import Fact
 from fedpeft.core.hooks import Inner
 from fedpeft.core.rounds import Round
-from fedpeft.core.seeds import fold, seeded
+from fedpeft.core.seeds import fold, seed_torch
 from fedpeft.core.tensors import norm
 from fedpeft.core.types import ClientId, Context, Failure, Job, Reply, State, Tensors
 from fedpeft.errors import RunError
@@ -126,7 +126,7 @@ class Blocks:
         carry = local.begin(on, {}, contexts[0])
         for number, context in enumerate(contexts):
             dropout = fold(context.seed, "dropout") if number else opened.dropout
-            with threads(site.plan.compute.threads), seeded(dropout):
+            with threads(site.plan.compute.threads), seed_torch(dropout):
                 for batch in local.batches(site.data, on, context):
                     carry = local.step(carry, site.on_device(batch), opened.objective)
                     self.way.see(carry["params"])

@@ -35,7 +35,7 @@ def merge_into_copy(model: nn.Module, params: Tensors) -> dict[str, Tensor]:
     others.
     """
     copy = deepcopy(model)
-    write(copy, {**params, **low_rank.merged(copy, take_prefix(low_rank.EXACT, params))})
+    write(copy, {**params, **low_rank.merge_exact(copy, take_prefix(low_rank.EXACT, params))})
     tuners = [name for name, module in copy.named_modules() if hasattr(module, "get_base_layer")]
     for name in tuners:
         copy.get_submodule(name).merge()  # type: ignore[operator]
@@ -49,7 +49,7 @@ def merge_into_copy(model: nn.Module, params: Tensors) -> dict[str, Tensor]:
     return found
 
 
-def unfactored(model: nn.Module, state: Tensors) -> dict[str, Tensor]:
+def multiply_factors(model: nn.Module, state: Tensors) -> dict[str, Tensor]:
     """What is trained as weights alone: W + (α/r)·(E + B·A) by their names in the model, in place
     of A, B and E, for E what an aggregator merged into the base; they stand for the state where the
     model's B is zero."""
@@ -57,13 +57,13 @@ def unfactored(model: nn.Module, state: Tensors) -> dict[str, Tensor]:
     products = {
         f"{layer}.{side}": state[name] for layer, two in sides.items() for side, name in two.items()
     }
-    every = low_rank.accumulated(take_prefix(low_rank.EXACT, state), products)
+    every = low_rank.accumulate(take_prefix(low_rank.EXACT, state), products)
     rest = {
         n: x
         for n, x in drop_prefixes((low_rank.EXACT,), state).items()
         if not low_rank.is_factor(n)
     }
-    return {**rest, **low_rank.merged(model, every)}
+    return {**rest, **low_rank.merge_exact(model, every)}
 
 
 def measure_change(start: Tensors, end: Tensors, other: Tensors | None = None) -> Change:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedpeft.core.seeds import seeded
+from fedpeft.core.seeds import seed_torch
 from fedpeft.core.types import Division, Table
 from fedpeft.errors import DataError
 from fedpeft.partitions.labels import labels_of
@@ -126,7 +126,7 @@ def _log_gammas(alpha: float, shape: tuple[int, int], generator: torch.Generator
     Gamma(a) is drawn as Gamma(a + 1) * U^(1/a), in logarithms, since for small alpha the numbers
     underflow.
     """
-    with seeded(int(torch.randint(1 << 62, (1,), generator=generator))):
+    with seed_torch(int(torch.randint(1 << 62, (1,), generator=generator))):
         one = torch.ones((), dtype=torch.float64)
         gamma = torch.distributions.Gamma(one * (alpha + 1), one).sample(torch.Size(shape))
     return gamma.log() + torch.rand(shape, generator=generator, dtype=torch.float64).log() / alpha

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from fedpeft.core.accounting import calibrate, epsilon, told
+from fedpeft.core.accounting import calibrate, epsilon, finite_epsilon
 from fedpeft.core.seeds import fold, generator
 from fedpeft.core.types import ClientId, Tensors
 from fedpeft.errors import PlanError
@@ -74,7 +74,7 @@ def calibrate_noise(plan: Plan, clients: Sequence[ClientId]) -> Plan:
     return with_noise(plan, noise)
 
 
-def uncalibrated(plan: Plan) -> Plan:
+def without_noise(plan: Plan) -> Plan:
     """The plan that leaves its noise to its `target_epsilon`; as it is without a target."""
     return plan if plan.privacy.target_epsilon is None else with_noise(plan, None)
 
@@ -124,7 +124,7 @@ class Spending:
         event, accountant = part.event, self.plan.privacy.accountant
         if not event.accounted:
             return {"epsilon": None, "delta": None, "unit": event.unit, "accountant": None}
-        spent = told(epsilon(event, self.most, self.plan.privacy.delta or 0, accountant))
+        spent = finite_epsilon(epsilon(event, self.most, self.plan.privacy.delta or 0, accountant))
         return {
             "epsilon": spent,
             "delta": self.plan.privacy.delta,

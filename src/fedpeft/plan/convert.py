@@ -78,7 +78,7 @@ def _algorithms(new: dict[str, Any], changes: list[str]) -> None:
         found.append({"name": name, "head": head} if head else name)
         changes.append('head_start is algorithms = ["class_means"]')
     vote = {"strengths": "vote", "share": "vote_share"}
-    if given := _taken(new, vote):
+    if given := _take(new, vote):
         if "strengths" not in given:
             raise PlanError(
                 "vote_share: nobody votes; set `vote` to strengths to choose from, or leave it out"
@@ -86,7 +86,7 @@ def _algorithms(new: dict[str, Any], changes: list[str]) -> None:
         found.append({"name": "vote", **given})
         changes.append('vote is algorithms = [{ name = "vote", strengths = [...] }]')
     buffered = {key: key for key in ("buffer", "staleness", "pace_spread")}
-    if given := _taken(new, buffered):
+    if given := _take(new, buffered):
         if "buffer" not in given:
             raise PlanError(
                 f"{' and '.join(given)}: only asynchronous steps have it; set `buffer`, or leave "
@@ -98,7 +98,7 @@ def _algorithms(new: dict[str, Any], changes: list[str]) -> None:
         new["algorithms"] = [*_list(new.get("algorithms")), *found]
 
 
-def _taken(new: dict[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+def _take(new: dict[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
     return {
         key: value
         for key, old in keys.items()

@@ -9,7 +9,7 @@ from torch import nn
 from fedpeft.compute.batch_statistics import freeze_statistics
 from fedpeft.compute.first_pass import leave_out_unreached
 from fedpeft.compute.trainable import mark_new_layers, new_layers
-from fedpeft.core.seeds import fold, seeded
+from fedpeft.core.seeds import fold, seed_torch
 from fedpeft.errors import PlanError
 from fedpeft.plan.values import quantizes
 
@@ -23,7 +23,7 @@ def build_model(plan: Any, classes: Sequence[str]) -> nn.Module:
     Raises:
       PlanError: the model cannot be made, the method does not fit it, or nothing would be learned.
     """
-    with seeded(fold(plan.seed, "model")):
+    with seed_torch(fold(plan.seed, "model")):
         model: nn.Module = plan.task.build(classes, plan.method.pretrained)
         model.requires_grad_(False)
         noted = new_layers(model)

@@ -55,7 +55,7 @@ def read_plan(
     values, schedules = take_schedules(values)
     if schedules:
         values["schedule"] = [*values.get("schedule", []), *schedules]
-    built: Plan = construct(Plan, _expanded(values, code), "the plan", "plan", code)
+    built: Plan = construct(Plan, _expand(values, code), "the plan", "plan", code)
     _check_rounds(built, code)
     return built
 
@@ -141,7 +141,7 @@ def _table(key: str, value: Any) -> dict[str, Any] | None:
     return dict(value) if isinstance(value, Mapping) else None
 
 
-def _expanded(values: dict[str, Any], code: Code) -> dict[str, Any]:
+def _expand(values: dict[str, Any], code: Code) -> dict[str, Any]:
     """Short forms written out."""
     values = dict(values)
     if "model" in values:

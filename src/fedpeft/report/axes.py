@@ -52,7 +52,7 @@ def axes(plans: Sequence[Mapping[str, Any]]) -> list[PlanAxis]:
     tell all plans
     apart: a learning rate chosen for each method makes no axis of its own.
     """
-    found = sorted(_shortened(_differences("", plans)), key=lambda axis: _rank(axis.path))
+    found = sorted(_shorten(_differences("", plans)), key=lambda axis: _rank(axis.path))
     told = list(found)
     for axis in reversed(found):
         rest = [other for other in told if other is not axis]
@@ -71,7 +71,7 @@ def label(told: Sequence[PlanAxis], k: int) -> str:
     )
 
 
-def _shortened(found: Sequence[PlanAxis]) -> list[PlanAxis]:
+def _shorten(found: Sequence[PlanAxis]) -> list[PlanAxis]:
     ends = [axis.path.rpartition(".")[2] for axis in found]
     return [
         replace(axis, short=end if ends.count(end) == 1 else axis.path)
@@ -151,7 +151,7 @@ def _parts(values: Sequence[Any]) -> list[str]:
     texts = list(kinds)
     for kind in set(kinds):
         peers = [k for k, other in enumerate(kinds) if other == kind]
-        inner = _shortened(_differences("", [values[k] for k in peers]))
+        inner = _shorten(_differences("", [values[k] for k in peers]))
         for place, k in enumerate(peers):
             words = ", ".join(filter(None, (_setting(axis, place) for axis in inner)))
             texts[k] = f"{kind} ({words})" if words else kind

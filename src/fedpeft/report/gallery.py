@@ -89,7 +89,7 @@ def _gallery(members: Sequence[tuple[Group, KeptRun, KeptPictures]]) -> Gallery:
             for group, cell, drawn in shown
         ),
     ]
-    told = " ".join(_told(first, len(rows), len(members), judge))
+    told = " ".join(_describe_pictures(first, len(rows), len(members), judge))
     return Gallery(told, [first.pictures[k].caption for k in rows], columns)
 
 
@@ -106,7 +106,7 @@ def _score(
     return [f"CLIP {found.text('{:.3f}'.format, '{:.3f}'.format)}"]
 
 
-def _told(first: KeptPictures, rows: int, groups: int, judge: str) -> Iterator[str]:
+def _describe_pictures(first: KeptPictures, rows: int, groups: int, judge: str) -> Iterator[str]:
     yield (
         "For each caption the held-out picture, what the untuned base model draws, "
         "and what each group's model draws"

@@ -212,11 +212,11 @@ def _groups(
     for k, members in enumerate(every):
         method = str(_table(members[0].plan.get("method")).get("name", "run"))
         ordered = tuple(sorted(members, key=lambda cell: cell.seed))
-        groups.append(Group(*_named(kind, method, told, k), ordered, measure, kind))
+        groups.append(Group(*_name_group(kind, method, told, k), ordered, measure, kind))
     return groups, found
 
 
-def _named(kind: str, method: str, told: Sequence[PlanAxis], k: int) -> tuple[str, str, str]:
+def _name_group(kind: str, method: str, told: Sequence[PlanAxis], k: int) -> tuple[str, str, str]:
     """The name of a group, what of it has a colour, and what a shape: of what is no federation, its
     method and kind."""
     if kind and (not told or told[0].path != "method"):

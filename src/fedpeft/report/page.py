@@ -75,7 +75,7 @@ def _part(k: int, section: Section) -> dict[str, Any]:
     return {
         "id": f"s{k}",
         "section": section,
-        "told": _told(section),
+        "told": _describe_results(section),
         "intervals": intervals(section),
         "galleries": galleries(section),
         "figures": drawn,
@@ -103,15 +103,15 @@ def _safe_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _told(section: Section) -> list[str]:
+def _describe_results(section: Section) -> list[str]:
     """What the runs came to, in words."""
     seeds = ", ".join(map(str, sorted({cell.seed for cell in section.cells})))
     runs = _plural(len(section.cells), "run")
     said = [f"{runs} in {_plural(len(section.groups), 'group')}; seeds: {seeds}."]
-    return said + _compared(section) + _incomplete(section.cells)
+    return said + _compare_groups(section) + _incomplete(section.cells)
 
 
-def _compared(section: Section) -> list[str]:
+def _compare_groups(section: Section) -> list[str]:
     """Which groups did best, and what they are compared with."""
     said = []
     if ranked := [group for _, group in sorted(_worths(section), key=lambda pair: -pair[0])]:

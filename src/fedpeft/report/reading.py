@@ -173,9 +173,9 @@ def read_cell(path: Path) -> KeptRun:
     folder = RunFolder(path)
     try:
         plan = tomllib.loads(folder.plan.read_bytes().decode())
-        about = _checked(_Plan, plan, folder.plan)
+        about = _check(_Plan, plan, folder.plan)
         rounds = [
-            _checked(KeptRound, line, folder.rounds, f"line {k}: ")
+            _check(KeptRound, line, folder.rounds, f"line {k}: ")
             for k, line in enumerate(read_rounds(folder), 1)
         ]
         files = (folder.summary, folder.partition, folder.samples, folder.pictures, folder.audit)
@@ -186,12 +186,12 @@ def read_cell(path: Path) -> KeptRun:
             about.rounds,
             about.seed,
             rounds,
-            None if summary is None else _checked(Summary, summary, folder.summary),
-            None if division is None else _checked(KeptDivision, division, folder.partition),
-            None if samples is None else _checked(Samples, samples, folder.samples),
-            _checked(Benchmarks, read_json(folder.benchmarks) or {}, folder.benchmarks),
-            None if pictures is None else _checked(KeptPictures, pictures, folder.pictures),
-            None if audit is None else _checked(KeptAudit, audit, folder.audit),
+            None if summary is None else _check(Summary, summary, folder.summary),
+            None if division is None else _check(KeptDivision, division, folder.partition),
+            None if samples is None else _check(Samples, samples, folder.samples),
+            _check(Benchmarks, read_json(folder.benchmarks) or {}, folder.benchmarks),
+            None if pictures is None else _check(KeptPictures, pictures, folder.pictures),
+            None if audit is None else _check(KeptAudit, audit, folder.audit),
         )
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.filename}: {error.strerror}") from None
@@ -210,7 +210,7 @@ def _adapter(kind: type) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _checked(kind: type, values: Mapping[str, Any], path: Path, where: str = "") -> Any:
+def _check(kind: type, values: Mapping[str, Any], path: Path, where: str = "") -> Any:
     try:
         return _adapter(kind).validate_python(values)
     except ValidationError as error:

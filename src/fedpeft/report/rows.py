@@ -39,12 +39,12 @@ def describe_interval(found: Estimate, measure: Measure) -> str:
     """The interval in words, as far as it is drawn."""
     if found.low is None:
         return found.kind
-    ends = drawn(found, measure)
+    ends = drawn_ends(found, measure)
     low, high = (format_value(ends[end], measure) for end in ("low", "high"))
     return f"{low} to {high} ({found.kind})"
 
 
-def drawn(found: Estimate, measure: Measure) -> Row:
+def drawn_ends(found: Estimate, measure: Measure) -> Row:
     """A mean and the ends of its interval as far as a figure has room: accuracies end at 0 and
     1."""
     low, high = found.low, found.high
@@ -59,7 +59,7 @@ def curves(section: Section) -> list[Row]:
         {
             "group": group.label,
             "round": at,
-            **drawn(found, section.measure),
+            **drawn_ends(found, section.measure),
             "value": format_value(found.mean, section.measure, 2),
             "interval": describe_interval(found, section.measure),
         }
@@ -74,7 +74,7 @@ def across(section: Section) -> list[Row]:
     return [
         {
             "group": group.label,
-            **drawn(group.last, section.measure),
+            **drawn_ends(group.last, section.measure),
             "value": with_interval(group.last, section.measure),
             "interval": describe_interval(group.last, section.measure),
         }
@@ -91,7 +91,7 @@ def costs(section: Section, way: str) -> list[Row]:
             "group": group.label,
             "bytes": sent,
             "sent": size(sent),
-            **drawn(group.last, section.measure),
+            **drawn_ends(group.last, section.measure),
             "value": with_interval(group.last, section.measure),
             "interval": describe_interval(group.last, section.measure),
             "front": any(group is one for one in front),
@@ -116,7 +116,7 @@ def bars(section: Section, axis: PlanAxis) -> list[Row]:
             "level": axis.values[k],
             "place": place[axis.values[k]],
             "other": rest[k],
-            **(ends := drawn(group.last, section.measure)),
+            **(ends := drawn_ends(group.last, section.measure)),
             "end": ends["mean"] if ends["high"] is None else ends["high"],
             "value": with_interval(group.last, section.measure)
             + (f" · {rest[k]}" if rest[k] else ""),
@@ -190,7 +190,7 @@ def divisions(section: Section) -> tuple[list[Row], int]:
     rows = []
     for number, one in enumerate(list(every.values())[:DIVISIONS]):
         name = one["name"] if names.count(one["name"]) == 1 else f"{one['name']} ({number + 1})"
-        rows += [{"division": name, **row} for row in _held(one["of"])]
+        rows += [{"division": name, **row} for row in _held_rows(one["of"])]
     return rows, len(every)
 
 
@@ -202,7 +202,7 @@ def _division_name(section: Section, group: Group, seed: int) -> str:
     return ", ".join([*words, f"seed {seed}"])
 
 
-def _held(division: Any) -> Iterator[Row]:
+def _held_rows(division: Any) -> Iterator[Row]:
     """At most `CLIENTS` clients, evenly over their order."""
     names = list(division.histograms)
     step = max(1, -(-len(names) // CLIENTS))

@@ -10,7 +10,7 @@ from fedpeft.evaluation.statistics import Estimate
 from fedpeft.report.axes import PlanAxis, axes
 from fedpeft.report.groups import CENTRALISED, WAYS, Group, Measure, Section
 from fedpeft.report.reading import KeptRun
-from fedpeft.report.rows import drawn, format_value, with_interval
+from fedpeft.report.rows import drawn_ends, format_value, with_interval
 from fedpeft.report.schema import Range
 
 REASONS = 200
@@ -114,11 +114,9 @@ def _each_round(group: Group, way: str) -> Entry:
 
 
 def _metric(found: Estimate | None, measure: Measure) -> Entry:
-    if found is None:
-        return number(None, "")
-    if found.low is None or found.high is None:
-        return number(found.mean, with_interval(found, measure))
-    ends = drawn(found, measure)
+    if found is None or found.low is None:
+        return number(found.mean if found else None, with_interval(found, measure))
+    ends = drawn_ends(found, measure)
     return Entry(with_interval(found, measure), found.mean, (ends["low"], ends["high"]))
 
 
@@ -230,7 +228,11 @@ def benchmarks(section: Section) -> ReportTable:
             *(word(group.label), integer(cell.seed), integer(told.round), word(told.benchmark)),
             *(integer(told.shots), integer(told.questions - told.left_out), integer(told.left_out)),
             *(number(told.chance, f"{told.chance:.1%}"), word(name)),
-            *(_between(each.base), _between(each.tuned), _between(each.difference, "+")),
+            *(
+                _range_entry(each.base),
+                _range_entry(each.tuned),
+                _range_entry(each.difference, "+"),
+            ),
         ]
         for group in section.groups
         for cell in group.cells
@@ -240,7 +242,7 @@ def benchmarks(section: Section) -> ReportTable:
     return ReportTable("benchmarks", "Benchmarks", head, rows)
 
 
-def _between(one: Range, sign: str = "") -> Entry:
+def _range_entry(one: Range, sign: str = "") -> Entry:
     """A share in percent and its interval."""
     value, low, high = (format(100 * x, f"{sign}.1f") for x in (one.value, one.low, one.high))
     return number(one.value, f"{value} ({low} to {high})")
@@ -322,7 +324,7 @@ def as_csv(named: Sequence[tuple[str, ReportTable]]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     head: list[str] = []
     for title, table in named:
-        own, lines = _expanded(table)
+        own, lines = _expand(table)
         if own != head:
             head = own
             writer.writerow(["experiment", *map(_inert, head)])
@@ -331,12 +333,12 @@ def as_csv(named: Sequence[tuple[str, ReportTable]]) -> str:
     return file.getvalue()
 
 
-def _expanded(table: ReportTable) -> tuple[list[str], list[list[str | float | None]]]:
+def _expand(table: ReportTable) -> tuple[list[str], list[list[str | float | None]]]:
     """Heading and lines, with columns for the ends of intervals."""
     wide = [any(row[k].ends for row in table.rows) for k in range(len(table.head))]
     head: list[str] = []
     for text, ends in zip(table.head, wide, strict=True):
-        head += _named(text, ends)
+        head += _headings(text, ends)
     lines: list[list[str | float | None]] = []
     for row in table.rows:
         lines.append([])
@@ -345,7 +347,7 @@ def _expanded(table: ReportTable) -> tuple[list[str], list[list[str | float | No
     return head, lines
 
 
-def _named(heading: str, wide: bool) -> list[str]:
+def _headings(heading: str, wide: bool) -> list[str]:
     return [heading, f"{heading}, low", f"{heading}, high"] if wide else [heading]
 
 
@@ -382,16 +384,16 @@ def _latex(title: str, table: ReportTable) -> str:
     columns = "".join("r" if table.numeric(k) else "l" for k in range(len(table.head)))
     lines = [
         "\\begin{table}\n  \\centering",
-        f"  \\caption{{{escaped(title)}}}",
+        f"  \\caption{{{escape(title)}}}",
         f"  {FITTED}{{%\n  \\begin{{tabular}}{{{columns}}}\n    \\toprule",
-        f"    {' & '.join(map(escaped, table.head))} \\\\",
+        f"    {' & '.join(map(escape, table.head))} \\\\",
         "    \\midrule",
-        *(f"    {' & '.join(escaped(entry.text) for entry in row)} \\\\" for row in table.rows),
+        *(f"    {' & '.join(escape(entry.text) for entry in row)} \\\\" for row in table.rows),
         "    \\bottomrule\n  \\end{tabular}}\n\\end{table}\n",
     ]
     return "\n".join(lines)
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     """Text that LaTeX sets as it is."""
     return "".join((LATEX | SIGNS).get(sign, sign if sign.isprintable() else " ") for sign in text)

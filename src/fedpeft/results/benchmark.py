@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import nn
 
-from fedpeft.core.seeds import fold, seeded
+from fedpeft.core.seeds import fold, seed_torch
 from fedpeft.core.types import Tensors
 from fedpeft.errors import RunError
-from fedpeft.evaluation.measure import tuned
+from fedpeft.evaluation.measure import with_params
 from fedpeft.plan.plan import Plan
 from fedpeft.registry import REGISTERED, Code
 from fedpeft.results.questions import Asked, Question, questions, quiet_lm_eval, require_lm_eval
@@ -63,12 +63,14 @@ def benchmark(
         fits.
       DataError: the questions cannot be had.
     """
-    folder, plan, params, done = _opened(run, code)
+    folder, plan, params, done = _open_run(run, code)
     every, shots = questions(asked)
     with threads(plan.compute.threads):
-        model = asking(_base(plan), plan, device)
+        model = make_lm(_base(plan), plan, device)
         with quiet_lm_eval():
-            tokens = [[encoded(model, *request) for request in one.requests] for one in every]
+            tokens = [
+                [encode_question(model, *request) for request in one.requests] for one in every
+            ]
         # A prefix stands in the context too.
         room = model.max_length - getattr(plan.method, "tokens", 0)
         kept = [
@@ -83,7 +85,7 @@ def benchmark(
         some, their = [every[k] for k in kept], [tokens[k] for k in kept]
         base = answers(model, some, their, lambda n: seen(n, 2 * len(kept)))
         del model
-        model = asking(tuned(plan, plan.model(()), params), plan, device)
+        model = make_lm(with_params(plan, plan.model(()), params), plan, device)
         after = answers(model, some, their, lambda n: seen(len(kept) + n, 2 * len(kept)))
     about = {
         "benchmark": asked.name,
@@ -97,7 +99,7 @@ def benchmark(
     return record
 
 
-def _opened(run: Path, code: Code) -> tuple[RunFolder, Plan, Tensors, int]:
+def _open_run(run: Path, code: Code) -> tuple[RunFolder, Plan, Tensors, int]:
     folder, plan = reopen(run, code)
     saved = load_checkpoint(folder.checkpoint, plan)
     if saved is None:
@@ -113,11 +115,11 @@ def _opened(run: Path, code: Code) -> tuple[RunFolder, Plan, Tensors, int]:
 
 def _base(plan: Plan) -> nn.Module:
     """As training has it, quantized or not, with nothing put into it."""
-    with seeded(fold(plan.seed, "model")):
+    with seed_torch(fold(plan.seed, "model")):
         return plan.task.build((), plan.method.pretrained)
 
 
-def asking(model: nn.Module, plan: Plan, device: str) -> Any:
+def make_lm(model: nn.Module, plan: Plan, device: str) -> Any:
     """The model as lm-eval asks one."""
     from lm_eval.models.huggingface import HFLM
 
@@ -126,7 +128,7 @@ def asking(model: nn.Module, plan: Plan, device: str) -> Any:
         return HFLM(pretrained=model.to(device), tokenizer=plan.task.base, batch_size=BATCH)
 
 
-def encoded(model: Any, given: str, choice: str) -> Tokens:
+def encode_question(model: Any, given: str, choice: str) -> Tokens:
     if not given:
         return [model.prefix_token_id], model.tok_encode(choice, add_special_tokens=False)
     before, after = model._encode_pair(given, choice)
@@ -154,12 +156,12 @@ def answers(
         asked = [(r, *t) for k in part for r, t in zip(some[k].requests, tokens[k], strict=True)]
         heard = iter(model._loglikelihood_tokens(asked, disable_tqdm=True))
         for k in part:
-            found[k] = _scored(some[k], list(islice(heard, len(tokens[k]))))
+            found[k] = _score(some[k], list(islice(heard, len(tokens[k]))))
         seen(len(found))
     return [found[k] for k in range(len(some))]
 
 
-def _scored(question: Question, heard: Sequence[tuple[float, bool]]) -> dict[str, float]:
+def _score(question: Question, heard: Sequence[tuple[float, bool]]) -> dict[str, float]:
     """The metrics of a question by the log-likelihood of each choice."""
     if not all(isfinite(likelihood) for likelihood, _ in heard):
         raise RunError("the model's log-likelihoods are no numbers: its training diverged")
@@ -191,7 +193,7 @@ def _record(
         "questions": len(every),
         "left_out": len(every) - len(some),
         "chance": fmean(1 / one.choices for one in some),
-        "metrics": {name: _compared(name, base, tuned) for name in names},
+        "metrics": {name: _compare(name, base, tuned) for name in names},
         "tasks": tasks,
     }
 
@@ -203,7 +205,7 @@ def _means(
     return {name: fmean(heard[k][name] for k in kept) for name in names}
 
 
-def _compared(
+def _compare(
     name: str, base: Sequence[Mapping[str, float]], tuned: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
     before, after = ([one[name] for one in heard] for heard in (base, tuned))

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from fedpeft.core.types import State
 from fedpeft.errors import RunError
-from fedpeft.evaluation.measure import tuned
+from fedpeft.evaluation.measure import with_params
 from fedpeft.plan.plan import Plan
 from fedpeft.results.pictures import pick_examples
 from fedpeft.rounds.site import threads
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import RunFolder, write_json
 from fedpeft.tasks.clip import clip
-from fedpeft.tasks.drawing import Drawing, drawing
+from fedpeft.tasks.drawing import Drawing, prepare_drawing
 from fedpeft.tasks.text_to_image import TextToImage
 
 CAPTIONS = 6
@@ -58,11 +58,11 @@ def exhibit(
         raise RunError(f"{folder.path} is no run of a text-to-image model that all clients share")
     judge, how = clip(scored_by) if scored_by else None, Drawing()
     with threads(plan.compute.threads):
-        drawn = drawing(plan.task, how)
+        drawn = prepare_drawing(plan.task, how)
         captions, truth = pick_examples(plan, drawn, number)
         model: Any = plan.model(()).eval()
         columns = {"truth": truth, "before": drawn(model.to(device), captions)}
-        columns["after"] = drawn(tuned(plan, model.cpu(), state.flat).to(device), captions)
+        columns["after"] = drawn(with_params(plan, model.cpu(), state.flat).to(device), captions)
         scores = {name: judge(x, captions).tolist() for name, x in columns.items()} if judge else {}
     kept = {
         "round": state.round,

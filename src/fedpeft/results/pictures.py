@@ -12,14 +12,14 @@ from torch import Tensor
 
 from fedpeft.core.types import State
 from fedpeft.errors import RunError
-from fedpeft.evaluation.measure import tuned
+from fedpeft.evaluation.measure import with_params
 from fedpeft.plan.plan import Plan
 from fedpeft.registry import REGISTERED, Code
 from fedpeft.rounds.site import threads
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import reopen
 from fedpeft.tasks.diffusion import squares
-from fedpeft.tasks.drawing import Drawing, Drawn, drawing
+from fedpeft.tasks.drawing import Drawing, Drawn, prepare_drawing
 from fedpeft.tasks.text_to_image import TextToImage
 
 LEAST = 96
@@ -45,7 +45,9 @@ class Grid:
         )
         pen = ImageDraw.Draw(sheet)
         for row, caption in enumerate(self.captions):
-            pen.multiline_text((MARGIN, HEAD + step * row + MARGIN), _folded(caption), fill="black")
+            pen.multiline_text(
+                (MARGIN, HEAD + step * row + MARGIN), _fold_case(caption), fill="black"
+            )
         for column, (name, pictures) in enumerate(self.columns.items()):
             pen.text((left + step * column, MARGIN), name[-(side // 6) :], fill="black")
             for row, picture in enumerate(pictures):
@@ -75,20 +77,22 @@ def grid(
       RunError: a folder is no run with a checkpoint of a text-to-image model that all clients
         share, or the runs have different base models.
     """
-    opened = [_opened(run, code) for run in runs]
+    opened = [_open_run(run, code) for run in runs]
     (plan, task, _), columns = opened[0], dict[str, Tensor]()
     if other := next((one for _, one, _ in opened if one != task), None):
         raise RunError(
             f"the runs are of different models, {task} and {other}: draw a grid for each"
         )
     with threads(plan.compute.threads):
-        drawn = drawing(task, how)
+        drawn = prepare_drawing(task, how)
         if not captions:
             captions, columns["held out"] = pick_examples(plan, drawn, number)
         model: Any = plan.model(()).eval()
         columns["before"] = drawn(model, captions)
         for run, (each, _, state) in zip(runs, opened, strict=True):
-            columns[run.name] = drawn(tuned(each, each.model(()).eval(), state.flat), captions)
+            columns[run.name] = drawn(
+                with_params(each, each.model(()).eval(), state.flat), captions
+            )
     return Grid(captions, columns)
 
 
@@ -100,7 +104,7 @@ def pick_examples(plan: Plan, drawn: Drawn, number: int) -> tuple[list[str], Ten
     return [test.columns["text"][k] for k in rows], torch.cat(list(pictures))
 
 
-def _opened(run: Path, code: Code) -> tuple[Plan, TextToImage, State]:
+def _open_run(run: Path, code: Code) -> tuple[Plan, TextToImage, State]:
     folder, plan = reopen(run, code)
     saved = load_checkpoint(folder.checkpoint, plan)
     if saved is None:
@@ -113,5 +117,5 @@ def _opened(run: Path, code: Code) -> tuple[Plan, TextToImage, State]:
     return plan, plan.task, saved.state
 
 
-def _folded(caption: str) -> str:
+def _fold_case(caption: str) -> str:
     return "\n".join(wrap(caption, LETTERS)[: LEAST // 14])

@@ -8,10 +8,10 @@ import torch
 
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError
-from fedpeft.evaluation.measure import tuned
+from fedpeft.evaluation.measure import with_params
 from fedpeft.rounds.site import Site, threads
 from fedpeft.tasks.causal_lm import CausalLM
-from fedpeft.tasks.text_classification import padding, tokenizer
+from fedpeft.tasks.text_classification import padding_token, tokenizer
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ def sample_answers(site: Site, state: State, number: int, length: int = 60) -> l
     pairs = plan.task.openings(plan.data.load().test, number)
     model: Any = plan.model(site.classes).eval()
     with threads(plan.compute.threads):
-        before = [_continued(model, plan.task, ids, length) for ids, _ in pairs]
-        tuned(plan, model, state.flat)
-        after = [_continued(model, plan.task, ids, length) for ids, _ in pairs]
+        before = [_continue_text(model, plan.task, ids, length) for ids, _ in pairs]
+        with_params(plan, model, state.flat)
+        after = [_continue_text(model, plan.task, ids, length) for ids, _ in pairs]
     read = tokenizer(plan.task.base)
     return [
         Sample(str(read.decode(ids, skip_special_tokens=True)), first, then, truth)
@@ -56,13 +56,13 @@ def sample_answers(site: Site, state: State, number: int, length: int = 60) -> l
     ]
 
 
-def _continued(model: Any, task: CausalLM, ids: Sequence[int], length: int) -> str:
+def _continue_text(model: Any, task: CausalLM, ids: Sequence[int], length: int) -> str:
     prompt = torch.tensor([ids])
     out = model.generate(
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=length,
         do_sample=False,
-        pad_token_id=padding(task.base),
+        pad_token_id=padding_token(task.base),
     )
     return str(tokenizer(task.base).decode(out[0, len(ids) :], skip_special_tokens=True))

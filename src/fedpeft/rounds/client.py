@@ -16,9 +16,9 @@ from fedpeft.compute.trainable import tensors_of
 from fedpeft.core.conversation import PARAMS
 from fedpeft.core.hooks import Handler
 from fedpeft.core.interfaces import Store
-from fedpeft.core.low_rank import EXACT, in_step, merged
+from fedpeft.core.low_rank import EXACT, in_step, merge_exact
 from fedpeft.core.outputs import Outputs
-from fedpeft.core.seeds import fold, seeded
+from fedpeft.core.seeds import fold, seed_torch
 from fedpeft.core.tensors import add_prefix, finite, layout, take_prefix
 from fedpeft.core.types import (
     Batch,
@@ -39,7 +39,7 @@ from fedpeft.plan.reading import plan_at
 from fedpeft.plan.values import shares_optimizer_state
 from fedpeft.rounds.received import Received, check_received
 from fedpeft.rounds.site import Site, threads
-from fedpeft.storage.files import StoreError, storing
+from fedpeft.storage.files import StoreError, disk_errors
 from fedpeft.wire.payloads import decode_sent, encode_answer, message_of
 
 Result = TypeVar("Result")
@@ -245,7 +245,7 @@ class Worker:
 
     def alone(self, opened: ClientRound) -> Trained:
         """Train one client, with its own stream of dropout."""
-        with threads(self.site.plan.compute.threads), seeded(opened.dropout):
+        with threads(self.site.plan.compute.threads), seed_torch(opened.dropout):
             return self.train(opened.start, opened.own, opened.context, opened.objective)
 
     def _opened(self, job: Job) -> "ClientRound | Reply":
@@ -255,7 +255,7 @@ class Worker:
                 f"{unknown('message', job.phase, known)} This plan has no other, and no other is "
                 "answered"
             )
-        with storing():
+        with disk_errors():
             stored = self.store.reply(job)
         if stored is not None:
             return Reply(job.client, self._sealed(job, stored))
@@ -265,7 +265,7 @@ class Worker:
     def _client(self, job: Job) -> Client:
         view = intersect(self.routes, job.client, job.round, self.clients)
         found = self.receive(job.payload, view, job.phase, job.round)
-        with storing():
+        with disk_errors():
             memory = self.store.load(job.client, job.accepted, job)
         return Client(self.site, self.store, job, view, found, _by_owner(memory))
 
@@ -282,14 +282,14 @@ class Worker:
         answer = self.handlers[client.job.phase](client, client.found.message)
         payload = encode_answer(answer, self.site.plan.lossless)
         if client.changed:
-            with storing():
+            with disk_errors():
                 self.store.save(client.job, _flat(client.memory), payload)
         return Reply(client.name, payload)
 
     def _sealed(self, job: Job, payload: bytes) -> bytes:
         if job.phase != FIT:
             return payload
-        with storing():
+        with disk_errors():
             sealed: bytes = self.site.plan.exchange.seal(
                 Client(self.site, self.store, job, View(), Received.empty(self.objective), {}),
                 payload,
@@ -312,7 +312,7 @@ class Worker:
         params = message.tensors.get(PARAMS, {})
         own = view.trained(params)
         held = {name: x for name, x in params.items() if name not in own}
-        held |= merged(site.model, message.tensors.get(EXACT, {}))
+        held |= merge_exact(site.model, message.tensors.get(EXACT, {}))
         if view.rank is not None:
             held |= in_step(tensors_of(site.model), params)
         beside = {
@@ -345,7 +345,7 @@ class Worker:
         _check_converged(update, {**personal, **memory["local"]}, hidden=plan.exchange.sums)
         how = uplink_coding(plan, job.round, job.client, client.view)
         payload = encode_answer(message_of(update), plan.uplink, how)
-        with storing():
+        with disk_errors():
             self.store.save(job, _flat(memory), payload)
         return self._sealed(job, payload)
 
@@ -369,7 +369,7 @@ class Worker:
             # of everything that a reply depends on, the examples too: the same noise on two
             # replies would take itself away
             asked = blake2b(job.payload).hexdigest()
-            with storing():
+            with disk_errors():
                 own = self.store.secret(job.client)
             examples = self.digest(job.client)
             place = (job.run, job.round, job.phase, job.seed, job.accepted, job.step)

@@ -79,8 +79,8 @@ def federate(
         post = Post(now, engine, admission, ledger, run)
         after = converse(compose(now.algorithms)(state, round), post)
         _account(spending, round, ledger)
-        after = _guarded(now, state, after, ledger)
-        state = admission.after(_learned(now, after, ledger))
+        after = _guard(now, state, after, ledger)
+        state = admission.after(_teach_sampler(now, after, ledger))
         yield state, ledger
 
 
@@ -141,7 +141,7 @@ def _account(spending: Spending, round: Round, ledger: Ledger) -> None:
     ledger.close()
 
 
-def _learned(plan: Plan, state: State, ledger: Ledger) -> State:
+def _teach_sampler(plan: Plan, state: State, ledger: Ledger) -> State:
     """The state with what a sampler that learns makes of the round."""
     if not learns(plan):
         return state
@@ -150,7 +150,7 @@ def _learned(plan: Plan, state: State, ledger: Ledger) -> State:
     return replace(state, memory={**state.memory, SAMPLER: memory})
 
 
-def _guarded(plan: Plan, before: State, after: State, ledger: Ledger) -> State:
+def _guard(plan: Plan, before: State, after: State, ledger: Ledger) -> State:
     """The next state, or the last one where an algorithm made numbers that are none.
 
     Raises:

@@ -9,7 +9,7 @@ from torch import nn
 from fedpeft.compute.first_pass import check_pass
 from fedpeft.compute.frozen_linear import prepare_frozen
 from fedpeft.core.low_rank import is_factor
-from fedpeft.core.tensors import bytes_moved, count, moved
+from fedpeft.core.tensors import bytes_moved, count, move_to
 from fedpeft.core.types import Tensors
 from fedpeft.errors import PlanError
 from fedpeft.plan.plan import Plan
@@ -33,7 +33,7 @@ def prepare_model(plan: Plan, classes: Sequence[str], rows: Tensors, device: str
     if rows and count(rows):
         few = bytes_moved({name: x[:TRIED] for name, x in rows.items()}, device)
         batch = {**plan.task.batch(few, None), "mask": torch.ones(count(few))}
-        check_pass(plan.task, plan.method, model, moved(batch, device))
+        check_pass(plan.task, plan.method, model, move_to(batch, device))
     return model
 
 

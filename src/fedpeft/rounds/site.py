@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fedpeft.adversaries.assignment import attackers, poisoned
+from fedpeft.adversaries.assignment import choose_adversaries, poison_rows
 from fedpeft.compute.device_memory import reuse_freed
-from fedpeft.compute.feature_cache import FeatureCache, featured, keep
+from fedpeft.compute.feature_cache import FeatureCache, keep, with_features
 from fedpeft.compute.first_pass import notes_on
 from fedpeft.compute.trainable import read
 from fedpeft.core.interfaces import Data, Task
-from fedpeft.core.tensors import moved
+from fedpeft.core.tensors import move_to
 from fedpeft.core.types import Batch, Division, Examples, Tensors, Update
 from fedpeft.data.client_data import Partitioned, lengths, set_apart
 from fedpeft.data.divide import divide
@@ -51,7 +51,7 @@ class Site:
     @property
     def task(self) -> Task:
         """The plan's, which goes on from features where a batch has them."""
-        return featured(self.plan.task, self.kept)
+        return with_features(self.plan.task, self.kept)
 
     @property
     def notes(self) -> list[str]:
@@ -65,12 +65,12 @@ class Site:
     def sent(self, update: Update) -> Update:
         """What leaves its client, who may be an attacker of a simulation."""
         for attack in self.plan.attacks:
-            if update.client in attackers(attack, self.plan.seed, self.data.clients):
+            if update.client in choose_adversaries(attack, self.plan.seed, self.data.clients):
                 update = attack.send(update)
         return update
 
     def on_device(self, batch: Batch) -> Batch:
-        return moved(batch, self.device)
+        return move_to(batch, self.device)
 
 
 def open_site(plan: Plan, device: str = "cpu") -> Site:
@@ -98,7 +98,7 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
     reuse_freed()
     with threads(plan.compute.threads):  # a task may compute here what it keeps
         train, test = task.prepare(examples.train), task.prepare(examples.test)
-    train = poisoned(plan.attacks, plan.seed, train, division.parts, len(examples.classes))
+    train = poison_rows(plan.attacks, plan.seed, train, division.parts, len(examples.classes))
     if getattr(plan.local, "group_by_length", False):
         lengths(train)
     plan = calibrate_noise(plan, list(division.parts))
@@ -106,7 +106,7 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
         model = prepare_model(plan, examples.classes, train, device)
     kept = _kept(plan, device, model, train, test, len(division.parts))
     train, test = kept.beside(train, test)
-    task, parts, notes, apart = featured(task, kept), division.parts, division.notes, None
+    task, parts, notes, apart = with_features(task, kept), division.parts, division.notes, None
     if plan.sets_apart:
         parts, own = set_apart(parts, plan.sets_apart, plan.seed)
         apart = Partitioned(task, train, {}, own, device=device)

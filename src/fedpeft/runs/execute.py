@@ -111,7 +111,7 @@ def execute(folder: RunFolder, site: Site, engine: Engine) -> Iterator[RoundReco
       RunError: the folder does not fit the plan or the data.
     """
     plan, here, store = site.plan, environment(site.plan, site.device), Folder(folder.clients)
-    clock, begun = perf_counter(), resumed(folder, site)
+    clock, begun = perf_counter(), resume_state(folder, site)
     own, _ = secrets = _secrets(folder, plan)
     commitments = [secret.commitment for secret in secrets if secret]
     for state, ledger in federate(plan, engine, begun, own):
@@ -125,7 +125,7 @@ def execute(folder: RunFolder, site: Site, engine: Engine) -> Iterator[RoundReco
         yield record
 
 
-def resumed(folder: RunFolder, site: Site) -> State:
+def resume_state(folder: RunFolder, site: Site) -> State:
     """The state from which a run goes on, and its folder without traces of what came after.
 
     Raises:

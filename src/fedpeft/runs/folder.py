@@ -166,7 +166,7 @@ def reopen(path: Path, code: Code = REGISTERED) -> tuple[RunFolder, Plan]:
 
 
 @contextmanager
-def locked(folder: RunFolder) -> Iterator[None]:
+def lock_run(folder: RunFolder) -> Iterator[None]:
     """Nobody else works on this run meanwhile. The system lets go of the lock when the process
     ends, however it ends.
 

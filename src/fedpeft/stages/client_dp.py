@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedpeft.core.accounting import check_noise
 from fedpeft.core.facts import Fact
-from fedpeft.core.tensors import clipped, map_tensors
+from fedpeft.core.tensors import clip_length, map_tensors
 from fedpeft.core.types import Cohort, Context, Event, Tensors, Update
 
 
@@ -57,10 +57,10 @@ class ClientDp:
     def on_client(
         self, update: Update, memory: Tensors, context: Context
     ) -> tuple[Update, Tensors]:
-        return limited(update, self.clip_norm), {}
+        return limit_update(update, self.clip_norm), {}
 
     def on_arrival(self, update: Update) -> Update:
-        short = limited(update, self.clip_norm)
+        short = limit_update(update, self.clip_norm)
         return replace(short, delta=map_tensors(Tensor.double, short.delta))
 
     def on_server(self, update: Update, cohort: Cohort) -> Update:
@@ -79,7 +79,7 @@ class ClientDp:
         return replace(update, delta=noisy)
 
 
-def limited(update: Update, clip_norm: float) -> Update:
+def limit_update(update: Update, clip_norm: float) -> Update:
     """Clipped, counting once, without metrics.
 
     Raises:
@@ -90,4 +90,4 @@ def limited(update: Update, clip_norm: float) -> Update:
             raise ValueError(
                 f"{name!r} is {x.dtype}: the sensitivity is that of float32, so train in that"
             )
-    return replace(update, delta=clipped(update.delta, clip_norm), weight=1.0, metrics={})
+    return replace(update, delta=clip_length(update.delta, clip_norm), weight=1.0, metrics={})

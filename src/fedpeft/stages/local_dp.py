@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from fedpeft.core.accounting import check_noise
 from fedpeft.core.types import Cohort, Context, Event, Tensors, Update
-from fedpeft.stages.client_dp import limited
+from fedpeft.stages.client_dp import limit_update
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class LocalDp:
         self, update: Update, memory: Tensors, context: Context
     ) -> tuple[Update, Tensors]:
         assert context.secret is not None and self.noise_multiplier is not None
-        update = limited(update, self.clip_norm)
+        update = limit_update(update, self.clip_norm)
         std = self.noise_multiplier * self.clip_norm if self.noise_multiplier else 0.0
         secret = context.secret.at("local_dp")
         noisy = {

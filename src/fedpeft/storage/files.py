@@ -32,7 +32,7 @@ class StoreError(OSError):
 
 
 @contextmanager
-def storing() -> Iterator[None]:
+def disk_errors() -> Iterator[None]:
     """What the disk says inside is a `StoreError`, told from the errors of a client's own files.
 
     Raises:

@@ -7,7 +7,7 @@ from pathlib import Path
 from shutil import copyfile
 
 from fedpeft.errors import FedpeftError, RunError
-from fedpeft.plan.calibration import uncalibrated
+from fedpeft.plan.calibration import without_noise
 from fedpeft.plan.reading import read_plan
 from fedpeft.runs.folder import RunFolder, create, read_json, read_rounds
 from fedpeft.storage.files import write_atomically
@@ -88,7 +88,7 @@ def _fingerprints(folder: Path) -> list[str]:
         plan = read_plan(folder / "plan.toml")
     except FedpeftError:
         return []
-    return [plan.fingerprint, uncalibrated(plan).fingerprint]
+    return [plan.fingerprint, without_noise(plan).fingerprint]
 
 
 def rounds_done(folder: Path) -> int:

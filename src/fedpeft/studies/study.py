@@ -155,7 +155,7 @@ def _study(path: Path) -> Study:
     table: StudyTable = construct(StudyTable, _values(path), "the study", "study")
     axes = [_axis(k, values) for k, values in enumerate(table.axis)]
     names = tuple(axis.name for axis in axes)
-    variants = list(_combined(axes))
+    variants = list(_combine(axes))
     variants += [({ROW: one.label}, one.set) for one in _points(table.row, "row")]
     _check_variants(len(variants), table.seeds, names)
     base = _base(table.base, path)
@@ -174,7 +174,7 @@ def _check_variants(count: int, seeds: Sequence[int], names: Sequence[str]) -> N
         raise PlanError("the study is empty: give it an [[axis]] or a [[row]]")
     if not seeds:
         raise PlanError("the study is empty: seeds = []")
-    if repeated := _repeated([*names, ROW, "seed"]):
+    if repeated := _find_repeated([*names, ROW, "seed"]):
         raise PlanError(
             f"two axes are called {repeated!r}, or it is a name that every study has: set `name`"
         )
@@ -228,12 +228,12 @@ def _points(tables: Sequence[Mapping[str, Any]], what: str) -> tuple[Point, ...]
 
 
 def _distinct(points: tuple[Point, ...], what: str) -> tuple[Point, ...]:
-    if repeated := _repeated([point.label for point in points]):
+    if repeated := _find_repeated([point.label for point in points]):
         raise PlanError(f"{what}: two points are called {repeated!r}")
     return points
 
 
-def _repeated(names: Sequence[str]) -> str | None:
+def _find_repeated(names: Sequence[str]) -> str | None:
     return next((name for k, name in enumerate(names) if name in names[:k]), None)
 
 
@@ -254,7 +254,7 @@ def _toml(value: Any) -> str:
     return repr(value)
 
 
-def _combined(axes: Sequence[Axis]) -> Iterator[tuple[dict[str, str], tuple[str, ...]]]:
+def _combine(axes: Sequence[Axis]) -> Iterator[tuple[dict[str, str], tuple[str, ...]]]:
     """Labels and settings of every combination; later axes are set after earlier ones. Nothing
     without axes."""
     for points in product(*(axis.points for axis in axes)) if axes else ():

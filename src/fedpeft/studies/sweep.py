@@ -49,7 +49,7 @@ class _Running:
     began: float
 
 
-def reused(cell_store: CellStore, cells: Sequence[Cell]) -> list[CellOutcome]:
+def find_reused(cell_store: CellStore, cells: Sequence[Cell]) -> list[CellOutcome]:
     """The cells that are finished already, here or among what is kept."""
     done = cell_store.finished()
     found = []

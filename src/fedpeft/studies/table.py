@@ -185,7 +185,7 @@ def markdown(study: Study, rows: Sequence[Mapping[str, Any]], command: str) -> s
         "",
         f"| {' | '.join(headings)} |",
         f"|{'---|' * len(headings)}",
-        *(f"| {' | '.join(_escaped(text) for text in texts(study, row, shown))} |" for row in rows),
+        *(f"| {' | '.join(_escape(text) for text in texts(study, row, shown))} |" for row in rows),
         *(
             f"\n{' '.join(row['labels'].values())}, seed {seed}, failed: {why}"
             for row, seed, why in _failures(rows)
@@ -199,5 +199,5 @@ def _failures(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, 
     return ((row, seed, reason) for row in rows for seed, reason in row["failed"].items())
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return text.replace("|", "\\|")

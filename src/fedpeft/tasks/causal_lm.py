@@ -15,7 +15,7 @@ from fedpeft.errors import DataError, unknown
 from fedpeft.tasks import scoring
 from fedpeft.tasks.instructions import TEMPLATES
 from fedpeft.tasks.pretrained import check_causal, language_model
-from fedpeft.tasks.text_classification import check_length, padding, resolved, tokenizer
+from fedpeft.tasks.text_classification import check_length, padding_token, resolve_name, tokenizer
 from fedpeft.tasks.vocabulary import check_tokens
 
 LOSS_ON = ("all", "answer")
@@ -84,7 +84,7 @@ class CausalLM:
     @property
     def base(self) -> str:
         """The folder, or the hub name, that `transformers` loads."""
-        return resolved(self.model)
+        return resolve_name(self.model)
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
         """The classes of the data, if they have some, are no matter of the model's."""
@@ -105,7 +105,7 @@ class CausalLM:
         return {**made, "label": table.columns["label"]} if "label" in table.columns else made
 
     def _rows(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-        cut, pad = self._tokens(pairs), padding(self.base)
+        cut, pad = self._tokens(pairs), padding_token(self.base)
         rows = [
             torch.tensor([*prompt, *answer] or [pad], dtype=torch.int32) for prompt, answer in cut
         ]

@@ -113,7 +113,7 @@ def scheduler_config(model: str) -> dict[str, Any]:
 
 
 @cache
-def noising(model: str) -> Noising:
+def read_schedule(model: str) -> Noising:
     """The schedule that the model was trained with."""
     config = scheduler_config(model)
     made: Any = library().DDPMScheduler.from_config(config)

@@ -63,7 +63,7 @@ class Drawn:
         return (self.autoencoder.decode(x.cpu()) * 255).round().to(torch.uint8)
 
 
-def drawing(task: TextToImage, how: Drawing) -> Drawn:
+def prepare_drawing(task: TextToImage, how: Drawing) -> Drawn:
     """What draws for this task, ready.
 
     Raises:

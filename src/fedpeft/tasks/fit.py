@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fedpeft.compute.trainable import HEADS, NewLayers, mark_new_layers, within
-from fedpeft.core.seeds import seeded
+from fedpeft.core.seeds import seed_torch
 from fedpeft.errors import PlanError
 
 SHOWN = 3
@@ -89,7 +89,7 @@ def output_layers(model: nn.Module, config: Any) -> list[str]:
     other = deepcopy(config)
     other.num_labels = len(config.id2label) + 1
     try:
-        with seeded(0), torch.device("meta"):
+        with seed_torch(0), torch.device("meta"):
             larger = type(model)(other)
     except Exception:  # some models compute with numbers of their own while they are made
         return []

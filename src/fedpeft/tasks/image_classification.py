@@ -120,8 +120,8 @@ class ImageClassification:
         x = (x - mean) / std
         x = x.flip(1) if see.reversed else x
         if generator is not None:
-            x = _cropped(x, self.crop, generator) if self.crop else x
-            x = _mirrored(x, generator) if self.flip else x
+            x = _crop(x, self.crop, generator) if self.crop else x
+            x = _mirror(x, generator) if self.flip else x
         return {"pixel_values": x, "label": rows["label"]}
 
     def example(self) -> Batch:
@@ -156,7 +156,7 @@ def _with_channels(image: Tensor, channels: int) -> Tensor:
     raise DataError(f"the pictures have {has} channels, the model takes {channels}")
 
 
-def _cropped(x: Tensor, by: int, generator: torch.Generator) -> Tensor:
+def _crop(x: Tensor, by: int, generator: torch.Generator) -> Tensor:
     """Pad with zeros (the mean colour) and cut out the old size at a place of its own for each
     picture."""
     (n, _, height, width), device = x.shape, x.device
@@ -171,6 +171,6 @@ def _cropped(x: Tensor, by: int, generator: torch.Generator) -> Tensor:
     return x.permute(0, 2, 3, 1)[picture, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
+def _mirror(x: Tensor, generator: torch.Generator) -> Tensor:
     chosen = (torch.rand(len(x), generator=generator) < 0.5).to(x.device)
     return torch.where(chosen[:, None, None, None], x.flip(-1), x)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedpeft.core.outputs import LOGITS, Outputs, head_input
 from fedpeft.core.types import Batch, Table, Tensors
 from fedpeft.errors import DataError, PlanError
-from fedpeft.registry import code, imported
+from fedpeft.registry import code, import_target
 from fedpeft.tasks import scoring
 
 LOSSES = ("cross_entropy",)
@@ -79,7 +79,7 @@ class ModuleTask:
                     "a module made already cannot start from scratch: give the class that makes it"
                 )
             return deepcopy(self.module)
-        make = _imported(self.module) if isinstance(self.module, str) else self.module
+        make = _import_module(self.module) if isinstance(self.module, str) else self.module
         counts = {name: len(classes) for name in _parameters(make) if name in COUNTS}
         try:
             model = make(**{**counts, **self.arguments})
@@ -135,9 +135,9 @@ def _name_of(make: Any) -> str:
     return f"{module}:{name}" if getattr(sys.modules.get(str(module)), name, None) is make else ""
 
 
-def _imported(name: str) -> Any:
+def _import_module(name: str) -> Any:
     try:
-        return imported(name)
+        return import_target(name)
     except (ImportError, AttributeError) as error:
         raise PlanError(f"task.module = {name!r} cannot be imported: {error}") from None
 

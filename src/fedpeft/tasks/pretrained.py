@@ -16,8 +16,8 @@ from torch.nn.functional import interpolate
 
 from fedpeft.compute.frozen_linear import prepare_quantized
 from fedpeft.compute.trainable import head_of, new_layers, within
-from fedpeft.core.outputs import evaluating
-from fedpeft.core.seeds import seeded
+from fedpeft.core.outputs import evaluation_mode
+from fedpeft.core.seeds import seed_torch
 from fedpeft.errors import PlanError
 from fedpeft.storage.locate import locate
 from fedpeft.tasks.fit import check_loaded, find_new, note_new, note_output, output_layers
@@ -80,16 +80,16 @@ def classifier(auto: Any, name: str, classes: Sequence[str], pretrained: bool) -
     config.label2id = {label: k for k, label in enumerate(classes)}
     config.num_labels = len(classes)
     if not pretrained:
-        model = _checked(auto.from_config(config, dtype=torch.float32, **NO_CODE), name)
+        model = _check_weights(auto.from_config(config, dtype=torch.float32, **NO_CODE), name)
         note_new(model, find_new(model, output_layers(model, config), NOTHING))
         return model
-    model, report = _loaded(auto, name, config)
+    model, report = _load(auto, name, config)
     outputs = output_layers(model, config)
     found = find_new(model, outputs, report)
     head = {key for key in model.state_dict() if found.head and within(key, found.head)}
     check_loaded(model, name, report, {*head, *found.beside})
     note_new(model, found)
-    return _renewed(model, config, outputs)
+    return _renew_head(model, config, outputs)
 
 
 def language_model(name: str, pretrained: bool, quantize: str | None = None) -> nn.Module:
@@ -110,9 +110,9 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
     if quantize is None and not pretrained:
         made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **NO_CODE)
         note_output(made)
-        return _checked(made, name)
+        return _check_weights(made, name)
     if quantize is None:
-        return _fitting(*_loaded(AutoModelForCausalLM, name, config), name)
+        return _fitting(*_load(AutoModelForCausalLM, name, config), name)
     if not pretrained:
         raise PlanError(
             f'quantize = "{quantize}": a model that is trained whole stays in float32; leave out '
@@ -133,7 +133,7 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
         load_in_4bit=True, bnb_4bit_quant_type=quantize, bnb_4bit_compute_dtype=torch.float32
     )
     settings = {"quantization_config": how, "device_map": {"": "cpu"}}
-    loaded = _loaded(AutoModelForCausalLM, name, config, **settings)
+    loaded = _load(AutoModelForCausalLM, name, config, **settings)
     return prepare_quantized(_fitting(*loaded, name))
 
 
@@ -146,7 +146,7 @@ def check_causal(name: str, model: nn.Module) -> None:
     """
     ids = torch.tensor([[1, 2, 3], [1, 2, 4]])
     try:
-        with torch.no_grad(), evaluating(model), seeded(0):
+        with torch.no_grad(), evaluation_mode(model), seed_torch(0):
             one, other = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :2]
     except Exception:  # the first batch of the plan tells what is wrong, with its shapes
         return
@@ -158,7 +158,7 @@ def check_causal(name: str, model: nn.Module) -> None:
         )
 
 
-def _loaded(auto: Any, name: str, config: Any, **settings: Any) -> tuple[nn.Module, Any]:
+def _load(auto: Any, name: str, config: Any, **settings: Any) -> tuple[nn.Module, Any]:
     """The model, and what of it was not in its checkpoint."""
     settings |= {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
     try:
@@ -169,7 +169,7 @@ def _loaded(auto: Any, name: str, config: Any, **settings: Any) -> tuple[nn.Modu
             )
     except (OSError, ValueError) as error:
         raise PlanError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
-    return _checked(model, name), report
+    return _check_weights(model, name), report
 
 
 def _fitting(model: nn.Module, report: Any, name: str) -> nn.Module:
@@ -195,13 +195,13 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _checked(model: nn.Module, name: str) -> nn.Module:
+def _check_weights(model: nn.Module, name: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise PlanError(f"model {name!r} is no torch model")
     return model
 
 
-def _renewed(model: nn.Module, config: Any, outputs: Sequence[str]) -> nn.Module:
+def _renew_head(model: nn.Module, config: Any, outputs: Sequence[str]) -> nn.Module:
     """A new head even where the checkpoint's has the right number of classes: they are other
     classes. So have further heads."""
     head = new_layers(model).head or head_of(model)

@@ -56,7 +56,7 @@ class TextClassification:
     @property
     def base(self) -> str:
         """The folder, or the hub name, that `transformers` loads."""
-        return resolved(self.model)
+        return resolve_name(self.model)
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
         from transformers import AutoModelForSequenceClassification
@@ -66,7 +66,7 @@ class TextClassification:
         # By it a model that reads left to right finds the last token: it must be the one that
         # fills rows up, which of old conversions it is not (-1, or none).
         if hasattr(config, "pad_token_id"):
-            config.pad_token_id = padding(self.base)
+            config.pad_token_id = padding_token(self.base)
         return model
 
     def prepare(self, table: Table) -> Tensors:
@@ -82,7 +82,7 @@ class TextClassification:
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` of the texts."""
-        read, pad = tokenizer(self.base), padding(self.base)
+        read, pad = tokenizer(self.base), padding_token(self.base)
         ids = read(
             list(texts), truncation=True, max_length=self.max_length, return_attention_mask=False
         )["input_ids"]
@@ -111,7 +111,7 @@ class TextClassification:
             logits: Tensor = model(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
             ).logits
-        return {LOGITS: logits, **{name: _pooled(model, batch, x) for name, x in seen.items()}}
+        return {LOGITS: logits, **{name: _pool(model, batch, x) for name, x in seen.items()}}
 
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         return scoring.losses(outputs, batch)
@@ -120,7 +120,7 @@ class TextClassification:
         return scoring.scores(outputs, batch)
 
 
-def _pooled(model: nn.Module, batch: Batch, features: Tensor) -> Tensor:
+def _pool(model: nn.Module, batch: Batch, features: Tensor) -> Tensor:
     """Of features of each token, those of the last one that is no padding, by which a model that
     reads left to right classifies; features of a text stay as they are."""
     if features.ndim == 2:
@@ -132,7 +132,7 @@ def _pooled(model: nn.Module, batch: Batch, features: Tensor) -> Tensor:
     return features[torch.arange(len(ids), device=ids.device), last]
 
 
-def resolved(model: str) -> str:
+def resolve_name(model: str) -> str:
     """The folder or hub name of a model.
 
     Raises:
@@ -207,7 +207,7 @@ def tokenizer_settings(read: Any) -> dict[str, Any]:
     }
 
 
-def padding(base: str) -> int:
+def padding_token(base: str) -> int:
     """The token that fills a row up; of tokenizers without one, the token that ends a text.
 
     Raises:

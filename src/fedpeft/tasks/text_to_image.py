@@ -23,8 +23,8 @@ from fedpeft.tasks.diffusion import (
     denoiser,
     denoiser_config,
     latents_of,
-    noising,
     read_captions,
+    read_schedule,
     scheduler_config,
     text_encoder,
 )
@@ -108,7 +108,7 @@ class TextToImage:
           PlanError: the model cannot be read, or does not fit the autoencoder or the size.
         """
         config, module = denoiser_config(self.model), autoencoder(self.model, self.vae)
-        noising(self.model)
+        read_schedule(self.model)
         if (wanted := config["in_channels"]) != module.channels:
             raise PlanError(
                 f"the denoiser of {self.model!r} takes {wanted} channels, "
@@ -149,7 +149,7 @@ class TextToImage:
 
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
         """`noisy` and `told` (n, k, c, h, w), `time` (n, k), `caption`; k is 1 in training."""
-        x, schedule = rows["latent"], noising(self.model)
+        x, schedule = rows["latent"], read_schedule(self.model)
         times, shape = len(schedule.alphas), x.shape[1:]
         if generator is None:
             spread = (torch.arange(self.measured_at) + 0.5) / self.measured_at * times

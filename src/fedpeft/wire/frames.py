@@ -59,7 +59,7 @@ def frame(header: Any, body: bytes, nested: bool = False) -> bytes:
     """A header of plain JSON values and a body, as one checked blob; `nested` if the body is such a
     blob itself."""
     text = _JSON.encode(header).encode()
-    head = _shorter(text) if _TINY < len(text) <= _SHORT else _deflated(text)
+    head = _shorter(text) if _TINY < len(text) <= _SHORT else _deflate(text)
     flags = (_DEFLATED if len(head) < len(text) else 0) | (_NESTED if nested else 0)
     start = _HEAD.pack(0, flags, len(head))[_CHECK:] + head
     check = zlib.crc32(body[:_CHECK] if nested else body, zlib.crc32(start))
@@ -69,10 +69,10 @@ def frame(header: Any, body: bytes, nested: bool = False) -> bytes:
 @lru_cache(maxsize=16)
 def _shorter(text: bytes) -> bytes:
     """A short header; the same from all clients."""
-    return _deflated(text)
+    return _deflate(text)
 
 
-def _deflated(text: bytes) -> bytes:
+def _deflate(text: bytes) -> bytes:
     """A header, deflated if that helps."""
     return text if len(text) <= _TINY else min(text, zlib.compress(text, 9), key=len)
 
@@ -155,10 +155,10 @@ def _layout(text: bytes, flags: int) -> tuple[list[tuple[str, list[int], str]], 
         plain = _plain(text, flags)
     except (ValueError, zlib.error) as error:
         raise WireError(f"a payload's header is not readable: {error}") from None
-    return _declared_again(plain) if len(plain) <= _REPEATED else _declared(plain)
+    return _declared_again(plain) if len(plain) <= _REPEATED else _read_declared(plain)
 
 
-def _declared(plain: bytes) -> tuple[list[tuple[str, list[int], str]], list[Any]]:
+def _read_declared(plain: bytes) -> tuple[list[tuple[str, list[int], str]], list[Any]]:
     match _read(plain, 0):
         case [list(entries), *values]:
             pass
@@ -169,20 +169,22 @@ def _declared(plain: bytes) -> tuple[list[tuple[str, list[int], str]], list[Any]
         match entry:
             case [str(name), list(shape), str(dtype)] if dtype in _DTYPES and name not in shapes:
                 if not _possible(shape):
-                    raise WireError(f"tensor {name[:80]!r} has the impossible shape {shown(shape)}")
+                    raise WireError(
+                        f"tensor {name[:80]!r} has the impossible shape {show_value(shape)}"
+                    )
                 shapes[name] = (name, shape, dtype)
             case _:
                 raise WireError(
-                    f"a payload's layout has the malformed or repeated entry {shown(entry)}"
+                    f"a payload's layout has the malformed or repeated entry {show_value(entry)}"
                 )
     return list(shapes.values()), values
 
 
 # The clients of a plan send the same header again and again: short ones are read once.
-_declared_again = lru_cache(maxsize=16)(_declared)
+_declared_again = lru_cache(maxsize=16)(_read_declared)
 
 
-def shown(value: Any) -> str:
+def show_value(value: Any) -> str:
     """A part of a hostile value, for a message: it may be long, or nested deeper than Python
     prints."""
     try:

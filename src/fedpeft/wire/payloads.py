@@ -18,7 +18,7 @@ from fedpeft.core.interfaces import Codec, Coding
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import ClientId, Tensors, Update, Weighted
 from fedpeft.errors import WireError
-from fedpeft.wire.frames import check_blob, frame, is_nested, layout_of, shown, unframe
+from fedpeft.wire.frames import check_blob, frame, is_nested, layout_of, show_value, unframe
 
 METRICS, METRIC_NAME = 64, 100
 """Of one update, and characters of a name."""
@@ -152,7 +152,7 @@ def _metrics(pairs: Mapping[str, Any]) -> dict[str, Weighted]:
             f"an update has {len(pairs)} metrics, the longest name with "
             f"{max(map(len, pairs))} characters; at most {METRICS} with {METRIC_NAME} are taken"
         )
-    return {name: _weighted(pair, name) for name, pair in pairs.items()}
+    return {name: _read_weighted(pair, name) for name, pair in pairs.items()}
 
 
 def _number(value: Any, what: str) -> float:
@@ -162,10 +162,10 @@ def _number(value: Any, what: str) -> float:
             return float(value)
     except OverflowError:
         pass
-    raise WireError(f"an update's {what[:80]} is {shown(value)}, which is no finite number")
+    raise WireError(f"an update's {what[:80]} is {show_value(value)}, which is no finite number")
 
 
-def _weighted(pair: Any, name: str) -> Weighted:
+def _read_weighted(pair: Any, name: str) -> Weighted:
     match pair:
         case [total, weight] if _number(weight, name) >= 0:
             return Weighted(_number(total, name), _number(weight, name))

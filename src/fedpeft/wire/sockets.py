@@ -102,7 +102,7 @@ def ask(path: Path, what: Letter, seconds: float | None = None) -> Letter:
         return receive(connection)
 
 
-def listening(path: Path) -> socket.socket:
+def listen(path: Path) -> socket.socket:
     """A socket at `path` that only the user of this process can open.
 
     Raises:

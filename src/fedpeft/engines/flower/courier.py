@@ -18,7 +18,7 @@ NODE = "node"
 """The key of --node-config that names the worker's folder."""
 
 
-def content(what: Letter) -> RecordDict:
+def pack_letter(what: Letter) -> RecordDict:
     """A letter as Flower carries it: arrays of bytes are cut in chunks, and what several letters
     share goes once."""
     arrays = {name: _array(data) for name, data in ((HEAD, what.text), (BODY, what.body)) if data}
@@ -29,7 +29,7 @@ def _array(data: bytes) -> Array:
     return Array(dtype="uint8", shape=(len(data),), stype="fedpeft.bytes", data=data)
 
 
-def opened(message: Message) -> Letter:
+def unpack_letter(message: Message) -> Letter:
     """The letter in a message.
 
     Raises:
@@ -51,10 +51,10 @@ def carry(message: Message, context: Context) -> Message:
                 "the SuperNode is not told where the worker is: --node-config "
                 f"'{NODE}=\"/its/folder\"'"
             )
-        answer = ask(Path(folder) / SOCKET, opened(message), message.metadata.ttl)
+        answer = ask(Path(folder) / SOCKET, unpack_letter(message), message.metadata.ttl)
     except (OSError, WireError) as error:
         answer = Letter({"kind": "failed", "reason": _why(error)})
-    return Message(content(answer), reply_to=message)
+    return Message(pack_letter(answer), reply_to=message)
 
 
 def _why(error: Exception) -> str:

@@ -136,11 +136,11 @@ class Flower:
         """
         from flwr.app import Message, MessageType
 
-        from fedpeft.engines.flower.courier import content
+        from fedpeft.engines.flower.courier import pack_letter
 
         whole = [Letter({**self.terms, **one.head}, one.body) for one in letters]
         made = [
-            Message(content(one), node, MessageType.QUERY, ttl=max(0.0, seconds) + LATE)
+            Message(pack_letter(one), node, MessageType.QUERY, ttl=max(0.0, seconds) + LATE)
             for node, one in zip(nodes, whole, strict=True)
         ]
         none: list[str | None] = []
@@ -161,7 +161,7 @@ class Flower:
 
     def _pull(self, asked: Mapping[str, Any]) -> Iterator[tuple[str, Letter]]:
         """The answers that came, by the name of what they answer."""
-        from fedpeft.engines.flower.courier import opened
+        from fedpeft.engines.flower.courier import unpack_letter
 
         for message in self._fetched(asked):
             if message.has_error():
@@ -172,7 +172,7 @@ class Flower:
                 )
                 continue
             try:
-                yield message.metadata.reply_to_message_id, opened(message)
+                yield message.metadata.reply_to_message_id, unpack_letter(message)
             except WireError as error:
                 yield (
                     message.metadata.reply_to_message_id,

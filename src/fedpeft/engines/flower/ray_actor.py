@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fedpeft.core.types import ClientId, Failure, Job, Reply
-from fedpeft.engines.processes import answered, answering
+from fedpeft.engines.processes import answer_job, make_answerer
 from fedpeft.storage.files import StoreError
 from fedpeft.wire.sockets import Letter
 
@@ -22,12 +22,12 @@ def client_app(held: Any) -> "ClientApp":
     from flwr.app import Message
     from flwr.clientapp import ClientApp
 
-    from fedpeft.engines.flower.courier import content, opened
+    from fedpeft.engines.flower.courier import pack_letter, unpack_letter
 
     def carry(message: "Message", context: "Context") -> "Message":
-        asked = opened(message)
-        done = answered(_worker(held), Job(**asked.head, payload=asked.body))
-        return Message(content(_letter(done)), reply_to=message)
+        asked = unpack_letter(message)
+        done = answer_job(_worker(held), Job(**asked.head, payload=asked.body))
+        return Message(pack_letter(_letter(done)), reply_to=message)
 
     app = ClientApp()
     app.query()(carry)
@@ -41,7 +41,7 @@ def _worker(held: Any) -> Callable[[Job], Reply | Failure]:
 
     plan, device, store = ray.get(held)
     torch.set_num_threads(plan.compute.threads)
-    return answering(plan, device, store)
+    return make_answerer(plan, device, store)
 
 
 def _letter(done: Reply | Failure | StoreError) -> Letter:

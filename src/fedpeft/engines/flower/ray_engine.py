@@ -140,19 +140,19 @@ class Simulation:
         """Send as many of the jobs as there are idle nodes."""
         from flwr.app import Message, MessageType
 
-        from fedpeft.engines.flower.courier import content
+        from fedpeft.engines.flower.courier import pack_letter
 
         while waiting and self.idle:
             job, node = waiting.popleft(), self.idle.pop()
             letter = Letter(head_of(job), job.payload)
             [name] = self.grid.push_messages(
-                [Message(content(letter), node, MessageType.QUERY, ttl=LONG)]
+                [Message(pack_letter(letter), node, MessageType.QUERY, ttl=LONG)]
             )
             self.asked[name] = job.client, node
 
     def answers(self) -> dict[ClientId, Reply | Failure]:
         """What came; after a moment, where nothing did."""
-        from fedpeft.engines.flower.courier import opened
+        from fedpeft.engines.flower.courier import unpack_letter
 
         if not self.thread.is_alive():
             raise RunError(f"Flower's simulation broke down: {self.ended.get()}")
@@ -165,7 +165,7 @@ class Simulation:
                     client, f"its actor did not do the work: {words(message.error.reason)}"
                 )
             else:
-                done[client] = result(client, opened(message))
+                done[client] = result(client, unpack_letter(message))
         if not done:
             sleep(POLL)
         return done
@@ -194,12 +194,12 @@ def begin(site: Site, store: Store, workers: int) -> Simulation:
     wanted = min(
         workers or max(1, processors() // threads), site.plan.cohort, len(site.data.clients)
     )
-    with _switched():
+    with _silence_ray():
         import ray
 
         _begin_ray(wanted * threads)
         try:
-            app = client_app(_held(site, store))
+            app = client_app(_put_in_ray(site, store))
             nodes = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 0) // threads))
             return _simulation(
                 app, nodes, {"num_cpus": threads, "num_gpus": float(site.device.startswith("cuda"))}
@@ -284,7 +284,7 @@ def _begin_ray(count: int) -> None:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _held(site: Site, store: Store) -> Any:
+def _put_in_ray(site: Site, store: Store) -> Any:
     """Where Ray keeps what each actor needs once."""
     import ray
 
@@ -299,7 +299,7 @@ def _held(site: Site, store: Store) -> Any:
 
 
 @contextmanager
-def _switched() -> Iterator[None]:
+def _silence_ray() -> Iterator[None]:
     """What is begun inside reports nothing to anybody, and finds the modules that this process
     finds."""
     found = os.pathsep.join(path or os.getcwd() for path in sys.path)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fedpeft.compute.device_memory import available, kept, out_of_memory
+from fedpeft.compute.device_memory import available, measure_activations, out_of_memory
 from fedpeft.compute.vectorized import Divided, Draws, StackedObjective
 from fedpeft.core.tensors import drop_prefixes
 from fedpeft.core.types import Batch, Carry, Tensors
@@ -46,7 +46,7 @@ class Trainee:
     @property
     def carry(self) -> Carry:
         row = self.row
-        return self.stack if row is None else _mapped(lambda x: x[row], self.stack)
+        return self.stack if row is None else _map_carry(lambda x: x[row], self.stack)
 
 
 @dataclass(eq=False)
@@ -96,7 +96,7 @@ class Stacks:
         if active and len(active) < len(trainees):
             # Or one would hold the whole of its last stack.
             for one in set(trainees).difference(active):
-                one.stack, one.row = _mapped(Tensor.clone, one.carry), None
+                one.stack, one.row = _map_carry(Tensor.clone, one.carry), None
         kinds: dict[tuple[Kind, int], list[Trainee]] = {}
         for one in active:  # who hold other tensors beside, take other steps
             kinds.setdefault(
@@ -182,9 +182,9 @@ class Stacks:
         """How many may take a step of this kind at once."""
         if kind not in self.limits:
             params = drop_prefixes(self.site.plan.local_shares, one.received)
-            row = kept(one.opened.objective, self.site.model, params, one.batch) / len(
-                one.batch["mask"]
-            )
+            row = measure_activations(
+                one.opened.objective, self.site.model, params, one.batch
+            ) / len(one.batch["mask"])
             carry = sum(x.nbytes for group in one.carry.values() for x in group.values())
             each = PEAK * row * 2 ** kind[0] + 3 * carry
             self.limits[kind] = max(1, int(SHARE * available(self.site.device) / each))
@@ -192,14 +192,14 @@ class Stacks:
 
     def _advance(self, part: Sequence[Trainee]) -> None:
         rows = [one.batch["mask"].shape[0] for one in part]
-        batch = _filled([one.batch for one in part], max(rows))
+        batch = _stack_batches([one.batch for one in part], max(rows))
         losses = StackedObjective(
             part[0].opened.objective, Draws([one.dropout for one in part], rows, max(rows))
         )
         step = self.site.plan.local.step
         with torch.no_grad():
             stack = vmap(lambda carry, mine: step(carry, mine, losses), randomness="error")(
-                _gathered(part), batch
+                _gather(part), batch
             )
         for row, one in enumerate(part):
             one.stack, one.row, one.batch = stack, row, {}
@@ -214,7 +214,7 @@ def _kind(batch: Batch) -> Kind:
     return rows.bit_length(), *((name, x.shape, x.dtype) for name, x in batch.items())
 
 
-def _filled(batches: Sequence[Batch], rows: int) -> Batch:
+def _stack_batches(batches: Sequence[Batch], rows: int) -> Batch:
     """The batches stacked; a short one repeats its last row, with a mask of 0."""
 
     def fill(name: str, x: Tensor) -> Tensor:
@@ -232,7 +232,7 @@ def _filled(batches: Sequence[Batch], rows: int) -> Batch:
     }
 
 
-def _gathered(part: Sequence[Trainee]) -> Carry:
+def _gather(part: Sequence[Trainee]) -> Carry:
     """The carries as one stack, which is there already where nobody left or came."""
     first, rows = part[0].stack, [one.row for one in part]
     whole = rows == list(range(len(part))) and all(one.stack is first for one in part)
@@ -249,7 +249,7 @@ def _row(stack: Tensors, row: int | None) -> Tensors:
     return {name: x[row] for name, x in stack.items()}
 
 
-def _mapped(change: Callable[[Tensor], Tensor], carry: Mapping[str, Tensors]) -> Carry:
+def _map_carry(change: Callable[[Tensor], Tensor], carry: Mapping[str, Tensors]) -> Carry:
     return {
         group: {name: change(x) for name, x in tensors.items()} for group, tensors in carry.items()
     }

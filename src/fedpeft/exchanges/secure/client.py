@@ -22,7 +22,7 @@ from fedpeft.exchanges.secure.secret_sharing import (
     KEY,
     SEALED,
     Keys,
-    agreed,
+    agree_on_key,
     one_story,
     own_keys,
     public,
@@ -142,7 +142,7 @@ class Session:
         )
         sealed = []
         for name, (own, masks) in zip(names, each, strict=True):
-            key = agreed(
+            key = agree_on_key(
                 keys.cipher, bytes.fromhex(self.roster[name][0]), "shares", [self.client, name]
             )
             sealed.append(seal(key, own + masks, self.client, name))
@@ -157,7 +157,7 @@ class Session:
         """
         keys, found, unread = self.keys(store), [], []
         for place, name in enumerate(self.peers):
-            key = agreed(
+            key = agree_on_key(
                 keys.cipher, bytes.fromhex(self.roster[name][0]), "shares", [self.client, name]
             )
             try:

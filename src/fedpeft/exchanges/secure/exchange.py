@@ -15,7 +15,7 @@ from fedpeft.core.hooks import Handler
 from fedpeft.core.interfaces import Store
 from fedpeft.core.rounds import Round
 from fedpeft.core.secrets import Secret
-from fedpeft.core.signatures import public_line, signature, verified
+from fedpeft.core.signatures import public_line, signature, verify
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import ClientId, Job
 from fedpeft.errors import PlanError, WireError
@@ -36,7 +36,7 @@ from fedpeft.exchanges.secure.masks import (
     MASKED,
     Integers,
     add_mask,
-    carried,
+    as_signed,
     check_room,
     integers,
     mask,
@@ -47,7 +47,7 @@ from fedpeft.exchanges.secure.masks import (
 from fedpeft.exchanges.secure.secret_sharing import (
     KEY,
     SEALED,
-    agreed,
+    agree_on_key,
     check_signed,
     one_story,
     public,
@@ -185,7 +185,7 @@ class Secure:
         session = Session.at(job, store).once(job, after="shares")
         peers = self._crowd(job, heard(job.phase, message)["peers"], session.roster)
         session = replace(session, peers=peers).kept(store)
-        return Message({MASKED: {MASKED: carried(self._masked(session, store))}})
+        return Message({MASKED: {MASKED: as_signed(self._masked(session, store))}})
 
     def _sign(self, client: Any, message: Message) -> Message:
         job, store = client.job, client.store
@@ -243,7 +243,7 @@ class Secure:
             return
         told = signatures if isinstance(signatures, dict) else {}
         good = [
-            c for c in alive if c in self.signers and verified(self.signers[c], told.get(c), story)
+            c for c in alive if c in self.signers and verify(self.signers[c], told.get(c), story)
         ]
         if len(good) < self.threshold:
             raise WireError(
@@ -259,7 +259,7 @@ class Secure:
         values = values + mask(keys.own, len(values), self.bits)
         for other in session.peers:
             if other != me:
-                key = agreed(
+                key = agree_on_key(
                     keys.mask, bytes.fromhex(session.roster[other][1]), "mask", [me, other]
                 )
                 values = add_mask(values, mask(key, len(values), self.bits), me < other)
@@ -340,7 +340,7 @@ class Secure:
         story = one_story(asking.run, asking.round.index, roster, peers, alive)
 
         def check(client: ClientId, message: Message) -> None:
-            if not verified(self.signers[client], message.values.get("signature"), story):
+            if not verify(self.signers[client], message.values.get("signature"), story):
                 raise ValueError("it did not sign what it was told")
 
         answers = yield ask_all("story", dict.fromkeys(alive, Message({}, head)), {}, check)
@@ -391,6 +391,8 @@ class Secure:
         if peer in alive:
             return total - mask(secret, len(total), self.bits)
         for client in alive:
-            common = agreed(secret, bytes.fromhex(roster[client][1][1]), "mask", [peer, client])
+            common = agree_on_key(
+                secret, bytes.fromhex(roster[client][1][1]), "mask", [peer, client]
+            )
             total = add_mask(total, mask(common, len(total), self.bits), client > peer)
         return total

@@ -21,7 +21,7 @@ from fedpeft.exchanges.secure import hidden
 from fedpeft.exchanges.secure.masks import (
     MASKED,
     Integers,
-    carried,
+    as_signed,
     check_room,
     integers,
     mean,
@@ -116,7 +116,7 @@ class MaskedFiles:
 
     def _encoded(self, values: Integers, roster: Roster, me: ClientId, store: Store) -> bytes:
         masked = roster.masked(values, me, masking_key(store, me), self.bits)
-        message = Message({MASKED: {MASKED: carried(masked)}}, {"clients": len(roster.keys)})
+        message = Message({MASKED: {MASKED: as_signed(masked)}}, {"clients": len(roster.keys)})
         return encode_answer(message, hidden.lossless())
 
     def expected(self, layout: Layout) -> Expected:

@@ -112,11 +112,11 @@ def add_mask(values: Integers, masked: Integers, plus: bool) -> Integers:
     return values + masked if plus else values - masked
 
 
-def carried(values: Integers) -> Tensor:
+def as_signed(values: Integers) -> Tensor:
     """As a codec takes them: signed integers of the same bits."""
     return torch.from_numpy(values.view(np.int64 if values.itemsize == 8 else np.int32).copy())
 
 
 def read(x: Tensor) -> Integers:
-    """The inverse of `carried`."""
+    """The inverse of `as_signed`."""
     return x.numpy().view(np.uint64 if x.dtype == torch.int64 else np.uint32)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fedpeft.core.types import ClientId
 from fedpeft.exchanges.secure.masks import Integers, add_mask, mask
-from fedpeft.exchanges.secure.secret_sharing import agreed
+from fedpeft.exchanges.secure.secret_sharing import agree_on_key
 
 LEAST = 3
 """Owners of a roster: of a sum of two, each owner of one term knows the other."""
@@ -61,6 +61,6 @@ class Roster:
         """
         for other, key in self.keys.items():
             if other != me:
-                pair = agreed(private, bytes.fromhex(key), f"file {self.study}", [me, other])
+                pair = agree_on_key(private, bytes.fromhex(key), f"file {self.study}", [me, other])
                 values = add_mask(values, mask(pair, len(values), bits), me < other)
         return values

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from fedpeft.core.secrets import Secret
-from fedpeft.core.signatures import verified
+from fedpeft.core.signatures import verify
 from fedpeft.core.types import ClientId
 from fedpeft.errors import PlanError
 
@@ -83,14 +83,14 @@ def check_signed(
     """Raises ValueError where clients sign and these two public keys are not signed by the client's
     own."""
     said = own_keys(run, round, client, keys)
-    if signers and not verified(signers.get(client, ""), told, said):
+    if signers and not verify(signers.get(client, ""), told, said):
         raise ValueError(
             f"the keys that came as those of {client!r} are not signed by the one that the plan "
             "has for it"
         )
 
 
-def agreed(private: bytes, other: bytes, purpose: str, pair: Sequence[ClientId]) -> bytes:
+def agree_on_key(private: bytes, other: bytes, purpose: str, pair: Sequence[ClientId]) -> bytes:
     """A key of 256 bits that both of a pair can tell and nobody else: X25519 and HKDF-SHA-256.
 
     Raises:
@@ -115,7 +115,7 @@ def split(secret: bytes, threshold: int, count: int) -> list[bytes]:
     return [low + high for (_, low), (_, high) in zip(*halves, strict=True)]
 
 
-def joined(shares: Mapping[int, bytes]) -> bytes:
+def join_shares(shares: Mapping[int, bytes]) -> bytes:
     """The secret that as many shares as the threshold tell, by their places from 0."""
     from Crypto.Protocol.SecretSharing import Shamir
 

@@ -11,7 +11,7 @@ from fedpeft.core.conversation import Ask, Check, Message, accept
 from fedpeft.core.rounds import Round
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import ClientId
-from fedpeft.exchanges.secure.secret_sharing import KEY, agreed, check_signed, joined
+from fedpeft.exchanges.secure.secret_sharing import KEY, agree_on_key, check_signed, join_shares
 
 
 class Unrecovered(Exception):
@@ -41,7 +41,9 @@ class Asking:
             raise ValueError("no two public keys came")
         keys = bytes_of(message, "keys")
         for key in (keys[:KEY], keys[KEY:]):
-            agreed(os.urandom(KEY), key, "trial", [client])  # with a bad key all others would choke
+            agree_on_key(
+                os.urandom(KEY), key, "trial", [client]
+            )  # with a bad key all others would choke
         signature = message.values.get("signature")
         check_signed(self.run, self.round.index, client, keys, signature, self.signers)
 
@@ -100,7 +102,7 @@ def secrets_of(
                 f"{len(known)} clients could read the shares of {peer!r}, {asking.threshold} are "
                 "needed"
             )
-        told[peer] = joined(dict(list(known.items())[: asking.threshold]))
+        told[peer] = join_shares(dict(list(known.items())[: asking.threshold]))
     return told
 
 
