@@ -19,8 +19,8 @@ from fedpeft.deploy.supernode import again_while_broken
 PARENT = """
 import json, os, subprocess, sys
 from pathlib import Path
-from fedpeft.wire.sockets import listening
-from fedpeft.deploy.supernode import ALIVE, _named, _until_ended
+from fedpeft.wire.sockets import listen
+from fedpeft.deploy.supernode import ALIVE, _make_command, _until_ended
 
 def work():
     if "--bad" in sys.argv:
@@ -32,11 +32,11 @@ def work():
     sys.exit(3)
 
 folder, path = Path(sys.argv[1]), Path(sys.argv[1]) / "couriers"
-courier = _named(folder, path) / "flwr-clientapp"
+courier = _make_command(folder, path) / "flwr-clientapp"
 flower = f"cd {folder}/elsewhere; {courier} --bad; MARK=here {courier} --token 'a b'; "
 flower += "until test -e done; do sleep 0.02; done; exit 7"
 os.environ["OWN"] = "not told"
-with listening(path) as server:
+with listen(path) as server:
     environment = {key: value for key, value in os.environ.items() if key != "OWN"}
     process = subprocess.Popen(flower, shell=True, env=environment)
     status = _until_ended(process, server, work, set(), folder / ALIVE)
@@ -70,7 +70,7 @@ def test_a_courier_has_the_arguments_and_the_surroundings_of_the_command_and_fai
 LOST = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from fedpeft.wire.sockets import listening
+from fedpeft.wire.sockets import listen
 from fedpeft.deploy import supernode
 
 def work():
@@ -85,8 +85,8 @@ def work():
 
 supernode.LOST, supernode.LOOK = 1.5, 0.1
 folder = Path(sys.argv[1])
-courier = supernode._named(folder, folder / "couriers") / "flwr-clientapp"
-with listening(folder / "couriers") as server:
+courier = supernode._make_command(folder, folder / "couriers") / "flwr-clientapp"
+with listen(folder / "couriers") as server:
     command = f"{sys.argv[2].replace('courier', str(courier))}; exit 7"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     flower = subprocess.Popen(command, shell=True, **quiet)
