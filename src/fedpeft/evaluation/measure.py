@@ -39,9 +39,9 @@ def measure(site: Site, params: Tensors, client: ClientId | None = None) -> dict
 
 
 def held_out(site: Site, state: State, store: Store) -> dict[str, float]:
-    """The task's metrics on the common held-out examples; where clients have models of their own,
-    the mean over these."""
-    if has_one_model(site.plan):
+    """The task's metrics on the common held-out examples; where clients have models in the place of
+    a common one, the mean over these."""
+    if has_one_model(site.plan) or hasattr(site.plan.local, "own_model"):
         return {**measure(site, state.flat), **measure_attacks(site, state.flat)}
     each = [
         measure(site, client_params(site, state, store, client)) for client in site.data.clients
