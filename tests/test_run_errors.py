@@ -117,7 +117,8 @@ def test_another_example_is_noticed(site: Site, halfway: RunFolder) -> None:
 
 def test_two_processes_do_not_work_on_one_run(halfway: RunFolder) -> None:
     attempt = (
-        "import sys; from pathlib import Path; from fedpeft.runs.folder import RunFolder, lock_run\n"
+        "import sys; from pathlib import Path\n"
+        "from fedpeft.runs.folder import RunFolder, lock_run\n"
         "with lock_run(RunFolder(Path(sys.argv[1]))): pass"
     )
     command = [sys.executable, "-c", attempt, str(halfway.path)]
