@@ -94,6 +94,7 @@ def test_clients_of_a_folder_have_keys_of_their_own(tmp_path: Path) -> None:
 
 AT_ONCE = """
 import sys
+from multiprocessing import get_context
 from pathlib import Path
 from fedpeft.core.secrets import secret_at
 
