@@ -130,11 +130,11 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "uniform": "fedpeft.samplers.uniform:Uniform",
     },
     "server": {
-        "adagrad": "fedpeft.server_steps.adagrad:Adagrad",
-        "adam": "fedpeft.server_steps.adam:Adam",
+        "adagrad": "fedpeft.server_steps.adaptive:Adagrad",
+        "adam": "fedpeft.server_steps.adaptive:Adam",
         "average": "fedpeft.server_steps.average:Average",
         "momentum": "fedpeft.server_steps.momentum:Momentum",
-        "yogi": "fedpeft.server_steps.yogi:Yogi",
+        "yogi": "fedpeft.server_steps.adaptive:Yogi",
     },
     "server_step": {},
     "stage": {
