@@ -262,3 +262,11 @@ def test_what_does_not_fit(changes: dict[str, Any], words: str) -> None:
 def test_q_out_of_range(q: float) -> None:
     with pytest.raises((PlanError, ValueError), match="q must be between 0 and 30"):
         QFFL(q)
+
+
+@pytest.mark.parametrize("name", ["q_ffl", "minimax", "fisher"])
+def test_what_weighs_clients_itself_is_refused_beside_ef21(name: str) -> None:
+    """The server's mean of all clients would be of other weights than the round's."""
+    changes = {"algorithms": [name], "stages": ["ef21"], "weighting": "uniform", "uplink": "topk"}
+    with pytest.raises(PlanError, match=r"keeps a mean over all clients.*leave out one of them"):
+        points_plan(**changes)

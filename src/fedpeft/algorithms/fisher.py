@@ -45,6 +45,8 @@ class Fisher:
             "out personal, ranks and SCAFFOLD"
             for fact in (Fact.PERSONAL, Fact.MIXED_RANKS, Fact.CONTROL)
         },
+        Fact.REMEMBERS_MEAN: "{other} {what}, and a merge by Fisher information weighs each number "
+        "of a client by itself: leave out one of them",
         Fact.ASYNCHRONOUS: "a merge by Fisher information is of a round's clients, and "
         "asynchronous steps have no rounds: leave it out",
         Fact.SUM_ONLY: "a merge by Fisher information reads each client's update, which sums hide: "

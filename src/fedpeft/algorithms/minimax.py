@@ -57,6 +57,8 @@ class Minimax:
         'it out, or set exchange = "plain"',
         Fact.ASYNCHRONOUS: "minimax compares losses of one model, and asynchronous steps have "
         "several: leave out one of them",
+        Fact.REMEMBERS_MEAN: "{other} {what}, in which all count as the plan says, and minimax "
+        "counts them otherwise: leave out one of them",
         Fact.CONTROL: "{other} {what}, whose mean counts all alike: leave it out, or minimax",
     }
 

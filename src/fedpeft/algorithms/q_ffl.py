@@ -61,6 +61,8 @@ class QFFL:
         'out, or set exchange = "plain"',
         Fact.ASYNCHRONOUS: "q_ffl compares losses of one model, and asynchronous steps have "
         "several: leave out one of them",
+        Fact.REMEMBERS_MEAN: "{other} {what}, in which all count as the plan says, and q_ffl "
+        "counts them otherwise: leave out one of them",
         Fact.CONTROL: "{other} {what}, whose mean counts all alike: leave it out, or q_ffl",
     }
 

@@ -27,6 +27,7 @@ class Fact(Enum):
     MIXED_BUDGETS = "lets codecs keep more entries of some clients than of others"
     MIXES_ENTRIES = "mixes entries with each other"
     PERSONAL = "keeps tensors with each client"
+    REMEMBERS_MEAN = "keeps a mean over all clients, whoever takes part"
     SEVERAL_MODELS = "has several models, of which each client chooses one"
     TURNS = "lets other tensors stand still in each round"
     REMEMBERS = "makes clients remember something for the next round"

@@ -35,7 +35,7 @@ class Ef21:
     """
 
     codec: Codec = part("codec", "topk")
-    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.SENDS_LATER})
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.SENDS_LATER, Fact.REMEMBERS_MEAN})
     needs: ClassVar[Mapping[Fact, str]] = {
         Fact.PLAIN_MEAN: "the server adds up the mean of what is new, and another aggregator "
         'compares or rearranges it: with ef21 set aggregator = "mean"',
