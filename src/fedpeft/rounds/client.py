@@ -241,7 +241,14 @@ class Worker:
     def close(self, opened: ClientRound, train: Callable[[], Trained]) -> Reply | Failure:
         """The reply with what `train` gives, or why there is none; it raises as a call does."""
         client = opened.job.client
-        return self._guarded(client, lambda: Reply(client, self._closed(opened, *train())))
+
+        def reply() -> Reply:
+            trained = train()
+            # of stages too the bits depend on threads, and noise is slow to draw on many
+            with threads(self.site.plan.compute.threads):
+                return Reply(client, self._closed(opened, *trained))
+
+        return self._guarded(client, reply)
 
     def alone(self, opened: ClientRound) -> Trained:
         """Train one client, with its own stream of dropout."""
