@@ -17,7 +17,8 @@ from fedpeft.core.views import View
 Inner: TypeAlias = Callable[[State, Round], Flow]
 """A round of what an algorithm wraps."""
 Handler: TypeAlias = Callable[[Any, Message], Message]
-"""A client's answer to a message; the first argument is the `rounds.client.Client` that answers."""
+"""A client's answer to a message; the first argument is the client that answers, a
+`rounds.answering.Client`."""
 
 
 class Algorithm(Protocol):
@@ -58,9 +59,9 @@ class Receives(Protocol):
 class Tells(Protocol):
     """Plain values that ride on an update, in `Update.told`.
 
-    `tell` gets the `rounds.client.Client` after it has trained and before any stage; it sees what
-    the client received. `check_update` raises ValueError for values that no honest client tells; it
-    gets the update, the state and the plan.
+    `tell` gets the `rounds.answering.Client` after it has trained and before any stage; it sees
+    what the client received. `check_update` raises ValueError for values that no honest client
+    tells; it gets the update, the state and the plan.
     """
 
     def tell(self, client: Any) -> Mapping[str, Any]: ...

@@ -1,7 +1,7 @@
 """A client's side of a round. Every engine runs this, so simulation and deployment share it to the
 byte."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -11,17 +11,15 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from fedpeft.compute.objective import Objective, evaluate, outputs_of
+from fedpeft.compute.objective import Objective
 from fedpeft.compute.trainable import tensors_of
 from fedpeft.core.conversation import PARAMS
 from fedpeft.core.hooks import Handler
 from fedpeft.core.interfaces import Store
 from fedpeft.core.low_rank import EXACT, in_step, merge_exact
-from fedpeft.core.outputs import Outputs
 from fedpeft.core.seeds import fold, seed_torch
 from fedpeft.core.tensors import add_prefix, finite, layout, take_prefix
 from fedpeft.core.types import (
-    Batch,
     ClientId,
     Context,
     Failure,
@@ -37,6 +35,7 @@ from fedpeft.plan.coding import downlink_coding, uplink_coding
 from fedpeft.plan.plan import Plan, intersect
 from fedpeft.plan.reading import plan_at
 from fedpeft.plan.values import shares_optimizer_state
+from fedpeft.rounds.answering import Client
 from fedpeft.rounds.received import Received, check_received
 from fedpeft.rounds.site import Site, threads
 from fedpeft.storage.files import StoreError, disk_errors
@@ -46,86 +45,6 @@ Result = TypeVar("Result")
 Trained: TypeAlias = tuple[Tensors, Tensors, Tensors]
 """A client's delta, its new memory and its totals."""
 FIT = "fit"
-
-
-@dataclass
-class Client:
-    """The client that answers a message, as a handler sees it.
-
-    Attributes:
-      view: what it sees of the server's tensors in this round.
-      memory: what it remembers, by owner.
-      changed: whether a handler has told it to remember something.
-    """
-
-    site: Site
-    store: Store
-    job: Job
-    view: View
-    found: Received
-    memory: dict[str, Tensors]
-    changed: bool = False
-
-    @property
-    def name(self) -> ClientId:
-        return self.job.client
-
-    @property
-    def received(self) -> Tensors:
-        """What of the server's parameters it trains."""
-        return self.found.trained
-
-    def recall(self, owner: str) -> Tensors:
-        """What an algorithm of that name remembers here; empty at first."""
-        return self.memory.get(owner, {})
-
-    def remember(self, owner: str, tensors: Tensors) -> None:
-        """Keep tensors until the next message of the algorithm; they never leave the client."""
-        self.memory = {**self.memory, owner: dict(tensors)}
-        self.changed = True
-
-    def class_counts(self, classes: int) -> list[int]:
-        """How many examples of each class it trains on.
-
-        Raises:
-          PlanError: its examples have no labels.
-        """
-        counts = torch.zeros(classes, dtype=torch.int64)
-        for batch in self.site.data.training(self.name):
-            if "label" not in batch:
-                raise PlanError("class counts are for examples with labels: leave them out")
-            label, mask = batch["label"].cpu(), batch["mask"].cpu()
-            counts += torch.bincount(label[mask > 0], minlength=classes)
-        return [int(count) for count in counts]
-
-    def outputs(self, head: str | None = None) -> Iterator[tuple[Batch, Outputs]]:
-        """What the model that it received makes of the examples that it trains on.
-
-        A client's own tensors are in their places.
-
-        Args:
-          head: the module whose input comes as `features`.
-        """
-        site, params = self.site, {**self.received, **self.recall("personal")}
-        held = {**self.found.objective.held, **params}
-        on = {name: x.to(site.device) for name, x in held.items()}
-        batches = map(site.on_device, site.data.training(self.name))
-        with threads(site.plan.compute.threads):
-            yield from outputs_of(site.task, site.model, on, batches, head)
-
-    def measure(self, params: Tensors, batches: Any) -> Mapping[str, Weighted]:
-        """The task's metrics of parameters on batches of its own."""
-        site = self.site
-        on = {name: x.to(site.device) for name, x in params.items()}
-        with threads(site.plan.compute.threads):
-            return evaluate(site.task, site.model, on, map(site.on_device, batches))
-
-    def measure_apart(self, params: Tensors) -> Mapping[str, Weighted]:
-        """The same on the examples that it sets apart; empty if it has none."""
-        apart = self.site.apart
-        if apart is None or self.name not in apart.clients:
-            return {}
-        return self.measure(params, apart.training(self.name))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,96 @@
+"""The client that answers a message, as the handlers of algorithms see it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fedpeft.compute.objective import evaluate, outputs_of
+from fedpeft.core.interfaces import Store
+from fedpeft.core.outputs import Outputs
+from fedpeft.core.types import Batch, ClientId, Job, Tensors, Weighted
+from fedpeft.core.views import View
+from fedpeft.errors import PlanError
+from fedpeft.rounds.received import Received
+from fedpeft.rounds.site import Site, threads
+
+
+@dataclass
+class Client:
+    """The client that answers a message, as a handler sees it.
+
+    Attributes:
+      view: what it sees of the server's tensors in this round.
+      memory: what it remembers, by owner.
+      changed: whether a handler has told it to remember something.
+    """
+
+    site: Site
+    store: Store
+    job: Job
+    view: View
+    found: Received
+    memory: dict[str, Tensors]
+    changed: bool = False
+
+    @property
+    def name(self) -> ClientId:
+        return self.job.client
+
+    @property
+    def received(self) -> Tensors:
+        """What of the server's parameters it trains."""
+        return self.found.trained
+
+    def recall(self, owner: str) -> Tensors:
+        """What an algorithm of that name remembers here; empty at first."""
+        return self.memory.get(owner, {})
+
+    def remember(self, owner: str, tensors: Tensors) -> None:
+        """Keep tensors until the next message of the algorithm; they never leave the client."""
+        self.memory = {**self.memory, owner: dict(tensors)}
+        self.changed = True
+
+    def class_counts(self, classes: int) -> list[int]:
+        """How many examples of each class it trains on.
+
+        Raises:
+          PlanError: its examples have no labels.
+        """
+        counts = torch.zeros(classes, dtype=torch.int64)
+        for batch in self.site.data.training(self.name):
+            if "label" not in batch:
+                raise PlanError("class counts are for examples with labels: leave them out")
+            label, mask = batch["label"].cpu(), batch["mask"].cpu()
+            counts += torch.bincount(label[mask > 0], minlength=classes)
+        return [int(count) for count in counts]
+
+    def outputs(self, head: str | None = None) -> Iterator[tuple[Batch, Outputs]]:
+        """What the model that it received makes of the examples that it trains on.
+
+        A client's own tensors are in their places.
+
+        Args:
+          head: the module whose input comes as `features`.
+        """
+        site, params = self.site, {**self.received, **self.recall("personal")}
+        held = {**self.found.objective.held, **params}
+        on = {name: x.to(site.device) for name, x in held.items()}
+        batches = map(site.on_device, site.data.training(self.name))
+        with threads(site.plan.compute.threads):
+            yield from outputs_of(site.task, site.model, on, batches, head)
+
+    def measure(self, params: Tensors, batches: Any) -> Mapping[str, Weighted]:
+        """The task's metrics of parameters on batches of its own."""
+        site = self.site
+        on = {name: x.to(site.device) for name, x in params.items()}
+        with threads(site.plan.compute.threads):
+            return evaluate(site.task, site.model, on, map(site.on_device, batches))
+
+    def measure_apart(self, params: Tensors) -> Mapping[str, Weighted]:
+        """The same on the examples that it sets apart; empty if it has none."""
+        apart = self.site.apart
+        if apart is None or self.name not in apart.clients:
+            return {}
+        return self.measure(params, apart.training(self.name))
