@@ -23,39 +23,51 @@ EXAMPLES = """\
 """
 
 
+AuditedPath = Annotated[Path, typer.Argument(metavar="PLAN.toml|RUN", hidden=True)]
+Canaries = Annotated[
+    int,
+    typer.Option(metavar="N", show_default=False, help="Measure epsilon, with so many canaries."),
+]
+CanaryRounds = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        show_default=False,
+        help="Rounds of each canary; else those of the client that takes part most often.",
+    ),
+]
+CanarySeed = Annotated[int, typer.Option(metavar="N", help="Of the canaries and their noise.")]
+AttackedClient = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        show_default=False,
+        help="The client to attack; else the one that takes part most often.",
+    ),
+]
+HeardMessages = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        show_default=False,
+        help="How many messages of the client the server hears; else all.",
+    ),
+]
+SearchedPictures = Annotated[
+    int, typer.Option(metavar="N", help="How many single examples are looked for.")
+]
+SearchSteps = Annotated[int, typer.Option(metavar="N", help="Optimisation steps of each search.")]
+
+
 def audit_plan(
-    path: Annotated[Path, typer.Argument(metavar="PLAN.toml|RUN", hidden=True)],
-    canaries: Annotated[
-        int,
-        typer.Option(
-            metavar="N", show_default=False, help="Measure epsilon, with so many canaries."
-        ),
-    ] = 0,
-    rounds: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            show_default=False,
-            help="Of each canary; else of the client that takes part most often.",
-        ),
-    ] = 0,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the canaries and their noise.")] = 0,
-    client: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", show_default=False, help="Whose; else who takes part most often."
-        ),
-    ] = "",
-    messages: Annotated[
-        int,
-        typer.Option(
-            metavar="N", show_default=False, help="Of the client, as many as are heard; else all."
-        ),
-    ] = 0,
-    pictures: Annotated[
-        int, typer.Option(metavar="N", help="Single examples that are looked for.")
-    ] = 4,
-    steps: Annotated[int, typer.Option(metavar="N", help="Of each search.")] = 120,
+    path: AuditedPath,
+    canaries: Canaries = 0,
+    rounds: CanaryRounds = 0,
+    seed: CanarySeed = 0,
+    client: AttackedClient = "",
+    messages: HeardMessages = 0,
+    pictures: SearchedPictures = 4,
+    steps: SearchSteps = 120,
     device: Device = "cpu",
     as_json: AsJson = False,
     allow_code: AllowCode = None,
