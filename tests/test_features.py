@@ -188,6 +188,7 @@ def test_class_means_and_terms_see_the_kept_features(sites: tuple[Site, Site]) -
     torch.testing.assert_close(features[1], features[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_worker_processes_have_the_same_bits(
     sites: tuple[Site, Site], plan: Plan, tmp_path: Path
 ) -> None:
