@@ -1,7 +1,7 @@
 """Arithmetic on named tensors. Pure: every function returns new tensors."""
 
 from collections.abc import Callable
-from math import isfinite
+from math import isfinite, sqrt
 
 import torch
 from torch import Tensor
@@ -131,6 +131,9 @@ def norm(a: Tensors) -> Tensor:
 
 
 def _norm(some: list[Tensor]) -> Tensor:
+    if len(some) == 1:  # the same operations, without a call of torch for each
+        length = float(torch.linalg.vector_norm(some[0], dtype=torch.float64))
+        return torch.tensor(sqrt(length * length), dtype=torch.float64)
     return (
         torch.stack([torch.linalg.vector_norm(x, dtype=torch.float64).cpu() for x in some])
         .square()
@@ -173,7 +176,7 @@ def together(a: Tensors) -> dict[str, Tensor]:
     whole = vector(a)
     if whole is None:
         return map_tensors(Tensor.clone, a)
-    parts = torch.split(whole.clone(), [x.numel() for x in a.values()])
+    parts = torch.split_with_sizes(whole.clone(), [x.numel() for x in a.values()])
     return {name: part.view(x.shape) for (name, x), part in zip(a.items(), parts, strict=True)}
 
 

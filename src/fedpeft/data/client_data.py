@@ -69,7 +69,7 @@ class Partitioned:
         for _ in range(epochs):
             order = torch.randperm(len(mine), generator=generator)
             chunks = (
-                torch.split(order, size)
+                [order[at : at + size] for at in range(0, len(order), size)]
                 if tokens is None
                 else alike(order, tokens, size, generator)
             )

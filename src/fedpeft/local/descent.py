@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil, pi
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -94,6 +95,8 @@ class Descent:
     correction: Correction = part("correction", "none")
     terms: tuple[Term, ...] = parts("term", unwritten=True)
     augments: tuple[Augment, ...] = parts("augment", unwritten=True)
+    # `begin` looks at nothing of the context but its rounds and steps
+    begins_alike: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_length(self.epochs, self.batch_size, self.steps)
@@ -159,6 +162,8 @@ class Descent:
             passes = ceil(self.steps / ceil(context.size / self.batch_size))
         found = data.batches(context.client, self.batch_size, passes, draws, self.group_by_length)
         some = islice(found, self.steps) if self.steps else found
+        if not self.augments:
+            return some
         return changed(self.augments, some, generator(context.seed, "augments"))
 
     def begin(self, received: Tensors, memory: Tensors, context: Context) -> Carry:

@@ -202,8 +202,13 @@ def _possible(shape: list[Any]) -> bool:
 
 def join(tensors: Iterable[Tensor]) -> bytes:
     """A body: the tensors' bytes one after another, little-endian, row by row."""
-    flat = (x.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for x in tensors)
-    return b"".join(x.numpy().data for x in flat)
+    return b"".join(map(_bytes_of, tensors))
+
+
+def _bytes_of(x: Tensor) -> memoryview:
+    """A view of a tensor's bytes."""
+    flat = x.detach().cpu().contiguous().view(-1)
+    return flat.view(torch.uint8).numpy().data
 
 
 def cut(body: Body, parts: Sequence[tuple[int, torch.dtype]]) -> list[Tensor]:
@@ -219,11 +224,8 @@ def cut(body: Body, parts: Sequence[tuple[int, torch.dtype]]) -> list[Tensor]:
     view = memoryview(body)
     types = {dtype for _, dtype in parts}
     if len(types) == 1 and torch.bool not in types and expected:  # as most have: one copy for all
-        return list(
-            torch.split(
-                torch.frombuffer(bytearray(view), dtype=types.pop()), [count for count, _ in parts]
-            )
-        )
+        whole = torch.frombuffer(bytearray(view), dtype=types.pop())
+        return list(torch.split_with_sizes(whole, [count for count, _ in parts]))
     at, found = 0, []
     for count, dtype in parts:
         end = at + count * dtype.itemsize

@@ -9,7 +9,6 @@ as `<group>/<name>`: one blob, whose codec sees all of them.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -107,7 +106,7 @@ def decode_answer(blob: bytes, codec: Codec, expected: Expected, how: Coding = C
     check_layout(layout_of(body), wanted, body)
     main = next((group for group in expected if group in MAIN), "")
     others = [group for group in expected if group != main]
-    flat = codec.decode(body, replace(how, layout=wanted))
+    flat = codec.decode(body, how.expecting(wanted))
     return Message(split(flat, others, main or DELTA), values)
 
 

@@ -49,6 +49,25 @@ class Trainee:
         return self.stack if row is None else _map_carry(lambda x: x[row], self.stack)
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """How clients begin that received the same and remember nothing.
+
+    Attributes:
+      start: the tensors that came.
+      place: the round, the number of rounds, and the client's number of steps.
+    """
+
+    start: Tensors
+    place: tuple[int, int, int]
+    received: Tensors
+    carry: Carry
+
+    def fits(self, start: Tensors, place: tuple[int, int, int]) -> bool:
+        """Whether another client begins so."""
+        return start is self.start and place == self.place
+
+
 @dataclass(eq=False)
 class Stacks:
     """Takes clients through their steps, each with its own batches in its own order.
@@ -61,23 +80,36 @@ class Stacks:
       limits: by kind of batch, how many clients may take a step at once; measured once, halved
         where it was too many.
       why: what a stack could not do, the last time.
+      last: how the last client began, if others may begin alike.
     """
 
     site: Site
     limits: dict[Kind, int] = field(default_factory=dict)
     why: str = ""
+    last: "Beginning | None" = None
 
     def begin(self, opened: ClientRound) -> Trainee:
         """A client before its first step."""
         local, site, context = self.site.plan.local, self.site, opened.context
-        received, memory = (
-            {n: x.to(site.device) for n, x in some.items()} for some in (opened.start, opened.own)
-        )
+        memory = {n: x.to(site.device) for n, x in opened.own.items()}
+        received, carry = self._begin(opened, memory)
         batches = iter(local.batches(site.data, opened.start, context))
         dropout = torch.Generator(site.device).manual_seed(opened.dropout)
         shapes = tuple(x.shape for x in received.values())
-        carry = local.begin(received, memory, context)
         return Trainee(opened, shapes, received, memory, batches, dropout, carry)
+
+    def _begin(self, opened: ClientRound, memory: Tensors) -> tuple[Tensors, Carry]:
+        """What a client received, on the device, and what it carries into its first step; one
+        object for clients that begin alike."""
+        local, context = self.site.plan.local, opened.context
+        alike = not memory and getattr(local, "begins_alike", False)
+        place = (context.round, context.rounds, context.steps)
+        if alike and self.last is not None and self.last.fits(opened.start, place):
+            return self.last.received, self.last.carry
+        received = {n: x.to(self.site.device) for n, x in opened.start.items()}
+        carry = local.begin(received, memory, context)
+        self.last = Beginning(opened.start, place, received, carry) if alike else None
+        return received, carry
 
     def train(self, trainees: Sequence[Trainee]) -> list[Trainee]:
         """Take all to their ends; those whom a stack could not hold come back, to be trained from
@@ -238,6 +270,9 @@ def _gather(part: Sequence[Trainee]) -> Carry:
     whole = rows == list(range(len(part))) and all(one.stack is first for one in part)
     if whole and len(part) == next(len(x) for group in first.values() for x in group.values()):
         return first
+    if all(one.stack is first and one.row is None for one in part):  # they begin alike
+        count = len(part)
+        return _map_carry(lambda x: x.expand(count, *x.shape).contiguous(), first)
     carries = [one.carry for one in part]
     return {
         group: {name: torch.stack([carry[group][name] for carry in carries]) for name in tensors}
