@@ -20,7 +20,7 @@ test-all: check
 # Real processes of a federation, killed in every way that docs/results/faults.md tells of.
 chaos: $(VENV)/ready
 	$(BIN)/python -m pytest -rs tests/test_flower*.py tests/test_supernode.py tests/test_kill.py tests/test_admission.py \
-		tests/test_loop_failures.py tests/test_letters.py
+		tests/test_loop_failures.py tests/test_envelopes.py
 
 # What the README shows of a report; needs an installed Chromium. CELLS is the folder of a sweep of
 # studies/communication-small.toml, or that study's folder in an unpacked archive of results.

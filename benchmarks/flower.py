@@ -31,7 +31,7 @@ from fedpeft.deploy.bundle import write_bundle
 from fedpeft.engines.flower.engine import Flower, server_app
 from fedpeft.runs.folder import RunFolder, read_rounds
 from fedpeft.storage.locate import locate
-from fedpeft.wire.sockets import Letter, listen, receive, send
+from fedpeft.wire.sockets import Envelope, listen, receive, send
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -142,7 +142,7 @@ def echo(folder: Path) -> None:
             with connection:
                 asked = receive(connection)
                 kind = "reply" if asked.head["kind"] == "job" else "welcome"
-                send(connection, Letter({"kind": kind, "client": "echo"}, asked.body))
+                send(connection, Envelope({"kind": kind, "client": "echo"}, asked.body))
 
 
 def ask(grid: "Grid", settings: Mapping[str, Any]) -> None:

@@ -17,8 +17,8 @@ from fedpeft.plan.calibration import round_seed
 from fedpeft.rounds.loop import start
 from fedpeft.rounds.post import encode_start
 from fedpeft.rounds.site import Site, open_site
-from fedpeft.wire.sockets import Letter
-from tools.curious_questions import letter_of
+from fedpeft.wire.sockets import Envelope
+from tools.curious_questions import pack_job
 
 OTHER = TOKEN[::-1]
 THREE: dict[str, Any] = {
@@ -45,8 +45,8 @@ def job_of(site: Site, round: int = 0, moved: float = 0.0) -> Job:
     return Job(plan.run, round, "c000", "fit", seed, None, payload)
 
 
-def said(node: Node, job: Job, token: str = TOKEN) -> Letter:
-    return node.answer(letter_of(job, token, node.terms))
+def said(node: Node, job: Job, token: str = TOKEN) -> Envelope:
+    return node.answer(pack_job(job, token, node.terms))
 
 
 def test_a_restart_forgets_no_answer(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from fedpeft.registry import build
 from fedpeft.wire import bounded_json
 from fedpeft.wire.frames import decode_tensors, frame, unframe
 from fedpeft.wire.payloads import unpack
-from fedpeft.wire.sockets import letter
+from fedpeft.wire.sockets import read_envelope
 
 ROOM = 64 << 20
 
@@ -71,7 +71,7 @@ LARGE = {
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_header(name: str) -> None:
-    """Of a frame, a codec's blob, an update and a letter, deflated where that can be."""
+    """Of a frame, a codec's blob, an update and an envelope, deflated where that can be."""
     text, blob = TEXTS[name], deflated(TEXTS[name])
 
     def refused(read: Callable[[], object]) -> None:
@@ -84,7 +84,7 @@ def test_a_header(name: str) -> None:
         lambda: unframe(blob),
         lambda: decode_tensors(blob),
         lambda: unpack("c1", sent([1.0, {}], blob), DENSE, LAYOUT),
-        lambda: letter(text, b""),
+        lambda: read_envelope(text, b""),
     ):
         assert peak_of(partial(refused, read)) < ROOM + 4 * len(blob)
 

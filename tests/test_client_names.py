@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from running import PLAN, fedpeft
 
 from fedpeft import PlanError, RunError, read_plan
-from fedpeft.core.client_names import flaw_of
+from fedpeft.core.client_names import find_problem
 from fedpeft.deploy.terms import check_node_plan
 from fedpeft.oneshot.keys import Trust, check_name
 
@@ -76,7 +76,7 @@ def test_what_looks_like_another_name(name: str) -> None:
 
 @given(st.text(max_size=12))
 def test_any_text_is_a_name_that_is_seen_or_is_refused(name: str) -> None:
-    if not flaw_of(name):
+    if not find_problem(name):
         assert name.isprintable() and unicodedata.normalize("NFKC", name) == name
 
 

@@ -20,7 +20,7 @@ from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.client import Worker
 from fedpeft.rounds.site import Site
 from fedpeft.storage.client_memory import Folder
-from fedpeft.wire.sockets import SOCKET, Letter
+from fedpeft.wire.sockets import SOCKET, Envelope
 from tools.curious_questions import FIELDS, known_phases, odd_layouts
 from tools.curious_server import (
     CLIENTS,
@@ -28,9 +28,9 @@ from tools.curious_server import (
     WAYS,
     AtSocket,
     Curious,
-    flaws,
     interrogate,
     kinds,
+    list_breaches,
     table,
     target_of,
 )
@@ -54,7 +54,7 @@ def asked(kind: str, folder: Path, **changes: Any) -> Curious:
 @pytest.mark.parametrize("kind", sorted(kinds()))
 def test_a_node_answers_its_plan_and_nothing_else(kind: str, tmp_path: Path) -> None:
     found = asked(kind, tmp_path)
-    assert flaws([found]) == []
+    assert list_breaches([found]) == []
     assert found.own == found.same == found.asked >= 2
     assert {one.way for one in found.outcomes} == set(WAYS)
     assert len(found.outcomes) > 100
@@ -87,17 +87,17 @@ class Obliging:
     client: str
     folder: Path
 
-    def answer(self, letter: Letter) -> Letter:
-        head = {key: letter.head[key] for key in FIELDS}
-        done = Worker(self.site, Folder(self.folder))(Job(**head, payload=letter.body))
+    def answer(self, envelope: Envelope) -> Envelope:
+        head = {key: envelope.head[key] for key in FIELDS}
+        done = Worker(self.site, Folder(self.folder))(Job(**head, payload=envelope.body))
         if isinstance(done, Failure):
-            return Letter({"kind": "failed", "reason": done.reason})
-        return Letter({"kind": "reply"}, done.payload)
+            return Envelope({"kind": "failed", "reason": done.reason})
+        return Envelope({"kind": "reply"}, done.payload)
 
 
 def test_what_answers_too_much_is_found_out(tmp_path: Path) -> None:
     found = interrogate("obliging", SEVERAL, tmp_path, Obliging)
-    told = flaws([found])
+    told = list_breaches([found])
     assert "obliging: answered seed, seed 0" in told
     assert "obliging: answered again, moved" in told
     assert "obliging: answered round, round 1000000000" in told
@@ -150,6 +150,6 @@ def test_a_worker_of_fedpeft_node_refuses_at_its_socket(kind: str, tmp_path: Pat
     target, _ = target_of(read_plan(settings), clients)
     with worker(plan, clients.index(target), tmp_path / "node") as node:
         found = interrogate(kind, settings, tmp_path / "others", lambda *_: node)
-    assert flaws([found]) == []
+    assert list_breaches([found]) == []
     assert found.own == found.same == found.asked >= 2
     assert len(found.outcomes) > 100

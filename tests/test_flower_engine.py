@@ -1,4 +1,4 @@
-"""Flower's engine and the nodes' workers in this process, on a grid that does to letters what
+"""Flower's engine and the nodes' workers in this process, on a grid that does to envelopes what
 networks do."""
 
 import random
@@ -22,7 +22,7 @@ from fedpeft.errors import RunError
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.storage.client_memory import Folder
-from fedpeft.wire.sockets import Letter
+from fedpeft.wire.sockets import Envelope
 
 pytestmark = pytest.mark.skipif(find_spec("flwr") is None, reason="flwr is not installed")
 
@@ -63,7 +63,7 @@ def test_an_upload_that_is_broken_off_keeps_nobody_waiting_beyond_the_deadline(
     made = engine(site, grid, [])
     made.gather()
     honest = grid.nodes[8]
-    grid.nodes[8] = lambda letter: (answer for answer in honest(letter) if mended.wait())
+    grid.nodes[8] = lambda envelope: (answer for answer in honest(envelope) if mended.wait())
     [(_, ledger)] = run(site, made, rounds=1)
     assert ledger.failed == {"c001": "no answer within 0.7 s"} and sorted(ledger.weights) == [
         "c000",
@@ -84,8 +84,8 @@ def test_who_goes_in_the_middle_of_an_upload_fails_before_the_deadline(
     made.gather()
     honest = grid.nodes[8]
 
-    def goes(letter: Letter) -> Iterable[Letter]:
-        yield from honest(letter)
+    def goes(envelope: Envelope) -> Iterable[Envelope]:
+        yield from honest(envelope)
         grid.nodes.pop(8)
         never.wait()
 
@@ -120,10 +120,10 @@ def test_what_makes_no_sense_is_a_failure_and_nothing_is_counted_twice(
     grid = town(site, tmp_path)
     made = engine(site, grid, [])
     made.gather()
-    grid.nodes[7] = lambda letter: [Letter({"kind": "what"})]
+    grid.nodes[7] = lambda envelope: [Envelope({"kind": "what"})]
     honest = grid.nodes[8]
-    grid.nodes[8] = lambda letter: [*honest(letter)] * 5
-    grid.nodes[9] = lambda letter: [Letter({"kind": "reply"}, b"no update")]
+    grid.nodes[8] = lambda envelope: [*honest(envelope)] * 5
+    grid.nodes[9] = lambda envelope: [Envelope({"kind": "reply"}, b"no update")]
     [(_, ledger)] = run(site, made, rounds=1)
     assert ledger.failed["c000"] == "its node's answer has no sense"
     assert "its checksum does not match" in ledger.failed["c002"]
@@ -133,8 +133,10 @@ def test_what_makes_no_sense_is_a_failure_and_nothing_is_counted_twice(
 def test_strangers_and_doubles_are_not_taken_in(site: Site, tmp_path: Path) -> None:
     grid, said = town(site, tmp_path), []  # type: ignore[var-annotated]
     grid.nodes[20] = node(site, "c000", tmp_path / "double")
-    grid.nodes[21] = lambda letter: [Letter({"kind": "welcome", "client": "mallory", "differs": 7})]
-    grid.nodes[22] = lambda letter: [Letter({"kind": "no", "reason": "\033[2J" + "!" * 9999})]
+    grid.nodes[21] = lambda envelope: [
+        Envelope({"kind": "welcome", "client": "mallory", "differs": 7})
+    ]
+    grid.nodes[22] = lambda envelope: [Envelope({"kind": "no", "reason": "\033[2J" + "!" * 9999})]
     made = engine(site, grid, said)
     made.gather()
     made._greet(made._here())
@@ -152,12 +154,12 @@ def test_who_cannot_serve_is_asked_again_soon_and_said_to_once(site: Site, tmp_p
     grid, asked, said = town(site, tmp_path), list[float](), list[str]()
     ready = grid.nodes[8]
 
-    def begins(letter: Letter) -> Iterable[Letter]:
+    def begins(envelope: Envelope) -> Iterable[Envelope]:
         asked.append(time.monotonic())
         return (
-            ready(letter)
+            ready(envelope)
             if len(asked) > 3
-            else [Letter({"kind": "no", "client": "c001", "reason": "no worker"})]
+            else [Envelope({"kind": "no", "client": "c001", "reason": "no worker"})]
         )
 
     grid.nodes[8] = begins
@@ -242,8 +244,8 @@ def test_a_secure_sum_ends_in_the_bits_of_one_process_and_survives_who_drops_out
     [(wanted, _)] = run(site, InProcess(site, Folder(tmp_path / "here")), rounds=1)
     assert equal(state.flat, wanted.flat) and ledger.bytes_up > 0 and not ledger.failed
     honest = grid.nodes[8]
-    grid.nodes[8] = lambda letter: (
-        silent(letter) if letter.head.get("phase") == "masked" else honest(letter)
+    grid.nodes[8] = lambda envelope: (
+        silent(envelope) if envelope.head.get("phase") == "masked" else honest(envelope)
     )
     after, ledger = next(rounds)
     assert ledger.failed == {"c001": "no answer within 2 s"} and sorted(ledger.weights) == [

@@ -27,7 +27,7 @@ from fedpeft.runs.execute import execute
 from fedpeft.runs.folder import create
 from fedpeft.runs.summary import summarize
 from fedpeft.storage.files import load_tensors
-from fedpeft.wire.sockets import Letter, send
+from fedpeft.wire.sockets import Envelope, send
 
 pytestmark = pytest.mark.skipif(find_spec("flwr") is None, reason="flwr is not installed")
 
@@ -63,7 +63,7 @@ def test_a_node_with_another_plan_does_not_serve(site: Site, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"kind": "shell"}, "a letter of the kind 'shell' has no sense here"),
+        ({"kind": "shell"}, "an envelope of the kind 'shell' has no sense here"),
         ({"round": "0"}, "a job without a proper 'round': '0'"),
         ({"seed": None}, "a job without a proper 'seed': None"),
         ({"step": None}, "a job without a proper 'step': None"),
@@ -89,8 +89,8 @@ def test_a_worker_does_only_its_own_plan(
         "token": TOKEN,
         **worker.terms,
     }
-    assert worker.answer(Letter({**own, **changes})).head["kind"] == "failed"
-    assert why in worker.answer(Letter({**own, **changes})).head["reason"]
+    assert worker.answer(Envelope({**own, **changes})).head["kind"] == "failed"
+    assert why in worker.answer(Envelope({**own, **changes})).head["reason"]
     assert not (tmp_path / "node").exists()
 
 
@@ -176,7 +176,7 @@ def test_a_worker_does_not_train_for_who_is_gone(site: Site, tmp_path: Path) -> 
     }
     asking, asked = socket.socketpair()
     with asked:
-        send(asking, Letter(own, encode_start(site.plan, start(site.plan, site.params()))))
+        send(asking, Envelope(own, encode_start(site.plan, start(site.plan, site.params()))))
         asking.close()
         worker._serve(asked)
     assert said == ["a job came too late and is left out"]

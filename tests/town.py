@@ -1,4 +1,4 @@
-"""A grid in this process, whose nodes are workers or whatever else answers letters."""
+"""A grid in this process, whose nodes are workers or whatever else answers envelopes."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from fedpeft.engines.flower.engine import Flower
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.rounds.loop import Ledger, federate, start
 from fedpeft.rounds.site import Site
-from fedpeft.wire.sockets import Letter
+from fedpeft.wire.sockets import Envelope
 
 PLAN = points_plan(
     partition={"name": "dirichlet", "clients": 3, "alpha": 10.0}, cohort=3, **SCAFFOLD
@@ -25,9 +25,9 @@ TOKEN = "0123456789abcdef" * 2
 
 @dataclass
 class Town:
-    """A grid whose nodes are functions from a letter to answers, at once: one, none, or several."""
+    """A grid whose nodes are functions from an envelope to none, one or several answers."""
 
-    nodes: dict[int, Callable[[Letter], Iterable[Letter]]]
+    nodes: dict[int, Callable[[Envelope], Iterable[Envelope]]]
     waiting: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -39,14 +39,14 @@ class Town:
         return list(self.nodes)
 
     def push_messages(self, messages: Iterable[Any]) -> list[str | None]:
-        from fedpeft.engines.flower.courier import unpack_letter
+        from fedpeft.engines.flower.courier import unpack_envelope
 
         names: list[str | None] = []
         for message in messages:
             name = f"message {len(self.waiting)}"
             message.metadata.__dict__["_message_id"] = name
             node = self.nodes.get(message.metadata.dst_node_id, silent)
-            self.waiting[name] = message, node(unpack_letter(message))
+            self.waiting[name] = message, node(unpack_envelope(message))
             names.append(name if message.metadata.dst_node_id in self.nodes else None)
         return names
 
@@ -54,18 +54,18 @@ class Town:
         """The answers, all of them."""
         from flwr.app import Message
 
-        from fedpeft.engines.flower.courier import pack_letter
+        from fedpeft.engines.flower.courier import pack_envelope
 
         made: list[Any] = []
         for name in names:
             asked, answers = self.waiting[name]
-            made += [Message(pack_letter(answer), reply_to=asked) for answer in answers]
+            made += [Message(pack_envelope(answer), reply_to=asked) for answer in answers]
         return made
 
 
-def node(site: Site, client: str, folder: Path) -> Callable[[Letter], list[Letter]]:
+def node(site: Site, client: str, folder: Path) -> Callable[[Envelope], list[Envelope]]:
     worker = Node(site, client, folder, lambda words: None)
-    return lambda letter: [worker.answer(letter)]
+    return lambda envelope: [worker.answer(envelope)]
 
 
 def town(site: Site, folder: Path) -> Town:
@@ -85,5 +85,5 @@ def run(
     return list(islice(federate(site.plan, made, start(site.plan, site.params())), rounds))
 
 
-def silent(letter: Letter) -> list[Letter]:
+def silent(envelope: Envelope) -> list[Envelope]:
     return []

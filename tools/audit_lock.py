@@ -40,19 +40,19 @@ def verdict(code: int, out: str, err: str) -> tuple[int, list[str]]:
     if len(unseen) == len(packages):
         why = unseen[0]["skip_reason"] if unseen else "no packages"
         return 0, [f"audit skipped: no advisories can be had here ({why})"]
-    told = flaws_of(packages)
+    told = list_vulnerabilities(packages)
     looked = f"{len(packages) - len(unseen)} of {len(packages)} packages looked up"
     names = ", ".join(one["name"] for one in unseen)
     return int(bool(told)), [*told, looked + (f"; not found: {names}" if unseen else "")]
 
 
-def flaws_of(packages: Sequence[Mapping[str, Any]]) -> list[str]:
+def list_vulnerabilities(packages: Sequence[Mapping[str, Any]]) -> list[str]:
     """The known vulnerabilities of packages as pip-audit tells of them, a line each."""
     return [
-        f"{one['name']} {one['version']}: {flaw['id']}, mended in "
-        f"{', '.join(flaw['fix_versions']) or 'no version'}"
+        f"{one['name']} {one['version']}: {vulnerability['id']}, mended in "
+        f"{', '.join(vulnerability['fix_versions']) or 'no version'}"
         for one in packages
-        for flaw in one.get("vulns", ())
+        for vulnerability in one.get("vulns", ())
     ]
 
 

@@ -16,7 +16,7 @@ from fedpeft.plan.coding import downlink_coding
 from fedpeft.plan.plan import Plan
 from fedpeft.registry import build, names
 from fedpeft.wire.payloads import decode_sent, encode_message
-from fedpeft.wire.sockets import Letter
+from fedpeft.wire.sockets import Envelope
 
 INVENTED = "examples"
 """A phase that no part has."""
@@ -27,7 +27,7 @@ FIELDS = ("run", "round", "client", "phase", "seed", "accepted", "step")
 
 @dataclass(frozen=True)
 class Question:
-    """A letter to a node.
+    """An envelope to a node.
 
     Attributes:
       way: what of it is not the plan's, in a word for the table.
@@ -36,7 +36,7 @@ class Question:
 
     way: str
     what: str
-    letter: Letter
+    envelope: Envelope
 
 
 def known_phases() -> list[str]:
@@ -53,10 +53,10 @@ def known_phases() -> list[str]:
     return sorted(found)
 
 
-def letter_of(job: Job, token: str, terms: Mapping[str, str]) -> Letter:
+def pack_job(job: Job, token: str, terms: Mapping[str, str]) -> Envelope:
     """A job as it comes to a node."""
     head = {key: getattr(job, key) for key in FIELDS}
-    return Letter({"kind": "job", **head, "token": token, **terms}, job.payload)
+    return Envelope({"kind": "job", **head, "token": token, **terms}, job.payload)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Asking:
 
     def _changed(self, way: str, jobs: Mapping[str, Job]) -> Iterator[Question]:
         for what, job in jobs.items():
-            yield Question(way, what, letter_of(job, self.token, self.terms))
+            yield Question(way, what, pack_job(job, self.token, self.terms))
 
     def _phases(self, job: Job) -> dict[str, Job]:
         others = set(known_phases()) - {job.phase, *self.ahead}
@@ -158,12 +158,12 @@ class Asking:
         tokens = ["", "../../etc/passwd", self.token.upper() + "G", self.token[:-1]]
         tokens += [self.token[::-1], "0" * 32] if answered else []
         for token in tokens:
-            yield Question("run", f"token {token!r}", letter_of(job, token, self.terms))
+            yield Question("run", f"token {token!r}", pack_job(job, token, self.terms))
 
     def _terms(self, job: Job) -> Iterator[Question]:
         for name in self.terms:
             other = {**self.terms, name: "0123456789abcdef"}
-            yield Question("plan", f"another {name}", letter_of(job, self.token, other))
+            yield Question("plan", f"another {name}", pack_job(job, self.token, other))
         jobs = {
             "another run": replace(job, run=f"{job.run}0"),
             "another client": replace(job, client=f"{job.client}0"),

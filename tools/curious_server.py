@@ -4,8 +4,8 @@
     python -m tools.curious_server plain "secure sum"  these
     python -m tools.curious_server --out docs/security.md     into the page, between its marks
 
-A whole run of each kind of plan is led on real nodes (`deploy.node.Node`), by letters. Before each
-question of the plan one node is asked whatever the plan does not ask, twice; then the question
+A whole run of each kind of plan is led on real nodes (`deploy.node.Node`), by envelopes. Before
+each question of the plan one node is asked whatever the plan does not ask, twice; then the question
 itself, twice; then the same in other words. All but the plan's own questions must be refused with
 a reason, and the plan's own twice must get the same bytes. The command ends with 1 where it is not
 so.
@@ -29,8 +29,8 @@ from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
-from fedpeft.wire.sockets import SOCKET, Letter, ask
-from tools.curious_questions import Asking, Question, letter_of
+from fedpeft.wire.sockets import SOCKET, Envelope, ask
+from tools.curious_questions import Asking, Question, pack_job
 
 TOKEN = "0123456789abcdef" * 2
 CLIENTS = 5
@@ -100,9 +100,9 @@ class Outcome:
 
 
 class Answering(Protocol):
-    """Who answers letters: a node of this process, or one behind a socket."""
+    """Who answers envelopes: a node of this process, or one behind a socket."""
 
-    def answer(self, asked: Letter) -> Letter: ...
+    def answer(self, asked: Envelope) -> Envelope: ...
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class AtSocket:
 
     folder: Path
 
-    def answer(self, asked: Letter) -> Letter:
+    def answer(self, asked: Envelope) -> Envelope:
         """What comes back.
 
         Raises:
@@ -150,14 +150,14 @@ class Curious:
     def run(self, jobs: Iterable[Job]) -> Iterator[Reply | Failure]:
         """Ask the plan's questions, and the target whatever else there is."""
         for job in jobs:
-            letter = letter_of(job, self.asking.token, self.asking.terms)
+            envelope = pack_job(job, self.asking.token, self.asking.terms)
             if job.client == self.target:
                 self.asked += 1
                 self._try(self.asking.beside(job, answered=self.own > 0))
-            told = self.nodes[job.client].answer(letter)
+            told = self.nodes[job.client].answer(envelope)
             if job.client == self.target and told.head["kind"] == "reply":
                 self.own += 1
-                self.same += self.nodes[job.client].answer(letter) == told
+                self.same += self.nodes[job.client].answer(envelope) == told
                 self._try(self.asking.again(job))
             yield reply_of(job, told)
 
@@ -165,13 +165,13 @@ class Curious:
         """Ask each twice."""
         for one in questions:
             for _ in range(2):
-                told = self.nodes[self.target].answer(one.letter)
+                told = self.nodes[self.target].answer(one.envelope)
                 reason = str(told.head["reason"]) if told.head["kind"] == "failed" else ""
                 self.outcomes.append(Outcome(self.kind, one.way, one.what, reason))
 
 
-def reply_of(job: Job, told: Letter) -> Reply | Failure:
-    """What an engine makes of a node's letter."""
+def reply_of(job: Job, told: Envelope) -> Reply | Failure:
+    """What an engine makes of a node's envelope."""
     if told.head["kind"] == "reply":
         return Reply(job.client, told.body)
     return Failure(job.client, str(told.head["reason"]))
@@ -247,7 +247,7 @@ def _row(kind: str, outcomes: Sequence[Outcome], own: int, same: int) -> str:
     return "| " + " | ".join([kind, *(f"{n:,}" for n in numbers)]) + " |"
 
 
-def flaws(found: Sequence[Curious]) -> list[str]:
+def list_breaches(found: Sequence[Curious]) -> list[str]:
     """What is not as it must be."""
     told = [
         f"{one.kind}: answered {o.way}, {o.what}"
@@ -282,7 +282,7 @@ def main(words: Sequence[str]) -> int:
     print("\n".join(lines))
     if out:
         _write(Path(out), lines)
-    told = flaws(found)
+    told = list_breaches(found)
     print("\n".join(told or ["nothing was answered that the plan does not ask"]))
     return 1 if told else 0
 

@@ -24,7 +24,7 @@ ALLOWED = (
 )
 
 
-def flaw_of(name: str) -> str:
+def find_problem(name: str) -> str:
     """What is wrong with the name of a client; empty where nothing is."""
     return _wrong_form(name) or _wrong_character(name) or _mixed_scripts(name)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from fedpeft.errors import FedpeftError, WireError
 from fedpeft.registry import REGISTERED, Code
-from fedpeft.wire.sockets import SOCKET, Letter, ask
+from fedpeft.wire.sockets import SOCKET, Envelope, ask
 
 if TYPE_CHECKING:
     from fedpeft.rounds.site import Site
@@ -172,7 +172,7 @@ def worker(folder: Path) -> Iterator[Finding]:
     """Whether the worker of a node runs, and who may talk to it."""
     path = folder / SOCKET
     try:
-        answer = ask(path, Letter({"kind": "doctor"}), PATIENCE)
+        answer = ask(path, Envelope({"kind": "doctor"}), PATIENCE)
     except TimeoutError:
         yield Finding("worker", f"{path} is busy", "it trains now; ask again later")
         return

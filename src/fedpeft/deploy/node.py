@@ -2,7 +2,7 @@
 socket.
 
 It stays while Flower's processes come and go. What it trains is in the plan that its own user gave
-it; a letter can ask for a round of that plan, on the same base, and for nothing else.
+it; an envelope can ask for a round of that plan, on the same base, and for nothing else.
 """
 
 import re
@@ -26,7 +26,7 @@ from fedpeft.runs.environment import compare_environments, environment
 from fedpeft.runs.folder import RunFolder, lock_run
 from fedpeft.storage.client_memory import Folder
 from fedpeft.storage.files import StoreError, private_folder
-from fedpeft.wire.sockets import SOCKET, Letter, listen, receive, send
+from fedpeft.wire.sockets import SOCKET, Envelope, listen, receive, send
 
 # Seconds for the other end to write or read its part; both ends are on this machine.
 PATIENCE = 60.0
@@ -49,7 +49,7 @@ class Node:
       say: told in words of each job.
       signing: the private key that the plan's secure sum knows the client by.
       again: whether the owner agrees to one more run of the plan than were answered.
-      terms: what a letter must agree with.
+      terms: what an envelope must agree with.
       agreement: what the owner agreed to, and what was answered.
 
     Raises:
@@ -76,17 +76,17 @@ class Node:
         agreement = Agreement(plan, self.client, clients, answers)
         object.__setattr__(self, "agreement", agreement)
 
-    def answer(self, asked: Letter) -> Letter:
-        """The answer to one letter."""
+    def answer(self, asked: Envelope) -> Envelope:
+        """The answer to one envelope."""
         kind, head = asked.head.get("kind"), asked.head
         if kind == "doctor":
-            return Letter({"kind": "here", "client": self.client})
+            return Envelope({"kind": "here", "client": self.client})
         if why := disagreement(self.terms, head):
             return self._cannot(why)
         if kind == "hello":
             return self._welcome(head)
         if kind != "job":
-            return self._cannot(f"a letter of the kind {kind!r} has no sense here")
+            return self._cannot(f"an envelope of the kind {kind!r} has no sense here")
         try:
             done = self._done(self._job(asked), token_of(head))
         except Refused as error:
@@ -100,14 +100,14 @@ class Node:
             return self._cannot(f"the disk of its node fails: {error.strerror}")
         if isinstance(done, Failure):
             return self._cannot(done.reason)
-        return Letter({"kind": "reply", "client": self.client}, done.payload)
+        return Envelope({"kind": "reply", "client": self.client}, done.payload)
 
-    def _welcome(self, head: Mapping[str, Any]) -> Letter:
+    def _welcome(self, head: Mapping[str, Any]) -> Envelope:
         """Who is here, and what of this machine is other than the server's."""
         here = environment(self.site.plan, self.site.device)
         asked = head.get("environment")
         differs = compare_environments(asked, here) if isinstance(asked, dict) else []
-        return Letter({"kind": "welcome", "client": self.client, "differs": differs})
+        return Envelope({"kind": "welcome", "client": self.client, "differs": differs})
 
     def _done(self, job: Job, token: str) -> Reply | Failure:
         """The answer to a job, once, or the same bytes again.
@@ -146,10 +146,10 @@ class Node:
         self.agreement.answers.begin(token, job, digest)
         return worker.close(opened, lambda: worker.alone(opened))
 
-    def _cannot(self, reason: str) -> Letter:
-        return Letter({"kind": "failed", "client": self.client, "reason": reason})
+    def _cannot(self, reason: str) -> Envelope:
+        return Envelope({"kind": "failed", "client": self.client, "reason": reason})
 
-    def _job(self, asked: Letter) -> Job:
+    def _job(self, asked: Envelope) -> Job:
         for key, types in FIELDS.items():
             value = asked.head.get(key)
             if not isinstance(value, types) or isinstance(value, bool):
@@ -169,7 +169,7 @@ class Node:
         return Folder(self.folder / "clients" / token, signing, self.folder)
 
     def serve(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Answer letters until the process is ended.
+        """Answer envelopes until the process is ended.
 
         Raises:
           RunError: another worker is at this folder, or the socket cannot be made.

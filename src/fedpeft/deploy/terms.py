@@ -6,7 +6,7 @@ from secrets import token_hex
 from typing import Any
 
 from fedpeft.compute.frozen_linear import prepare_frozen
-from fedpeft.core.client_names import ALLOWED, flaw_of
+from fedpeft.core.client_names import ALLOWED, find_problem
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Data
 from fedpeft.core.signatures import public_of
@@ -82,8 +82,8 @@ def check_node_plan(plan: Plan) -> None:
     """Raises PlanError for a plan that cannot be carried out where the server sees no client."""
     refuse(plan, NOT_AT_NODES)
     for name in plan.nodes.names or ():
-        if flaw := flaw_of(name):
-            raise PlanError(f"nodes: {name!a} is no name for a node: {flaw}; {ALLOWED}")
+        if problem := find_problem(name):
+            raise PlanError(f"nodes: {name!a} is no name for a node: {problem}; {ALLOWED}")
 
 
 def check_signer(plan: Plan, name: ClientId, private: bytes | None) -> None:

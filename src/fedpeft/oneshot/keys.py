@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedpeft.core import signatures as signing
-from fedpeft.core.client_names import ALLOWED, flaw_of
+from fedpeft.core.client_names import ALLOWED, find_problem
 from fedpeft.core.client_names import LONGEST as LONGEST_NAME
 from fedpeft.core.signatures import KIND, PUBLIC, public_line
 from fedpeft.errors import RunError
@@ -149,8 +149,8 @@ def make_sealing_key(path: Path) -> str:
 def check_name(name: str) -> None:
     """Raises RunError for what is no good name of a client and of files that are called after
     it."""
-    if flaw := flaw_of(name):
-        raise RunError(f"{name[:LONGEST_NAME]!a} is no name for a client: {flaw}; {ALLOWED}")
+    if problem := find_problem(name):
+        raise RunError(f"{name[:LONGEST_NAME]!a} is no name for a client: {problem}; {ALLOWED}")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from fedpeft.errors import FedpeftError
 
 
-class Flaw(Enum):
+class RejectionReason(Enum):
     """Each with the words that name it."""
 
     LARGE = "too large"
@@ -35,9 +35,9 @@ class ContributionError(FedpeftError):
     """A contribution that is not counted.
 
     Attributes:
-      flaw: what is wrong.
+      reason: what is wrong.
     """
 
-    def __init__(self, flaw: Flaw, file: Path | str, words: str) -> None:
-        super().__init__(f"{file}: {flaw.value}: {words}")
-        self.flaw = flaw
+    def __init__(self, reason: RejectionReason, file: Path | str, words: str) -> None:
+        super().__init__(f"{file}: {reason.value}: {words}")
+        self.reason = reason

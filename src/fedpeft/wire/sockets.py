@@ -1,11 +1,11 @@
-"""Letters: a small JSON head and a body of bytes, which cross a network or a socket of this
+"""Envelopes: a small JSON head and a body of bytes, which cross a network or a socket of this
 machine.
 
-A body is a payload and nothing else, the same for all who get it. On a socket a letter is
+A body is a payload and nothing else, the same for all who get it. On a socket an envelope is
 
     length of the head (4 bytes) | length of the body (8) | head | body
 
-This file needs nothing but Python: a courier that lives for one letter reads and writes them.
+This file needs nothing but Python: a courier that lives for one envelope reads and writes them.
 """
 
 import json
@@ -28,7 +28,7 @@ _PIECE = 1 << 20  # bytes received at once, so that a length alone takes no memo
 
 
 @dataclass(frozen=True)
-class Letter:
+class Envelope:
     """A head of plain values, and a body."""
 
     head: Mapping[str, Any]
@@ -40,42 +40,42 @@ class Letter:
         return json.dumps(dict(self.head), separators=(",", ":")).encode()
 
 
-def letter(text: bytes, body: bytes) -> Letter:
-    """A letter from what travelled.
+def read_envelope(text: bytes, body: bytes) -> Envelope:
+    """An envelope from what travelled.
 
     Raises:
       WireError: the head is no table, or too long.
     """
     if len(text) > _HEAD_LIMIT:
-        raise WireError(f"a letter's head of {len(text)} bytes is longer than {_HEAD_LIMIT}")
+        raise WireError(f"an envelope's head of {len(text)} bytes is longer than {_HEAD_LIMIT}")
     try:
         head = bounded_json.read(text)
     except (ValueError, RecursionError) as error:
-        raise WireError(f"a letter's head is not readable: {error}") from None
+        raise WireError(f"an envelope's head is not readable: {error}") from None
     if not isinstance(head, dict):
-        raise WireError("a letter's head is no table")
-    return Letter(head, body)
+        raise WireError("an envelope's head is no table")
+    return Envelope(head, body)
 
 
-def send(connection: socket.socket, what: Letter) -> None:
-    """Write a letter to a socket."""
+def send(connection: socket.socket, what: Envelope) -> None:
+    """Write an envelope to a socket."""
     text = what.text
     connection.sendall(_LENGTHS.pack(len(text), len(what.body)) + text)
     if what.body:  # the other end may be gone already, content with the head
         connection.sendall(what.body)
 
 
-def receive(connection: socket.socket) -> Letter:
-    """Read one letter from a socket.
+def receive(connection: socket.socket) -> Envelope:
+    """Read one envelope from a socket.
 
     Raises:
       WireError: it is none.
-      ConnectionError: the other end is gone before the letter is whole.
+      ConnectionError: the other end is gone before the envelope is whole.
     """
     text, body = _LENGTHS.unpack(_exactly(connection, _LENGTHS.size))
     if text > _HEAD_LIMIT:
-        raise WireError(f"a letter's head of {text} bytes is longer than {_HEAD_LIMIT}")
-    return letter(_exactly(connection, text), _exactly(connection, body))
+        raise WireError(f"an envelope's head of {text} bytes is longer than {_HEAD_LIMIT}")
+    return read_envelope(_exactly(connection, text), _exactly(connection, body))
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes:
@@ -83,14 +83,14 @@ def _exactly(connection: socket.socket, count: int) -> bytes:
     while len(pieces) < count:
         piece = connection.recv(min(_PIECE, count - len(pieces)))
         if not piece:
-            raise ConnectionResetError("the other end is gone in the middle of a letter")
+            raise ConnectionResetError("the other end is gone in the middle of an envelope")
         pieces += piece
     return bytes(pieces)
 
 
-def ask(path: Path, what: Letter, seconds: float | None = None) -> Letter:
-    """Send a letter to the socket at `path` and wait for the answer, not longer than `seconds` for
-    any part of it.
+def ask(path: Path, what: Envelope, seconds: float | None = None) -> Envelope:
+    """Send an envelope to the socket at `path` and wait for the answer, not longer than `seconds`
+    for any part of it.
 
     Raises:
       OSError: nobody listens there, or the other end is gone, or is too slow.

@@ -11,16 +11,16 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedpeft.errors import WireError
-from fedpeft.wire.sockets import SOCKET, Letter, ask, letter
+from fedpeft.wire.sockets import SOCKET, Envelope, ask, read_envelope
 
 RECORD, HEAD, BODY = "fedpeft", "head", "body"
 NODE = "node"
 """The key of --node-config that names the worker's folder."""
 
 
-def pack_letter(what: Letter) -> RecordDict:
-    """A letter as Flower carries it: arrays of bytes are cut in chunks, and what several letters
-    share goes once."""
+def pack_envelope(what: Envelope) -> RecordDict:
+    """An envelope as Flower carries it: arrays of bytes are cut in chunks, and what several
+    envelopes share goes once."""
     arrays = {name: _array(data) for name, data in ((HEAD, what.text), (BODY, what.body)) if data}
     return RecordDict({RECORD: ArrayRecord(arrays)})
 
@@ -29,21 +29,21 @@ def _array(data: bytes) -> Array:
     return Array(dtype="uint8", shape=(len(data),), stype="fedpeft.bytes", data=data)
 
 
-def unpack_letter(message: Message) -> Letter:
-    """The letter in a message.
+def unpack_envelope(message: Message) -> Envelope:
+    """The envelope in a message.
 
     Raises:
       WireError: there is none.
     """
     record = message.content.get(RECORD)
     if not isinstance(record, ArrayRecord) or HEAD not in record:
-        raise WireError("a message holds no letter")
-    return letter(record[HEAD].data, record[BODY].data if BODY in record else b"")
+        raise WireError("a message holds no envelope")
+    return read_envelope(record[HEAD].data, record[BODY].data if BODY in record else b"")
 
 
 def carry(message: Message, context: Context) -> Message:
-    """Hand a letter to the worker of this node, and its answer back; why there is none is an answer
-    too."""
+    """Hand an envelope to the worker of this node, and its answer back; why there is none is an
+    answer too."""
     folder = context.node_config.get(NODE)
     try:
         if not isinstance(folder, str):
@@ -51,10 +51,10 @@ def carry(message: Message, context: Context) -> Message:
                 "the SuperNode is not told where the worker is: --node-config "
                 f"'{NODE}=\"/its/folder\"'"
             )
-        answer = ask(Path(folder) / SOCKET, unpack_letter(message), message.metadata.ttl)
+        answer = ask(Path(folder) / SOCKET, unpack_envelope(message), message.metadata.ttl)
     except (OSError, WireError) as error:
-        answer = Letter({"kind": "failed", "reason": _why(error)})
-    return Message(pack_letter(answer), reply_to=message)
+        answer = Envelope({"kind": "failed", "reason": _why(error)})
+    return Message(pack_envelope(answer), reply_to=message)
 
 
 def _why(error: Exception) -> str:

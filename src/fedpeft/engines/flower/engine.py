@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedpeft.core.types import ClientId, Failure, Job, Reply
 from fedpeft.errors import RunError, WireError
-from fedpeft.wire.sockets import Letter
+from fedpeft.wire.sockets import Envelope
 
 if TYPE_CHECKING:
     from flwr.app import Message
@@ -23,7 +23,7 @@ POLL = 0.25
 SOON = 1.0
 # Answers that one look is for, each a question to the SuperLink.
 AT_ONCE = 8
-# Seconds that a letter outlives its deadline: who is late is said to be, and not to be unavailable.
+# Seconds that an envelope outlives its deadline: a late node is called late, not unavailable.
 LATE = 5.0
 # Seconds that an answer may take until its node is looked for, and that it then must be missed for.
 STUCK = 10.0
@@ -42,7 +42,7 @@ class Flower:
 
     Attributes:
       clients: the names of all that may take part, of this run, here or not.
-      terms: what a node must agree with; it goes along with each letter.
+      terms: what a node must agree with; it goes along with each envelope.
       deadline: seconds that a round waits for answers, and `gather` for nodes.
       say: told in words who came, and who cannot serve.
       homes: the node of each client that is here.
@@ -123,24 +123,24 @@ class Flower:
         """Ask the nodes that nobody knows yet who they are."""
         known = {*self.homes.values(), *self._greeted.values()}
         new = [node for node in sorted(here - known) if self._later.get(node, 0) <= monotonic()]
-        names = self._push(new, [Letter({"kind": "hello"})] * len(new), self.deadline)
+        names = self._push(new, [Envelope({"kind": "hello"})] * len(new), self.deadline)
         self._greeted |= {name: node for node, name in zip(new, names, strict=False) if name}
 
     def _push(
-        self, nodes: Sequence[int], letters: Sequence[Letter], seconds: float
+        self, nodes: Sequence[int], envelopes: Sequence[Envelope], seconds: float
     ) -> list[str | None]:
-        """Send letters; by each the name under which its answer will come, or None if it could not
-        be sent.
+        """Send envelopes; by each the name under which its answer will come, or None if it could
+        not be sent.
 
         Nothing where the SuperLink stumbles: then they can be sent again.
         """
         from flwr.app import Message, MessageType
 
-        from fedpeft.engines.flower.courier import pack_letter
+        from fedpeft.engines.flower.courier import pack_envelope
 
-        whole = [Letter({**self.terms, **one.head}, one.body) for one in letters]
+        whole = [Envelope({**self.terms, **one.head}, one.body) for one in envelopes]
         made = [
-            Message(pack_letter(one), node, MessageType.QUERY, ttl=max(0.0, seconds) + LATE)
+            Message(pack_envelope(one), node, MessageType.QUERY, ttl=max(0.0, seconds) + LATE)
             for node, one in zip(nodes, whole, strict=True)
         ]
         none: list[str | None] = []
@@ -159,24 +159,24 @@ class Flower:
             self.say(f"the SuperLink stumbles: {error}")
             return otherwise
 
-    def _pull(self, asked: Mapping[str, Any]) -> Iterator[tuple[str, Letter]]:
+    def _pull(self, asked: Mapping[str, Any]) -> Iterator[tuple[str, Envelope]]:
         """The answers that came, by the name of what they answer."""
-        from fedpeft.engines.flower.courier import unpack_letter
+        from fedpeft.engines.flower.courier import unpack_envelope
 
         for message in self._fetched(asked):
             if message.has_error():
                 reason = f"its node did not do the work: {message.error.reason}"
                 yield (
                     message.metadata.reply_to_message_id,
-                    Letter({"kind": "failed", "reason": reason}),
+                    Envelope({"kind": "failed", "reason": reason}),
                 )
                 continue
             try:
-                yield message.metadata.reply_to_message_id, unpack_letter(message)
+                yield message.metadata.reply_to_message_id, unpack_envelope(message)
             except WireError as error:
                 yield (
                     message.metadata.reply_to_message_id,
-                    Letter({"kind": "failed", "reason": str(error)}),
+                    Envelope({"kind": "failed", "reason": str(error)}),
                 )
 
     def _fetched(self, asked: Mapping[str, Any]) -> "Iterator[Message]":
@@ -244,8 +244,8 @@ class Flower:
         """Send what can be sent; a job whose client is not here waits for nodes that have not said
         who they are."""
         ready = [job for client, job in unsent.items() if client in self.homes]
-        letters = [Letter({"kind": "job", **head_of(job)}, job.payload) for job in ready]
-        names = self._push([self.homes[job.client] for job in ready], letters, seconds)
+        envelopes = [Envelope({"kind": "job", **head_of(job)}, job.payload) for job in ready]
+        names = self._push([self.homes[job.client] for job in ready], envelopes, seconds)
         failed = {}
         for job, name in zip(ready, names, strict=False):
             del unsent[job.client]
@@ -303,7 +303,7 @@ def words(value: object) -> str:
 
 
 def head_of(job: Job) -> dict[str, Any]:
-    """All of a job but its payload, as a letter's head has it."""
+    """All of a job but its payload, as an envelope's head has it."""
     return {
         key: getattr(job, key)
         for key in ("run", "round", "client", "phase", "seed", "accepted", "step")

@@ -10,7 +10,7 @@ import torch
 from fedpeft.core.types import ClientId, Failure, Job, Reply
 from fedpeft.engines.processes import answer_job, make_answerer
 from fedpeft.storage.files import StoreError
-from fedpeft.wire.sockets import Letter
+from fedpeft.wire.sockets import Envelope
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -22,12 +22,12 @@ def client_app(held: Any) -> "ClientApp":
     from flwr.app import Message
     from flwr.clientapp import ClientApp
 
-    from fedpeft.engines.flower.courier import pack_letter, unpack_letter
+    from fedpeft.engines.flower.courier import pack_envelope, unpack_envelope
 
     def carry(message: "Message", context: "Context") -> "Message":
-        asked = unpack_letter(message)
+        asked = unpack_envelope(message)
         done = answer_job(_worker(held), Job(**asked.head, payload=asked.body))
-        return Message(pack_letter(_letter(done)), reply_to=message)
+        return Message(pack_envelope(_pack_result(done)), reply_to=message)
 
     app = ClientApp()
     app.query()(carry)
@@ -44,18 +44,18 @@ def _worker(held: Any) -> Callable[[Job], Reply | Failure]:
     return make_answerer(plan, device, store)
 
 
-def _letter(done: Reply | Failure | StoreError) -> Letter:
+def _pack_result(done: Reply | Failure | StoreError) -> Envelope:
     if isinstance(done, Reply):
-        return Letter({"kind": "reply"}, done.payload)
+        return Envelope({"kind": "reply"}, done.payload)
     if isinstance(done, Failure):
-        return Letter({"kind": "failed", "reason": done.reason})
-    return Letter(
+        return Envelope({"kind": "failed", "reason": done.reason})
+    return Envelope(
         {"kind": "disk", "error": [done.errno, done.strerror, done.filename and str(done.filename)]}
     )
 
 
-def result(client: ClientId, answer: Letter) -> Reply | Failure:
-    """What a letter says of a client's job.
+def result(client: ClientId, answer: Envelope) -> Reply | Failure:
+    """What an envelope says of a client's job.
 
     Raises:
       StoreError: the disk fails under the clients' memory.

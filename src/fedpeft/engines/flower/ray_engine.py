@@ -2,7 +2,7 @@
 or on a cluster.
 
 Each actor stays, with the base model and the data. What crosses is what crosses Flower's networks:
-a letter for a job.
+an envelope for a job.
 """
 
 import os
@@ -28,7 +28,7 @@ from fedpeft.engines.processes import ATTEMPTS, processors
 from fedpeft.errors import PlanError, RunError
 from fedpeft.rounds.site import Site
 from fedpeft.storage.client_memory import Nowhere
-from fedpeft.wire.sockets import Letter
+from fedpeft.wire.sockets import Envelope
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
@@ -140,19 +140,19 @@ class Simulation:
         """Send as many of the jobs as there are idle nodes."""
         from flwr.app import Message, MessageType
 
-        from fedpeft.engines.flower.courier import pack_letter
+        from fedpeft.engines.flower.courier import pack_envelope
 
         while waiting and self.idle:
             job, node = waiting.popleft(), self.idle.pop()
-            letter = Letter(head_of(job), job.payload)
+            envelope = Envelope(head_of(job), job.payload)
             [name] = self.grid.push_messages(
-                [Message(pack_letter(letter), node, MessageType.QUERY, ttl=LONG)]
+                [Message(pack_envelope(envelope), node, MessageType.QUERY, ttl=LONG)]
             )
             self.asked[name] = job.client, node
 
     def answers(self) -> dict[ClientId, Reply | Failure]:
         """What came; after a moment, where nothing did."""
-        from fedpeft.engines.flower.courier import unpack_letter
+        from fedpeft.engines.flower.courier import unpack_envelope
 
         if not self.thread.is_alive():
             raise RunError(f"Flower's simulation broke down: {self.ended.get()}")
@@ -165,7 +165,7 @@ class Simulation:
                     client, f"its actor did not do the work: {words(message.error.reason)}"
                 )
             else:
-                done[client] = result(client, unpack_letter(message))
+                done[client] = result(client, unpack_envelope(message))
         if not done:
             sleep(POLL)
         return done

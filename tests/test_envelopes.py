@@ -1,4 +1,4 @@
-"""Letters over a socket: what is sent arrives, what is not whole is refused, and nobody else can
+"""Envelopes over a socket: what is sent arrives, what is not whole is refused, and nobody else can
 send one."""
 
 import socket
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.errors import WireError
-from fedpeft.wire.sockets import Letter, ask, letter, listen, receive, send
+from fedpeft.wire.sockets import Envelope, ask, listen, read_envelope, receive, send
 
 
 @pytest.mark.parametrize("size", [0, 1, 3 << 20])
@@ -28,7 +28,7 @@ def test_what_is_sent_arrives(tmp_path: Path, size: int) -> None:
 
         thread = Thread(target=echo)
         thread.start()
-        what = Letter(
+        what = Envelope(
             {"kind": "job", "round": 3, "accepted": None},
             bytes(range(256)) * (size // 256) + b"x" * (size % 256),
         )
@@ -45,20 +45,20 @@ def test_only_its_user_can_open_the_socket(tmp_path: Path) -> None:
 
 def test_nobody_there_and_nobody_answering_are_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        ask(tmp_path / "socket", Letter({}))
+        ask(tmp_path / "socket", Envelope({}))
     with listen(tmp_path / "socket"), pytest.raises(TimeoutError):
-        ask(tmp_path / "socket", Letter({}), 0.05)
+        ask(tmp_path / "socket", Envelope({}), 0.05)
 
 
 @pytest.mark.parametrize(
     ("sent", "error", "words"),
     [
-        (b"", ConnectionError, "gone in the middle of a letter"),
-        (b"\0\0\0\x02" + bytes(8) + b"{", ConnectionError, "gone in the middle of a letter"),
+        (b"", ConnectionError, "gone in the middle of an envelope"),
+        (b"\0\0\0\x02" + bytes(8) + b"{", ConnectionError, "gone in the middle of an envelope"),
         (
             b"\0\0\0\x02" + b"\xff" * 8 + b"{}" + b"x" * 100,
             ConnectionError,
-            "gone in the middle of a letter",
+            "gone in the middle of an envelope",
         ),
         (b"\xff\xff\xff\xff" + bytes(8), WireError, "longer than"),
         (b"\0\0\0\x02" + bytes(8) + b"[]", WireError, "no table"),
@@ -77,14 +77,16 @@ def test_what_is_not_whole_is_refused(sent: bytes, error: type[Exception], words
 @given(st.binary(max_size=60), st.binary(max_size=9))
 def test_any_head_is_a_table_or_refused(text: bytes, body: bytes) -> None:
     with suppress(WireError):
-        assert isinstance(letter(text, body).head, dict)
+        assert isinstance(read_envelope(text, body).head, dict)
 
 
 @pytest.mark.parametrize("times", counts(300, 10_000))
-def test_fuzzed_letters(times: int) -> None:
-    """Mutated on a socket: each is read as a letter, or refused, and none is waited for."""
+def test_fuzzed_envelopes(times: int) -> None:
+    """Mutated on a socket: each is read as an envelope, or refused, and none is waited for."""
     draws = Random(times)
-    head = Letter({"kind": "job", "round": 3, "accepted": None, "environment": {"torch": "2"}}).text
+    head = Envelope(
+        {"kind": "job", "round": 3, "accepted": None, "environment": {"torch": "2"}}
+    ).text
     whole = len(head).to_bytes(4, "big") + (40).to_bytes(8, "big") + head + bytes(40)
     read = 0
     for _ in range(times):
