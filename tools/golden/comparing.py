@@ -68,10 +68,13 @@ def _round(
 def _values(
     where: str, old: Mapping[str, Any], new: Mapping[str, Any], vary: int
 ) -> Iterator[Difference]:
-    """What differs between two tables; a key without a value is as good as none."""
+    """What differs between two tables; a key without a value, or a new one that is empty, is as
+    good as none."""
     before, after = ({key: x for key, x in one.items() if x is not None} for one in (old, new))
     for key in sorted(before.keys() | after.keys()):
         one, other = before.get(key, ABSENT), after.get(key, ABSENT)
+        if one is ABSENT and other == {}:
+            continue
         inner, counted = _first_difference(key, one, other), key in COUNTED
         if inner and not (counted and _near(one, other, vary)):
             yield Difference(BYTES if counted else LEDGER, f"{where}: {inner}")

@@ -182,7 +182,7 @@ class Descent:
             "held": self.correction.begin(params, shared, drop_prefixes(OWN, memory)),
             **self._models(params, memory),
             "clock": {
-                name: torch.tensor(float(value), device=device) for name, value in clock.items()
+                name: torch.full((), float(value), device=device) for name, value in clock.items()
             },
             "totals": {name: torch.zeros((), device=device) for name in ("loss", "examples")},
             "probe": probe,
@@ -227,7 +227,7 @@ class Descent:
         # a buffer has no gradient to correct, so of what a correction shares, its part stays as it
         # is
         learned = {name: x for name, x in delta.items() if name not in carry["buffers"]}
-        path = -carry["probe"][PROBE] if carry["probe"] else torch.tensor(float("nan"))
+        path = -carry["probe"][PROBE] if carry["probe"] else torch.full((), float("nan"))
         change, memory = self.correction.finish(learned, shared, drop_prefixes(OWN, memory), path)
         # After the last round nobody needs it.
         if self.restart_schedule is False and carry["clock"]["at"] < carry["clock"]["end"]:
@@ -265,9 +265,9 @@ class Descent:
         return map_tensors(lambda g: g * factor, gradient)
 
     def _rate(self, at: Tensor, end: Tensor) -> Tensor:
-        done = at / end
-        lr = torch.full_like(done, self.lr)
+        lr = torch.full_like(at, self.lr)
         if self.schedule != "constant":
+            done = at / end
             left = ((done - self.warmup) / (1 - self.warmup)).clamp(0, 1)
             share = (1 - left) if self.schedule == "linear" else 0.5 * (1 + torch.cos(pi * left))
             lr = lr * (self.floor + (1 - self.floor) * share if self.floor else share)

@@ -114,6 +114,7 @@ class Worker:
         site, plan = self.site, self.site.plan
         own = site.params()
         set_ = object.__setattr__
+        site.model.train()
         set_(self, "objective", Objective(site.model, site.task, plan.local.precision))
         set_(self, "personal", plan.personal_of(own))
         set_(self, "handlers", plan.handlers())
@@ -162,16 +163,16 @@ class Worker:
         client = opened.job.client
 
         def reply() -> Reply:
-            trained = train()
             # of stages too the bits depend on threads, and noise is slow to draw on many
             with threads(self.site.plan.compute.threads):
+                trained = train()
                 return Reply(client, self._closed(opened, *trained))
 
         return self._guarded(client, reply)
 
     def alone(self, opened: ClientRound) -> Trained:
-        """Train one client, with its own stream of dropout."""
-        with threads(self.site.plan.compute.threads), seed_torch(opened.dropout):
+        """Train one client, with its own stream of dropout and as many threads as are set."""
+        with seed_torch(opened.dropout):
             return self.train(opened.start, opened.own, opened.context, opened.objective)
 
     def _opened(self, job: Job) -> "ClientRound | Reply":
@@ -327,7 +328,8 @@ class Worker:
         local, site = self.site.plan.local, self.site
         on = {n: x.to(site.device) for n, x in received.items()}
         own = {n: x.to(site.device) for n, x in memory.items()}
-        site.model.train()
+        if not site.model.training:  # to go through its modules takes a small client some time
+            site.model.train()
         carry = local.begin(on, own, context)
         if self.leaked:
             carry = {**carry, "optimizer": dict(self.leaked)}

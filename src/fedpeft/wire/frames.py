@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fedpeft.core.tensors import Layout, layout
+from fedpeft.core.tensors import Layout
 from fedpeft.core.types import Tensors
 from fedpeft.errors import WireError
 from fedpeft.wire import bounded_json
@@ -58,7 +58,10 @@ Body: TypeAlias = bytes | memoryview
 def frame(header: Any, body: bytes, nested: bool = False) -> bytes:
     """A header of plain JSON values and a body, as one checked blob; `nested` if the body is such a
     blob itself."""
-    text = _JSON.encode(header).encode()
+    return _framed(_JSON.encode(header).encode(), body, nested)
+
+
+def _framed(text: bytes, body: bytes, nested: bool = False) -> bytes:
     head = _shorter(text) if _TINY < len(text) <= _SHORT else _deflate(text)
     flags = (_DEFLATED if len(head) < len(text) else 0) | (_NESTED if nested else 0)
     start = _HEAD.pack(0, flags, len(head))[_CHECK:] + head
@@ -127,7 +130,17 @@ def _inflate(text: bytes) -> bytes:
 def encode_tensors(header: list[Any], tensors: Tensors, body: bytes) -> bytes:
     """A codec's blob: the layout of what `decode` will give back, the codec's own header values,
     its body."""
-    return frame([layout(tensors), *header], body)
+    text = _layout_text(tuple((name, x.shape, x.dtype) for name, x in tensors.items()))
+    return _framed(
+        b"[" + b",".join([text, *(_JSON.encode(x).encode() for x in header)]) + b"]", body
+    )
+
+
+@lru_cache(maxsize=16)
+def _layout_text(entries: tuple[tuple[str, torch.Size, torch.dtype], ...]) -> bytes:
+    """A layout as it stands in a header; all clients of a plan have one."""
+    made = [[name, list(shape), str(kind).removeprefix("torch.")] for name, shape, kind in entries]
+    return _JSON.encode(made).encode()
 
 
 def decode_tensors(
