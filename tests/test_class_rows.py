@@ -14,7 +14,7 @@ from fedpeft import PlanError
 from fedpeft.core.tensors import equal, layout
 from fedpeft.core.types import Reply, State, Update
 from fedpeft.engines.vectorized.engine import Cohort
-from fedpeft.oneshot.rejections import ContributionError, RejectionReason
+from fedpeft.oneshot.rejections import ContributionError, Rejection
 from fedpeft.oneshot.rules import Rules
 from fedpeft.registry import build, names
 from fedpeft.rounds.loop import federate, start
@@ -149,7 +149,7 @@ def test_files_of_one_round_merge_to_its_rows_in_any_order(tmp_path: Path) -> No
     )
     with pytest.raises(ContributionError) as refused:
         merge(four.path, [liar], tmp_path / "other", Rules())
-    assert refused.value.reason is RejectionReason.WEIGHT
+    assert refused.value.reason is Rejection.WEIGHT
 
 
 @pytest.mark.parametrize(

@@ -24,39 +24,39 @@ from fedpeft.oneshot.keys import (
     sealing_key,
     signing_key,
 )
-from fedpeft.oneshot.rejections import ContributionError, RejectionReason
+from fedpeft.oneshot.rejections import ContributionError, Rejection
 from fedpeft.oneshot.rules import Rules
 from fedpeft.storage.files import load_tensors
 
 Spoil = Callable[[Update], Update]
-SPOILT: Mapping[RejectionReason, tuple[Spoil, Mapping[str, Any]]] = {
-    RejectionReason.STUDY: (lambda u: u, {"study": "0" * 32}),
-    RejectionReason.PLAN: (lambda u: u, {"plan": "0" * 16}),
-    RejectionReason.BASE: (lambda u: u, {"base": "0" * 32}),
-    RejectionReason.START: (lambda u: u, {"start": "0" * 32}),
-    RejectionReason.LABELS: (lambda u: u, {"labels": "0" * 32}),
-    RejectionReason.TRANSFORMS: (lambda u: u, {"transforms": "0" * 32}),
-    RejectionReason.FORMAT: (lambda u: u, {"format": "fedpeft-contribution-9"}),
-    RejectionReason.DAMAGED: (lambda u: u, {"bytes": 3}),
-    RejectionReason.WEIGHT: (lambda u: replace(u, weight=1e9), {}),
-    RejectionReason.NOT_FINITE: (lambda u: replace(u, delta=scale(u.delta, float("nan"))), {}),
-    RejectionReason.NORM: (lambda u: replace(u, delta=scale(u.delta, 1e4)), {}),
-    RejectionReason.TWICE: (lambda u: u, {"client": "c001"}),
-    RejectionReason.UNKNOWN_KEY: (lambda u: u, {"client": "c009"}),
-    RejectionReason.TAMPERED: (lambda u: u, {"signer": "0" * 64}),
+SPOILT: Mapping[Rejection, tuple[Spoil, Mapping[str, Any]]] = {
+    Rejection.STUDY: (lambda u: u, {"study": "0" * 32}),
+    Rejection.PLAN: (lambda u: u, {"plan": "0" * 16}),
+    Rejection.BASE: (lambda u: u, {"base": "0" * 32}),
+    Rejection.START: (lambda u: u, {"start": "0" * 32}),
+    Rejection.LABELS: (lambda u: u, {"labels": "0" * 32}),
+    Rejection.TRANSFORMS: (lambda u: u, {"transforms": "0" * 32}),
+    Rejection.FORMAT: (lambda u: u, {"format": "fedpeft-contribution-9"}),
+    Rejection.DAMAGED: (lambda u: u, {"bytes": 3}),
+    Rejection.WEIGHT: (lambda u: replace(u, weight=1e9), {}),
+    Rejection.NOT_FINITE: (lambda u: replace(u, delta=scale(u.delta, float("nan"))), {}),
+    Rejection.NORM: (lambda u: replace(u, delta=scale(u.delta, 1e4)), {}),
+    Rejection.TWICE: (lambda u: u, {"client": "c001"}),
+    Rejection.UNKNOWN_KEY: (lambda u: u, {"client": "c009"}),
+    Rejection.TAMPERED: (lambda u: u, {"signer": "0" * 64}),
 }
 
 
 @pytest.mark.parametrize("reason", SPOILT, ids=lambda reason: reason.name)
 def test_a_bad_file_is_named_and_changes_nothing(
-    reason: RejectionReason, four: Study, tmp_path: Path
+    reason: Rejection, four: Study, tmp_path: Path
 ) -> None:
     out, (spoil, header) = tmp_path / "merged", SPOILT[reason]
     merge(
         four.path,
         four.files[1:],
         out,
-        Rules({} if reason is RejectionReason.TWICE else Trust.read([four.trusted]).keys),
+        Rules({} if reason is Rejection.TWICE else Trust.read([four.trusted]).keys),
     )
     before, bad = tree(tmp_path), four.forged(tmp_path / "bad.safetensors", spoil, **header)
     with pytest.raises(ContributionError) as caught:
@@ -83,7 +83,7 @@ def test_other_tensors_than_the_plan_s(spoil: Any, four: Study, tmp_path: Path) 
     bad = four.forged(tmp_path / "bad.safetensors", lambda u: replace(u, delta=spoil(u.delta)))
     with pytest.raises(ContributionError) as caught:
         merge(four.path, [*four.files[1:], bad], tmp_path / "merged", Rules())
-    assert caught.value.reason is RejectionReason.TENSORS
+    assert caught.value.reason is Rejection.TENSORS
     assert not (tmp_path / "merged").exists()
 
 
@@ -92,12 +92,12 @@ def test_files_that_are_cut_or_changed_or_no_files(four: Study, tmp_path: Path) 
     flipped = bytearray(whole)
     flipped[-20] ^= 1
     for content, reason in (
-        (whole[:-1], RejectionReason.DAMAGED),
-        (whole + b"\0", RejectionReason.DAMAGED),
-        (bytes(flipped), RejectionReason.TAMPERED),
-        (b"", RejectionReason.DAMAGED),
-        (b"\xff" * 100, RejectionReason.DAMAGED),
-        (bytes(1 << 21), RejectionReason.LARGE),
+        (whole[:-1], Rejection.DAMAGED),
+        (whole + b"\0", Rejection.DAMAGED),
+        (bytes(flipped), Rejection.TAMPERED),
+        (b"", Rejection.DAMAGED),
+        (b"\xff" * 100, Rejection.DAMAGED),
+        (bytes(1 << 21), Rejection.LARGE),
     ):
         bad.write_bytes(content)
         with pytest.raises(ContributionError) as caught:
@@ -129,7 +129,7 @@ def test_a_key_that_is_in_no_list(four: Study) -> None:
         ContributionError, match="is none of the 3 keys that --trust names"
     ) as caught:
         four.read(four.files[0], listed)
-    assert caught.value.reason is RejectionReason.UNKNOWN_KEY
+    assert caught.value.reason is Rejection.UNKNOWN_KEY
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_who_does_not_tell_its_examples_counts_as_the_plan_says(
     bad = four.forged(tmp_path / "bad.safetensors", heavy, examples=None)
     with pytest.raises(ContributionError, match="does not tell how many examples") as caught:
         four.read(bad)
-    assert caught.value.reason is RejectionReason.WEIGHT
+    assert caught.value.reason is Rejection.WEIGHT
     stage = "stages=[{name='local_dp',noise_multiplier=1.0}]"
     private = study(tmp_path, stage, "weighting=uniform", "delta=1e-3", "accountant=rdp")
     assert private.read(private.files[0]).weight == 1
@@ -170,7 +170,7 @@ def test_who_does_not_tell_its_examples_counts_as_the_plan_says(
     ):
         with pytest.raises(ContributionError, match=words) as caught:
             private.read(private.forged(bad, spoil, **header))
-        assert caught.value.reason is RejectionReason.WEIGHT
+        assert caught.value.reason is Rejection.WEIGHT
 
 
 def test_the_rules_stay_with_the_merge(four: Study, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_an_outlier_that_came_first_is_found_by_those_that_follow(
         ContributionError, match=r"'c000' was merged before: take it out \(--remove c000\)"
     ) as caught:
         change(out, add=[four.files[2]])
-    assert caught.value.reason is RejectionReason.NORM and tree(out) == before
+    assert caught.value.reason is Rejection.NORM and tree(out) == before
     with pytest.raises(ContributionError, match="ask the client"):
         merge(four.path, [long, *four.files[1:3]], tmp_path / "at-once", Rules())
     change(out, add=[four.files[2]], remove=["c000"])

@@ -33,7 +33,7 @@ from fedpeft.oneshot.contribute import Contributor, from_partition
 from fedpeft.oneshot.contribution import write_signed
 from fedpeft.oneshot.invitation import invite, masked, read_invitation
 from fedpeft.oneshot.joining import join_owner, make_roster, withdraw
-from fedpeft.oneshot.rejections import ContributionError, RejectionReason
+from fedpeft.oneshot.rejections import ContributionError, Rejection
 from fedpeft.oneshot.rules import Rules
 from fedpeft.oneshot.seat import take_seat
 from fedpeft.plan.reading import read_plan
@@ -132,9 +132,9 @@ def test_a_file_that_came_twice_or_is_foreign_or_changed_is_named(
     content[-1] ^= 1
     bad.write_bytes(content)
     for files, reason in (
-        ([*made.files, made.file("c000")], RejectionReason.TWICE),
-        ([*made.files[:3], other.file("c003")], RejectionReason.STUDY),
-        ([made.file("c000"), bad, *made.files[2:]], RejectionReason.TAMPERED),
+        ([*made.files, made.file("c000")], Rejection.TWICE),
+        ([*made.files[:3], other.file("c003")], Rejection.STUDY),
+        ([made.file("c000"), bad, *made.files[2:]], Rejection.TAMPERED),
     ):
         with pytest.raises(ContributionError) as caught:
             merge(made.path, files, out, Rules())
@@ -151,7 +151,7 @@ def test_who_is_not_in_the_roster_is_refused_by_name(
     out.write_bytes(write_signed(study.terms, "mallory", frame, None)[1])
     with pytest.raises(ContributionError, match="'mallory' is not in the roster") as caught:
         merge(four_masked.path, [*four_masked.files, out], tmp_path / "merged", Rules())
-    assert caught.value.reason is RejectionReason.FOREIGN
+    assert caught.value.reason is Rejection.FOREIGN
 
 
 def test_other_numbers_than_the_plan_has_are_refused(
@@ -164,7 +164,7 @@ def test_other_numbers_than_the_plan_has_are_refused(
         out.write_bytes(write_signed(study.terms, owner, content, None, examples)[1])
         with pytest.raises(ContributionError) as caught:
             four_masked.read(out)
-        assert caught.value.reason is RejectionReason.TENSORS
+        assert caught.value.reason is Rejection.TENSORS
 
 
 def test_nothing_is_added_to_a_masked_sum_or_taken_out(

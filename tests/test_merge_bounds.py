@@ -10,7 +10,7 @@ from running import fedpeft
 
 from fedpeft.core.tensors import norm, scale
 from fedpeft.errors import RunError
-from fedpeft.oneshot.rejections import ContributionError, RejectionReason
+from fedpeft.oneshot.rejections import ContributionError, Rejection
 from fedpeft.oneshot.rules import Rules
 
 
@@ -34,7 +34,7 @@ def test_a_lone_file_is_held_to_what_training_starts_from(four: Study, tmp_path:
             ContributionError, match="at most 5196 is allowed, 1000 times"
         ) as caught:
             merge(four.path, [bad], tmp_path / "b", Rules())
-        assert caught.value.reason is RejectionReason.NORM and str(bad) in str(caught.value)
+        assert caught.value.reason is Rejection.NORM and str(bad) in str(caught.value)
         assert not (tmp_path / "b").exists()
     merge(four.path, [bad], tmp_path / "b", Rules(max_norm=float("inf")))
 
@@ -62,7 +62,7 @@ def test_a_client_of_2_to_the_53_examples(four: Study, tmp_path: Path) -> None:
     for files in (four.files[1:], four.files[1:2]):
         with pytest.raises(ContributionError, match="it counts as 9007199254740992 exa") as caught:
             merge(four.path, [bad, *files], out, Rules())
-        assert caught.value.reason is RejectionReason.EXAMPLES and str(bad) in str(caught.value)
+        assert caught.value.reason is Rejection.EXAMPLES and str(bad) in str(caught.value)
         assert not out.exists()
 
 

@@ -306,10 +306,6 @@ class Coding:
         """The seed of that stream; few codecs draw anything, so that it is not made beforehand."""
         return fold(self.root, *self.path) if self.path else self.root
 
-    def expecting(self, layout: Sequence[tuple[str, list[int], str]]) -> "Coding":
-        """The same for a receiver who knows the layout."""
-        return Coding(self.direction, self.root, self.round, layout, self.budget, self.path)
-
 
 class Codec(Protocol):
     """Tensors to bytes and back. `decode(encode(x, how), how)` keeps names, shapes and dtypes, and

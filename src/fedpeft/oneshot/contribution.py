@@ -27,7 +27,7 @@ from fedpeft.core.types import ClientId, Update
 from fedpeft.errors import RunError, WireError
 from fedpeft.oneshot.invitation import Invitation, Terms
 from fedpeft.oneshot.keys import SealError, Trust, check_name, is_signed, seal, sign, unseal
-from fedpeft.oneshot.rejections import ContributionError, RejectionReason
+from fedpeft.oneshot.rejections import ContributionError, Rejection
 from fedpeft.plan.coding import downlink_coding, uplink_coding
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.client import weight
@@ -167,12 +167,10 @@ def read_contribution(
             size = os.fstat(stream.fileno()).st_size
             content = stream.read(size) if size <= most else b""
     except RunError as error:
-        raise ContributionError(
-            RejectionReason.DAMAGED, file, f"{error}; name the file itself"
-        ) from None
+        raise ContributionError(Rejection.DAMAGED, file, f"{error}; name the file itself") from None
     if size > most:
         raise ContributionError(
-            RejectionReason.LARGE,
+            Rejection.LARGE,
             file,
             f"it has {size} bytes, more than the {most} that this plan may take; nothing is read",
         )
@@ -197,10 +195,10 @@ def open_contribution(
             "it was changed after it was sealed, or is sealed for another server; "
             "ask the client for it again"
         )
-        raise ContributionError(RejectionReason.TAMPERED, file, words) from None
+        raise ContributionError(Rejection.TAMPERED, file, words) from None
     if len(frame) != header.bytes:
         raise ContributionError(
-            RejectionReason.DAMAGED, file, f"it holds {len(frame)} bytes and says {header.bytes}"
+            Rejection.DAMAGED, file, f"it holds {len(frame)} bytes and says {header.bytes}"
         )
     if invitation.plan.exchange.sums:
         _check_masked(header, frame, file, invitation)
@@ -229,7 +227,7 @@ def _parts(content: bytes, file: Path | str) -> tuple[str, str, memoryview]:
         return head, signature, sealed
     except (ValueError, RecursionError) as error:
         raise ContributionError(
-            RejectionReason.DAMAGED, file, f"{_short(error)}; ask the client for it again"
+            Rejection.DAMAGED, file, f"{_short(error)}; ask the client for it again"
         ) from None
 
 
@@ -241,7 +239,7 @@ def _header(text: str, file: Path | str) -> Header:
                 f"it is {_short(kind)!r}, and this version reads {FORMAT!r}: "
                 "use the same version on both sides"
             )
-            raise ContributionError(RejectionReason.FORMAT, file, words)
+            raise ContributionError(Rejection.FORMAT, file, words)
         header = _HEADER.validate_json(text, strict=True)
         check_name(header.client)
         counts = (1 if header.examples is None else header.examples, header.bytes)
@@ -249,7 +247,7 @@ def _header(text: str, file: Path | str) -> Header:
             raise ValueError("a value is out of range, or written in another way")
     except (ValidationError, ValueError, KeyError, TypeError, RecursionError, RunError) as error:
         words = f"its header is malformed ({_short(error)}); ask the client for it again"
-        raise ContributionError(RejectionReason.DAMAGED, file, words) from None
+        raise ContributionError(Rejection.DAMAGED, file, words) from None
     return header
 
 
@@ -262,33 +260,29 @@ def _short(value: object) -> str:
 def _check_terms(header: Header, file: Path | str, invitation: Invitation) -> None:
     terms = invitation.terms
     wanted = (
+        (Rejection.STUDY, "study", "it is for another invitation; ask for a file for this one"),
         (
-            RejectionReason.STUDY,
-            "study",
-            "it was made for another invitation; ask for a file for this one",
-        ),
-        (
-            RejectionReason.PLAN,
+            Rejection.PLAN,
             "plan",
             "the client's plan.toml is not the invitation's; send it the folder as it is",
         ),
         (
-            RejectionReason.BASE,
+            Rejection.BASE,
             "base",
             "the client's base model is another, or another version; it needs the study's",
         ),
         (
-            RejectionReason.START,
+            Rejection.START,
             "start",
             "it began from other tensors than the invitation holds; send it the folder as it is",
         ),
         (
-            RejectionReason.LABELS,
+            Rejection.LABELS,
             "labels",
             f"its outputs do not stand for {', '.join(map(repr, invitation.plan.classes[:8]))} ...",
         ),
         (
-            RejectionReason.TRANSFORMS,
+            Rejection.TRANSFORMS,
             "transforms",
             "the client's images or texts become other inputs than here; use one version",
         ),
@@ -309,11 +303,11 @@ def _check_signature(
             words = (
                 "this merge takes signed files only; the client needs `fedpeft contribute --key`"
             )
-            raise ContributionError(RejectionReason.UNSIGNED, file, words)
+            raise ContributionError(Rejection.UNSIGNED, file, words)
         return
     if header.signer is None or not is_signed(header.signer, signature, head, sealed):
         words = "its signature is not its signer's over these bytes; ask the client for it again"
-        raise ContributionError(RejectionReason.TAMPERED, file, words)
+        raise ContributionError(Rejection.TAMPERED, file, words)
     if not trust.keys:
         return
     owner = trust.keys.get(header.signer)
@@ -322,13 +316,13 @@ def _check_signature(
             f"{header.signer} is none of the {len(trust.keys)} keys that --trust names; "
             "add it if you know whose it is"
         )
-        raise ContributionError(RejectionReason.UNKNOWN_KEY, file, words)
+        raise ContributionError(Rejection.UNKNOWN_KEY, file, words)
     if owner not in ("", header.client):
         words = (
             f"it is from {header.client!r}, but the key is that of {owner!r}, "
             "who may sign for nobody else"
         )
-        raise ContributionError(RejectionReason.UNKNOWN_KEY, file, words)
+        raise ContributionError(Rejection.UNKNOWN_KEY, file, words)
 
 
 def _check_owner(header: Header, file: Path | str, invitation: Invitation) -> None:
@@ -338,7 +332,7 @@ def _check_owner(header: Header, file: Path | str, invitation: Invitation) -> No
             f"{header.client!r} is not in the roster of this study, which has "
             f"{', '.join(sorted(roster.keys))}: leave the file out"
         )
-        raise ContributionError(RejectionReason.FOREIGN, file, words)
+        raise ContributionError(Rejection.FOREIGN, file, words)
 
 
 def _check_masked(header: Header, frame: bytes, file: Path | str, invitation: Invitation) -> None:
@@ -354,7 +348,7 @@ def _check_masked(header: Header, frame: bytes, file: Path | str, invitation: In
             raise WireError("it tells how many examples its owner has, which masks are to hide")
     except WireError as error:
         words = f"{_short(error)}; let its owner make it with this version"
-        raise ContributionError(RejectionReason.TENSORS, file, words) from None
+        raise ContributionError(Rejection.TENSORS, file, words) from None
 
 
 def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitation) -> Update:
@@ -366,14 +360,14 @@ def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitati
         update = unpack(header.client, frame, plan.uplink, expected, how)
     except WireError as error:
         raise ContributionError(
-            RejectionReason.TENSORS, file, f"{_short(error)}; it must hold what the plan trains"
+            Rejection.TENSORS, file, f"{_short(error)}; it must hold what the plan trains"
         ) from None
     if not finite(update.delta):
         words = (
             "it holds NaN or infinities: training diverged; "
             "let the client train with a lower local.lr"
         )
-        raise ContributionError(RejectionReason.NOT_FINITE, file, words)
+        raise ContributionError(Rejection.NOT_FINITE, file, words)
     try:
         if (header.examples is None) != hides_size(plan):
             raise ValueError(
@@ -388,14 +382,13 @@ def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitati
                 f"it says {header.examples} examples, and its class counts {sum(counts)}"
             )
     except ValueError as error:
-        raise ContributionError(
-            RejectionReason.WEIGHT, file, f"{error}; make it with this version"
-        ) from None
+        words = f"{error}; make it with this version"
+        raise ContributionError(Rejection.WEIGHT, file, words) from None
     if update.weight != (due := weight(plan, header.examples or 0)):
         words = (
             f"it wants to count {update.weight:g}, and should {due:g}; make it with this version"
         )
-        raise ContributionError(RejectionReason.WEIGHT, file, words)
+        raise ContributionError(Rejection.WEIGHT, file, words)
     return update
 
 

@@ -18,7 +18,7 @@ from fedpeft.oneshot.contribution import read_contribution
 from fedpeft.oneshot.invitation import FILE, Invitation, read_invitation, server_key
 from fedpeft.oneshot.keys import Trust, sealing_key, write_private
 from fedpeft.oneshot.merged_run import write_run
-from fedpeft.oneshot.rejections import ContributionError, RejectionReason
+from fedpeft.oneshot.rejections import ContributionError, Rejection
 from fedpeft.oneshot.replace_folder import clear, put_back, replace_when_built
 from fedpeft.oneshot.rules import Came, Rules, check_change, check_together
 from fedpeft.registry import REGISTERED, Code
@@ -194,7 +194,7 @@ def _admit(
                 f"{client!r} is {where}; a client counts once. "
                 "To take a newer file, --remove it first"
             )
-            raise ContributionError(RejectionReason.TWICE, file, words)
+            raise ContributionError(Rejection.TWICE, file, words)
         every[client] = file, one
     check_together(every, before, rules, study)
     return every

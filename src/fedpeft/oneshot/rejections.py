@@ -7,7 +7,7 @@ from pathlib import Path
 from fedpeft.errors import FedpeftError
 
 
-class RejectionReason(Enum):
+class Rejection(Enum):
     """Each with the words that name it."""
 
     LARGE = "too large"
@@ -38,6 +38,6 @@ class ContributionError(FedpeftError):
       reason: what is wrong.
     """
 
-    def __init__(self, reason: RejectionReason, file: Path | str, words: str) -> None:
+    def __init__(self, reason: Rejection, file: Path | str, words: str) -> None:
         super().__init__(f"{file}: {reason.value}: {words}")
         self.reason = reason

@@ -18,7 +18,7 @@ from fedpeft.core.types import ClientId, Tensors
 from fedpeft.errors import RunError
 from fedpeft.oneshot.contribution import Contribution
 from fedpeft.oneshot.invitation import Invitation
-from fedpeft.oneshot.rejections import ContributionError, RejectionReason
+from fedpeft.oneshot.rejections import ContributionError, Rejection
 
 FARTHEST = 1000.0
 """The longest update, in lengths of the starting tensors, or of as many ones where that is more."""
@@ -152,12 +152,12 @@ def check_beside(every: Came, before: Came, rules: Rules, start: Tensors) -> Non
     for client in _largest_first(lengths):
         if words := _too_long(client, lengths, rules, start):
             raise ContributionError(
-                RejectionReason.NORM, every[client][0], words.format(_mend(client, before))
+                Rejection.NORM, every[client][0], words.format(_mend(client, before))
             )
     for client in _largest_first(weights):
         if words := _too_heavy(client, weights, rules):
             raise ContributionError(
-                RejectionReason.EXAMPLES, every[client][0], words.format(_mend(client, before))
+                Rejection.EXAMPLES, every[client][0], words.format(_mend(client, before))
             )
 
 

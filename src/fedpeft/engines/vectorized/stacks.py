@@ -267,17 +267,22 @@ def _stack_batches(batches: Sequence[Batch], rows: int) -> Batch:
 def _gather(part: Sequence[Trainee]) -> Carry:
     """The carries as one stack, which is there already where nobody left or came."""
     first, rows = part[0].stack, [one.row for one in part]
-    whole = rows == list(range(len(part))) and all(one.stack is first for one in part)
-    if whole and len(part) == next(len(x) for group in first.values() for x in group.values()):
-        return first
-    if all(one.stack is first and one.row is None for one in part):  # they begin alike
+    if all(one.stack is first for one in part):
         count = len(part)
-        return _map_carry(lambda x: x.expand(count, *x.shape).contiguous(), first)
+        if not any(row is not None for row in rows):  # they begin alike
+            return _map_carry(lambda x: x.expand(count, *x.shape).contiguous(), first)
+        if rows == list(range(count)) and count == _count_rows(first):
+            return first
     carries = [one.carry for one in part]
     return {
         group: {name: torch.stack([carry[group][name] for carry in carries]) for name in tensors}
         for group, tensors in first.items()
     }
+
+
+def _count_rows(stack: Carry) -> int:
+    """How many clients lie in a stack."""
+    return next(len(x) for group in stack.values() for x in group.values())
 
 
 def _row(stack: Tensors, row: int | None) -> Tensors:
