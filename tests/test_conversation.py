@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -116,6 +116,25 @@ def test_a_kill_after_any_answer_and_a_resume_end_in_the_same_bits(tmp_path: Pat
         for state, _ in federate(plan, engine, states[0]):
             states.append(state)
     states += [state for state, _ in federate(plan, InProcess(site, store), states[-1])]
+    assert same(states[-1], whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [3, 6, 9])
+def test_a_kill_between_messages_to_worker_processes_ends_in_the_same_bits(
+    tmp_path: Path, at: int
+) -> None:
+    """After the first ask, after the second one, and after the first one of the second round."""
+    plan = plan_of(rounds=2, cohort=3)
+    site = open_site(plan)
+    whole = run(plan, InProcess(site, Folder(tmp_path / "whole")), site)
+    store, states = Folder(tmp_path / "cut"), [start(plan, site.params())]
+    with suppress(Ended), closing(Processes(site, store, workers=2)) as engine:
+        for state, _ in federate(plan, Ending(engine, at), states[0]):
+            states.append(state)
+    assert len(states) == 1 + at // 6
+    with closing(Processes(site, store, workers=2)) as engine:
+        states += [state for state, _ in federate(plan, engine, states[-1])]
     assert same(states[-1], whole)
 
 

@@ -1,4 +1,4 @@
-"""An algorithm from another package on real nodes, ended by kill -9 between two messages."""
+"""An algorithm from another package on real nodes, ended by kill -9 after each of its messages."""
 
 import shutil
 from pathlib import Path
@@ -29,13 +29,18 @@ local = {{ batch_size = 8, lr = 0.1 }}
 
 
 @pytest.mark.slow
-def test_another_packages_algorithm_runs_on_nodes_and_survives_a_kill_of_the_server(
+@pytest.mark.timeout(900)
+def test_another_packages_algorithm_runs_on_nodes_and_survives_a_kill_after_each_message(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "die").touch()
+    (tmp_path / "die-fit").touch()
     with three(tmp_path, PLAN.format(tmp_path)) as here:
         assert submit(here).wait(400) != 0, "the server's process was killed in the first round"
-        assert not (tmp_path / "die").exists()
+        assert not (tmp_path / "die-fit").exists()
+        (tmp_path / "die-drift").touch()
+        killed = here.fedpeft("killed", "run", "--resume", tmp_path / "run")
+        assert killed.wait(400) != 0, "and again, one message later"
+        assert not (tmp_path / "die-drift").exists()
         again = here.fedpeft("again", "run", "--resume", tmp_path / "run")
         assert again.wait(400) == 0, here.log("again")
         assert as_simulated(here)

@@ -28,8 +28,8 @@ class Drift:
     still.
 
     Attributes:
-      folder: while the file `die` is in it, the server's process is killed after the last message
-        of a round, and the file is taken away.
+      folder: while a file `die-fit` or `die-drift` is in it, the server's process is killed after
+        that message of a round, and the file is taken away.
     """
 
     folder: str = ""
@@ -37,14 +37,12 @@ class Drift:
 
     def round(self, state: State, round: Round, inner: Inner) -> Flow:
         after = yield from inner(state, round)
+        self._die("fit")
         message = Message({"centre": self._centre(state)}, {"round": state.round})
         asked = dict.fromkeys(round.cohort, message)
         answers = yield Ask("drift", asked, lambda _: {"drift": CENTRE})
         state = self._kept(after, answers)
-        file = Path(self.folder or "/nowhere") / "die"
-        if file.exists():
-            file.unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
+        self._die("drift")
         return state
 
     def handlers(self) -> Mapping[str, Handler]:
@@ -55,6 +53,12 @@ class Drift:
 
     def view(self, client: ClientId, round: int, clients: Sequence[ClientId]) -> View:
         return View(trains=(("!*.bias",),)) if round % 2 else View()
+
+    def _die(self, phase: str) -> None:
+        file = Path(self.folder or "/nowhere") / f"die-{phase}"
+        if file.exists():
+            file.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _answer(self, client: Any, message: Message) -> Message:
         calls = client.recall("drift").get("calls", torch.zeros(())) + 1
