@@ -12,7 +12,7 @@ from fedpeft.core.seeds import fold
 from fedpeft.core.types import Job, State
 from fedpeft.deploy.answers import ANSWERS, REPLIES
 from fedpeft.deploy.node import Node
-from fedpeft.errors import RunError
+from fedpeft.errors import PlanError, RunError
 from fedpeft.plan.calibration import round_seed
 from fedpeft.rounds.loop import start
 from fedpeft.rounds.post import encode_start
@@ -133,3 +133,8 @@ def test_what_a_kill_cut_short_was_not_sent(tmp_path: Path) -> None:
     path.write_bytes(b"".join(whole) + b'{"run": "0123')
     for _ in range(2):  # what is added afterwards is a line of its own
         assert said(node_of(site, tmp_path), job_of(site)) == first
+
+
+def test_a_plan_of_files_has_no_node(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="is of files that owners hand in"):
+        node_of(site_of(exchange="masked_files", weighting="uniform", rounds=1), tmp_path)

@@ -53,7 +53,8 @@ class Node:
       agreement: what the owner agreed to, and what was answered.
 
     Raises:
-      PlanError: the plan has another key for the client, or none is given where it has one.
+      PlanError: the plan has another key for the client, none is given where it has one, or it
+        is of files and of no connection.
     """
 
     site: Site
@@ -67,6 +68,8 @@ class Node:
 
     def __post_init__(self) -> None:
         plan = self.site.plan
+        for check in plan.hooks("check_run"):
+            check()
         check_signer(plan, self.client, self.signing)
         object.__setattr__(self, "terms", terms_of(self.site))
         answers = Answers.at(self.folder, plan)
