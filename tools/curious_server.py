@@ -20,7 +20,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
+from fedpeft.core.conversation import PARAMS
 from fedpeft.core.signatures import KIND, public_of
+from fedpeft.core.tensors import layout
 from fedpeft.core.types import ClientId, Failure, Job, Reply
 from fedpeft.deploy.node import Node
 from fedpeft.deploy.terms import terms_of
@@ -71,6 +73,10 @@ def kinds() -> dict[str, dict[str, Any]]:
         "plain, class means": {"algorithms": ["class_means"]},
         "plain, vote": {"algorithms": ["vote"]},
         "plain, q_ffl": {"algorithms": ["q_ffl"]},
+        "plain, minimax": {"algorithms": ["minimax"], "weighting": "uniform"},
+        "plain, covariances": {"algorithms": ["class_covariances"]},
+        "plain, ridge head": {"algorithms": ["ridge_head"]},
+        "plain, fisher": {"algorithms": ["fisher"]},
         "plain, error feedback": {
             "uplink": {"name": "topk", "density": 0.5},
             "stages": ["error_feedback"],
@@ -209,14 +215,21 @@ def interrogate(
     nodes: dict[ClientId, Answering] = {c: node_at(site, c, folder / c) for c in clients}
     if behind is not None:
         nodes[target] = behind(site, target, folder / target)
-    # class means are asked for in the words in which training is then asked for
-    ahead = ("fit",) if "class_means" in plan.handlers() else ()
-    asking = Asking(plan, TOKEN, terms_of(site), ahead, idle)
+    asking = Asking(plan, TOKEN, terms_of(site), phases_alike(site), idle)
     curious = Curious(kind, nodes, target, asking)
     for _, ledger in federate(plan, curious, start(plan, site.params())):
         if set(ledger.failed) - {target}:
             raise RuntimeError(f"{kind}: an honest question failed: {ledger.failed}")
     return curious
+
+
+def phases_alike(site: Site) -> list[str]:
+    """The plan's phases whose questions may have the words of each other: class means are asked for
+    with the parameters from which training then starts, Fisher information with what it gave."""
+    plan, params = site.plan, start(site.plan, site.params()).params
+    fit = {PARAMS: layout(params), **plan.shares(params)}
+    found = [phase for phase in plan.handlers() if plan.receives(phase, fit) == fit]
+    return ["fit", *found] if found else []
 
 
 def node_at(site: Site, client: ClientId, folder: Path) -> Node:
