@@ -17,6 +17,7 @@ class Backdoor:
 
     Attributes:
       share: of all clients that attack, rounded to whole ones.
+      target: the number of the class.
       size: of the square's side, as a share of the picture's shorter one.
 
     Raises:

@@ -15,6 +15,7 @@ class Scaled:
     Attributes:
       share: of all clients that attack, rounded to whole ones; those of several attacks are the
         same.
+      factor: what the update is multiplied by.
 
     Raises:
       ValueError: a value out of range.

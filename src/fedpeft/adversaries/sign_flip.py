@@ -13,6 +13,7 @@ class SignFlip:
 
     Attributes:
       share: of all clients that attack, rounded to whole ones.
+      factor: how many times as long the opposite update is.
 
     Raises:
       ValueError: a value out of range.

@@ -32,6 +32,7 @@ class Images:
     that Pillow reads are read; other files are left out, and the log says how many of which kind.
 
     Attributes:
+      path: the folder.
       test_fraction: how large that part is.
       subset: at most so many training pictures, drawn once, whatever the partition; 0 for all.
       skip_unreadable: leave out, with a warning that counts them, pictures that cannot be read; by

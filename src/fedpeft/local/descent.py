@@ -50,6 +50,8 @@ class Descent:
     unless `restart_schedule` says otherwise.
 
     Attributes:
+      epochs: passes over the client's examples in a round.
+      batch_size: examples of a step; the last one of a pass may have fewer.
       lr: the rate at its highest, in units of the optimizer.
       schedule: how it falls over the whole run, step by step: "constant", "linear" or "cosine".
       warmup: the share of the run's steps over which it rises from 0.
@@ -69,6 +71,8 @@ class Descent:
       group_by_length: texts of about the same length make a batch, which spares the tokens that
         fill up short ones. Which texts meet is then less random, so results change. Text alone has
         a length.
+      optimizer: what takes the steps.
+      correction: what changes a gradient before its step, e.g. FedProx or SCAFFOLD.
       terms: what is added to the loss of each example, e.g. "distillation"; the loss that a client
         tells has them in it.
       augments: what changes the batches that are trained on, in this order, e.g. "mixup".

@@ -34,6 +34,9 @@ class Zeroth:
     times smaller than that of descent. Dropout differs between the two passes: leave it out.
 
     Attributes:
+      epochs: passes over the client's examples in a round.
+      batch_size: examples of a step.
+      lr: the length of a step, in units of ρ.
       density: K by the number of entries; that of the uplink `ferret`.
       epsilon: ε.
 

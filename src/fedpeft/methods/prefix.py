@@ -26,6 +26,7 @@ class Prefix:
     the wrapper makes of it.
 
     Attributes:
+      tokens: how many.
       head: the module trained beside it; "auto" finds a classifier's, "" means none.
 
     Raises:

@@ -51,6 +51,7 @@ class Prompt:
 
     Attributes:
       tokens: for each block (deep), or in all (shallow).
+      deep: whether each block has tokens of its own.
       dropout: on the prompt's entries, in training.
       head: the module trained beside it; "auto" finds a classifier's, "" means none.
 

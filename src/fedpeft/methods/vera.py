@@ -23,6 +23,8 @@ class VeRA:
 
     Attributes:
       rank: r; far larger than LoRA's, as only vectors are trained.
+      d_initial: every entry of d at first.
+      dropout: the share of a layer's inputs to A that are left out in training.
       projection_seed: where A and B come from.
       target: which linear layers, by the last parts of their names; empty means query and value.
       head: the module trained beside it; "auto" finds a classifier's, "" means none.

@@ -19,6 +19,7 @@ class Column:
     `examples_left_out` with them.
 
     Attributes:
+      column: of the training table; its values are the clients' names.
       min_per_client: a client with fewer examples is left out.
       clients: at most so many, drawn from those with enough examples; 0 for all.
       held_out: the share of its examples that each client holds out, to be measured on; left out:

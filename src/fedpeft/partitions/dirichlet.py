@@ -25,6 +25,9 @@ class Dirichlet:
     `moved`.
 
     Attributes:
+      clients: how many.
+      alpha: of the distribution; below 1 most of a class goes to few clients.
+      min_per_client: examples that each client has at least.
       tries: how many divisions are drawn before examples are moved.
       repair: after that, whether as few examples as will do are moved, in the division that lacks
         the fewest, from the largest clients to those that lack some; if not, it is an error.

@@ -16,6 +16,7 @@ class IID:
     """`clients` clients whose sizes differ by one example at most.
 
     Attributes:
+      clients: how many.
       held_out: the share of its examples that each client holds out, to be measured on; left out:
         none.
 

@@ -17,6 +17,8 @@ class Shards:
     """`clients` clients with `shards` shards each; shards differ in size by one example at most.
 
     Attributes:
+      clients: how many.
+      shards: pieces of the examples, sorted by class, that each client has.
       held_out: the share of its examples that each client holds out, to be measured on; left out:
         none.
 

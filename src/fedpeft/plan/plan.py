@@ -57,18 +57,32 @@ class Plan:
     """What is learned from whom, how, and for how long.
 
     Attributes:
+      name: of the run, for its folder and its tables; it changes no number.
+      task, data, partition: what is learned, from which examples, and who holds which of them.
+      method: which tensors are trained.
+      local: how a client trains.
+      sampler: which clients take part in a round.
       algorithms: what wraps a round of federated averaging, outermost first.
       routing: what each client receives, trains and keeps; the views of all are intersected.
       server_steps: what the server does after its optimizer's step, in order.
-      adversaries: what some clients do to the others, in simulations only.
+      exchange: how updates reach the server: each in the open, or their sum alone.
+      aggregator: how the cohort's updates become one.
+      server: the server's optimizer, which takes a step along it.
+      stages: what an update passes on its way, e.g. error feedback or noise.
+      uplink, downlink: the codecs of what clients send and receive.
+      rounds: how many.
+      attacks: what some clients do to the others, in simulations only.
       cohort: clients per round.
       weighting: what a client counts in the mean: its number of "examples", or "uniform". "batches"
         is the number rounded up to a multiple of `local.batch_size`, a mistake of FedPEFT's
         published code, to compare with it.
       classes: label names; empty for the data's own. Needed where the server holds no data.
       evaluate_every: rounds between evaluations; the last round is always evaluated.
+      seed: what every random stream that is not secret comes from.
+      engine: where clients train; results are the same in all but for rounding.
       privacy, admission, compute, nodes: tables; see `plan.tables`.
       phase, schedule: what changes from round to round; see `plan.phases`.
+      schema: the version of these keys.
 
     Raises:
       ValueError: a value out of range.

@@ -29,6 +29,8 @@ class Annealed:
     Attributes:
       start: the highest rank, at most the method's.
       to: the lowest.
+      warm: the last round that has `start`.
+      until: the first round that has `to`.
 
     Raises:
       ValueError: a value out of range.
