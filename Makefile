@@ -5,7 +5,7 @@ LOCK ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-all chaos picture results check lock sbom audit clean
+.PHONY: run test test-all chaos picture results check docs lock sbom audit clean
 
 run: $(VENV)/ready
 	$(BIN)/fedpeft run
@@ -54,6 +54,16 @@ $(SUPPLY)/ready: tools/supply.txt
 	$(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check -r tools/supply.txt
 	touch $@
 
+# The pages as a site in site/, with a search: `python -m http.server -d site`. Building it asks nothing of a network.
+DOCS := .docs
+$(DOCS)/ready: tools/docs.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r tools/docs.txt
+	touch $@
+
+docs: $(DOCS)/ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+
 # Versions that are locked stay; UPGRADE=--upgrade takes the newest that pyproject.toml and constraints.txt let in.
 # WHEELS is a folder with torch's wheel for CPUs, where its index cannot be reached.
 lock: $(SUPPLY)/ready
@@ -74,4 +84,4 @@ audit: $(SUPPLY)/ready
 	$(SUPPLY)/bin/python tools/audit_lock.py $(SUPPLY)/bin/pip-audit
 
 clean:
-	rm -rf $(VENV) $(SUPPLY) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(SUPPLY) $(DOCS) site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

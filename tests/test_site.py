@@ -1,0 +1,35 @@
+"""The site has every page that it names, and the decisions are all in their list."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+from tools.decisions_index import PAGE, page
+from tools.site_hooks import on_page_markdown
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_site_names_pages_that_are_there() -> None:
+    named = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert len(named) > 25 and len(set(named)) == len(named)
+    assert [one for one in named if not (ROOT / "docs" / one).is_file()] == []
+
+
+def test_every_guide_is_in_the_site() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text()
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "guide").glob("*.md")]
+    names = [str(one.relative_to(ROOT / "docs")) for one in pages]
+    assert [one for one in names if f": {one}\n" not in nav] == []
+
+
+def test_the_list_of_decisions_is_whole() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m tools.decisions_index"
+
+
+def test_links_out_of_the_site_are_paths() -> None:
+    text = "[a](../choosing.md) [b](../../plans/x.toml) [c](https://x.org)\n```\n[d](../../y)\n```"
+    shown = on_page_markdown(text, SimpleNamespace(file=SimpleNamespace(src_uri="guide/a.md")))
+    assert shown == (
+        "[a](../choosing.md) b (`plans/x.toml`) [c](https://x.org)\n```\n[d](../../y)\n```"
+    )
