@@ -198,10 +198,21 @@ def evaluate(
         mask = batch["mask"]
         for name, value in values.items():
             each = value if isinstance(value, Summed) else Summed(value, torch.ones_like(mask))
-            total, weight = (float((x.float() * mask).sum()) for x in (each.totals, each.weights))
+            total, weight = (float((_wide(x) * mask).sum()) for x in (each.totals, each.weights))
             got = Weighted(total, weight, each.geometric)
             sums[name] = sums[name] + got if name in sums else got
     return sums
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def conclude(task: Task, sums: Mapping[str, Weighted]) -> dict[str, float]:
+    """The metrics as numbers; some tasks make several sums into one (their method `conclude`)."""
+    own: Callable[[Mapping[str, Weighted]], dict[str, float]] | None
+    own = getattr(task, "conclude", None)
+    return {name: one.value for name, one in sums.items()} if own is None else own(sums)
 
 
 def score_batches(

@@ -215,7 +215,7 @@ def in_order(examples: Examples, classes: tuple[str, ...], path: str) -> Example
       DataError: they have a class that is none of these.
     """
     sides = (examples.train, examples.test)
-    seen = {int(label) for side in sides for label in side.columns.get("label", ())}
+    seen = {int(label) for side in sides for label in _labels(side)}
     for number, name in enumerate(examples.classes):
         if number in seen and name not in classes:
             raise DataError(
@@ -226,8 +226,12 @@ def in_order(examples: Examples, classes: tuple[str, ...], path: str) -> Example
     order = torch.tensor(places)
 
     def side(table: Table) -> Table:
-        if "label" not in table.columns:
+        if table.labels is None:
             return table
-        return Table({**table.columns, "label": order[table.columns["label"]]})
+        return Table({**table.columns, "label": order[table.labels]})
 
     return Examples(side(examples.train), side(examples.test), classes, examples.left_out)
+
+
+def _labels(table: Table) -> list[int]:
+    return [] if table.labels is None else list(map(int, table.labels))

@@ -69,8 +69,11 @@ def config_of(name: str) -> Any:
         ) from None
 
 
-def classifier(auto: Any, name: str, classes: Sequence[str], pretrained: bool) -> nn.Module:
-    """A model for classification in float32: `auto` is the `AutoModelFor...` of the task.
+def classifier(
+    auto: Any, name: str, classes: Sequence[str], pretrained: bool, problem_type: str = ""
+) -> nn.Module:
+    """A model for classification in float32: `auto` is the `AutoModelFor...` of the task, and
+    `problem_type` what its configuration is to say, if anything.
 
     The head is new, so its weights come from torch's default generator, as do all of them with
     `pretrained = false`.
@@ -79,6 +82,8 @@ def classifier(auto: Any, name: str, classes: Sequence[str], pretrained: bool) -
     config.id2label = dict(enumerate(classes))
     config.label2id = {label: k for k, label in enumerate(classes)}
     config.num_labels = len(classes)
+    if problem_type:
+        config.problem_type = problem_type
     if not pretrained:
         model = _check_weights(auto.from_config(config, dtype=torch.float32, **NO_CODE), name)
         note_new(model, find_new(model, output_layers(model, config), NOTHING))
