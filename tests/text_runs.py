@@ -136,3 +136,49 @@ class Exported:
         called = {f"model.{name}": x for name, x in own.items()}
         with torch.inference_mode():
             return batch, functional_call(Pass(), called, ())
+
+
+def save_sequence_model(folder: Path, kind: str) -> Path:
+    """A T5 or a BART with random weights, and a tokenizer of one token a word that ends each text
+    with </s>, which is 2."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import (
+        BartConfig,
+        BartForConditionalGeneration,
+        PreTrainedTokenizerFast,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
+
+    vocabulary = {word: k for k, word in enumerate(("<pad>", "<unk>", "</s>", *WORDS[5:]))}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 2)]
+    )
+    named = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **named).save_pretrained(folder)
+    ids = {"pad_token_id": 0, "eos_token_id": 2, "vocab_size": len(vocabulary)}
+    with seed_torch(6):
+        if kind == "t5":
+            small = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
+            made: Any = T5ForConditionalGeneration(
+                T5Config(decoder_start_token_id=0, **small, **ids)
+            )
+        else:
+            sides = [(f"{side}_layers", 2) for side in ("encoder", "decoder")]
+            sides += [(f"{side}_attention_heads", 2) for side in ("encoder", "decoder")]
+            sides += [(f"{side}_ffn_dim", 16) for side in ("encoder", "decoder")]
+            made = BartForConditionalGeneration(
+                BartConfig(
+                    d_model=16,
+                    max_position_embeddings=24,
+                    decoder_start_token_id=2,
+                    bos_token_id=1,
+                    forced_eos_token_id=None,
+                    **dict(sides),
+                    **ids,
+                )
+            )
+        made.save_pretrained(folder)
+    return folder

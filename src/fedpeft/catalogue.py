@@ -147,8 +147,10 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "causal-lm": "fedpeft.tasks.causal_lm:CausalLM",
         "image-classification": "fedpeft.tasks.image_classification:ImageClassification",
         "module": "fedpeft.tasks.module:ModuleTask",
+        "seq2seq": "fedpeft.tasks.seq2seq:Seq2Seq",
         "text-classification": "fedpeft.tasks.text_classification:TextClassification",
         "text-to-image": "fedpeft.tasks.text_to_image:TextToImage",
+        "token-classification": "fedpeft.tasks.token_classification:TokenClassification",
     },
     "term": {
         "distillation": "fedpeft.terms.distillation:Distillation",

@@ -52,7 +52,7 @@ def processor(see: ImageInput) -> dict[str, object]:
 def _save_tokenizer(task: Any, out: Path) -> None:
     """The base's, which cuts texts (`truncation=True`) to the length that was trained with."""
     base = task.base
-    read = deepcopy(tokenizer(base))
+    read = deepcopy(getattr(task, "tokenizer", None) or tokenizer(base))
     read.model_max_length = task.max_length
     if read.pad_token_id is None:
         read.pad_token = read.convert_ids_to_tokens(padding_token(base))

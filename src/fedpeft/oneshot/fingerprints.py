@@ -52,7 +52,7 @@ def transforms_digest(task: Any) -> str:
     if isinstance(task, ImageClassification):
         own = processor(task.input)
     if reads_texts(task):
-        own = tokenizer_settings(tokenizer(task.base))
+        own = tokenizer_settings(getattr(task, "tokenizer", None) or tokenizer(task.base))
     if isinstance(task, TextToImage):
         own = task.settings()
     return digest(json.dumps([describe("task", task), own], sort_keys=True, default=str).encode())

@@ -15,7 +15,8 @@ READS_PICTURES = (
 class Loader:
     """What a task, as its attribute `loader`, says of its models.
 
-    A task whose reader is `TOKENIZER` has the attributes `base` and `max_length` too.
+    A task whose reader is `TOKENIZER` has the attributes `base` and `max_length` too, and
+    `tokenizer` where that is not the base's as it is.
 
     Attributes:
       auto: the class of `transformers` for the model.

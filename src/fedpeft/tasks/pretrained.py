@@ -142,6 +142,28 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
     return prepare_quantized(_fitting(*loaded, name))
 
 
+def sequence_model(name: str, pretrained: bool) -> nn.Module:
+    """A model of an encoder and a decoder with its own output layer, in float32; with
+    `pretrained = false` from torch's default generator.
+
+    Raises:
+      PlanError: no such model, or one without an encoder.
+    """
+    from transformers import AutoModelForSeq2SeqLM
+
+    config = config_of(name)
+    if not getattr(config, "is_encoder_decoder", False):
+        raise PlanError(
+            f"model {name!r} has no encoder and decoder, as T5 and BART have: name such a model, "
+            'or use task = "causal-lm"'
+        )
+    if pretrained:
+        return _fitting(*_load(AutoModelForSeq2SeqLM, name, config), name)
+    made = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32, **NO_CODE)
+    note_output(made)
+    return _check_weights(made, name)
+
+
 def check_causal(name: str, model: nn.Module) -> None:
     """Make sure that a language model reads left to right: what follows a token changes nothing of
     what the model says after it.
