@@ -4,7 +4,6 @@ exported folders."""
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.func import functional_call
 
 from fedpeft import InProcess, federate, read_plan, start
 from fedpeft.core.seeds import seed_torch
-from fedpeft.core.types import State
+from fedpeft.core.types import Batch, State
 from fedpeft.engines.processes import Processes
 from fedpeft.engines.vectorized.engine import Cohort
 from fedpeft.export.export import export_run
@@ -118,9 +117,9 @@ class Exported:
         with known_warnings_ignored():
             exec(self.loading, self.names)
 
-    def forward(self) -> tuple[Mapping[str, Tensor], Any]:
-        """A held-out batch, and what the run's own model makes of it."""
-        batch = next(iter(replace(self.site).data.held_out()))
+    def forward(self, batch: Batch | None = None) -> tuple[Batch, Any]:
+        """A batch, a held-out one if none is given, and what the run's own model makes of it."""
+        batch = next(iter(self.site.data.held_out())) if batch is None else batch
         plan = self.site.plan
         model = plan.model(self.site.classes).eval()
         own = {name: self.state.params[name] for name in plan.method.names(model)}

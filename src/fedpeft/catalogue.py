@@ -145,6 +145,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     },
     "task": {
         "causal-lm": "fedpeft.tasks.causal_lm:CausalLM",
+        "embedding": "fedpeft.tasks.embedding:Embedding",
         "image-classification": "fedpeft.tasks.image_classification:ImageClassification",
         "module": "fedpeft.tasks.module:ModuleTask",
         "seq2seq": "fedpeft.tasks.seq2seq:Seq2Seq",

@@ -14,12 +14,16 @@ BICUBIC = 3  # in Pillow's counting
 
 
 def save_inputs(task: object, out: Path) -> None:
-    """Write preprocessor_config.json, or the tokenizer's files."""
+    """Write preprocessor_config.json, or the tokenizer's files; and what else a library reads, as
+    the task's attribute `extra_files` says it."""
     if isinstance(task, ImageClassification):
         values = json.dumps(processor(task.input), indent=2)
         (out / "preprocessor_config.json").write_text(values + "\n", encoding="utf-8")
     if reads_texts(task):
         _save_tokenizer(task, out)
+    for path, values in getattr(task, "extra_files", {}).items():
+        (out / path).parent.mkdir(exist_ok=True)
+        (out / path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def reads_texts(task: Any) -> bool:

@@ -8,6 +8,7 @@ from textwrap import wrap
 from typing import Any, Literal
 
 from fedpeft import __version__
+from fedpeft.core.facts import Fact, offered_by
 from fedpeft.export.adapter_folder import Base
 from fedpeft.results.result import Result
 from fedpeft.runs.folder import read_json, read_rounds
@@ -239,7 +240,7 @@ def _quantization_line(result: Result) -> str | None:
 
 
 def _exact(result: Result, form: Form, merged: bool) -> str:
-    made = "outputs" if result.loader == DENOISER else "logits"
+    made = "outputs" if Fact.NO_LOGITS in offered_by(result.plan.task) else "logits"
     if bits := _quantization_line(result):
         config = f'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{bits}")'
         hint = (

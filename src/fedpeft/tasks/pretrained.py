@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from fedpeft.compute.frozen_linear import prepare_quantized
-from fedpeft.compute.trainable import head_of, new_layers, within
+from fedpeft.compute.trainable import head_of, mark_new_layers, new_layers, within
 from fedpeft.core.outputs import evaluation_mode
 from fedpeft.core.seeds import seed_torch
 from fedpeft.errors import PlanError
@@ -162,6 +162,30 @@ def sequence_model(name: str, pretrained: bool) -> nn.Module:
     made = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32, **NO_CODE)
     note_output(made)
     return _check_weights(made, name)
+
+
+def encoder_model(name: str, pretrained: bool) -> nn.Module:
+    """A model without any head, in float32; with `pretrained = false` from torch's default
+    generator.
+
+    Raises:
+      PlanError: no such model, or one with a decoder beside its encoder.
+    """
+    from transformers import AutoModel
+
+    config = config_of(name)
+    if getattr(config, "is_encoder_decoder", False):
+        raise PlanError(
+            f"model {name!r} has a decoder beside its encoder, and embeddings need one of them: "
+            "name an encoder, such as BERT"
+        )
+    if pretrained:
+        model, report = _load(AutoModel, name, config)
+        check_loaded(model, name, report, find_new(model, (), report).beside)
+    else:
+        model = _check_weights(AutoModel.from_config(config, dtype=torch.float32, **NO_CODE), name)
+    mark_new_layers(model, headless=True)
+    return model
 
 
 def check_causal(name: str, model: nn.Module) -> None:
