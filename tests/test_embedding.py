@@ -131,6 +131,11 @@ def test_no_pair_has_a_gradient_of_its_own(bert: Path, file: Path) -> None:
         Objective(task.build([]), task).gradients({}, batch)
 
 
+def test_fisher_information_is_not_asked_of_pairs(bert: Path, file: Path) -> None:
+    with pytest.raises(PlanError, match=r"squares the gradient of each example, and Embedding"):
+        read_plan(run_of(plan_task(bert), file, algorithms=["fisher"]))
+
+
 def test_clients_may_be_hidden(bert: Path, file: Path) -> None:
     stage = {"name": "client_dp", "clip_norm": 1.0, "noise_multiplier": 1.0}
     private = {"stages": [stage], "weighting": "uniform", "privacy": {"delta": 1e-3}}

@@ -137,11 +137,13 @@ def test_other_processes_train_it(folder: Path, file: Path) -> None:
     check_processes(run_of(plan_task(folder), file))
 
 
-@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("case", ["lora", "merged", "prefix"])
 def test_an_export_is_loaded_by_its_card_and_says_the_same(
-    folder: Path, file: Path, tmp_path: Path, merge: bool, capsys: pytest.CaptureFixture[str]
+    folder: Path, file: Path, tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = Exported(run_of(plan_task(folder), file, rounds=1), tmp_path, merge)
+    method = "prefix" if case == "prefix" else "lora"
+    changes = run_of(plan_task(folder), file, rounds=1, method=method)
+    run = Exported(changes, tmp_path, case == "merged")
     batch, outputs = run.forward()
     model = run.names["model"]
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}

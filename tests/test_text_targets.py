@@ -155,7 +155,7 @@ class Told:
         return {LOGITS: batch["logits"]}
 
     losses, metrics = staticmethod(scoring.losses), staticmethod(scoring.scores)
-    conclude = staticmethod(scoring.conclude)
+    conclude = staticmethod(scoring.derive_metrics)
 
 
 def measured(logits: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
@@ -203,7 +203,7 @@ def test_numbers_that_are_all_alike_have_no_correlation() -> None:
     got = measured(torch.ones(6, 1), torch.full((6,), 0.1), torch.ones(6))
     assert got["pearson"] is not None and got["pearson"] != got["pearson"]
     assert got["r2"] != got["r2"] and got["mae"] == pytest.approx(0.9)
-    none = scoring.conclude({})
+    none = scoring.derive_metrics({})
     assert none == {} and nan != nan
 
 

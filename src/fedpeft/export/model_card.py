@@ -130,7 +130,7 @@ def _traffic_lines(rounds: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def _metric_lines(result: Result, rounds: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """How well it does, and what it gives away at most."""
-    if result.loader.classifies and result.loader.outputs is None:
+    if result.loader.reads_classes:
         facts = [_accuracy(rounds)]
     else:
         facts = _held_out(rounds, result.loader.unit)

@@ -61,7 +61,8 @@ def read_result(path: Path, code: Code = REGISTERED) -> Result:
         raise RunError(
             f"{path} cannot be exported: {list(plan.personal)} of its tensors are each client's own"
         )
-    loader, classes = _loader(plan, path), ()
+    loader = _loader(plan, path)
+    classes: tuple[str, ...] = ()
     if loader.classifies:
         classes = _classes(folder, plan) if loader.outputs is None else loader.outputs
     return Result(folder, plan, loader, classes, saved)

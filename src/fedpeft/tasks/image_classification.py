@@ -168,8 +168,8 @@ class ImageClassification:
         return scoring.scores(outputs, batch)
 
     def conclude(self, sums: Mapping[str, Weighted]) -> dict[str, float]:
-        """The metrics as numbers; see `scoring.conclude`."""
-        return scoring.conclude(sums)
+        """The metrics as numbers; see `scoring.derive_metrics`."""
+        return scoring.derive_metrics(sums)
 
 
 def _with_channels(image: Tensor, channels: int) -> Tensor:

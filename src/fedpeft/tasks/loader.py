@@ -37,6 +37,11 @@ class Loader:
     usage: tuple[str, ...] = ()
     unit: str = "examples"
 
+    @property
+    def reads_classes(self) -> bool:
+        """Whether the head has a row for each class of the data."""
+        return self.classifies and self.outputs is None
+
 
 TOKENIZER = "AutoTokenizer"
 IMAGES = Loader(

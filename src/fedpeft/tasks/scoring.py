@@ -38,7 +38,7 @@ def losses(outputs: Outputs, batch: Batch) -> Tensor:
 
 def scores(outputs: Outputs, batch: Batch) -> Mapping[str, Tensor | Summed]:
     """Accuracy (0 or 1) and loss, one value an example; of several labels and of numbers what
-    `conclude` needs beside the loss."""
+    `derive_metrics` needs beside the loss."""
     if TARGET not in batch:
         right = outputs[LOGITS].argmax(-1) == batch["label"]
         return {"accuracy": right.float(), "loss": losses(outputs, batch)}
@@ -67,7 +67,7 @@ def _moments(told: Tensor, wanted: Tensor) -> Mapping[str, Tensor]:
     return {"mae": (told - wanted).abs(), **{f"{SUM}{name}": v for name, v in products.items()}}
 
 
-def conclude(sums: Mapping[str, Weighted]) -> dict[str, float]:
+def derive_metrics(sums: Mapping[str, Weighted]) -> dict[str, float]:
     """The metrics as numbers, with those that are made of several sums.
 
     macro_f1  the mean of the labels' F1, without labels that no example has and none was given
@@ -124,7 +124,7 @@ def column(table: Table, name: str, task: str) -> Any:
     return table.columns[name]
 
 
-def texts(table: Table, name: str, task: str) -> Sequence[str]:
+def read_texts(table: Table, name: str, task: str) -> Sequence[str]:
     """A column of texts.
 
     Raises:

@@ -95,7 +95,7 @@ class Seq2Seq:
         for length in (self.max_length, self.max_answer):
             check_length(self.model, self.base, length)
         given, told = (
-            scoring.texts(table, name, "a model from text to text")
+            scoring.read_texts(table, name, "a model from text to text")
             for name in (self.source, self.answer)
         )
         made = self._rows(given, told)

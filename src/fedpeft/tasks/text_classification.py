@@ -119,7 +119,7 @@ class TextClassification:
         texts = [scoring.column(table, "text", "text classification")]
         check_length(self.model, self.base, self.max_length)
         if self.text_pair:
-            texts.append(scoring.texts(table, self.text_pair, "text classification of pairs"))
+            texts.append(scoring.read_texts(table, self.text_pair, "text classification of pairs"))
         wanted = self.learned.read(table, "text classification")
         tokens = read_tokens(self.base, self.max_length, *texts)
         ids, seen = tokens["input_ids"], tokens["attention_mask"]
@@ -148,8 +148,8 @@ class TextClassification:
         return scoring.scores(outputs, batch)
 
     def conclude(self, sums: Mapping[str, Weighted]) -> dict[str, float]:
-        """The metrics as numbers; see `scoring.conclude`."""
-        return scoring.conclude(sums)
+        """The metrics as numbers; see `scoring.derive_metrics`."""
+        return scoring.derive_metrics(sums)
 
 
 def read_tokens(base: str, length: int, *texts: Sequence[str]) -> dict[str, Tensor]:
