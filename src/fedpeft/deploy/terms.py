@@ -24,7 +24,6 @@ from fedpeft.runs.environment import environment
 from fedpeft.runs.execute import open_run_site
 from fedpeft.runs.folder import RunFolder
 from fedpeft.storage.files import write_atomically
-from fedpeft.tasks.loader import Loader
 
 LIBRARIES = ("fedpeft", "torch", "transformers", "peft")
 WHAT = {
@@ -169,7 +168,7 @@ def server_site(plan: Plan, say: Callable[[str], None] = lambda words: None) -> 
 def check_labels_named(plan: Plan) -> Plan:
     """The plan, if it names the labels or its task learns none of the data's; raises PlanError if
     it does not."""
-    loader: Loader | None = getattr(plan.task, "loader", None)
+    loader: Any = getattr(plan.task, "loader", None)
     if not plan.classes and (loader is None or loader.reads_classes):
         raise PlanError(
             "the plan does not name the labels, and a node need not have them all: set classes = "
