@@ -189,7 +189,7 @@ def test_an_export_is_loaded_by_its_card_and_says_the_same(
     scope = {"model": run.names["model"], "tokenizer": run.names["tokenizer"], "texts": texts}
     with torch.inference_mode():
         exec(run.usage, scope)
-    rows = run.site.plan.task.prepare(Table({"anchor": texts, "positive": texts}))  # type: ignore[attr-defined]
+    rows = run.site.plan.task.prepare(Table({"anchor": texts, "positive": texts}))
     _, outputs = run.forward(run.site.plan.task.batch(rows, None))
     assert torch.allclose(scope["embeddings"], outputs[PREDICTION][:, 0], atol=1e-5)
     modules = json.loads((run.folder / "modules.json").read_text())

@@ -323,5 +323,6 @@ def test_pictures_have_several_labels_and_numbers_too() -> None:
 def test_a_plan_without_the_new_keys_does_not_write_them() -> None:
     for name in ("text-classification", "image-classification"):
         assert "problem_type" not in read_plan({"task": {"name": name}}).toml()
-        given = {"name": name, "problem_type": ONE, "target": "label", "labels": []}
+        given: dict[str, Any] = {"problem_type": ONE, "target": "label", "labels": []}
+        given = {"name": name, **given}
         assert "problem_type" not in read_plan({"task": given}).toml()

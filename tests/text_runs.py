@@ -119,7 +119,7 @@ class Exported:
 
     def forward(self, batch: Batch | None = None) -> tuple[Batch, Any]:
         """A batch, a held-out one if none is given, and what the run's own model makes of it."""
-        batch = next(iter(self.site.data.held_out())) if batch is None else batch
+        seen = next(iter(self.site.data.held_out())) if batch is None else batch
         plan = self.site.plan
         model = plan.model(self.site.classes).eval()
         own = {name: self.state.params[name] for name in plan.method.names(model)}
@@ -130,11 +130,11 @@ class Exported:
                 self.model = model
 
             def forward(self) -> Any:
-                return plan.task.forward(self.model, batch)
+                return plan.task.forward(self.model, seen)
 
         called = {f"model.{name}": x for name, x in own.items()}
         with torch.inference_mode():
-            return batch, functional_call(Pass(), called, ())
+            return seen, functional_call(Pass(), called, ())
 
 
 def save_sequence_model(folder: Path, kind: str) -> Path:
