@@ -1,5 +1,6 @@
 """The tasks on texts where owners are apart: a file from each of them, and Flower's nodes."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from fedpeft import InProcess, PlanError, federate, open_site, read_plan, start
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Examples, Table
 from fedpeft.deploy.terms import check_labels_named
+from fedpeft.evaluation.probe import check_gradients
 from fedpeft.oneshot.contribute import contribute, from_partition, in_order
 from fedpeft.oneshot.invitation import invite, read_invitation
 from fedpeft.oneshot.keys import make_signing_key, signing_key
@@ -119,3 +121,22 @@ def test_a_server_without_data_needs_no_labels_that_its_task_names(
     classes = {"task": {"name": "text-classification", "model": "minilm"}}
     with pytest.raises(PlanError, match="does not name the labels"):
         check_labels_named(read_plan({**tasks[kind], **classes}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_examples_have_gradients_of_their_own_or_say_that_they_have_none(
+    kind: str, tasks: Mapping[str, Any]
+) -> None:
+    site = open_site(read_plan(tasks[kind]))
+    if kind == "embedding":
+        with pytest.raises(PlanError, match="none has a gradient of its own"):
+            check_gradients(site)
+    else:
+        check_gradients(site)
+
+
+def test_the_plans_of_the_guide_are_plans() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "guide" / "texts.md").read_text()
+    plans = re.findall("```toml\n(.*?)```", page, re.S)
+    named = [type(read_plan(plan).task).__name__ for plan in plans]
+    assert named == ["TextClassification"] * 2 + ["TokenClassification", "Seq2Seq"]
