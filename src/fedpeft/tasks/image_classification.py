@@ -32,7 +32,7 @@ class ImageClassification:
       crop: pixels of padding, at the size of the model's input, for a random crop.
       flip: whether pictures are mirrored at random.
       mean, std: of the normalisation, one value or one a channel; empty for the model's own.
-      problem_type, labels, target: what is learned; see `TextClassification`.
+      problem_type, labels, target: what is learned, as of the task `text-classification`.
 
     Raises:
       ValueError: a value out of range.
