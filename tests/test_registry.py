@@ -31,6 +31,8 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("routing", "subset"): {"trains": ["classifier.*"]},
     ("routing", "tiers"): {"budgets": [1.0, 0.25]},
     ("task", "module"): {"module": "networks:Linear", "arguments": {"features": 8, "classes": 3}},
+    ("task", "seq2seq"): {"model": "some/folder"},
+    ("task", "token-classification"): {"labels": ["O", "B-PER"]},
     ("task", "text-to-image"): {"model": "some/folder"},
 }
 """What a part cannot do without."""

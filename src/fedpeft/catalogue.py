@@ -145,10 +145,13 @@ CATALOGUE: dict[str, dict[str, str]] = {
     },
     "task": {
         "causal-lm": "fedpeft.tasks.causal_lm:CausalLM",
+        "embedding": "fedpeft.tasks.embedding:Embedding",
         "image-classification": "fedpeft.tasks.image_classification:ImageClassification",
         "module": "fedpeft.tasks.module:ModuleTask",
+        "seq2seq": "fedpeft.tasks.seq2seq:Seq2Seq",
         "text-classification": "fedpeft.tasks.text_classification:TextClassification",
         "text-to-image": "fedpeft.tasks.text_to_image:TextToImage",
+        "token-classification": "fedpeft.tasks.token_classification:TokenClassification",
     },
     "term": {
         "distillation": "fedpeft.terms.distillation:Distillation",

@@ -15,6 +15,7 @@ from fedpeft.core.outputs import evaluation_mode
 from fedpeft.core.rounds import Round
 from fedpeft.core.tensors import layout
 from fedpeft.core.types import ClientId, State, Tensors
+from fedpeft.errors import PlanError
 
 PHASE = "fisher"
 
@@ -58,6 +59,14 @@ class Fisher:
     def __post_init__(self) -> None:
         if not 0 < self.floor < float("inf"):
             raise ValueError(f"floor must be positive and finite, got {self.floor}")
+
+    def check_plan(self, plan: Any) -> None:
+        """Raises PlanError for a task whose examples have no gradients of their own."""
+        if getattr(plan.task, "couples_examples", False):
+            raise PlanError(
+                f"a merge by Fisher information squares the gradient of each example, and "
+                f"{type(plan.task).__name__} {Fact.COUPLES_EXAMPLES.value}: leave one of them out"
+            )
 
     def round(self, state: State, round: Round, inner: Inner) -> Flow:
         """The inner algorithm's round, merged anew with what its clients then tell."""

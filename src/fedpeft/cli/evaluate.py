@@ -176,13 +176,13 @@ def _on_examples(site: "Site", state: "State", store: "Store", per_client: bool)
 def _table(found: dict[str, Any]) -> str:
     lines = [
         f"after round {found['round']}",
-        *(f"  {n:<12}{_show_value(x)}" for n, x in found["held_out"].items()),
+        *(f"  {n:<11} {_show_value(x)}" for n, x in found["held_out"].items()),
     ]
     if "clients" in found:
         lines.append("on each client's own training examples")
         for name, spread in found["clients"].items():
             lines.append(
-                f"  {name:<12}mean {_show_value(spread['mean'])}   worst tenth "
+                f"  {name:<11} mean {_show_value(spread['mean'])}   worst tenth "
                 f"{_show_value(spread['worst_tenth'])}"
             )
     lines += _own_held_out(found.get("own_held_out"))
@@ -191,7 +191,9 @@ def _table(found: dict[str, Any]) -> str:
     if scored := found.get("clip"):
         lines.append(f"CLIP score by {scored['model']}, mean over these captions")
         columns = {"held out": "truth", "before": "before", "after": "after"}
-        lines += [f"  {name:<12}{_show_value(fmean(scored[key]))}" for name, key in columns.items()]
+        lines += [
+            f"  {name:<11} {_show_value(fmean(scored[key]))}" for name, key in columns.items()
+        ]
     for one in found.get("samples", ()):
         lines += ["", *(f"{name:<8}{text!r}" for name, text in one.items())]
     if "benchmark" in found:
@@ -210,7 +212,7 @@ def _own_held_out(found: dict[str, Any] | None) -> list[str]:
     ]
     for name, spread in found["metrics"].items():
         lines.append(
-            f"  {name:<12}mean {_show_value(spread['mean'])}   by examples "
+            f"  {name:<11} mean {_show_value(spread['mean'])}   by examples "
             f"{_show_value(spread['weighted'])}   worst tenth {_show_value(spread['worst_tenth'])}"
         )
     width = max(map(len, examples))

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.compute.model_split import Cut, blank, find_cut
-from fedpeft.compute.objective import Objective
+from fedpeft.compute.objective import Objective, conclude
 from fedpeft.core.interfaces import Task
 from fedpeft.core.outputs import FEATURES as OUTPUT
 from fedpeft.core.outputs import Outputs
 from fedpeft.core.seeds import seed_torch
 from fedpeft.core.tensors import bytes_moved, count, move_to
-from fedpeft.core.types import Batch, Summed, Table, Tensors
+from fedpeft.core.types import Batch, Summed, Table, Tensors, Weighted
 
 FEATURES = "fedpeft.features"
 """The column of rows and batches that holds them."""
@@ -79,6 +79,10 @@ class Featured:
 
     def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor | Summed]:
         return self.task.metrics(outputs, batch)
+
+    def conclude(self, sums: Mapping[str, Weighted]) -> dict[str, float]:
+        """What the task makes of sums over held-out examples."""
+        return conclude(self.task, sums)
 
     def chunks(self, batch: Batch) -> Iterator[Batch]:
         """The task's, unless there are features, which it does not know of."""

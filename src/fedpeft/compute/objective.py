@@ -14,11 +14,13 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedpeft.compute.trainable import head_of
+from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import OTHER, SHARE, Added, Task, Term
 from fedpeft.core.low_rank import EXACT, merge_exact
 from fedpeft.core.outputs import Outputs, evaluation_mode
 from fedpeft.core.tensors import add_prefix, take_prefix
 from fedpeft.core.types import Batch, Summed, Tensors, Weighted
+from fedpeft.errors import PlanError
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOSS_SCALE = 2.0**12
@@ -92,7 +94,13 @@ class Objective:
     def _head(self, added: Added) -> str | None:
         if added.head != "auto":
             return added.head
-        return head_of(self.model, key="the key `head` of the term in local.terms")
+        head = head_of(self.model, key="the key `head` of the term in local.terms")
+        if not head:
+            raise PlanError(
+                "the model has no head, and a term in local.terms needs what comes into one: leave "
+                "the term out"
+            )
+        return head
 
     def _compared(self, params: Tensors, batch: Batch, added: Added, head: str | None) -> Tensors:
         """The outputs of the models that the terms compare with, as `<model>/<output>`."""
@@ -143,6 +151,12 @@ class Objective:
         eager attention too. That is
         tried at every call: a result does not depend on the calls before.
         """
+
+        if getattr(self.task, "couples_examples", False):
+            raise PlanError(
+                f"{type(self.task).__name__} {Fact.COUPLES_EXAMPLES.value}, so that none has a "
+                'gradient of its own: hide clients instead, with stages = ["client_dp"]'
+            )
 
         def alone(params: Tensors, row: Batch) -> Tensor:
             return self(params, {name: x[None] for name, x in row.items()}, added).sum()
@@ -198,10 +212,21 @@ def evaluate(
         mask = batch["mask"]
         for name, value in values.items():
             each = value if isinstance(value, Summed) else Summed(value, torch.ones_like(mask))
-            total, weight = (float((x.float() * mask).sum()) for x in (each.totals, each.weights))
+            total, weight = (float((_wide(x) * mask).sum()) for x in (each.totals, each.weights))
             got = Weighted(total, weight, each.geometric)
             sums[name] = sums[name] + got if name in sums else got
     return sums
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def conclude(task: Task, sums: Mapping[str, Weighted]) -> dict[str, float]:
+    """The metrics as numbers; some tasks make several sums into one (their method `conclude`)."""
+    own: Callable[[Mapping[str, Weighted]], dict[str, float]] | None
+    own = getattr(task, "conclude", None)
+    return {name: one.value for name, one in sums.items()} if own is None else own(sums)
 
 
 def score_batches(

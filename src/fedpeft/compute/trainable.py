@@ -30,12 +30,14 @@ class NewLayers:
       head: the head's module; "" where the usual names tell.
       beside: parameters outside the head that the checkpoint never had: they stand before it, or
         they are a further head.
+      headless: whether the model has no head, as one that makes embeddings.
       unreached: what the method would train if the task's loss depended on it; it is left out.
     """
 
     head: str = ""
     beside: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
+    headless: bool = False
 
 
 def mark_new_layers(model: nn.Module, **changes: object) -> None:
@@ -55,7 +57,7 @@ def is_statistic(name: str) -> bool:
 
 
 def head_of(model: nn.Module, head: str = "auto", key: str = "the method's key `head`") -> str:
-    """The name of the head's module.
+    """The name of the head's module; "" for a model without one.
 
     Args:
       key: what names it in the plan, for the error.
@@ -70,8 +72,9 @@ def head_of(model: nn.Module, head: str = "auto", key: str = "the method's key `
                 f"the model has no module {head!r} to use as head; it has {', '.join(_top(model))}"
             )
         return head
-    if known := new_layers(model).head:
-        return known
+    noted = new_layers(model)
+    if noted.head or noted.headless:
+        return noted.head
     for name in HEADS:
         if isinstance(getattr(model, name, None), nn.Module):
             return name

@@ -224,6 +224,14 @@ class Table:
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
 
+    @property
+    def labels(self) -> Tensor | None:
+        """The number of each example's class, int64 (n,); None where examples have no class, though
+        a column may be called `label`."""
+        found = self.columns.get("label")
+        is_class = isinstance(found, Tensor) and not found.is_floating_point()
+        return found if is_class else None
+
 
 @dataclass(frozen=True)
 class Examples:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from math import isfinite
 
-LESS_IS_BETTER = ("loss", "perplexity")
+LESS_IS_BETTER = ("loss", "perplexity", "mae", "rmse")
 """Metrics whose best value is the lowest; of all others it is the highest."""
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")

@@ -13,6 +13,8 @@ from fedpeft.errors import DataError, unknown
 
 PLAIN = ("string", "number", "class")
 """Kinds of columns that have one plain value a row."""
+LISTS = ("list", "largelist", "sequence")
+"""Kinds of columns that have a list a row: words and their tags, several labels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +83,7 @@ class Rows:
 
     def table(self, names: Mapping[str, str], index: Tensor, label: Tensor | None) -> Table:
         """The rows `index`: `label` if any, the columns that are called otherwise here, and all
-        other plain columns.
+        other columns of plain values and of lists.
 
         Raises:
           DataError: a column is not there, or a text is missing.
@@ -95,8 +97,9 @@ class Rows:
             columns["image"] = Pictures(self._arrow(names["image"]), places, self.folder)
         if names["text"]:
             columns["text"] = self._texts(names["text"], places)
+        taken = {*columns, *names.values()}
         for name in self.columns:
-            if name not in columns and name not in names.values() and self.kind(name) in PLAIN:
+            if name not in taken and self.kind(name) in (*PLAIN, *LISTS):
                 values = self.values(name)
                 columns[name] = [values[place] for place in places]
         return Table(columns)

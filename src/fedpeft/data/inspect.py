@@ -60,7 +60,7 @@ def inspect(examples: Examples) -> Report:
       DataError: no picture can be read.
     """
     sides = (examples.train, examples.test)
-    counts = [_counts(side.columns.get("label"), len(examples.classes)) for side in sides]
+    counts = [_counts(side.labels, len(examples.classes)) for side in sides]
     pictures, texts = ([side.columns[name] for side in sides if name in side.columns]
                        for name in ("image", "text"))  # fmt: skip
     return Report(

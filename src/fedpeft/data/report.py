@@ -53,8 +53,7 @@ def check_division(division: Division, table: Table, classes: Sequence[str]) -> 
 
 def labels_of(table: Table) -> Tensor | None:
     """The labels, where there are any."""
-    labels: Tensor | None = table.columns.get("label")
-    return labels
+    return table.labels
 
 
 def partition_fingerprint(parts: Mapping[ClientId, Tensor]) -> str:

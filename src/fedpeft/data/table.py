@@ -260,7 +260,7 @@ def _labels(rows: Rows, column: str, index: Tensor) -> list[str | int]:
         ):
             raise DataError(
                 f"{rows.path}: the column {column!r} holds {value!r}, which is no class; set "
-                "data.label"
+                'data.label to another column, or to "none" where the task reads this one itself'
             )
     # a column of integers with a gap arrives as 1.0, 2.0
     return [int(value) if isinstance(value, float) else value for value in chosen]

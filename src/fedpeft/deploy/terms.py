@@ -166,8 +166,10 @@ def server_site(plan: Plan, say: Callable[[str], None] = lambda words: None) -> 
 
 
 def check_labels_named(plan: Plan) -> Plan:
-    """The plan, if it names the labels; raises PlanError if it does not."""
-    if not plan.classes:
+    """The plan, if it names the labels or its task learns none of the data's; raises PlanError if
+    it does not."""
+    loader: Any = getattr(plan.task, "loader", None)
+    if not plan.classes and (loader is None or loader.reads_classes):
         raise PlanError(
             "the plan does not name the labels, and a node need not have them all: set classes = "
             "[...]"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.compute.feature_cache import FEATURES, FeatureCache
-from fedpeft.compute.objective import evaluate, score_batches
+from fedpeft.compute.objective import conclude, evaluate, score_batches
 from fedpeft.compute.trainable import read, write
 from fedpeft.core.interfaces import Coding, Store
 from fedpeft.core.low_rank import EXACT, merge_exact
@@ -32,10 +32,7 @@ def measure(site: Site, params: Tensors, client: ClientId | None = None) -> dict
     chosen = data.held_out() if client is None else data.training(client)
     batches = (site.on_device(batch) for batch in chosen)
     with threads(plan.compute.threads):
-        return {
-            name: metric.value
-            for name, metric in evaluate(site.task, site.model, own, batches).items()
-        }
+        return conclude(site.task, evaluate(site.task, site.model, own, batches))
 
 
 def held_out(site: Site, state: State, store: Store) -> dict[str, float]:

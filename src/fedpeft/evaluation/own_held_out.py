@@ -1,10 +1,10 @@
 """How well each client's model does on the client's own examples: those that it holds out, and
 those that it trains on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedpeft.compute.objective import evaluate
+from fedpeft.compute.objective import conclude, evaluate
 from fedpeft.core.interfaces import Store
 from fedpeft.core.types import ClientId, State, Weighted
 from fedpeft.core.units import LESS_IS_BETTER, finite_or_none
@@ -32,12 +32,19 @@ def own_held_out(site: Site, state: State, store: Store) -> dict[str, Any] | Non
     if not examples:
         return None
     found = {client: _measure(site, state, store, client) for client in examples}
-    names = list(next(iter(found.values())))
+    values = {client: conclude(site.task, sums) for client, sums in found.items()}
+    whole = conclude(site.task, _total(list(found.values())))
     by_metric = {
-        name: _over_clients({client: one[name] for client, one in found.items()}, name)
-        for name in names
+        name: _over_clients({client: one[name] for client, one in values.items()}, weighted, name)
+        for name, weighted in whole.items()
     }
     return {"examples": examples, "metrics": by_metric}
+
+
+def _total(found: Sequence[Mapping[str, Weighted]]) -> dict[str, Weighted]:
+    """The sums over all clients."""
+    first, *others = found
+    return {name: sum((one[name] for one in others), start=x) for name, x in first.items()}
 
 
 def over_clients(site: Site, state: State, store: Store) -> dict[str, dict[str, float]]:
@@ -69,15 +76,13 @@ def _measure(site: Site, state: State, store: Store, client: ClientId) -> Mappin
         return evaluate(site.task, site.model, params, batches)
 
 
-def _over_clients(found: Mapping[ClientId, Weighted], name: str) -> dict[str, Any]:
-    each = {client: metric.value for client, metric in found.items()}
+def _over_clients(each: Mapping[ClientId, float], weighted: float, name: str) -> dict[str, Any]:
     values = sorted(each.values(), reverse=name in LESS_IS_BETTER)
     tenth = max(1, len(values) // 10)
-    first, *others = found.values()
     spread = finite_or_none(
         {
             "mean": sum(values) / len(values),
-            "weighted": sum(others, start=first).value,
+            "weighted": weighted,
             "worst_tenth": sum(values[:tenth]) / tenth,
         }
     )

@@ -3,22 +3,32 @@
 import json
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
-from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.image_classification import ImageClassification
+from fedpeft.tasks.loader import TOKENIZER
 from fedpeft.tasks.pretrained import ImageInput
-from fedpeft.tasks.text_classification import TextClassification, padding_token, tokenizer
+from fedpeft.tasks.text_classification import padding_token, tokenizer
 
 BICUBIC = 3  # in Pillow's counting
 
 
 def save_inputs(task: object, out: Path) -> None:
-    """Write preprocessor_config.json, or the tokenizer's files."""
+    """Write preprocessor_config.json, or the tokenizer's files; and what else a library reads, as
+    the task's attribute `extra_files` says it."""
     if isinstance(task, ImageClassification):
         values = json.dumps(processor(task.input), indent=2)
         (out / "preprocessor_config.json").write_text(values + "\n", encoding="utf-8")
-    if isinstance(task, TextClassification | CausalLM):
+    if reads_texts(task):
         _save_tokenizer(task, out)
+    for path, values in getattr(task, "extra_files", {}).items():
+        (out / path).parent.mkdir(exist_ok=True)
+        (out / path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def reads_texts(task: Any) -> bool:
+    """Whether a task's inputs are made by a tokenizer."""
+    return getattr(getattr(task, "loader", None), "reader", "") == TOKENIZER
 
 
 def processor(see: ImageInput) -> dict[str, object]:
@@ -43,10 +53,10 @@ def processor(see: ImageInput) -> dict[str, object]:
     }
 
 
-def _save_tokenizer(task: TextClassification | CausalLM, out: Path) -> None:
+def _save_tokenizer(task: Any, out: Path) -> None:
     """The base's, which cuts texts (`truncation=True`) to the length that was trained with."""
     base = task.base
-    read = deepcopy(tokenizer(base))
+    read = deepcopy(getattr(task, "tokenizer", None) or tokenizer(base))
     read.model_max_length = task.max_length
     if read.pad_token_id is None:
         read.pad_token = read.convert_ids_to_tokens(padding_token(base))

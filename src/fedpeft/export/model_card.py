@@ -8,11 +8,13 @@ from textwrap import wrap
 from typing import Any, Literal
 
 from fedpeft import __version__
+from fedpeft.core.facts import Fact, offered_by
 from fedpeft.export.adapter_folder import Base
-from fedpeft.results.result import DENOISER, IMAGES, Result
+from fedpeft.results.result import Result
 from fedpeft.runs.folder import read_json, read_rounds
 from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.instructions import TEMPLATES
+from fedpeft.tasks.loader import DENOISER, TOKENIZER
 from fedpeft.tasks.text_to_image import TextToImage
 
 Form = Literal["adapter", "model", "code"]
@@ -128,10 +130,10 @@ def _traffic_lines(rounds: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def _metric_lines(result: Result, rounds: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """How well it does, and what it gives away at most."""
-    if result.loader.classifies:
+    if result.loader.reads_classes:
         facts = [_accuracy(rounds)]
     else:
-        facts = _held_out(rounds, "examples" if result.loader == DENOISER else "tokens")
+        facts = _held_out(rounds, result.loader.unit)
     if privacy := result.checkpoint.privacy:
         facts.append(("differential privacy", _privacy(privacy)))
     return facts
@@ -182,7 +184,7 @@ def _loading_lines(result: Result, out: Path, form: Form, base: Base | None) -> 
     if isinstance(task := result.plan.task, TextToImage):
         return _denoiser(task, out, form)
     auto, reader = result.loader.auto, result.loader.reader
-    what = "processor" if result.loader == IMAGES else "tokenizer"
+    what = "tokenizer" if reader == TOKENIZER else "processor"
     trust = ", trust_remote_code=True" if form == "code" else ""
     lines = [
         f"from transformers import {', '.join(sorted((auto, reader)))}",
@@ -238,7 +240,7 @@ def _quantization_line(result: Result) -> str | None:
 
 
 def _exact(result: Result, form: Form, merged: bool) -> str:
-    made = "outputs" if result.loader == DENOISER else "logits"
+    made = "outputs" if Fact.NO_LOGITS in offered_by(result.plan.task) else "logits"
     if bits := _quantization_line(result):
         config = f'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{bits}")'
         hint = (
@@ -268,17 +270,7 @@ def _usage_lines(result: Result) -> list[str]:
     if isinstance(task, TextToImage):
         wants = f"# latents are those of the autoencoder {task.vae}, which is no part of a pipeline"
         return [wants if task.vae else 'picture = pipeline("a caption").images[0]']
-    if result.loader == IMAGES:
-        inputs = (
-            'inputs = processor(images=picture, return_tensors="pt")'
-            "  # a PIL picture, or a list of them"
-        )
-    else:
-        inputs = 'inputs = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")'
-    return [
-        inputs,
-        "print([model.config.id2label[k] for k in model(**inputs).logits.argmax(-1).tolist()])",
-    ]
+    return list(result.loader.usage)
 
 
 def _generation_lines(task: CausalLM) -> list[str]:

@@ -49,8 +49,7 @@ class Prefix:
         from it too."""
         from peft import PrefixTuningConfig
 
-        kind = "CAUSAL_LM" if is_vocabulary(model, head_of(model)) else "SEQ_CLS"
-        return PrefixTuningConfig(num_virtual_tokens=self.tokens, task_type=kind)
+        return PrefixTuningConfig(num_virtual_tokens=self.tokens, task_type=_task_of(model))
 
     def inject(self, model: nn.Module) -> nn.Module:
         from peft import get_peft_model
@@ -76,3 +75,15 @@ def _is_trained(name: str, head: str) -> bool:
     if name.startswith("prompt_encoder."):
         return True
     return bool(head) and within(name, f"base_model.{head}") and ".original_module." not in name
+
+
+def _task_of(model: Any) -> str:
+    """What `peft` calls the task of a model, by which it chooses its wrapper."""
+    head = head_of(model)
+    if getattr(model.config, "is_encoder_decoder", False):
+        return "SEQ_2_SEQ_LM"
+    if not head:
+        return "FEATURE_EXTRACTION"
+    if is_vocabulary(model, head):
+        return "CAUSAL_LM"
+    return "TOKEN_CLS" if "TokenClassification" in type(model).__name__ else "SEQ_CLS"

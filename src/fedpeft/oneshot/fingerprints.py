@@ -8,13 +8,12 @@ import torch
 from torch import nn
 
 from fedpeft.compute.trainable import tensors_of
-from fedpeft.export.inputs import processor
+from fedpeft.export.inputs import processor, reads_texts
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.values import quantizes
 from fedpeft.registry import describe
-from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.image_classification import ImageClassification
-from fedpeft.tasks.text_classification import TextClassification, tokenizer, tokenizer_settings
+from fedpeft.tasks.text_classification import tokenizer, tokenizer_settings
 from fedpeft.tasks.text_to_image import TextToImage
 
 
@@ -46,14 +45,14 @@ def base_fingerprint(plan: Plan, model: nn.Module | None = None) -> str:
     return found.hexdigest()
 
 
-def transforms_digest(task: object) -> str:
+def transforms_digest(task: Any) -> str:
     """A name for what becomes of an example before the model sees it, as it is here: also what
     comes with the model."""
     own: Any = None
     if isinstance(task, ImageClassification):
         own = processor(task.input)
-    if isinstance(task, TextClassification | CausalLM):
-        own = tokenizer_settings(tokenizer(task.base))
+    if reads_texts(task):
+        own = tokenizer_settings(getattr(task, "tokenizer", None) or tokenizer(task.base))
     if isinstance(task, TextToImage):
         own = task.settings()
     return digest(json.dumps([describe("task", task), own], sort_keys=True, default=str).encode())

@@ -12,10 +12,10 @@ def labels_of(table: Table, partition: str) -> Tensor:
     Raises:
       DataError: there are none.
     """
-    if "label" not in table.columns:
+    labels = table.labels
+    if labels is None:
         raise DataError(
             f"the partition {partition!r} divides by labels, and these data have none: "
             'take "column" (natural clients) or "iid", or name a column of classes with data.label'
         )
-    labels: Tensor = table.columns["label"]
     return labels

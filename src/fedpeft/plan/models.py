@@ -38,7 +38,7 @@ def build_model(plan: Any, classes: Sequence[str]) -> nn.Module:
                 f'task.quantize, or the method, e.g. for "lora" ({error})'
             ) from None
     # a wrapper, such as a prefix needs, is another module
-    mark_new_layers(model, head=noted.head, beside=noted.beside)
+    mark_new_layers(model, head=noted.head, beside=noted.beside, headless=noted.headless)
     if getattr(plan.method, "head", "auto") != "":
         for parameter in beside:
             parameter.requires_grad_(True)

@@ -14,33 +14,7 @@ from fedpeft.plan.plan import Plan
 from fedpeft.registry import REGISTERED, Code, describe
 from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint
 from fedpeft.runs.folder import RunFolder, read_json, reopen
-from fedpeft.tasks.causal_lm import CausalLM
-from fedpeft.tasks.image_classification import ImageClassification
-from fedpeft.tasks.text_classification import TextClassification
-from fedpeft.tasks.text_to_image import TextToImage
-
-
-@dataclass(frozen=True)
-class Loader:
-    """How `transformers` loads the models of a task.
-
-    Attributes:
-      auto: its class for the model.
-      reader: its class for what makes inputs of pictures or texts.
-      pipeline: its name for the task.
-      classifies: whether the model has a new head, with a row for each class.
-    """
-
-    auto: str
-    reader: str
-    pipeline: str
-    classifies: bool = True
-
-
-IMAGES = Loader("AutoModelForImageClassification", "AutoImageProcessor", "image-classification")
-TEXTS = Loader("AutoModelForSequenceClassification", "AutoTokenizer", "text-classification")
-LANGUAGE = Loader("AutoModelForCausalLM", "AutoTokenizer", "text-generation", classifies=False)
-DENOISER = Loader("UNet2DConditionModel", "", "text-to-image", classifies=False)
+from fedpeft.tasks.loader import Loader
 
 
 @dataclass(frozen=True)
@@ -88,22 +62,20 @@ def read_result(path: Path, code: Code = REGISTERED) -> Result:
             f"{path} cannot be exported: {list(plan.personal)} of its tensors are each client's own"
         )
     loader = _loader(plan, path)
-    return Result(folder, plan, loader, _classes(folder, plan) if loader.classifies else (), saved)
+    classes: tuple[str, ...] = ()
+    if loader.classifies:
+        classes = _classes(folder, plan) if loader.outputs is None else loader.outputs
+    return Result(folder, plan, loader, classes, saved)
 
 
 def _loader(plan: Plan, path: Path) -> Loader:
-    if isinstance(plan.task, ImageClassification):
-        return IMAGES
-    if isinstance(plan.task, TextClassification):
-        return TEXTS
-    if isinstance(plan.task, CausalLM):
-        return LANGUAGE
-    if isinstance(plan.task, TextToImage):
-        return DENOISER
+    loader: Loader | None = getattr(plan.task, "loader", None)
+    if loader is not None:
+        return loader
     task = describe("task", plan.task)["name"]
     raise RunError(
-        f"{path} cannot be exported: its task {task!r} has no model of transformers or diffusers; "
-        "image-classification, text-classification, causal-lm and text-to-image have. "
+        f"{path} cannot be exported: its task {task!r} has no model of transformers or diffusers, "
+        "as all registered tasks but `module` have. "
         "The trained tensors are in checkpoint/state.safetensors"
     )
 

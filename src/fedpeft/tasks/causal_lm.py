@@ -3,6 +3,7 @@ answers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from fedpeft.core.types import Batch, Summed, Table, Tensors
 from fedpeft.errors import DataError, unknown
 from fedpeft.tasks import scoring
 from fedpeft.tasks.instructions import TEMPLATES
+from fedpeft.tasks.loader import LANGUAGE, Loader
 from fedpeft.tasks.pretrained import check_causal, language_model
 from fedpeft.tasks.text_classification import check_length, padding_token, resolve_name, tokenizer
 from fedpeft.tasks.vocabulary import check_tokens
@@ -66,6 +68,7 @@ class CausalLM:
     loss_on: str = "all"
     max_length: int = 256
     quantize: str | None = None
+    loader: ClassVar[Loader] = LANGUAGE
 
     def __post_init__(self) -> None:
         if self.template not in TEMPLATES:
@@ -102,7 +105,7 @@ class CausalLM:
         made = self._rows(self._pairs(table))
         ids, seen = made["input_ids"], made["attention_mask"]
         check_tokens(self.model, self.base, tokenizer(self.base), ids, seen)
-        return {**made, "label": table.columns["label"]} if "label" in table.columns else made
+        return made if table.labels is None else {**made, "label": table.labels}
 
     def _rows(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
         cut, pad = self._tokens(pairs), padding_token(self.base)

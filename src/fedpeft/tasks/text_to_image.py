@@ -28,6 +28,7 @@ from fedpeft.tasks.diffusion import (
     scheduler_config,
     text_encoder,
 )
+from fedpeft.tasks.loader import DENOISER, Loader
 from fedpeft.tasks.taef2 import Taef2
 from fedpeft.tasks.text_classification import tokenizer_settings
 
@@ -64,6 +65,7 @@ class TextToImage:
     vae: str = ""
     size: int = 0
     measured_at: int = 4
+    loader: ClassVar[Loader] = DENOISER
     offers: ClassVar[frozenset[Fact]] = frozenset({Fact.NO_LOGITS})
 
     def __post_init__(self) -> None:
@@ -99,7 +101,7 @@ class TextToImage:
             "caption": read_captions(self.model, captions),
             "row": torch.arange(len(latent)),
         }
-        return {**rows, "label": table.columns["label"]} if "label" in table.columns else rows
+        return rows if table.labels is None else {**rows, "label": table.labels}
 
     def encoding(self) -> tuple[int, PictureAutoencoder | Taef2]:
         """Pixels a side, and the autoencoder; all parts of the model are looked at.
