@@ -5,6 +5,7 @@ from copy import deepcopy
 from pathlib import Path
 
 from fedpeft.tasks.causal_lm import CausalLM
+from fedpeft.tasks.chat_templates import chat_template
 from fedpeft.tasks.image_classification import ImageClassification
 from fedpeft.tasks.pretrained import ImageInput
 from fedpeft.tasks.text_classification import TextClassification, padding_token, tokenizer
@@ -44,10 +45,13 @@ def processor(see: ImageInput) -> dict[str, object]:
 
 
 def _save_tokenizer(task: TextClassification | CausalLM, out: Path) -> None:
-    """The base's, which cuts texts (`truncation=True`) to the length that was trained with."""
+    """The base's, which cuts texts (`truncation=True`) to the length that was trained with, and has
+    the chat template that was trained with."""
     base = task.base
     read = deepcopy(tokenizer(base))
     read.model_max_length = task.max_length
     if read.pad_token_id is None:
         read.pad_token = read.convert_ids_to_tokens(padding_token(base))
+    if (template := getattr(task, "template", "none")) != "none":
+        read.chat_template = chat_template(base, template)
     read.save_pretrained(str(out))

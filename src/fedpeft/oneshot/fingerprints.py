@@ -13,6 +13,7 @@ from fedpeft.plan.plan import Plan
 from fedpeft.plan.values import quantizes
 from fedpeft.registry import describe
 from fedpeft.tasks.causal_lm import CausalLM
+from fedpeft.tasks.chat_templates import OWN, chat_template
 from fedpeft.tasks.image_classification import ImageClassification
 from fedpeft.tasks.text_classification import TextClassification, tokenizer, tokenizer_settings
 from fedpeft.tasks.text_to_image import TextToImage
@@ -54,6 +55,8 @@ def transforms_digest(task: object) -> str:
         own = processor(task.input)
     if isinstance(task, TextClassification | CausalLM):
         own = tokenizer_settings(tokenizer(task.base))
+        if getattr(task, "template", "") == OWN:
+            own = {**own, "chat_template": chat_template(task.base, OWN)}
     if isinstance(task, TextToImage):
         own = task.settings()
     return digest(json.dumps([describe("task", task), own], sort_keys=True, default=str).encode())
