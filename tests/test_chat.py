@@ -198,9 +198,11 @@ def test_what_is_not_understood_is_left_out_before_the_data_are_divided(
     )
     with caplog.at_level(logging.WARNING, "fedpeft"):
         site = open_site(plan)
-    assert sum(map(site.data.size, site.data.clients)) + len(
-        next(iter(site.data.held_out()))["labels"]
-    ) == 10
+    assert (
+        sum(map(site.data.size, site.data.clients))
+        + len(next(iter(site.data.held_out()))["labels"])
+        == 10
+    )
     told = caplog.messages[0]
     assert "1 conversations that have no message of the assistant" in told
     assert "1 conversations that have no answer within max_length = 9 tokens" in told
@@ -253,7 +255,7 @@ def test_a_model_that_mixes_a_rows_examples_is_not_packed(tmp_path: Path) -> Non
     save_chatter(tmp_path, PLAIN)
     config = BloomConfig(vocab_size=14, hidden_size=16, n_layer=1, n_head=2)
     BloomForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(PlanError, match="leave out task.packing"):
+    with pytest.raises(PlanError, match=r"leave out task\.packing"):
         _task(str(tmp_path), packing=True).build([])
 
 
@@ -318,9 +320,7 @@ def test_what_is_exported_and_sampled_has_the_template_that_was_trained_with(
     card = (tmp_path / "out" / "README.md").read_text()
     assert "tokenizer.apply_chat_template(" in card
     assert f"eos_token_id=[2, {IM_END}]" in card
-    told = CliRunner().invoke(
-        app, ["evaluate", str(run.folder.path), "--sample", "2", "--json"]
-    )
+    told = CliRunner().invoke(app, ["evaluate", str(run.folder.path), "--sample", "2", "--json"])
     assert told.exit_code == 0, told.output
     samples = json.loads(told.stdout)["samples"]
     assert samples[0]["given"].startswith("user ")

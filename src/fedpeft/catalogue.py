@@ -147,6 +147,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "causal-lm": "fedpeft.tasks.causal_lm:CausalLM",
         "image-classification": "fedpeft.tasks.image_classification:ImageClassification",
         "module": "fedpeft.tasks.module:ModuleTask",
+        "preference": "fedpeft.tasks.preference:Preference",
         "text-classification": "fedpeft.tasks.text_classification:TextClassification",
         "text-to-image": "fedpeft.tasks.text_to_image:TextToImage",
     },

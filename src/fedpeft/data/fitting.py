@@ -17,8 +17,8 @@ Unfit: TypeAlias = Callable[[Table], Mapping[str, Sequence[int]]]
 
 
 def leave_out_unfit(examples: Examples, task: object) -> Examples:
-    """The examples without those that a task's method `unfit` names, which are counted and told; all
-    where a task has none.
+    """The examples without those that a task's method `unfit` names, which are counted and told;
+    all where a task has none.
 
     Raises:
       DataError: none is left to train on.

@@ -4,9 +4,9 @@ import json
 from copy import deepcopy
 from pathlib import Path
 
-from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.chat_templates import chat_template
 from fedpeft.tasks.image_classification import ImageClassification
+from fedpeft.tasks.language import LanguageTask
 from fedpeft.tasks.pretrained import ImageInput
 from fedpeft.tasks.text_classification import TextClassification, padding_token, tokenizer
 
@@ -18,7 +18,7 @@ def save_inputs(task: object, out: Path) -> None:
     if isinstance(task, ImageClassification):
         values = json.dumps(processor(task.input), indent=2)
         (out / "preprocessor_config.json").write_text(values + "\n", encoding="utf-8")
-    if isinstance(task, TextClassification | CausalLM):
+    if isinstance(task, TextClassification | LanguageTask):
         _save_tokenizer(task, out)
 
 
@@ -44,7 +44,7 @@ def processor(see: ImageInput) -> dict[str, object]:
     }
 
 
-def _save_tokenizer(task: TextClassification | CausalLM, out: Path) -> None:
+def _save_tokenizer(task: TextClassification | LanguageTask, out: Path) -> None:
     """The base's, which cuts texts (`truncation=True`) to the length that was trained with, and has
     the chat template that was trained with."""
     base = task.base

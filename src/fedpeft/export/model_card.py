@@ -11,9 +11,9 @@ from fedpeft import __version__
 from fedpeft.export.adapter_folder import Base
 from fedpeft.results.result import DENOISER, IMAGES, Result
 from fedpeft.runs.folder import read_json, read_rounds
-from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.chat_templates import end_tokens
 from fedpeft.tasks.instructions import TEMPLATES
+from fedpeft.tasks.language import LanguageTask
 from fedpeft.tasks.text_to_image import TextToImage
 
 Form = Literal["adapter", "model", "code"]
@@ -264,7 +264,7 @@ def _exact(result: Result, form: Form, merged: bool) -> str:
 
 
 def _usage_lines(result: Result) -> list[str]:
-    if isinstance(task := result.plan.task, CausalLM):
+    if isinstance(task := result.plan.task, LanguageTask):
         return _generation_lines(task)
     if isinstance(task, TextToImage):
         wants = f"# latents are those of the autoencoder {task.vae}, which is no part of a pipeline"
@@ -282,7 +282,7 @@ def _usage_lines(result: Result) -> list[str]:
     ]
 
 
-def _generation_lines(task: CausalLM) -> list[str]:
+def _generation_lines(task: LanguageTask) -> list[str]:
     """The lines that let the model go on from what it was trained to go on from."""
     if task.template not in TEMPLATES:
         return _chat_lines(task)
@@ -294,7 +294,7 @@ def _generation_lines(task: CausalLM) -> list[str]:
     ]
 
 
-def _chat_lines(task: CausalLM) -> list[str]:
+def _chat_lines(task: LanguageTask) -> list[str]:
     """The lines that let the model answer by the chat template that it was trained with."""
     ends = end_tokens(task.base, task.template)
     return [

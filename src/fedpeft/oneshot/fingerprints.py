@@ -12,9 +12,9 @@ from fedpeft.export.inputs import processor
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.values import quantizes
 from fedpeft.registry import describe
-from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.chat_templates import OWN, chat_template
 from fedpeft.tasks.image_classification import ImageClassification
+from fedpeft.tasks.language import LanguageTask
 from fedpeft.tasks.text_classification import TextClassification, tokenizer, tokenizer_settings
 from fedpeft.tasks.text_to_image import TextToImage
 
@@ -53,7 +53,7 @@ def transforms_digest(task: object) -> str:
     own: Any = None
     if isinstance(task, ImageClassification):
         own = processor(task.input)
-    if isinstance(task, TextClassification | CausalLM):
+    if isinstance(task, TextClassification | LanguageTask):
         own = tokenizer_settings(tokenizer(task.base))
         if getattr(task, "template", "") == OWN:
             own = {**own, "chat_template": chat_template(task.base, OWN)}

@@ -14,8 +14,8 @@ from fedpeft.plan.plan import Plan
 from fedpeft.registry import REGISTERED, Code, describe
 from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint
 from fedpeft.runs.folder import RunFolder, read_json, reopen
-from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.image_classification import ImageClassification
+from fedpeft.tasks.language import LanguageTask
 from fedpeft.tasks.text_classification import TextClassification
 from fedpeft.tasks.text_to_image import TextToImage
 
@@ -96,7 +96,7 @@ def _loader(plan: Plan, path: Path) -> Loader:
         return IMAGES
     if isinstance(plan.task, TextClassification):
         return TEXTS
-    if isinstance(plan.task, CausalLM):
+    if isinstance(plan.task, LanguageTask):
         return LANGUAGE
     if isinstance(plan.task, TextToImage):
         return DENOISER

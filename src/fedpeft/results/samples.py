@@ -11,8 +11,8 @@ from fedpeft.data.fitting import leave_out_unfit
 from fedpeft.errors import PlanError
 from fedpeft.evaluation.measure import with_params
 from fedpeft.rounds.site import Site, threads
-from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.chat_templates import STOPS, end_tokens
+from fedpeft.tasks.language import LanguageTask
 from fedpeft.tasks.text_classification import padding_token, tokenizer
 
 
@@ -40,7 +40,7 @@ def sample_answers(site: Site, state: State, number: int, length: int = 60) -> l
         personal.
     """
     plan = site.plan
-    if not isinstance(plan.task, CausalLM) or plan.personal:
+    if not isinstance(plan.task, LanguageTask) or plan.personal:
         raise PlanError(
             "samples are of a language or text-to-image model that all clients share; leave out "
             "--sample"
@@ -59,7 +59,7 @@ def sample_answers(site: Site, state: State, number: int, length: int = 60) -> l
     ]
 
 
-def _continue_text(model: Any, task: CausalLM, ids: Sequence[int], length: int) -> str:
+def _continue_text(model: Any, task: LanguageTask, ids: Sequence[int], length: int) -> str:
     prompt = torch.tensor([ids])
     out = model.generate(
         input_ids=prompt,

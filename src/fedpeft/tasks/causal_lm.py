@@ -1,5 +1,5 @@
-"""Language models that read left to right, tuned on plain texts, on instructions with their answers,
-or on conversations."""
+"""Language models that read left to right, tuned on plain texts, on instructions with their
+answers, or on conversations."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -224,8 +224,8 @@ class CausalLM:
         return [*first, *prompt[max(0, len(prompt) - (room - kept)) :]], answer[:kept]
 
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
-        """As long as the longest example in the batch; packed in training, where it is asked for."""
-        if self.packing and generator is not None:
+        """As long as the longest example in the batch; packed in training, where it is asked
+        for.""" if self.packing and generator is not None:
             return pack_rows(rows, self.max_length, UNCOUNTED)
         longest = int(rows["attention_mask"].sum(1).max())
         return {

@@ -1,7 +1,5 @@
 """Conversations of a table as the rows that a language model learns from."""
 
-from collections.abc import Mapping, Sequence
-from logging import getLogger
 from typing import TypeAlias
 
 from torch import Tensor
@@ -15,7 +13,7 @@ from fedpeft.tasks.conversations import (
     read_conversation,
     unfit_rows,
 )
-from fedpeft.tasks.rendering import Rendered, Renderer
+from fedpeft.tasks.rendering import Renderer, tell_cut
 from fedpeft.tasks.text_classification import padding_token
 from fedpeft.tasks.token_rows import token_rows
 
@@ -67,7 +65,7 @@ def chat_rows(
       answers_alone: whether what the assistant says is all that counts.
     """
     made = [render(conversation_at(columns, table, row)) for row in range(len(table))]
-    _tell_cut(made, render.max_length)
+    tell_cut(made, render.max_length, "conversations")
     counted = [
         [place > 0 and (said or not answers_alone) for place, said in enumerate(one.said)]
         for one in made
@@ -85,15 +83,3 @@ def last_question(
         last = max(k for k, turn in enumerate(turns) if turn.role == "assistant")
         found.append((render.opening(turns[:last]), turns[last].content))
     return found
-
-
-def _tell_cut(made: Sequence[Rendered], most: int) -> None:
-    """Say how much lies beyond what is kept."""
-    cut: Mapping[int, tuple[int, int]] = {k: one.left for k, one in enumerate(made) if one.left[0]}
-    if cut:
-        tokens, said = (sum(counts) for counts in zip(*cut.values(), strict=True))
-        getLogger("fedpeft").warning(
-            "%s of %s conversations are longer than max_length = %s tokens: %s tokens are cut off "
-            "their ends, %s of which the assistant says",
-            f"{len(cut):,}", f"{len(made):,}", most, f"{tokens:,}", f"{said:,}",
-        )  # fmt: skip

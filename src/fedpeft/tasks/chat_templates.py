@@ -30,7 +30,7 @@ VICUNA = (
     "{{ bos_token or '' }}{% if messages[0]['role'] == 'system' %}"
     "{{ messages[0]['content'] + ' ' }}{% else %}"
     "{{ 'A chat between a curious user and an artificial intelligence assistant. The assistant "
-    'gives helpful, detailed, and polite answers to the user\\\'s questions. \' }}{% endif %}'
+    "gives helpful, detailed, and polite answers to the user\\'s questions. ' }}{% endif %}"
     "{% for message in messages %}{% if message['role'] == 'user' %}"
     "{{ 'USER: ' + message['content'] + ' ' }}{% elif message['role'] == 'assistant' %}"
     "{{ 'ASSISTANT: ' + message['content'] + (eos_token or '') }}{% endif %}{% endfor %}"
@@ -52,10 +52,10 @@ NAMED: Mapping[str, str] = {
     "vicuna": VICUNA,
     "alpaca": ALPACA,
 }
-"""By name. ChatML is OpenAI's (github.com/openai/openai-python, chatml.md), llama3 that of Llama 3's
-model card, vicuna that of FastChat (github.com/lm-sys/FastChat, version 1.1), alpaca that of Taori
-et al. (2023), with the headings once more for each further turn. Of tokenizers that have them,
-the token that begins a text comes first."""
+"""By name. ChatML is OpenAI's (github.com/openai/openai-python, chatml.md), llama3 that of Llama
+3's model card, vicuna that of FastChat (github.com/lm-sys/FastChat, version 1.1), alpaca that of
+Taori et al. (2023), with the headings once more for each further turn. Of tokenizers that have
+them, the token that begins a text comes first."""
 STOPS: Mapping[str, str] = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>"}
 """What ends an answer, where that is not the token that ends a text."""
 

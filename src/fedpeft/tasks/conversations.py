@@ -43,8 +43,8 @@ class NotUnderstood(ValueError):
 
 
 def read_turns(value: Any) -> Conversation:
-    """A list of messages, or the JSON text of one. A message has `role` and `content`, or `from` and
-    `value` as ShareGPT has it.
+    """A list of messages, or the JSON text of one. A message has `role` and `content`, or `from`
+    and `value` as ShareGPT has it.
 
     Raises:
       NotUnderstood: it is none.
@@ -62,7 +62,8 @@ def read_turns(value: Any) -> Conversation:
 
 
 def read_conversation(value: Any) -> Conversation:
-    """The same with an answer: at least one message is the assistant's, and a system's is the first.
+    """The same with an answer: at least one message is the assistant's, and a system's is the
+    first.
 
     Raises:
       NotUnderstood: it is none.

@@ -1,12 +1,13 @@
 """Several examples in one row, each of which sees itself alone.
 
-A batch of examples of different lengths is mostly padding. Packed, its examples lie one after another
-in rows as long as the longest, first those that are longest; attention is block-diagonal, and each
-example counts its positions from 0. So each has the loss that it has alone, but for rounding.
+A batch of examples of different lengths is mostly padding. Packed, its examples lie one after
+another in rows as long as the longest, first those that are longest; attention is block-diagonal,
+and each example counts its positions from 0. So each has the loss that it has alone, but for
+rounding.
 
-A packed batch has (rows, tokens) tensors: `input_ids`, `position_ids`, `labels`, and `segment`, which
-is the number of the token's example in its batch, -1 for padding; and `tokens` (batch,), the length
-of each example.
+A packed batch has (rows, tokens) tensors: `input_ids`, `position_ids`, `labels`, and `segment`,
+which is the number of the token's example in its batch, -1 for padding; and `tokens` (batch,), the
+length of each example.
 """
 
 from typing import Any

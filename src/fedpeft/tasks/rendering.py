@@ -1,9 +1,11 @@
-"""A conversation as the tokens that a template makes of it, and which of them the assistant says."""
+"""A conversation as the tokens that a template makes of it, and which of them the assistant
+says."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from logging import getLogger
 from typing import Any
 
 from fedpeft.errors import PlanError
@@ -44,8 +46,8 @@ class Rendered:
 class Renderer:
     """Conversations to tokens.
 
-    What the assistant says is what the template marks with `{% generation %}`. Without such marks it
-    is what an answer adds to the conversation that ends with its question: the text of the first
+    What the assistant says is what the template marks with `{% generation %}`. Without such marks
+    it is what an answer adds to the conversation that ends with its question: the text of the first
     messages must be the beginning of the text of all. A token that lies on both sides of such a
     border is not the assistant's, as a user's prompt would end with another one.
 
@@ -81,13 +83,17 @@ class Renderer:
             self._check_beginnings(text)
         return text
 
-    def __call__(self, turns: Conversation) -> Rendered:
+    def __call__(self, turns: Conversation, after: int = 0) -> Rendered:
         """The tokens of a conversation, and which are the assistant's.
+
+        Args:
+          after: how many of the first turns are not counted as the assistant's.
 
         Raises:
           NotUnderstood: the template refuses it, or nobody can tell what the assistant says.
         """
         text, spans = self._spans(turns)
+        spans = spans[sum(turn.role == "assistant" for turn in turns[:after]) :]
         made = self._read(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -165,6 +171,18 @@ class Renderer:
                 "follow, and has no {% generation %} marks, so that nobody can tell what the "
                 f"assistant says: put the marks around it in the tokenizer's template{other}"
             )
+
+
+def tell_cut(made: Sequence[Rendered], most: int, subject: str) -> None:
+    """Say how much lies beyond what is kept; `subject` is what the texts are, in the plural."""
+    cut = [one.left for one in made if one.left[0]]
+    if cut:
+        tokens, said = (sum(counts) for counts in zip(*cut, strict=True))
+        getLogger("fedpeft").warning(
+            "%s of %s %s are longer than max_length = %s tokens: %s tokens are cut off "
+            "their ends, %s of which the assistant says",
+            f"{len(cut):,}", f"{len(made):,}", subject, most, f"{tokens:,}", f"{said:,}",
+        )  # fmt: skip
 
 
 def _inside(places: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
