@@ -121,17 +121,7 @@ class Task(Protocol):
     `head` it also gives `features`, what comes into the module of that name. `losses` and `metrics`
     make one value an example of these outputs, shape (batch,), or `Summed` values.
 
-    A task whose outputs are large may have a further method `chunks(batch) -> Iterator[Batch]`, the
-    parts of a held-out batch that are measured one after another.
-
-    A task may have a method `unfit(table) -> Mapping[str, list[int]]`, by reason the rows of which
-    nothing is learned; they are counted, told and left out before the data are divided.
-
-    A task whose loss compares with the model that the run starts from names the outputs of it that
-    it needs in `compares_with_base`; its batches then have them, (batch, ...), as `base/<output>`.
-
-    A task may have a method `example() -> Batch`, one small batch of the form of its data without
-    the data: what has no gradient on it is not trained, in any process.
+    What else a task may have stands in `core.task_hooks`.
     """
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module: ...

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from logging import getLogger
 from typing import Any, TypeAlias
 
@@ -26,25 +27,26 @@ def leave_out_unfit(examples: Examples, task: object) -> Examples:
     unfit: Unfit | None = getattr(task, "unfit", None)
     if unfit is None:
         return examples
-    sides = [unfit(side) for side in (examples.train, examples.test)]
-    if not any(sides):
+    both = (unfit(examples.train), unfit(examples.test))
+    if not any(both):
         return examples
     counts = Counter(examples.left_out)
-    for found in sides:
-        counts.update({why: len(rows) for why, rows in found.items()})
+    for found in both:
+        counts.update(_count(found))
     told = "; ".join(f"{n:,} {why}" for why, n in counts.items())
     getLogger("fedpeft").warning("left out are %s", told)
-    train, test = (
-        _without(side, [row for rows in found.values() for row in rows])
-        for side, found in zip((examples.train, examples.test), sides, strict=True)
-    )
-    if not len(train) and len(examples.train):
+    train, test = _without(examples.train, both[0]), _without(examples.test, both[1])
+    if len(examples.train) and not len(train):
         raise DataError(f"no example is left to train on: left out are {told}")
     return replace(examples, train=train, test=test, left_out=dict(counts))
 
 
-def _without(table: Table, rows: Sequence[int]) -> Table:
-    gone = set(rows)
+def _count(found: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    return {why: len(rows) for why, rows in found.items()}
+
+
+def _without(table: Table, found: Mapping[str, Sequence[int]]) -> Table:
+    gone = set(chain.from_iterable(found.values()))
     kept = [row for row in range(len(table)) if row not in gone]
     return Table({name: _chosen(column, kept) for name, column in table.columns.items()})
 

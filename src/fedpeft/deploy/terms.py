@@ -12,7 +12,6 @@ from fedpeft.core.interfaces import Data
 from fedpeft.core.signatures import public_of
 from fedpeft.core.types import ClientId
 from fedpeft.data.client_data import Partitioned
-from fedpeft.data.fitting import leave_out_unfit
 from fedpeft.errors import DataError, PlanError
 from fedpeft.oneshot.contribute import in_order, own_site
 from fedpeft.oneshot.invitation import base_fingerprint, labels_digest, transforms_digest
@@ -157,8 +156,7 @@ def server_site(plan: Plan, say: Callable[[str], None] = lambda words: None) -> 
     nodes, plan = plan.nodes.names, calibrate_noise(check_labels_named(plan), plan.nodes.names)
     test: Data | None = None
     try:
-        loaded = leave_out_unfit(plan.data.load(), plan.task)
-        examples = in_order(loaded, plan.classes, "the plan's data")
+        examples = in_order(plan.examples(), plan.classes, "the plan's data")
         test = Partitioned(plan.task, {}, plan.task.prepare(examples.test), {})
     except DataError as error:
         say(f"the server has no held-out examples, so nothing is measured: {error}")

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fedpeft.core.interfaces import Data, Store
 from fedpeft.core.types import Batch, ClientId, Division, Examples, Failure, Job, Reply, Table
-from fedpeft.data.fitting import leave_out_unfit
 from fedpeft.data.short_forms import source
 from fedpeft.errors import DataError, RunError, unknown
 from fedpeft.evaluation.probe import check_gradients
@@ -130,8 +129,8 @@ def own_site(plan: Plan, path: str, name: ClientId, device: str = "cpu") -> Site
     Raises:
       DataError: the data cannot be read, or have a label that the plan does not name.
     """
-    loaded = leave_out_unfit(find_source(plan.data, path).load(), plan.task)
-    examples = in_order(loaded, plan.classes, path)
+    own = replace(plan, data=find_source(plan.data, path))
+    examples = in_order(own.examples(), plan.classes, path)
     train, test = (torch.arange(len(side)) for side in (examples.train, examples.test))
     division = Division({name: train}, tested={name: test})
     site = site_of(plan, examples, division, device)

@@ -13,7 +13,6 @@ from fedpeft.core.interfaces import Data
 from fedpeft.core.types import Batch, ClientId, Failure, Job, Reply
 from fedpeft.core.units import finite_or_none
 from fedpeft.data.client_data import Partitioned
-from fedpeft.data.fitting import leave_out_unfit
 from fedpeft.errors import DataError, RunError
 from fedpeft.evaluation.measure import measure
 from fedpeft.oneshot.contribute import in_order
@@ -144,8 +143,7 @@ def _site(plan: Plan, study: Invitation, every: Sequence[Contribution], evaluate
         )
     test: Data | None = None
     if evaluate:
-        loaded = leave_out_unfit(plan.data.load(), plan.task)
-        examples = in_order(loaded, plan.classes, "the plan's data")
+        examples = in_order(plan.examples(), plan.classes, "the plan's data")
         test = Partitioned(plan.task, {}, plan.task.prepare(examples.test), {})
     prepare_frozen(model, plan.method.names(model), plan.compute.base_dtype, plan.compute.pack)
     sizes = {one.header.client: one.header.examples or 0 for one in every}

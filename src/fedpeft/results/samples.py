@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from fedpeft.core.types import State
-from fedpeft.data.fitting import leave_out_unfit
 from fedpeft.errors import PlanError
 from fedpeft.evaluation.measure import with_params
 from fedpeft.rounds.site import Site, threads
@@ -45,8 +44,7 @@ def sample_answers(site: Site, state: State, number: int, length: int = 60) -> l
             "samples are of a language or text-to-image model that all clients share; leave out "
             "--sample"
         )
-    examples = leave_out_unfit(plan.data.load(), plan.task)
-    pairs = plan.task.openings(examples.test, number)
+    pairs = plan.task.openings(plan.examples().test, number)
     model: Any = plan.model(site.classes).eval()
     with threads(plan.compute.threads):
         before = [_continue_text(model, plan.task, ids, length) for ids, _ in pairs]

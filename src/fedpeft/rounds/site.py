@@ -18,7 +18,6 @@ from fedpeft.core.tensors import move_to
 from fedpeft.core.types import Batch, Division, Examples, Tensors, Update
 from fedpeft.data.client_data import Partitioned, lengths, set_apart
 from fedpeft.data.divide import divide
-from fedpeft.data.fitting import leave_out_unfit
 from fedpeft.errors import DataError
 from fedpeft.plan.calibration import calibrate_noise
 from fedpeft.plan.plan import Plan
@@ -80,7 +79,7 @@ def open_site(plan: Plan, device: str = "cpu") -> Site:
     Raises:
       DataError, PlanError: what is wrong with them.
     """
-    examples = leave_out_unfit(plan.data.load(), plan.task)
+    examples = plan.examples()
     if plan.classes and plan.classes != examples.classes:
         raise DataError(
             f"the plan's classes are {list(plan.classes)}, the data's {list(examples.classes)}"

@@ -9,7 +9,6 @@ from fedpeft.compute.feature_cache import FEATURES
 from fedpeft.core.types import Table
 from fedpeft.data.client_data import Partitioned
 from fedpeft.data.divide import divide
-from fedpeft.data.fitting import leave_out_unfit
 from fedpeft.data.report import partition_report
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.site import Site
@@ -21,7 +20,7 @@ def division_of(plan: Plan) -> dict[str, Any]:
     Raises:
       DataError: the data cannot be read, or not be divided as the plan says.
     """
-    examples = leave_out_unfit(plan.data.load(), plan.task)
+    examples = plan.examples()
     division = divide(plan.partition, examples, plan.seed)
     return partition_report(
         examples.train,

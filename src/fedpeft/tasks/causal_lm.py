@@ -13,12 +13,10 @@ from fedpeft.core.outputs import COUNTED, LOGITS, Outputs, head_input
 from fedpeft.core.types import Batch, Summed, Table, Tensors
 from fedpeft.errors import DataError, unknown
 from fedpeft.tasks import scoring
-from fedpeft.tasks.chat import chat_rows, chat_unfit, last_question
-from fedpeft.tasks.chat_templates import NAMED, OWN
+from fedpeft.tasks.chat import CHAT_TEMPLATES, Chats
 from fedpeft.tasks.instructions import TEMPLATES
 from fedpeft.tasks.packing import SEGMENT, block_diagonal, check_packing, pack_rows, sum_by_example
 from fedpeft.tasks.pretrained import check_causal, language_model
-from fedpeft.tasks.rendering import Renderer
 from fedpeft.tasks.text_classification import check_length, padding_token, resolve_name, tokenizer
 from fedpeft.tasks.token_rows import UNCOUNTED, token_rows
 from fedpeft.tasks.vocabulary import check_tokens
@@ -81,8 +79,8 @@ class CausalLM:
     packing: bool = False
 
     def __post_init__(self) -> None:
-        if self.template not in (*TEMPLATES, OWN, *NAMED):
-            raise ValueError(unknown("template", self.template, {*TEMPLATES, OWN, *NAMED}))
+        if self.template not in (known := sorted({*TEMPLATES, *CHAT_TEMPLATES})):
+            raise ValueError(unknown("template", self.template, known))
         if self.loss_on not in LOSS_ON:
             raise ValueError(unknown("loss_on", self.loss_on, LOSS_ON))
         if self.quantize not in (None, *QUANTIZE):
@@ -113,7 +111,7 @@ class CausalLM:
 
     def unfit(self, table: Table) -> Mapping[str, list[int]]:
         """By reason the conversations of which nothing is learned."""
-        return chat_unfit(self._renderer, self._columns, table) if self._chats(table) else {}
+        return self._chat.unfit(table) if self._chats(table) else {}
 
     def prepare(self, table: Table) -> Tensors:
         """`input_ids` and `labels` (int32), `attention_mask` (bool), all (n, tokens of the
@@ -123,7 +121,7 @@ class CausalLM:
         """
         check_length(self.model, self.base, self.max_length)
         if self._chats(table):
-            made = chat_rows(self._renderer, self._columns, table, self.loss_on == "answer")
+            made = self._chat.rows(table, self.loss_on == "answer")
         else:
             made = self._rows(self._pairs(table))
         ids, seen = made["input_ids"], made["attention_mask"]
@@ -143,16 +141,13 @@ class CausalLM:
     def _chats(self, table: Table) -> bool:
         """Whether these rows are learned from as conversations."""
         if self.template in TEMPLATES:
-            return self.template in NAMED and self.messages in table.columns
+            return self.template in CHAT_TEMPLATES and self.messages in table.columns
         return True
 
     @property
-    def _columns(self) -> tuple[str, str, str, str]:
-        return self.messages, self.instruction, self.context, self.response
-
-    @property
-    def _renderer(self) -> Renderer:
-        return Renderer(self.base, self.template, self.max_length)
+    def _chat(self) -> Chats:
+        columns = (self.messages, self.instruction, self.context, self.response)
+        return Chats(self.base, self.template, self.max_length, *columns)
 
     def _pairs(self, table: Table) -> list[tuple[str, str]]:
         """What is given and what is learned, of each example."""
@@ -175,7 +170,7 @@ class CausalLM:
         """Of the first rows, the tokens to go on from, a prompt or some tokens of a text, and the
         text that follows."""
         if self._chats(table):
-            return last_question(self._renderer, self._columns, table, number)
+            return self._chat.openings(table, number)
         read = ("text", self.instruction, self.context, self.response)
         pairs = self._pairs(
             Table({name: x[:number] for name, x in table.columns.items() if name in read})
@@ -224,8 +219,9 @@ class CausalLM:
         return [*first, *prompt[max(0, len(prompt) - (room - kept)) :]], answer[:kept]
 
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
-        """As long as the longest example in the batch; packed in training, where it is asked
-        for.""" if self.packing and generator is not None:
+        """As long as the longest example in the batch; in training packed, where this is asked
+        for."""
+        if self.packing and generator is not None:
             return pack_rows(rows, self.max_length, UNCOUNTED)
         longest = int(rows["attention_mask"].sum(1).max())
         return {

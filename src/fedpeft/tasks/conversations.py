@@ -1,7 +1,6 @@
 """Conversations as data sets have them: lists of messages, or JSON of such lists."""
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -110,8 +109,3 @@ def unfit_rows(table: Table, read: Callable[[int], object], subject: str) -> dic
         except NotUnderstood as why:
             found.setdefault(f"{subject} that {why}", []).append(row)
     return found
-
-
-def count_rows(unfit: Mapping[str, Sequence[int]]) -> Counter[str]:
-    """By reason how many rows there are."""
-    return Counter({why: len(rows) for why, rows in unfit.items()})
