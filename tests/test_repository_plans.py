@@ -16,11 +16,17 @@ PLANS = [
 FROM_THE_HUB = PLANS[0].with_stem("cifar100-vit-base")
 LANGUAGE = [PLANS[0].with_stem(f"{name}-stories260k") for name in ("dolly", "shakespeare")]
 PICTURES = PLANS[0].with_stem("emoji-diffusion")
+BOARDS = [
+    PLANS[0].with_stem(f"flowertune-{name}") for name in ("nlp", "finance", "medical", "code")
+]
+PREFERENCE = PLANS[0].with_stem("dolly-preference-stories260k")
 DIGITS = [PLANS[0].with_stem(f"digits-{name}") for name in ("dp", "client-dp", "fedsa")]
 
 
 @pytest.mark.parametrize(
-    "file", [*PLANS, *LANGUAGE, FROM_THE_HUB, PICTURES, *DIGITS], ids=lambda file: file.stem
+    "file",
+    [*PLANS, *LANGUAGE, *BOARDS, PREFERENCE, FROM_THE_HUB, PICTURES, *DIGITS],
+    ids=lambda file: file.stem,
 )
 def test_every_plan_of_the_repository_is_a_plan_and_reads_back(file: Path) -> None:
     plan = read_plan(file)
