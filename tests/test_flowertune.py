@@ -11,7 +11,7 @@ from test_bytes_of_language_models import _network
 
 from fedpeft import read_plan
 from fedpeft.compute.trainable import tensors_of
-from fedpeft.core.interfaces import Codec, Coding
+from fedpeft.core.interfaces import Coding
 from fedpeft.core.types import Update
 from fedpeft.registry import build
 from fedpeft.tasks.causal_lm import CausalLM
@@ -41,7 +41,7 @@ MISTRAL: dict[str, Any] = {
 
 
 @cache
-def _messages(kind: str, made: Any, up: Codec, down: Codec) -> tuple[int, int, int]:
+def _messages(kind: str, made: Any, up: Any, down: Any) -> tuple[int, int, int]:
     """The numbers that are trained, and the bytes of a message up and of one down."""
     model = made.inject(_network(kind, {"Qwen2": QWEN, "Mistral": MISTRAL}[kind]))
     shapes = tensors_of(model)
@@ -64,9 +64,8 @@ def _row(clients: int, cohort: int, rounds: int, up: int, down: int) -> list[str
 
 @pytest.mark.parametrize("board", BOARDS)
 def test_the_page_has_what_a_plan_would_send(board: str) -> None:
-    plan = read_plan(ROOT / "plans" / f"flowertune-{board}.toml")
-    task: Any = plan.task
-    assert isinstance(task, CausalLM) and task.model == "Qwen/Qwen2.5-1.5B-Instruct"
+    plan: Any = read_plan(ROOT / "plans" / f"flowertune-{board}.toml")
+    assert isinstance(plan.task, CausalLM) and plan.task.model == "Qwen/Qwen2.5-1.5B-Instruct"
     clients, cohort = BOARDS[board]
     assert (vars(plan.partition)["clients"], plan.cohort) == (clients, cohort)
     count, up, down = _messages("Qwen2", plan.method, plan.uplink, plan.downlink)
@@ -78,8 +77,8 @@ def test_the_page_has_what_a_plan_would_send(board: str) -> None:
 @pytest.mark.parametrize(("clients", "cohort"), [(20, 2), (50, 5)])
 def test_the_page_has_what_the_boards_template_sends(clients: int, cohort: int) -> None:
     """Of two clients a round it is the 40.7 GB that the boards print, to a tenth."""
-    lora = method({"name": "lora", "rank": 32, "target": ["q_proj", "v_proj"]})
-    dense = build("codec", "dense")
+    lora: Any = method({"name": "lora", "rank": 32, "target": ["q_proj", "v_proj"]})
+    dense: Any = build("codec", "dense")
     count, up, down = _messages("Mistral", lora, dense, dense)
     assert count == 32 * 32 * (4096 + 4096 + 4096 + 1024)
     name = f"the boards' template, {clients} clients, {cohort} a round, 200 rounds"

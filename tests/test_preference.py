@@ -259,9 +259,10 @@ def test_other_engines_and_gradients_of_each_pair_agree(chatter: str, tmp_path: 
 @pytest.mark.parametrize("name", sorted(names("method")))
 def test_a_method_says_so_if_it_does_not_start_from_the_base(name: str, chatter: str) -> None:
     """And preference tuning refuses it then."""
-    settings = {"lora_xs": {"rank": 2}, "head": {"head": "lm_head"}}.get(name, {})
+    every: dict[str, dict[str, Any]] = {"lora_xs": {"rank": 2}, "head": {"head": "lm_head"}}
+    settings = every.get(name, {})
     moves = Fact.MOVES_START in offered_by(build("method", {"name": name, **settings}))
-    plan = {
+    plan: dict[str, Any] = {
         "task": {"name": "preference", "model": chatter, "template": "own", "max_length": 16},
         "method": {"name": name, **settings},
     }
