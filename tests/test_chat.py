@@ -214,6 +214,7 @@ def test_what_is_not_understood_is_left_out_before_the_data_are_divided(
 
 
 def test_instructions_become_conversations(chatters: dict[str, str]) -> None:
+    columns: dict[str, list[str | None]]
     columns = {"instruction": ["one", None], "context": ["two", None], "response": ["three", "one"]}
     task = _task(chatters["plain"])
     assert task.unfit(Table(columns)) == {
@@ -326,6 +327,14 @@ def test_what_is_exported_and_sampled_has_the_template_that_was_trained_with(
     assert samples[0]["given"].startswith("user ")
     assert samples[0]["given"].endswith(" assistant")
     assert samples[0]["truth"] in WORDS
+
+
+def test_plans_without_conversations_have_the_names_that_they_had() -> None:
+    plan = read_plan({"task": {"name": "causal-lm", "template": "alpaca"}})
+    assert "messages" not in plan.toml()
+    assert "packing" not in plan.toml()
+    packed = read_plan({"task": {"name": "causal-lm", "template": "alpaca", "packing": True}})
+    assert read_plan(packed.toml()).fingerprint == packed.fingerprint != plan.fingerprint
 
 
 def test_the_tokenizers_own_template_may_be_any_of_several(chatters: dict[str, str]) -> None:

@@ -12,13 +12,21 @@ from fedpeft.core.facts import Fact
 from fedpeft.core.outputs import COUNTED, LOGITS, Outputs, head_input
 from fedpeft.core.types import Batch, Summed, Table, Tensors
 from fedpeft.errors import DataError, unknown
+from fedpeft.registry import unwritten
 from fedpeft.tasks import scoring
 from fedpeft.tasks.chat import CHAT_TEMPLATES, Chats
 from fedpeft.tasks.instructions import TEMPLATES
-from fedpeft.tasks.packing import SEGMENT, block_diagonal, check_packing, pack_rows, sum_by_example
 from fedpeft.tasks.pretrained import check_causal, language_model
 from fedpeft.tasks.text_classification import check_length, padding_token, resolve_name, tokenizer
-from fedpeft.tasks.token_rows import UNCOUNTED, token_rows
+from fedpeft.tasks.token_rows import (
+    SEGMENT,
+    UNCOUNTED,
+    block_diagonal,
+    check_packing,
+    pack_rows,
+    sum_by_example,
+    token_rows,
+)
 from fedpeft.tasks.vocabulary import check_tokens
 
 LOSS_ON = ("all", "answer")
@@ -75,8 +83,8 @@ class CausalLM:
     loss_on: str = "all"
     max_length: int = 256
     quantize: str | None = None
-    messages: str = "messages"
-    packing: bool = False
+    messages: str = unwritten("messages")
+    packing: bool = unwritten(False)
 
     def __post_init__(self) -> None:
         if self.template not in (known := sorted({*TEMPLATES, *CHAT_TEMPLATES})):
@@ -222,7 +230,7 @@ class CausalLM:
         """As long as the longest example in the batch; in training packed, where this is asked
         for."""
         if self.packing and generator is not None:
-            return pack_rows(rows, self.max_length, UNCOUNTED)
+            return pack_rows(rows, self.max_length)
         longest = int(rows["attention_mask"].sum(1).max())
         return {
             name: rows[name][:, :longest].long()
