@@ -200,7 +200,7 @@ def test_partitions_that_divide_by_labels_say_that_there_are_none() -> None:
 
 def test_bad_settings(llama: Path, texts: Path) -> None:
     for settings, match in (
-        ({"template": "chatml"}, "no template called 'chatml'"),
+        ({"template": "chatmll"}, r"no template called 'chatmll'"),
         ({"loss_on": "answers"}, r"no loss_on called 'answers'. Did you mean 'answer'\?"),
         ({"loss_on": "answer"}, "a plain text has no answer"),
         ({"max_length": 3}, "at least 4, got 3"),

@@ -17,12 +17,16 @@ FROM_THE_HUB = PLANS[0].with_stem("cifar100-vit-base")
 LANGUAGE = [PLANS[0].with_stem(f"{name}-stories260k") for name in ("dolly", "shakespeare")]
 EMBEDDING = PLANS[0].with_stem("dolly-embedding")
 PICTURES = PLANS[0].with_stem("emoji-diffusion")
+BOARDS = [
+    PLANS[0].with_stem(f"flowertune-{name}") for name in ("nlp", "finance", "medical", "code")
+]
+PREFERENCE = PLANS[0].with_stem("dolly-preference-stories260k")
 DIGITS = [PLANS[0].with_stem(f"digits-{name}") for name in ("dp", "client-dp", "fedsa")]
 
 
 @pytest.mark.parametrize(
     "file",
-    [*PLANS, *LANGUAGE, EMBEDDING, FROM_THE_HUB, PICTURES, *DIGITS],
+    [*PLANS, *LANGUAGE, EMBEDDING, *BOARDS, PREFERENCE, FROM_THE_HUB, PICTURES, *DIGITS],
     ids=lambda file: file.stem,
 )
 def test_every_plan_of_the_repository_is_a_plan_and_reads_back(file: Path) -> None:

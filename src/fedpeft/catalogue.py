@@ -148,6 +148,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "embedding": "fedpeft.tasks.embedding:Embedding",
         "image-classification": "fedpeft.tasks.image_classification:ImageClassification",
         "module": "fedpeft.tasks.module:ModuleTask",
+        "preference": "fedpeft.tasks.preference:Preference",
         "seq2seq": "fedpeft.tasks.seq2seq:Seq2Seq",
         "text-classification": "fedpeft.tasks.text_classification:TextClassification",
         "text-to-image": "fedpeft.tasks.text_to_image:TextToImage",

@@ -53,6 +53,11 @@ class Featured:
     cut: Cut
     inputs: Tensors | None = None
 
+    @property
+    def compares_with_base(self) -> Sequence[str]:
+        names: Sequence[str] = getattr(self.task, "compares_with_base", ())
+        return names
+
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
         return self.task.build(classes, pretrained)
 

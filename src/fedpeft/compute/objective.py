@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fedpeft.compute.reference import with_base
 from fedpeft.compute.trainable import head_of
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import OTHER, SHARE, Added, Task, Term
@@ -72,6 +73,7 @@ class Objective:
 
     def __call__(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensor:
         with _autocast(self.precision, batch):
+            batch = with_base(self.task, self.model, batch)
             head = None if added is None else self._head(added)
             held = {} if added is None else self._compared(params, batch, added, head)
             terms = () if added is None else added.terms
@@ -237,7 +239,7 @@ def score_batches(
     Raises:
       ValueError: see `_each`.
     """
-    yield from _each(model, params, batches, partial(_metrics, task))
+    yield from _each(task, model, params, batches, partial(_metrics, task))
 
 
 def outputs_of(
@@ -256,7 +258,7 @@ def outputs_of(
 
     chunks = getattr(task, "chunks", None)
     parts = batches if chunks is None else chain.from_iterable(map(chunks, batches))
-    yield from _each(model, params, parts, forward)
+    yield from _each(task, model, params, parts, forward)
 
 
 def _metrics(task: Task, model: nn.Module, batch: Batch) -> Mapping[str, Tensor | Summed]:
@@ -279,6 +281,7 @@ def _join_parts(values: Sequence[Tensor | Summed]) -> Tensor | Summed:
 
 
 def _each(
+    task: Task,
     model: nn.Module,
     params: Tensors,
     batches: Iterable[Batch],
@@ -306,5 +309,6 @@ def _each(
     model.eval()
     for batch in batches:
         with torch.inference_mode():
+            batch = with_base(task, model, batch, in_parts=True)
             values = functional_call(measure, called, (batch,))
         yield batch, values

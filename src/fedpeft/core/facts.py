@@ -52,6 +52,8 @@ class Fact(Enum):
     WEIGHTS_BY_SIZE = "weights clients by their numbers of examples"
     GIVES_UP = "gives up a round for want of replies"
     COUPLES_EXAMPLES = "lets the examples of a batch change each other's loss"
+    PACKED = "puts several examples into one row"
+    MOVES_START = "does not start from the base as it is"
     NO_LOGITS = "gives no logits of classes or words"
     SIMULATES = "simulates what real clients have of themselves"
     JUDGES_LENGTH = "judges a client's length by the others'"

@@ -121,11 +121,7 @@ class Task(Protocol):
     `head` it also gives `features`, what comes into the module of that name. `losses` and `metrics`
     make one value an example of these outputs, shape (batch,), or `Summed` values.
 
-    A task whose outputs are large may have a further method `chunks(batch) -> Iterator[Batch]`, the
-    parts of a held-out batch that are measured one after another.
-
-    A task may have a method `example() -> Batch`, one small batch of the form of its data without
-    the data: what has no gradient on it is not trained, in any process.
+    What else a task may have stands in `core.task_hooks`.
     """
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module: ...

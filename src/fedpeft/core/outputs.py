@@ -4,6 +4,8 @@ logits: of a classifier (batch, classes), of a language model (batch, tokens, wo
 counted: of a language model (batch, tokens), true where a token's logits count in the loss.
 features: what comes into the head, (batch, features), where it is asked for; of a language model
   (batch, tokens, features).
+likelihoods: of a task that compares answers (batch, 2), the log-likelihoods of the better one and
+  of the worse one.
 prediction: of a task without classes, what the model tells, (batch, ...).
 """
 
@@ -17,6 +19,7 @@ Outputs: TypeAlias = Mapping[str, Tensor]
 LOGITS = "logits"
 COUNTED = "counted"
 FEATURES = "features"
+LIKELIHOODS = "likelihoods"
 PREDICTION = "prediction"
 
 

@@ -119,7 +119,7 @@ def lengths(rows: Tensors, index: Tensor | slice = slice(None)) -> Tensor:
         raise DataError(
             f"only text has a length to group by; these examples have {', '.join(sorted(rows))}"
         )
-    return rows["attention_mask"][index].sum(1)
+    return rows["attention_mask"][index].flatten(1).sum(1)
 
 
 def alike(order: Tensor, tokens: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -15,6 +15,8 @@ PLAIN = ("string", "number", "class")
 """Kinds of columns that have one plain value a row."""
 LISTS = ("list", "largelist", "sequence")
 """Kinds of columns that have a list a row: words and their tags, several labels."""
+CHAT = (("role", "content"), ("from", "value"))
+"""What the two sides of a message are called."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +40,11 @@ class Rows:
         return list(self.dataset.column_names)
 
     def kind(self, name: str) -> str:
-        """What a column holds: "image", "class", "string", "number", "binary", or "list" and other
-        nested things."""
+        """What a column holds: "image", "class", "string", "number", "binary", "chat" for lists of
+        messages, or "list" and other nested things."""
         feature = self.dataset.features[name]
+        if _is_chat(feature):
+            return "chat"
         if type(feature).__name__ != "Value":
             return {"ClassLabel": "class"}.get(
                 type(feature).__name__, type(feature).__name__.lower()
@@ -82,8 +86,8 @@ class Rows:
         return [None if v != v or v == "" else v for v in values]
 
     def table(self, names: Mapping[str, str], index: Tensor, label: Tensor | None) -> Table:
-        """The rows `index`: `label` if any, the columns that are called otherwise here, and all
-        other columns of plain values and of lists.
+        """The rows `index`: `label` if any, the columns that are called otherwise here, all other
+        columns of plain values and of lists, and those of lists of messages.
 
         Raises:
           DataError: a column is not there, or a text is missing.
@@ -99,7 +103,7 @@ class Rows:
             columns["text"] = self._texts(names["text"], places)
         taken = {*columns, *names.values()}
         for name in self.columns:
-            if name not in taken and self.kind(name) in (*PLAIN, *LISTS):
+            if name not in taken and self.kind(name) in (*PLAIN, *LISTS, "chat"):
                 values = self.values(name)
                 columns[name] = [values[place] for place in places]
         return Table(columns)
@@ -116,3 +120,12 @@ class Rows:
 
     def _arrow(self, name: str) -> Any:
         return self.dataset.with_format("arrow")[:].column(name)
+
+
+def _is_chat(feature: Any) -> bool:
+    """Whether a column holds lists of messages: a role and a content each, however they are
+    called."""
+    inner = getattr(feature, "feature", None)
+    return isinstance(inner, Mapping) and any(
+        {role, content} <= set(inner) for role, content in CHAT
+    )

@@ -156,7 +156,7 @@ def server_site(plan: Plan, say: Callable[[str], None] = lambda words: None) -> 
     nodes, plan = plan.nodes.names, calibrate_noise(check_labels_named(plan), plan.nodes.names)
     test: Data | None = None
     try:
-        examples = in_order(plan.data.load(), plan.classes, "the plan's data")
+        examples = in_order(plan.examples(), plan.classes, "the plan's data")
         test = Partitioned(plan.task, {}, plan.task.prepare(examples.test), {})
     except DataError as error:
         say(f"the server has no held-out examples, so nothing is measured: {error}")

@@ -5,6 +5,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from fedpeft.tasks.chat_templates import chat_template
 from fedpeft.tasks.image_classification import ImageClassification
 from fedpeft.tasks.loader import TOKENIZER
 from fedpeft.tasks.pretrained import ImageInput
@@ -54,10 +55,13 @@ def processor(see: ImageInput) -> dict[str, object]:
 
 
 def _save_tokenizer(task: Any, out: Path) -> None:
-    """The base's, which cuts texts (`truncation=True`) to the length that was trained with."""
+    """The base's, which cuts texts (`truncation=True`) to the length that was trained with, and has
+    the chat template that was trained with."""
     base = task.base
     read = deepcopy(getattr(task, "tokenizer", None) or tokenizer(base))
     read.model_max_length = task.max_length
     if read.pad_token_id is None:
         read.pad_token = read.convert_ids_to_tokens(padding_token(base))
+    if (template := getattr(task, "template", "none")) != "none":
+        read.chat_template = chat_template(base, template)
     read.save_pretrained(str(out))

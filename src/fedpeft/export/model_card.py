@@ -12,8 +12,9 @@ from fedpeft.core.facts import Fact, offered_by
 from fedpeft.export.adapter_folder import Base
 from fedpeft.results.result import Result
 from fedpeft.runs.folder import read_json, read_rounds
-from fedpeft.tasks.causal_lm import CausalLM
+from fedpeft.tasks.chat_templates import end_tokens
 from fedpeft.tasks.instructions import TEMPLATES
+from fedpeft.tasks.language import LanguageTask
 from fedpeft.tasks.loader import DENOISER, TOKENIZER
 from fedpeft.tasks.text_to_image import TextToImage
 
@@ -265,7 +266,7 @@ def _exact(result: Result, form: Form, merged: bool) -> str:
 
 
 def _usage_lines(result: Result) -> list[str]:
-    if isinstance(task := result.plan.task, CausalLM):
+    if isinstance(task := result.plan.task, LanguageTask):
         return _generation_lines(task)
     if isinstance(task, TextToImage):
         wants = f"# latents are those of the autoencoder {task.vae}, which is no part of a pipeline"
@@ -273,13 +274,28 @@ def _usage_lines(result: Result) -> list[str]:
     return list(result.loader.usage)
 
 
-def _generation_lines(task: CausalLM) -> list[str]:
+def _generation_lines(task: LanguageTask) -> list[str]:
     """The lines that let the model go on from what it was trained to go on from."""
+    if task.template not in TEMPLATES:
+        return _chat_lines(task)
     start = TEMPLATES[task.template]("...") if task.template != "none" else "..."
     return [
         f'text = (tokenizer.bos_token or "") + {_text(start)}',
         'inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")',
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))",
+    ]
+
+
+def _chat_lines(task: LanguageTask) -> list[str]:
+    """The lines that let the model answer by the chat template that it was trained with."""
+    ends = end_tokens(task.base, task.template)
+    return [
+        'messages = [{"role": "user", "content": "..."}]',
+        "inputs = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+        ")",
+        f"out = model.generate(**inputs, max_new_tokens=100, eos_token_id={ends or None})",
+        "print(tokenizer.decode(out[0]))",
     ]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.compute.trainable import trainable
+from fedpeft.core.facts import Fact
 from fedpeft.errors import PlanError, unknown
 from fedpeft.methods.targets import PROJECTIONS
 from fedpeft.methods.transformer_layout import name_model, train_parts, trained_head
@@ -84,6 +85,10 @@ class Perfix:
             raise ValueError(f"scale must be finite, got {self.scale}")
         if self.base not in BASES:
             raise ValueError(unknown("base", self.base, BASES))
+
+    @property
+    def offers(self) -> frozenset[Fact]:
+        return frozenset() if self.zero_up and self.pretrained else frozenset({Fact.MOVES_START})
 
     def inject(self, model: nn.Module) -> nn.Module:
         head = trained_head(model, self.head)

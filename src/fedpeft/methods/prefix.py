@@ -4,11 +4,12 @@ Face `peft`."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from fedpeft.compute.trainable import head_of, train_only, trainable, within
+from fedpeft.core.facts import Fact
 from fedpeft.errors import PlanError
 from fedpeft.methods.peft_tuners import known_warnings_ignored
 from fedpeft.methods.transformer_layout import is_vocabulary, name_model, trained_head
@@ -35,6 +36,7 @@ class Prefix:
 
     tokens: int = 20
     head: str = "auto"
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.MOVES_START})
 
     def __post_init__(self) -> None:
         if self.tokens < 1:

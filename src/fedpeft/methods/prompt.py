@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fedpeft.compute.trainable import trainable
+from fedpeft.core.facts import Fact
 from fedpeft.errors import PlanError
 from fedpeft.methods.peft_tuners import check_dropout
 from fedpeft.methods.transformer_layout import blocks, mlp_outputs, name_model, trained_head
@@ -63,6 +64,7 @@ class Prompt:
     deep: bool = True
     dropout: float = 0.1
     head: str = "auto"
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.MOVES_START})
 
     def __post_init__(self) -> None:
         if self.tokens < 1:

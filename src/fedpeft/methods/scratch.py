@@ -3,10 +3,12 @@ arXiv:2210.01708)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
 from fedpeft.compute.trainable import persistent_buffers, trainable
+from fedpeft.core.facts import Fact
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Scratch:
     """
 
     head: str | None = None
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.MOVES_START})
 
     @property
     def pretrained(self) -> bool:

@@ -129,7 +129,8 @@ def own_site(plan: Plan, path: str, name: ClientId, device: str = "cpu") -> Site
     Raises:
       DataError: the data cannot be read, or have a label that the plan does not name.
     """
-    examples = in_order(find_source(plan.data, path).load(), plan.classes, path)
+    own = replace(plan, data=find_source(plan.data, path))
+    examples = in_order(own.examples(), plan.classes, path)
     train, test = (torch.arange(len(side)) for side in (examples.train, examples.test))
     division = Division({name: train}, tested={name: test})
     site = site_of(plan, examples, division, device)

@@ -12,6 +12,7 @@ from fedpeft.export.inputs import processor, reads_texts
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.values import quantizes
 from fedpeft.registry import describe
+from fedpeft.tasks.chat_templates import OWN, chat_template
 from fedpeft.tasks.image_classification import ImageClassification
 from fedpeft.tasks.text_classification import tokenizer, tokenizer_settings
 from fedpeft.tasks.text_to_image import TextToImage
@@ -53,6 +54,8 @@ def transforms_digest(task: Any) -> str:
         own = processor(task.input)
     if reads_texts(task):
         own = tokenizer_settings(getattr(task, "tokenizer", None) or tokenizer(task.base))
+        if getattr(task, "template", "") == OWN:
+            own = {**own, "chat_template": chat_template(task.base, OWN)}
     if isinstance(task, TextToImage):
         own = task.settings()
     return digest(json.dumps([describe("task", task), own], sort_keys=True, default=str).encode())

@@ -143,7 +143,7 @@ def _site(plan: Plan, study: Invitation, every: Sequence[Contribution], evaluate
         )
     test: Data | None = None
     if evaluate:
-        examples = in_order(plan.data.load(), plan.classes, "the plan's data")
+        examples = in_order(plan.examples(), plan.classes, "the plan's data")
         test = Partitioned(plan.task, {}, plan.task.prepare(examples.test), {})
     prepare_frozen(model, plan.method.names(model), plan.compute.base_dtype, plan.compute.pack)
     sizes = {one.header.client: one.header.examples or 0 for one in every}

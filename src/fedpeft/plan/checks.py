@@ -22,6 +22,8 @@ RULES: Mapping[Fact, Mapping[Fact, str]] = {
 EXAMPLES: Mapping[Fact, str] = {
     Fact.COUPLES_EXAMPLES: "{other} {what}, so that none has a gradient of its own to clip: leave "
     'it out, or hide clients instead, with stages = ["client_dp"]',
+    Fact.PACKED: "{other} {what}, so that none has a gradient of its own to clip: leave out "
+    "task.packing",
 }
 """What goes with no noise that hides examples."""
 CLIENTS: Mapping[Fact, str] = {

@@ -1,5 +1,5 @@
-"""The model of a plan: the task's, with the method in it, and only what the loss depends on
-trained."""
+"""What a plan trains and on what: the task's model with the method in it, of which only what the
+loss depends on is trained; and those of the data's examples that the task learns from."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +10,19 @@ from fedpeft.compute.batch_statistics import freeze_statistics
 from fedpeft.compute.first_pass import leave_out_unreached
 from fedpeft.compute.trainable import mark_new_layers, new_layers
 from fedpeft.core.seeds import fold, seed_torch
+from fedpeft.core.types import Examples
+from fedpeft.data.fitting import leave_out_unfit
 from fedpeft.errors import PlanError
 from fedpeft.plan.values import quantizes
+
+
+def load_examples(data: Any, task: Any) -> Examples:
+    """All of a source but what the task names as unfit, which is counted and told.
+
+    Raises:
+      DataError: the data cannot be read, or nothing is left of it to train on.
+    """
+    return leave_out_unfit(data.load(), task)
 
 
 def build_model(plan: Any, classes: Sequence[str]) -> nn.Module:

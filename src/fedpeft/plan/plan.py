@@ -27,11 +27,11 @@ from fedpeft.core.interfaces import (
 )
 from fedpeft.core.low_rank import EXACT
 from fedpeft.core.tensors import Layout, zeros_of
-from fedpeft.core.types import ClientId, State, Tensors
+from fedpeft.core.types import ClientId, Examples, State, Tensors
 from fedpeft.core.views import EVERYTHING, View
 from fedpeft.errors import PlanError
 from fedpeft.plan.checks import check_fit
-from fedpeft.plan.models import build_model
+from fedpeft.plan.models import build_model, load_examples
 from fedpeft.plan.phases import Phase, Schedule
 from fedpeft.plan.tables import AdmissionRules, Compute, Nodes, Privacy
 from fedpeft.plan.values import (
@@ -259,6 +259,10 @@ class Plan:
     def personal_of(self, params: Tensors) -> dict[str, Tensor]:
         """Of the trained tensors, those that stay with the clients."""
         return View(keeps=self.personal).kept(params) if self.personal else {}
+
+    def examples(self) -> Examples:
+        """The data's examples; those of which the task learns nothing are left out, and told."""
+        return load_examples(self.data, self.task)
 
     def model(self, classes: Sequence[str]) -> nn.Module:
         """The same weights on the server and on every client, frozen ones included."""

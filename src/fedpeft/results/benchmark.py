@@ -25,7 +25,7 @@ from fedpeft.results.questions import Asked, Question, questions, quiet_lm_eval,
 from fedpeft.rounds.site import threads
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.folder import RunFolder, read_json, reopen, write_json
-from fedpeft.tasks.causal_lm import CausalLM
+from fedpeft.tasks.language import LanguageTask
 
 METRICS = ("acc", "acc_norm")
 """Shares of right answers, as lm-eval calls them; of the second, likelihoods are by the length of
@@ -104,7 +104,7 @@ def _open_run(run: Path, code: Code) -> tuple[RunFolder, Plan, Tensors, int]:
     saved = load_checkpoint(folder.checkpoint, plan)
     if saved is None:
         raise RunError(f"{run} has no checkpoint yet: no round of it is done")
-    if not isinstance(plan.task, CausalLM) or plan.personal:
+    if not isinstance(plan.task, LanguageTask) or plan.personal:
         raise RunError(
             f"{run} is no run of a language model (task causal-lm) that all clients share: it has "
             "no answers"
@@ -123,7 +123,7 @@ def make_lm(model: nn.Module, plan: Plan, device: str) -> Any:
     """The model as lm-eval asks one."""
     from lm_eval.models.huggingface import HFLM
 
-    assert isinstance(plan.task, CausalLM)
+    assert isinstance(plan.task, LanguageTask)
     with quiet_lm_eval():
         return HFLM(pretrained=model.to(device), tokenizer=plan.task.base, batch_size=BATCH)
 

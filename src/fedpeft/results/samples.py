@@ -10,7 +10,8 @@ from fedpeft.core.types import State
 from fedpeft.errors import PlanError
 from fedpeft.evaluation.measure import with_params
 from fedpeft.rounds.site import Site, threads
-from fedpeft.tasks.causal_lm import CausalLM
+from fedpeft.tasks.chat_templates import STOPS, end_tokens
+from fedpeft.tasks.language import LanguageTask
 from fedpeft.tasks.text_classification import padding_token, tokenizer
 
 
@@ -38,12 +39,12 @@ def sample_answers(site: Site, state: State, number: int, length: int = 60) -> l
         personal.
     """
     plan = site.plan
-    if not isinstance(plan.task, CausalLM) or plan.personal:
+    if not isinstance(plan.task, LanguageTask) or plan.personal:
         raise PlanError(
             "samples are of a language or text-to-image model that all clients share; leave out "
             "--sample"
         )
-    pairs = plan.task.openings(plan.data.load().test, number)
+    pairs = plan.task.openings(plan.examples().test, number)
     model: Any = plan.model(site.classes).eval()
     with threads(plan.compute.threads):
         before = [_continue_text(model, plan.task, ids, length) for ids, _ in pairs]
@@ -56,7 +57,7 @@ def sample_answers(site: Site, state: State, number: int, length: int = 60) -> l
     ]
 
 
-def _continue_text(model: Any, task: CausalLM, ids: Sequence[int], length: int) -> str:
+def _continue_text(model: Any, task: LanguageTask, ids: Sequence[int], length: int) -> str:
     prompt = torch.tensor([ids])
     out = model.generate(
         input_ids=prompt,
@@ -64,5 +65,8 @@ def _continue_text(model: Any, task: CausalLM, ids: Sequence[int], length: int) 
         max_new_tokens=length,
         do_sample=False,
         pad_token_id=padding_token(task.base),
+        eos_token_id=end_tokens(task.base, task.template) or None,
     )
-    return str(tokenizer(task.base).decode(out[0, len(ids) :], skip_special_tokens=True))
+    said = str(tokenizer(task.base).decode(out[0, len(ids) :], skip_special_tokens=True))
+    stop = STOPS.get(task.template)
+    return said.partition(stop)[0] if stop else said

@@ -79,7 +79,7 @@ def open_site(plan: Plan, device: str = "cpu") -> Site:
     Raises:
       DataError, PlanError: what is wrong with them.
     """
-    examples = plan.data.load()
+    examples = plan.examples()
     if plan.classes and plan.classes != examples.classes:
         raise DataError(
             f"the plan's classes are {list(plan.classes)}, the data's {list(examples.classes)}"

@@ -20,7 +20,7 @@ def division_of(plan: Plan) -> dict[str, Any]:
     Raises:
       DataError: the data cannot be read, or not be divided as the plan says.
     """
-    examples = plan.data.load()
+    examples = plan.examples()
     division = divide(plan.partition, examples, plan.seed)
     return partition_report(
         examples.train,

@@ -1,5 +1,5 @@
-"""Language models that read left to right, tuned on plain texts or on instructions with their
-answers."""
+"""Language models that read left to right, tuned on plain texts, on instructions with their
+answers, or on conversations."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,25 +8,34 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
-from torch.nn.utils.rnn import pad_sequence
 
+from fedpeft.core.facts import Fact
 from fedpeft.core.outputs import COUNTED, LOGITS, Outputs, head_input
 from fedpeft.core.types import Batch, Summed, Table, Tensors
 from fedpeft.errors import DataError, unknown
+from fedpeft.registry import unwritten
 from fedpeft.tasks import scoring
+from fedpeft.tasks.chat import CHAT_TEMPLATES, Chats
 from fedpeft.tasks.instructions import TEMPLATES
 from fedpeft.tasks.loader import LANGUAGE, Loader
 from fedpeft.tasks.pretrained import check_causal, language_model
 from fedpeft.tasks.text_classification import check_length, padding_token, resolve_name, tokenizer
-from fedpeft.tasks.vocabulary import check_tokens
+from fedpeft.tasks.token_rows import (
+    SEGMENT,
+    UNCOUNTED,
+    block_diagonal,
+    check_packing,
+    check_rows,
+    pack_rows,
+    sum_by_example,
+    token_rows,
+)
 
 LOSS_ON = ("all", "answer")
 QUANTIZE = ("nf4",)
 SHORTEST = 4
 """Tokens of the shortest example that has room for a beginning, an answer of one token, and an
 end."""
-UNCOUNTED = -100
-"""The label of a token that no loss counts, as `transformers` has it."""
 OPENING = 8
 """Tokens of a plain text that a sample goes on from; of a short one half."""
 MEASURED = 16
@@ -45,19 +54,27 @@ class CausalLM:
 
     Attributes:
       model: a folder or hub name of a decoder.
-      template: "none" for texts, in the column `text`; "alpaca" for instructions.
+      template: "none" for texts, in the column `text`; "alpaca" for instructions; "own", for the
+        tokenizer's chat template, "chatml", "llama3" or "vicuna" for conversations. Where there is
+        a column of conversations, "alpaca" is for these too; where there is none, a conversation is
+        made of an instruction and its answer.
       instruction, context, response: the columns of instructions; there may be no context, or an
         empty one.
-      loss_on: "all" tokens but the first, or those of the "answer".
-      max_length: tokens an example is cut to. A text loses its end. Of an instruction, the answer
-        keeps at least half of the room and loses its end; what stands before it loses its
-        beginning.
+      loss_on: "all" tokens but the first, or those of the "answer": of a conversation all that the
+        assistant says.
+      max_length: tokens an example is cut to. A text loses its end, and so does a conversation. Of
+        an instruction, the answer keeps at least half of the room and loses its end; what stands
+        before it loses its beginning.
       quantize: "nf4" holds the frozen linear layers in four bits (QLoRA, arXiv:2305.14314), through
         `bitsandbytes`; left out: in float32.
+      messages: the column of conversations: lists of {role, content}, or JSON of such lists.
+      packing: whether a training batch's examples lie in as few rows of `max_length` tokens as they
+        fit in, each seeing itself alone; the losses are the same, without most of the padding.
 
     Raises:
       ValueError: a value out of range.
-      PlanError: no such model, or one that cannot take so many tokens.
+      PlanError: no such model, one that cannot take so many tokens, or one that would mix the
+        examples of a row.
     """
 
     model: str = "stories260k"
@@ -68,11 +85,13 @@ class CausalLM:
     loss_on: str = "all"
     max_length: int = 256
     quantize: str | None = None
+    messages: str = unwritten("messages")
+    packing: bool = unwritten(False)
     loader: ClassVar[Loader] = LANGUAGE
 
     def __post_init__(self) -> None:
-        if self.template not in TEMPLATES:
-            raise ValueError(unknown("template", self.template, TEMPLATES))
+        if self.template not in (known := sorted({*TEMPLATES, *CHAT_TEMPLATES})):
+            raise ValueError(unknown("template", self.template, known))
         if self.loss_on not in LOSS_ON:
             raise ValueError(unknown("loss_on", self.loss_on, LOSS_ON))
         if self.quantize not in (None, *QUANTIZE):
@@ -85,6 +104,10 @@ class CausalLM:
             )
 
     @property
+    def offers(self) -> frozenset[Fact]:
+        return frozenset({Fact.PACKED} if self.packing else ())
+
+    @property
     def base(self) -> str:
         """The folder, or the hub name, that `transformers` loads."""
         return resolve_name(self.model)
@@ -93,7 +116,13 @@ class CausalLM:
         """The classes of the data, if they have some, are no matter of the model's."""
         model = language_model(self.base, pretrained, self.quantize)
         check_causal(self.model, model)
+        if self.packing:
+            check_packing(self.model, model, self.max_length)
         return model
+
+    def unfit(self, table: Table) -> Mapping[str, list[int]]:
+        """By reason the conversations of which nothing is learned."""
+        return self._chat.unfit(table) if self._chats(table) else {}
 
     def prepare(self, table: Table) -> Tensors:
         """`input_ids` and `labels` (int32), `attention_mask` (bool), all (n, tokens of the
@@ -102,28 +131,34 @@ class CausalLM:
         `labels` are the tokens themselves where they count, else -100.
         """
         check_length(self.model, self.base, self.max_length)
-        made = self._rows(self._pairs(table))
+        if self._chats(table):
+            made = self._chat.rows(table, self.loss_on == "answer")
+        else:
+            made = self._rows(self._pairs(table))
         ids, seen = made["input_ids"], made["attention_mask"]
-        check_tokens(self.model, self.base, tokenizer(self.base), ids, seen)
+        check_rows(self.model, self.base, ids, seen)
         return made if table.labels is None else {**made, "label": table.labels}
 
     def _rows(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-        cut, pad = self._tokens(pairs), padding_token(self.base)
-        rows = [
-            torch.tensor([*prompt, *answer] or [pad], dtype=torch.int32) for prompt, answer in cut
-        ]
+        cut = self._tokens(pairs)
+        ids = [[*prompt, *answer] for prompt, answer in cut]
         unasked = [len(prompt) if self.loss_on == "answer" else 1 for prompt, _ in cut]
-        ids = pad_sequence(rows, batch_first=True, padding_value=pad)
-        place, lengths = (
-            torch.arange(ids.shape[1]),
-            torch.tensor([len(row) for row in rows])[:, None],
-        )
-        counted = (place < lengths) & (place >= torch.tensor(unasked)[:, None])
-        return {
-            "input_ids": ids,
-            "attention_mask": place < lengths,
-            "labels": ids.masked_fill(~counted, UNCOUNTED),
-        }
+        counted = [
+            [place >= first for place in range(len(one))]
+            for one, first in zip(ids, unasked, strict=True)
+        ]
+        return token_rows(ids, counted, padding_token(self.base))
+
+    def _chats(self, table: Table) -> bool:
+        """Whether these rows are learned from as conversations."""
+        if self.template in TEMPLATES:
+            return self.template in CHAT_TEMPLATES and self.messages in table.columns
+        return True
+
+    @property
+    def _chat(self) -> Chats:
+        columns = (self.messages, self.instruction, self.context, self.response)
+        return Chats(self.base, self.template, self.max_length, *columns)
 
     def _pairs(self, table: Table) -> list[tuple[str, str]]:
         """What is given and what is learned, of each example."""
@@ -145,6 +180,8 @@ class CausalLM:
     def openings(self, table: Table, number: int) -> list[tuple[list[int], str]]:
         """Of the first rows, the tokens to go on from, a prompt or some tokens of a text, and the
         text that follows."""
+        if self._chats(table):
+            return self._chat.openings(table, number)
         read = ("text", self.instruction, self.context, self.response)
         pairs = self._pairs(
             Table({name: x[:number] for name, x in table.columns.items() if name in read})
@@ -193,7 +230,10 @@ class CausalLM:
         return [*first, *prompt[max(0, len(prompt) - (room - kept)) :]], answer[:kept]
 
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
-        """As long as the longest example in the batch."""
+        """As long as the longest example in the batch; in training packed, where this is asked
+        for."""
+        if self.packing and generator is not None:
+            return pack_rows(rows, self.max_length)
         longest = int(rows["attention_mask"].sum(1).max())
         return {
             name: rows[name][:, :longest].long()
@@ -205,10 +245,14 @@ class CausalLM:
         return self.batch(self._rows([("a", "a")]), None)
 
     def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
+        given = {"input_ids": batch["input_ids"]}
+        if SEGMENT in batch:
+            given["attention_mask"] = block_diagonal(model, batch[SEGMENT])
+            given["position_ids"] = batch["position_ids"]
+        else:
+            given["attention_mask"] = batch["attention_mask"]
         with head_input(model, head) as seen:
-            logits: Tensor = model(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-            ).logits
+            logits: Tensor = model(**given).logits
         # the logits after a token are judged by the next one, and those after the last by none
         counted = pad(batch["labels"][:, 1:], (0, 1), value=UNCOUNTED) != UNCOUNTED
         return {LOGITS: logits, COUNTED: counted, **seen}
@@ -236,4 +280,9 @@ def _sums(outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
     each = cross_entropy(
         outputs[LOGITS][:, :-1].mT, wanted, reduction="none", ignore_index=UNCOUNTED
     )
-    return each.sum(1), (wanted != UNCOUNTED).sum(1).to(each.dtype)
+    number = (wanted != UNCOUNTED).to(each.dtype)
+    if SEGMENT not in batch:
+        return each.sum(1), number.sum(1)
+    # the loss of a token stands where the one before it is, which is of the same example
+    total, counted = (sum_by_example(pad(x, (0, 1)), batch) for x in (each, number))
+    return total, counted

@@ -35,7 +35,8 @@ class Distillation:
     head: ClassVar[str | None] = None
     couples_examples: ClassVar[bool] = False
     forbids: ClassVar[Mapping[Fact, str]] = {
-        Fact.NO_LOGITS: "distillation compares logits, and {other} {what}: leave it out"
+        Fact.NO_LOGITS: "distillation compares logits, and {other} {what}: leave it out",
+        Fact.PACKED: "distillation is a mean for each example, and {other} {what}: leave out one",
     }
 
     def __post_init__(self) -> None:

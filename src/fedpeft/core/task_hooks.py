@@ -1,0 +1,40 @@
+"""What a task may have beside what every task has: small interfaces, of which it implements any
+subset."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+from fedpeft.core.types import Batch, Table
+
+
+class InChunks(Protocol):
+    """A task whose outputs are large: `chunks` gives the parts of a held-out batch that are
+    measured one after another."""
+
+    def chunks(self, batch: Batch) -> Iterator[Batch]: ...
+
+
+class WithExample(Protocol):
+    """`example` is one small batch of the form of the task's data without the data: what has no
+    gradient on it is not trained, in any process."""
+
+    def example(self) -> Batch: ...
+
+
+class LeavesOut(Protocol):
+    """`unfit` gives by reason, in words after a number, the rows of which nothing is learned; they
+    are counted, told and left out before the data are divided."""
+
+    def unfit(self, table: Table) -> Mapping[str, Sequence[int]]: ...
+
+
+class ComparesWithBase(Protocol):
+    """A task whose loss compares with the model that the run starts from.
+
+    Attributes:
+      compares_with_base: the outputs of that model that the task needs, (batch, ...); its batches
+        have them as `base/<output>`.
+    """
+
+    @property
+    def compares_with_base(self) -> Sequence[str]: ...
