@@ -229,6 +229,8 @@ def _of(task: Task, model: nn.Module, cut: Cut, rows: Tensors, name: blake2b) ->
     """A table's features, from its file or into it. A file whose first rows are not what they are
     now is made anew."""
     device = next(model.parameters()).device
+    if not count(rows):
+        return torch.empty(0, *cut.shape)
     _add(name, rows)
     path = folder() / f"{name.hexdigest()}.npy"
     shape = (count(rows), *cut.shape)
