@@ -13,6 +13,7 @@ from typing import Any
 from fedpeft.data.csv_files import read_csv
 from fedpeft.data.metadata import find_metadata, join_pictures, split_of, suffix
 from fedpeft.errors import DataError
+from fedpeft.storage.hub import spare_lookups
 from fedpeft.storage.locate import locate
 from fedpeft.storage.text_files import encoding_of, read_text
 
@@ -70,6 +71,7 @@ def read_splits(
 
 
 def _from_hub(path: str, config: str) -> dict[str, Any]:
+    spare_lookups()
     import datasets
 
     loaded = datasets.load_dataset(path, config or None)

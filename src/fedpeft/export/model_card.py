@@ -55,10 +55,26 @@ def model_card(result: Result, out: Path, form: Form, base: Base | None = None) 
         _code("python", _loading_lines(result, out, form, base)),
         _code("python", _usage_lines(result)),
         "## The plan",
-        "`fedpeft run plan.toml` with this as `plan.toml` repeats the run:",
+        _how_to_repeat(result),
         _code("toml", plan.toml()),
     ]
     return "\n\n".join(parts)
+
+
+def _how_to_repeat(result: Result) -> str:
+    """What makes the run anew; where the examples lie elsewhere, not the plan alone."""
+    if result.folder.contributions.is_dir():
+        return (
+            "It was merged from contribution files. `fedpeft merge STUDY FILES -o NEW` with the "
+            "same files repeats it; the files themselves are made by their owners alone, of "
+            "`fedpeft invite plan.toml` with this as `plan.toml`:"
+        )
+    if result.plan.nodes.names is not None:
+        return (
+            "`fedpeft run plan.toml --engine flower --federation NAME` with this as `plan.toml` "
+            "repeats the run at the nodes that it names, which have the examples:"
+        )
+    return "`fedpeft run plan.toml` with this as `plan.toml` repeats the run:"
 
 
 def _base_name(result: Result) -> str:

@@ -25,8 +25,6 @@ from fedpeft.runs.execute import execute
 from fedpeft.runs.folder import create, write_json
 from fedpeft.runs.summary import summarize
 
-ARRIVALS = "arrivals.json"
-
 
 @dataclass(frozen=True)
 class Answered:
@@ -70,7 +68,7 @@ def write_run(
     # The noise of a private plan is in the files: here none was drawn.
     run.secrets[0].unlink(missing_ok=True)
     if evaluate:
-        write_json(folder / ARRIVALS, {"arrivals": list(_arrivals(site, study, every))})
+        write_json(run.arrivals, {"arrivals": list(_arrivals(site, study, every))})
     summary = summarize(run, site)
     summary |= _updates(plan, record.clients)
     if evaluate and draws(plan) and (failed := exhibit_at_end(run, plan)):

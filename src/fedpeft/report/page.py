@@ -14,6 +14,7 @@ from fedpeft import __version__
 from fedpeft.errors import RunError
 from fedpeft.evaluation.statistics import Estimate
 from fedpeft.report import tables
+from fedpeft.report.arrivals import arrivals
 from fedpeft.report.drawing import DASHES, scripts
 from fedpeft.report.figures import figures, intervals
 from fedpeft.report.gallery import galleries
@@ -84,6 +85,7 @@ def _part(k: int, section: Section) -> dict[str, Any]:
         "runs": tables.runs(section),
         "failures": tables.failures(section),
         "audits": audits(section),
+        "arrivals": arrivals(section),
         "benchmarks": tables.benchmarks(section),
         "samples": tables.samples(section),
         "differences": tables.differences(section),

@@ -19,6 +19,7 @@ from fedpeft.compute.trainable import head_of, new_layers, within
 from fedpeft.core.outputs import evaluation_mode
 from fedpeft.core.seeds import seed_torch
 from fedpeft.errors import PlanError
+from fedpeft.storage.hub import UNREACHED, spare_lookups
 from fedpeft.storage.locate import locate
 from fedpeft.tasks.fit import check_loaded, find_new, note_new, note_output, output_layers
 
@@ -60,12 +61,14 @@ def config_of(name: str) -> Any:
             f"model {name!r} is a saved adapter and no model: name its base as `model`, and begin "
             f'with the adapter by method.init = "{name}"'
         )
+    offline = found is None and spare_lookups()
     try:
         return AutoConfig.from_pretrained(str(found or name), **NO_CODE)
     except (OSError, ValueError) as error:
+        why = UNREACHED if offline else str(error).splitlines()[0]
         raise PlanError(
             f"model {name!r} is neither a folder (looked here, in $FEDPEFT_DATA and in the "
-            f"package) nor a hub model that can be read: {str(error).splitlines()[0]}"
+            f"package) nor a hub model that can be read: {why}"
         ) from None
 
 
