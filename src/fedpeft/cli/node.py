@@ -86,7 +86,7 @@ def node(
         (site, who), reads = rehearsal_site(read(settings), client or 0, device), []
     folder = (out or Path("nodes") / who).resolve()
     signing = signing_key(key).private_bytes_raw() if key else None
-    worker = Node(site, who, folder, typer.echo, signing, again, reads)
+    worker = Node(site, who, folder, _log, signing, again, reads)
     for words in reads:
         typer.echo(f"the server is told: {words}")
     earlier = len(worker.agreement.answers.tokens)
@@ -104,3 +104,10 @@ def node(
         )
 
     worker.serve(ready)
+
+
+def _log(words: str) -> None:
+    """A line with the time, as nobody looks at a node's terminal."""
+    from fedpeft.core.units import now
+
+    typer.echo(f"{now()} {words}")

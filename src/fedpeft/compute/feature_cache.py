@@ -26,6 +26,7 @@ from fedpeft.core.outputs import Outputs
 from fedpeft.core.seeds import seed_torch
 from fedpeft.core.tensors import bytes_moved, count, move_to
 from fedpeft.core.types import Batch, Summed, Table, Tensors
+from fedpeft.errors import reason_of
 
 FEATURES = "fedpeft.features"
 """The column of rows and batches that holds them."""
@@ -136,7 +137,7 @@ def keep(
     try:
         return _keep(task, model, trained, train, test, setting)
     except Exception as error:  # parts that users write may raise anything, and a disk may be full
-        return FeatureCache(f"features are not kept: {type(error).__name__}: {error}")
+        return FeatureCache(f"features are not kept: {reason_of(error)}")
 
 
 def _keep(

@@ -30,6 +30,8 @@ from fedpeft.wire.sockets import SOCKET, Envelope, listen, receive, send
 
 # Seconds for the other end to write or read its part; both ends are on this machine.
 PATIENCE = 60.0
+RUN_SHOWN = 8
+"""Of the 32 digits by which a node tells runs apart, those in its log."""
 FIELDS: dict[str, tuple[type, ...]] = {
     "run": (str,),
     "round": (int,),
@@ -132,7 +134,7 @@ class Node:
         else:
             done = self._worked(job, token, digest)
         if isinstance(done, Failure):
-            self.say(f"round {job.round + 1}: {done.reason}")
+            self.say(f"run {token[:RUN_SHOWN]}, round {job.round + 1}: {done.reason}")
             return done
         if not answers.give(token, job, digest, done.payload):
             raise Refused(
@@ -140,7 +142,8 @@ class Node:
                 "longer and would be other bytes now: the same words get the same bytes, or none"
             )
         self.say(
-            f"round {job.round + 1}: {len(done.payload):,} bytes after {monotonic() - began:.1f} s"
+            f"run {token[:RUN_SHOWN]}, round {job.round + 1}: {len(done.payload):,} bytes after "
+            f"{monotonic() - began:.1f} s"
         )
         return done
 

@@ -14,12 +14,11 @@ from fedpeft import __version__
 from fedpeft.errors import RunError
 from fedpeft.evaluation.statistics import Estimate
 from fedpeft.report import tables
-from fedpeft.report.arrivals import arrivals
 from fedpeft.report.drawing import DASHES, scripts
 from fedpeft.report.figures import figures, intervals
 from fedpeft.report.gallery import galleries
 from fedpeft.report.groups import REFERENCES, Group, Section
-from fedpeft.report.measured_epsilon import audits
+from fedpeft.report.measured import arrivals, audits
 from fedpeft.report.reading import KeptRun
 from fedpeft.report.rows import format_value, with_interval
 from fedpeft.report.tables import ReportTable
