@@ -290,11 +290,19 @@ def _usage_lines(result: Result) -> list[str]:
             "  # a PIL picture, or a list of them"
         )
     else:
-        inputs = 'inputs = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")'
+        inputs = _as_trained(result.plan.task)
     return [
-        inputs,
+        *inputs.splitlines(),
         "print([model.config.id2label[k] for k in model(**inputs).logits.argmax(-1).tolist()])",
     ]
+
+
+def _as_trained(task: Any) -> str:
+    """The lines that make tokens of texts as the training did."""
+    how = f"truncation=True, max_length={task.max_length}, padding=True"
+    if not task.special_tokens:
+        how += ", split_special_tokens=True"
+    return f'inputs = tokenizer(\n    texts, {how}, return_tensors="pt"\n)'
 
 
 def _generation_lines(task: CausalLM) -> list[str]:

