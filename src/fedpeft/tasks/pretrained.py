@@ -243,8 +243,14 @@ def _normalisation(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]
     if not getattr(processor, "do_normalize", True) or mean is None or std is None:
         mean, std = (0.0,), (1.0,)
     factor = getattr(processor, "rescale_factor", None) or 1 / 255
-    by = 255 * factor if getattr(processor, "do_rescale", True) else 255.0
-    return tuple(x / by for x in mean), tuple(x / by for x in std)
+    rescales = getattr(processor, "do_rescale", True)
+    by = 255 * factor if rescales else 255.0
+    # EfficientNet's takes 1 from the scaled pixels, before it normalises them
+    less = 1.0 if rescales and getattr(processor, "rescale_offset", False) else 0.0
+    # and it divides by the deviation twice for the model that it was made for
+    twice = getattr(processor, "include_top", False)
+    wide = [x * x if twice else x for x in std]
+    return tuple((x + less) / by for x in mean), tuple(x / by for x in wide)
 
 
 def _processed_side(processor: Any) -> int:
