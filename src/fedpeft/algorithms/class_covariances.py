@@ -26,7 +26,7 @@ from fedpeft.algorithms.feature_sums import (
     answer_with_sums,
     ask_for_sums,
     begin_head,
-    check_length,
+    check_row_length,
 )
 from fedpeft.compute.trainable import linear_head
 from fedpeft.core.conversation import Answer, Flow, Message
@@ -57,7 +57,7 @@ class ClassCovariances:
     asks_in: ClassVar[Mapping[str, frozenset[int]]] = {PHASE: frozenset({0})}
 
     def __post_init__(self) -> None:
-        check_length(self.length)
+        check_row_length(self.length)
         if not 0 < self.gamma < float("inf"):
             raise ValueError(f"gamma must be positive and finite, got {self.gamma}")
 

@@ -19,7 +19,7 @@ from fedpeft.algorithms.feature_sums import (
     answer_with_sums,
     ask_for_sums,
     begin_head,
-    check_length,
+    check_row_length,
 )
 from fedpeft.compute.trainable import linear_head
 from fedpeft.core.conversation import Answer, Flow, Message
@@ -48,7 +48,7 @@ class ClassMeans:
     asks_in: ClassVar[Mapping[str, frozenset[int]]] = {PHASE: frozenset({0})}
 
     def __post_init__(self) -> None:
-        check_length(self.length)
+        check_row_length(self.length)
 
     def check_params(self, params: Tensors) -> None:
         """Raises PlanError where there is no linear head that is trained and shared."""

@@ -117,7 +117,7 @@ def fitting_length(rows: Tensor, means: Tensor) -> float:
     return next(length for length, p in zip(lengths, own, strict=True) if p >= SURE * max(own))
 
 
-def check_length(length: float | None) -> None:
+def check_row_length(length: float | None) -> None:
     """Raises ValueError for what is no length of a head's rows."""
     if length is not None and not 0 < length < float("inf"):
         raise ValueError(f"length must be positive and finite, got {length}")

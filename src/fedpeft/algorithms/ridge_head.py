@@ -18,7 +18,7 @@ from fedpeft.algorithms.feature_sums import (
     COUNTS,
     SUMS,
     begin_head,
-    check_length,
+    check_row_length,
     check_sums,
     sum_features,
 )
@@ -55,7 +55,7 @@ class RidgeHead:
     asks_in: ClassVar[Mapping[str, frozenset[int]]] = {PRODUCTS: frozenset({0})}
 
     def __post_init__(self) -> None:
-        check_length(self.length)
+        check_row_length(self.length)
         if not 0 < self.ridge < float("inf"):
             raise ValueError(f"ridge must be positive and finite, got {self.ridge}")
 

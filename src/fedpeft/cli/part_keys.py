@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 _KEYS = re.compile(r"((?:\w+, )*\w+): (.*)")
 """How a docstring's Attributes begin a line: one key or several, and what is said of them."""
@@ -52,16 +53,30 @@ def _fields(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
     for node in body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
-        value, kind = node.value, ast.unparse(node.annotation)
-        call = value if isinstance(value, ast.Call) else None
-        inside = {one.arg: ast.unparse(one.value) for one in call.keywords} if call else {}
-        private = node.target.id.startswith("_")
-        if private or kind.startswith("ClassVar") or inside.get("init") == "False":
-            continue
-        yield node.target.id, _written(value) if call is None else _default_of(call, inside)
+        named = _keywords(node.value)
+        if _is_key(node, node.target.id, named):
+            made = isinstance(node.value, ast.Call) and _is_field(node.value)
+            yield node.target.id, _default_of(node.value, named) if made else _written(node.value)
 
 
-def _default_of(call: ast.Call, named: Mapping[str, str]) -> str:
+def _keywords(value: ast.expr | None) -> dict[str | None, str]:
+    """The arguments of a call that have names, as source."""
+    given = value.keywords if isinstance(value, ast.Call) else []
+    return {one.arg: ast.unparse(one.value) for one in given}
+
+
+def _is_key(node: ast.AnnAssign, name: str, named: Mapping[str | None, str]) -> bool:
+    """Whether a plan may set this field."""
+    kind = ast.unparse(node.annotation)
+    return not (name.startswith("_") or kind.startswith("ClassVar") or named.get("init") == "False")
+
+
+def _is_field(call: ast.Call) -> bool:
+    """Whether a call makes a field, and is no value."""
+    return ast.unparse(call.func) in ("field", "part", "parts", "unwritten", "code")
+
+
+def _default_of(call: Any, named: Mapping[str | None, str]) -> str:
     """The default of a field that a function makes: of the registry's for parts, or of
     `dataclasses`."""
     function = ast.unparse(call.func)

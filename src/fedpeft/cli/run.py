@@ -108,8 +108,7 @@ def run(
                 "--resume goes on with the run's own plan: no PLAN, --set, --out or --seed beside "
                 "it"
             )
-        if rounds is not None:
-            _extend(resume, rounds)
+        _extend(resume, rounds)
         if _report_if_finished(console, resume, as_json):
             return
         begun, read = _read_begun(resume, engine)
@@ -138,12 +137,13 @@ def _begin(plan: "Plan", out: Path | None, device: str, workers: int) -> "tuple[
     return create(site.plan, out), site
 
 
-def _extend(path: Path, rounds: int) -> None:
-    """Give a run more rounds than its plan has."""
+def _extend(path: Path, rounds: int | None) -> None:
+    """Give a run more rounds than its plan has, where some are asked for."""
     from fedpeft.registry import OWN
     from fedpeft.runs.extend import extend
 
-    extend(path, rounds, OWN)
+    if rounds is not None:
+        extend(path, rounds, OWN)
 
 
 def _read_begun(path: Path, engine: str | None) -> "tuple[RunFolder, Plan]":

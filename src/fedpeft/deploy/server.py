@@ -11,8 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.core.units import now
-from fedpeft.deploy.submit import end_file, here, log_file
+from fedpeft.deploy.submit import end_file, here, log_for_followers
 from fedpeft.deploy.terms import server_site, terms_of, token_at
 from fedpeft.engines.flower.engine import Flower, server_app
 from fedpeft.errors import RunError, reason_of
@@ -92,8 +91,8 @@ def _run(folder: RunFolder, site: Site, grid: "Grid") -> None:
 def say_to_followers(folder: RunFolder, words: str) -> None:
     """A line for Flower's log, and for those who follow the run."""
     say(words)
-    with suppress(OSError), log_file(folder).open("a", encoding="utf-8") as file:  # a full disk
-        file.write(f"{now()} {words}\n")
+    with suppress(OSError):  # a full disk
+        log_for_followers(folder, words)
 
 
 def say(words: str) -> None:

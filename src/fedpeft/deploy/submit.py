@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from time import monotonic, sleep
 from typing import Any
 
+from fedpeft.core.units import now
 from fedpeft.deploy.bundle import write_app
 from fedpeft.errors import RunError
 from fedpeft.plan.plan import Plan
@@ -156,6 +157,12 @@ def end_file(folder: RunFolder) -> Path:
 def log_file(folder: RunFolder) -> Path:
     """Where the server's part says what becomes of the run, for those who follow it."""
     return folder.path / "server.log"
+
+
+def log_for_followers(folder: RunFolder, words: str) -> None:
+    """Add a line, with the time, to what they hear."""
+    with log_file(folder).open("a", encoding="utf-8") as file:
+        file.write(f"{now()} {words}\n")
 
 
 def how_to_stop(folder: RunFolder) -> str:

@@ -130,9 +130,7 @@ def read_contribution(
             size = os.fstat(stream.fileno()).st_size
             content = stream.read(size) if size <= most else b""
     except RunError as error:
-        raise ContributionError(
-            Rejection.DAMAGED, file, f"{error}; name the file itself"
-        ) from None
+        raise ContributionError(Rejection.DAMAGED, file, f"{error}; name the file itself") from None
     if size > most:
         raise ContributionError(
             Rejection.LARGE,

@@ -242,15 +242,18 @@ def _normalisation(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     if not getattr(processor, "do_normalize", True) or mean is None or std is None:
         mean, std = (0.0,), (1.0,)
+    elif getattr(processor, "include_top", False):  # EfficientNet's divides by it twice
+        std = tuple(x * x for x in std)
+    by, less = _scale(processor)
+    return tuple((x + less) / by for x in mean), tuple(x / by for x in std)
+
+
+def _scale(processor: Any) -> tuple[float, float]:
+    """What a processor makes of a white pixel, and what it takes from all of them then."""
+    if not getattr(processor, "do_rescale", True):
+        return 255.0, 0.0
     factor = getattr(processor, "rescale_factor", None) or 1 / 255
-    rescales = getattr(processor, "do_rescale", True)
-    by = 255 * factor if rescales else 255.0
-    # EfficientNet's takes 1 from the scaled pixels, before it normalises them
-    less = 1.0 if rescales and getattr(processor, "rescale_offset", False) else 0.0
-    # and it divides by the deviation twice for the model that it was made for
-    twice = getattr(processor, "include_top", False)
-    wide = [x * x if twice else x for x in std]
-    return tuple((x + less) / by for x in mean), tuple(x / by for x in wide)
+    return 255 * factor, 1.0 if getattr(processor, "rescale_offset", False) else 0.0
 
 
 def _processed_side(processor: Any) -> int:
