@@ -112,7 +112,7 @@ def fitting_length(rows: Tensor, means: Tensor) -> float:
     logits = means.double() @ rows.double().T
     if len(logits) < 2:
         return 1.0
-    lengths = [2.0 ** (k / 4) for k in range(-40, 81)]
+    lengths: list[float] = [2.0 ** (k / 4) for k in range(-40, 81)]
     own = [float((length * logits).softmax(1).diagonal().mean()) for length in lengths]
     return next(length for length, p in zip(lengths, own, strict=True) if p >= SURE * max(own))
 
