@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fedpeft import PlanError
-from fedpeft.algorithms.feature_sums import PHASE
+from fedpeft.algorithms.feature_sums import PHASE, fitting_length
 from fedpeft.codecs.dense import Dense
 from fedpeft.core.conversation import Message
 from fedpeft.core.tensors import equal
@@ -260,3 +260,37 @@ def test_what_does_not_fit(
 def test_a_file_from_each_client_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="leave it out"):
         invite(points_plan(**START, cohort=POINTS["partition"]["clients"]), tmp_path / "study")  # type: ignore[index]
+
+
+def test_the_length_by_hand() -> None:
+    """Two classes with orthogonal means of length 2: p = 1 / (1 + exp(−2s)) is 0.8 at s = 0.693,
+    and the least of 2^(k/4) above it is 2^(−1/2)."""
+    means = 2 * torch.eye(2)
+    assert fitting_length(normalize(means), means) == pytest.approx(2**-0.5)
+    assert fitting_length(torch.eye(1), torch.eye(1)) == 1.0
+    # Two classes that have one mean are never told apart: 1/2 is all that there is.
+    assert fitting_length(torch.ones(2, 1), torch.ones(2, 1)) == pytest.approx(2.0**-10)
+
+
+@pytest.mark.parametrize("name", ["class_means", "class_covariances", "ridge_head"])
+def test_rows_are_as_long_as_the_class_means_want(name: str, points: Site) -> None:
+    """The directions are those of rows of length 1, so that the same classes are predicted."""
+    train: Any = points.data
+    point, label = train.train["point"], train.train["label"]
+    means = torch.stack([point[label == k].mean(0) for k in range(3)])
+    rows = {}
+    for length in (None, 1.0):
+        algorithm = {"name": name} if length is None else {"name": name, "length": length}
+        plan = points_plan(algorithms=[algorithm], rounds=1, local={"lr": 1e-9, "batch_size": 16})
+        engine = Recording(on(points, plan))
+        list(federate(plan, engine, start(plan, points.params())))
+        rows[length] = plan.downlink.decode(engine.jobs[-1].payload)["head.weight"]
+    torch.testing.assert_close(normalize(rows[None]), rows[1.0])
+    sure = (means @ rows[None].T).softmax(1).diagonal().mean()
+    assert 0.79 < float(sure) < 0.87
+
+
+@pytest.mark.parametrize("length", [0.0, -1.0, float("inf")])
+def test_a_length_is_positive(length: float) -> None:
+    with pytest.raises(PlanError, match="length must be positive"):
+        points_plan(algorithms=[{"name": "class_means", "length": length}])

@@ -1,5 +1,6 @@
 """The command line: what it prints and what it leaves."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,7 +13,9 @@ from running import PLAN, fedpeft
 from fedpeft import read_plan
 from fedpeft.catalogue import CATALOGUE
 from fedpeft.cli.app import app
+from fedpeft.cli.part_keys import keys_of, read_source
 from fedpeft.core.units import duration, size
+from fedpeft.registry import import_target, names
 
 
 @pytest.fixture
@@ -155,12 +158,40 @@ def test_evaluate_finds_what_the_run_found(done: Path) -> None:
 
 def test_list_knows_every_part() -> None:
     shown = fedpeft("list").stdout
-    for kind, names in CATALOGUE.items():
+    for kind, parts in CATALOGUE.items():
         alone = fedpeft("list", kind).stdout.splitlines()
         assert alone[0] == kind
-        assert [line.split()[0] for line in alone[1:]] == sorted(names)
+        assert [line.split()[0] for line in alone[1:]] == sorted(parts)
         assert all(line in shown for line in alone)
     assert "Low-rank adaptation" in fedpeft("list", "method").stdout
+
+
+def test_the_keys_of_a_part_with_what_they_mean() -> None:
+    shown = fedpeft("list", "data", "images").stdout
+    assert "  path (must be given)\n      the folder.\n" in shown
+    assert "  test_fraction (default 0.2)\n" in shown and "  window (default left out)\n" in shown
+    assert '  start (default "zero")' in fedpeft("list", "method", "lora").stdout
+    assert "It has no keys." in fedpeft("list", "codec", "dense").stdout
+    refused = fedpeft("list", "data", "image")
+    assert refused.exit_code == 2 and "Did you mean 'images'?" in refused.stderr
+
+
+def test_every_key_of_every_part_has_a_meaning_and_the_default_of_its_field() -> None:
+    keys = 0
+    for kind in CATALOGUE:
+        for name, target in names(kind).items():
+            source = read_source(target)
+            assert source and source[1], target
+            part = import_target(target)
+            fields = {f.name: f for f in dataclasses.fields(part)} if kind != "engine" else {}
+            for key in keys_of(source[1]) if fields else ():
+                keys += 1
+                assert key.meaning, f"{kind} {name}: {key.name} has no meaning"
+                assert key.name in fields and fields[key.name].init
+                field = fields[key.name]
+                needed = field.default is field.default_factory is dataclasses.MISSING
+                assert (key.default == "") == needed, f"{kind} {name}: {key.name} {key.default}"
+    assert keys > 150
 
 
 @pytest.mark.parametrize("command", [one.name for one in app.registered_commands])

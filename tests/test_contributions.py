@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from itertools import permutations
 from pathlib import Path
 
@@ -122,6 +123,15 @@ def test_the_merge_is_a_run_like_any_other(four: Study, tmp_path: Path) -> None:
     assert (summary["clients"], summary["cohort"], summary["rounds"]) == (3, 3, 1)
     assert "nothing is left to do" in fedpeft("run", "--resume", out).output
     assert fedpeft("report", out, "-o", tmp_path / "report.html").exit_code == 0
+    page = (tmp_path / "report.html").read_text()
+    told = re.search(r"<h3>Arrivals</h3>(.*?)</table>", page, re.DOTALL)
+    shown = [f"{one['held_out']['accuracy']:.1%}".removesuffix("%") for one in arrivals]
+    assert told
+    assert list(dict.fromkeys(re.findall(r"nobody yet|c00\d", told[1]))) == [
+        "nobody yet",
+        *("c000", "c001", "c002"),
+    ]
+    assert all(value in told[1] for value in shown)
     said = fedpeft("merge", out, "--add", four.files[3], "--remove", "c000", "--json")
     assert json.loads(said.stdout)["clients"] == 3
 

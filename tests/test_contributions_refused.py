@@ -17,7 +17,8 @@ from running import fedpeft
 from fedpeft.core.tensors import equal, map_tensors, scale
 from fedpeft.core.types import Update
 from fedpeft.errors import RunError
-from fedpeft.oneshot.contribution import Header, open_contribution, write_contribution
+from fedpeft.oneshot.contribution import open_contribution, write_contribution
+from fedpeft.oneshot.contribution_header import Header
 from fedpeft.oneshot.invitation import server_key
 from fedpeft.oneshot.keys import (
     Trust,

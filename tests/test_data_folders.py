@@ -11,12 +11,12 @@ from PIL import Image
 
 from fedpeft import DataError, PlanError, read_plan
 from fedpeft.core.types import Examples
+from fedpeft.data.class_order import in_order
 from fedpeft.data.divide import divide
 from fedpeft.data.folders import endings
 from fedpeft.data.images import Images
 from fedpeft.data.short_forms import source
 from fedpeft.data.splits import split_named
-from fedpeft.oneshot.contribute import in_order
 from fedpeft.partitions.iid import IID
 from fedpeft.registry import names
 

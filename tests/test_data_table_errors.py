@@ -49,8 +49,12 @@ def test_a_bad_table_is_named_with_its_reason(case: str, tmp_path: Path) -> None
 
 
 def test_bad_folders_and_names(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no file"):
+    with pytest.raises(DataError, match="no pictures in folders, one a class, and no table"):
         HubTable(str(tmp_path)).load()
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "x.png").touch()
+    with pytest.raises(DataError, match=r"1 pictures and no folders: put those of each class"):
+        HubTable(str(tmp_path / "flat")).load()
     write_csv(tmp_path / "train.csv", ROWS)
     with pytest.raises(
         DataError, match=r"data\.label: no column called 'lable'\. Did you mean 'label'"

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -75,3 +76,12 @@ def test_a_run_cut_off_is_exported_as_far_as_it_came(tmp_path: Path) -> None:
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| rounds | 1 of 3 |" in card
     assert "| accuracy on held-out examples | not measured |" in card
+
+
+def test_the_card_of_a_merge_says_what_repeats_it(runs: Mapping[str, Done], tmp_path: Path) -> None:
+    copytree(runs["lora"].folder.path, tmp_path / "run")
+    (tmp_path / "run" / "contributions").mkdir()
+    export_run(tmp_path / "run", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "`fedpeft merge STUDY FILES -o NEW` with the same files repeats it" in card
+    assert "`fedpeft run plan.toml` with this" not in card

@@ -19,6 +19,7 @@ from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.wire.payloads import encode_answer
 
+RIDGE = {"name": "ridge_head", "length": 1.0}
 SKEWED = {"partition": {"name": "dirichlet", "clients": 6, "alpha": 0.05}}
 
 
@@ -50,7 +51,7 @@ def test_a_gram_from_means_by_hand() -> None:
 def test_rows_are_of_length_one_and_a_class_without_examples_keeps_its_row() -> None:
     params = {"head.weight": torch.full((3, 1), 9.0), "head.bias": torch.full((3,), 9.0)}
     answers = [told([[2.0], [0.0], [0.0]], [2, 0, 0]), told([[6.0], [-1.0], [0.0]], [2, 1, 0])]
-    head = ClassCovariances()._head_of(params, iter(answers))
+    head = ClassCovariances(length=1.0)._head_of(params, iter(answers))
     assert head["head.weight"].flatten().tolist() == [1, -1, 9]
     assert head["head.bias"].tolist() == [0, 0, 9]
 
@@ -84,7 +85,7 @@ def test_ridge_is_the_regression_on_everybodys_examples(points: Site) -> None:
     wanted = normalize(torch.linalg.solve(gram, x.T @ target).T).float()
     skewed = open_site(points_plan(**SKEWED))
     for site in (points, skewed):
-        torch.testing.assert_close(head_sent(site, "ridge_head"), wanted, atol=1e-4, rtol=0)
+        torch.testing.assert_close(head_sent(site, RIDGE), wanted, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("algorithm", ["class_covariances", "ridge_head"])

@@ -16,6 +16,7 @@ from rounds import points_plan
 from town import PLAN, Town, engine, node, run, silent, town
 
 from fedpeft.core.tensors import equal
+from fedpeft.engines.flower import engine as flower_engine
 from fedpeft.engines.flower.engine import AGAIN, SOON
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.errors import RunError
@@ -176,6 +177,17 @@ def test_nobody_is_an_error_that_says_who_is_missing(site: Site) -> None:
         RunError, match=r"no client is here after 0.3 s; c000: no node of that name came; c001"
     ):
         engine(site, Town({}), [], 0.3).gather()
+
+
+def test_who_has_not_come_is_told_soon(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flower_engine, "AWAITED", 0.2)
+    monkeypatch.setattr(flower_engine, "POLL", 0.05)
+    grid, said = Town({7: node(site, "c000", tmp_path / "a")}), list[str]()
+    engine(site, grid, said, 1.0).gather()
+    assert said[:2] == ["c000 is here", "waiting for c001, c002"]
+    assert sum(line.startswith("waiting") for line in said) == 1
 
 
 def test_a_superlink_that_stumbles_costs_nothing(site: Site, tmp_path: Path) -> None:

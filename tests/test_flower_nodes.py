@@ -1,5 +1,6 @@
 """What a node's worker does and does not do for a run, in this process."""
 
+import json
 import re
 import socket
 from dataclasses import replace
@@ -11,11 +12,13 @@ import pytest
 import torch
 from contributions import own_data
 from rounds import points_plan
+from running import fedpeft
 from town import PLAN, TOKEN, Town, engine, node, run, town
 
 from fedpeft.deploy.node import Node
 from fedpeft.deploy.terms import node_site, server_site
 from fedpeft.errors import PlanError
+from fedpeft.oneshot.own_data import OwnData
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.plan.tables import Nodes
@@ -109,7 +112,9 @@ local = {epochs = 10, lr = 0.1, batch_size = 8}
 """
 
 
-def test_nodes_with_data_of_their_own_and_none_at_the_server(tmp_path: Path) -> None:
+def test_nodes_with_data_of_their_own_and_none_at_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan, said = read_plan(OWN), []  # type: ignore[var-annotated]
     server = server_site(plan, said.append)
     assert said and said[0].startswith(
@@ -117,7 +122,7 @@ def test_nodes_with_data_of_their_own_and_none_at_the_server(tmp_path: Path) -> 
     )
     grid = Town({})
     for number, (name, labels) in enumerate((("north", "ab"), ("south", "cb"), ("west", "ca"))):
-        mine = node_site(plan, str(own_data(tmp_path / f"{name}.npz", labels)), name)
+        mine = node_site(plan, OwnData(str(own_data(tmp_path / f"{name}.npz", labels))), name)
         grid.nodes[number] = node(mine, name, tmp_path / name)
     made = engine(server, grid, said, 30)
     made.gather()
@@ -128,11 +133,19 @@ def test_nodes_with_data_of_their_own_and_none_at_the_server(tmp_path: Path) -> 
     points = torch.tensor([[0.0, 5.0], [-5.0, 0.0], [5.0, 0.0]])  # c, b, a
     assert (points @ weight.T + bias).argmax(1).tolist() == [0, 1, 2]
     assert summarize(folder, server)["accuracy_last"] is None
+    ended = fedpeft("evaluate", folder.path)
+    assert ended.exit_code == 2 and "there is no file 'server.npz'" in ended.stderr
+    # A server that has held-out examples later, of two of the labels.
+    monkeypatch.setenv("FEDPEFT_DATA", str(own_data(tmp_path / "server.npz", "ab").parent))
+    ended = fedpeft("evaluate", folder.path, "--json")
+    assert json.loads(ended.stdout)["held_out"]["accuracy"] == 1.0, ended.output
+    ended = fedpeft("evaluate", folder.path, "--per-client")
+    assert ended.exit_code == 2 and "is of nodes with data of their own" in ended.stderr
 
 
 def refused(plan: Plan, words: str, **changes: Any) -> None:
     with pytest.raises(PlanError, match=re.escape(words)):
-        node_site(replace(plan, **changes), "nowhere", "a")
+        node_site(replace(plan, **changes), OwnData("nowhere"), "a")
 
 
 def test_a_node_must_be_named_by_the_plan_and_the_labels_too() -> None:

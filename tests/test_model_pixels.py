@@ -16,7 +16,7 @@ FAMILIES = (
     *(("vit", "ViT"), ("deit", "DeiT"), ("beit", "Beit"), ("convnext", "ConvNext")),
     *(("mobilevit", "MobileViT"), ("levit", "Levit"), ("clip", "CLIP"), ("siglip", "Siglip")),
     *(("mobilenet_v2", "MobileNetV2"), ("pvt", "Pvt"), ("poolformer", "PoolFormer")),
-    ("dinov2", "Bit"),
+    *(("dinov2", "Bit"), ("efficientnet", "EfficientNet")),
 )
 
 
@@ -29,17 +29,27 @@ def save(folder: Path, family: str, kind: str, **keys: Any) -> None:
 
 @pytest.mark.parametrize(("family", "kind"), FAMILIES)
 def test_the_pixels_of_a_processor(tmp_path: Path, family: str, kind: str) -> None:
-    """Of a picture that has the size already; a processor's crop is for others."""
+    assert farthest_pixel(tmp_path, family, kind) < 1e-5
+
+
+def test_pixels_from_which_a_processor_takes_one(tmp_path: Path) -> None:
+    keys = {"rescale_offset": True, "rescale_factor": 1 / 127.5}
+    assert farthest_pixel(tmp_path, "efficientnet", "EfficientNet", **keys) < 1e-5
+
+
+def farthest_pixel(folder: Path, family: str, kind: str, **keys: Any) -> float:
+    """How far the task's pixels are from the processor's, of a picture that has the size already; a
+    processor's crop is for others."""
     from transformers import AutoImageProcessor
 
-    save(tmp_path, family, kind, do_resize=False, do_center_crop=False, crop_pct=1.0)
+    save(folder, family, kind, do_resize=False, do_center_crop=False, crop_pct=1.0, **keys)
     draws = torch.Generator().manual_seed(1)
     picture = torch.randint(0, 256, (32, 32, 3), generator=draws, dtype=torch.uint8)
-    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(folder)
     wanted = processor(Image.fromarray(picture.numpy()), return_tensors="pt")["pixel_values"]
-    task = ImageClassification(str(tmp_path), size=32)
+    task = ImageClassification(str(folder), size=32)
     rows = {"image": picture.permute(2, 0, 1)[None], "label": torch.zeros(1).long()}
-    assert (task.batch(rows, None)["pixel_values"] - wanted).abs().max() < 1e-5
+    return float((task.batch(rows, None)["pixel_values"] - wanted).abs().max())
 
 
 def test_a_factor_other_than_a_byte_s_is_followed(tmp_path: Path) -> None:

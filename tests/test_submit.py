@@ -1,12 +1,14 @@
 """What the one who submitted a run is told while nothing comes of it."""
 
 import logging
+import re
 from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
 
 from fedpeft.deploy import submit
+from fedpeft.deploy.server import say_to_followers
 from fedpeft.errors import RunError
 from fedpeft.runs.folder import RunFolder, write_json
 
@@ -20,6 +22,31 @@ def test_a_run_that_stays_pending_is_told_of_once(
     monkeypatch.setattr(submit, "ASK", 0.01)
     monkeypatch.setattr(submit, "POLL", 0.02)
     with caplog.at_level(logging.WARNING), pytest.raises(RunError, match="the server's part ended"):
-        list(submit.follow(RunFolder(tmp_path)))
+        list(submit.follow(RunFolder(tmp_path), print))
     [said] = caplog.messages
     assert "flower-superexec" in said and "`flwr stop 7 here` takes the run back" in said
+
+
+def test_who_follows_hears_what_the_servers_part_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, heard = RunFolder(tmp_path), list[str]()
+    monkeypatch.setattr(submit, "POLL", 0.01)
+    say_to_followers(folder, "waiting for hospital-b")
+
+    def tell(line: str) -> None:
+        heard.append(line)
+        if len(heard) == 1:
+            say_to_followers(folder, "hospital-b cannot serve: the plan here is not the run's")
+        else:
+            submit.end_file(folder).write_text("nobody came")
+
+    write_json(tmp_path / "federation.json", {"federation": "here", "run": 7})
+    with pytest.raises(RunError, match="nobody came"):
+        list(submit.follow(folder, tell))
+    pattern = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
+    assert [re.sub(pattern, "", line) for line in heard] == [
+        "waiting for hospital-b",
+        "hospital-b cannot serve: the plan here is not the run's",
+    ]
+    assert all(re.match(pattern, line) for line in heard)

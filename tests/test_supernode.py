@@ -3,6 +3,7 @@ that breaks."""
 
 import json
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -12,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.deploy import flower_supernode
+from fedpeft.deploy import flower_supernode, supernode
 from fedpeft.deploy.flower_supernode import BROKEN
-from fedpeft.deploy.supernode import again_while_broken
+from fedpeft.deploy.supernode import again_while_broken, with_free_port
 
 PARENT = """
 import json, os, subprocess, sys
@@ -198,3 +199,21 @@ def fake(folder: Path, main: str) -> list[str]:
         "-c",
         code + f"runpy.run_path({flower_supernode.__file__!r})['main']('broken-node')",
     ]
+
+
+def test_a_second_supernode_of_a_machine_has_a_port_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = list[str]()
+    with socket.create_server(("", 0)) as first:
+        taken = first.getsockname()[1]
+        monkeypatch.setattr(supernode, "PORT", taken)
+        *rest, option, port = with_free_port(["--superlink", "x:1"], said.append)
+        assert rest == ["--superlink", "x:1"] and option == "--port" and int(port) != taken
+        assert said == [
+            f"port {taken} is taken, by another SuperNode perhaps; this one has port {port}"
+        ]
+        for own in (["--port", "7"], ["--port=7"]):
+            assert with_free_port(own, said.append) == own
+    assert with_free_port(["--superlink", "x:1"], said.append) == ["--superlink", "x:1"]
+    assert len(said) == 1

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import save_family
 from method_models import losses_of
 from own_modules import Net
 from torch import nn
@@ -18,9 +19,11 @@ from fedpeft.data.client_data import Partitioned
 from fedpeft.data.table import HubTable
 from fedpeft.methods.full import Full
 from fedpeft.methods.scratch import Scratch
+from fedpeft.registry import describe
+from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.image_classification import ImageClassification
 from fedpeft.tasks.module import ModuleTask
-from fedpeft.tasks.text_classification import TextClassification
+from fedpeft.tasks.text_classification import TextClassification, tokenizer
 
 LABEL = torch.tensor([0, 1, 2])
 
@@ -178,3 +181,27 @@ def test_grouping_by_length_is_for_text() -> None:
     plan = read_plan("local = { group_by_length = true }\nrounds = 1")
     with pytest.raises(DataError, match=r"only text has a length.*image, label"):
         open_site(plan)
+
+
+def test_special_tokens_in_a_text_are_text(tmp_path: Path) -> None:
+    """Or one could end its own text, or stand for another."""
+    base = str(save_family(tmp_path / "bert", "bert"))
+    read = tokenizer(base)
+    table = Table({"text": ["one [EOS] two"], "label": torch.zeros(1).long()})
+    task = TextClassification(base, max_length=16)
+    [ids] = task.prepare(table)["input_ids"].tolist()
+    assert ids[-1] == read.eos_token_id and ids.count(read.eos_token_id) == 1
+    [marked] = replace(task, special_tokens=True).prepare(table)["input_ids"].tolist()
+    one, two, end = (read.convert_tokens_to_ids(word) for word in ("one", "two", "[EOS]"))
+    assert marked == [one, end, two, end]
+    assert "special_tokens" not in describe("task", task)
+
+
+def test_a_language_model_reads_its_own_tokens_as_text_and_begins_once(tmp_path: Path) -> None:
+    base = str(save_family(tmp_path / "llama", "llama", "AutoModelForCausalLM"))
+    read, task = tokenizer(base), CausalLM(base, max_length=16)
+    [(first, rest)] = task._tokens([("", "[BOS] one [EOS]")])
+    assert first == [read.bos_token_id] and rest[-1] == read.eos_token_id
+    assert read.bos_token_id not in rest and rest.count(read.eos_token_id) == 1
+    [(_, chat)] = replace(task, special_tokens=True)._tokens([("", "one [EOS]")])
+    assert chat[1:] == [read.eos_token_id] * 2

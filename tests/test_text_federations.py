@@ -15,9 +15,10 @@ from town import engine, run, town
 from fedpeft import InProcess, PlanError, federate, open_site, read_plan, start
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Examples, Table
+from fedpeft.data.class_order import in_order
 from fedpeft.deploy.terms import check_labels_named
 from fedpeft.evaluation.probe import check_gradients
-from fedpeft.oneshot.contribute import contribute, from_partition, in_order
+from fedpeft.oneshot.contribute import contribute, from_partition
 from fedpeft.oneshot.invitation import invite, read_invitation
 from fedpeft.oneshot.keys import make_signing_key, signing_key
 from fedpeft.oneshot.merge import merge

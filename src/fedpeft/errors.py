@@ -36,6 +36,19 @@ class RunError(FedpeftError):
     """A run folder cannot be used as asked."""
 
 
+WORDY = (FedpeftError, ArithmeticError, ValueError, RuntimeError, OSError, MemoryError)
+"""Errors whose own words are a sentence, as a rule."""
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, on one line; of kinds that say little, such as a missing key, and of
+    those without words, the kind too."""
+    said = " ".join(str(error).split())
+    if said and isinstance(error, WORDY):
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
 def unknown(what: str, got: str, known: Iterable[str]) -> str:
     """One sentence for a name that is not known: the nearest one first, then all of them."""
     names = sorted(known)

@@ -8,7 +8,7 @@ and n_c examples in all,
     Σ̂_c = Σ_k n_kc·(μ_kc − μ_c)(μ_kc − μ_c)ᵀ / (m_c − 1) + γ·I      (γ·I alone for one client)
     G = Σ_c (n_c − 1)·Σ̂_c + N·μμᵀ
 
-for N examples with the mean μ, and row c of the head is G⁺·n_c·μ_c, of length 1; the bias is zero.
+for N examples with the mean μ, and row c of the head is s·G⁺·n_c·μ_c, normalised; the bias is zero.
 These formulas were read in the published code.
 """
 
@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from fedpeft.algorithms.feature_sums import (
     COUNTS,
@@ -27,6 +26,7 @@ from fedpeft.algorithms.feature_sums import (
     answer_with_sums,
     ask_for_sums,
     begin_head,
+    check_row_length,
 )
 from fedpeft.compute.trainable import linear_head
 from fedpeft.core.conversation import Answer, Flow, Message
@@ -42,18 +42,22 @@ class ClassCovariances:
     Attributes:
       gamma: γ, what is added to each variance.
       head: the name of the head's module; "auto" finds the usual ones.
+      length: of the head's rows; left out: so long that its probabilities fit the class means; 1 as
+        in the paper.
 
     Raises:
-      ValueError: `gamma` is not positive and finite.
+      ValueError: `gamma` or `length` is not positive and finite.
     """
 
     gamma: float = 1.0
     head: str = "auto"
+    length: float | None = None
     reveals: ClassVar[frozenset[str]] = frozenset({PHASE})
     asks_everyone: ClassVar[frozenset[str]] = frozenset({PHASE})
     asks_in: ClassVar[Mapping[str, frozenset[int]]] = {PHASE: frozenset({0})}
 
     def __post_init__(self) -> None:
+        check_row_length(self.length)
         if not 0 < self.gamma < float("inf"):
             raise ValueError(f"gamma must be positive and finite, got {self.gamma}")
 
@@ -89,8 +93,9 @@ class ClassCovariances:
         which, spread = torch.cat(classes), (torch.cat(sums), torch.cat(counts))
         totals, numbers = sum_by_class(which, *spread, len(params[weight]))
         gram = estimate_gram(which, *spread, totals, numbers, self.gamma)
-        rows = normalize(totals @ torch.linalg.pinv(gram, hermitian=True))
-        return begin_head(params, weight, rows, numbers > 0)
+        rows = totals @ torch.linalg.pinv(gram, hermitian=True)
+        means = totals / numbers.clamp_min(1)[:, None]
+        return begin_head(params, weight, rows, means, numbers > 0, self.length)
 
 
 def sum_by_class(

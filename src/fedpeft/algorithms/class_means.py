@@ -1,8 +1,8 @@
 """A head from class means before the first round (Legate et al., 2023, FedNCM, arXiv:2306.03937).
 
-Row c of the head's weight becomes μ_c / ‖μ_c‖ for the mean μ_c of the features of class c over all
-clients, its bias zero: exact however labels are divided, for one message of (classes, features)
-numbers from each client. A class that nobody has keeps its row.
+Row c of the head's weight becomes s·μ_c / ‖μ_c‖ for the mean μ_c of the features of class c over
+all clients, its bias zero: exact however labels are divided, for one message of (classes, features)
+numbers from each client. In the paper s is 1. A class that nobody has keeps its row.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from fedpeft.algorithms.feature_sums import (
     COUNTS,
@@ -20,6 +19,7 @@ from fedpeft.algorithms.feature_sums import (
     answer_with_sums,
     ask_for_sums,
     begin_head,
+    check_row_length,
 )
 from fedpeft.compute.trainable import linear_head
 from fedpeft.core.conversation import Answer, Flow, Message
@@ -34,12 +34,21 @@ class ClassMeans:
 
     Attributes:
       head: the name of the head's module; "auto" finds the usual ones.
+      length: of the head's rows; left out: so long that its probabilities fit the class means; 1 as
+        in the paper.
+
+    Raises:
+      ValueError: `length` is not positive and finite.
     """
 
     head: str = "auto"
+    length: float | None = None
     reveals: ClassVar[frozenset[str]] = frozenset({PHASE})
     asks_everyone: ClassVar[frozenset[str]] = frozenset({PHASE})
     asks_in: ClassVar[Mapping[str, frozenset[int]]] = {PHASE: frozenset({0})}
+
+    def __post_init__(self) -> None:
+        check_row_length(self.length)
 
     def check_params(self, params: Tensors) -> None:
         """Raises PlanError where there is no linear head that is trained and shared."""
@@ -68,5 +77,5 @@ class ClassMeans:
         for answer in answers:
             told = answer.message.tensors[PHASE]
             sums, counts = sums + told[SUMS].double(), counts + told[COUNTS].double()
-        means = normalize(sums / counts.clamp_min(1)[:, None])
-        return begin_head(params, weight, means, counts > 0)
+        means = sums / counts.clamp_min(1)[:, None]
+        return begin_head(params, weight, means, means, counts > 0, self.length)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from fedpeft.compute.trainable import linear_head
 from fedpeft.core.conversation import Ask, Check, Message
@@ -16,6 +17,8 @@ from fedpeft.core.types import ClientId, State, Tensors
 from fedpeft.errors import PlanError
 
 PHASE = "class_means"
+SURE = 0.8
+"""Of the largest probability that a class's own mean can have, what a new head gives it."""
 SUMS, COUNTS = "sums", "counts"
 
 
@@ -72,14 +75,52 @@ def check_sums(phase: str) -> Check:
     return check
 
 
-def begin_head(params: Tensors, weight: str, rows: Tensor, held: Tensor) -> dict[str, Tensor]:
-    """The head's weight with these rows, (classes, features), and no bias; classes that nobody
-    holds, not in `held` (classes,), keep theirs."""
+def begin_head(
+    params: Tensors,
+    weight: str,
+    rows: Tensor,
+    means: Tensor,
+    held: Tensor,
+    length: float | None,
+) -> dict[str, Tensor]:
+    """The head's weight with rows in the directions of `rows`, (classes, features), and no bias;
+    classes that nobody holds, not in `held` (classes,), keep theirs.
+
+    Args:
+      means: the classes' mean features, (classes, features).
+      length: of each row; None for `fitting_length`.
+    """
+    rows = normalize(rows)
+    rows = rows * (fitting_length(rows[held], means[held]) if length is None else length)
     bias = f"{weight.removesuffix('.weight')}.bias"
     begun = {weight: torch.where(held[:, None], rows.to(params[weight]), params[weight])}
     if bias in params:
         begun[bias] = torch.where(held, 0.0, params[bias])
     return begun
+
+
+def fitting_length(rows: Tensor, means: Tensor) -> float:
+    """How long a head's rows must be for its probabilities to mean something; `rows` are of length
+    1.
+
+    Rows of length 1 give nearly the same logits for all of many classes. Training then changes the
+    features most where the head is already right, and loses what it began with. The length is the
+    least of 2^(k/4) at which the head gives a class's own mean 0.8 of the largest probability, on
+    average over the classes, that any length gives it. On 150 intents that is where the loss on
+    held-out examples is least.
+    """
+    logits = means.double() @ rows.double().T
+    if len(logits) < 2:
+        return 1.0
+    lengths: list[float] = [2.0 ** (k / 4) for k in range(-40, 81)]
+    own = [float((length * logits).softmax(1).diagonal().mean()) for length in lengths]
+    return next(length for length, p in zip(lengths, own, strict=True) if p >= SURE * max(own))
+
+
+def check_row_length(length: float | None) -> None:
+    """Raises ValueError for what is no length of a head's rows."""
+    if length is not None and not 0 < length < float("inf"):
+        raise ValueError(f"length must be positive and finite, got {length}")
 
 
 def _longest_mean(message: Message) -> float:

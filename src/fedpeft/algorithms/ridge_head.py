@@ -2,7 +2,7 @@
 arXiv:2402.05001).
 
 Row c of the head's weight becomes (Σ x·xᵀ + λ·I)⁻¹·Σ_c x for the features x of all clients, of
-length 1, its bias zero: the regression on everybody's examples, exact however labels are divided.
+length s, its bias zero: the regression on everybody's examples, exact however labels are divided.
 Beside the sums by class a client tells its Σ x·xᵀ, (features, features) numbers. From these two
 sums more of a single example may be told than from class means; of one example alone, all of it.
 """
@@ -13,9 +13,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from fedpeft.algorithms.feature_sums import COUNTS, SUMS, begin_head, check_sums, sum_features
+from fedpeft.algorithms.feature_sums import (
+    COUNTS,
+    SUMS,
+    begin_head,
+    check_row_length,
+    check_sums,
+    sum_features,
+)
 from fedpeft.compute.trainable import linear_head
 from fedpeft.core.conversation import Answer, Ask, Flow, Message
 from fedpeft.core.hooks import Handler, Inner
@@ -34,18 +40,22 @@ class RidgeHead:
     Attributes:
       ridge: λ.
       head: the name of the head's module; "auto" finds the usual ones.
+      length: of the head's rows; left out: so long that its probabilities fit the class means; 1 as
+        in the paper.
 
     Raises:
-      ValueError: `ridge` is not positive and finite.
+      ValueError: `ridge` or `length` is not positive and finite.
     """
 
     ridge: float = 0.01
     head: str = "auto"
+    length: float | None = None
     reveals: ClassVar[frozenset[str]] = frozenset({"class_means", PRODUCTS})
     asks_everyone: ClassVar[frozenset[str]] = frozenset({PRODUCTS})
     asks_in: ClassVar[Mapping[str, frozenset[int]]] = {PRODUCTS: frozenset({0})}
 
     def __post_init__(self) -> None:
+        check_row_length(self.length)
         if not 0 < self.ridge < float("inf"):
             raise ValueError(f"ridge must be positive and finite, got {self.ridge}")
 
@@ -87,8 +97,9 @@ class RidgeHead:
             told = answer.message.tensors[PRODUCTS]
             sums, counts = sums + told[SUMS].double(), counts + told[COUNTS].double()
             gram = gram + told[PRODUCTS].double()
-        rows = normalize(torch.linalg.solve(gram, sums.T).T)
-        return begin_head(params, weight, rows, counts > 0)
+        rows = torch.linalg.solve(gram, sums.T).T
+        means = sums / counts.clamp_min(1)[:, None]
+        return begin_head(params, weight, rows, means, counts > 0, self.length)
 
 
 def _check(client: ClientId, message: Message) -> None:

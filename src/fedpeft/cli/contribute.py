@@ -13,8 +13,9 @@ from fedpeft.cli.options import AllowCode, Debug, Device, allowed_code, check_ow
 
 if TYPE_CHECKING:
     from fedpeft.oneshot.contribute import Contributor
-    from fedpeft.oneshot.contribution import Header
+    from fedpeft.oneshot.contribution_header import Header
     from fedpeft.oneshot.invitation import Invitation
+    from fedpeft.oneshot.own_data import OwnData
     from fedpeft.oneshot.releases import Release, Releases
 
 EXAMPLES = """\
@@ -36,6 +37,16 @@ RehearsedClient = Annotated[
 ]
 SigningKey = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Sign with this key of `keygen`.")
+]
+OwnSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="data.KEY=VALUE",
+        help="How your own data are read where they differ from the plan's; the server is told. "
+        "Repeatable.",
+    ),
 ]
 Again = Annotated[
     bool,
@@ -61,6 +72,7 @@ def contribute_file(
     invitation: InvitationFolder,
     out: ContributionFile,
     data: ExamplesPath = None,
+    settings: OwnSettings = None,
     name: OwnName = None,
     client: RehearsedClient = None,
     key: SigningKey = None,
@@ -74,16 +86,17 @@ def contribute_file(
     """Train on examples that stay here and write one file to send.
 
     DIR is the folder of an invitation. What leaves is shown first, and you are asked once. The file
-    holds what was learned, sealed for the server alone. Part of the data is held out as the plan
-    says and not trained on. Of a private plan a second file is another release of the same
+    holds what was learned, sealed for the server alone. All your examples are trained on but those
+    that lie in a test split. Of a private plan a second file is another release of the same
     examples, so it is made with --again only. Of a study of masked files there is one file, which
     a second call writes again.
     """
-    check_owner(data, name, client)
+    check_owner(data, name, client, settings or ())
     from fedpeft.core.units import size
     from fedpeft.oneshot.contribute import contribute as train
     from fedpeft.oneshot.invitation import read_invitation
     from fedpeft.oneshot.keys import require, signing_key
+    from fedpeft.oneshot.own_data import own_data
     from fedpeft.oneshot.releases import Releases
     from fedpeft.oneshot.seat import take_seat
 
@@ -91,7 +104,7 @@ def contribute_file(
     _check_new(out)
     study = read_invitation(invitation, allowed_code(allow_code))
     signer = signing_key(key) if key else None
-    who = _contributor(study, data, name, client, device)
+    who = _contributor(study, own_data(data or "", settings or ()), name, client, device)
     releases = Releases(memory) if memory else Releases.usual()
     seat = take_seat(releases.folder, study, who.client, signer, again)
     if made := seat.find_made(who, again):
@@ -106,13 +119,21 @@ def contribute_file(
         length=who.steps, label=who.client, show_pos=True, file=sys.stderr
     ) as bar:
         header, content = train(study, who, signer, lambda: bar.update(1), seat.store)
-    every: Sequence[Release] = ()
-    if study.plan.private_part is not None:
-        every = releases.add(study.terms.study, who.client, header.privacy or {}, again)
+    every = _release(study, releases, header, again)
     _write(out, seat.keep(who, content))
     count, signed = who.site.data.size(who.client), "signed" if key else "unsigned"
     typer.echo(f"{out}: {size(len(content))} from {count} examples of {header.client}, {signed}")
     _tell(header, every)
+
+
+def _release(
+    study: "Invitation", releases: "Releases", header: "Header", again: bool
+) -> "Sequence[Release]":
+    """All files of a private plan that were made for this study, this one among them; of another
+    plan none are counted."""
+    if study.plan.private_part is None:
+        return ()
+    return releases.add(study.terms.study, header.client, header.privacy or {}, again)
 
 
 def _check_new(out: Path) -> None:
@@ -133,12 +154,12 @@ def _write(out: Path, content: bytes) -> None:
 
 
 def _contributor(
-    study: "Invitation", data: str | None, name: str | None, client: int | None, device: str
+    study: "Invitation", data: "OwnData", name: str | None, client: int | None, device: str
 ) -> "Contributor":
     """An owner with its data, or a client of the plan's partition."""
     from fedpeft.oneshot.contribute import from_own_data, from_partition
 
-    if data is not None and name is not None:
+    if data.path and name is not None:
         return from_own_data(study, data, name, device)
     return from_partition(study, client or 0, device)
 
@@ -147,6 +168,8 @@ def _ask(study: "Invitation", who: "Contributor", releases: "Releases", yes: boo
     """Whether the owner agrees to what leaves; what he agreed to lies beside his releases."""
     from fedpeft.deploy.consent import consent_to
 
+    for words in who.reads:
+        typer.echo(f"the server is told: {words}", err=True)
     earlier = len(releases.of(study.terms.study, who.client))
     consent = consent_to(who.site, who.client, [who.client], earlier, by_file=True)
     ask_for_consent(consent, releases.agreement(study.terms.study, who.client), yes)

@@ -98,42 +98,49 @@ def evaluate_run(
     kept there, for `fedpeft report`. A benchmark (fedpeft[lm-eval]) asks the base model, which
     nobody tuned, the same questions.
     """
-    from fedpeft.errors import RunError
+    from fedpeft.deploy.measuring import measured_site
     from fedpeft.results.exhibit import draws
-    from fedpeft.runs.checkpoint import load_checkpoint
-    from fedpeft.runs.execute import open_run_site
     from fedpeft.runs.folder import reopen
     from fedpeft.storage.client_memory import Folder
 
     asked = benchmarks.read_options(benchmark, shots, limit, mmlu)
     code = allowed_code(allow_code)
     folder, plan = reopen(run, code)
-    saved = load_checkpoint(folder.checkpoint, plan)
-    if saved is None:
-        raise RunError(f"{run} has no checkpoint yet: no round of it is done")
-    _check_options(run, per_client, clip, sample > 0 and draws(plan))
-    found: dict[str, Any] = {"round": saved.state.round}
+    state = _state(folder, plan)
+    _check_options(run, plan, per_client, clip, sample)
+    found: dict[str, Any] = {"round": state.round}
     if asked:  # first, as these may be refused, and what was measured would be lost
         found["benchmark"] = benchmarks.measure_benchmark(run, asked, device, code)
     if sample and draws(plan):
-        found |= _pictures(folder, plan, saved.state, sample, device, clip)
-    site, store = open_run_site(plan, device), Folder(folder.clients)
+        found |= _pictures(folder, plan, state, sample, device, clip)
+    site, store = measured_site(run, plan, device), Folder(folder.clients)
     if sample and not draws(plan):
-        found["samples"] = _samples(folder, site, saved.state, sample)
-    found |= _on_examples(site, saved.state, store, per_client)
+        found["samples"] = _samples(folder, site, state, sample)
+    found |= _on_examples(site, state, store, per_client)
     typer.echo(json.dumps(found, indent=2) if as_json else _table(found))
 
 
-def _check_options(run: Path, per_client: bool, clip: str, drawing: bool) -> None:
-    from fedpeft.errors import PlanError, RunError
-    from fedpeft.oneshot.merge import is_merged
+def _state(folder: "RunFolder", plan: "Plan") -> "State":
+    """What the run's checkpoint holds."""
+    from fedpeft.errors import RunError
+    from fedpeft.runs.checkpoint import load_checkpoint
 
-    if per_client and is_merged(run):
+    saved = load_checkpoint(folder.checkpoint, plan)
+    if saved is None:
+        raise RunError(f"{folder.path} has no checkpoint yet: no round of it is done")
+    return saved.state
+
+
+def _check_options(run: Path, plan: "Plan", per_client: bool, clip: str, sample: int) -> None:
+    from fedpeft.deploy.measuring import elsewhere
+    from fedpeft.errors import PlanError, RunError
+    from fedpeft.results.exhibit import draws
+
+    if per_client and (where := elsewhere(run, plan)):
         raise RunError(
-            f"{run} was merged from files: its clients' examples lie with them; leave out "
-            "--per-client"
+            f"{run} {where}: its clients' examples lie with them; leave out --per-client"
         )
-    if clip and not drawing:
+    if clip and not (sample and draws(plan)):
         raise PlanError(
             "--clip scores what --sample N draws with a text-to-image model that all clients share"
         )

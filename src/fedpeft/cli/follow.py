@@ -22,7 +22,7 @@ def submit_run(plan: "Plan", out: Path | None, federation: str | None) -> "RunFo
     be good."""
     from fedpeft.deploy.submit import require_flower, submit
     from fedpeft.deploy.terms import server_site
-    from fedpeft.runs.folder import create, vacant
+    from fedpeft.runs.folder import create, kept_if_begun, vacant
 
     require_flower()
     if federation is None:
@@ -31,7 +31,8 @@ def submit_run(plan: "Plan", out: Path | None, federation: str | None) -> "RunFo
         vacant(out)
     plan = server_site(plan).plan
     folder = create(plan, out)
-    submit(folder, plan, federation)
+    with kept_if_begun(folder):
+        submit(folder, plan, federation)
     return folder
 
 
@@ -62,10 +63,10 @@ def until_done(
         )
     try:
         if quiet:
-            for _ in follow(folder):
+            for _ in follow(folder, lambda words: None):
                 pass
         else:
-            show_rounds(console, plan.rounds, follow(folder))
+            show_rounds(console, plan.rounds, follow(folder, console.print))
     except KeyboardInterrupt:
         typer.echo(
             f"no longer followed; the run goes on: `fedpeft run --resume {folder.path}` follows "

@@ -121,10 +121,9 @@ def _first_folder(out: Path | None, came: Sequence[Path], gone: Sequence[str]) -
 
 
 def _show(summary: Mapping[str, Any], out: Path, evaluate: bool, as_json: bool) -> None:
-    from fedpeft.oneshot.merged_run import ARRIVALS
-    from fedpeft.runs.folder import read_json
+    from fedpeft.runs.folder import RunFolder, read_json
 
-    arrivals = (read_json(out / ARRIVALS) or {}).get("arrivals", []) if evaluate else []
+    arrivals = (read_json(RunFolder(out).arrivals) or {}).get("arrivals", []) if evaluate else []
     if as_json:
         typer.echo(json.dumps({**summary, "arrivals": arrivals}, indent=2))
         return

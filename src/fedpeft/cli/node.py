@@ -1,5 +1,6 @@
 """`fedpeft node`: the worker that stays where the data lie."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -64,7 +65,9 @@ def node(
     """Hold an owner's data and train for Flower's SuperNode.
 
     It stays with the base model while the SuperNode on this machine comes and goes with jobs.
-    Nothing but what PLAN.toml says is ever trained. The SuperNode is started beside it;
+    Nothing but what PLAN.toml says is ever trained. With --data, `--set data.KEY=VALUE` says how
+    your own data are read where they differ, and the server is told. All your examples are trained
+    on but those that lie in a test split. The SuperNode is started beside it;
     docs/deploy.md tells how.
     """
     check_owner(data, name, client)
@@ -72,15 +75,20 @@ def node(
     from fedpeft.deploy.node import Node
     from fedpeft.deploy.terms import node_site, rehearsal_site
     from fedpeft.oneshot.keys import signing_key
+    from fedpeft.oneshot.own_data import own_data, split_settings
 
-    read = resolve(plan, settings, code=allowed_code(allow_code))
+    read = partial(resolve, plan, code=allowed_code(allow_code))
     if data is not None and name is not None:
-        site, who = node_site(read, data, name, device), name
+        own, others = split_settings(settings or ())
+        mine = own_data(data, own)
+        site, who, reads = node_site(read(others), mine, name, device), name, mine.told
     else:
-        site, who = rehearsal_site(read, client or 0, device)
+        (site, who), reads = rehearsal_site(read(settings), client or 0, device), []
     folder = (out or Path("nodes") / who).resolve()
     signing = signing_key(key).private_bytes_raw() if key else None
-    worker = Node(site, who, folder, typer.echo, signing, again)
+    worker = Node(site, who, folder, _log, signing, again, reads)
+    for words in reads:
+        typer.echo(f"the server is told: {words}")
     earlier = len(worker.agreement.answers.tokens)
     consent = consent_to(site, who, worker.agreement.clients, earlier if again else 0)
     ask_for_consent(consent, folder / site.plan.fingerprint, yes)
@@ -96,3 +104,10 @@ def node(
         )
 
     worker.serve(ready)
+
+
+def _log(words: str) -> None:
+    """A line with the time, as nobody looks at a node's terminal."""
+    from fedpeft.core.units import now
+
+    typer.echo(f"{now()} {words}")

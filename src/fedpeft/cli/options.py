@@ -8,6 +8,8 @@ import click
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fedpeft.plan.plan import Plan
     from fedpeft.registry import Code
 
@@ -68,14 +70,21 @@ Debug = Annotated[
 ]
 
 
-def check_owner(data: str | None, name: str | None, client: int | None) -> None:
+def check_owner(
+    data: str | None, name: str | None, client: int | None, settings: "Sequence[str]" = ()
+) -> None:
     """Either an owner's data and its name are given, or a client of the plan's partition.
+
+    Args:
+      settings: of how an owner's data are read.
 
     Raises:
       UsageError: both are, or neither, or one half.
     """
     if (client is None) == (data is None) or (data is None) != (name is None):
         raise click.UsageError("give --data and --name, or --client")
+    if settings and data is None:
+        raise click.UsageError("--set is for your own data: give --data and --name too")
 
 
 def allowed_code(allow_code: list[str] | None) -> "Code":

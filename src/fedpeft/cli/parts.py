@@ -1,18 +1,22 @@
-"""`fedpeft list`: the parts that a plan can name."""
+"""`fedpeft list`: the parts that a plan can name, and their keys."""
 
 import ast
-from importlib.util import find_spec
-from pathlib import Path
+from textwrap import wrap
 from typing import Annotated
 
 import typer
 
 from fedpeft.cli.options import Debug
+from fedpeft.cli.part_keys import PartKey, keys_of, read_source
 
 EXAMPLES = """\
   fedpeft list                every part, by kind
   fedpeft list method         the ways of fine-tuning
+  fedpeft list data images    the keys of one part, and what they mean
 """
+WIDTH = 100
+ENGINE = "engine"
+"""Parts that a plan names, and gives no keys."""
 
 
 def _kinds() -> list[str]:
@@ -23,36 +27,61 @@ def _kinds() -> list[str]:
 
 def list_parts(
     kind: Annotated[str | None, typer.Argument(hidden=True, autocompletion=_kinds)] = None,
+    name: Annotated[str | None, typer.Argument(hidden=True)] = None,
     debug: Debug = False,
 ) -> None:
-    """List the parts that a plan can name.
+    """List the parts that a plan can name, or the keys of one.
 
-    KIND, e.g. method or codec, leaves the others out.
+    KIND, e.g. method or codec, leaves the others out. KIND NAME, e.g. data images, prints the keys
+    of that part, their defaults and what they mean.
     """
     from fedpeft.errors import PlanError, unknown
     from fedpeft.registry import names
 
     if kind is not None and kind not in _kinds():
         raise PlanError(unknown("kind of part", kind, _kinds()))
+    if kind is not None and name is not None:
+        known = names(kind)
+        if name not in known:
+            raise PlanError(unknown(kind, name, known))
+        _list_keys(kind, name, known[name])
+        return
     for one in _kinds() if kind is None else [kind]:
         typer.secho(one, bold=True)
-        for name, target in sorted(names(one).items()):
-            typer.echo(f"  {name:<22}{sentence(target)}")
+        for called, target in sorted(names(one).items()):
+            typer.echo(f"  {called:<22}{sentence(target)}")
+
+
+def _list_keys(kind: str, name: str, target: str) -> None:
+    """One part, with a line or more for each of its keys."""
+    typer.secho(f"{kind} {name}", bold=True)
+    for line in wrap(_first_paragraph(target), WIDTH - 2):
+        typer.echo(f"  {line}")
+    found = read_source(target)
+    keys = keys_of(found[1]) if found and found[1] and kind != ENGINE else []
+    for key in keys:
+        _show_key(key)
+    if not keys:
+        typer.echo("  It has no keys.")
+
+
+def _show_key(key: PartKey) -> None:
+    default = f"default {key.default}" if key.default else "must be given"
+    typer.echo(f"  {key.name} ({default})")
+    for line in wrap(key.meaning, WIDTH - 6):
+        typer.echo(f"      {line}")
 
 
 def sentence(target: str) -> str:
     """The first line of what the module, or else the class, says of itself. Importing it would load
     torch."""
-    module, _, attribute = target.partition(":")
-    try:
-        spec = find_spec(module)
-        tree = ast.parse(Path(spec.origin).read_bytes()) if spec and spec.origin else None
-    except (ImportError, OSError, SyntaxError, ValueError):
-        tree = None
-    if tree is None:
+    lines = _first_paragraph(target).splitlines()
+    return lines[0] if lines else ""
+
+
+def _first_paragraph(target: str) -> str:
+    found = read_source(target)
+    if found is None:
         return "(cannot be loaded)"
-    classes = [
-        node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == attribute
-    ]
-    texts = [ast.get_docstring(tree), *map(ast.get_docstring, classes)]
-    return next((text.splitlines()[0] for text in texts if text), "")
+    texts = [ast.get_docstring(one) for one in found if one is not None]
+    return next((text.partition("\n\n")[0] for text in texts if text), "")

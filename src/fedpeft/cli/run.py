@@ -37,6 +37,7 @@ EXAMPLES = """\
   fedpeft run --set method=prompt --set local.lr=0.1   the same with another method
   fedpeft run plan.toml --out runs/mine --seed 3       a plan of your own
   fedpeft run --resume runs/mine                       go on after Ctrl-C, a crash or a full disk
+  fedpeft run --resume runs/mine --rounds 20           more rounds for a run that is finished
 """
 
 NewFolder = Annotated[
@@ -49,6 +50,15 @@ ResumedFolder = Annotated[
 Federation = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="With --engine flower: a SuperLink of Flower's config.toml."),
+]
+Rounds = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        show_default=False,
+        help="How many rounds; with --resume more in all than the run has had.",
+    ),
 ]
 Workers = Annotated[
     int,
@@ -68,6 +78,7 @@ def run(
     federation: Federation = None,
     device: Device = "cpu",
     seed: Seed = None,
+    rounds: Rounds = None,
     workers: Workers = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -83,7 +94,7 @@ def run(
 
     console = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)
     if resume is None:
-        read = resolve(plan, [*(settings or ()), *_flags(engine=engine, seed=seed)])
+        read = resolve(plan, [*(settings or ()), *_flags(engine=engine, seed=seed, rounds=rounds)])
         if read.engine == ELSEWHERE:
             begun = follow.submit_run(read, out, federation)
             _report(console, begun, follow.until_done(console, begun, read, quiet), as_json)
@@ -97,6 +108,7 @@ def run(
                 "--resume goes on with the run's own plan: no PLAN, --set, --out or --seed beside "
                 "it"
             )
+        _extend(resume, rounds)
         if _report_if_finished(console, resume, as_json):
             return
         begun, read = _read_begun(resume, engine)
@@ -123,6 +135,15 @@ def _begin(plan: "Plan", out: Path | None, device: str, workers: int) -> "tuple[
         vacant(out)
     site = open_run_site(plan, device)
     return create(site.plan, out), site
+
+
+def _extend(path: Path, rounds: int | None) -> None:
+    """Give a run more rounds than its plan has, where some are asked for."""
+    from fedpeft.registry import OWN
+    from fedpeft.runs.extend import extend
+
+    if rounds is not None:
+        extend(path, rounds, OWN)
 
 
 def _read_begun(path: Path, engine: str | None) -> "tuple[RunFolder, Plan]":

@@ -27,9 +27,14 @@ def freeze_statistics(model: nn.Module, trained: Collection[str]) -> list[str]:
         if module.running_mean is None or f"{name}.{STATISTICS[0]}" in trained:
             moving.append(name)
             continue
-        module.eval()
-        module.__dict__["train"] = partial(_stay, module)
+        keep_in_evaluation(module)
     return moving
+
+
+def keep_in_evaluation(module: nn.Module) -> None:
+    """Let a module and those in it be in evaluation mode from now on, whatever its model is in."""
+    module.eval()
+    module.__dict__["train"] = partial(_stay, module)
 
 
 def _stay(module: nn.Module, mode: bool = True) -> nn.Module:

@@ -26,6 +26,7 @@ from fedpeft.core.outputs import Outputs
 from fedpeft.core.seeds import seed_torch
 from fedpeft.core.tensors import bytes_moved, count, move_to
 from fedpeft.core.types import Batch, Summed, Table, Tensors, Weighted
+from fedpeft.errors import reason_of
 
 FEATURES = "fedpeft.features"
 """The column of rows and batches that holds them."""
@@ -145,7 +146,7 @@ def keep(
     try:
         return _keep(task, model, trained, train, test, setting)
     except Exception as error:  # parts that users write may raise anything, and a disk may be full
-        return FeatureCache(f"features are not kept: {type(error).__name__}: {error}")
+        return FeatureCache(f"features are not kept: {reason_of(error)}")
 
 
 def _keep(
@@ -238,6 +239,8 @@ def _of(task: Task, model: nn.Module, cut: Cut, rows: Tensors, name: blake2b) ->
     """A table's features, from its file or into it. A file whose first rows are not what they are
     now is made anew."""
     device = next(model.parameters()).device
+    if not count(rows):
+        return torch.empty(0, *cut.shape)
     _add(name, rows)
     path = folder() / f"{name.hexdigest()}.npy"
     shape = (count(rows), *cut.shape)

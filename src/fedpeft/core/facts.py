@@ -56,6 +56,7 @@ class Fact(Enum):
     MOVES_START = "does not start from the base as it is"
     NO_LOGITS = "gives no logits of classes or words"
     SIMULATES = "simulates what real clients have of themselves"
+    SPANS_ROUNDS = "follows a course over all rounds of the plan"
     JUDGES_LENGTH = "judges a client's length by the others'"
 
 
@@ -68,6 +69,7 @@ def offered_by(part: Any) -> frozenset[Fact]:
     found |= {Fact.REVEALS} if getattr(part, "reveals", ()) else set()
     found |= {Fact.REMEMBERS} if getattr(part, "remembers", False) else set()
     found |= {Fact.COUPLES_EXAMPLES} if getattr(part, "couples_examples", False) else set()
+    found |= {Fact.SPANS_ROUNDS} if getattr(part, "spans_rounds", False) else set()
     found |= {Fact.MANY_MESSAGES} if hasattr(part, "handlers") else set()
     event = getattr(part, "event", None)
     if event is not None and event.accounted:

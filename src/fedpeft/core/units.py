@@ -1,6 +1,7 @@
 """Amounts as people and JSON read them."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from math import isfinite
 
 LESS_IS_BETTER = ("loss", "perplexity", "mae", "rmse")
@@ -27,6 +28,11 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def now() -> str:
+    """The local time, for a line in a log: "2026-05-01 09:30:00"."""
+    return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def finite_or_none(metrics: Mapping[str, float]) -> dict[str, float | None]:

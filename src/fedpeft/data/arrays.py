@@ -32,7 +32,7 @@ class Arrays:
       x_train, y_train, x_test, y_test: names of the arrays. Without `x_test` in the file a part is
         held out.
       classes: names for the labels 0, 1, ...; empty for the distinct labels in order.
-      test_fraction: how large that part is.
+      test_fraction: how large that part is; 0 for none.
       seed: of that part.
 
     Raises:

@@ -98,7 +98,7 @@ class Partitioned:
         return sum(len(parts[client]) for parts in (self.apart, self.tested) if client in parts)
 
     def _in_order(self, rows: Tensors, index: Tensor) -> Iterator[Batch]:
-        for chunk in torch.split(index, EVALUATION_BATCH):
+        for chunk in torch.split(index, EVALUATION_BATCH) if len(index) else ():
             yield self._batch(rows, chunk, None)
 
     def _batch(self, rows: Tensors, index: Tensor, generator: torch.Generator | None) -> Batch:

@@ -33,7 +33,7 @@ class Images:
 
     Attributes:
       path: the folder.
-      test_fraction: how large that part is.
+      test_fraction: how large that part is; 0 for none.
       subset: at most so many training pictures, drawn once, whatever the partition; 0 for all.
       skip_unreadable: leave out, with a warning that counts them, pictures that cannot be read; by
         default they are an error that names them. All pictures are then decoded once more.

@@ -24,7 +24,7 @@ class Memory:
         holds integers (n,).
       test: columns held out; None for a part of `train`.
       classes: names of the labels 0, 1, ...; empty for the numbers themselves.
-      test_fraction: how large that part is.
+      test_fraction: how large that part is; 0 for none.
       seed: of that part.
 
     Raises:
@@ -49,7 +49,7 @@ class Memory:
             train, test = ({name: _rows(x, half) for name, x in train.items()} for half in halves)
         else:
             test = _check_columns(self.test, "test")
-        largest = max(int(side["label"].max()) for side in (train, test))
+        largest = int(torch.cat([train["label"], test["label"]]).max())
         classes = tuple(self.classes) or tuple(map(str, range(largest + 1)))
         if largest >= len(classes):
             raise DataError(

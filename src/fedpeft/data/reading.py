@@ -11,8 +11,10 @@ from tempfile import TemporaryDirectory, mkstemp
 from typing import Any
 
 from fedpeft.data.csv_files import read_csv
+from fedpeft.data.folders import is_picture
 from fedpeft.data.metadata import find_metadata, join_pictures, split_of, suffix
 from fedpeft.errors import DataError
+from fedpeft.storage.hub import spare_lookups
 from fedpeft.storage.locate import locate
 from fedpeft.storage.text_files import encoding_of, read_text
 
@@ -70,6 +72,7 @@ def read_splits(
 
 
 def _from_hub(path: str, config: str) -> dict[str, Any]:
+    spare_lookups()
     import datasets
 
     loaded = datasets.load_dataset(path, config or None)
@@ -144,16 +147,32 @@ def _files(found: Path) -> dict[str, list[Path]]:
     # save_to_disk's notes.
     files = [file for file in files if not file.name.startswith((".", "dataset_", "state."))]
     kinds = sorted({suffix(file) for file in files})
+    if not kinds:
+        raise DataError(_without_tables(found))
     if len(kinds) != 1:
-        what = f"files of {len(kinds)} kinds ({', '.join(kinds)})" if kinds else "no file"
         raise DataError(
-            f"the folder {found} holds {what}; a table is files of one kind of "
-            f"{', '.join(BUILDERS)}"
+            f"the folder {found} holds files of {len(kinds)} kinds ({', '.join(kinds)}); a table "
+            f"is files of one kind of {', '.join(BUILDERS)}"
         )
     splits: dict[str, list[Path]] = {}
     for file in files:
         splits.setdefault(split_of(file.relative_to(found)), []).append(file)
     return splits
+
+
+def _without_tables(found: Path) -> str:
+    """What a folder holds that has no table in it: pictures in no folders of their own, or
+    nothing."""
+    pictures = sum(is_picture(file.name) for file in found.iterdir())
+    if pictures:
+        return (
+            f"the folder {found} holds {pictures:,} pictures and no folders: put those of each "
+            f"class into a folder of its own, {found}/CLASS/, or a table beside them, metadata.csv"
+        )
+    return (
+        f"the folder {found} holds no pictures in folders, one a class, and no table: "
+        f"{', '.join(BUILDERS)}"
+    )
 
 
 @contextmanager

@@ -28,11 +28,13 @@ def split_named(name: str) -> str:
 
 def hold_out(label: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of the examples to train on and of those held out, `fraction` of each class up to
-    rounding.
+    rounding; none is held out where it is 0.
 
     Raises:
       DataError: one of the two would be empty.
     """
+    if not fraction:
+        return torch.arange(len(label)), torch.arange(0)
     order = torch.randperm(len(label), generator=generator(seed, "held out"))
     order = order[label[order].sort(stable=True).indices]
     rank = torch.arange(len(label), dtype=torch.float64)
@@ -40,7 +42,7 @@ def hold_out(label: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]
     if not out.any() or out.all():
         raise DataError(
             f"test_fraction = {fraction} of {len(label)} examples leaves nothing on one side: "
-            "change it"
+            "change it, or set it to 0 to hold out none"
         )
     return order[~out].sort().values, order[out].sort().values
 
@@ -55,6 +57,6 @@ def some(index: Tensor, at_most: int, seed: int) -> Tensor:
 
 
 def check_fraction(fraction: float) -> None:
-    """Refuse a `test_fraction` that holds out nothing or everything."""
-    if not 0 < fraction < 1:
-        raise ValueError(f"test_fraction must be between 0 and 1, got {fraction}")
+    """Refuse a `test_fraction` that is no share, or holds out everything."""
+    if not 0 <= fraction < 1:
+        raise ValueError(f"test_fraction must be between 0 and 1, got {fraction}; 0 holds out none")

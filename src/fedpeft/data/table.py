@@ -47,7 +47,7 @@ class HubTable:
       subset: at most so many training examples, drawn once, whatever the partition; 0 for all.
       test_split: the split held out; empty for "test", or else "validation", or else a part of the
         training data.
-      test_fraction: how large that part is.
+      test_fraction: how large that part is; 0 for none.
       seed: of the subset and of that part.
       separator, encoding: of CSV files; left out: what is found in them, which the log says where
         it is not a comma and UTF-8.

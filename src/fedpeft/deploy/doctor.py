@@ -200,12 +200,17 @@ def site(
     used here."""
     from fedpeft.deploy.consent import consent_to
     from fedpeft.deploy.terms import node_site, server_site, terms_of
+    from fedpeft.oneshot.own_data import OwnData, split_settings
     from fedpeft.plan.reading import read_plan
 
+    own, others = split_settings(settings or ()) if data else ([], settings or ())
     try:
-        read = read_plan(plan or "", settings or (), code)
+        read = read_plan(plan or "", others, code)
         yield Finding("plan", f"{read.name}, {read.rounds} rounds")
-        here = server_site(read) if data is None or name is None else node_site(read, data, name)
+        if data is None or name is None:
+            here = server_site(read)
+        else:
+            here = node_site(read, OwnData(data, tuple(own)), name)
         yield Finding(
             "base model", f"fingerprint {terms_of(here)['base']}; it must be the same everywhere"
         )
@@ -245,14 +250,15 @@ def data(
 ) -> Iterator[Finding]:
     """What is read of someone's data, which is written to a file too."""
     from fedpeft.data.inspect import inspect
-    from fedpeft.oneshot.contribute import find_source
+    from fedpeft.oneshot.own_data import OwnData, split_settings
     from fedpeft.plan.reading import read_plan
 
     try:
         if plan is None:
             source = read_plan({"data": path}, settings or (), code).data
         else:
-            source = find_source(read_plan(plan, settings or (), code).data, path)
+            own, others = split_settings(settings or ())
+            source = OwnData(path, tuple(own)).source(read_plan(plan, others, code).data)
         lines = inspect(source.load()).lines
         out.write_text("\n".join([f"fedpeft {_version('fedpeft')}", *lines, ""]), encoding="utf-8")
     except FedpeftError as error:

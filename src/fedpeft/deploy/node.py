@@ -8,7 +8,7 @@ it; an envelope can ask for a round of that plan, on the same base, and for noth
 import re
 import select
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,8 @@ from fedpeft.wire.sockets import SOCKET, Envelope, listen, receive, send
 
 # Seconds for the other end to write or read its part; both ends are on this machine.
 PATIENCE = 60.0
+RUN_SHOWN = 8
+"""Of the 32 digits by which a node tells runs apart, those in its log."""
 FIELDS: dict[str, tuple[type, ...]] = {
     "run": (str,),
     "round": (int,),
@@ -49,6 +51,7 @@ class Node:
       say: told in words of each job.
       signing: the private key that the plan's secure sum knows the client by.
       again: whether the owner agrees to one more run of the plan than were answered.
+      reads: how its data are read otherwise than the plan says, in words; the server is told.
       terms: what an envelope must agree with.
       agreement: what the owner agreed to, and what was answered.
 
@@ -63,6 +66,7 @@ class Node:
     say: Callable[[str], None] = print
     signing: bytes | None = field(default=None, repr=False)
     again: bool = False
+    reads: Sequence[str] = ()
     terms: Mapping[str, str] = field(init=False)
     agreement: Agreement = field(init=False, repr=False)
 
@@ -110,7 +114,8 @@ class Node:
         here = environment(self.site.plan, self.site.device)
         asked = head.get("environment")
         differs = compare_environments(asked, here) if isinstance(asked, dict) else []
-        return Envelope({"kind": "welcome", "client": self.client, "differs": differs})
+        told = [*differs, *self.reads]
+        return Envelope({"kind": "welcome", "client": self.client, "differs": told})
 
     def _done(self, job: Job, token: str) -> Reply | Failure:
         """The answer to a job, once, or the same bytes again.
@@ -129,7 +134,7 @@ class Node:
         else:
             done = self._worked(job, token, digest)
         if isinstance(done, Failure):
-            self.say(f"round {job.round + 1}: {done.reason}")
+            self.say(f"run {token[:RUN_SHOWN]}, round {job.round + 1}: {done.reason}")
             return done
         if not answers.give(token, job, digest, done.payload):
             raise Refused(
@@ -137,7 +142,8 @@ class Node:
                 "longer and would be other bytes now: the same words get the same bytes, or none"
             )
         self.say(
-            f"round {job.round + 1}: {len(done.payload):,} bytes after {monotonic() - began:.1f} s"
+            f"run {token[:RUN_SHOWN]}, round {job.round + 1}: {len(done.payload):,} bytes after "
+            f"{monotonic() - began:.1f} s"
         )
         return done
 

@@ -7,13 +7,14 @@ killed, the run is submitted again and goes on from the last round.
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.deploy.submit import end_file, here
+from fedpeft.deploy.submit import end_file, here, log_for_followers
 from fedpeft.deploy.terms import server_site, terms_of, token_at
 from fedpeft.engines.flower.engine import Flower, server_app
-from fedpeft.errors import RunError
+from fedpeft.errors import RunError, reason_of
 from fedpeft.plan.reading import read_plan
 from fedpeft.registry import OWN
 from fedpeft.results.exhibit import draws, exhibit_at_end
@@ -47,7 +48,7 @@ def serve(grid: "Grid", settings: Mapping[str, Any]) -> None:
             _run(folder, site, grid)
         except Exception as error:
             with suppress(OSError):  # a full disk, which the follower sees by itself
-                write_atomically(end_file(folder), f"{type(error).__name__}: {error}".encode())
+                write_atomically(end_file(folder), reason_of(error).encode())
             raise
 
 
@@ -73,8 +74,9 @@ def _run(folder: RunFolder, site: Site, grid: "Grid") -> None:
         "environment": environment(plan, site.device),
         **terms_of(site),
     }
-    engine = Flower(grid, site.data.clients, terms, plan.nodes.deadline or PATIENCE, say)
-    say(f"{plan.name} in {folder.path.resolve()}: waiting for {', '.join(site.data.clients)}")
+    said = partial(say_to_followers, folder)
+    engine = Flower(grid, site.data.clients, terms, plan.nodes.deadline or PATIENCE, said)
+    said(f"{plan.name} in {folder.path.resolve()}: waiting for {', '.join(site.data.clients)}")
     engine.gather()
     for record in execute(folder, site, engine):
         say(
@@ -84,6 +86,13 @@ def _run(folder: RunFolder, site: Site, grid: "Grid") -> None:
     summarize(folder, site)
     if draws(plan) and (failed := exhibit_at_end(folder, plan)):
         say(failed)
+
+
+def say_to_followers(folder: RunFolder, words: str) -> None:
+    """A line for Flower's log, and for those who follow the run."""
+    say(words)
+    with suppress(OSError):  # a full disk
+        log_for_followers(folder, words)
 
 
 def say(words: str) -> None:

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from logging import getLogger
 from pathlib import Path
@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from time import monotonic, sleep
 from typing import Any
 
+from fedpeft.core.units import now
 from fedpeft.deploy.bundle import write_app
 from fedpeft.errors import RunError
 from fedpeft.plan.plan import Plan
@@ -45,7 +46,7 @@ def submit(folder: RunFolder, plan: Plan, federation: str) -> None:
     Raises:
       RunError: Flower does not take it.
     """
-    for mark in (end_file(folder), _process(folder)):
+    for mark in (end_file(folder), _process(folder), log_file(folder)):
         mark.unlink(missing_ok=True)
     with TemporaryDirectory() as inside:
         app = Path(inside) / "app"
@@ -92,14 +93,18 @@ def status(folder: RunFolder) -> str:
     return str(runs[0].get("status", ""))
 
 
-def follow(folder: RunFolder) -> Iterator[RoundRecord]:
+def follow(folder: RunFolder, tell: Callable[[str], None]) -> Iterator[RoundRecord]:
     """The rounds that come from now on, until the run is finished.
+
+    Args:
+      tell: told each line that the server's part says, such as for whom it waits.
 
     Raises:
       RunError: the server's part has ended before.
     """
-    done, asked, waits = len(read_rounds(folder)), monotonic(), 0
+    done, asked, waits, heard = len(read_rounds(folder)), monotonic(), 0, 0
     while True:
+        heard += _tell_new(folder, heard, tell)
         # Before the rounds are read, so that none is missed.
         over = _is_over(folder)
         if not over and monotonic() - asked > ASK:
@@ -115,6 +120,16 @@ def follow(folder: RunFolder) -> Iterator[RoundRecord]:
         if over:
             raise RunError(_why(folder))
         sleep(POLL)
+
+
+def _tell_new(folder: RunFolder, heard: int, tell: Callable[[str], None]) -> int:
+    """Tell what the server's part said after the first `heard` lines; how many lines it was."""
+    if not log_file(folder).exists():
+        return 0
+    *lines, _ = log_file(folder).read_text(encoding="utf-8").split("\n")  # the last is not whole
+    for line in lines[heard:]:
+        tell(line)
+    return len(lines[heard:])
 
 
 def _is_over(folder: RunFolder) -> bool:
@@ -137,6 +152,17 @@ def _why(folder: RunFolder) -> str:
 def end_file(folder: RunFolder) -> Path:
     """Where the server's part says why it could not go on."""
     return folder.path / "ended"
+
+
+def log_file(folder: RunFolder) -> Path:
+    """Where the server's part says what becomes of the run, for those who follow it."""
+    return folder.path / "server.log"
+
+
+def log_for_followers(folder: RunFolder, words: str) -> None:
+    """Add a line, with the time, to what they hear."""
+    with log_file(folder).open("a", encoding="utf-8") as file:
+        file.write(f"{now()} {words}\n")
 
 
 def how_to_stop(folder: RunFolder) -> str:

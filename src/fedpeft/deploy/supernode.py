@@ -38,6 +38,8 @@ FORGET = 75.0  # seconds after which the SuperLink takes a node for gone that ha
 PATIENCE = 10.0  # seconds for the arguments to come
 # Seconds after a courier failed in which another must come; Flower needs up to 60 to notice itself.
 LOST = 90.0
+PORT = 9094
+"""Where a SuperNode listens for its own processes, if nothing is said."""
 ENDS = (signal.SIGTERM, signal.SIGINT)
 LOOK = 0.5  # seconds between two looks at who has ended
 HAND_OVER = """\
@@ -80,7 +82,7 @@ def supernode(folder: Path, arguments: Sequence[str], say: Callable[[str], None]
             sys.executable,
             "-P",
             flower_supernode.__file__,
-            *arguments,
+            *with_free_port(arguments, say),
             "--node-config",
             f'node="{folder}"',
         ]
@@ -98,6 +100,25 @@ def supernode(folder: Path, arguments: Sequence[str], say: Callable[[str], None]
             return again_while_broken(once, say, before)
         finally:
             alive.unlink(missing_ok=True)  # Flower has told the SuperLink that it goes
+
+
+def with_free_port(arguments: Sequence[str], say: Callable[[str], None]) -> list[str]:
+    """The arguments, with a free port where they name none and the usual one is taken, as it is by
+    another SuperNode of this machine."""
+    if any(word == "--port" or word.startswith("--port=") for word in arguments):
+        return list(arguments)
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(("", PORT))
+            return list(arguments)
+        except OSError:
+            pass
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    say(f"port {PORT} is taken, by another SuperNode perhaps; this one has port {port}")
+    return [*arguments, "--port", str(port)]
 
 
 def again_while_broken(

@@ -5,20 +5,19 @@ from dataclasses import replace
 from secrets import token_hex
 from typing import Any
 
-from fedpeft.compute.frozen_linear import prepare_frozen
 from fedpeft.core.client_names import ALLOWED, find_problem
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Data
 from fedpeft.core.signatures import public_of
 from fedpeft.core.types import ClientId
-from fedpeft.data.client_data import Partitioned
 from fedpeft.errors import DataError, PlanError
-from fedpeft.oneshot.contribute import in_order, own_site
+from fedpeft.oneshot.contribute import own_site
 from fedpeft.oneshot.invitation import base_fingerprint, labels_digest, transforms_digest
-from fedpeft.oneshot.merged_run import Contributors
+from fedpeft.oneshot.own_data import OwnData
 from fedpeft.plan.calibration import calibrate_noise
 from fedpeft.plan.checks import refuse
 from fedpeft.plan.plan import Plan
+from fedpeft.rounds.absent import absent_site, held_out_of
 from fedpeft.rounds.site import Site
 from fedpeft.runs.environment import environment
 from fedpeft.runs.execute import open_run_site
@@ -102,8 +101,8 @@ def check_signer(plan: Plan, name: ClientId, private: bytes | None) -> None:
         )
 
 
-def node_site(plan: Plan, path: str, name: ClientId, device: str = "cpu") -> Site:
-    """The site of a node whose data are the examples in a file or folder.
+def node_site(plan: Plan, data: OwnData, name: ClientId, device: str = "cpu") -> Site:
+    """The site of a node with its own data.
 
     Raises:
       PlanError: the plan does not know such a node, or does not name the labels.
@@ -116,7 +115,7 @@ def node_site(plan: Plan, path: str, name: ClientId, device: str = "cpu") -> Sit
             f"the plan names no node {name!r}: its nodes are {known}; set nodes = [...] in it"
         )
     return own_site(
-        calibrate_noise(check_labels_named(plan), plan.nodes.names or ()), path, name, device
+        calibrate_noise(check_labels_named(plan), plan.nodes.names or ()), data, name, device
     )
 
 
@@ -156,13 +155,10 @@ def server_site(plan: Plan, say: Callable[[str], None] = lambda words: None) -> 
     nodes, plan = plan.nodes.names, calibrate_noise(check_labels_named(plan), plan.nodes.names)
     test: Data | None = None
     try:
-        examples = in_order(plan.examples(), plan.classes, "the plan's data")
-        test = Partitioned(plan.task, {}, plan.task.prepare(examples.test), {})
+        test = held_out_of(plan)
     except DataError as error:
         say(f"the server has no held-out examples, so nothing is measured: {error}")
-    model = plan.model(plan.classes)
-    prepare_frozen(model, plan.method.names(model), plan.compute.base_dtype, plan.compute.pack)
-    return Site(plan, model, Contributors(dict.fromkeys(nodes, 0), test), plan.classes)
+    return absent_site(plan, plan.model(plan.classes), dict.fromkeys(nodes, 0), test)
 
 
 def check_labels_named(plan: Plan) -> Plan:

@@ -14,6 +14,7 @@ from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.processes import Processes, processors
 from fedpeft.engines.vectorized.engine import Cohort, unfit
 from fedpeft.engines.vectorized.stacks import Stacks, Trainee
+from fedpeft.errors import reason_of
 from fedpeft.rounds.client import ClientRound, Worker
 from fedpeft.rounds.post import encode_start
 from fedpeft.rounds.site import Site, threads
@@ -96,7 +97,7 @@ def choose(site: Site, workers: int = 0) -> Choice:
         alone, together, why = trial(site, why)
     # Parts that users write may raise anything; a run then says whose failure it is.
     except Exception as error:
-        return Choice("inprocess", f"a step cannot be tried: {type(error).__name__}: {error}")
+        return Choice("inprocess", f"a step cannot be tried: {reason_of(error)}")
     each = sum(plan.local.steps_for(site.data.size(client)) for client in clients) / len(clients)
     run = alone * each * min(plan.cohort, len(clients)) * plan.rounds
     hands = min(workers or max(1, processors() // plan.compute.threads), plan.cohort, len(clients))

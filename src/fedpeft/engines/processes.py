@@ -23,7 +23,7 @@ import torch
 
 from fedpeft.core.interfaces import Store
 from fedpeft.core.types import ClientId, Failure, Job, Reply
-from fedpeft.errors import PlanError
+from fedpeft.errors import PlanError, reason_of
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.values import shares_optimizer_state
 from fedpeft.rounds.client import Worker
@@ -65,7 +65,7 @@ def make_answerer(plan: Plan, device: str, store: Store) -> Callable[[Job], Repl
     try:
         return Worker(open_site(plan, device), store)
     except Exception as error:  # parts that users write may raise anything
-        reason = f"its worker process could not start: {type(error).__name__}: {error}"
+        reason = f"its worker process could not start: {reason_of(error)}"
         return lambda job: Failure(job.client, reason)
 
 

@@ -14,7 +14,7 @@ from fedpeft.compute.objective import conclude, evaluate, score_batches
 from fedpeft.compute.trainable import read, write
 from fedpeft.core.interfaces import Coding, Store
 from fedpeft.core.low_rank import EXACT, merge_exact
-from fedpeft.core.tensors import take_prefix
+from fedpeft.core.tensors import count, take_prefix
 from fedpeft.core.types import ClientId, State, Tensors, Update, Weighted
 from fedpeft.data.client_data import Partitioned
 from fedpeft.data.report import histograms
@@ -49,7 +49,7 @@ def held_out(site: Site, state: State, store: Store) -> dict[str, float]:
 def measure_attacks(site: Site, params: Tensors) -> dict[str, float]:
     """How often each attack of a simulation succeeds, of those that aim at something."""
     data, plan, rates = site.data, site.plan, dict[str, float]()
-    if not isinstance(data, Partitioned):
+    if not isinstance(data, Partitioned) or not count(data.test):
         return rates
     # Those of a picture are not its trigger's.
     test = {name: x for name, x in data.test.items() if name != FEATURES}

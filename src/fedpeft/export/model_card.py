@@ -15,7 +15,7 @@ from fedpeft.runs.folder import read_json, read_rounds
 from fedpeft.tasks.chat_templates import end_tokens
 from fedpeft.tasks.instructions import TEMPLATES
 from fedpeft.tasks.language import LanguageTask
-from fedpeft.tasks.loader import DENOISER, TOKENIZER
+from fedpeft.tasks.loader import DENOISER, TEXTS, TOKENIZER
 from fedpeft.tasks.text_to_image import TextToImage
 
 Form = Literal["adapter", "model", "code"]
@@ -58,10 +58,26 @@ def model_card(result: Result, out: Path, form: Form, base: Base | None = None) 
         _code("python", _loading_lines(result, out, form, base)),
         _code("python", _usage_lines(result)),
         "## The plan",
-        "`fedpeft run plan.toml` with this as `plan.toml` repeats the run:",
+        _how_to_repeat(result),
         _code("toml", plan.toml()),
     ]
     return "\n\n".join(parts)
+
+
+def _how_to_repeat(result: Result) -> str:
+    """What makes the run anew; where the examples lie elsewhere, not the plan alone."""
+    if result.folder.contributions.is_dir():
+        return (
+            "It was merged from contribution files. `fedpeft merge STUDY FILES -o NEW` with the "
+            "same files repeats it; the files themselves are made by their owners alone, of "
+            "`fedpeft invite plan.toml` with this as `plan.toml`:"
+        )
+    if result.plan.nodes.names is not None:
+        return (
+            "`fedpeft run plan.toml --engine flower --federation NAME` with this as `plan.toml` "
+            "repeats the run at the nodes that it names, which have the examples:"
+        )
+    return "`fedpeft run plan.toml` with this as `plan.toml` repeats the run:"
 
 
 def _base_name(result: Result) -> str:
@@ -271,7 +287,17 @@ def _usage_lines(result: Result) -> list[str]:
     if isinstance(task, TextToImage):
         wants = f"# latents are those of the autoencoder {task.vae}, which is no part of a pipeline"
         return [wants if task.vae else 'picture = pipeline("a caption").images[0]']
+    if result.loader == TEXTS:
+        return [*_as_trained(task).splitlines(), *result.loader.usage[1:]]
     return list(result.loader.usage)
+
+
+def _as_trained(task: Any) -> str:
+    """The lines that make tokens of texts as the training did."""
+    how = f"truncation=True, max_length={task.max_length}, padding=True"
+    if not task.special_tokens:
+        how += ", split_special_tokens=True"
+    return f'inputs = tokenizer(\n    texts, {how}, return_tensors="pt"\n)'
 
 
 def _generation_lines(task: LanguageTask) -> list[str]:

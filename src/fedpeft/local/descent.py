@@ -134,6 +134,11 @@ class Descent:
         return self.restart_schedule is False or PREVIOUS in self.compares
 
     @property
+    def spans_rounds(self) -> bool:
+        """Whether the rate depends on how many rounds there are."""
+        return not self.restart_schedule and (self.schedule != "constant" or self.warmup > 0)
+
+    @property
     def offers(self) -> frozenset[Fact]:
         return frozenset({Fact.HANDS_OVER}) if self.as_published else frozenset()
 

@@ -1,28 +1,28 @@
 """A client's side: train once on what lies here, and give the file that the server merges."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fedpeft.core.interfaces import Data, Store
-from fedpeft.core.types import Batch, ClientId, Division, Examples, Failure, Job, Reply, Table
-from fedpeft.data.short_forms import source
-from fedpeft.errors import DataError, RunError, unknown
+from fedpeft.core.types import Batch, ClientId, Division, Failure, Job, Reply
+from fedpeft.data.class_order import in_order
+from fedpeft.errors import DataError, RunError
 from fedpeft.evaluation.probe import check_gradients
-from fedpeft.oneshot.contribution import Header, hides_size, write_signed
+from fedpeft.oneshot.contribution import write_signed
+from fedpeft.oneshot.contribution_header import Header, hides_size
 from fedpeft.oneshot.invitation import Invitation, base_fingerprint, transforms_digest
 from fedpeft.oneshot.keys import check_name
+from fedpeft.oneshot.own_data import OwnData
 from fedpeft.plan.plan import Plan
-from fedpeft.registry import build, names
 from fedpeft.rounds.client import Worker
 from fedpeft.rounds.loop import federate
 from fedpeft.rounds.site import Site, site_of
 from fedpeft.runs.execute import open_run_site
 from fedpeft.storage.client_memory import Nowhere
-from fedpeft.storage.locate import locate
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -88,11 +88,13 @@ class Contributor:
     """Someone with examples, before training.
 
     Attributes:
+      reads: how its data are read otherwise than the plan says, in words.
       steps: how many batches training takes.
     """
 
     site: Site
     client: ClientId
+    reads: Sequence[str] = ()
 
     @property
     def steps(self) -> int:
@@ -105,10 +107,9 @@ class Contributor:
 
 
 def from_own_data(
-    invitation: Invitation, path: str, name: ClientId, device: str = "cpu"
+    invitation: Invitation, data: OwnData, name: ClientId, device: str = "cpu"
 ) -> Contributor:
-    """A client whose examples are all those to train on in the file, the folder or the dataset
-    `path`.
+    """A client whose examples are all those to train on in its data.
 
     The labels are the study's, by name; a client need not have them all.
 
@@ -118,19 +119,18 @@ def from_own_data(
     """
     check_name(name)
     _check_here(invitation)
-    site = own_site(invitation.plan, path, name, device)
-    return Contributor(site, name)
+    site = own_site(invitation.plan, data, name, device)
+    return Contributor(site, name, data.told)
 
 
-def own_site(plan: Plan, path: str, name: ClientId, device: str = "cpu") -> Site:
-    """A site of one client, with all the examples to train on in the file, the folder or the
-    dataset `path`.
+def own_site(plan: Plan, data: OwnData, name: ClientId, device: str = "cpu") -> Site:
+    """A site of one client, with all the examples to train on in its data.
 
     Raises:
       DataError: the data cannot be read, or have a label that the plan does not name.
     """
-    own = replace(plan, data=find_source(plan.data, path))
-    examples = in_order(own.examples(), plan.classes, path)
+    own = replace(plan, data=data.source(plan.data))
+    examples = in_order(own.examples(), plan.classes, data.path)
     train, test = (torch.arange(len(side)) for side in (examples.train, examples.test))
     division = Division({name: train}, tested={name: test})
     site = site_of(plan, examples, division, device)
@@ -180,7 +180,8 @@ def contribute(
     if not isinstance(reply, Reply) or ledger.failed:
         raise RunError(f"{who.client!r} has nothing to send: {'; '.join(ledger.failed.values())}")
     examples = None if hides_size(site.plan) else site.data.size(who.client)
-    return write_signed(terms, who.client, reply.payload, key, examples, ledger.privacy)
+    told = examples, ledger.privacy, list(who.reads) or None
+    return write_signed(terms, who.client, reply.payload, key, *told)
 
 
 def _check_here(invitation: Invitation) -> None:
@@ -197,51 +198,3 @@ def _check_here(invitation: Invitation) -> None:
             "take the same version of fedpeft, and the same image processor or tokenizer with the "
             "base model"
         )
-
-
-def find_source(own: Any, path: str) -> Any:
-    """The plan's source of data at another path, where it reads such a thing; else the usual one
-    for it."""
-    if locate(path) is None:
-        raise DataError(f"there is no file or folder {path!r} here or in $FEDPEFT_DATA")
-    usual = build("data", source(path, names("data")))
-    has_path = type(own) is type(usual) and any(f.name == "path" for f in fields(own))
-    return replace(own, path=path) if has_path else usual
-
-
-def in_order(examples: Examples, classes: tuple[str, ...], path: str) -> Examples:
-    """The same examples with labels that number `classes`; without labels where these are none.
-
-    Raises:
-      DataError: they have a class that is none of these.
-    """
-    sides = (examples.train, examples.test)
-    if not classes:
-        train, test = map(_without_labels, sides)
-        return Examples(train, test, (), examples.left_out)
-    seen = {int(label) for side in sides for label in _labels(side)}
-    for number, name in enumerate(examples.classes):
-        if number in seen and name not in classes:
-            raise DataError(
-                f"{path}: the study does not have that label: {unknown('label', name, classes)}"
-            )
-    # a class of which there are no examples may be called as it likes
-    places = [classes.index(name) if name in classes else -1 for name in examples.classes]
-    order = torch.tensor(places)
-
-    def side(table: Table) -> Table:
-        if table.labels is None:
-            return table
-        return Table({**table.columns, "label": order[table.labels]})
-
-    return Examples(side(examples.train), side(examples.test), classes, examples.left_out)
-
-
-def _without_labels(table: Table) -> Table:
-    if table.labels is None:
-        return table
-    return Table({name: x for name, x in table.columns.items() if name != "label"})
-
-
-def _labels(table: Table) -> list[int]:
-    return [] if table.labels is None else list(map(int, table.labels))

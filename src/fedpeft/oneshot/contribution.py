@@ -13,23 +13,26 @@ that writing the same content gives, so that no two files say the same.
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from fedpeft.core.conversation import PARAMS
 from fedpeft.core.rounds import update_layout
 from fedpeft.core.tensors import Layout, finite, norm
 from fedpeft.core.types import ClientId, Update
 from fedpeft.errors import RunError, WireError
+from fedpeft.oneshot.contribution_header import (
+    Header,
+    Statement,
+    hides_size,
+    read_header,
+    shortened,
+)
 from fedpeft.oneshot.invitation import Invitation, Terms
-from fedpeft.oneshot.keys import SealError, Trust, check_name, is_signed, seal, sign, unseal
+from fedpeft.oneshot.keys import SealError, Trust, is_signed, seal, sign, unseal
 from fedpeft.oneshot.rejections import ContributionError, Rejection
 from fedpeft.plan.coding import downlink_coding, uplink_coding
-from fedpeft.plan.plan import Plan
 from fedpeft.rounds.client import weight
 from fedpeft.storage.files import open_regular
 from fedpeft.wire import bounded_json
@@ -40,43 +43,10 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-FORMAT = "fedpeft-contribution-1"
 HEADER_LIMIT = 1 << 16
 ENTRY_LIMIT, SLACK = 16, 1 << 20
 """A file may have so many bytes for each trained number, and so many beside: above what any codec
 makes of them."""
-MOST = 2**53
-"""No count is above it: up to here a float holds each."""
-Statement: TypeAlias = Mapping[str, float | str | None]
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file says of itself; see `Terms` for the digests.
-
-    Attributes:
-      examples: how many the client trained on; None where the plan does not tell, see `hides_size`.
-      bytes: of the frame.
-      signer: the public key of who signed, in hex; None for nobody.
-      privacy: what the noise in the frame guarantees: epsilon, delta, the unit hidden, the
-        accountant.
-    """
-
-    study: str
-    client: ClientId
-    examples: int | None
-    plan: str
-    base: str
-    start: str
-    labels: str
-    transforms: str
-    bytes: int
-    signer: str | None = None
-    privacy: Statement | None = None
-    format: str = FORMAT
-
-    def text(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -96,15 +66,6 @@ class Contribution:
     length: float
 
 
-_HEADER = TypeAdapter(Header)
-
-
-def hides_size(plan: Plan) -> bool:
-    """Whether a file does not say how many examples its client has: in private plans all count the
-    same, and masks hide the weight too."""
-    return plan.exchange.sums or (plan.private_part is not None and plan.weighting == "uniform")
-
-
 def write_contribution(
     header: Header, frame: bytes, server: str, key: "Ed25519PrivateKey | None"
 ) -> bytes:
@@ -122,6 +83,7 @@ def write_signed(
     key: "Ed25519PrivateKey | None",
     examples: int | None = None,
     privacy: Statement | None = None,
+    reads: list[str] | None = None,
 ) -> tuple[Header, bytes]:
     """The header and the bytes of a file for the study that has these terms."""
     header = Header(
@@ -136,6 +98,7 @@ def write_signed(
         bytes=len(frame),
         signer=key.public_key().public_bytes_raw().hex() if key else None,
         privacy=privacy,
+        reads=reads,
     )
     return header, write_contribution(header, frame, terms.server, key)
 
@@ -182,7 +145,7 @@ def open_contribution(
 ) -> Contribution:
     """The same, of bytes."""
     text, signature, sealed = _parts(content, file)
-    header = _header(text, file)
+    header = read_header(text, file)
     _check_terms(header, file, invitation)
     _check_owner(header, file, invitation)
     head = text.encode()
@@ -227,40 +190,18 @@ def _parts(content: bytes, file: Path | str) -> tuple[str, str, memoryview]:
         return head, signature, sealed
     except (ValueError, RecursionError) as error:
         raise ContributionError(
-            Rejection.DAMAGED, file, f"{_short(error)}; ask the client for it again"
+            Rejection.DAMAGED, file, f"{shortened(error)}; ask the client for it again"
         ) from None
-
-
-def _header(text: str, file: Path | str) -> Header:
-    try:
-        kind = bounded_json.read(text.encode())["format"]
-        if kind != FORMAT:
-            words = (
-                f"it is {_short(kind)!r}, and this version reads {FORMAT!r}: "
-                "use the same version on both sides"
-            )
-            raise ContributionError(Rejection.FORMAT, file, words)
-        header = _HEADER.validate_json(text, strict=True)
-        check_name(header.client)
-        counts = (1 if header.examples is None else header.examples, header.bytes)
-        if header.text() != text or not all(1 <= count <= MOST for count in counts):
-            raise ValueError("a value is out of range, or written in another way")
-    except (ValidationError, ValueError, KeyError, TypeError, RecursionError, RunError) as error:
-        words = f"its header is malformed ({_short(error)}); ask the client for it again"
-        raise ContributionError(Rejection.DAMAGED, file, words) from None
-    return header
-
-
-def _short(value: object) -> str:
-    """Of what an untrusted file brings into a message, one line that prints."""
-    text = " ".join(str(value).split())[:120]
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _check_terms(header: Header, file: Path | str, invitation: Invitation) -> None:
     terms = invitation.terms
     wanted = (
-        (Rejection.STUDY, "study", "it is for another invitation; ask for a file for this one"),
+        (
+            Rejection.STUDY,
+            "study",
+            "it was made for another invitation; ask for a file for this one",
+        ),
         (
             Rejection.PLAN,
             "plan",
@@ -291,7 +232,7 @@ def _check_terms(header: Header, file: Path | str, invitation: Invitation) -> No
         came, allowed = getattr(header, name), getattr(terms, name)
         if came != allowed:
             raise ContributionError(
-                reason, file, f"it says {_short(came)[:32]}, here it is {allowed}: {advice}"
+                reason, file, f"it says {shortened(came)[:32]}, here it is {allowed}: {advice}"
             )
 
 
@@ -347,7 +288,7 @@ def _check_masked(header: Header, frame: bytes, file: Path | str, invitation: In
         if header.examples is not None:
             raise WireError("it tells how many examples its owner has, which masks are to hide")
     except WireError as error:
-        words = f"{_short(error)}; let its owner make it with this version"
+        words = f"{shortened(error)}; let its owner make it with this version"
         raise ContributionError(Rejection.TENSORS, file, words) from None
 
 
@@ -360,7 +301,7 @@ def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitati
         update = unpack(header.client, frame, plan.uplink, expected, how)
     except WireError as error:
         raise ContributionError(
-            Rejection.TENSORS, file, f"{_short(error)}; it must hold what the plan trains"
+            Rejection.TENSORS, file, f"{shortened(error)}; it must hold what the plan trains"
         ) from None
     if not finite(update.delta):
         words = (
@@ -382,8 +323,9 @@ def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitati
                 f"it says {header.examples} examples, and its class counts {sum(counts)}"
             )
     except ValueError as error:
-        words = f"{error}; make it with this version"
-        raise ContributionError(Rejection.WEIGHT, file, words) from None
+        raise ContributionError(
+            Rejection.WEIGHT, file, f"{error}; make it with this version"
+        ) from None
     if update.weight != (due := weight(plan, header.examples or 0)):
         words = (
             f"it wants to count {update.weight:g}, and should {due:g}; make it with this version"

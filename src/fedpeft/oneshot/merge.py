@@ -29,9 +29,8 @@ from fedpeft.storage.files import ahead, private_folder, write_atomically
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-STUDY, CONTRIBUTIONS, RULES, ORDER, KEY = (
+STUDY, RULES, ORDER, KEY = (
     "study",
-    "contributions",
     "rules.json",
     "order.json",
     "server.key",
@@ -54,7 +53,7 @@ class Merged:
 
     @property
     def contributions(self) -> Path:
-        return self.path / CONTRIBUTIONS
+        return RunFolder(self.path).contributions
 
     def file(self, client: ClientId) -> Path:
         """Where a client's file is kept: names may differ only in what a file system takes for the

@@ -8,18 +8,15 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-from fedpeft.compute.frozen_linear import prepare_frozen
-from fedpeft.core.interfaces import Data
-from fedpeft.core.types import Batch, ClientId, Failure, Job, Reply
+from fedpeft.core.types import ClientId, Failure, Job, Reply
 from fedpeft.core.units import finite_or_none
-from fedpeft.data.client_data import Partitioned
-from fedpeft.errors import DataError, RunError
+from fedpeft.errors import RunError
 from fedpeft.evaluation.measure import measure
-from fedpeft.oneshot.contribute import in_order
 from fedpeft.oneshot.contribution import Contribution
 from fedpeft.oneshot.invitation import Invitation, base_fingerprint
 from fedpeft.plan.plan import Plan
 from fedpeft.results.exhibit import draws, exhibit_at_end
+from fedpeft.rounds.absent import absent_site, held_out_of
 from fedpeft.rounds.loop import federate
 from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import save_checkpoint
@@ -27,8 +24,6 @@ from fedpeft.runs.environment import environment
 from fedpeft.runs.execute import execute
 from fedpeft.runs.folder import create, write_json
 from fedpeft.runs.summary import summarize
-
-ARRIVALS = "arrivals.json"
 
 
 @dataclass(frozen=True)
@@ -50,38 +45,6 @@ class Answered:
             yield Reply(job.client, self.frames[job.client])
 
 
-@dataclass(frozen=True)
-class Contributors:
-    """Who sent a file; nobody's training examples are here.
-
-    Attributes:
-      sizes: 0 where a private plan does not tell.
-      test: the server's own held-out examples, if it has some.
-    """
-
-    sizes: Mapping[ClientId, int]
-    test: Data | None = None
-
-    @property
-    def clients(self) -> Sequence[ClientId]:
-        return sorted(self.sizes)
-
-    def size(self, client: ClientId) -> int:
-        return self.sizes[client]
-
-    def batches(self, *_: Any) -> Iterator[Batch]:
-        raise DataError("the examples of contributors lie with them")
-
-    def chosen(self, *_: Any) -> Batch:
-        raise DataError("the examples of contributors lie with them")
-
-    def training(self, *_: Any) -> Iterator[Batch]:
-        raise DataError("the examples of contributors lie with them")
-
-    def held_out(self, client: ClientId | None = None) -> Any:
-        return () if self.test is None or client is not None else self.test.held_out()
-
-
 def write_run(
     folder: Path, study: Invitation, every: Sequence[Contribution], evaluate: bool
 ) -> dict[str, Any]:
@@ -96,14 +59,7 @@ def write_run(
     plan = _plan(study, len(every))
     site = _site(plan, study, every, evaluate)
     run = create(plan, folder)
-    sizes = {
-        one.header.client: one.header.examples
-        for one in sorted(every, key=lambda one: one.header.client)
-    }
-    write_json(
-        run.partition,
-        {"fingerprint": None, "clients": len(every), "size": sizes, "classes": plan.classes},
-    )
+    write_json(run.partition, _division(plan, every))
     save_checkpoint(run.checkpoint, plan, study.state, environment(plan, site.device))
     [record] = execute(run, site, Answered.of(every))
     if record.failed or record.note:
@@ -112,12 +68,27 @@ def write_run(
     # The noise of a private plan is in the files: here none was drawn.
     run.secrets[0].unlink(missing_ok=True)
     if evaluate:
-        write_json(folder / ARRIVALS, {"arrivals": list(_arrivals(site, study, every))})
+        write_json(run.arrivals, {"arrivals": list(_arrivals(site, study, every))})
     summary = summarize(run, site)
     summary |= _updates(plan, record.clients)
     if evaluate and draws(plan) and (failed := exhibit_at_end(run, plan)):
         getLogger("fedpeft").warning(failed)
     return summary
+
+
+def _division(plan: Plan, every: Sequence[Contribution]) -> dict[str, Any]:
+    """What the files say of their clients' data, as far as it is told."""
+    headers = sorted((one.header for one in every), key=lambda header: header.client)
+    division = {
+        "fingerprint": None,
+        "clients": len(every),
+        "size": {header.client: header.examples for header in headers},
+        "classes": plan.classes,
+    }
+    reads = {header.client: header.reads for header in headers if header.reads}
+    for client, lines in reads.items():
+        getLogger("fedpeft").warning("%s: %s", client, "; ".join(lines))
+    return {**division, "reads": reads} if reads else division
 
 
 def _updates(plan: Plan, clients: Mapping[ClientId, Mapping[str, Any]]) -> dict[str, int]:
@@ -141,13 +112,8 @@ def _site(plan: Plan, study: Invitation, every: Sequence[Contribution], evaluate
             f"the base model here ({own}) is not the one invited with ({study.terms.base}): take "
             "that one"
         )
-    test: Data | None = None
-    if evaluate:
-        examples = in_order(plan.examples(), plan.classes, "the plan's data")
-        test = Partitioned(plan.task, {}, plan.task.prepare(examples.test), {})
-    prepare_frozen(model, plan.method.names(model), plan.compute.base_dtype, plan.compute.pack)
     sizes = {one.header.client: one.header.examples or 0 for one in every}
-    return Site(plan, model, Contributors(sizes, test), plan.classes)
+    return absent_site(plan, model, sizes, held_out_of(plan) if evaluate else None)
 
 
 def _arrivals(

@@ -140,5 +140,6 @@ def _settings(plan: Any) -> Iterator[tuple[str, Sequence[Fact]]]:
     yield "engine", [Fact.MANY_PROCESSES] * (plan.engine != "inprocess")
     yield "min_replies", [Fact.GIVES_UP] * (plan.admission.min_replies > 1)
     yield "norm_factor", [Fact.JUDGES_LENGTH] * (plan.norm_bound != float("inf"))
+    yield "schedule", [Fact.SPANS_ROUNDS] * bool(plan.schedule)
     quantized = getattr(plan.task, "quantize", None) is not None
     yield "task.quantize", [Fact.QUANTIZED] * quantized

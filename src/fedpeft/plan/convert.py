@@ -75,8 +75,8 @@ def _algorithms(new: dict[str, Any], changes: list[str]) -> None:
     found: list[Any] = []
     if "head_start" in new and (name := new.pop("head_start")) is not None:
         head = _head(new)
-        found.append({"name": name, "head": head} if head else name)
-        changes.append('head_start is algorithms = ["class_means"]')
+        found.append({"name": name, "length": 1.0, **({"head": head} if head else {})})
+        changes.append('head_start is algorithms = [{ name = "class_means", length = 1.0 }]')
     vote = {"strengths": "vote", "share": "vote_share"}
     if given := _take(new, vote):
         if "strengths" not in given:

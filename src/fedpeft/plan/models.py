@@ -8,6 +8,7 @@ from torch import nn
 
 from fedpeft.compute.batch_statistics import freeze_statistics
 from fedpeft.compute.first_pass import leave_out_unreached
+from fedpeft.compute.frozen_encoder import still_encoder
 from fedpeft.compute.trainable import mark_new_layers, new_layers
 from fedpeft.core.seeds import fold, seed_torch
 from fedpeft.core.types import Examples
@@ -29,7 +30,8 @@ def build_model(plan: Any, classes: Sequence[str]) -> nn.Module:
     """The same weights on the server and on every client, frozen ones included.
 
     Layers that the base's checkpoint never had are trained beside the head, whatever the method.
-    What the task's loss does not depend on is left out.
+    What the task's loss does not depend on is left out. A frozen encoder before them draws no
+    dropout.
 
     Raises:
       PlanError: the model cannot be made, the method does not fit it, or nothing would be learned.
@@ -54,7 +56,9 @@ def build_model(plan: Any, classes: Sequence[str]) -> nn.Module:
         for parameter in beside:
             parameter.requires_grad_(True)
     leave_out_unreached(plan.task, plan.method, model)
-    _freeze_batchnorm(model, plan.method.names(model), private=plan.local.event is not None)
+    names = plan.method.names(model)
+    _freeze_batchnorm(model, names, private=plan.local.event is not None)
+    still_encoder(model, names, getattr(plan.method, "head", "auto") or "auto")
     return model
 
 

@@ -43,7 +43,7 @@ def read_plan(
     uplink = values.get("uplink", "dense")
     values["stages"] = _each(values.get("stages", []), lambda stage: _without_codec(stage, uplink))
     for override in overrides:
-        _override(values, override)
+        set_key(values, override)
     if values.get("schema", SCHEMA) not in (1, SCHEMA):
         raise PlanError(
             f"this plan is of version {values['schema']!r}, and this fedpeft reads versions 1 and "
@@ -112,7 +112,12 @@ def _plain(spec: Mapping[str, Any] | str | Path) -> dict[str, Any]:
         raise PlanError(f"the plan is no TOML: {error}") from None
 
 
-def _override(values: dict[str, Any], pair: str) -> None:
+def set_key(values: dict[str, Any], pair: str) -> None:
+    """Set one `key=value` pair, dots between keys, in a plan's plain values.
+
+    Raises:
+      PlanError: it is no such pair, or its key leads through what has no keys.
+    """
     path, equals, text = pair.partition("=")
     if not equals or not path.strip():
         raise PlanError(f"{pair!r} is not of the form key=value, e.g. local.lr=0.05")

@@ -18,7 +18,7 @@ from fedpeft.report.drawing import DASHES, scripts
 from fedpeft.report.figures import figures, intervals
 from fedpeft.report.gallery import galleries
 from fedpeft.report.groups import REFERENCES, Group, Section
-from fedpeft.report.measured_epsilon import audits
+from fedpeft.report.measured import arrivals, audits
 from fedpeft.report.reading import KeptRun
 from fedpeft.report.rows import format_value, with_interval
 from fedpeft.report.tables import ReportTable
@@ -84,6 +84,7 @@ def _part(k: int, section: Section) -> dict[str, Any]:
         "runs": tables.runs(section),
         "failures": tables.failures(section),
         "audits": audits(section),
+        "arrivals": arrivals(section),
         "benchmarks": tables.benchmarks(section),
         "samples": tables.samples(section),
         "differences": tables.differences(section),

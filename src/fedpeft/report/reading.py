@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from fedpeft.errors import RunError
 from fedpeft.report.schema import (
     Benchmarks,
+    KeptArrivals,
     KeptAudit,
     KeptDivision,
     KeptPictures,
@@ -57,6 +58,7 @@ class KeptRun:
     benchmarks: Benchmarks
     pictures: KeptPictures | None
     audit: KeptAudit | None = None
+    arrivals: KeptArrivals | None = None
 
     @property
     def finished(self) -> bool:
@@ -192,11 +194,18 @@ def read_cell(path: Path) -> KeptRun:
             _check(Benchmarks, read_json(folder.benchmarks) or {}, folder.benchmarks),
             None if pictures is None else _check(KeptPictures, pictures, folder.pictures),
             None if audit is None else _check(KeptAudit, audit, folder.audit),
+            _read_arrivals(folder),
         )
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.filename}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
+
+
+def _read_arrivals(folder: RunFolder) -> KeptArrivals | None:
+    """Of a merge that measured after each file."""
+    found = read_json(folder.arrivals)
+    return None if found is None else _check(KeptArrivals, found, folder.arrivals)
 
 
 @dataclass(frozen=True)

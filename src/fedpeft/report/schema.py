@@ -159,6 +159,22 @@ class KeptAudit:
 
 
 @dataclass(frozen=True)
+class KeptArrival:
+    """What a merge came to with one more file; `client` is None before the first."""
+
+    client: str | None
+    held_out: Mapping[str, float | None]
+    examples: int | None = None
+
+
+@dataclass(frozen=True)
+class KeptArrivals:
+    """What a merge measured after each file, in the order in which they came."""
+
+    arrivals: Sequence[KeptArrival]
+
+
+@dataclass(frozen=True)
 class Picture:
     """What is held out with a caption, and what the base model and the run's draw of it from the
     same noise."""

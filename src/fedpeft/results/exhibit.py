@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from fedpeft.core.types import State
-from fedpeft.errors import RunError
+from fedpeft.errors import RunError, reason_of
 from fedpeft.evaluation.measure import with_params
 from fedpeft.plan.plan import Plan
 from fedpeft.results.pictures import pick_examples
@@ -85,8 +85,7 @@ def exhibit_at_end(folder: RunFolder, plan: Plan, device: str = "cpu") -> str:
         if saved is not None:
             exhibit(folder, plan, saved.state, device=device)
     except Exception as error:  # libraries and parts that users write may raise anything
-        words = " ".join(str(error).split())
-        return f"no pictures were drawn for the report: {type(error).__name__}: {words}"
+        return f"no pictures were drawn for the report: {reason_of(error)}"
     return ""
 
 

@@ -30,7 +30,7 @@ from fedpeft.core.types import (
     Weighted,
 )
 from fedpeft.core.views import View
-from fedpeft.errors import PlanError, RunError, WireError, unknown
+from fedpeft.errors import PlanError, RunError, WireError, reason_of, unknown
 from fedpeft.plan.coding import downlink_coding, uplink_coding
 from fedpeft.plan.plan import Plan, intersect
 from fedpeft.plan.reading import plan_at
@@ -345,10 +345,10 @@ class Worker:
         except StoreError:
             raise
         except Exception as error:  # parts that users write may raise anything
-            words = str(error)
             if self.site.plan.private_part and not isinstance(error, PlanError | WireError):
                 words = "its words stay here, as they may tell of an example"
-            return Failure(client, f"{type(error).__name__}: {words}")
+                return Failure(client, f"{type(error).__name__}: {words}")
+            return Failure(client, reason_of(error))
 
 
 def weight(plan: Plan, size: int) -> float:

@@ -97,7 +97,9 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
     task = plan.task
     reuse_freed()
     with threads(plan.compute.threads):  # a task may compute here what it keeps
-        train, test = task.prepare(examples.train), task.prepare(examples.test)
+        train = task.prepare(examples.train)
+        none = {name: x[:0] for name, x in train.items()}
+        test = task.prepare(examples.test) if len(examples.test) else none
     train = poison_rows(plan.attacks, plan.seed, train, division.parts, len(examples.classes))
     if getattr(plan.local, "group_by_length", False):
         lengths(train)

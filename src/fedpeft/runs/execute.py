@@ -45,17 +45,22 @@ def open_run_site(plan: Plan, device: str = "cpu") -> Site:
         one.
       DataError, PlanError: see `open_site`.
     """
+    check_device(device)
+    site = open_site(plan, device)
+    event = site.plan.local.event
+    if event is not None and event.accounted:
+        check_gradients(site)
+    return site
+
+
+def check_device(device: str) -> None:
+    """Raises PlanError where there is no such device."""
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise PlanError(
             f"the device {device!r} cannot be used here: {str(error).splitlines()[0]}"
         ) from None
-    site = open_site(plan, device)
-    event = site.plan.local.event
-    if event is not None and event.accounted:
-        check_gradients(site)
-    return site
 
 
 def check_workers(plan: Plan, workers: int) -> None:

@@ -10,6 +10,7 @@
                    passed on
     summary.json   written at the end; a run that has it is finished
     audit.json     what `fedpeft audit --canaries` measured of its epsilon
+    arrivals.json  what `fedpeft merge --evaluate` measured after each file
     pictures.json  what a text-to-image model draws, before its tuning and after
 
 A round's line is written before its checkpoint: a kill between the two leaves one line too many,
@@ -76,6 +77,15 @@ class RunFolder:
     @property
     def audit(self) -> Path:
         return self.path / "audit.json"
+
+    @property
+    def arrivals(self) -> Path:
+        return self.path / "arrivals.json"
+
+    @property
+    def contributions(self) -> Path:
+        """The files that a merge was made of."""
+        return self.path / "contributions"
 
     @property
     def benchmarks(self) -> Path:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedpeft.engines.auto import Choice
-from fedpeft.errors import FedpeftError
+from fedpeft.errors import FedpeftError, reason_of
 from fedpeft.evaluation.measure import FullPayloads, client_accuracy, full_payloads
 from fedpeft.evaluation.own_held_out import own_held_out
 from fedpeft.registry import describe
@@ -60,7 +60,7 @@ def summarize(
         measured = _against_full(rounds, full_payloads(plan, site.classes))
         summary |= {**measured, "full_not_measured": None}
     except (FedpeftError, ArithmeticError, ValueError, RuntimeError, OSError, MemoryError) as error:
-        summary["full_not_measured"] = f"{type(error).__name__}: {error}"
+        summary["full_not_measured"] = reason_of(error)
     write_json(folder.summary, summary)
     return summary
 

@@ -65,6 +65,8 @@ class CausalLM:
       max_length: tokens an example is cut to. A text loses its end, and so does a conversation. Of
         an instruction, the answer keeps at least half of the room and loses its end; what stands
         before it loses its beginning.
+      special_tokens: whether what is written in a text like a special token, e.g. "</s>" or
+        "[SEP]", is one; left out, it is text. Set it where texts were made from a chat template.
       quantize: "nf4" holds the frozen linear layers in four bits (QLoRA, arXiv:2305.14314), through
         `bitsandbytes`; left out: in float32.
       messages: the column of conversations: lists of {role, content}, or JSON of such lists.
@@ -87,6 +89,7 @@ class CausalLM:
     quantize: str | None = None
     messages: str = unwritten("messages")
     packing: bool = unwritten(False)
+    special_tokens: bool = unwritten(False)
     loader: ClassVar[Loader] = LANGUAGE
 
     def __post_init__(self) -> None:
@@ -210,7 +213,11 @@ class CausalLM:
 
         def tokens(texts: Sequence[str]) -> list[list[int]]:
             made = read(
-                list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+                list(texts),
+                add_special_tokens=False,
+                return_attention_mask=False,
+                verbose=False,
+                split_special_tokens=not self.special_tokens,
             )
             return list(made["input_ids"])
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.errors import PlanError
+from fedpeft.storage.hub import spare_lookups
 from fedpeft.storage.locate import locate
 from fedpeft.tasks.pretrained import NO_CODE, quiet
 
@@ -56,7 +57,9 @@ def clip(name: str) -> Clip:
     """
     from transformers import CLIPModel, CLIPProcessor
 
-    place = str(locate(name) or name)
+    if (found := locate(name)) is None:
+        spare_lookups()
+    place = str(found or name)
     try:
         with quiet():
             settings = {"dtype": torch.float32, "use_safetensors": True}

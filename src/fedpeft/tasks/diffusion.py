@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fedpeft.compute.feature_cache import folder
 from fedpeft.errors import PlanError, RunError
 from fedpeft.storage.files import dump_tensors, load_tensors
+from fedpeft.storage.hub import spare_lookups
 from fedpeft.storage.locate import locate
 from fedpeft.tasks.pretrained import NO_CODE, quiet
 from fedpeft.tasks.taef2 import Taef2
@@ -281,7 +282,9 @@ def _part(model: str, name: str, load: Callable[[str], Loaded]) -> Loaded:
     """
     try:
         with quiet():
-            return load(str(locate(model) or model))
+            if (found := locate(model)) is None:
+                spare_lookups()
+            return load(str(found or model))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise PlanError(

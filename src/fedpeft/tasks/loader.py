@@ -5,7 +5,10 @@ from dataclasses import dataclass
 TELLS_CLASS = (
     "print([model.config.id2label[k] for k in model(**inputs).logits.argmax(-1).tolist()])"
 )
-READS_TEXTS = 'inputs = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")'
+READS_TEXTS = (
+    "inputs = tokenizer(\n    texts, truncation=True, padding=True, split_special_tokens=True, "
+    'return_tensors="pt"\n)'
+)
 READS_PICTURES = (
     'inputs = processor(images=picture, return_tensors="pt")  # a PIL picture, or a list of them'
 )

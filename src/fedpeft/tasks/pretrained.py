@@ -19,6 +19,7 @@ from fedpeft.compute.trainable import head_of, mark_new_layers, new_layers, with
 from fedpeft.core.outputs import evaluation_mode
 from fedpeft.core.seeds import seed_torch
 from fedpeft.errors import PlanError
+from fedpeft.storage.hub import UNREACHED, spare_lookups
 from fedpeft.storage.locate import locate
 from fedpeft.tasks.fit import check_loaded, find_new, note_new, note_output, output_layers
 
@@ -60,12 +61,14 @@ def config_of(name: str) -> Any:
             f"model {name!r} is a saved adapter and no model: name its base as `model`, and begin "
             f'with the adapter by method.init = "{name}"'
         )
+    offline = found is None and spare_lookups()
     try:
         return AutoConfig.from_pretrained(str(found or name), **NO_CODE)
     except (OSError, ValueError) as error:
+        why = UNREACHED if offline else str(error).splitlines()[0]
         raise PlanError(
             f"model {name!r} is neither a folder (looked here, in $FEDPEFT_DATA and in the "
-            f"package) nor a hub model that can be read: {str(error).splitlines()[0]}"
+            f"package) nor a hub model that can be read: {why}"
         ) from None
 
 
@@ -290,9 +293,18 @@ def _normalisation(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     if not getattr(processor, "do_normalize", True) or mean is None or std is None:
         mean, std = (0.0,), (1.0,)
+    elif getattr(processor, "include_top", False):  # EfficientNet's divides by it twice
+        std = tuple(x * x for x in std)
+    by, less = _scale(processor)
+    return tuple((x + less) / by for x in mean), tuple(x / by for x in std)
+
+
+def _scale(processor: Any) -> tuple[float, float]:
+    """What a processor makes of a white pixel, and what it takes from all of them then."""
+    if not getattr(processor, "do_rescale", True):
+        return 255.0, 0.0
     factor = getattr(processor, "rescale_factor", None) or 1 / 255
-    by = 255 * factor if getattr(processor, "do_rescale", True) else 255.0
-    return tuple(x / by for x in mean), tuple(x / by for x in std)
+    return 255 * factor, 1.0 if getattr(processor, "rescale_offset", False) else 0.0
 
 
 def _processed_side(processor: Any) -> int:

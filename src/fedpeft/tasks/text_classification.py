@@ -16,6 +16,7 @@ from fedpeft.core.outputs import LOGITS, Outputs, head_input
 from fedpeft.core.types import Batch, Summed, Table, Tensors, Weighted
 from fedpeft.errors import PlanError
 from fedpeft.registry import unwritten
+from fedpeft.storage.hub import spare_lookups
 from fedpeft.storage.locate import locate
 from fedpeft.tasks import scoring
 from fedpeft.tasks.loader import TEXTS, Loader
@@ -60,6 +61,8 @@ class TextClassification:
       target: the column of several labels (a list, or a text with | between them) or of numbers,
         which data.label must not name. For several labels without such a column, each label is a
         column of 0 and 1.
+      special_tokens: whether what is written in a text like a special token, e.g. "</s>" or
+        "[SEP]", is one; left out, it is text. Set it where texts were made from a chat template.
 
     Raises:
       ValueError: no tokens, or labels that do not fit the problem.
@@ -72,6 +75,7 @@ class TextClassification:
     problem_type: str = unwritten(ONE)
     labels: tuple[str, ...] = unwritten(())
     target: str = unwritten("label")
+    special_tokens: bool = unwritten(False)
 
     def __post_init__(self) -> None:
         Target(self.problem_type, self.labels, self.target)
@@ -121,7 +125,7 @@ class TextClassification:
         if self.text_pair:
             texts.append(scoring.read_texts(table, self.text_pair, "text classification of pairs"))
         wanted = self.learned.read(table, "text classification")
-        tokens = read_tokens(self.base, self.max_length, *texts)
+        tokens = read_tokens(self.base, self.max_length, *texts, special=self.special_tokens)
         ids, seen = tokens["input_ids"], tokens["attention_mask"]
         check_tokens(self.model, self.base, tokenizer(self.base), ids, seen)
         return {**tokens, **wanted}
@@ -133,7 +137,7 @@ class TextClassification:
     def example(self) -> Batch:
         """One text of a word or two, or a pair of such."""
         texts = [["a text"]] * (2 if self.text_pair else 1)
-        tokens = read_tokens(self.base, self.max_length, *texts)
+        tokens = read_tokens(self.base, self.max_length, *texts, special=self.special_tokens)
         return self.batch({**tokens, **self.learned.empty()}, None)
 
     def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
@@ -152,17 +156,26 @@ class TextClassification:
         return scoring.derive_metrics(sums)
 
 
-def read_tokens(base: str, length: int, *texts: Sequence[str]) -> dict[str, Tensor]:
+def read_tokens(
+    base: str, length: int, *texts: Sequence[str], special: bool = False
+) -> dict[str, Tensor]:
     """`input_ids` (int32) and `attention_mask` (bool) of texts, or of pairs of texts, (n, tokens of
     the longest); of pairs `token_type_ids` (int32) too, where the tokenizer makes some.
 
     Args:
       length: tokens that a text, or a pair, is cut to.
       texts: one column, or two.
+      special: whether what is written like a special token is one.
     """
     read, pad = tokenizer(base), padding_token(base)
     columns = [list(column) for column in texts]
-    made = read(*columns, truncation=True, max_length=length, return_attention_mask=False)
+    made = read(
+        *columns,
+        truncation=True,
+        max_length=length,
+        return_attention_mask=False,
+        split_special_tokens=not special,
+    )
     # An empty text may have no token at all; nothing could be computed from it.
     rows = pad_tokens([one or [pad] for one in made["input_ids"]], pad)
     if len(texts) > 1 and "token_type_ids" in made:
@@ -243,6 +256,8 @@ def tokenizer(base: str) -> Any:
     Raises:
       PlanError: it has none, or one that knows no word.
     """
+    if locate(base) is None:
+        spare_lookups()
     from transformers import AutoTokenizer
 
     try:

@@ -21,6 +21,8 @@ Result = TypeVar("Result")
 POLL = 0.25
 # Seconds that new looks are waited for, and until a node that could not serve is first asked again.
 SOON = 1.0
+# Seconds after which it is told who has not come.
+AWAITED = 3.0
 # Answers that one look is for, each a question to the SuperLink.
 AT_ONCE = 8
 # Seconds that an envelope outlives its deadline: a late node is called late, not unavailable.
@@ -73,12 +75,14 @@ class Flower:
         Raises:
           RunError: nobody came.
         """
-        ends = monotonic() + self.deadline
-        while len(self.homes) < len(self.clients) and monotonic() < ends:
+        began, told = monotonic(), list[ClientId]()
+        while (missing := self._missing()) and monotonic() < began + self.deadline:
+            if monotonic() > began + AWAITED and missing != told:
+                self.say(f"waiting for {', '.join(missing)}")
+                told = missing
             self._greet(self._here())
             self._welcome()
             sleep(POLL)
-        missing = [client for client in self.clients if client not in self.homes]
         whys = [
             f"{client}: {self.refused.get(client, 'no node of that name came')}"
             for client in missing
@@ -87,6 +91,10 @@ class Flower:
             raise RunError(f"no client is here after {self.deadline:g} s; {'; '.join(whys)}")
         for why in whys:
             self.say(why)
+
+    def _missing(self) -> list[ClientId]:
+        """The clients that are not here."""
+        return [client for client in self.clients if client not in self.homes]
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Reply | Failure]:
         """The answers in the order of the jobs, by the deadline."""

@@ -1,0 +1,84 @@
+"""An owner's own data: read as the plan reads its own, but for what the owner says of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from fedpeft.data.short_forms import source
+from fedpeft.errors import DataError, PlanError
+from fedpeft.plan.reading import set_key
+from fedpeft.registry import build, describe, names
+from fedpeft.storage.locate import locate
+
+DATA = "data."
+"""What the keys begin with that an owner may set for itself."""
+LONGEST = 150
+"""Characters of a setting."""
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """Where an owner's examples lie, and how they are read otherwise than the plan says.
+
+    Attributes:
+      path: a file, a folder or a dataset.
+      settings: pairs `data.key=value`, for its own data alone. The server is told them.
+    """
+
+    path: str
+    settings: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> list[str]:
+        """The settings in words; none where the data are read as the plan says."""
+        return [f"its data are read with {pair}" for pair in self.settings]
+
+    def source(self, own: Any) -> Any:
+        """The source of the data: the plan's, `own`, at another path where it reads such a thing,
+        else the usual one for it.
+
+        Nobody is measured on what a part of an owner's data would be held out for, so none is,
+        unless the owner's settings say so. What lies there as a test split is not trained on.
+
+        Raises:
+          DataError: nothing is there.
+          PlanError: a setting is none of the source's keys, or out of range.
+        """
+        if locate(self.path) is None:
+            raise DataError(f"there is no file or folder {self.path!r} here or in $FEDPEFT_DATA")
+        usual = build("data", source(self.path, names("data")))
+        keys = {f.name for f in fields(usual)}
+        found = usual
+        if type(own) is type(usual) and "path" in keys:
+            found = replace(own, path=self.path)
+        if "test_fraction" in keys:
+            found = replace(found, test_fraction=0.0)
+        if not self.settings:
+            return found
+        values = {"data": describe("data", found)}
+        for pair in self.settings:
+            set_key(values, pair)
+        return build("data", values["data"], path="data")
+
+
+def own_data(path: str, settings: Sequence[str]) -> OwnData:
+    """An owner's data with these settings.
+
+    Raises:
+      PlanError: a setting is not one of the data alone: the rest of a plan is the same for all.
+    """
+    for pair in settings:
+        if not pair.strip().startswith(DATA) or pair.strip().startswith(("data.path", "data.name")):
+            raise PlanError(
+                f"--set {pair}: an owner may say how its own data are read, e.g. "
+                "data.label=diagnosis, and nothing else; --data says where they lie"
+            )
+        if len(pair) > LONGEST or not pair.isprintable():
+            raise PlanError(f"--set {pair!a}: it is told to the server as one line of text")
+    return OwnData(path, tuple(pair.strip() for pair in settings))
+
+
+def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those of an owner's own data, and those of the plan."""
+    own = [pair for pair in settings if pair.strip().startswith(DATA)]
+    return own, [pair for pair in settings if pair not in own]

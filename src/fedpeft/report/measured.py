@@ -1,0 +1,51 @@
+"""What was measured beside the rounds: a lower bound of epsilon, and a merge after each file."""
+
+from collections.abc import Iterator
+
+from fedpeft.report.groups import Section
+from fedpeft.report.rows import format_value
+from fedpeft.report.tables import Entry, ReportTable, integer, number, word
+
+
+def audits(section: Section) -> ReportTable:
+    """A line for each run whose ε was measured with canaries."""
+    head = (
+        *("group", "seed", "hidden", "canaries", "rounds", "guesses", "right"),
+        *("epsilon, at least (measured)", "epsilon, at most (accountant)", "delta"),
+    )
+    rows = [
+        [
+            *(word(group.label), integer(cell.seed), word(f"one {told.unit}")),
+            *(integer(told.canaries), integer(told.rounds)),
+            *(integer(told.guesses), integer(told.right)),
+            number(told.epsilon_lower, f"{told.epsilon_lower:.3g}"),
+            number(told.epsilon_upper, f"{told.epsilon_upper or 0:.3g}"),
+            number(told.delta, f"{told.delta:g}"),
+        ]
+        for group in section.groups
+        for cell in group.cells
+        if (told := cell.audit)
+    ]
+    return ReportTable("audits", "Epsilon, measured and promised", head, rows)
+
+
+def arrivals(section: Section) -> ReportTable:
+    """A line for each file of a merge, in the order in which they came, and one for the model
+    before the first."""
+    head = ("group", "seed", "files", "came", "its examples", section.measure.name)
+    return ReportTable("arrivals", "Arrivals", head, list(_rows(section)))
+
+
+def _rows(section: Section) -> Iterator[list[Entry]]:
+    measure = section.measure
+    for group in section.groups:
+        for cell in group.cells:
+            for count, one in enumerate(cell.arrivals.arrivals if cell.arrivals else ()):
+                value = one.held_out.get(measure.name)
+                shown = "not finite" if value is None else format_value(value, measure)
+                yield [
+                    *(word(group.label), integer(cell.seed), integer(count)),
+                    word("nobody yet" if one.client is None else one.client),
+                    integer(one.examples),
+                    number(value, shown),
+                ]
