@@ -25,9 +25,9 @@ from fedpeft.errors import RunError, WireError
 from fedpeft.oneshot.contribution_header import (
     Header,
     Statement,
+    cut_short,
     hides_size,
     read_header,
-    shortened,
 )
 from fedpeft.oneshot.invitation import Invitation, Terms
 from fedpeft.oneshot.keys import SealError, Trust, is_signed, seal, sign, unseal
@@ -190,7 +190,7 @@ def _parts(content: bytes, file: Path | str) -> tuple[str, str, memoryview]:
         return head, signature, sealed
     except (ValueError, RecursionError) as error:
         raise ContributionError(
-            Rejection.DAMAGED, file, f"{shortened(error)}; ask the client for it again"
+            Rejection.DAMAGED, file, f"{cut_short(error)}; ask the client for it again"
         ) from None
 
 
@@ -232,7 +232,7 @@ def _check_terms(header: Header, file: Path | str, invitation: Invitation) -> No
         came, allowed = getattr(header, name), getattr(terms, name)
         if came != allowed:
             raise ContributionError(
-                reason, file, f"it says {shortened(came)[:32]}, here it is {allowed}: {advice}"
+                reason, file, f"it says {cut_short(came)[:32]}, here it is {allowed}: {advice}"
             )
 
 
@@ -288,7 +288,7 @@ def _check_masked(header: Header, frame: bytes, file: Path | str, invitation: In
         if header.examples is not None:
             raise WireError("it tells how many examples its owner has, which masks are to hide")
     except WireError as error:
-        words = f"{shortened(error)}; let its owner make it with this version"
+        words = f"{cut_short(error)}; let its owner make it with this version"
         raise ContributionError(Rejection.TENSORS, file, words) from None
 
 
@@ -301,7 +301,7 @@ def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitati
         update = unpack(header.client, frame, plan.uplink, expected, how)
     except WireError as error:
         raise ContributionError(
-            Rejection.TENSORS, file, f"{shortened(error)}; it must hold what the plan trains"
+            Rejection.TENSORS, file, f"{cut_short(error)}; it must hold what the plan trains"
         ) from None
     if not finite(update.delta):
         words = (
