@@ -122,7 +122,8 @@ class Task(Protocol):
     make one value an example of these outputs, shape (batch,), or `Summed` values.
 
     A task whose outputs are large may have a further method `chunks(batch) -> Iterator[Batch]`, the
-    parts of a held-out batch that are measured one after another.
+    parts of a held-out batch that are measured one after another, and a method
+    `forward_losses(model, batch) -> Outputs` that gives no more than `losses` and `metrics` need.
 
     A task may have a method `example() -> Batch`, one small batch of the form of its data without
     the data: what has no gradient on it is not trained, in any process.

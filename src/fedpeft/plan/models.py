@@ -1,9 +1,10 @@
 """The model of a plan: the task's, with the method in it, and only what the loss depends on
 trained."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from fedpeft.compute.batch_statistics import freeze_statistics
@@ -28,6 +29,7 @@ def build_model(plan: Any, classes: Sequence[str]) -> nn.Module:
         model.requires_grad_(False)
         noted = new_layers(model)
         beside = [x for name, x in model.named_parameters() if name in set(noted.beside)]
+        halves = {id(x) for x in model.parameters() if x.dtype == torch.bfloat16}
         try:
             model = plan.method.inject(model)
         except RuntimeError as error:  # torch's word for codes that are asked for a gradient
@@ -37,6 +39,7 @@ def build_model(plan: Any, classes: Sequence[str]) -> nn.Module:
                 f"{type(plan.method).__name__} cannot train what is quantized: leave out "
                 f'task.quantize, or the method, e.g. for "lora" ({error})'
             ) from None
+    _widen_trained(model, halves, type(plan.method).__name__)
     # a wrapper, such as a prefix needs, is another module
     mark_new_layers(model, head=noted.head, beside=noted.beside, headless=noted.headless)
     if getattr(plan.method, "head", "auto") != "":
@@ -45,6 +48,28 @@ def build_model(plan: Any, classes: Sequence[str]) -> nn.Module:
     leave_out_unreached(plan.task, plan.method, model)
     _freeze_batchnorm(model, plan.method.names(model), private=plan.local.event is not None)
     return model
+
+
+def _widen_trained(model: nn.Module, base: Collection[int], method: str) -> None:
+    """Let what a method added to a base in bfloat16 be float32, as all that is trained is; in
+    place.
+
+    Args:
+      base: the identities of the base's parameters that are held in bfloat16.
+
+    Raises:
+      PlanError: the method trains one of these.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or parameter.dtype != torch.bfloat16:
+            continue
+        if id(parameter) in base:
+            raise PlanError(
+                f"{method} cannot train {name!r}, which is held in bfloat16, where small steps "
+                "are rounded away: leave out task.quantize, or take a method that adds tensors "
+                'of its own, e.g. "lora"'
+            )
+        parameter.data = parameter.data.float()
 
 
 def _freeze_batchnorm(model: nn.Module, names: Sequence[str], private: bool) -> None:

@@ -26,9 +26,20 @@ def check_values(plan: Any) -> None:
             f"{plan.cohort} that is asked in a round, so that no round could change anything: "
             "lower one, or raise the other"
         )
+    if plan.compute.micro_batch:
+        _check_uncoupled(getattr(plan.local, "terms", ()))
     for key, known in (("weighting", WEIGHTINGS), ("engine", names("engine"))):
         if getattr(plan, key) not in known:
             raise PlanError(unknown(key, getattr(plan, key), known))
+
+
+def _check_uncoupled(terms: Sequence[Any]) -> None:
+    """Raises PlanError for a term of the loss that parts of a batch do not have."""
+    if coupled := [term for term in terms if term.couples_examples]:
+        raise PlanError(
+            f"compute.micro_batch: {type(coupled[0]).__name__} lets the examples of a batch change "
+            "each other's loss, and a part of the batch has other examples: leave one of them out"
+        )
 
 
 def check_codecs(plan: Any) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils.rnn import pad_sequence
 
-from fedpeft.core.outputs import COUNTED, LOGITS, Outputs, head_input
+from fedpeft.compute.token_losses import token_losses
+from fedpeft.core.outputs import COUNTED, LOGITS, TOKEN_LOSSES, Outputs, head_input
 from fedpeft.core.types import Batch, Summed, Table, Tensors
 from fedpeft.errors import DataError, unknown
 from fedpeft.tasks import scoring
@@ -21,7 +22,7 @@ from fedpeft.tasks.text_classification import check_length, padding_token, resol
 from fedpeft.tasks.vocabulary import check_tokens
 
 LOSS_ON = ("all", "answer")
-QUANTIZE = ("nf4",)
+QUANTIZE = ("nf4", "bfloat16")
 SHORTEST = 4
 """Tokens of the shortest example that has room for a beginning, an answer of one token, and an
 end."""
@@ -31,6 +32,8 @@ OPENING = 8
 """Tokens of a plain text that a sample goes on from; of a short one half."""
 MEASURED = 16
 """Examples that are measured together: an output is as large as the vocabulary for each token."""
+MEASURED_TOKENS = 2**12
+"""Their tokens, with those that fill them up, unless one example alone has more."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class CausalLM:
         keeps at least half of the room and loses its end; what stands before it loses its
         beginning.
       quantize: "nf4" holds the frozen linear layers in four bits (QLoRA, arXiv:2305.14314), through
-        `bitsandbytes`; left out: in float32.
+        `bitsandbytes`; "bfloat16" those and the embeddings in 16 bits, mapped from the model's own
+        file where that has them so; left out: in float32.
 
     Raises:
       ValueError: a value out of range.
@@ -213,6 +217,12 @@ class CausalLM:
         counted = pad(batch["labels"][:, 1:], (0, 1), value=UNCOUNTED) != UNCOUNTED
         return {LOGITS: logits, COUNTED: counted, **seen}
 
+    def forward_losses(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Of a large batch the losses of its tokens in place of their logits."""
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        each = token_losses(model, inputs, batch["labels"][:, 1:], UNCOUNTED)
+        return self.forward(model, batch) if each is None else {TOKEN_LOSSES: each}
+
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         total, counted = _sums(outputs, batch)
         return total / counted.clamp_min(1)
@@ -226,14 +236,19 @@ class CausalLM:
 
     def chunks(self, batch: Batch) -> Iterator[Batch]:
         """Some examples at a time, as long as the longest of them."""
-        for at in range(0, len(batch["labels"]), MEASURED):
-            yield self.batch({name: x[at : at + MEASURED] for name, x in batch.items()}, None)
+        rows, tokens = batch["labels"].shape
+        some = min(MEASURED, max(1, MEASURED_TOKENS // max(1, tokens)))
+        for at in range(0, rows, some):
+            yield self.batch({name: x[at : at + some] for name, x in batch.items()}, None)
 
 
 def _sums(outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
     """Of each example the sum of its counted tokens' losses and their number, (batch,)."""
     wanted = batch["labels"][:, 1:]
-    each = cross_entropy(
-        outputs[LOGITS][:, :-1].mT, wanted, reduction="none", ignore_index=UNCOUNTED
-    )
+    if TOKEN_LOSSES in outputs:
+        each = outputs[TOKEN_LOSSES]
+    else:
+        each = cross_entropy(
+            outputs[LOGITS][:, :-1].mT, wanted, reduction="none", ignore_index=UNCOUNTED
+        )
     return each.sum(1), (wanted != UNCOUNTED).sum(1).to(each.dtype)

@@ -168,6 +168,8 @@ def unfit(site: Site) -> str:
     they can."""
     if site.plan.changes:
         return "its plan changes from round to round"
+    if site.plan.compute.micro_batch or site.plan.compute.checkpointing:
+        return "compute.micro_batch and compute.checkpointing are for one client at a time"
     if reason := _unfit_local(site.plan.local):
         return reason
     names = site.plan.method.names(site.model)
