@@ -187,7 +187,10 @@ class Objective:
             grads, each = self._run(self._gradient, called, leaves, part, beside, total)
             found.append(grads)
             losses.append(each)
-        sums = [_sum_parts(x, one) for x, one in zip(leaves.values(), zip(*found, strict=True), strict=True)]
+        sums = [
+            _sum_parts(x, one)
+            for x, one in zip(leaves.values(), zip(*found, strict=True), strict=True)
+        ]
         gradient = dict(zip(leaves, sums, strict=True))
         return gradient, torch.cat(losses), {n: x for n, x in buffers.items() if n in params}
 

@@ -39,7 +39,8 @@ def build_model(plan: Any, classes: Sequence[str]) -> nn.Module:
                 f"{type(plan.method).__name__} cannot train what is quantized: leave out "
                 f'task.quantize, or the method, e.g. for "lora" ({error})'
             ) from None
-    _widen_trained(model, halves, type(plan.method).__name__)
+    if halves:
+        _widen_added(model, halves, type(plan.method).__name__)
     # a wrapper, such as a prefix needs, is another module
     mark_new_layers(model, head=noted.head, beside=noted.beside, headless=noted.headless)
     if getattr(plan.method, "head", "auto") != "":
@@ -50,9 +51,8 @@ def build_model(plan: Any, classes: Sequence[str]) -> nn.Module:
     return model
 
 
-def _widen_trained(model: nn.Module, base: Collection[int], method: str) -> None:
-    """Let what a method added to a base in bfloat16 be float32, as all that is trained is; in
-    place.
+def _widen_added(model: nn.Module, base: Collection[int], method: str) -> None:
+    """Let what a method added to a base in bfloat16 be float32; in place.
 
     Args:
       base: the identities of the base's parameters that are held in bfloat16.
@@ -61,15 +61,15 @@ def _widen_trained(model: nn.Module, base: Collection[int], method: str) -> None
       PlanError: the method trains one of these.
     """
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad or parameter.dtype != torch.bfloat16:
-            continue
-        if id(parameter) in base:
+        if id(parameter) in base and parameter.requires_grad:
             raise PlanError(
                 f"{method} cannot train {name!r}, which is held in bfloat16, where small steps "
                 "are rounded away: leave out task.quantize, or take a method that adds tensors "
                 'of its own, e.g. "lora"'
             )
-        parameter.data = parameter.data.float()
+    for x in (*model.parameters(), *model.buffers()):
+        if x.dtype == torch.bfloat16 and id(x) not in base:
+            x.data = x.data.float()
 
 
 def _freeze_batchnorm(model: nn.Module, names: Sequence[str], private: bool) -> None:

@@ -88,8 +88,7 @@ class Compute:
             raise ValueError(unknown("base_dtype", self.base_dtype, BASE_DTYPES))
         if self.micro_batch < 0:
             raise ValueError(
-                "micro_batch must be at least 1, or 0 for whole batches, got "
-                f"{self.micro_batch}"
+                f"micro_batch must be at least 1, or 0 for whole batches, got {self.micro_batch}"
             )
 
 

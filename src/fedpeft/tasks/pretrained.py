@@ -134,7 +134,9 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
             "made of"
         )
     if quantize == HALF:
-        return _half(_fitting(*_load(AutoModelForCausalLM, name, config, dtype=torch.bfloat16), name), name)
+        return _half(
+            _fitting(*_load(AutoModelForCausalLM, name, config, dtype=torch.bfloat16), name), name
+        )
     if find_spec("bitsandbytes") is None:
         raise PlanError(
             f"quantize = \"{quantize}\" needs bitsandbytes: pip install 'fedpeft[4bit]'"
