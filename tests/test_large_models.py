@@ -176,9 +176,7 @@ def test_a_run_in_micro_batches_with_checkpointing_ends_where_the_plain_one_does
     llama: Path, texts: Path
 ) -> None:
     plain = trained(settings(llama, texts))
-    spared = trained(
-        settings(llama, texts, compute={"micro_batch": 3, "checkpointing": True})
-    )
+    spared = trained(settings(llama, texts, compute={"micro_batch": 3, "checkpointing": True}))
     begun = open_site(read_plan(settings(llama, texts))).params()
     moved = max(float((plain.params[n] - x).abs().max()) for n, x in begun.items())
     for name, x in spared.params.items():
@@ -274,9 +272,7 @@ def test_methods_train_on_a_base_in_bfloat16(method: str, half: Path, texts: Pat
     assert not equal(state.params, begun)
 
 
-def test_what_needs_the_numbers_of_the_base_is_refused_in_bfloat16(
-    half: Path, texts: Path
-) -> None:
+def test_what_needs_the_numbers_of_the_base_is_refused_in_bfloat16(half: Path, texts: Path) -> None:
     given = settings(half, texts, task={"quantize": "bfloat16"})
     with pytest.raises(PlanError, match="Full cannot train .*held in bfloat16.*leave out"):
         open_site(read_plan({**given, "method": "full"}))

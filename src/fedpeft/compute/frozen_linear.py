@@ -29,7 +29,7 @@ LEAST_WEIGHT = 2**14
 there are."""
 LEAST_PRODUCT = 2**21
 """The same for the multiplications of one product."""
-WRITTEN = 2**24
+WRITTEN = 2**23
 """Entries of a weight in bfloat16 that are written out at a time: an output layer of 150,000 words
 would take more in float32 than all activations of a step."""
 
@@ -87,6 +87,31 @@ class Packed:
             return torch.ops.mkldnn._reorder_linear_weight(weight) if self.kernels else weight, bias
 
 
+@dataclass(eq=False)
+class Page:
+    """Where the layers of a model write out weights, one after another: over and over in the same
+    place.
+
+    A block of its own for each would let the heap grow by as much as the whole model in float32, as
+    what a step keeps comes to lie between the blocks that are given back.
+    """
+
+    _held: Tensor | None = field(default=None, repr=False)
+
+    def write(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """The weight in `dtype`, until the next one is written."""
+        if weight.dtype == dtype:
+            return weight
+        held = self._held
+        fits = held is not None and held.dtype == dtype and held.device == weight.device
+        if held is None or not fits or held.numel() < weight.numel():
+            with torch.inference_mode(False):
+                held = torch.empty(weight.numel(), dtype=dtype, device=weight.device)
+            self._held = held
+        with torch.no_grad():
+            return held[: weight.numel()].view(weight.shape).copy_(weight)
+
+
 @dataclass(frozen=True, eq=False)
 class Quantized:
     """x ↦ x·Wᵀ for a constant W (out, in) in four bits or in bfloat16, computed in `dtype`, and as
@@ -98,13 +123,14 @@ class Quantized:
     weight: Any
     dtype: torch.dtype
     turned: bool = False
+    page: Page = field(default_factory=Page)
 
     def __call__(self, x: Tensor) -> Tensor:
         weight, given = plain(self.weight), x.to(self.dtype)
-        if weight.dtype == self.dtype or weight.numel() <= WRITTEN:
-            weight = weight.to(self.dtype)
-            return linear(given, weight.t() if self.turned else weight).to(x.dtype)
         rows = max(1, WRITTEN // weight.shape[1])
+        if weight.dtype == self.dtype or len(weight) <= rows:
+            whole = self.page.write(weight, self.dtype)
+            return linear(given, whole.t() if self.turned else whole).to(x.dtype)
         multiply = self._derived if self.turned else self._multiplied
         return multiply(given, weight, rows).to(x.dtype)
 
@@ -112,21 +138,21 @@ class Quantized:
         """x·Wᵀ, some rows of W at a time."""
         y = x.new_empty((*x.shape[:-1], len(weight)))
         for at in range(0, len(weight), rows):
-            y[..., at : at + rows] = linear(x, weight[at : at + rows].to(self.dtype))
+            some = self.page.write(weight[at : at + rows], self.dtype)
+            y[..., at : at + rows] = linear(x, some)
         return y
 
     def _derived(self, gradient: Tensor, weight: Tensor, rows: int) -> Tensor:
         """g·W, some rows of W at a time."""
         total = gradient.new_zeros((*gradient.shape[:-1], weight.shape[1]))
         for at in range(0, len(weight), rows):
-            total += linear(
-                gradient[..., at : at + rows], weight[at : at + rows].to(self.dtype).t()
-            )
+            some = self.page.write(weight[at : at + rows], self.dtype)
+            total += linear(gradient[..., at : at + rows], some.t())
         return total
 
     @property
     def back(self) -> "Quantized":
-        return Quantized(self.weight, self.dtype, not self.turned)
+        return Quantized(self.weight, self.dtype, not self.turned, self.page)
 
 
 def plain(weight: Any) -> Tensor:
@@ -222,10 +248,12 @@ class QuantizedForward:
 
     Attributes:
       dtype: of the product; under autocast it is that of autocast.
+      page: where the weight is written out.
     """
 
     layer: nn.Linear
     dtype: torch.dtype = torch.float32
+    page: Page = field(default_factory=Page)
 
     def __call__(self, x: Tensor) -> Tensor:
         dtype, device = self.dtype, x.device.type
@@ -234,7 +262,7 @@ class QuantizedForward:
             x = x.to(dtype)
         if self.layer.weight.dtype == torch.float32:
             return linear(x, self.layer.weight, self.layer.bias)
-        y: Tensor = _Product.apply(x, Quantized(self.layer.weight, dtype))  # type: ignore[no-untyped-call]
+        y: Tensor = _Product.apply(x, Quantized(self.layer.weight, dtype, page=self.page))  # type: ignore[no-untyped-call]
         return y if self.layer.bias is None else y + self.layer.bias.to(y.dtype)
 
 
@@ -256,10 +284,10 @@ def prepare_half(model: nn.Module) -> float:
     Returns:
       The share of the parameters that stay in bfloat16.
     """
-    kept: dict[int, int] = {}
+    kept, page = dict[int, int](), Page()
     for layer in model.modules():
         if type(layer) is nn.Linear:
-            layer.forward = QuantizedForward(layer)  # type: ignore[method-assign, assignment]
+            layer.forward = QuantizedForward(layer, page=page)  # type: ignore[method-assign, assignment]
         elif isinstance(layer, nn.Embedding):
             layer.forward = WideRows(layer)  # type: ignore[method-assign, assignment]
         else:

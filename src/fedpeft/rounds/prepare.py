@@ -39,7 +39,9 @@ def prepare_model(plan: Plan, classes: Sequence[str], rows: Tensors, device: str
         batch = move_to({**plan.task.batch(few, None), "mask": torch.ones(count(few))}, device)
         check_pass(plan.task, plan.method, model, batch)
         if plan.compute.checkpointing:
-            enable_checkpointing(plan.task, model, names, batch)
+            example = getattr(plan.task, "example", None)  # as little as can be told by
+            small = batch if example is None else move_to(example(), device)
+            enable_checkpointing(plan.task, model, names, {"mask": torch.ones(1), **small})
     return model
 
 
