@@ -1,5 +1,5 @@
-"""The memory of a language model of half a billion parameters, in fresh processes, and that of larger
-ones by their configurations.
+"""The memory of a language model of half a billion parameters, in fresh processes, and that of
+larger ones by their configurations.
 
     python -m benchmarks.language                         # some minutes; 2 GB on the disk
     python -m benchmarks.language --tokens 256 --only "bfloat16"
@@ -38,10 +38,12 @@ from torch import Tensor
 from benchmarks.overhead import machine, peak, resident
 from fedpeft import InProcess, Site, federate, open_site, read_plan, start
 from fedpeft.compute.device_memory import measure_activations
+from fedpeft.compute.frozen_linear import prepare_half
 from fedpeft.compute.objective import forward_losses
 from fedpeft.core.interfaces import Added
 from fedpeft.core.types import Batch, Tensors
 from fedpeft.evaluation.measure import measure
+from fedpeft.methods.lora import LoRA
 
 EVALUATED = 2048
 LETTERS = ascii_lowercase
@@ -67,10 +69,10 @@ class Way:
 
 HALF = {"quantize": "bfloat16"}
 WAYS = {
-    "float32, packed": Way(),
-    "float32": Way(compute={"pack": False}),
-    "bfloat16": Way(HALF),
     "bfloat16, checkpointing": Way(HALF, {"checkpointing": True}),
+    "bfloat16": Way(HALF),
+    "float32": Way(compute={"pack": False}),
+    "float32, packed": Way(),
 }
 
 
@@ -170,7 +172,80 @@ def _gb(number: float) -> float:
     return round(number / 1e9, 3)
 
 
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {}
+QWEN3 = {"vocab_size": 151_936, "head_dim": 128, "num_key_value_heads": 8}
+LLAMA3 = {"vocab_size": 128_256, "num_key_value_heads": 8}
+GEMMA3 = {"vocab_size": 262_144, "head_dim": 256, "num_key_value_heads": 1}
+SMOL = {"vocab_size": 49_152}
+
+
+def _sizes(hidden: int, layers: int, heads: int, between: int) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": between,
+        "tie_word_embeddings": True,
+    }
+
+
+APART = {"tie_word_embeddings": False}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "SmolLM2-135M": ("Llama", SMOL | _sizes(576, 30, 9, 1536) | {"num_key_value_heads": 3}),
+    "SmolLM2-360M": ("Llama", SMOL | _sizes(960, 32, 15, 2560) | {"num_key_value_heads": 5}),
+    "SmolLM2-1.7B": ("Llama", SMOL | _sizes(2048, 24, 32, 8192) | {"num_key_value_heads": 32}),
+    "Qwen3-0.6B": ("Qwen3", QWEN3 | _sizes(1024, 28, 16, 3072)),
+    "Qwen3-1.7B": ("Qwen3", QWEN3 | _sizes(2048, 28, 16, 6144)),
+    "Qwen3-4B": ("Qwen3", QWEN3 | _sizes(2560, 36, 32, 9728)),
+    "Qwen3-8B": ("Qwen3", QWEN3 | _sizes(4096, 36, 32, 12_288) | APART),
+    "Gemma-3-270M": ("Gemma3", GEMMA3 | _sizes(640, 18, 4, 2048)),
+    "Gemma-3-1B": ("Gemma3", GEMMA3 | _sizes(1152, 26, 4, 6912)),
+    "Llama-3.2-1B": ("Llama", LLAMA3 | _sizes(2048, 16, 32, 8192)),
+    "Llama-3.2-3B": ("Llama", LLAMA3 | _sizes(3072, 28, 24, 8192)),
+    "Llama-3.1-8B": ("Llama", LLAMA3 | _sizes(4096, 32, 32, 14_336) | APART),
+}
+"""By name the kind and the shape, after the published configurations."""
+
+
+def computed(name: str) -> dict[str, Any]:
+    """What a base takes by how it is held, and what a client sends, in bytes."""
+    import transformers
+
+    kind, shape = MODELS[name]
+    text = "Text" if kind == "Gemma3" else ""
+    with torch.device("meta"):
+        config = getattr(transformers, f"{kind}{text}Config")(**shape)
+        model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    model = model.to(torch.bfloat16).requires_grad_(False)
+    numbers = sum(x.numel() for x in model.parameters())
+    prepare_half(model)
+    output = model.get_output_embeddings()
+    coded = sum(
+        layer.weight.numel()
+        for layer in model.modules()
+        if isinstance(layer, torch.nn.Linear) and layer is not output
+    )
+    half = sum(x.nbytes for x in model.parameters())
+    method = LoRA(rank=16, target=["q_proj", "v_proj"])
+    model = method.inject(model)
+    trained = dict(model.named_parameters())
+    return {
+        "parameters": numbers,
+        "float32": 4 * numbers,
+        "bfloat16": half,
+        "nf4": 4 * (numbers - coded) + coded * 9 // 16,
+        "message": 2 * sum(trained[one].numel() for one in method.names(model)),
+        "inputs": 4 * config.hidden_size * config.num_hidden_layers * EVALUATED,
+        "logits": 4 * config.vocab_size * EVALUATED,
+    }
+
+
+def as_row(name: str) -> str:
+    """A model's line of the table in docs/guide/large-models.md."""
+    found = computed(name)
+    sizes = [f"{found[key] / 1e9:.2f} GB" for key in ("float32", "bfloat16", "nf4")]
+    message = f"{found['message'] / 1e6:.2f} MB"
+    step = [f"{found[key] / 1e9:.2f} GB" for key in ("inputs", "logits")]
+    return f"| {name} | {found['parameters']:,} | {' | '.join([*sizes, message, *step])} |"
 
 
 def measured(tokens: int, threads: int, ways: list[str]) -> dict[str, Any]:
@@ -211,6 +286,9 @@ def main() -> None:
     ways = [one for one in chosen.only if one in WAYS]
     if ways:
         results |= measured(chosen.tokens, chosen.threads, ways)
+    if "computed" in chosen.only:
+        results["computed"] = {name: computed(name) for name in MODELS}
+        print("\n".join(map(as_row, MODELS)))
     if chosen.out:
         (chosen.out / "language.json").write_text(json.dumps(results, indent=2) + "\n")
 

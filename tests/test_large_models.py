@@ -1,5 +1,5 @@
-"""A language model's base in bfloat16, losses without whole logits, micro-batches and checkpointing:
-each gives what the plain way gives."""
+"""A language model's base in bfloat16, losses without whole logits, micro-batches and
+checkpointing: each gives what the plain way gives."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -274,7 +274,7 @@ def test_methods_train_on_a_base_in_bfloat16(method: str, half: Path, texts: Pat
 
 def test_what_needs_the_numbers_of_the_base_is_refused_in_bfloat16(half: Path, texts: Path) -> None:
     given = settings(half, texts, task={"quantize": "bfloat16"})
-    with pytest.raises(PlanError, match="Full cannot train .*held in bfloat16.*leave out"):
+    with pytest.raises(PlanError, match=r"Full cannot train .*held in bfloat16.*leave out"):
         open_site(read_plan({**given, "method": "full"}))
     with pytest.raises(PlanError, match="trained whole"):
         open_site(read_plan({**given, "method": "scratch"}))

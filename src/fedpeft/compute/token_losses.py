@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 LARGE = 2**25
 """Logits of a batch up to which they are made at once, as the model makes them: 128 MiB."""
-CHUNK = 2**23
-"""Logits that are made at a time: 32 MiB."""
+CHUNK = 2**24
+"""Logits that are made at a time: 64 MiB, which glibc gives back to the system at once."""
 MOST_WORDS = 2**18
 """The largest vocabulary of the field, Gemma's. Few tokens are few logits of any model, so that its
 modules need not be looked through."""

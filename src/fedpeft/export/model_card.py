@@ -113,7 +113,8 @@ def _model_facts(result: Result) -> list[tuple[str, str]]:
     unused = "" if result.plan.method.pretrained else ", its weights not used"
     facts = [("base model", f"`{_base_name(result)}`{unused}")]
     if bits := _quantization_line(result):
-        facts.append(("in training", f"the base's linear layers in four bits, `{bits}`"))
+        held = "matrices in" if bits == "bfloat16" else "linear layers in four bits,"
+        facts.append(("in training", f"the base's {held} `{bits}`"))
     trained = sum(x.numel() for x in result.tensors.values())
     return [*facts, ("method", f"`{result.method}`, {trained:,} trained parameters")]
 

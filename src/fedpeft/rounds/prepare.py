@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fedpeft.compute.checkpointing import enable_checkpointing
+from fedpeft.compute.device_memory import give_back_freed, reuse_freed
 from fedpeft.compute.first_pass import check_pass
 from fedpeft.compute.frozen_linear import prepare_frozen
 from fedpeft.compute.trainable import is_statistic
@@ -15,9 +16,18 @@ from fedpeft.core.tensors import bytes_moved, count, move_to
 from fedpeft.core.types import Tensors
 from fedpeft.errors import PlanError
 from fedpeft.plan.plan import Plan
+from fedpeft.plan.values import quantizes
 
 TRIED = 2
 """Examples of the batch that is tried."""
+
+
+def tune_heap(plan: Plan) -> None:
+    """Let freed memory be kept for the next step, or given back where a plan spares memory."""
+    if plan.compute.checkpointing or quantizes(plan.task):
+        give_back_freed()
+    else:
+        reuse_freed()
 
 
 def prepare_model(plan: Plan, classes: Sequence[str], rows: Tensors, device: str) -> nn.Module:

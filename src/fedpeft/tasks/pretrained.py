@@ -106,10 +106,12 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
     default generator.
 
     With `quantize = "bfloat16"` the weights of linear layers and embeddings stay in the file that
-    they are mapped from, if it has them in bfloat16, and are rounded to it if not. With `quantize = "nf4"` the linear layers but the output have four bits a weight, and a float32
+    they are mapped from, if it has them in bfloat16, and are rounded to it if not.
+
+    With `quantize = "nf4"` the linear layers but the output have four bits a weight, and a float32
     for every 64. They are quantized on the processor, whatever computes later, and without a second
-    quantization of these scales, which
-    would take a mean: so the codes do not depend on the device or on the number of threads.
+    quantization of these scales, which would take a mean: so the codes do not depend on the device
+    or on the number of threads.
 
     Raises:
       PlanError: no such model, or nothing to quantize it from or with.
