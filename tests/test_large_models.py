@@ -12,6 +12,7 @@ from counting import changes
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from benchmarks.language import MODELS, as_row
 from fedpeft import InProcess, PlanError, Site, evaluate, federate, open_site, read_plan, start
 from fedpeft.compute.checkpointing import enable_checkpointing
 from fedpeft.compute.frozen_linear import WRITTEN, Quantized
@@ -24,6 +25,7 @@ from fedpeft.core.tensors import equal
 from fedpeft.core.types import Batch
 from fedpeft.methods.lora import LoRA
 from fedpeft.methods.prefix import Prefix
+from fedpeft.runs.summary import _check_room
 from fedpeft.tasks.causal_lm import MEASURED_TOKENS, CausalLM
 
 WORDS = 2**17
@@ -316,3 +318,25 @@ def test_the_cohort_engine_says_why_it_trains_one_after_another(llama: Path, tex
     compute = replace(site.plan.compute, micro_batch=2)
     spared = replace(site, plan=replace(site.plan, compute=compute))
     assert "one client at a time" in unfit(spared)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("SmolLM2-135M", "Gemma-3-270M", "Qwen3-8B")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in MODELS
+    ],
+)
+def test_the_page_has_the_bytes_of_larger_models(name: str) -> None:
+    page = Path(__file__).parents[1] / "docs" / "guide" / "large-models.md"
+    assert as_row(name) in page.read_text(encoding="utf-8").splitlines()
+
+
+def test_a_comparison_that_does_not_fit_in_is_refused_before_it_is_made() -> None:
+    with torch.device("meta"):
+        large = nn.Linear(2**20, 2**20)
+    with pytest.raises(MemoryError, match=r"13194\.1 GB in float32, and .* are free"):
+        _check_room(large)
+    _check_room(nn.Linear(2, 2))
