@@ -320,15 +320,11 @@ def test_the_cohort_engine_says_why_it_trains_one_after_another(llama: Path, tex
     assert "one client at a time" in unfit(spared)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        if name in ("SmolLM2-135M", "Gemma-3-270M", "Qwen3-8B")
-        else pytest.param(name, marks=pytest.mark.slow)
-        for name in MODELS
-    ],
-)
+QUICK = ("SmolLM2-135M", "Gemma-3-270M", "Qwen3-8B")
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name not in QUICK]
+
+
+@pytest.mark.parametrize("name", [*QUICK, *OTHERS])
 def test_the_page_has_the_bytes_of_larger_models(name: str) -> None:
     page = Path(__file__).parents[1] / "docs" / "guide" / "large-models.md"
     assert as_row(name) in page.read_text(encoding="utf-8").splitlines()
