@@ -12,10 +12,10 @@ step      opens a plan with LoRA r = 8 on query and value and lets one client ta
           text of so many tokens, and its answer become the next state
 evaluate  opens the plan and measures one held-out text of 2,048 tokens
 
-Above the libraries is what a process has at its peak more than before it opened the plan; the
-file's mapped pages count. Activations are what a forward pass keeps for the way back, counted by
-the tensors that it keeps. Wanted, of the base in bfloat16 with checkpointing: a step of at most 1.3
-times the weights and the activations, and an evaluation of at most 3 GB above the weights.
+Counted is what a process has at its peak more than when it had imported the libraries and read the
+texts; the file's mapped pages count. "kept" is what a forward pass keeps for the way back, counted
+by its tensors. Wanted, of the base in bfloat16 with checkpointing: a step of at most 1.3 times the
+weights and what is kept without it, and an evaluation of at most 3 GB above the weights.
 
 computed  Of models that are not here, from their published configurations, on no device: what the
           base takes, and what a client sends
@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.overhead import machine, peak, resident
-from fedpeft import InProcess, Site, federate, open_site, read_plan, start
+from fedpeft import InProcess, Plan, Site, federate, open_site, read_plan, start
 from fedpeft.compute.device_memory import measure_activations
 from fedpeft.compute.frozen_linear import prepare_half
 from fedpeft.compute.objective import forward_losses
@@ -98,41 +98,41 @@ def save_texts(folder: Path, trained: int) -> Path:
     return folder
 
 
-def opened(folder: Path, way: str, threads: int) -> Site:
+def plan_of(folder: Path, way: str, threads: int) -> Plan:
     chosen = WAYS[way]
-    return open_site(
-        read_plan(
-            {
-                "rounds": 1,
-                "cohort": 1,
-                "task": {
-                    "name": "causal-lm",
-                    "model": str(folder / "model"),
-                    "max_length": EVALUATED,
-                    **chosen.task,
-                },
-                "data": {"name": "table", "path": str(folder / "texts"), "label": "none"},
-                "partition": {"name": "iid", "clients": 1},
-                "method": {"name": "lora", "rank": 8, "target": ["q_proj", "v_proj"]},
-                "local": {"batch_size": 1, "lr": 0.001, "optimizer": "adamw"},
-                "compute": {"threads": threads, **chosen.compute},
-            }
-        )
+    return read_plan(
+        {
+            "rounds": 1,
+            "cohort": 1,
+            "task": {
+                "name": "causal-lm",
+                "model": str(folder / "model"),
+                "max_length": EVALUATED,
+                **chosen.task,
+            },
+            "data": {"name": "table", "path": str(folder / "texts"), "label": "none"},
+            "partition": {"name": "iid", "clients": 1},
+            "method": {"name": "lora", "rank": 8, "target": ["q_proj", "v_proj"]},
+            "local": {"batch_size": 1, "lr": 0.001, "optimizer": "adamw"},
+            "compute": {"threads": threads, **chosen.compute},
+        }
     )
 
 
-def loaded() -> int:
-    """Bytes in memory with all libraries that opening a plan imports."""
+def loaded(plan: Plan) -> int:
+    """Bytes in memory with all libraries that opening a plan imports, and with the texts read."""
     import peft
     from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
     assert peft and AutoModelForCausalLM and Qwen2ForCausalLM
+    plan.task.prepare(plan.data.load().train)
     return resident()
 
 
 def step(folder: Path, way: str, threads: int) -> dict[str, Any]:
-    before = loaded()
-    site = opened(folder, way, threads)
+    plan = plan_of(folder, way, threads)
+    before = loaded(plan)
+    site = open_site(plan)
     ready, began = peak(), time.perf_counter()
     _, ledger = next(federate(site.plan, InProcess(site), start(site.plan, site.params())))
     assert not ledger.failed, ledger.failed
@@ -157,8 +157,9 @@ def kept(site: Site) -> int:
 
 
 def evaluation(folder: Path, way: str, threads: int) -> dict[str, Any]:
-    before = loaded()
-    site = opened(folder, way, threads)
+    plan = plan_of(folder, way, threads)
+    before = loaded(plan)
+    site = open_site(plan)
     began = time.perf_counter()
     metrics = measure(site, site.params())
     return {

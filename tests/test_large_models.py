@@ -2,7 +2,7 @@
 checkpointing: each gives what the plain way gives."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from fedpeft import InProcess, PlanError, Site, evaluate, federate, open_site, r
 from fedpeft.compute.checkpointing import enable_checkpointing
 from fedpeft.compute.frozen_linear import WRITTEN, Quantized
 from fedpeft.compute.objective import Objective, forward_losses
-from fedpeft.compute.token_losses import LARGE, is_large
+from fedpeft.compute.token_losses import LARGE, chunked_losses, is_large
 from fedpeft.compute.trainable import read
-from fedpeft.core.outputs import LOGITS, TOKEN_LOSSES
+from fedpeft.core.outputs import LOGITS, TOKEN_LOSSES, Outputs
 from fedpeft.core.seeds import seed_torch
 from fedpeft.core.tensors import equal
-from fedpeft.core.types import Batch
+from fedpeft.core.types import Batch, Summed
 from fedpeft.methods.lora import LoRA
 from fedpeft.methods.prefix import Prefix
 from fedpeft.runs.summary import _check_room
@@ -59,12 +59,12 @@ def trained(given: Mapping[str, Any]) -> Any:
     return state
 
 
-def wide_model(kind: str, **other: Any) -> nn.Module:
-    """A decoder of one narrow layer with many words."""
+def decoder(kind: str, words: int, **other: Any) -> nn.Module:
+    """A decoder of one narrow layer."""
     import transformers
 
     config = getattr(transformers, f"{kind}Config")(
-        vocab_size=WORDS,
+        vocab_size=words,
         hidden_size=8,
         intermediate_size=16,
         num_hidden_layers=1,
@@ -76,6 +76,28 @@ def wide_model(kind: str, **other: Any) -> nn.Module:
     with seed_torch(0):
         model: nn.Module = getattr(transformers, f"{kind}ForCausalLM")(config)
         return model.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Chunked:
+    """The task, which takes few logits in chunks of 7 tokens too."""
+
+    task: CausalLM = CausalLM()
+
+    def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
+        return self.task.forward(model, batch, head)
+
+    def forward_losses(self, model: nn.Module, batch: Batch) -> Outputs:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        each = chunked_losses(model, inputs, batch["labels"][:, 1:], -100, 7)
+        assert each is not None
+        return {TOKEN_LOSSES: each}
+
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        return self.task.losses(outputs, batch)
+
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Summed]:
+        return self.task.metrics(outputs, batch)
 
 
 def batch_of(rows: int, tokens: int, words: int = WORDS) -> Batch:
@@ -122,31 +144,33 @@ def whole_gradient(objective: Objective, params: Mapping[str, Tensor], batch: Ba
 def test_losses_and_gradient_without_whole_logits_are_those_with_them(
     kind: str, other: Mapping[str, Any], method: Any
 ) -> None:
-    task, batch = CausalLM(), batch_of(2, 140)
+    task, batch = Chunked(), batch_of(2, 40, words=50)
     with seed_torch(1):
-        model = method.inject(wide_model(kind, **other))
+        model = method.inject(decoder(kind, 50, **other))
     names = method.names(model)
     params = {name: x + 0.1 for name, x in read(model, names).items()}
-    assert is_large(model, batch["input_ids"])
-    objective = Objective(model, task)
+    objective = Objective(model, task)  # type: ignore[arg-type]  # as much of a task as it needs
     wanted, losses = whole_gradient(objective, params, batch)
     found, each, _ = objective.gradient(params, batch)
     assert torch.allclose(each, losses, rtol=1e-5)
     close(found, wanted, 1e-5)
     with torch.no_grad():
         assert torch.allclose(objective(params, batch), losses, rtol=1e-5)
-    measured = evaluate(task, model, params, [batch])["loss"]
+    measured = evaluate(task, model, params, [batch])["loss"]  # type: ignore[arg-type]
     counts = (batch["labels"][:, 1:] != -100).sum(1)
     assert measured.weight == counts.sum()
     assert measured.value == pytest.approx(float((losses * counts).sum() / counts.sum()), rel=1e-5)
 
 
 def test_few_logits_are_made_as_ever_and_no_token_may_count() -> None:
-    task, model = CausalLM(), wide_model("Llama")
+    task, model = CausalLM(), decoder("Llama", WORDS)
     few, many = batch_of(1, 64), batch_of(2, 140)
     assert few["input_ids"].numel() * WORDS <= LARGE
     assert LOGITS in forward_losses(task)(model, few)
+    assert is_large(model, many["input_ids"])
     outputs = forward_losses(task)(model, many)
+    whole = task.losses(task.forward(model, many), many)
+    assert torch.allclose(task.losses(outputs, many), whole, rtol=1e-5)
     assert outputs.keys() == {TOKEN_LOSSES}
     assert outputs[TOKEN_LOSSES].shape == (2, 139)
     nothing = {**many, "labels": torch.full_like(many["labels"], -100)}
@@ -333,6 +357,6 @@ def test_the_page_has_the_bytes_of_larger_models(name: str) -> None:
 def test_a_comparison_that_does_not_fit_in_is_refused_before_it_is_made() -> None:
     with torch.device("meta"):
         large = nn.Linear(2**20, 2**20)
-    with pytest.raises(MemoryError, match=r"13194\.1 GB in float32, and .* are free"):
+    with pytest.raises(MemoryError, match=r"13194\.2 GB in float32, and .* are free"):
         _check_room(large)
     _check_room(nn.Linear(2, 2))

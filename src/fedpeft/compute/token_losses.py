@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 LARGE = 2**25
 """Logits of a batch up to which they are made at once, as the model makes them: 128 MiB."""
-CHUNK = 2**24
-"""Logits that are made at a time: 64 MiB, which glibc gives back to the system at once."""
+CHUNK = 9 * 2**20
+"""Logits that are made at a time: 36 MiB, as glibc may keep what is below 32 for other sizes."""
 MOST_WORDS = 2**18
 """The largest vocabulary of the field, Gemma's. Few tokens are few logits of any model, so that its
 modules need not be looked through."""
@@ -53,7 +53,17 @@ def token_losses(
     """
     if not is_large(model, inputs["input_ids"]):
         return None
+    size = max(1, CHUNK // _words(_language_model(model)))
+    return chunked_losses(model, inputs, wanted, uncounted, size)
+
+
+def chunked_losses(
+    model: nn.Module, inputs: Mapping[str, Tensor], wanted: Tensor, uncounted: int, size: int
+) -> Tensor | None:
+    """The same, whatever the size of the batch, `size` tokens at a time."""
     found = _language_model(model)
+    if found is None:
+        return None
     decoder = found.get_decoder()
     with _recorded(decoder) as seen:
         model(**inputs, **_uncached(found))
@@ -62,12 +72,13 @@ def token_losses(
     if hidden is None or hidden.shape[:2] != inputs["input_ids"].shape:
         return None
     counted = wanted != uncounted
-    each = _losses(found, decoder, output, hidden[:, :-1][counted], wanted[counted])
+    each = _losses(found, output, hidden[:, :-1][counted], wanted[counted], size)
     return each.new_zeros(wanted.shape).masked_scatter(counted, each)
 
 
-def _losses(found: Any, decoder: nn.Module, output: Any, hidden: Tensor, wanted: Tensor) -> Tensor:
+def _losses(found: Any, output: Any, hidden: Tensor, wanted: Tensor, size: int) -> Tensor:
     """The losses of tokens, from what comes out of the decoder for each: (tokens, features)."""
+    decoder = found.get_decoder()
 
     def losses(hidden: Tensor, wanted: Tensor) -> Tensor:
         # what the model does behind its output layer, e.g. Gemma's capping, is its own to do
@@ -75,7 +86,6 @@ def _losses(found: Any, decoder: nn.Module, output: Any, hidden: Tensor, wanted:
             logits = found(input_ids=wanted[None], **_uncached(found)).logits[0]
         return cross_entropy(logits.float(), wanted, reduction="none")
 
-    size = max(1, CHUNK // _words(found))
     parts = [
         checkpoint(losses, some, theirs, use_reentrant=False)
         if torch.is_grad_enabled()
