@@ -226,7 +226,7 @@ def computed(name: str) -> dict[str, Any]:
         if isinstance(layer, torch.nn.Linear) and layer is not output
     )
     half = sum(x.nbytes for x in model.parameters())
-    method = LoRA(rank=16, target=["q_proj", "v_proj"])
+    method = LoRA(rank=16, target=("q_proj", "v_proj"))
     model = method.inject(model)
     trained = dict(model.named_parameters())
     return {

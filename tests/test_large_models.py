@@ -30,7 +30,7 @@ from fedpeft.tasks.causal_lm import MEASURED_TOKENS, CausalLM
 
 WORDS = 2**17
 """Words of a vocabulary of which few texts have large logits."""
-TARGET = ["q_proj", "v_proj"]
+TARGET = ("q_proj", "v_proj")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def half(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(model: Path, texts: Path, **other: Any) -> dict[str, Any]:
     """A plan on that model; what `task` says beside the usual goes to the task."""
     task = other.pop("task", {})
-    made = changes(model, texts, method={"name": "lora", "target": TARGET}, rounds=2, **other)
+    made = changes(model, texts, method={"name": "lora", "target": list(TARGET)}, rounds=2, **other)
     return {**made, "task": {**made["task"], **task}}
 
 
@@ -134,7 +134,7 @@ def whole_gradient(objective: Objective, params: Mapping[str, Tensor], batch: Ba
     [
         ("Llama", {}, LoRA(target=TARGET)),
         # the output layer is trained too, and called anew with what it was called with
-        ("Llama", {"tie_word_embeddings": False}, LoRA(target=["q_proj", "lm_head"])),
+        ("Llama", {"tie_word_embeddings": False}, LoRA(target=("q_proj", "lm_head"))),
         # the logits are capped behind the output layer
         ("Gemma2", {"final_logit_softcapping": 0.5}, LoRA(target=TARGET)),
         ("Llama", {}, Prefix(tokens=2)),
@@ -230,7 +230,7 @@ def test_what_checkpointing_would_lose_is_refused(llama: Path, texts: Path) -> N
         open_site(read_plan({**given, "method": {"name": "prefix", "tokens": 2}}))
     layers = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(PlanError, match="Sequential has no blocks that can be computed anew"):
-        enable_checkpointing(Points(), layers, ["0.weight"], Points.some())
+        enable_checkpointing(Points(), layers, ["0.weight"], Points.some())  # type: ignore[arg-type]
 
 
 class Points:
@@ -244,7 +244,8 @@ class Points:
         return {"logits": model(batch["x"])}
 
     def losses(self, outputs: Any, batch: Batch) -> Tensor:
-        return outputs["logits"].square().sum(1)
+        losses: Tensor = outputs["logits"].square().sum(1)
+        return losses
 
 
 def test_defaults_are_written_in_no_plan_and_what_cannot_be_is_refused(
@@ -274,8 +275,10 @@ def test_a_base_in_bfloat16_computes_what_the_same_numbers_in_float32_do(
     outputs = [_logits(site, batch) for site in (held, wide)]
     assert torch.equal(*outputs)
     params = {n: x + 0.1 for n, x in held.params().items()}
-    both = [Objective(site.model, site.task).gradient(params, batch)[0] for site in (held, wide)]
-    close(*both, 1e-6)
+    found, wanted = (
+        Objective(site.model, site.task).gradient(params, batch)[0] for site in (held, wide)
+    )
+    close(found, wanted, 1e-6)
 
 
 def _logits(site: Site, batch: Batch) -> Tensor:

@@ -289,7 +289,7 @@ def prepare_half(model: nn.Module) -> float:
         if type(layer) is nn.Linear:
             layer.forward = QuantizedForward(layer, page=page)  # type: ignore[method-assign, assignment]
         elif isinstance(layer, nn.Embedding):
-            layer.forward = WideRows(layer)  # type: ignore[method-assign, assignment]
+            layer.forward = WideRows(layer)  # type: ignore[method-assign]
         else:
             continue
         kept[id(layer.weight)] = layer.weight.numel()

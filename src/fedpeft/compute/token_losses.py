@@ -90,7 +90,7 @@ def _losses(found: Any, output: Any, hidden: Tensor, wanted: Tensor, size: int) 
         checkpoint(losses, some, theirs, use_reentrant=False)
         if torch.is_grad_enabled()
         else losses(some, theirs)
-        for some, theirs in zip(hidden.split(size), wanted.split(size), strict=True)
+        for some, theirs in zip(torch.split(hidden, size), torch.split(wanted, size), strict=True)
     ]
     return torch.cat(parts)
 
@@ -148,11 +148,11 @@ def _with_hidden(output: Any, hidden: Tensor) -> Any:
 def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Inside, calling the module calls `forward`."""
     before = vars(module).get("forward")
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield
     finally:
         if before is None:
             del module.forward
         else:
-            module.forward = before  # type: ignore[method-assign]
+            module.forward = before
