@@ -21,7 +21,7 @@ PLAIN_FORBIDS: Mapping[Fact, str] = {
     'them: leave it out, or take aggregator = "mean" or "fedit"',
 }
 BASE_FORBIDS: Mapping[Fact, str] = {
-    Fact.QUANTIZED: "{one} adds to frozen weights, and task.quantize makes codes of them: leave "
+    Fact.QUANTIZED: "{one} adds to frozen weights, and task.quantize rounds them: leave "
     "out one of both",
 }
 TURNS_FORBID: Mapping[Fact, str] = {

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.compute.model_split import Cut, blank, find_cut
-from fedpeft.compute.objective import Objective, conclude
+from fedpeft.compute.objective import Objective, conclude, forward_losses
+from fedpeft.compute.token_losses import is_large
 from fedpeft.core.interfaces import Task
 from fedpeft.core.outputs import FEATURES as OUTPUT
 from fedpeft.core.outputs import Outputs
@@ -89,6 +90,11 @@ class Featured:
     def conclude(self, sums: Mapping[str, Weighted]) -> dict[str, float]:
         """What the task makes of sums over held-out examples."""
         return conclude(self.task, sums)
+
+    def forward_losses(self, model: nn.Module, batch: Batch) -> Outputs:
+        if FEATURES in batch:
+            return self.forward(model, batch)
+        return forward_losses(self.task)(model, batch)
 
     def chunks(self, batch: Batch) -> Iterator[Batch]:
         """The task's, unless there are features, which it does not know of."""
@@ -160,6 +166,8 @@ def _keep(
     device = next(model.parameters()).device
     few = {name: x[:PROBE] for name, x in train.items()}
     batch = _batch(task, few, device)
+    if "input_ids" in batch and is_large(model, batch["input_ids"]):
+        return FeatureCache()  # of each token a row, which is not kept, and costly to try
     params = {n: x.detach().requires_grad_() for n, x in model.named_parameters() if n in trained}
     objective = Objective(model, task)
     model.eval()

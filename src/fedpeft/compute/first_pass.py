@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedpeft.compute.objective import forward_losses
 from fedpeft.compute.reference import with_base
 from fedpeft.compute.trainable import head_of, mark_new_layers, new_layers, within
 from fedpeft.core.interfaces import Method, Task
@@ -106,7 +107,7 @@ def _losses(task: Task, method: Method, model: nn.Module, batch: Batch) -> Tenso
     try:
         with seed_torch(0), evaluation_mode(model):
             batch = with_base(task, model, batch)
-            return task.losses(task.forward(model, batch), batch)
+            return task.losses(forward_losses(task)(model, batch), batch)
     except FedpeftError:
         raise
     except Exception as error:  # whatever a model raises

@@ -9,7 +9,8 @@ as it would without this file.
 Weights in four bits (QLoRA: Dettmers et al., 2023, arXiv:2305.14314) are quantized by
 `bitsandbytes` and written out for the time of a product. Its own layer is not called: on processors
 with bfloat16 it lays the codes out anew, in place, when a model is evaluated, and passes no
-gradient from then on; and it cannot be mapped over clients.
+gradient from then on; and it cannot be mapped over clients. Weights that are held in bfloat16 are
+written out in the same way where a product is in float32.
 """
 
 from collections.abc import Collection
@@ -28,6 +29,9 @@ LEAST_WEIGHT = 2**14
 there are."""
 LEAST_PRODUCT = 2**21
 """The same for the multiplications of one product."""
+WRITTEN = 2**23
+"""Entries of a weight in bfloat16 that are written out at a time: an output layer of 150,000 words
+would take more in float32 than all activations of a step."""
 
 
 @cache
@@ -83,33 +87,83 @@ class Packed:
             return torch.ops.mkldnn._reorder_linear_weight(weight) if self.kernels else weight, bias
 
 
+@dataclass(eq=False)
+class Page:
+    """Where the layers of a model write out weights, one after another: over and over in the same
+    place.
+
+    A block of its own for each would let the heap grow by as much as the whole model in float32, as
+    what a step keeps comes to lie between the blocks that are given back.
+    """
+
+    _held: Tensor | None = field(default=None, repr=False)
+
+    def write(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """The weight in `dtype`, until the next one is written."""
+        if weight.dtype == dtype:
+            return weight
+        held = self._held
+        fits = held is not None and held.dtype == dtype and held.device == weight.device
+        if held is None or not fits or held.numel() < weight.numel():
+            with torch.inference_mode(False):
+                held = torch.empty(weight.numel(), dtype=dtype, device=weight.device)
+            self._held = held
+        with torch.no_grad():
+            return held[: weight.numel()].view(weight.shape).copy_(weight)
+
+
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """x ↦ x·Wᵀ for a constant W (out, in) in four bits, computed in `dtype`, and as `back` its
-    derivative g ↦ g·W.
+    """x ↦ x·Wᵀ for a constant W (out, in) in four bits or in bfloat16, computed in `dtype`, and as
+    `back` its derivative g ↦ g·W.
 
-    W is written out at each call and let go.
+    W is written out at each call and let go; a large one in bfloat16 some rows at a time.
     """
 
     weight: Any
     dtype: torch.dtype
     turned: bool = False
+    page: Page = field(default_factory=Page)
 
     def __call__(self, x: Tensor) -> Tensor:
-        weight = plain(self.weight).to(self.dtype)
-        return linear(x.to(self.dtype), weight.t() if self.turned else weight).to(x.dtype)
+        weight, given = plain(self.weight), x.to(self.dtype)
+        rows = max(1, WRITTEN // weight.shape[1])
+        if weight.dtype == self.dtype or len(weight) <= rows:
+            whole = self.page.write(weight, self.dtype)
+            return linear(given, whole.t() if self.turned else whole).to(x.dtype)
+        multiply = self._derived if self.turned else self._multiplied
+        return multiply(given, weight, rows).to(x.dtype)
+
+    def _multiplied(self, x: Tensor, weight: Tensor, rows: int) -> Tensor:
+        """x·Wᵀ, some rows of W at a time."""
+        y = x.new_empty((*x.shape[:-1], len(weight)))
+        for at in range(0, len(weight), rows):
+            some = self.page.write(weight[at : at + rows], self.dtype)
+            y[..., at : at + rows] = linear(x, some)
+        return y
+
+    def _derived(self, gradient: Tensor, weight: Tensor, rows: int) -> Tensor:
+        """g·W, some rows of W at a time."""
+        total = gradient.new_zeros((*gradient.shape[:-1], weight.shape[1]))
+        for at in range(0, len(weight), rows):
+            some = self.page.write(weight[at : at + rows], self.dtype)
+            total += linear(gradient[..., at : at + rows], some.t())
+        return total
 
     @property
     def back(self) -> "Quantized":
-        return Quantized(self.weight, self.dtype, not self.turned)
+        return Quantized(self.weight, self.dtype, not self.turned, self.page)
 
 
 def plain(weight: Any) -> Tensor:
-    """A parameter of `bitsandbytes` in four bits as a matrix (out, in) of numbers.
+    """A parameter of `bitsandbytes` in four bits as a matrix (out, in) of numbers; any other as it
+    is.
 
     It is asked for one long row: of rows that are no whole number of blocks, e.g. of 96, its kernel
     for the processor takes wrong scales.
     """
+    if not hasattr(weight, "quant_state"):
+        return weight.detach()  # type: ignore[no-any-return]
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
     held = weight.quant_state
@@ -189,23 +243,63 @@ class Forward:
 
 @dataclass(eq=False)
 class QuantizedForward:
-    """What a linear layer with a weight in four bits does when it is called; a bias is as it always
-    is.
+    """What a linear layer with a weight in four bits or in bfloat16 does when it is called; a bias
+    is as it always is, and so is a weight in float32 that takes the place of the frozen one.
 
     Attributes:
       dtype: of the product; under autocast it is that of autocast.
+      page: where the weight is written out.
     """
 
     layer: nn.Linear
     dtype: torch.dtype = torch.float32
+    page: Page = field(default_factory=Page)
 
     def __call__(self, x: Tensor) -> Tensor:
         dtype, device = self.dtype, x.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             x = x.to(dtype)
-        y: Tensor = _Product.apply(x, Quantized(self.layer.weight, dtype))  # type: ignore[no-untyped-call]
+        if self.layer.weight.dtype == torch.float32:
+            return linear(x, self.layer.weight, self.layer.bias)
+        y: Tensor = _Product.apply(x, Quantized(self.layer.weight, dtype, page=self.page))  # type: ignore[no-untyped-call]
         return y if self.layer.bias is None else y + self.layer.bias.to(y.dtype)
+
+
+@dataclass(eq=False)
+class WideRows:
+    """What an embedding in bfloat16 does when it is called: what follows is in float32."""
+
+    layer: nn.Embedding
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        rows: Tensor = type(self.layer).forward(self.layer, *args, **kwargs)
+        return rows.float()
+
+
+def prepare_half(model: nn.Module) -> float:
+    """Let a model that was loaded in bfloat16 compute in float32, with its linear layers' and its
+    embeddings' weights as they are; all other tensors become float32. In place.
+
+    Returns:
+      The share of the parameters that stay in bfloat16.
+    """
+    kept, page = dict[int, int](), Page()
+    for layer in model.modules():
+        if type(layer) is nn.Linear:
+            layer.forward = QuantizedForward(layer, page=page)  # type: ignore[method-assign, assignment]
+        elif isinstance(layer, nn.Embedding):
+            layer.forward = WideRows(layer)  # type: ignore[method-assign]
+        else:
+            continue
+        kept[id(layer.weight)] = layer.weight.numel()
+    for parameter in model.parameters():
+        if id(parameter) not in kept:
+            parameter.data = parameter.data.float()
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.float()
+    return sum(kept.values()) / max(1, sum(x.numel() for x in model.parameters()))
 
 
 def prepare_quantized(model: nn.Module) -> nn.Module:

@@ -45,6 +45,20 @@ class _Pass(nn.Module):
 
 
 @dataclass(frozen=True)
+class _Beside:
+    """What a pass needs for the terms of the loss.
+
+    Attributes:
+      head: the module whose input they need.
+      held: the outputs of the models that they compare with, as `<model>/<output>`.
+    """
+
+    head: str | None = None
+    terms: Sequence[Term] = ()
+    held: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Objective:
     """`LossFn` for one client after another: plain autograd, the small tensors swapped in for the
     call.
@@ -53,38 +67,76 @@ class Objective:
       precision: of the pass; with bfloat16 and float16 the matrix products run in it, the small
         tensors and their gradients stay as they are.
       held: further tensors that are swapped in, and not trained.
+      micro_batch: examples whose gradient is taken at a time; 0 for all of a batch.
     """
 
     model: nn.Module
     task: Task
     precision: str = "float32"
     held: Tensors = field(default_factory=dict)
+    micro_batch: int = 0
     _outputs: _Pass = field(init=False, repr=False, compare=False)
     _losses: _Pass = field(init=False, repr=False, compare=False)
+    _gradient: _Pass = field(init=False, repr=False, compare=False)
     _buffers: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _aliases: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
         set_(self, "_outputs", _Pass(self.model, self.task.forward))
-        set_(self, "_losses", _Pass(self.model, self._summed))
+        set_(self, "_losses", _Pass(self.model, self._given))
+        set_(self, "_gradient", _Pass(self.model, self._taken))
         set_(self, "_buffers", tuple(name for name, _ in self.model.named_buffers()))
         set_(self, "_aliases", _tied_names(self.model))
 
     def __call__(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensor:
-        with _autocast(self.precision, batch):
-            batch = with_base(self.task, self.model, batch)
-            head = None if added is None else self._head(added)
-            held = {} if added is None else self._compared(params, batch, added, head)
-            terms = () if added is None else added.terms
-            losses: Tensor = self._run(self._losses, params, batch, head, terms, held)
-        return losses.float()
+        batch = self._with_base(batch)
+        losses: Tensor = self._run(self._losses, params, batch, self._beside(params, batch, added))
+        return losses
 
-    def _summed(
-        self, model: nn.Module, batch: Batch, head: str | None, terms: Sequence[Term], held: Tensors
-    ) -> Tensor:
-        """The task's losses and the terms, of one pass."""
-        outputs = self.task.forward(model, batch, head)
+    def _with_base(self, batch: Batch) -> Batch:
+        """The batch, with what the model that the run starts from makes of it, for tasks that
+        compare with that."""
+        with _autocast(self.precision, batch):
+            return with_base(self.task, self.model, batch)
+
+    def _beside(self, params: Tensors, batch: Batch, added: Added | None) -> _Beside:
+        """What a pass needs for the terms of the loss."""
+        if added is None:
+            return _Beside()
+        with _autocast(self.precision, batch):
+            head = self._head(added)
+            return _Beside(head, added.terms, self._compared(params, batch, added, head))
+
+    def _given(self, model: nn.Module, batch: Batch, beside: _Beside) -> Tensor:
+        """The losses of a call. A gradient of them may be taken after it, when the model has its
+        own tensors again, so that nothing of them may be computed anew then."""
+        with _autocast(self.precision, batch):
+            return self._summed(model, batch, beside, whole=torch.is_grad_enabled()).float()
+
+    def _taken(
+        self, model: nn.Module, leaves: Tensors, batch: Batch, beside: _Beside, total: Tensor
+    ) -> tuple[Sequence[Tensor | None], Tensor]:
+        """The gradient of sum(mask * loss) / total, taken inside of the call, where what is
+        computed anew on the way back finds the tensors that it was computed with."""
+        with _autocast(self.precision, batch):
+            losses = self._summed(model, batch, beside, whole=False).float()
+        mean = (losses * batch["mask"]).sum() / total
+        by = LOSS_SCALE if self.precision == "float16" else 1.0
+        grads = torch.autograd.grad(mean * by, list(leaves.values()), allow_unused=True)
+        return [g if g is None or by == 1 else g / by for g in grads], losses.detach()
+
+    def _summed(self, model: nn.Module, batch: Batch, beside: _Beside, whole: bool) -> Tensor:
+        """The task's losses and the terms, of one pass.
+
+        Args:
+          whole: whether all outputs are made, which a task may save where only losses are wanted.
+        """
+        head, terms, held = beside.head, beside.terms, beside.held
+        if whole or terms:
+            outputs = self.task.forward(model, batch, head)
+        else:
+            outputs = forward_losses(self.task)(model, batch)
         losses = self.task.losses(outputs, batch)
         if OTHER in batch:
             others = self.task.losses(outputs, {**batch, "label": batch[OTHER]})
@@ -135,15 +187,30 @@ class Objective:
         # trace.
         every = {n: params[n] if n in params else self.model.get_buffer(n) for n in self._buffers}
         buffers = {n: x.detach().clone() for n, x in every.items()}
-        losses = self({**leaves, **buffers}, batch, added)
-        mean = (losses * batch["mask"]).sum() / batch["mask"].sum()
-        by = LOSS_SCALE if self.precision == "float16" else 1.0
-        grads = torch.autograd.grad(mean * by, list(leaves.values()), allow_unused=True)
-        pairs = zip(leaves.items(), grads, strict=True)
-        gradient = {n: torch.zeros_like(x) if g is None else g for (n, x), g in pairs}
-        if by != 1:
-            gradient = {n: g / by for n, g in gradient.items()}
-        return gradient, losses.detach(), {n: x for n, x in buffers.items() if n in params}
+        called, total = {**leaves, **buffers}, batch["mask"].sum()
+        found: list[Sequence[Tensor | None]] = []
+        losses: list[Tensor] = []
+        for part in map(self._with_base, self._parts(batch)):
+            beside = self._beside(called, part, added)
+            grads, each = self._run(self._gradient, called, leaves, part, beside, total)
+            found.append(grads)
+            losses.append(each)
+        sums = [
+            _sum_parts(x, one)
+            for x, one in zip(leaves.values(), zip(*found, strict=True), strict=True)
+        ]
+        gradient = dict(zip(leaves, sums, strict=True))
+        return gradient, torch.cat(losses), {n: x for n, x in buffers.items() if n in params}
+
+    def _parts(self, batch: Batch) -> Iterator[Batch]:
+        """The batch as a whole, or so many examples of it at a time."""
+        rows = len(batch["mask"])
+        size = self.micro_batch or rows
+        if rows <= size:
+            yield batch
+            return
+        for at in range(0, rows, size):
+            yield {name: x[at : at + size] for name, x in batch.items()}
 
     def gradients(self, params: Tensors, batch: Batch, added: Added | None = None) -> Tensors:
         """The gradient of each example's loss, (batch, *shape).
@@ -180,6 +247,23 @@ class Objective:
             ]
             each = {name: torch.stack([gradient[name] for gradient in found]) for name in found[0]}
         return each
+
+
+def _sum_parts(like: Tensor, parts: Sequence[Tensor | None]) -> Tensor:
+    """The sum of a tensor's gradients; None is zero."""
+    known = [part for part in parts if part is not None]
+    if not known:
+        return torch.zeros_like(like)
+    total = known[0]
+    for part in known[1:]:
+        total = total + part
+    return total
+
+
+def forward_losses(task: Task) -> Callable[[nn.Module, Batch], Outputs]:
+    """The task's pass where nothing but its losses and metrics is wanted."""
+    own: Callable[[nn.Module, Batch], Outputs] | None = getattr(task, "forward_losses", None)
+    return task.forward if own is None else own
 
 
 def _tied_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -263,10 +347,10 @@ def outputs_of(
 
 def _metrics(task: Task, model: nn.Module, batch: Batch) -> Mapping[str, Tensor | Summed]:
     """The metrics of a batch, in parts where the task's outputs are large."""
-    chunks = getattr(task, "chunks", None)
+    chunks, forward = getattr(task, "chunks", None), forward_losses(task)
     if chunks is None:
-        return task.metrics(task.forward(model, batch), batch)
-    found = [task.metrics(task.forward(model, part), part) for part in chunks(batch)]
+        return task.metrics(forward(model, batch), batch)
+    found = [task.metrics(forward(model, part), part) for part in chunks(batch)]
     return {name: _join_parts([one[name] for one in found]) for name in found[0]}
 
 

@@ -48,7 +48,7 @@ class Fact(Enum):
     SPARSE = "drops entries"
     LOSSY = "rounds or drops entries"
     LENGTH_TELLS = "makes messages whose length tells of what is in them"
-    QUANTIZED = "makes codes of frozen weights"
+    QUANTIZED = "holds frozen weights in fewer bits"
     WEIGHTS_BY_SIZE = "weights clients by their numbers of examples"
     GIVES_UP = "gives up a round for want of replies"
     COUPLES_EXAMPLES = "lets the examples of a batch change each other's loss"

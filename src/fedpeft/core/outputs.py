@@ -1,6 +1,8 @@
 """What a task's forward pass gives, by name.
 
 logits: of a classifier (batch, classes), of a language model (batch, tokens, words).
+token_losses: of a language model, where nobody asks for its logits and they would be large, the
+  loss of each token but the first, (batch, tokens - 1); 0 where a token does not count.
 counted: of a language model (batch, tokens), true where a token's logits count in the loss.
 features: what comes into the head, (batch, features), where it is asked for; of a language model
   (batch, tokens, features).
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 Outputs: TypeAlias = Mapping[str, Tensor]
 LOGITS = "logits"
+TOKEN_LOSSES = "token_losses"
 COUNTED = "counted"
 FEATURES = "features"
 LIKELIHOODS = "likelihoods"

@@ -4,6 +4,9 @@ subset."""
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
+from torch import nn
+
+from fedpeft.core.outputs import Outputs
 from fedpeft.core.types import Batch, Table
 
 
@@ -12,6 +15,13 @@ class InChunks(Protocol):
     measured one after another."""
 
     def chunks(self, batch: Batch) -> Iterator[Batch]: ...
+
+
+class ForwardsLosses(Protocol):
+    """A task whose outputs are large: `forward_losses` gives no more than `losses` and `metrics`
+    need."""
+
+    def forward_losses(self, model: nn.Module, batch: Batch) -> Outputs: ...
 
 
 class WithExample(Protocol):

@@ -130,7 +130,8 @@ def _model_facts(result: Result) -> list[tuple[str, str]]:
     unused = "" if result.plan.method.pretrained else ", its weights not used"
     facts = [("base model", f"`{_base_name(result)}`{unused}")]
     if bits := _quantization_line(result):
-        facts.append(("in training", f"the base's linear layers in four bits, `{bits}`"))
+        held = "matrices in" if bits == "bfloat16" else "linear layers in four bits,"
+        facts.append(("in training", f"the base's {held} `{bits}`"))
     trained = sum(x.numel() for x in result.tensors.values())
     return [*facts, ("method", f"`{result.method}`, {trained:,} trained parameters")]
 
@@ -258,7 +259,14 @@ def _quantization_line(result: Result) -> str | None:
 
 def _exact(result: Result, form: Form, merged: bool) -> str:
     made = "outputs" if Fact.NO_LOGITS in offered_by(result.plan.task) else "logits"
-    if bits := _quantization_line(result):
+    bits = _quantization_line(result)
+    if bits == "bfloat16":
+        return (
+            "It was tuned on a base whose matrices were in bfloat16 and multiplied in "
+            f"{result.plan.compute.base_dtype}. Here they are as they are saved: if that is "
+            f"bfloat16 too, its {made} are the run's but for the rounding of float32."
+        )
+    if bits:
         config = f'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{bits}")'
         hint = (
             f" With `quantization_config={config}` among the base's arguments it is the one "

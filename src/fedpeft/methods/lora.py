@@ -19,7 +19,7 @@ from fedpeft.registry import unwritten
 STARTS = ("zero", "pissa", "orthogonal")
 PISSA_FORBIDS: Mapping[Fact, str] = {
     Fact.QUANTIZED: 'start = "pissa" takes its factors out of frozen weights, and task.quantize '
-    'makes codes of them: leave it out, or set start = "zero"',
+    'rounds them: leave it out, or set start = "zero"',
     Fact.MIXED_RANKS: 'start = "pissa" takes its factors out of frozen weights, so that a client '
     'of a lower rank would lack a part of the model: leave out ranks, or set start = "zero"',
 }

@@ -74,7 +74,7 @@ class LoRAXS:
     head: str = "auto"
     forbids: ClassVar[Mapping[Fact, str]] = {
         Fact.QUANTIZED: "lora_xs reads the singular vectors of frozen weights, and task.quantize "
-        'makes codes of them: leave it out, or take method = "lora"',
+        'rounds them: leave it out, or take method = "lora"',
         Fact.MIXED_RANKS: "R of lora_xs has one size for all clients: leave out ranks, or take "
         'method = "lora"',
     }

@@ -1,9 +1,10 @@
 """What a plan trains and on what: the task's model with the method in it, of which only what the
 loss depends on is trained; and those of the data's examples that the task learns from."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from fedpeft.compute.batch_statistics import freeze_statistics
@@ -41,6 +42,7 @@ def build_model(plan: Any, classes: Sequence[str]) -> nn.Module:
         model.requires_grad_(False)
         noted = new_layers(model)
         beside = [x for name, x in model.named_parameters() if name in set(noted.beside)]
+        halves = {id(x) for x in model.parameters() if x.dtype == torch.bfloat16}
         try:
             model = plan.method.inject(model)
         except RuntimeError as error:  # torch's word for codes that are asked for a gradient
@@ -50,6 +52,8 @@ def build_model(plan: Any, classes: Sequence[str]) -> nn.Module:
                 f"{type(plan.method).__name__} cannot train what is quantized: leave out "
                 f'task.quantize, or the method, e.g. for "lora" ({error})'
             ) from None
+    if halves:
+        _widen_added(model, halves, type(plan.method).__name__)
     # a wrapper, such as a prefix needs, is another module
     mark_new_layers(model, head=noted.head, beside=noted.beside, headless=noted.headless)
     if getattr(plan.method, "head", "auto") != "":
@@ -60,6 +64,27 @@ def build_model(plan: Any, classes: Sequence[str]) -> nn.Module:
     _freeze_batchnorm(model, names, private=plan.local.event is not None)
     still_encoder(model, names, getattr(plan.method, "head", "auto") or "auto")
     return model
+
+
+def _widen_added(model: nn.Module, base: Collection[int], method: str) -> None:
+    """Let what a method added to a base in bfloat16 be float32; in place.
+
+    Args:
+      base: the identities of the base's parameters that are held in bfloat16.
+
+    Raises:
+      PlanError: the method trains one of these.
+    """
+    for name, parameter in model.named_parameters():
+        if id(parameter) in base and parameter.requires_grad:
+            raise PlanError(
+                f"{method} cannot train {name!r}, which is held in bfloat16, where small steps "
+                "are rounded away: leave out task.quantize, or take a method that adds tensors "
+                'of its own, e.g. "lora"'
+            )
+    for x in (*model.parameters(), *model.buffers()):
+        if x.dtype == torch.bfloat16 and id(x) not in base:
+            x.data = x.data.float()
 
 
 def _freeze_batchnorm(model: nn.Module, names: Sequence[str], private: bool) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fedpeft.compute.frozen_linear import BASE_DTYPES
 from fedpeft.core.accounting import ACCOUNTANTS
 from fedpeft.errors import unknown
+from fedpeft.registry import unwritten
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,28 @@ class Compute:
         or twice their memory.
       features: whether what a frozen beginning of the model makes of an example is computed once
         and kept in a file.
+      checkpointing: whether a training step keeps of a model's blocks their inputs alone, and
+        computes the rest anew on the way back (Chen et al., 2016, arXiv:1604.06174).
+      micro_batch: examples whose gradient is taken at a time; a step is still that of its whole
+        batch. 0 takes the whole batch at once.
     """
 
     threads: int = 1
     base_dtype: str = "float32"
     pack: bool = True
     features: bool = True
+    checkpointing: bool = unwritten(False)
+    micro_batch: int = unwritten(0)
 
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
         if self.base_dtype not in BASE_DTYPES:
             raise ValueError(unknown("base_dtype", self.base_dtype, BASE_DTYPES))
+        if self.micro_batch < 0:
+            raise ValueError(
+                f"micro_batch must be at least 1, or 0 for whole batches, got {self.micro_batch}"
+            )
 
 
 @dataclass(frozen=True)

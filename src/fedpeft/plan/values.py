@@ -26,9 +26,29 @@ def check_values(plan: Any) -> None:
             f"{plan.cohort} that is asked in a round, so that no round could change anything: "
             "lower one, or raise the other"
         )
+    if plan.compute.micro_batch:
+        _check_uncoupled(plan)
     for key, known in (("weighting", WEIGHTINGS), ("engine", names("engine"))):
         if getattr(plan, key) not in known:
             raise PlanError(unknown(key, getattr(plan, key), known))
+
+
+def _check_uncoupled(plan: Any) -> None:
+    """Raises PlanError for what a part of a batch does not have, or is not made of examples."""
+    coupled = [term for term in getattr(plan.local, "terms", ()) if term.couples_examples]
+    if getattr(plan.task, "couples_examples", False):
+        coupled.append(plan.task)
+    if coupled:
+        raise PlanError(
+            f"compute.micro_batch: {type(coupled[0]).__name__} lets the examples of a batch change "
+            "each other's loss, and a part of the batch has other examples: leave one of them out"
+        )
+    if Fact.PACKED in offered_by(plan.task) or hasattr(plan.task, "compares_with_base"):
+        raise PlanError(
+            f"compute.micro_batch: the rows of a batch of {type(plan.task).__name__} are not its "
+            "examples here (packed, or pairs), so that a part of it cannot be cut off: leave out "
+            "micro_batch, or task.packing, and set a smaller local.batch_size"
+        )
 
 
 def check_codecs(plan: Any) -> None:

@@ -115,7 +115,10 @@ class Worker:
         own = site.params()
         set_ = object.__setattr__
         site.model.train()
-        set_(self, "objective", Objective(site.model, site.task, plan.local.precision))
+        objective = Objective(
+            site.model, site.task, plan.local.precision, micro_batch=plan.compute.micro_batch
+        )
+        set_(self, "objective", objective)
         set_(self, "personal", plan.personal_of(own))
         set_(self, "handlers", plan.handlers())
         set_(self, "routes", plan.hooks("view"))

@@ -6,16 +6,28 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
+from fedpeft.compute.checkpointing import enable_checkpointing
+from fedpeft.compute.device_memory import give_back_freed, reuse_freed
 from fedpeft.compute.first_pass import check_pass
 from fedpeft.compute.frozen_linear import prepare_frozen
+from fedpeft.compute.trainable import is_statistic
 from fedpeft.core.low_rank import is_factor
 from fedpeft.core.tensors import bytes_moved, count, move_to
 from fedpeft.core.types import Tensors
 from fedpeft.errors import PlanError
 from fedpeft.plan.plan import Plan
+from fedpeft.plan.values import quantizes
 
 TRIED = 2
 """Examples of the batch that is tried."""
+
+
+def tune_heap(plan: Plan) -> None:
+    """Let freed memory be kept for the next step, or given back where a plan spares memory."""
+    if plan.compute.checkpointing or quantizes(plan.task):
+        give_back_freed()
+    else:
+        reuse_freed()
 
 
 def prepare_model(plan: Plan, classes: Sequence[str], rows: Tensors, device: str) -> nn.Module:
@@ -30,11 +42,27 @@ def prepare_model(plan: Plan, classes: Sequence[str], rows: Tensors, device: str
     _check_personal(plan, names)
     _check_ranks(plan, names)
     prepare_frozen(model, names, plan.compute.base_dtype, plan.compute.pack)
+    if plan.compute.micro_batch:
+        _check_parts(names)
     if rows and count(rows):
         few = bytes_moved({name: x[:TRIED] for name, x in rows.items()}, device)
-        batch = {**plan.task.batch(few, None), "mask": torch.ones(count(few))}
-        check_pass(plan.task, plan.method, model, move_to(batch, device))
+        batch = move_to({**plan.task.batch(few, None), "mask": torch.ones(count(few))}, device)
+        check_pass(plan.task, plan.method, model, batch)
+        if plan.compute.checkpointing:
+            example = getattr(plan.task, "example", None)  # as little as can be told by
+            small = batch if example is None else move_to(example(), device)
+            enable_checkpointing(plan.task, model, names, {"mask": torch.ones(1), **small})
     return model
+
+
+def _check_parts(names: Sequence[str]) -> None:
+    """Raises PlanError for statistics over a batch, which those of its parts are not."""
+    if moving := [name for name in names if is_statistic(name)]:
+        raise PlanError(
+            f"compute.micro_batch: {moving[0]!r} is measured over a whole batch, and a part of it "
+            "has other statistics: leave micro_batch out, or take a method that leaves them "
+            'frozen, such as "lora"'
+        )
 
 
 def _check_personal(plan: Plan, names: Sequence[str]) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from fedpeft.adversaries.assignment import choose_adversaries, poison_rows
-from fedpeft.compute.device_memory import reuse_freed
 from fedpeft.compute.feature_cache import FeatureCache, keep, with_features
 from fedpeft.compute.first_pass import notes_on
 from fedpeft.compute.trainable import read
@@ -22,7 +21,7 @@ from fedpeft.errors import DataError
 from fedpeft.plan.calibration import calibrate_noise
 from fedpeft.plan.plan import Plan
 from fedpeft.registry import describe
-from fedpeft.rounds.prepare import prepare_model
+from fedpeft.rounds.prepare import prepare_model, tune_heap
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
       DataError, PlanError: what is wrong with them.
     """
     task = plan.task
-    reuse_freed()
+    tune_heap(plan)
     with threads(plan.compute.threads):  # a task may compute here what it keeps
         train = task.prepare(examples.train)
         none = {name: x[:0] for name, x in train.items()}

@@ -9,7 +9,6 @@ from typing import Any
 from fedpeft import __version__
 from fedpeft.compute.frozen_linear import can_pack
 from fedpeft.plan.plan import Plan
-from fedpeft.plan.values import quantizes
 
 LIBRARIES = ("torch", "transformers", "peft")
 
@@ -18,7 +17,8 @@ def environment(plan: Plan, device: str) -> dict[str, Any]:
     """Versions, `threads` of a worker, device, processor and how frozen weights are multiplied, as
     plain values."""
     versions = {"python": platform.python_version(), "fedpeft": __version__}
-    for name in (*LIBRARIES, *(["bitsandbytes"] if quantizes(plan.task) else [])):
+    coded = getattr(plan.task, "quantize", None) == "nf4"
+    for name in (*LIBRARIES, *(["bitsandbytes"] if coded else [])):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

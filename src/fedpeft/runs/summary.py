@@ -4,6 +4,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
+from fedpeft.compute.device_memory import available
 from fedpeft.engines.auto import Choice
 from fedpeft.errors import FedpeftError, reason_of
 from fedpeft.evaluation.measure import FullPayloads, client_accuracy, full_payloads
@@ -14,6 +17,9 @@ from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint
 from fedpeft.runs.environment import environment
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds, write_json
 from fedpeft.storage.client_memory import Folder
+
+COPIES = 3
+"""What comparing with full fine-tuning holds of a model: itself, its tensors and a message."""
 
 
 def summarize(
@@ -57,12 +63,25 @@ def summarize(
     }
     write_json(folder.summary, summary)
     try:
+        _check_room(site.model)
         measured = _against_full(rounds, full_payloads(plan, site.classes))
         summary |= {**measured, "full_not_measured": None}
     except (FedpeftError, ArithmeticError, ValueError, RuntimeError, OSError, MemoryError) as error:
         summary["full_not_measured"] = reason_of(error)
     write_json(folder.summary, summary)
     return summary
+
+
+def _check_room(model: nn.Module) -> None:
+    """Raises MemoryError where the whole model in float32 and its message may not fit in: a system
+    ends what takes more than there is, and the run with it."""
+    needed = COPIES * 4 * sum(x.numel() for x in model.parameters())
+    free = available("cpu")
+    if needed > free:
+        raise MemoryError(
+            f"the whole model and its message take {needed / 1e9:.1f} GB in float32, and "
+            f"{free / 1e9:.1f} GB are free"
+        )
 
 
 def _by_client(folder: RunFolder, site: Site, saved: Checkpoint | None) -> dict[str, Any]:

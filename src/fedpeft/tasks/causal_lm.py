@@ -3,14 +3,14 @@ answers, or on conversations."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from fedpeft.core.facts import Fact
-from fedpeft.core.outputs import COUNTED, LOGITS, Outputs, head_input
+from fedpeft.compute.token_losses import token_losses
+from fedpeft.core.outputs import COUNTED, LOGITS, TOKEN_LOSSES, Outputs, head_input
 from fedpeft.core.types import Batch, Summed, Table, Tensors
 from fedpeft.errors import DataError, unknown
 from fedpeft.registry import unwritten
@@ -21,6 +21,7 @@ from fedpeft.tasks.loader import LANGUAGE, Loader
 from fedpeft.tasks.pretrained import check_causal, language_model
 from fedpeft.tasks.text_classification import check_length, padding_token, resolve_name, tokenizer
 from fedpeft.tasks.token_rows import (
+    PACKS,
     SEGMENT,
     UNCOUNTED,
     block_diagonal,
@@ -32,7 +33,7 @@ from fedpeft.tasks.token_rows import (
 )
 
 LOSS_ON = ("all", "answer")
-QUANTIZE = ("nf4",)
+QUANTIZE = ("nf4", "bfloat16")
 SHORTEST = 4
 """Tokens of the shortest example that has room for a beginning, an answer of one token, and an
 end."""
@@ -40,6 +41,8 @@ OPENING = 8
 """Tokens of a plain text that a sample goes on from; of a short one half."""
 MEASURED = 16
 """Examples that are measured together: an output is as large as the vocabulary for each token."""
+MEASURED_TOKENS = 2**12
+"""Their tokens, with those that fill them up, unless one example alone has more."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ class CausalLM:
       special_tokens: whether what is written in a text like a special token, e.g. "</s>" or
         "[SEP]", is one; left out, it is text. Set it where texts were made from a chat template.
       quantize: "nf4" holds the frozen linear layers in four bits (QLoRA, arXiv:2305.14314), through
-        `bitsandbytes`; left out: in float32.
+        `bitsandbytes`; "bfloat16" those and the embeddings in 16 bits, mapped from the model's own
+        file where that has them so; left out: in float32.
       messages: the column of conversations: lists of {role, content}, or JSON of such lists.
       packing: whether a training batch's examples lie in as few rows of `max_length` tokens as they
         fit in, each seeing itself alone; the losses are the same, without most of the padding.
@@ -107,8 +111,8 @@ class CausalLM:
             )
 
     @property
-    def offers(self) -> frozenset[Fact]:
-        return frozenset({Fact.PACKED} if self.packing else ())
+    def offers(self) -> frozenset[Any]:
+        return PACKS if self.packing else frozenset()
 
     @property
     def base(self) -> str:
@@ -264,6 +268,14 @@ class CausalLM:
         counted = pad(batch["labels"][:, 1:], (0, 1), value=UNCOUNTED) != UNCOUNTED
         return {LOGITS: logits, COUNTED: counted, **seen}
 
+    def forward_losses(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Of a large batch the losses of its tokens in place of their logits."""
+        if SEGMENT in batch:  # packed: its masks and positions are other ones
+            return self.forward(model, batch)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        each = token_losses(model, inputs, batch["labels"][:, 1:], UNCOUNTED)
+        return self.forward(model, batch) if each is None else {TOKEN_LOSSES: each}
+
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         total, counted = _sums(outputs, batch)
         return total / counted.clamp_min(1)
@@ -277,19 +289,27 @@ class CausalLM:
 
     def chunks(self, batch: Batch) -> Iterator[Batch]:
         """Some examples at a time, as long as the longest of them."""
-        for at in range(0, len(batch["labels"]), MEASURED):
-            yield self.batch({name: x[at : at + MEASURED] for name, x in batch.items()}, None)
+        rows, tokens = batch["labels"].shape
+        some = min(MEASURED, max(1, MEASURED_TOKENS // max(1, tokens)))
+        for at in range(0, rows, some):
+            yield self.batch({name: x[at : at + some] for name, x in batch.items()}, None)
 
 
 def _sums(outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
     """Of each example the sum of its counted tokens' losses and their number, (batch,)."""
     wanted = batch["labels"][:, 1:]
-    each = cross_entropy(
-        outputs[LOGITS][:, :-1].mT, wanted, reduction="none", ignore_index=UNCOUNTED
-    )
+    each = _token_losses(outputs, wanted)
     number = (wanted != UNCOUNTED).to(each.dtype)
     if SEGMENT not in batch:
         return each.sum(1), number.sum(1)
     # the loss of a token stands where the one before it is, which is of the same example
     total, counted = (sum_by_example(pad(x, (0, 1)), batch) for x in (each, number))
     return total, counted
+
+
+def _token_losses(outputs: Outputs, wanted: Tensor) -> Tensor:
+    """The cross entropy of each token but the first, (rows, tokens - 1)."""
+    if TOKEN_LOSSES in outputs:
+        return outputs[TOKEN_LOSSES]
+    logits = outputs[LOGITS][:, :-1].mT
+    return cross_entropy(logits, wanted, reduction="none", ignore_index=UNCOUNTED)

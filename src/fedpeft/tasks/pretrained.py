@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from fedpeft.compute.frozen_linear import prepare_quantized
+from fedpeft.compute.frozen_linear import prepare_half, prepare_quantized
 from fedpeft.compute.trainable import head_of, mark_new_layers, new_layers, within
 from fedpeft.core.outputs import evaluation_mode
 from fedpeft.core.seeds import seed_torch
@@ -26,6 +26,10 @@ from fedpeft.tasks.fit import check_loaded, find_new, note_new, note_output, out
 NO_CODE: Mapping[str, bool] = MappingProxyType({"trust_remote_code": False})
 """For all that is read from a model's folder. Where this is left out `transformers` asks on the
 terminal whether to run Python files of the folder, and `yes |` says yes; no plan can say it."""
+
+HALF = "bfloat16"
+LEAST_HALF = 0.9
+"""Of a model's parameters, the share that must be held in bfloat16 for it to be worth the while."""
 
 NOTHING: Mapping[str, tuple[()]] = MappingProxyType({"missing_keys": (), "mismatched_keys": ()})
 """The report of a model that was made without a checkpoint."""
@@ -104,10 +108,13 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
     """A decoder with its own output layer, in float32; with `pretrained = false` from torch's
     default generator.
 
+    With `quantize = "bfloat16"` the weights of linear layers and embeddings stay in the file that
+    they are mapped from, if it has them in bfloat16, and are rounded to it if not.
+
     With `quantize = "nf4"` the linear layers but the output have four bits a weight, and a float32
     for every 64. They are quantized on the processor, whatever computes later, and without a second
-    quantization of these scales, which
-    would take a mean: so the codes do not depend on the device or on the number of threads.
+    quantization of these scales, which would take a mean: so the codes do not depend on the device
+    or on the number of threads.
 
     Raises:
       PlanError: no such model, or nothing to quantize it from or with.
@@ -131,6 +138,10 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
             f'quantize = "{quantize}": {name!r} is saved quantized; name the model that it was '
             "made of"
         )
+    if quantize == HALF:
+        return _half(
+            _fitting(*_load(AutoModelForCausalLM, name, config, dtype=torch.bfloat16), name), name
+        )
     if find_spec("bitsandbytes") is None:
         raise PlanError(
             f"quantize = \"{quantize}\" needs bitsandbytes: pip install 'fedpeft[4bit]'"
@@ -143,6 +154,17 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
     settings = {"quantization_config": how, "device_map": {"": "cpu"}}
     loaded = _load(AutoModelForCausalLM, name, config, **settings)
     return prepare_quantized(_fitting(*loaded, name))
+
+
+def _half(model: nn.Module, name: str) -> nn.Module:
+    """Raises PlanError where much of the model is no matrix of a linear layer or an embedding."""
+    share = prepare_half(model)
+    if share < LEAST_HALF:
+        raise PlanError(
+            f'quantize = "{HALF}" holds linear layers and embeddings in 16 bits, and only '
+            f"{share:.0%} of {name!r}'s parameters are in such layers: leave it out"
+        )
+    return model
 
 
 def sequence_model(name: str, pretrained: bool) -> nn.Module:
@@ -214,7 +236,8 @@ def check_causal(name: str, model: nn.Module) -> None:
 
 def _load(auto: Any, name: str, config: Any, **settings: Any) -> tuple[nn.Module, Any]:
     """The model, and what of it was not in its checkpoint."""
-    settings |= {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
+    usual = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
+    settings = usual | settings
     try:
         with quiet():
             path = str(locate(name) or name)

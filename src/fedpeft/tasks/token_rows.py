@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from fedpeft.core.facts import Fact
 from fedpeft.core.outputs import evaluation_mode
 from fedpeft.core.seeds import seed_torch
 from fedpeft.core.types import Batch, Tensors
@@ -27,6 +28,8 @@ from fedpeft.tasks.vocabulary import check_tokens
 
 UNCOUNTED = -100
 """The label of a token that no loss counts, as `transformers` has it."""
+PACKS = frozenset({Fact.PACKED})
+"""What a task offers that packs."""
 SEGMENT, TOKENS = "segment", "tokens"
 """The columns that a packed batch has, and no other."""
 

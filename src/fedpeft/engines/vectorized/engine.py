@@ -155,6 +155,15 @@ def room(start: Tensors, free: int) -> int:
     return max(1, min(MOST, int(SHARE * free) // max(1, each)))
 
 
+def _unfit_plan(plan: Plan) -> str:
+    """Why no client of a plan can be stacked; empty if they can."""
+    if plan.changes:
+        return "its plan changes from round to round"
+    if plan.compute.micro_batch or plan.compute.checkpointing:
+        return "compute.micro_batch and compute.checkpointing are for one client at a time"
+    return _unfit_local(plan.local)
+
+
 def _unfit_local(local: Local) -> str:
     """Why no client can be stacked that trains so; empty if they can."""
     if local.event:
@@ -166,9 +175,7 @@ def _unfit_local(local: Local) -> str:
 def unfit(site: Site) -> str:
     """Why the clients of a site cannot be stacked, as far as that can be told beforehand; empty if
     they can."""
-    if site.plan.changes:
-        return "its plan changes from round to round"
-    if reason := _unfit_local(site.plan.local):
+    if reason := _unfit_plan(site.plan):
         return reason
     names = site.plan.method.names(site.model)
     parameters = dict(site.model.named_parameters())
