@@ -18,7 +18,7 @@ from fedpeft.compute.trainable import head_of
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import OTHER, SHARE, Added, Task, Term
 from fedpeft.core.low_rank import EXACT, merge_exact
-from fedpeft.core.outputs import Outputs, evaluation_mode
+from fedpeft.core.outputs import LOGITS, Outputs, evaluation_mode
 from fedpeft.core.tensors import add_prefix, take_prefix
 from fedpeft.core.types import Batch, Summed, Tensors, Weighted
 from fedpeft.errors import PlanError
@@ -211,13 +211,21 @@ def evaluate(
     """
     sums: dict[str, Weighted] = {}
     for batch, values in score_batches(task, model, params, batches):
-        mask = batch["mask"]
-        for name, value in values.items():
-            each = value if isinstance(value, Summed) else Summed(value, torch.ones_like(mask))
-            total, weight = (float((_wide(x) * mask).sum()) for x in (each.totals, each.weights))
-            got = Weighted(total, weight, each.geometric)
-            sums[name] = sums[name] + got if name in sums else got
+        sums = add_scores(sums, values, batch["mask"])
     return sums
+
+
+def add_scores(
+    sums: Mapping[str, Weighted], values: Mapping[str, Tensor | Summed], mask: Tensor
+) -> dict[str, Weighted]:
+    """Sums of metrics, with those of one more batch."""
+    found = dict(sums)
+    for name, value in values.items():
+        each = value if isinstance(value, Summed) else Summed(value, torch.ones_like(mask))
+        total, weight = (float((_wide(x) * mask).sum()) for x in (each.totals, each.weights))
+        got = Weighted(total, weight, each.geometric)
+        found[name] = found[name] + got if name in found else got
+    return found
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -240,6 +248,22 @@ def score_batches(
       ValueError: see `_each`.
     """
     yield from _each(task, model, params, batches, partial(_metrics, task))
+
+
+def scores_and_logits(
+    task: Task, model: nn.Module, params: Tensors, batches: Iterable[Batch]
+) -> Iterator[tuple[Batch, tuple[Mapping[str, Tensor | Summed], Tensor]]]:
+    """The same with the logits, of a task that has some, of one pass.
+
+    Raises:
+      ValueError: see `_each`.
+    """
+
+    def both(model: nn.Module, batch: Batch) -> tuple[Mapping[str, Tensor | Summed], Tensor]:
+        outputs = task.forward(model, batch)
+        return task.metrics(outputs, batch), outputs[LOGITS]
+
+    yield from _each(task, model, params, batches, both)
 
 
 def outputs_of(

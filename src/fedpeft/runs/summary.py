@@ -6,13 +6,15 @@ from typing import Any
 
 from fedpeft.engines.auto import Choice
 from fedpeft.errors import FedpeftError, reason_of
-from fedpeft.evaluation.measure import FullPayloads, client_accuracy, full_payloads
+from fedpeft.evaluation.client_accuracy import client_accuracy
+from fedpeft.evaluation.measure import FullPayloads, full_payloads
 from fedpeft.evaluation.own_held_out import own_held_out
 from fedpeft.registry import describe
 from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint
 from fedpeft.runs.environment import environment
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds, write_json
+from fedpeft.runs.selection import Best
 from fedpeft.storage.client_memory import Folder
 
 
@@ -36,11 +38,13 @@ def summarize(
         "name": plan.name,
         "method": describe("method", plan.method)["name"],
         "seed": plan.seed,
-        "rounds": len(rounds),
+        "rounds": min(len(rounds), plan.rounds),
         "clients": len(site.data.clients),
         "cohort": plan.cohort,
         **_accuracy(rounds),
         **_by_client(folder, site, saved),
+        **_by_owner(rounds),
+        **_selected(site, rounds),
         "privacy": rounds[-1].get("privacy") if rounds else None,
         "trainable_params": sum(x.numel() for x in site.params().values()),
         **_traffic(rounds),
@@ -76,6 +80,25 @@ def _by_client(folder: RunFolder, site: Site, saved: Checkpoint | None) -> dict[
     if (own := own_held_out(site, saved.state, store)) is not None:
         found["own_held_out"] = own
     return found
+
+
+def _by_owner(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What owners measured last; nothing where they were never asked."""
+    told = [r["reports"]["owners"] for r in rounds if "owners" in (r.get("reports") or {})]
+    return {"owners": told[-1]} if told else {}
+
+
+def _selected(site: Site, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Which round was kept as the best, and why the run ended early, if it did."""
+    plan = site.plan
+    if not plan.select:
+        return {}
+    best = Best.of(plan, rounds)
+    early = best.exhausted and len(rounds) < plan.rounds
+    return {
+        "selected": {"metric": best.metric, "round": best.round, "value": best.value},
+        "ended_early": best.why if early else None,
+    }
 
 
 def _accuracy(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
