@@ -7,6 +7,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from networks import NETWORKS
@@ -66,6 +67,17 @@ class Points:
 
     def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
         return {"accuracy": (outputs[LOGITS].argmax(-1) == batch["label"]).float()}
+
+
+@dataclass(frozen=True)
+class ClassedPoints(Points):
+    """The same, which says that it tells classes apart, and its loss too."""
+
+    tells_classes: ClassVar[bool] = True
+    measures: ClassVar[tuple[str, ...]] = ("accuracy", "loss")
+
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+        return {**super().metrics(outputs, batch), "loss": self.losses(outputs, batch)}
 
 
 class Bowl(nn.Module):

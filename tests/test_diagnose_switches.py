@@ -11,7 +11,8 @@ from rounds import last, points_plan, run
 from running import run as executed
 from test_ranks import PLAN, Losses
 
-from fedpeft.compute.objective import Objective, score_batches
+from fedpeft.compute.objective import Objective
+from fedpeft.compute.scores import score_batches
 from fedpeft.core.tensors import equal
 from fedpeft.errors import PlanError
 from fedpeft.oneshot.diagnose import Budget, _smoothness, diagnose

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from fedpeft.algorithms.class_means import ClassMeans
 from fedpeft.compute.feature_cache import FEATURES, Featured, folder, keep, make_room
 from fedpeft.compute.model_split import Cut, find_cut
-from fedpeft.compute.objective import Objective, evaluate
+from fedpeft.compute.objective import Objective
+from fedpeft.compute.scores import evaluate
 from fedpeft.compute.trainable import read, train_only, trainable
 from fedpeft.core.tensors import equal, finite
 from fedpeft.core.types import Batch, State, Tensors

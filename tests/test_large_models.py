@@ -25,7 +25,7 @@ from fedpeft.core.tensors import equal
 from fedpeft.core.types import Batch, Summed
 from fedpeft.methods.lora import LoRA
 from fedpeft.methods.prefix import Prefix
-from fedpeft.runs.summary import _check_room
+from fedpeft.runs.environment import check_whole_fits
 from fedpeft.tasks.causal_lm import MEASURED_TOKENS, CausalLM
 
 WORDS = 2**17
@@ -361,5 +361,5 @@ def test_a_comparison_that_does_not_fit_in_is_refused_before_it_is_made() -> Non
     with torch.device("meta"):
         large = nn.Linear(2**20, 2**20)
     with pytest.raises(MemoryError, match=r"13194\.2 GB in float32, and .* are free"):
-        _check_room(large)
-    _check_room(nn.Linear(2, 2))
+        check_whole_fits(large)
+    check_whole_fits(nn.Linear(2, 2))

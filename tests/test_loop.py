@@ -21,7 +21,7 @@ from rounds import (
     run,
 )
 
-from fedpeft.compute.objective import evaluate
+from fedpeft.compute.scores import evaluate
 from fedpeft.core.seeds import fold, generator
 from fedpeft.core.tensors import equal, layout, scale
 from fedpeft.core.types import Job, Reply, State, Update

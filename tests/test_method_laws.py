@@ -20,7 +20,8 @@ from method_models import (
 from torch import nn
 from torch.func import functional_call, vmap
 
-from fedpeft.compute.objective import Objective, evaluate
+from fedpeft.compute.objective import Objective
+from fedpeft.compute.scores import evaluate
 from fedpeft.compute.trainable import read, tensors_of, write
 from fedpeft.compute.vectorized import Draws, StackedObjective
 from fedpeft.core.seeds import seed_torch

@@ -13,7 +13,8 @@ from running import fedpeft
 from fedpeft.data.arrays import Arrays
 from fedpeft.data.images import Images
 from fedpeft.errors import DataError, PlanError
-from fedpeft.evaluation.measure import client_accuracy, held_out
+from fedpeft.evaluation.client_accuracy import client_accuracy
+from fedpeft.evaluation.measure import held_out
 from fedpeft.oneshot.own_data import OwnData, own_data, split_settings
 from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.loop import start

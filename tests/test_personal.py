@@ -15,8 +15,9 @@ from fedpeft.core.facts import Fact, offered_by
 from fedpeft.core.tensors import equal, layout, take_prefix
 from fedpeft.core.types import Failure, State, Tensors
 from fedpeft.errors import RunError
+from fedpeft.evaluation.client_accuracy import client_accuracy
 from fedpeft.evaluation.client_model import client_params
-from fedpeft.evaluation.measure import client_accuracy, held_out, measure
+from fedpeft.evaluation.measure import held_out, measure
 from fedpeft.registry import OWN, build, names
 from fedpeft.results.result import read_result
 from fedpeft.rounds.loop import federate, start

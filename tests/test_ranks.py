@@ -11,7 +11,7 @@ from rounds import Recording, changed, distance, on
 from torch import nn
 
 from fedpeft import PlanError, open_site, read_plan
-from fedpeft.compute.objective import evaluate
+from fedpeft.compute.scores import evaluate
 from fedpeft.core.interfaces import LowRank
 from fedpeft.core.low_rank import EXACT, pairs
 from fedpeft.core.outputs import Outputs

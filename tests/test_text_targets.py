@@ -13,7 +13,7 @@ from text_runs import Exported, check_processes, check_stacked, run_of, save_ber
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fedpeft import DataError, PlanError, evaluate, open_site, read_plan
-from fedpeft.compute.objective import conclude
+from fedpeft.compute.scores import conclude
 from fedpeft.core.outputs import LOGITS
 from fedpeft.core.types import Batch, Table
 from fedpeft.data.table import HubTable

@@ -11,7 +11,7 @@ from rounds import Recording, Tampering, last, on, points_plan, round_of, run
 from fedpeft import PlanError
 from fedpeft.aggregators.class_rows import ClassRows
 from fedpeft.algorithms.vote import PHASE, Choice, Vote, interpolate
-from fedpeft.compute.objective import evaluate
+from fedpeft.compute.scores import evaluate
 from fedpeft.core.conversation import Answer, Message
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Failure, Reply, State

@@ -20,7 +20,10 @@ from fedpeft.wire.sockets import Envelope
 
 INVENTED = "examples"
 """A phase that no part has."""
-KINDS = ("algorithm", "aggregator", "exchange", "local", "routing", "sampler", "stage")
+KINDS = (
+    *("algorithm", "aggregator", "evaluation", "exchange"),
+    *("local", "routing", "sampler", "stage"),
+)
 """Kinds of parts that may answer messages."""
 FIELDS = ("run", "round", "client", "phase", "seed", "accepted", "step")
 

@@ -30,6 +30,8 @@ TABLES: Mapping[str, type] = {
 SLOTS: Mapping[str, str] = {
     "algorithm": "algorithms",
     "attack": "attacks",
+    "evaluation": "evaluate_at",
+    "metric": "metrics",
     "routing": "routing",
     "server_step": "server_steps",
     "stage": "stages",
@@ -115,6 +117,8 @@ def default_of(one: Field[Any]) -> str:
     """The default of a field as a plan writes it."""
     if one.metadata.get("default") is not None:
         return f'`"{one.metadata["default"]}"`'
+    if names := one.metadata.get("defaults"):
+        return f"`{toml_of(names)}`"
     if one.default is not MISSING:
         return {None: "none", (): "none"}.get(one.default, f"`{toml_of(one.default)}`")
     return "a table" if one.default_factory is not MISSING else "**must be given**"

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedpeft.compute.objective import evaluate
+    from fedpeft.compute.scores import evaluate
     from fedpeft.engines.inprocess import InProcess
     from fedpeft.engines.processes import Processes
     from fedpeft.engines.vectorized.engine import Cohort
@@ -40,7 +40,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "rounds.client": ("Worker",),
-    "compute.objective": ("evaluate",),
+    "compute.scores": ("evaluate",),
     "storage.client_memory": ("Folder",),
     "engines.vectorized.engine": ("Cohort",),
     "engines.inprocess": ("InProcess",),

@@ -74,6 +74,10 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "inprocess": "fedpeft.engines.inprocess:InProcess",
         "processes": "fedpeft.engines.processes:Processes",
     },
+    "evaluation": {
+        "owners": "fedpeft.evaluators.owners:OwnerEvaluation",
+        "server": "fedpeft.evaluators.server:ServerEvaluation",
+    },
     "exchange": {
         "masked_files": "fedpeft.exchanges.secure.masked_files:MaskedFiles",
         "over_the_air": "fedpeft.exchanges.over_the_air:OverTheAir",
@@ -104,6 +108,18 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "rslora": "fedpeft.methods.rslora:RsLoRA",
         "scratch": "fedpeft.methods.scratch:Scratch",
         "vera": "fedpeft.methods.vera:VeRA",
+    },
+    "metric": {
+        "accuracy": "fedpeft.metrics.confusion:Accuracy",
+        "auroc": "fedpeft.metrics.ranking:Auroc",
+        "average_precision": "fedpeft.metrics.ranking:AveragePrecision",
+        "balanced_accuracy": "fedpeft.metrics.confusion:BalancedAccuracy",
+        "class_f1": "fedpeft.metrics.confusion:ClassF1",
+        "ece": "fedpeft.metrics.calibration:Ece",
+        "macro_f1": "fedpeft.metrics.confusion:MacroF1",
+        "perplexity": "fedpeft.metrics.sums:Perplexity",
+        "sensitivity": "fedpeft.metrics.thresholds:Sensitivity",
+        "specificity": "fedpeft.metrics.thresholds:Specificity",
     },
     "optimizer": {
         "adamw": "fedpeft.optimizers.adamw:AdamW",

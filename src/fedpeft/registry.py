@@ -132,6 +132,15 @@ def parts(kind: str, unwritten: bool = False) -> Any:
     return field(default=(), metadata={"kind": kind, "default": None, "unwritten": unwritten})
 
 
+def unwritten_parts(kind: str, *default: str) -> Any:
+    """A dataclass field that holds any number of parts, those of these names by default, which are
+    written as no key."""
+    metadata = {"kind": kind, "default": None, "defaults": default, "unwritten": True}
+    return field(
+        default_factory=lambda: tuple(build(kind, name) for name in default), metadata=metadata
+    )
+
+
 def build(
     kind: str, spec: Any, default: str | None = None, path: str = "", code: Code = OWN
 ) -> Any:
@@ -312,4 +321,7 @@ def settings_of(built: Any) -> dict[str, Any]:
 
 def _is_left_out(f: Field[Any], value: Any) -> bool:
     """Whether a plan is written without this value."""
-    return bool(f.metadata.get("unwritten")) and bool(value == f.default)
+    if not f.metadata.get("unwritten"):
+        return False
+    default = f.default if f.default_factory is MISSING else f.default_factory()
+    return bool(value == default)

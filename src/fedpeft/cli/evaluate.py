@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedpeft.cli import benchmarks
+from fedpeft.cli import benchmarks, owners
 from fedpeft.cli.options import AllowCode, AsJson, Debug, Device, RunPath, allowed_code
 
 if TYPE_CHECKING:
-    from fedpeft.core.interfaces import Store
     from fedpeft.core.types import State
     from fedpeft.plan.plan import Plan
     from fedpeft.rounds.site import Site
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   fedpeft evaluate runs/digits-lora-1-001
   fedpeft evaluate runs/digits-lora-1-001 --per-client --json
+  fedpeft evaluate runs/digits-lora-1-001 --at-owners --metric auroc --metric macro_f1
   fedpeft evaluate runs/dolly-stories260k-1-001 --sample 3
   fedpeft evaluate runs/dolly-stories260k-1-001 --benchmark mmlu --shots 0
   fedpeft evaluate runs/mine --benchmark arc_challenge --shots 25 --device cuda
@@ -36,6 +36,22 @@ PerClient = Annotated[
         "--per-client",
         help="Also on each client's own held-out examples, where it has some, and on those "
         "that it trained on: mean and worst tenth.",
+    ),
+]
+AtOwners = Annotated[
+    bool,
+    typer.Option(
+        "--at-owners",
+        help="Also on each owner's own held-out examples, by the messages of a federation: counts "
+        "and sums alone leave an owner.",
+    ),
+]
+MetricNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        metavar="NAME",
+        help="Also this metric, e.g. auroc or macro_f1; may be given again.",
     ),
 ]
 SampleCount = Annotated[
@@ -81,6 +97,8 @@ ClipName = Annotated[
 def evaluate_run(
     run: RunPath,
     per_client: PerClient = False,
+    at_owners: AtOwners = False,
+    metric: MetricNames = None,
     sample: SampleCount = 0,
     benchmark: BenchmarkName = None,
     shots: Shots = None,
@@ -113,10 +131,11 @@ def evaluate_run(
         found["benchmark"] = benchmarks.measure_benchmark(run, asked, device, code)
     if sample and draws(plan):
         found |= _pictures(folder, plan, state, sample, device, clip)
-    site, store = measured_site(run, plan, device), Folder(folder.clients)
+    measured = owners.with_owners(run, plan, at_owners, metric or ())
+    site, store = measured_site(run, measured, device), Folder(folder.clients)
     if sample and not draws(plan):
         found["samples"] = _samples(folder, site, state, sample)
-    found |= _on_examples(site, state, store, per_client)
+    found |= owners.measure_examples(folder, site, state, store, per_client, at_owners)
     typer.echo(json.dumps(found, indent=2) if as_json else _table(found))
 
 
@@ -167,19 +186,6 @@ def _samples(
     return found
 
 
-def _on_examples(site: "Site", state: "State", store: "Store", per_client: bool) -> dict[str, Any]:
-    from fedpeft.core.units import finite_or_none
-    from fedpeft.evaluation.measure import held_out
-    from fedpeft.evaluation.own_held_out import over_clients, own_held_out
-
-    found: dict[str, Any] = {"held_out": finite_or_none(held_out(site, state, store))}
-    if per_client:
-        spread = over_clients(site, state, store)
-        found["clients"] = {name: finite_or_none(values) for name, values in spread.items()}
-        found["own_held_out"] = own_held_out(site, state, store)
-    return found
-
-
 def _table(found: dict[str, Any]) -> str:
     lines = [
         f"after round {found['round']}",
@@ -193,6 +199,7 @@ def _table(found: dict[str, Any]) -> str:
                 f"{_show_value(spread['worst_tenth'])}"
             )
     lines += _own_held_out(found.get("own_held_out"))
+    lines += owners.owner_lines(found.get("owners"))
     if "captions" in found:
         lines.append(f"pictures of {len(found['captions'])} captions are kept for `fedpeft report`")
     if scored := found.get("clip"):

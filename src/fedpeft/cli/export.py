@@ -19,6 +19,10 @@ def export(
     merge: Annotated[
         bool, typer.Option("--merge", help="An adapter merged into its base: a whole model.")
     ] = False,
+    best: Annotated[
+        bool,
+        typer.Option("--best", help="The best round by the plan's `select`, not the last one."),
+    ] = False,
     allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
@@ -33,5 +37,5 @@ def export(
     folder, _ = reopen(run, code)
     from fedpeft.export.export import export_run
 
-    for path in export_run(folder.path, out, merge, code):
+    for path in export_run(folder.path, out, merge, code, best):
         typer.echo(str(path))

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 NAMELESS = "say which SuperLink: --federation NAME, a name in Flower's config.toml"
 
 
-def submit_run(plan: "Plan", out: Path | None, federation: str | None) -> "RunFolder":
+def submit_run(
+    plan: "Plan", out: Path | None, federation: str | None, start: Path | None = None
+) -> "RunFolder":
     """A new run, submitted. Nothing is written before its plan and the server's data are known to
     be good."""
     from fedpeft.deploy.submit import require_flower, submit
     from fedpeft.deploy.terms import server_site
+    from fedpeft.runs.beginning import keep_start
     from fedpeft.runs.folder import create, kept_if_begun, vacant
 
     require_flower()
@@ -32,6 +35,8 @@ def submit_run(plan: "Plan", out: Path | None, federation: str | None) -> "RunFo
     plan = server_site(plan).plan
     folder = create(plan, out)
     with kept_if_begun(folder):
+        if start is not None:
+            keep_start(folder, plan, start)
         submit(folder, plan, federation)
     return folder
 

@@ -46,6 +46,14 @@ Again = Annotated[
     bool,
     typer.Option("--again", help="Agree to one more run of a plan that was answered before."),
 ]
+Declined = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--decline",
+        metavar="MESSAGE",
+        help="Never answer this message of the plan, e.g. evaluate; may be given again.",
+    ),
+]
 
 
 def node(
@@ -57,6 +65,7 @@ def node(
     key: SigningKey = None,
     out: NodeFolder = None,
     again: Again = False,
+    decline: Declined = None,
     yes: WithoutAsking = False,
     device: Device = "cpu",
     allow_code: AllowCode = None,
@@ -86,11 +95,14 @@ def node(
         (site, who), reads = rehearsal_site(read(settings), client or 0, device), []
     folder = (out or Path("nodes") / who).resolve()
     signing = signing_key(key).private_bytes_raw() if key else None
-    worker = Node(site, who, folder, _log, signing, again, reads)
+    declined = frozenset(decline or ())
+    worker = Node(site, who, folder, _log, signing, again, reads, declined)
     for words in reads:
         typer.echo(f"the server is told: {words}")
     earlier = len(worker.agreement.answers.tokens)
-    consent = consent_to(site, who, worker.agreement.clients, earlier if again else 0)
+    consent = consent_to(
+        site, who, worker.agreement.clients, earlier if again else 0, declined=declined
+    )
     ask_for_consent(consent, folder / site.plan.fingerprint, yes)
 
     def ready() -> None:

@@ -36,6 +36,7 @@ EXAMPLES = """\
   fedpeft run                                          handwritten digits, in less than a minute
   fedpeft run --set method=prompt --set local.lr=0.1   the same with another method
   fedpeft run plan.toml --out runs/mine --seed 3       a plan of your own
+  fedpeft run zero.toml --start runs/mine              measure a run by a plan with rounds = 0
   fedpeft run --resume runs/mine                       go on after Ctrl-C, a crash or a full disk
   fedpeft run --resume runs/mine --rounds 20           more rounds for a run that is finished
 """
@@ -66,6 +67,14 @@ Workers = Annotated[
         metavar="N", show_default=False, help="Worker processes; as many as cores if not given."
     ),
 ]
+StartRun = Annotated[
+    Path | None,
+    typer.Option(
+        "--start",
+        metavar="RUN",
+        help="Begin with what the run in this folder came to; with rounds = 0 it is measured.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No line for each round.")]
 
 
@@ -74,6 +83,7 @@ def run(
     settings: Settings = None,
     out: NewFolder = None,
     resume: ResumedFolder = None,
+    start: StartRun = None,
     engine: Engine = None,
     federation: Federation = None,
     device: Device = "cpu",
@@ -96,17 +106,18 @@ def run(
     if resume is None:
         read = resolve(plan, [*(settings or ()), *_flags(engine=engine, seed=seed, rounds=rounds)])
         if read.engine == ELSEWHERE:
-            begun = follow.submit_run(read, out, federation)
+            begun = follow.submit_run(read, out, federation, start)
             _report(console, begun, follow.until_done(console, begun, read, quiet), as_json)
             return
         folder, site = _begin(read, out, device, workers)
         with kept_if_begun(folder):
+            _keep_start(folder, site.plan, start)
             _finish(console, folder, site, workers, quiet, as_json)
     else:
-        if plan or settings or out or seed is not None:
+        if any(given not in (None, []) for given in (plan, settings, out, start, seed)):
             raise click.UsageError(
-                "--resume goes on with the run's own plan: no PLAN, --set, --out or --seed beside "
-                "it"
+                "--resume goes on with the run's own plan: no PLAN, --set, --out, --start or "
+                "--seed beside it"
             )
         _extend(resume, rounds)
         if _report_if_finished(console, resume, as_json):
@@ -144,6 +155,14 @@ def _extend(path: Path, rounds: int | None) -> None:
 
     if rounds is not None:
         extend(path, rounds, OWN)
+
+
+def _keep_start(folder: "RunFolder", plan: "Plan", start: Path | None) -> None:
+    """Put into a new run's folder what it begins with, if that is another run's result."""
+    from fedpeft.runs.beginning import keep_start
+
+    if start is not None:
+        keep_start(folder, plan, start)
 
 
 def _read_begun(path: Path, engine: str | None) -> "tuple[RunFolder, Plan]":
@@ -224,10 +243,9 @@ def _show(console: "Console", folder: "RunFolder", site: "Site", engine: Any) ->
 
     plan, clients = site.plan, len(site.data.clients)
     cohort = min(plan.cohort, clients)
-    console.print(
-        f"{plan.name}: {plan.rounds} rounds, {cohort} of {clients} clients in each, in "
-        f"{folder.path}"
-    )
+    work = f"{plan.rounds} rounds, {cohort} of {clients} clients in each"
+    work = work if plan.rounds else f"{clients} clients measure and nobody trains"
+    console.print(f"{plan.name}: {work}, in {folder.path}")
     if plan.cohort > clients:
         console.print(f"cohort = {plan.cohort} is more than there are clients: all take part")
     for note in site.notes:
@@ -273,6 +291,8 @@ def _report(
         typer.echo(json.dumps(summary, indent=2))
     else:
         console.print()
+        if early := summary.get("ended_early"):
+            console.print(early)
         console.print(summary_table(summary))
         console.print(f"results: {folder.path}")
     if why := changed_nothing(summary):

@@ -212,7 +212,7 @@ def _left(
     total = 0.0
     for cell in cells:
         if cell.name not in ended:
-            share = rounds_done(cell_store.out / cell.name) / cell.plan.rounds
+            share = rounds_done(cell_store.out / cell.name) / max(1, cell.plan.rounds)
             total += (seconds_of(cell, good) or 0.0) * (1 - share)
     return f"{duration(total / jobs)} left" if total else ""
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.compute.model_split import Cut, blank, find_cut
-from fedpeft.compute.objective import Objective, conclude, forward_losses
+from fedpeft.compute.objective import Objective, forward_losses
+from fedpeft.compute.scores import conclude
 from fedpeft.compute.token_losses import is_large
 from fedpeft.core.interfaces import Task
 from fedpeft.core.outputs import FEATURES as OUTPUT

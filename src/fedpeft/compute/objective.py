@@ -1,11 +1,9 @@
 """The loss as a function of the small tensors. The frozen base stays in the model, once, and is
 never written to."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -17,10 +15,9 @@ from fedpeft.compute.reference import with_base
 from fedpeft.compute.trainable import head_of
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import OTHER, SHARE, Added, Task, Term
-from fedpeft.core.low_rank import EXACT, merge_exact
 from fedpeft.core.outputs import Outputs, evaluation_mode
-from fedpeft.core.tensors import add_prefix, take_prefix
-from fedpeft.core.types import Batch, Summed, Tensors, Weighted
+from fedpeft.core.tensors import add_prefix
+from fedpeft.core.types import Batch, Tensors
 from fedpeft.errors import PlanError
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -31,7 +28,7 @@ costs no digits, and one that never changes leaves a job no trace of another; gr
 activations beyond 65504 / 4096 = 16 overflow, which is seen."""
 
 
-class _Pass(nn.Module):
+class ModelCall(nn.Module):
     """A function of a model and further arguments as a module's forward, which is what
     `functional_call` can call."""
 
@@ -75,17 +72,17 @@ class Objective:
     precision: str = "float32"
     held: Tensors = field(default_factory=dict)
     micro_batch: int = 0
-    _outputs: _Pass = field(init=False, repr=False, compare=False)
-    _losses: _Pass = field(init=False, repr=False, compare=False)
-    _gradient: _Pass = field(init=False, repr=False, compare=False)
+    _outputs: ModelCall = field(init=False, repr=False, compare=False)
+    _losses: ModelCall = field(init=False, repr=False, compare=False)
+    _gradient: ModelCall = field(init=False, repr=False, compare=False)
     _buffers: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _aliases: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
-        set_(self, "_outputs", _Pass(self.model, self.task.forward))
-        set_(self, "_losses", _Pass(self.model, self._given))
-        set_(self, "_gradient", _Pass(self.model, self._taken))
+        set_(self, "_outputs", ModelCall(self.model, self.task.forward))
+        set_(self, "_losses", ModelCall(self.model, self._given))
+        set_(self, "_gradient", ModelCall(self.model, self._taken))
         set_(self, "_buffers", tuple(name for name, _ in self.model.named_buffers()))
         set_(self, "_aliases", _tied_names(self.model))
 
@@ -167,7 +164,7 @@ class Objective:
                 held |= add_prefix(name, outputs)
         return held
 
-    def _run(self, function: _Pass, params: Tensors, *arguments: Any) -> Any:
+    def _run(self, function: ModelCall, params: Tensors, *arguments: Any) -> Any:
         """Call a function of the model with the small tensors swapped in."""
         called = {f"model.{name}": x for name, x in (*self.held.items(), *params.items())}
         for name, others in self._aliases.items():
@@ -283,116 +280,3 @@ def _autocast(precision: str, batch: Batch) -> AbstractContextManager[object]:
     if dtype is None:
         return nullcontext()
     return torch.autocast(batch["mask"].device.type, dtype)
-
-
-def evaluate(
-    task: Task, model: nn.Module, params: Tensors, batches: Iterable[Batch]
-) -> dict[str, Weighted]:
-    """The task's metrics over the batches, as sums with weights; the model is not changed.
-
-    Raises:
-      ValueError: see `score_batches`.
-    """
-    sums: dict[str, Weighted] = {}
-    for batch, values in score_batches(task, model, params, batches):
-        mask = batch["mask"]
-        for name, value in values.items():
-            each = value if isinstance(value, Summed) else Summed(value, torch.ones_like(mask))
-            total, weight = (float((_wide(x) * mask).sum()) for x in (each.totals, each.weights))
-            got = Weighted(total, weight, each.geometric)
-            sums[name] = sums[name] + got if name in sums else got
-    return sums
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def conclude(task: Task, sums: Mapping[str, Weighted]) -> dict[str, float]:
-    """The metrics as numbers; some tasks make several sums into one (their method `conclude`)."""
-    own: Callable[[Mapping[str, Weighted]], dict[str, float]] | None
-    own = getattr(task, "conclude", None)
-    return {name: one.value for name, one in sums.items()} if own is None else own(sums)
-
-
-def score_batches(
-    task: Task, model: nn.Module, params: Tensors, batches: Iterable[Batch]
-) -> Iterator[tuple[Batch, Mapping[str, Tensor | Summed]]]:
-    """Each batch with the task's metrics of each example; the model is not changed.
-
-    Raises:
-      ValueError: see `_each`.
-    """
-    yield from _each(task, model, params, batches, partial(_metrics, task))
-
-
-def outputs_of(
-    task: Task, model: nn.Module, params: Tensors, batches: Iterable[Batch], head: str | None = None
-) -> Iterator[tuple[Batch, Outputs]]:
-    """Each batch with what the task's forward pass gives of it; the model is not changed.
-
-    Where the task's outputs are large, a batch comes in parts.
-
-    Raises:
-      ValueError: see `_each`.
-    """
-
-    def forward(model: nn.Module, batch: Batch) -> Outputs:
-        return task.forward(model, batch, head)
-
-    chunks = getattr(task, "chunks", None)
-    parts = batches if chunks is None else chain.from_iterable(map(chunks, batches))
-    yield from _each(task, model, params, parts, forward)
-
-
-def _metrics(task: Task, model: nn.Module, batch: Batch) -> Mapping[str, Tensor | Summed]:
-    """The metrics of a batch, in parts where the task's outputs are large."""
-    chunks, forward = getattr(task, "chunks", None), forward_losses(task)
-    if chunks is None:
-        return task.metrics(forward(model, batch), batch)
-    found = [task.metrics(forward(model, part), part) for part in chunks(batch)]
-    return {name: _join_parts([one[name] for one in found]) for name in found[0]}
-
-
-def _join_parts(values: Sequence[Tensor | Summed]) -> Tensor | Summed:
-    """A metric of the parts of a batch, as one of the whole."""
-    first = values[0]
-    if isinstance(first, Tensor):
-        return torch.cat([x for x in values if isinstance(x, Tensor)])
-    summed = [x for x in values if isinstance(x, Summed)]
-    totals = torch.cat([one.totals for one in summed])
-    return Summed(totals, torch.cat([one.weights for one in summed]), first.geometric)
-
-
-def _each(
-    task: Task,
-    model: nn.Module,
-    params: Tensors,
-    batches: Iterable[Batch],
-    function: Callable[[nn.Module, Batch], Any],
-) -> Iterator[tuple[Batch, Any]]:
-    """Each batch with what a function makes of it and of the model with the parameters swapped in.
-
-    Of `params`, what the model does not have is passed over, so that a state's tensors will do as
-    they are: SCAFFOLD's `c/<name>` are among them. What is to be added to frozen weights is.
-
-    Raises:
-      ValueError: the model has none of them.
-    """
-    measure = _Pass(model, function)
-    own = {
-        name
-        for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
-    }
-    swapped = {**params, **merge_exact(model, take_prefix(EXACT, params))}
-    called = {f"model.{name}": x for name, x in swapped.items() if name in own}
-    if params and not called:
-        raise ValueError(
-            f"the model has none of the {len(params)} tensors, first {next(iter(params))!r}"
-        )
-    model.eval()
-    for batch in batches:
-        with torch.inference_mode():
-            batch = with_base(task, model, batch, in_parts=True)
-            values = functional_call(measure, called, (batch,))
-        yield batch, values

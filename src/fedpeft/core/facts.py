@@ -54,6 +54,7 @@ class Fact(Enum):
     COUPLES_EXAMPLES = "lets the examples of a batch change each other's loss"
     PACKED = "puts several examples into one row"
     MOVES_START = "does not start from the base as it is"
+    TELLS_CLASSES = "tells classes apart"
     NO_LOGITS = "gives no logits of classes or words"
     SIMULATES = "simulates what real clients have of themselves"
     SPANS_ROUNDS = "follows a course over all rounds of the plan"
@@ -63,13 +64,20 @@ class Fact(Enum):
 NOISE = (Fact.EXAMPLE_NOISE, Fact.CLIENT_NOISE, Fact.SERVER_NOISE)
 
 
+SAID_BY: Mapping[str, Fact] = {
+    "reveals": Fact.REVEALS,
+    "remembers": Fact.REMEMBERS,
+    "couples_examples": Fact.COUPLES_EXAMPLES,
+    "spans_rounds": Fact.SPANS_ROUNDS,
+    "tells_classes": Fact.TELLS_CLASSES,
+}
+"""Facts that an attribute of a part says, where it is true or not empty."""
+
+
 def offered_by(part: Any) -> frozenset[Fact]:
     """What is true of a part: what it declares, and what its other attributes say."""
     found = set(getattr(part, "offers", ()))
-    found |= {Fact.REVEALS} if getattr(part, "reveals", ()) else set()
-    found |= {Fact.REMEMBERS} if getattr(part, "remembers", False) else set()
-    found |= {Fact.COUPLES_EXAMPLES} if getattr(part, "couples_examples", False) else set()
-    found |= {Fact.SPANS_ROUNDS} if getattr(part, "spans_rounds", False) else set()
+    found |= {fact for name, fact in SAID_BY.items() if getattr(part, name, False)}
     found |= {Fact.MANY_MESSAGES} if hasattr(part, "handlers") else set()
     event = getattr(part, "event", None)
     if event is not None and event.accounted:

@@ -6,7 +6,7 @@ messages, tell values beside an update, or narrow what a client sees.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from fedpeft.core.conversation import Answer, Ask, Flow, Message
 from fedpeft.core.rounds import Round
@@ -41,6 +41,8 @@ class Handles(Protocol):
         need a store.
       asks_everyone: the phases in which all clients are asked, whoever is drawn for the round.
       asks_in: by phase the only rounds in which it is asked.
+      asks_when: a method that gives the same of a plan, where the rounds follow from it; a round
+        that the plan does not have any more, after the last, is among them or is refused.
       asks_times: by phase how often a client is asked in one round, where that is more than once.
     """
 
@@ -120,6 +122,43 @@ class ServerStep(Protocol):
     `round.bench`."""
 
     def step(self, after: State, before: State, round: Round) -> State: ...
+
+
+class Evaluation(Protocol):
+    """A place where the model that a round ends with is measured.
+
+    A part that asks for it has `measure`, which comes after all algorithms of the round and gives
+    plain values; they stand in the round's ledger under the part's `told_as`, with the bytes that
+    they cost and who `failed` to answer. One that has `at_server` asks nobody.
+    """
+
+
+class Metric(Protocol):
+    """A number, or several by name, of what a model makes of held-out examples.
+
+    `measure` gets a `compute.tally.Counts`; it gives nothing where these lack what it needs, and
+    NaN where the metric has no value. A method `interval(counts)` gives the ends of a 95 % interval
+    of the first of them, or None; with `resamples` it takes many draws, and so a while.
+
+    Attributes:
+      reads: the tensors of a tally that it needs beside the confusion matrix. No others leave an
+        owner.
+    """
+
+    @property
+    def reads(self) -> frozenset[str]: ...
+    def measure(self, counts: Any) -> Mapping[str, float]: ...
+
+
+@runtime_checkable
+class Measures(Protocol):
+    """An `Evaluation` that asks clients."""
+
+    @property
+    def told_as(self) -> str: ...
+    def measure(
+        self, state: State, round: Round
+    ) -> Generator[Ask, Iterator[Answer], Mapping[str, Any]]: ...
 
 
 class Exchange(Protocol):

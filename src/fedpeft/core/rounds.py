@@ -43,6 +43,7 @@ class Round:
       bench: the server's own model and data, where the engine lies beside them.
       report: takes a name and a plain value for the round's ledger, e.g. "aggregation_error".
       refuse: takes a client and the reason why what it sent cannot be used.
+      classes: what labels are called, as far as the server knows.
     """
 
     index: int
@@ -55,6 +56,7 @@ class Round:
     bench: Bench | None = None
     report: Callable[[str, Any], None] = _ignore
     refuse: Callable[[ClientId, str], None] = _ignore
+    classes: Sequence[str] = ()
 
     def views(self, clients: Sequence[ClientId]) -> dict[ClientId, View]:
         """What these clients see in this round."""

@@ -90,7 +90,7 @@ class Partitioned:
             yield from self._in_order(self.test, torch.arange(count(self.test)))
             return
         for rows, parts in ((self.train, self.apart), (self.test, self.tested)):
-            if client in parts:
+            if len(parts.get(client, ())):
                 yield from self._in_order(rows, parts[client])
 
     def own_size(self, client: ClientId) -> int:

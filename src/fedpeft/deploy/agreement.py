@@ -1,7 +1,7 @@
 """An owner's own terms: what a node answers is what its owner agreed to, whatever a server asks."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -24,12 +24,24 @@ class Agreement:
 
     Attributes:
       clients: all clients of the federation, in the order of the plan.
+      declines: phases of the plan that the owner does not answer.
     """
 
     plan: Plan
     client: ClientId
     clients: Sequence[ClientId]
     answers: Answers
+    declines: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        known = self.plan.handlers()
+        for phase in sorted(self.declines):
+            if phase not in known:
+                may = ", ".join(sorted(known)) or "there are none"
+                raise PlanError(
+                    f"{phase!r} is no message of this plan that can be declined: {may}"
+                    + ('; "fit" is what a node is for' if phase == "fit" else "")
+                )
 
     def check(self, token: str, job: Job) -> str:
         """The digest of a job that may be answered.
@@ -59,8 +71,7 @@ class Agreement:
 
     def _check_round(self, job: Job) -> None:
         plan = self.plan
-        if not 0 <= job.round < plan.rounds:
-            raise Refused(f"asked for round {job.round}, and the plan has {plan.rounds} rounds")
+        self._check_number(job)
         if job.seed != fold(round_seed(plan, job.round), "client", self.client):
             raise Refused(f"asked for round {job.round} with another seed than the plan's")
         if job.accepted is not None and not 0 <= job.accepted < job.round:
@@ -79,15 +90,33 @@ class Agreement:
                 f"asked to take part in round {job.round}, for which the plan draws others"
             )
 
+    def _check_number(self, job: Job) -> None:
+        """Raises Refused for a round that the plan does not have, and does not ask after either."""
+        after = any(job.round in rounds for rounds in self._rounds_of(job.phase))
+        if not 0 <= job.round < self.plan.rounds and not after:
+            raise Refused(
+                f"asked for round {job.round}, and the plan has {self.plan.rounds} rounds"
+            )
+
     def _check_phase(self, job: Job) -> None:
-        """Raises Refused for a phase that the plan has in other rounds alone."""
-        for rounds in self.plan.hooks("asks_in"):
-            if job.round not in rounds.get(job.phase, (job.round,)):
-                agreed = ", ".join(map(str, sorted(rounds[job.phase])))
+        """Raises Refused for a phase that the owner declines, or the plan has in other rounds
+        alone."""
+        if job.phase in self.declines:
+            raise Refused(f"asked for {job.phase!r}, which the owner of this node declines")
+        for rounds in self._rounds_of(job.phase):
+            if job.round not in rounds:
+                agreed = ", ".join(map(str, sorted(rounds)))
                 raise Refused(
                     f"asked for {job.phase!r} in round {job.round}, and the plan asks for it in "
                     f"round {agreed} alone"
                 )
+
+    def _rounds_of(self, phase: str) -> Iterator[Collection[int]]:
+        """The only rounds in which a phase is asked, by each part that says so."""
+        plan = self.plan
+        for rounds in [*plan.hooks("asks_in"), *(when(plan) for when in plan.hooks("asks_when"))]:
+            if phase in rounds:
+                yield rounds[phase]
 
     def _times(self, phase: str) -> int:
         """How often a client is asked in one round for this phase, by what the plan's parts say."""

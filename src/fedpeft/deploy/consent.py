@@ -1,7 +1,7 @@
 """What an owner agrees to, in plain words on one screen, and the file that says that he did."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -61,6 +61,7 @@ def consent_to(
     clients: Sequence[ClientId],
     earlier: int = 0,
     by_file: bool = False,
+    declined: Collection[str] = (),
 ) -> Consent:
     """What a client agrees to when it takes part in a plan.
 
@@ -68,11 +69,14 @@ def consent_to(
       clients: all clients of the federation.
       earlier: how many runs of this plan it has answered before, or how many files it has made.
       by_file: whether it writes one file instead of answering a server.
+      declined: messages of the plan that the owner does not answer.
     """
     plan = site.plan
     times = _times(plan, client, clients)
     rounds = f"{times} of {plan.rounds}, as the plan draws them; each answered once"
-    asked = _messages(plan)
+    if not plan.rounds:
+        rounds = "none: nobody trains, and a model that the server sends is measured once"
+    asked = _messages(plan, declined)
     if by_file:
         rounds = "one: you train once, and send the file yourself"
         asked = "none: no server asks anything; the file is sealed for the server alone"
@@ -83,7 +87,7 @@ def consent_to(
             ("rounds", rounds),
             ("messages", asked),
             ("noise", _noise(plan, times, earlier, "files" if by_file else "runs")),
-            ("not hidden", "; ".join(_visible(plan))),
+            ("not hidden", "; ".join(_visible(plan, declined))),
         )
     )
 
@@ -115,8 +119,8 @@ def _leaves(site: Site, client: ClientId, clients: Sequence[ClientId]) -> str:
     return f"{numbers:,} numbers a round (of {whole:,} in the model), and no example"
 
 
-def _messages(plan: Plan) -> str:
-    others = sorted(plan.handlers())
+def _messages(plan: Plan, declined: Collection[str]) -> str:
+    others = sorted(set(plan.handlers()) - set(declined))
     if not others:
         return "a model to train, and its change back; every other message is refused"
     return f"a model to train, and its change back; {', '.join(others)}; no other is answered"
@@ -138,12 +142,15 @@ def _noise(plan: Plan, times: int, earlier: int, unit: str) -> str:
     )
 
 
-def _visible(plan: Plan) -> Iterator[str]:
+def _visible(plan: Plan, declined: Collection[str]) -> Iterator[str]:
     """What the server learns whatever is hidden."""
     yield "that this site takes part, and when"
     if plan.weighting != "uniform" and not plan.exchange.sums:
         yield "how many examples there are here"
     if plan.private_part is None and not plan.exchange.sums:
         yield "the mean loss in training"
-    for facts in plan.hooks("reveals"):
-        yield from (TELLS.get(fact, fact) for fact in sorted(facts))
+    for part in plan.each_part():
+        asked = set(part.handlers()) if hasattr(part, "handlers") else set()
+        if not asked or not asked <= set(declined):
+            facts = getattr(part, "reveals", ())
+            yield from (TELLS.get(fact, fact) for fact in sorted(facts))

@@ -52,12 +52,13 @@ class Node:
       signing: the private key that the plan's secure sum knows the client by.
       again: whether the owner agrees to one more run of the plan than were answered.
       reads: how its data are read otherwise than the plan says, in words; the server is told.
+      declines: phases of the plan that the owner does not answer.
       terms: what an envelope must agree with.
       agreement: what the owner agreed to, and what was answered.
 
     Raises:
-      PlanError: the plan has another key for the client, none is given where it has one, or it
-        is of files and of no connection.
+      PlanError: the plan has another key for the client, none is given where it has one, it is of
+        files and of no connection, or it has no such phase to decline.
     """
 
     site: Site
@@ -67,6 +68,7 @@ class Node:
     signing: bytes | None = field(default=None, repr=False)
     again: bool = False
     reads: Sequence[str] = ()
+    declines: frozenset[str] = frozenset()
     terms: Mapping[str, str] = field(init=False)
     agreement: Agreement = field(init=False, repr=False)
 
@@ -80,7 +82,7 @@ class Node:
         if self.again:
             answers.agree_again()
         clients = plan.known_clients(self.site.data.clients)
-        agreement = Agreement(plan, self.client, clients, answers)
+        agreement = Agreement(plan, self.client, clients, answers, self.declines)
         object.__setattr__(self, "agreement", agreement)
 
     def answer(self, asked: Envelope) -> Envelope:

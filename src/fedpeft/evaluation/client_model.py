@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from fedpeft.algorithms.received_loss import least, mean_loss
-from fedpeft.compute.objective import outputs_of
+from fedpeft.compute.scores import outputs_of
 from fedpeft.core.interfaces import Store
 from fedpeft.core.low_rank import EXACT
 from fedpeft.core.tensors import add_prefix, take_prefix

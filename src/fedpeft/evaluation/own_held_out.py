@@ -4,7 +4,7 @@ those that it trains on."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedpeft.compute.objective import conclude, evaluate
+from fedpeft.compute.scores import conclude, evaluate
 from fedpeft.core.interfaces import Store
 from fedpeft.core.types import ClientId, State, Weighted
 from fedpeft.core.units import LESS_IS_BETTER, finite_or_none

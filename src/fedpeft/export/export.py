@@ -28,13 +28,16 @@ from fedpeft.tasks.pretrained import quiet
 from fedpeft.tasks.text_to_image import TextToImage
 
 
-def export_run(path: Path, out: Path, merge: bool = False, code: Code = REGISTERED) -> list[Path]:
+def export_run(
+    path: Path, out: Path, merge: bool = False, code: Code = REGISTERED, best: bool = False
+) -> list[Path]:
     """Write the last checkpoint of the run in the folder `path` to the new folder `out`, whole or
     not at all.
 
     Args:
       merge: compute an adapter into the base's weights and write the whole model.
       code: which modules the run's plan may name.
+      best: take the round that the plan selects, and not the last one.
 
     Returns:
       The files written.
@@ -45,7 +48,7 @@ def export_run(path: Path, out: Path, merge: bool = False, code: Code = REGISTER
       PlanError: the base model cannot be loaded.
     """
     _vacant(out)
-    result = widen_factors(read_result(path, code))
+    result = widen_factors(read_result(path, code, best))
     with _new_folder(out) as folder, quiet():
         card = _write(result, folder, out, merge)
         save_inputs(result.plan.task, folder)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpeft.compute.objective import Objective, score_batches
+from fedpeft.compute.scores import score_batches
 from fedpeft.core.low_rank import EXACT, B
 from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import norm, sub, take_prefix
@@ -22,7 +22,12 @@ from fedpeft.errors import PlanError, RunError
 from fedpeft.oneshot.theory import beyond, coins, corrected_bound, paper_bound, secants
 from fedpeft.oneshot.trajectories import Way, both_ways, check_comparable
 from fedpeft.oneshot.verdict import answer
-from fedpeft.oneshot.weight_change import measure_change, merge_into_copy, multiply_factors
+from fedpeft.oneshot.weight_change import (
+    measure_change,
+    merge_into_copy,
+    multiply_factors,
+    objective_without,
+)
 from fedpeft.plan.calibration import select_cohort
 from fedpeft.plan.plan import Plan
 from fedpeft.registry import REGISTERED, Code, describe
@@ -161,12 +166,12 @@ def _smoothness(site: Site, clients: Sequence[ClientId], many: Way, one: Way) ->
     places = sorted({0, 1, len(many.states) // 2, len(many.states) - 1})
     states = [*(many.states[place] for place in places), one.states[-1]]
     points = [_on_device(site, state) for state in states]
-    objective, of = Objective(site.model, site.task), "what is trained"
+    zero, of = {}, "what is trained"
     if any(take_prefix(EXACT, state) for state in states):
         of = "merged weights"
-        held = {name: torch.zeros_like(x) for name, x in points[0].items() if B in name}
-        objective = replace(objective, held=held)
+        zero = {name: x for name, x in points[0].items() if B in name}
         points = [multiply_factors(site.model, point) for point in points]
+    objective = objective_without(site.model, site.task, zero)
     size = getattr(site.plan.local, "batch_size", 32)
     draws = generator(site.plan.seed, "diagnose")
     first = (next(iter(site.data.batches(client, size, 1, draws))) for client in clients)

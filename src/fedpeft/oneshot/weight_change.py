@@ -8,9 +8,11 @@ from math import sqrt
 
 from torch import Tensor, nn
 
+from fedpeft.compute.objective import Objective
 from fedpeft.compute.trainable import write
 from fedpeft.core import low_rank
-from fedpeft.core.tensors import drop_prefixes, norm, sub, take_prefix
+from fedpeft.core.interfaces import Task
+from fedpeft.core.tensors import drop_prefixes, norm, sub, take_prefix, zeros_like
 from fedpeft.core.types import Tensors
 
 
@@ -81,3 +83,8 @@ def measure_change(start: Tensors, end: Tensors, other: Tensors | None = None) -
         if far:
             layers[owner] = far / size if size else None
     return Change(sqrt(moved / length), layers)
+
+
+def objective_without(model: nn.Module, task: Task, tensors: Tensors) -> Objective:
+    """The loss of a model in which these tensors are zero."""
+    return Objective(model, task, held=zeros_like(tensors))

@@ -20,7 +20,8 @@ from fedpeft.errors import unknown
 SHAPES = ("linear", "cosine", "exponential")
 FIXED = (
     "name", "schema", "seed", "rounds", "classes", "engine", "task", "model", "data", "partition",
-    "method", "compute", "nodes", "privacy", "phase", "schedule",
+    "method", "compute", "nodes", "privacy", "phase", "schedule", "evaluate_at", "metrics",
+    "select", "patience",
 )  # fmt: skip
 """Keys that are the same in all rounds: what is trained, on what, and by whom."""
 
@@ -82,7 +83,7 @@ class Schedule:
 
     def at(self, round: int, rounds: int) -> float | int:
         """The value in one of so many rounds."""
-        t = round / (rounds - 1) if rounds > 1 else 0.0
+        t = min(1.0, round / (rounds - 1)) if rounds > 1 else 0.0
         if self.shape == "linear":
             value = self.start + (self.end - self.start) * t
         elif self.shape == "cosine":

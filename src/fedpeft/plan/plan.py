@@ -11,7 +11,17 @@ import tomli_w
 from torch import Tensor, nn
 
 from fedpeft.core.conversation import Expected
-from fedpeft.core.hooks import Algorithm, Exchange, Handler, Routing, ServerStep, SharesBack
+from fedpeft.core.hooks import (
+    Algorithm,
+    Evaluation,
+    Exchange,
+    Handler,
+    Measures,
+    Metric,
+    Routing,
+    ServerStep,
+    SharesBack,
+)
 from fedpeft.core.interfaces import (
     Aggregator,
     Attack,
@@ -42,7 +52,16 @@ from fedpeft.plan.values import (
     private_part,
     quantizes,
 )
-from fedpeft.registry import build, part, parts, settings_of, table, tables
+from fedpeft.registry import (
+    build,
+    part,
+    parts,
+    settings_of,
+    table,
+    tables,
+    unwritten,
+    unwritten_parts,
+)
 
 SCHEMA = 2
 """The version of the plan's keys; version 1 is converted where a plan is read."""
@@ -80,6 +99,12 @@ class Plan:
       evaluate_every: rounds between evaluations; the last round is always evaluated.
       seed: what every random stream that is not secret comes from.
       engine: where clients train; results are the same in all but for rounding.
+      evaluate_at: where models are measured: at the "server", on common held-out examples, and at
+        the "owners", on the clients' own.
+      metrics: what is measured beside the task's own metrics.
+      select: the metric by which the best round's parameters are kept beside the last ones; empty
+        for none.
+      patience: a run ends after so many evaluations without a better one; 0 for never.
       privacy, admission, compute, nodes: tables; see `plan.tables`.
       phase, schedule: what changes from round to round; see `plan.phases`.
       schema: the version of these keys.
@@ -93,6 +118,8 @@ class Plan:
     task: Task = part("task", "image-classification")
     data: Source = part("data", "digits")
     partition: Partition = part("partition", "dirichlet")
+    evaluate_at: tuple[Evaluation, ...] = unwritten_parts("evaluation", "server")
+    metrics: tuple[Metric, ...] = parts("metric", unwritten=True)
     method: Method = part("method", "lora")
     local: Local = part("local", "descent")
     sampler: Sampler = part("sampler", "uniform")
@@ -117,6 +144,8 @@ class Plan:
     admission: AdmissionRules = table(AdmissionRules)
     compute: Compute = table(Compute)
     nodes: Nodes = table(Nodes)
+    select: str = unwritten("")
+    patience: int = unwritten(0)
     phase: tuple[Phase, ...] = tables(Phase)
     schedule: tuple[Schedule, ...] = tables(Schedule)
     schema: int = SCHEMA
@@ -194,6 +223,30 @@ class Plan:
     def changes(self) -> bool:
         """Whether the plan is another in other rounds; `plan.reading.plan_at` gives each."""
         return bool(self.phase or self.schedule)
+
+    @property
+    def measured_here(self) -> bool:
+        """Whether the server measures models on its own held-out examples."""
+        return any(getattr(one, "at_server", False) for one in self.evaluate_at)
+
+    @property
+    def asking(self) -> tuple[Measures, ...]:
+        """The parts that ask clients how a round's model does."""
+        return tuple(one for one in self.evaluate_at if isinstance(one, Measures))
+
+    @property
+    def counts_classes(self) -> bool:
+        """Whether clients are asked to count examples by class."""
+        return bool(self.asking) and bool(getattr(self.task, "tells_classes", False))
+
+    @property
+    def metrics_read(self) -> frozenset[str]:
+        """What the plan's metrics read beside the confusion matrix."""
+        return frozenset(name for metric in self.metrics for name in metric.reads)
+
+    def is_evaluated(self, done: int) -> bool:
+        """Whether the model after so many rounds is measured."""
+        return done % self.evaluate_every == 0 or done == self.rounds
 
     def each_part(self) -> Iterator[Any]:
         """All parts of the plan and the parts in them, in the order of the plan's keys."""

@@ -15,9 +15,7 @@ WEIGHTINGS = ("examples", "uniform", "batches")
 
 def check_values(plan: Any) -> None:
     """Raises PlanError for a value out of range."""
-    for key in ("rounds", "cohort", "evaluate_every"):
-        if getattr(plan, key) < 1:
-            raise PlanError(f"{key} must be at least 1, got {getattr(plan, key)}")
+    _check_counts(plan)
     if not 0 <= plan.seed < 2**63:
         raise PlanError(f"seed must be at least 0 and below 2^63, got {plan.seed}")
     if plan.admission.min_replies > plan.cohort and not plan.asynchronous:
@@ -48,6 +46,19 @@ def _check_uncoupled(plan: Any) -> None:
             f"compute.micro_batch: the rows of a batch of {type(plan.task).__name__} are not its "
             "examples here (packed, or pairs), so that a part of it cannot be cut off: leave out "
             "micro_batch, or task.packing, and set a smaller local.batch_size"
+        )
+
+
+def _check_counts(plan: Any) -> None:
+    """Raises PlanError for too few rounds, clients or evaluations."""
+    for key in ("rounds", "cohort", "evaluate_every"):
+        least = 0 if key == "rounds" and plan.asking else 1
+        if getattr(plan, key) < least:
+            raise PlanError(f"{key} must be at least {least}, got {getattr(plan, key)}")
+    if plan.patience < 0 or (plan.patience and not plan.select):
+        raise PlanError(
+            f"patience = {plan.patience}: it is a number of evaluations without a better one, 0 "
+            'for never, and select says by which metric, e.g. select = "accuracy"'
         )
 
 

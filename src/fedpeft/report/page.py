@@ -16,12 +16,11 @@ from fedpeft.evaluation.statistics import Estimate
 from fedpeft.report import tables
 from fedpeft.report.drawing import DASHES, scripts
 from fedpeft.report.figures import figures, intervals
+from fedpeft.report.further import csv_tables, further_tables
 from fedpeft.report.gallery import galleries
 from fedpeft.report.groups import REFERENCES, Group, Section
-from fedpeft.report.measured import arrivals, audits
 from fedpeft.report.reading import KeptRun
 from fedpeft.report.rows import format_value, with_interval
-from fedpeft.report.tables import ReportTable
 from fedpeft.storage.files import write_atomically
 
 NEAR = 4
@@ -83,8 +82,7 @@ def _part(k: int, section: Section) -> dict[str, Any]:
         "groups": tables.groups(section),
         "runs": tables.runs(section),
         "failures": tables.failures(section),
-        "audits": audits(section),
-        "arrivals": arrivals(section),
+        **further_tables(section),
         "benchmarks": tables.benchmarks(section),
         "samples": tables.samples(section),
         "differences": tables.differences(section),
@@ -247,10 +245,7 @@ def write_report(
         raise RunError(f"{out} is a folder: give -o the name of a file")
     texts = {out: html(report)}
     if as_csv:
-        for make in (tables.groups, tables.runs, tables.rounds, tables.failures):
-            made: list[tuple[str, ReportTable]] = [
-                (section.title, make(section)) for section in report.sections
-            ]
+        for made in csv_tables(report.sections):
             texts[out.with_name(f"{out.stem}-{made[0][1].name}.csv")] = tables.as_csv(made)
     if as_latex:
         texts[out.with_suffix(".tex")] = tables.as_latex(

@@ -22,6 +22,7 @@ from fedpeft.report.schema import (
     KeptArrivals,
     KeptAudit,
     KeptDivision,
+    KeptOwners,
     KeptPictures,
     KeptRound,
     Samples,
@@ -59,6 +60,13 @@ class KeptRun:
     pictures: KeptPictures | None
     audit: KeptAudit | None = None
     arrivals: KeptArrivals | None = None
+    asked_owners: KeptOwners | None = None
+
+    @property
+    def owners(self) -> KeptOwners | None:
+        """What owners measured: as they were asked last by `fedpeft evaluate`, or else in the run's
+        last evaluation."""
+        return self.asked_owners or (self.summary.owners if self.summary else None)
 
     @property
     def finished(self) -> bool:
@@ -188,13 +196,14 @@ def read_cell(path: Path) -> KeptRun:
             about.rounds,
             about.seed,
             rounds,
-            None if summary is None else _check(Summary, summary, folder.summary),
-            None if division is None else _check(KeptDivision, division, folder.partition),
-            None if samples is None else _check(Samples, samples, folder.samples),
+            _check_or_none(Summary, summary, folder.summary),
+            _check_or_none(KeptDivision, division, folder.partition),
+            _check_or_none(Samples, samples, folder.samples),
             _check(Benchmarks, read_json(folder.benchmarks) or {}, folder.benchmarks),
-            None if pictures is None else _check(KeptPictures, pictures, folder.pictures),
-            None if audit is None else _check(KeptAudit, audit, folder.audit),
+            _check_or_none(KeptPictures, pictures, folder.pictures),
+            _check_or_none(KeptAudit, audit, folder.audit),
             _read_arrivals(folder),
+            _check_or_none(KeptOwners, read_json(folder.owners), folder.owners),
         )
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.filename}: {error.strerror}") from None
@@ -217,6 +226,10 @@ class _Plan:
 @cache
 def _adapter(kind: type) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
+
+
+def _check_or_none(kind: type, values: Mapping[str, Any] | None, path: Path) -> Any:
+    return None if values is None else _check(kind, values, path)
 
 
 def _check(kind: type, values: Mapping[str, Any], path: Path, where: str = "") -> Any:

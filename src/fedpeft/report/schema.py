@@ -56,6 +56,35 @@ class ClientAccuracy:
 
 
 @dataclass(frozen=True)
+class KeptMetric:
+    """A metric over owners; what has no value is None."""
+
+    mean: Finite | None = None
+    worst_tenth: Finite | None = None
+    pooled: Finite | None = None
+    interval: tuple[Finite, Finite] | None = None
+    each: Mapping[str, Finite | None] = field(default_factory=dict)
+    intervals: Mapping[str, tuple[Finite, Finite]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class KeptOwners:
+    """What owners measured on their own held-out examples."""
+
+    examples: Mapping[str, int]
+    without: Sequence[str] = ()
+    metrics: Mapping[str, KeptMetric] = field(default_factory=dict)
+    classes: Sequence[str] = ()
+    confusion: Sequence[Sequence[int]] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+    not_asked: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.classes) for row in (self.confusion, *self.confusion)):
+            raise ValueError("the confusion matrix has not one line and column for each class")
+
+
+@dataclass(frozen=True)
 class Summary:
     """What a report takes from summary.json; what an older version did not write is None."""
 
@@ -70,6 +99,7 @@ class Summary:
     device: str = ""
     cpu: str = ""
     client_accuracy: ClientAccuracy | None = None
+    owners: KeptOwners | None = None
 
 
 @dataclass(frozen=True)

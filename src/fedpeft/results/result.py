@@ -46,15 +46,23 @@ class Result:
         return RunError(f"{self.folder.path} ({self.method}) cannot be exported: {reason}")
 
 
-def read_result(path: Path, code: Code = REGISTERED) -> Result:
+def read_result(path: Path, code: Code = REGISTERED, best: bool = False) -> Result:
     """The result of the run in the folder `path`, whose plan may name the modules of `code`.
+
+    Args:
+      best: take the round that the plan selects, and not the last one.
 
     Raises:
       RunError: there is no such run, no round of it is done, or its model is not one of
         `transformers`.
     """
     folder, plan = reopen(path, code)
-    saved = load_checkpoint(folder.checkpoint, plan)
+    if best and not plan.select:
+        raise RunError(
+            f"{path} has no best round: its plan does not say by which metric; leave out --best, "
+            'or run a plan with select = "accuracy" or another metric'
+        )
+    saved = load_checkpoint(folder.best if best else folder.checkpoint, plan)
     if saved is None:
         raise RunError(f"{path} has no checkpoint yet: no round of it is done")
     if plan.personal:

@@ -1,12 +1,13 @@
 """The client that answers a message, as the handlers of algorithms see it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from fedpeft.compute.objective import evaluate, outputs_of
+from fedpeft.compute.held_out import HeldOut, score_held_out
+from fedpeft.compute.scores import evaluate, outputs_of
 from fedpeft.core.interfaces import Store
 from fedpeft.core.outputs import Outputs
 from fedpeft.core.types import Batch, ClientId, Job, Tensors, Weighted
@@ -80,6 +81,25 @@ class Client:
         batches = map(site.on_device, site.data.training(self.name))
         with threads(site.plan.compute.threads):
             yield from outputs_of(site.task, site.model, on, batches, head)
+
+    def score_held_out(self, classes: int, reads: Collection[str]) -> HeldOut:
+        """What its model makes of the examples that it holds out, of which there may be none.
+
+        Its model is the one that it received with its own tensors in their places; where local
+        training makes it a model of its own, it is that one, once it has any.
+
+        Args:
+          classes: how many are counted by; 0 for a task without classes.
+          reads: what metrics read beside the confusion matrix.
+        """
+        site, local = self.site, self.site.plan.local
+        params = {**self.found.objective.held, **self.received, **self.recall("personal")}
+        if hasattr(local, "own_model"):
+            params |= local.own_model(self.recall("local"))
+        on = {name: x.to(site.device) for name, x in params.items()}
+        batches = map(site.on_device, site.data.held_out(self.name))
+        with threads(site.plan.compute.threads):
+            return score_held_out(site.task, site.model, on, batches, classes, reads)
 
     def measure(self, params: Tensors, batches: Any) -> Mapping[str, Weighted]:
         """The task's metrics of parameters on batches of its own."""

@@ -1,11 +1,11 @@
 """Federated training in rounds: each is a conversation that an algorithm leads."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 from fedpeft.algorithms.fedavg import compose
-from fedpeft.core.conversation import converse
+from fedpeft.core.conversation import Answer, Ask, Flow, converse
 from fedpeft.core.interfaces import Engine, Store
 from fedpeft.core.rounds import Bench, Round
 from fedpeft.core.secrets import Secret
@@ -55,11 +55,20 @@ def start(plan: Plan, params: Tensors | None = None) -> State:
 
 
 def federate(
-    plan: Plan, engine: Engine, state: State | None = None, secret: Secret | None = None
+    plan: Plan,
+    engine: Engine,
+    state: State | None = None,
+    secret: Secret | None = None,
+    classes: Sequence[str] = (),
 ) -> Iterator[tuple[State, Ledger]]:
     """Yield the state and the ledger after each round, from `state` on.
 
-    The server's noise is drawn from `secret`; if there is none, from one that nobody keeps.
+    The server's noise is drawn from `secret`; if there is none, from one that nobody keeps. A plan
+    of no rounds, which asks its clients how a model does, yields the state as it is once, with the
+    ledger of that.
+
+    Args:
+      classes: what labels are called, where neither the plan nor an engine in this process tells.
 
     With no algorithm around it this is McMahan et al. (arXiv:1602.05629), Algorithm 1. Evaluation,
     logging, checkpoints and early stopping are the body of the caller's `for`.
@@ -69,19 +78,64 @@ def federate(
         downlink's codec cannot hold the state.
     """
     beside = _local(plan, engine)
+    classes = _known_classes(plan, beside, classes)
     state = state or start(plan, beside.site.params() if beside else None)
     secret, clients, run = secret or Secret.fresh(), engine.clients, plan.run
     spending = resume_accounting(plan, clients, state.round)
+    if not plan.rounds:
+        yield state, ask_owners(plan, engine, state, classes)
     while state.round < plan.rounds:
         now, ledger = plan_at(plan, state.round), Ledger(state.round)
         admission = Admission.of(now, state, ledger, claims=beside is None)
-        round = _open_round(now, state, clients, secret, admission, beside, run)
+        round = _open_round(now, state, clients, secret, admission, beside, run, classes)
         post = Post(now, engine, admission, ledger, run)
-        after = converse(compose(now.algorithms)(state, round), post)
+        after = converse(_lead(plan, state, round, ledger), post)
         _account(spending, round, ledger)
-        after = _guard(now, state, after, ledger)
         state = admission.after(_teach_sampler(now, after, ledger))
         yield state, ledger
+
+
+def ask_owners(plan: Plan, engine: Engine, state: State, classes: Sequence[str] = ()) -> Ledger:
+    """Measure a state as the plan's evaluations ask for it, without a round of training.
+
+    Returns:
+      What it cost, with what was told in `reports`.
+    """
+    ledger, secret = Ledger(state.round), Secret.fresh()
+    beside = _local(plan, engine)
+    classes = _known_classes(plan, beside, classes)
+    now = plan_at(plan, state.round)
+    admission = Admission.of(now, state, ledger, claims=beside is None)
+    round = _open_round(now, state, engine.clients, secret, admission, beside, plan.run, classes)
+
+    def flow() -> Flow:
+        yield from _measure(state, round, ledger)
+        return state
+
+    converse(flow(), Post(now, engine, admission, ledger, plan.run))
+    return ledger
+
+
+def _lead(plan: Plan, state: State, round: Round, ledger: Ledger) -> Flow:
+    """The round's algorithms, and then the evaluations of what they come to."""
+    after = yield from compose(round.plan.algorithms)(state, round)
+    after = _guard(round.plan, state, after, ledger)
+    if plan.is_evaluated(after.round):
+        yield from _measure(after, round, ledger)
+    return after
+
+
+def _measure(state: State, round: Round, ledger: Ledger) -> Generator[Ask, Iterator[Answer], None]:
+    """Ask the clients how a state does. Who does not answer that has failed in nothing else, so
+    that the reasons stand with what was told."""
+    for one in round.plan.asking:
+        before, up, down = dict(ledger.failed), ledger.bytes_up, ledger.bytes_down
+        told = yield from one.measure(state, round)
+        failed = {client: why for client, why in ledger.failed.items() if client not in before}
+        for client in failed:
+            del ledger.failed[client]
+        cost = {"bytes_up": ledger.bytes_up - up, "bytes_down": ledger.bytes_down - down}
+        ledger.report(one.told_as, {**told, "failed": failed, "not_asked": before, **cost})
 
 
 def remembers(plan: Plan) -> bool:
@@ -108,6 +162,21 @@ def _local(plan: Plan, engine: Engine) -> LocalEngine | None:
     return engine
 
 
+def _known_classes(plan: Plan, beside: LocalEngine | None, classes: Sequence[str]) -> Sequence[str]:
+    """What labels are called.
+
+    Raises:
+      PlanError: owners are to count by them, and nobody told.
+    """
+    known = beside.site.classes if beside else plan.classes or classes
+    if plan.counts_classes and not known:
+        raise PlanError(
+            "the server does not know the labels, by which owners are to count: name them in the "
+            "plan, classes = [...]"
+        )
+    return known
+
+
 def _open_round(
     plan: Plan,
     state: State,
@@ -116,6 +185,7 @@ def _open_round(
     admission: Admission,
     beside: LocalEngine | None,
     run: str,
+    classes: Sequence[str],
 ) -> Round:
     bench = None
     if beside is not None:
@@ -131,6 +201,7 @@ def _open_round(
         bench=bench,
         report=admission.ledger.report,
         refuse=admission.refuse,
+        classes=classes,
     )
 
 

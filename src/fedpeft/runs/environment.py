@@ -6,9 +6,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from torch.nn import Module
+
 from fedpeft import __version__
+from fedpeft.compute.device_memory import available
 from fedpeft.compute.frozen_linear import can_pack
 from fedpeft.plan.plan import Plan
+
+WHOLE_COPIES = 3
+"""What comparing with full fine-tuning holds of a model: itself, its tensors and a message."""
 
 LIBRARIES = ("torch", "transformers", "peft")
 
@@ -63,3 +69,15 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
         **values.get("versions", {}),
         **{key: x for key, x in values.items() if key != "versions"},
     }
+
+
+def check_whole_fits(model: Module) -> None:
+    """Raises MemoryError where the whole model in float32 and its message may not fit in: a system
+    ends what takes more than there is, and the run with it."""
+    needed = WHOLE_COPIES * 4 * sum(x.numel() for x in model.parameters())
+    free = available("cpu")
+    if needed > free:
+        raise MemoryError(
+            f"the whole model and its message take {needed / 1e9:.1f} GB in float32, and "
+            f"{free / 1e9:.1f} GB are free"
+        )

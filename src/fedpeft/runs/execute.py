@@ -9,24 +9,31 @@ from typing import Any, Protocol
 import torch
 
 from fedpeft.core.interfaces import Engine
-from fedpeft.core.secrets import Secret, secret_at
 from fedpeft.core.tensors import layout
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError, RunError
 from fedpeft.evaluation.measure import held_out
 from fedpeft.evaluation.probe import check_gradients
-from fedpeft.plan.calibration import with_noise
 from fedpeft.plan.plan import Plan
-from fedpeft.plan.reading import read_plan
 from fedpeft.plan.values import shares_optimizer_state
 from fedpeft.registry import find
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
-from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fedpeft.runs.beginning import started_from
+from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.division import division_at
 from fedpeft.runs.environment import compare_environments, environment
-from fedpeft.runs.folder import RunFolder, append_round, keep_rounds, read_json, write_json
+from fedpeft.runs.folder import (
+    RunFolder,
+    append_round,
+    keep_rounds,
+    read_json,
+    read_rounds,
+    write_json,
+)
+from fedpeft.runs.noise import check_secrets, open_secrets, write_noise
 from fedpeft.runs.record import RoundRecord, record_of
+from fedpeft.runs.selection import Best
 from fedpeft.storage.client_memory import Folder
 from fedpeft.storage.files import write_atomically
 
@@ -117,17 +124,32 @@ def execute(folder: RunFolder, site: Site, engine: Engine) -> Iterator[RoundReco
     """
     plan, here, store = site.plan, environment(site.plan, site.device), Folder(folder.clients)
     clock, begun = perf_counter(), resume_state(folder, site)
-    own, _ = secrets = _secrets(folder, plan)
+    best = Best.of(plan, read_rounds(folder))
+    _keep_best(folder, best, begun.round)
+    if best.exhausted:
+        return
+    own, _ = secrets = open_secrets(folder, plan)
     commitments = [secret.commitment for secret in secrets if secret]
-    for state, ledger in federate(plan, engine, begun, own):
-        due = state.round % plan.evaluate_every == 0 or state.round == plan.rounds
+    for state, ledger in federate(plan, engine, begun, own, site.classes):
+        due = plan.measured_here and plan.is_evaluated(state.round)
         measured = held_out(site, state, store) if due else None
         now = perf_counter()
         record = record_of(ledger, measured, now - clock)
         clock = now
         append_round(folder, record.values())
         save_checkpoint(folder.checkpoint, plan, state, here, ledger.privacy, commitments)
+        best = best.after(record.values())
+        _keep_best(folder, best, state.round)
         yield record
+        if best.exhausted:
+            return
+
+
+def _keep_best(folder: RunFolder, best: Best, done: int) -> None:
+    """Keep the checkpoint of a round that is the best, whole or not at all; after a kill it is kept
+    by the resume."""
+    if best.metric and best.round == done and folder.checkpoint.exists():
+        write_atomically(folder.best, folder.checkpoint.read_bytes())
 
 
 def resume_state(folder: RunFolder, site: Site) -> State:
@@ -137,7 +159,7 @@ def resume_state(folder: RunFolder, site: Site) -> State:
       RunError: the folder does not fit the plan or the data.
     """
     _same_partition(folder, site)
-    fresh = start(site.plan, site.params())
+    fresh = started_from(folder, site.plan, start(site.plan, site.params()))
     saved = load_checkpoint(folder.checkpoint, site.plan)
     if shares_optimizer_state(site.plan):  # what leaks lies in the process that is gone
         saved = None
@@ -149,43 +171,10 @@ def resume_state(folder: RunFolder, site: Site) -> State:
             f"{folder.checkpoint} holds other tensors than the plan's model has with these "
             "libraries"
         )
-    _same_secrets(folder, saved)
-    _write_noise(folder, site.plan)
+    check_secrets(folder, saved)
+    write_noise(folder, site.plan)
     keep_rounds(folder, state.round)
     return state
-
-
-def _write_noise(folder: RunFolder, plan: Plan) -> None:
-    """Into the run's plan, where its target alone is there: another version of the library may
-    calibrate otherwise."""
-    if plan.privacy.target_epsilon is None:
-        return
-    written = read_plan(folder.plan)
-    if written.private_part.noise_multiplier is None:
-        noisy = with_noise(written, plan.private_part.noise_multiplier)
-        write_atomically(folder.plan, noisy.toml().encode())
-
-
-def _secrets(folder: RunFolder, plan: Plan) -> tuple[Secret | None, Secret | None]:
-    """The server's and the clients' of a private plan, made by the first call."""
-    if plan.private_part is None:
-        return None, None
-    own, clients = map(secret_at, folder.secrets)
-    return own, clients
-
-
-def _same_secrets(folder: RunFolder, saved: Checkpoint | None) -> None:
-    """A run that goes on with another secret would give the same round two noises, and their mean
-    has less."""
-    if not saved or not saved.commitments:
-        return
-    for path, commitment in zip(folder.secrets, saved.commitments, strict=True):
-        if not path.exists() or secret_at(path).commitment != commitment:
-            raise RunError(
-                f"{path} is not what this run's noise was drawn from: "
-                "with another secret its guarantee would not hold. "
-                "Put the file back, or begin a new run"
-            )
 
 
 def find_changes(folder: RunFolder, site: Site) -> list[str]:

@@ -3,12 +3,14 @@
     plan.toml      the whole plan, defaults included; written first, it makes the folder a run's
     partition.json who holds what
     rounds.jsonl   a line for each round
-    checkpoint/    the server's state after the last round
+    checkpoint/    the server's state after the last round, and after the best one where the plan
+                   selects it
     clients/       the clients' own memory, where the plan's parts keep one
     secret, clients/secret
                    in private plans what noise is drawn from: for their owners only, never to be
                    passed on
     summary.json   written at the end; a run that has it is finished
+    owners.json    what `fedpeft evaluate --at-owners` found
     audit.json     what `fedpeft audit --canaries` measured of its epsilon
     arrivals.json  what `fedpeft merge --evaluate` measured after each file
     pictures.json  what a text-to-image model draws, before its tuning and after
@@ -58,6 +60,14 @@ class RunFolder:
         return self.path / "checkpoint" / "state.safetensors"
 
     @property
+    def best(self) -> Path:
+        return self.path / "checkpoint" / "best.safetensors"
+
+    @property
+    def start(self) -> Path:
+        return self.path / "checkpoint" / "start.safetensors"
+
+    @property
     def clients(self) -> Path:
         return self.path / "clients"
 
@@ -73,6 +83,10 @@ class RunFolder:
     @property
     def samples(self) -> Path:
         return self.path / "samples.json"
+
+    @property
+    def owners(self) -> Path:
+        return self.path / "owners.json"
 
     @property
     def audit(self) -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import nan
 from typing import Any
 
 from fedpeft.core.types import ClientId
@@ -30,8 +31,8 @@ class RoundRecord:
       vote: what the clients chose: `merge`, `strength`, all `scores`, by how many `examples`, and
         who `failed` to vote; null without a vote.
       reports: by name what else algorithms told of the round.
-      held_out: the same of the new parameters on held-out examples; null if this round was not
-        evaluated.
+      held_out: the same of the new parameters on held-out examples: the server's, or, where it
+        measures none itself, those of all owners together; null if this round was not evaluated.
     """
 
     round: int
@@ -58,6 +59,7 @@ class RoundRecord:
 
 def record_of(ledger: Ledger, held_out: Mapping[str, float] | None, seconds: float) -> RoundRecord:
     """A ledger and what was measured after its round."""
+    told = held_out or _of_all_owners(ledger) or held_out
     metrics = {name: metric.value for name, metric in ledger.metrics.items()}
     return RoundRecord(
         round=ledger.round + 1,
@@ -67,13 +69,21 @@ def record_of(ledger: Ledger, held_out: Mapping[str, float] | None, seconds: flo
         up_headers=ledger.up_headers,
         note=ledger.note,
         metrics=finite_or_none(metrics),
-        held_out=None if held_out is None else finite_or_none(held_out),
+        held_out=None if told is None else finite_or_none(told),
         seconds=round(seconds, 3),
         privacy=ledger.privacy,
         aggregation_error=ledger.aggregation_error,
         vote=ledger.vote,
         reports={name: x for name, x in ledger.reports.items() if name not in NAMED},
     )
+
+
+def _of_all_owners(ledger: Ledger) -> dict[str, float]:
+    """What owners measured of all their examples together; nothing where they were not asked, or
+    have no examples."""
+    told = ledger.reports.get("owners", {}).get("metrics", {})
+    pooled = {name: one["pooled"] for name, one in told.items()}
+    return {name: nan if value is None else value for name, value in pooled.items()}
 
 
 def _client(ledger: Ledger, client: ClientId) -> dict[str, Any]:

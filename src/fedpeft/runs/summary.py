@@ -4,22 +4,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
-from fedpeft.compute.device_memory import available
 from fedpeft.engines.auto import Choice
 from fedpeft.errors import FedpeftError, reason_of
-from fedpeft.evaluation.measure import FullPayloads, client_accuracy, full_payloads
+from fedpeft.evaluation.client_accuracy import client_accuracy
+from fedpeft.evaluation.measure import FullPayloads, full_payloads
 from fedpeft.evaluation.own_held_out import own_held_out
 from fedpeft.registry import describe
 from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint
-from fedpeft.runs.environment import environment
+from fedpeft.runs.environment import check_whole_fits, environment
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds, write_json
+from fedpeft.runs.selection import Best
 from fedpeft.storage.client_memory import Folder
-
-COPIES = 3
-"""What comparing with full fine-tuning holds of a model: itself, its tensors and a message."""
 
 
 def summarize(
@@ -42,11 +38,13 @@ def summarize(
         "name": plan.name,
         "method": describe("method", plan.method)["name"],
         "seed": plan.seed,
-        "rounds": len(rounds),
+        "rounds": min(len(rounds), plan.rounds),
         "clients": len(site.data.clients),
         "cohort": plan.cohort,
         **_accuracy(rounds),
         **_by_client(folder, site, saved),
+        **_by_owner(rounds),
+        **_selected(site, rounds),
         "privacy": rounds[-1].get("privacy") if rounds else None,
         "trainable_params": sum(x.numel() for x in site.params().values()),
         **_traffic(rounds),
@@ -63,25 +61,13 @@ def summarize(
     }
     write_json(folder.summary, summary)
     try:
-        _check_room(site.model)
+        check_whole_fits(site.model)
         measured = _against_full(rounds, full_payloads(plan, site.classes))
         summary |= {**measured, "full_not_measured": None}
     except (FedpeftError, ArithmeticError, ValueError, RuntimeError, OSError, MemoryError) as error:
         summary["full_not_measured"] = reason_of(error)
     write_json(folder.summary, summary)
     return summary
-
-
-def _check_room(model: nn.Module) -> None:
-    """Raises MemoryError where the whole model in float32 and its message may not fit in: a system
-    ends what takes more than there is, and the run with it."""
-    needed = COPIES * 4 * sum(x.numel() for x in model.parameters())
-    free = available("cpu")
-    if needed > free:
-        raise MemoryError(
-            f"the whole model and its message take {needed / 1e9:.1f} GB in float32, and "
-            f"{free / 1e9:.1f} GB are free"
-        )
 
 
 def _by_client(folder: RunFolder, site: Site, saved: Checkpoint | None) -> dict[str, Any]:
@@ -95,6 +81,25 @@ def _by_client(folder: RunFolder, site: Site, saved: Checkpoint | None) -> dict[
     if (own := own_held_out(site, saved.state, store)) is not None:
         found["own_held_out"] = own
     return found
+
+
+def _by_owner(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What owners measured last; nothing where they were never asked."""
+    told = [r["reports"]["owners"] for r in rounds if "owners" in (r.get("reports") or {})]
+    return {"owners": told[-1]} if told else {}
+
+
+def _selected(site: Site, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Which round was kept as the best, and why the run ended early, if it did."""
+    plan = site.plan
+    if not plan.select:
+        return {}
+    best = Best.of(plan, rounds)
+    early = best.exhausted and len(rounds) < plan.rounds
+    return {
+        "selected": {"metric": best.metric, "round": best.round, "value": best.value},
+        "ended_early": best.why if early else None,
+    }
 
 
 def _accuracy(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

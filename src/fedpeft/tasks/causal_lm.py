@@ -83,6 +83,7 @@ class CausalLM:
         examples of a row.
     """
 
+    measures: ClassVar[tuple[str, ...]] = ("loss", "perplexity")
     model: str = "stories260k"
     template: str = "none"
     instruction: str = "instruction"

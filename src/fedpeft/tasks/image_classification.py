@@ -67,6 +67,16 @@ class ImageClassification:
         return self.learned.offers
 
     @property
+    def tells_classes(self) -> bool:
+        """Whether classes are learned of which one is right."""
+        return Fact.NO_LOGITS not in self.offers
+
+    @property
+    def measures(self) -> tuple[str, ...] | None:
+        """The names of the metrics; None where they follow from what is learned."""
+        return scoring.SCORES if self.tells_classes else None
+
+    @property
     def loader(self) -> Loader:
         """How `transformers` loads the models."""
         return self.learned.loader(IMAGES)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,8 @@ class ModuleTask:
         name to go by.
     """
 
+    tells_classes: ClassVar[bool] = True
+    measures: ClassVar[tuple[str, ...]] = scoring.SCORES
     module: Any = code()
     arguments: Mapping[str, Any] = field(default_factory=dict)
     column: str = ""

@@ -36,6 +36,10 @@ def losses(outputs: Outputs, batch: Batch) -> Tensor:
     return binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(1)
 
 
+SCORES = ("accuracy", "loss")
+"""The names of what `scores` gives of classes."""
+
+
 def scores(outputs: Outputs, batch: Batch) -> Mapping[str, Tensor | Summed]:
     """Accuracy (0 or 1) and loss, one value an example; of several labels and of numbers what
     `derive_metrics` needs beside the loss."""

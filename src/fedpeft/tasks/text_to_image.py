@@ -66,6 +66,7 @@ class TextToImage:
     size: int = 0
     measured_at: int = 4
     loader: ClassVar[Loader] = DENOISER
+    measures: ClassVar[tuple[str, ...]] = ("loss",)
     offers: ClassVar[frozenset[Fact]] = frozenset({Fact.NO_LOGITS})
 
     def __post_init__(self) -> None:
