@@ -27,14 +27,23 @@ def prepare_model(plan: Plan, classes: Sequence[str], rows: Tensors, device: str
     """
     model = plan.model(classes).to(device)
     names = plan.method.names(model)
-    _check_personal(plan, names)
-    _check_ranks(plan, names)
+    check_trained(plan, names)
     prepare_frozen(model, names, plan.compute.base_dtype, plan.compute.pack)
     if rows and count(rows):
         few = bytes_moved({name: x[:TRIED] for name, x in rows.items()}, device)
         batch = {**plan.task.batch(few, None), "mask": torch.ones(count(few))}
         check_pass(plan.task, plan.method, model, move_to(batch, device))
     return model
+
+
+def check_trained(plan: Plan, names: Sequence[str]) -> None:
+    """Make sure that the plan's routing fits the names of what is trained.
+
+    Raises:
+      PlanError: it names what is not trained, or gives ranks to what has none.
+    """
+    _check_personal(plan, names)
+    _check_ranks(plan, names)
 
 
 def _check_personal(plan: Plan, names: Sequence[str]) -> None:

@@ -215,6 +215,8 @@ def check_causal(name: str, model: nn.Module) -> None:
 def _load(auto: Any, name: str, config: Any, **settings: Any) -> tuple[nn.Module, Any]:
     """The model, and what of it was not in its checkpoint."""
     settings |= {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
+    if torch.get_default_device().type == "meta":  # shapes and names alone are asked for
+        settings["device_map"] = "meta"
     try:
         with quiet():
             path = str(locate(name) or name)
