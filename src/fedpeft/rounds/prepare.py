@@ -39,8 +39,7 @@ def prepare_model(plan: Plan, classes: Sequence[str], rows: Tensors, device: str
     """
     model = plan.model(classes).to(device)
     names = plan.method.names(model)
-    _check_personal(plan, names)
-    _check_ranks(plan, names)
+    check_trained(plan, names)
     prepare_frozen(model, names, plan.compute.base_dtype, plan.compute.pack)
     if plan.compute.micro_batch:
         _check_parts(names)
@@ -63,6 +62,16 @@ def _check_parts(names: Sequence[str]) -> None:
             "has other statistics: leave micro_batch out, or take a method that leaves them "
             'frozen, such as "lora"'
         )
+
+
+def check_trained(plan: Plan, names: Sequence[str]) -> None:
+    """Make sure that the plan's routing fits the names of what is trained.
+
+    Raises:
+      PlanError: it names what is not trained, or gives ranks to what has none.
+    """
+    _check_personal(plan, names)
+    _check_ranks(plan, names)
 
 
 def _check_personal(plan: Plan, names: Sequence[str]) -> None:

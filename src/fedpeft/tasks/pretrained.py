@@ -238,6 +238,8 @@ def _load(auto: Any, name: str, config: Any, **settings: Any) -> tuple[nn.Module
     """The model, and what of it was not in its checkpoint."""
     usual = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
     settings = usual | settings
+    if torch.get_default_device().type == "meta":  # shapes and names alone are asked for
+        settings["device_map"] = "meta"
     try:
         with quiet():
             path = str(locate(name) or name)

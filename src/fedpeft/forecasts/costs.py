@@ -1,0 +1,155 @@
+"""What training a plan's clients costs in operations and memory, told on the meta device."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from math import ceil
+from typing import Any
+
+from torch import nn
+
+from fedpeft.compute.frozen_linear import LEAST_WEIGHT
+from fedpeft.compute.objective import Objective, evaluate
+from fedpeft.core.interfaces import Data
+from fedpeft.core.secrets import Secret
+from fedpeft.core.tensors import move_to
+from fedpeft.core.types import Batch, ClientId, Context, Tensors
+from fedpeft.engines.auto import typical
+from fedpeft.forecasts.blueprint import META
+from fedpeft.forecasts.step_cost import Cost, Live, cost_of
+from fedpeft.forecasts.stand_in import Holdings
+from fedpeft.plan.plan import Plan
+
+LOOKED_AT = 4
+"""Batches of a client whose costs are told; the others cost as these on average."""
+BLAS = (nn.Linear,)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one client's training costs in a round.
+
+    Attributes:
+      client: the one of middle size, which is looked at.
+      steps: its optimizer steps in a round.
+      step_flop: of one step, on average.
+      step_peak: bytes that a step needs beside weights and data, of the largest batch.
+      row_saved: bytes that a step keeps for the way back, for each example.
+      evaluation: of all common held-out examples, in batches; its peak is that of one batch.
+      round_steps: steps of all clients of a usual round.
+      error: why nothing is known, in words; empty otherwise.
+    """
+
+    client: ClientId
+    steps: int
+    round_steps: float
+    step_flop: int = 0
+    step_peak: int = 0
+    batch: int = 0
+    evaluation: Cost = Cost(0, 0)
+    error: str = ""
+
+    @property
+    def client_flop(self) -> int:
+        """Of the client in a round."""
+        return self.step_flop * self.steps
+
+    @property
+    def round_flop(self) -> float:
+        """Of all clients in a round."""
+        return self.step_flop * self.round_steps
+
+
+def cost_training(holdings: Holdings, model: nn.Module, params: Tensors) -> Training:
+    """The cost of a step and of an evaluation.
+
+    Args:
+      model: on the meta device but for what is trained.
+      params: what is trained, with numbers.
+    """
+    plan, data = holdings.plan, holdings.data
+    client = typical(data, data.clients)
+    cohort = min(plan.cohort, len(data.clients))
+    steps = [plan.local.steps_for(data.size(one)) for one in data.clients]
+    known = Training(
+        client, plan.local.steps_for(data.size(client)), cohort * sum(steps) / len(steps)
+    )
+    try:
+        return _with_costs(known, holdings, model, params)
+    except Exception as error:  # what a model or a part raises of tensors without numbers
+        words = (str(error).strip().splitlines() or ["no reason given"])[0]
+        return replace(known, error=f"{type(error).__name__}: {words}")
+
+
+def _with_costs(known: Training, holdings: Holdings, model: nn.Module, params: Tensors) -> Training:
+    plan, data = holdings.plan, holdings.data
+    context = _context(plan, data, known)
+    shared = {
+        f"{owner}/{name}": x
+        for owner, some in _shares(plan, params).items()
+        for name, x in some.items()
+    }
+    start = {**params, **shared}
+    batches = list(islice(plan.local.batches(data, start, context), LOOKED_AT))
+    objective = Objective(model, plan.task)
+    meta = move_to(start, META)
+    model.train()
+    with Live():
+        carry = plan.local.begin(meta, {}, context)
+    private = plan.local.event is not None
+
+    def step(batch: Batch) -> Cost:
+        moved = move_to(batch, META)
+        return cost_of(lambda: plan.local.step(carry, moved, objective), fused=not private)
+
+    costs = [step(batch) for batch in batches]
+    largest = max(range(len(costs)), key=lambda k: costs[k].peak)
+    return replace(
+        known,
+        step_flop=sum(cost.flop for cost in costs) // len(costs),
+        step_peak=costs[largest].peak,
+        batch=len(batches[largest]["mask"]),
+        evaluation=_evaluation(plan, data, model, move_to(params, META)),
+    )
+
+
+def _shares(plan: Plan, params: Tensors) -> Mapping[str, Tensors]:
+    state = plan.first_state(params)
+    return {owner: state.shared[owner] for owner in plan.local_shares}
+
+
+def _context(plan: Plan, data: Data, known: Training) -> Context:
+    secret = Secret.fresh() if plan.private_part else None
+    size = data.size(known.client)
+    about = plan.run, 0, plan.rounds, known.client
+    return Context(*about, size, known.steps, plan.seed, secret, 1.0)
+
+
+def _evaluation(plan: Plan, data: Data, model: nn.Module, params: Tensors) -> Cost:
+    """Of all common held-out examples, told by the first batch of them."""
+    batches = iter(data.held_out())
+    making = Live()
+    with making:
+        first = next(batches, None)
+    if first is None:
+        return Cost(0, 0)
+    moved = move_to(first, META)
+    one = cost_of(lambda: evaluate(plan.task, model, params, [moved]))
+    rows = len(first["mask"]) + sum(len(batch["mask"]) for batch in batches)
+    return Cost(one.flop * ceil(rows / len(first["mask"])), making.peak + one.peak)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers."""
+    return _bytes_of([*model.parameters(), *model.buffers()])
+
+
+def frozen_linear_bytes(model: nn.Module) -> int:
+    """Bytes of the frozen weights that may be laid out for the processor's kernels."""
+    layers = (layer for layer in model.modules() if type(layer) in BLAS)
+    weights: list[Any] = [layer.weight for layer in layers]
+    return _bytes_of(x for x in weights if not x.requires_grad and x.numel() >= LEAST_WEIGHT)
+
+
+def _bytes_of(tensors: Iterable[Any]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)

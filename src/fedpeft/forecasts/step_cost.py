@@ -1,0 +1,125 @@
+"""What a step costs, told without taking it: operations and live memory, on the meta device."""
+
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+_ITEM = torch.ops.aten._local_scalar_dense.default
+_FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make while it is on, and how many were alive
+    at once.
+
+    Where a model asks for the value of a tensor that has none, it is told that masks have holes,
+    and that counts are 1.
+
+    Attributes:
+      now, peak: bytes; what was there before is not counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._held: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is _ITEM and args[0].is_meta:
+            return False if args[0].dtype == torch.bool else 1
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor):
+                self._note(x)
+        return out
+
+    def _note(self, x: Tensor) -> None:
+        storage = x.untyped_storage()
+        key = storage._cdata
+        if key in self._held:
+            return
+        self._held.add(key)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, key, storage.nbytes())
+
+    def _drop(self, key: int, size: int) -> None:
+        self._held.discard(key)
+        self.now -= size
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention as processors compute it, whose scores are never whole in memory; on the meta
+    device PyTorch would take the plain products."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is scaled_dot_product_attention:
+            try:
+                return _fused(*args, **kwargs)
+            except (RuntimeError, TypeError, NotImplementedError):
+                pass  # a form that the fused kernel does not take is computed by the products
+        return func(*args, **kwargs)
+
+
+def _fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if dropout_p or query.ndim != 4 or (enable_gqa and query.shape[1] != key.shape[1]):
+        raise NotImplementedError
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
+    out: Tensor = _FUSED(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[
+        0
+    ]
+    return out
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What some work costs.
+
+    Attributes:
+      flop: floating-point operations of its products, two for a multiplication with an addition.
+      peak: the bytes that live at once beside what was there before.
+    """
+
+    flop: int
+    peak: int
+
+
+def cost_of(work: Callable[[], object], fused: bool = True) -> Cost:
+    """The cost of work on meta tensors, which is done twice: once for the operations, whose count
+    needs attention as plain products, and once for the memory.
+
+    Args:
+      fused: whether attention is computed by the fused kernel.
+    """
+    with FlopCounterMode(display=False) as counter, Live():
+        work()
+    live = Live()
+    with FusedAttention() if fused else nullcontext(), live:
+        kept = work()
+    del kept
+    return Cost(int(counter.get_total_flops()), live.peak)

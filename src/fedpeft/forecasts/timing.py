@@ -1,0 +1,165 @@
+"""How long a plan takes on this machine: a few seconds of its own work, extrapolated."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+from fedpeft.core.types import Job
+from fedpeft.engines.auto import Choice, choose, typical
+from fedpeft.engines.inprocess import InProcess
+from fedpeft.engines.processes import processors
+from fedpeft.errors import FedpeftError, PlanError
+from fedpeft.evaluation.measure import held_out
+from fedpeft.plan.plan import Plan
+from fedpeft.registry import find
+from fedpeft.rounds.client import ClientRound, Worker
+from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.post import encode_start
+from fedpeft.rounds.site import Site, open_site, threads
+from fedpeft.storage.client_memory import Folder
+
+SECONDS = 10.0
+"""How long is measured, the opening of the site apart."""
+HERE = ("inprocess", "cohort")
+"""Engines whose rounds can be tried in this process."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds on this machine, as it was while they were taken.
+
+    Attributes:
+      opening: until data and model are there.
+      round: of all clients of a round and the server's step.
+      evaluation: of one evaluation on the held-out examples.
+      engine: with which.
+      source: what was measured, in words.
+    """
+
+    opening: float
+    round: float
+    evaluation: float
+    engine: str
+    source: str
+
+    def total(self, plan: Plan) -> float:
+        """Of the whole run: the held-out examples are looked at once more for the summary."""
+        evaluations = len(_due(plan)) + 1
+        return self.opening + plan.rounds * self.round + evaluations * self.evaluation
+
+
+def _due(plan: Plan) -> list[int]:
+    rounds = range(1, plan.rounds + 1)
+    return [k for k in rounds if k % plan.evaluate_every == 0 or k == plan.rounds]
+
+
+def measure_pace(plan: Plan, seconds: float = SECONDS) -> Pace:
+    """Open the plan's site and do its work for some seconds: whole rounds if they are short, and
+    else steps of one client.
+
+    Raises:
+      DataError, PlanError: data or weights are not here, or a client fails.
+    """
+    opening, site = _timed(lambda: open_site(plan))
+    plan = site.plan
+    choice = _engine(site)
+    with TemporaryDirectory() as folder:
+        store = Folder(Path(folder) / "trial")
+        state = start(plan, site.params())
+        first, _ = _timed(lambda: held_out(site, state, store))
+        evaluation = (
+            first if first > seconds / 4 else _timed(lambda: held_out(site, state, store))[0]
+        )
+        client = _client_seconds(site, store, seconds / 2)
+        cohort = min(plan.cohort, len(site.data.clients))
+        if choice in HERE and client * cohort <= seconds:
+            round_, number = _round_seconds(site, choice, Path(folder) / "rounds", seconds)
+            return Pace(opening, round_, evaluation, choice, f"{number} rounds of the plan")
+    if choice != "processes":
+        source = "steps of one client, times the clients of a round"
+        return Pace(opening, client * cohort, evaluation, choice, source)
+    hands = min(max(1, processors() // plan.compute.threads), cohort)
+    source = f"steps of one client, on {hands} processes"
+    return Pace(2 * opening, client * cohort / hands, evaluation, choice, source)
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    began = perf_counter()
+    result = work()
+    return perf_counter() - began, result
+
+
+def _engine(site: Site) -> str:
+    """The plan's engine, or the one that "auto" takes here; one after another for nodes."""
+    if site.plan.engine == "auto":
+        choice: Choice = choose(site)
+        return choice.engine
+    return "inprocess" if site.plan.engine == "flower" else site.plan.engine
+
+
+def _client_seconds(site: Site, store: Folder, seconds: float) -> float:
+    """Of the client of middle size, by as many of its steps as there is time for.
+
+    Raises:
+      PlanError: it fails.
+    """
+    plan, worker = site.plan, Worker(site, store)
+    client = typical(site.data, site.data.clients)
+    payload = encode_start(plan, start(plan, site.params()))
+    opened = worker.open(Job("trial", 0, client, "fit", plan.seed, None, payload))
+    if not isinstance(opened, ClientRound):
+        raise PlanError(f"client {client!r} cannot be tried: {getattr(opened, 'reason', opened)}")
+    with threads(plan.compute.threads):
+        times = list(_steps(site, opened, seconds))
+    later = times[1:] or times  # libraries load in the first step
+    each = sum(later) / len(later)
+    mean = sum(plan.local.steps_for(site.data.size(c)) for c in site.data.clients)
+    return each * mean / len(site.data.clients)
+
+
+def _steps(site: Site, opened: ClientRound, seconds: float) -> Iterator[float]:
+    local, began = site.plan.local, perf_counter()
+    site.model.train()
+    carry = local.begin(opened.start, opened.own, opened.context)
+    last = began
+    for batch in local.batches(site.data, opened.start, opened.context):
+        carry = local.step(carry, site.on_device(batch), opened.objective)
+        now = perf_counter()
+        yield now - last
+        last = now
+        if now - began > seconds:
+            return
+
+
+def _round_seconds(site: Site, engine: str, folder: Path, seconds: float) -> tuple[float, int]:
+    """Of a round, the mean of those that there is time for after the first; and their number.
+
+    Raises:
+      PlanError: a client fails.
+    """
+    plan, times = replace(site.plan, engine=engine), list[float]()
+    opened = InProcess if engine == "inprocess" else find("engine", engine)
+    began = last = perf_counter()
+    with closing(opened(site, store=Folder(folder))) as running:
+        for _, ledger in federate(plan, running, start(plan, site.params())):
+            now = perf_counter()
+            if ledger.failed:
+                raise PlanError(f"a client fails: {next(iter(ledger.failed.values()))}")
+            times.append(now - last)
+            last = now
+            if now - began > seconds:
+                break
+    later = times[1:] or times
+    return sum(later) / len(later), len(later)
+
+
+def pace_if_any(plan: Plan, seconds: float = SECONDS) -> tuple[Pace | None, str]:
+    """The pace, or why it cannot be measured here."""
+    try:
+        return measure_pace(plan, seconds), ""
+    except (FedpeftError, OSError) as error:
+        return None, " ".join(str(error).split())
