@@ -63,8 +63,10 @@ def plan_ahead(
 
         typer.echo(json.dumps(forecast_values(found, rate, pace), indent=2))
     else:
-        for label, text in _lines(found, rate, pace):
-            typer.echo(f"{label:<22}{text}")
+        lines = list(_lines(found, rate, pace))
+        width = 2 + max(len(label) for label, _ in lines)
+        for label, text in lines:
+            typer.echo(f"{label:<{width}}{text}")
     for note in [*found.notes, *([f"the time was not measured: {why}"] if why else [])]:
         typer.echo(f"note: {note}", err=as_json)
     for one in warn(found, rate):

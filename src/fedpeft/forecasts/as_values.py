@@ -11,7 +11,8 @@ from fedpeft.forecasts.timing import Pace
 def forecast_values(
     found: Forecast, link: Link | None = None, pace: Pace | None = None
 ) -> dict[str, Any]:
-    """The whole forecast; bytes, seconds and floating-point operations, null where not asked for."""
+    """The whole forecast in bytes, seconds and floating-point operations; what was not asked for is
+    None."""
     plan = found.plan
     return {
         "name": plan.name,
@@ -68,6 +69,7 @@ def _link(found: Forecast, link: Link) -> dict[str, float]:
 def _time(found: Forecast, pace: Pace) -> dict[str, Any]:
     return {
         "seconds": pace.total(found.plan),
+        "rounds": pace.rounds(found.plan),
         "opening": pace.opening,
         "round": pace.round,
         "evaluation": pace.evaluation,

@@ -122,7 +122,7 @@ def draw_blueprint(plan: Plan, classes: Sequence[str]) -> Blueprint:
 
 
 def fill_trained(model: nn.Module, names: Sequence[str], seed: int) -> nn.Module:
-    """Give what is trained real numbers, drawn at random; in place. The frozen rest stays as shapes.
+    """Give what is trained numbers, drawn at random; in place. The frozen rest stays as shapes.
 
     Args:
       seed: of the draws.

@@ -16,8 +16,8 @@ from fedpeft.core.tensors import move_to
 from fedpeft.core.types import Batch, ClientId, Context, Tensors
 from fedpeft.engines.auto import typical
 from fedpeft.forecasts.blueprint import META
-from fedpeft.forecasts.step_cost import Cost, Live, cost_of
 from fedpeft.forecasts.stand_in import Holdings
+from fedpeft.forecasts.step_cost import Cost, Live, cost_of
 from fedpeft.plan.plan import Plan
 
 LOOKED_AT = 4

@@ -46,15 +46,18 @@ class Pace:
     engine: str
     source: str
 
+    def rounds(self, plan: Plan) -> float:
+        """Of all rounds with their evaluations, which is what a run's summary calls its time."""
+        return plan.rounds * self.round + _evaluations(plan) * self.evaluation
+
     def total(self, plan: Plan) -> float:
         """Of the whole run: the held-out examples are looked at once more for the summary."""
-        evaluations = len(_due(plan)) + 1
-        return self.opening + plan.rounds * self.round + evaluations * self.evaluation
+        return self.opening + self.rounds(plan) + self.evaluation
 
 
-def _due(plan: Plan) -> list[int]:
+def _evaluations(plan: Plan) -> int:
     rounds = range(1, plan.rounds + 1)
-    return [k for k in rounds if k % plan.evaluate_every == 0 or k == plan.rounds]
+    return sum(k % plan.evaluate_every == 0 or k == plan.rounds for k in rounds)
 
 
 def measure_pace(plan: Plan, seconds: float = SECONDS) -> Pace:
