@@ -14,18 +14,18 @@ HEAVY = 0.25
 
 
 @dataclass(frozen=True)
-class Warning:
+class Concern:
     """Something that will not go well, and what to do."""
 
     what: str
     remedy: str
 
 
-def warn(found: Forecast, link: Link | None = None) -> Iterator[Warning]:
+def warn(found: Forecast, link: Link | None = None) -> Iterator[Concern]:
     """What does not fit this machine, the link, or the clients that there are."""
     plan = found.plan
     if plan.cohort > found.clients:
-        yield Warning(
+        yield Concern(
             f"cohort = {plan.cohort} is more than the {found.clients} clients that there are",
             f"all take part; set cohort = {found.clients} to say so",
         )
@@ -34,7 +34,7 @@ def warn(found: Forecast, link: Link | None = None) -> Iterator[Warning]:
         yield from _link(found, link)
 
 
-def _memory(found: Forecast) -> Iterator[Warning]:
+def _memory(found: Forecast) -> Iterator[Concern]:
     plan = found.plan
     for who, memory in found.memory.items():
         if who == "simulation" and plan.engine == "flower":
@@ -42,7 +42,7 @@ def _memory(found: Forecast) -> Iterator[Warning]:
         if memory.total <= found.free:
             continue
         largest = max(memory.parts, key=lambda name: memory.parts[name])
-        yield Warning(
+        yield Concern(
             f"{who}: about {size(memory.total)} of memory are needed, most of it for "
             f"{largest} ({size(memory.parts[largest])}), and {size(found.free)} are free here",
             _remedy(found, largest),
@@ -68,7 +68,7 @@ def _remedy(found: Forecast, largest: str) -> str:
     return "use a machine with more memory"
 
 
-def _link(found: Forecast, link: Link) -> Iterator[Warning]:
+def _link(found: Forecast, link: Link) -> Iterator[Concern]:
     seconds = link.seconds(found.traffic.mean(0) + found.traffic.mean(1))
     if seconds < SLOW_ROUND:
         return
@@ -76,4 +76,4 @@ def _link(found: Forecast, link: Link) -> Iterator[Warning]:
         remedy = 'set a method that trains less, such as "lora"'
     else:
         remedy = 'set uplink and downlink to a codec that sends less, such as "int8"'
-    yield Warning(f"a client's link is busy for {duration(seconds)} in each round", remedy)
+    yield Concern(f"a client's link is busy for {duration(seconds)} in each round", remedy)

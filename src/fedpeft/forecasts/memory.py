@@ -22,7 +22,7 @@ FOUR_BITS = (4 + 32 / 64) / 32
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryNeed:
     """Bytes of one process, by what they are for."""
 
     parts: Mapping[str, int]
@@ -42,7 +42,7 @@ def resident() -> int:
 
 
 @dataclass(frozen=True)
-class Needs:
+class Requirements:
     """What the memory of a plan's processes follows from.
 
     Attributes:
@@ -63,7 +63,7 @@ class Needs:
     def trained(self) -> int:
         return sum(x.nbytes for x in self.params.values())
 
-    def simulation(self) -> Memory:
+    def simulation(self) -> MemoryNeed:
         """One process that has all clients: with "processes", each of the workers."""
         together = self._together()
         parts = {
@@ -74,11 +74,11 @@ class Needs:
         }
         step, evaluation = self.training.step_peak * together, self.training.evaluation.peak
         name = "evaluation" if evaluation > step else f"a step of {_clients(together)}"
-        return Memory({**parts, name: max(step, evaluation)})
+        return MemoryNeed({**parts, name: max(step, evaluation)})
 
-    def client(self) -> Memory:
+    def client(self) -> MemoryNeed:
         """The process of one owner."""
-        return Memory(
+        return MemoryNeed(
             {
                 "libraries": self.libraries,
                 "examples": self.own_data,
@@ -88,10 +88,10 @@ class Needs:
             }
         )
 
-    def server(self) -> Memory:
+    def server(self) -> MemoryNeed:
         """The process of a server whose clients are elsewhere."""
         weights = weight_bytes(self.model)
-        return Memory(
+        return MemoryNeed(
             {
                 "libraries": self.libraries,
                 "weights": weights,

@@ -10,7 +10,6 @@ from typing import Any
 
 from fedpeft.core.types import Job
 from fedpeft.engines.auto import Choice, choose, typical
-from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.processes import processors
 from fedpeft.errors import FedpeftError, PlanError
 from fedpeft.evaluation.measure import held_out
@@ -145,7 +144,7 @@ def _round_seconds(site: Site, engine: str, folder: Path, seconds: float) -> tup
       PlanError: a client fails.
     """
     plan, times = replace(site.plan, engine=engine), list[float]()
-    opened = InProcess if engine == "inprocess" else find("engine", engine)
+    opened: Any = find("engine", engine)
     began = last = perf_counter()
     with closing(opened(site, store=Folder(folder))) as running:
         for _, ledger in federate(plan, running, start(plan, site.params())):

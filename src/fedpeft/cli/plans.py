@@ -1,6 +1,7 @@
-"""`fedpeft plan`: what a plan sends, computes, holds and gives away, before anything runs."""
+"""`fedpeft show` and `fedpeft plan`: a plan with its defaults, and what it will cost."""
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,26 @@ EXAMPLES = """\
   fedpeft plan plan.toml --set method=full --json    what another method would cost
   fedpeft plan plan.toml --examples 200              without the owners' examples
 """
+SHOW_EXAMPLES = """\
+  fedpeft show                                    the plan of `fedpeft run`
+  fedpeft show plan.toml --set method=prompt      what another method's settings are
+  fedpeft show > mine.toml                        a plan to begin with
+"""
+
+
+def show(plan: PlanFile = None, settings: Settings = None, debug: Debug = False) -> None:
+    """Show a plan with all its defaults.
+
+    What is printed reads back to the same plan. Without PLAN.toml: the plan of `fedpeft run`.
+    """
+    text = resolve(plan, settings).toml()
+    if not sys.stdout.isatty():
+        typer.echo(text, nl=False)
+        return
+    from rich.console import Console
+    from rich.syntax import Syntax
+
+    Console().print(Syntax(text, "toml", background_color="default"))
 
 
 def plan_ahead(
