@@ -35,6 +35,7 @@ ALLOWING = (
     "join",
     "merge",
     "node",
+    "plan",
     "roster",
     "sample",
     "withdraw",

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedpeft.cli.options import AsJson, Debug, PlanFile, Settings, resolve
+from fedpeft.cli.options import (
+    AllowCode,
+    AsJson,
+    Debug,
+    PlanFile,
+    Settings,
+    allowed_code,
+    resolve,
+)
 
 if TYPE_CHECKING:
     from fedpeft.forecasts.forecast import Forecast
@@ -61,6 +69,7 @@ def plan_ahead(
             metavar="N", help="Plan without the examples: each client is taken to have N."
         ),
     ] = None,
+    allow_code: AllowCode = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -70,7 +79,7 @@ def plan_ahead(
     will not fit. The conversation is rehearsed with the real codecs and the base as shapes alone,
     so that a base's config.json is enough. Without PLAN.toml: the plan of `fedpeft run`.
     """
-    chosen = resolve(plan, settings)
+    chosen = resolve(plan, settings, code=allowed_code(allow_code))
     from fedpeft.forecasts.advice import warn
     from fedpeft.forecasts.forecast import forecast
     from fedpeft.forecasts.links import read_link
