@@ -65,7 +65,8 @@ def test_planned_bytes_are_those_of_the_run(name: str, tmp_path: Path) -> None:
     ledgers = [ledger for _, ledger in run(site, site.plan, Folder(tmp_path))]
     assert not any(ledger.failed for ledger in ledgers)
     down, body, headers = bytes_of(ledgers)
-    assert planned.total(0) == down
+    # the keys of a secure sum are drawn at random, and written in headers that are deflated
+    assert abs(planned.total(0) - down) <= (4 * planned.answers if name == "secure" else 0)
     assert planned.whole
     if "up" not in planned.varies:
         assert planned.total(1) - planned.up_headers == body

@@ -17,6 +17,11 @@ from fedpeft.plan.plan import Plan
 
 LIBRARIES = 500 * 2**20
 """What Python, PyTorch and transformers take, where it cannot be read off."""
+KERNELS = 60 * 2**20
+"""What the first products bring in: pages of code, and room that kernels keep for themselves."""
+SLACK = 2.0
+"""Resident over live bytes of a step: blocks that were freed are kept, and those that are asked for
+next are of other sizes."""
 FOUR_BITS = (4 + 32 / 64) / 32
 """A weight in four bits with its share of a scale, over one in float32."""
 
@@ -71,10 +76,11 @@ class Requirements:
             "examples": self.data,
             **self._base(),
             "trained tensors": self._server_copies() + HELD * self.trained * together,
+            "kernels": KERNELS,
         }
         step, evaluation = self.training.step_peak * together, self.training.evaluation.peak
         name = "evaluation" if evaluation > step else f"a step of {_clients(together)}"
-        return MemoryNeed({**parts, name: max(step, evaluation)})
+        return MemoryNeed({**parts, name: int(SLACK * max(step, evaluation))})
 
     def client(self) -> MemoryNeed:
         """The process of one owner."""
@@ -84,7 +90,8 @@ class Requirements:
                 "examples": self.own_data,
                 **self._base(),
                 "trained tensors": HELD * self.trained,
-                "a step": self.training.step_peak,
+                "kernels": KERNELS,
+                "a step": int(SLACK * self.training.step_peak),
             }
         )
 
@@ -115,7 +122,7 @@ class Requirements:
         """The state before and after, the server optimizer's moments, a sum, and the updates: one
         at a time, or all where they are compared."""
         moments = sum(x.nbytes for x in self.plan.server.init(self.params).values())
-        offered = getattr(self.plan.aggregator, "offers", frozenset())
+        offered: frozenset[Fact] = getattr(self.plan.aggregator, "offers", frozenset())
         updates = self.plan.cohort if Fact.COMPARES in offered else 1
         return (3 + updates) * self.trained + 2 * moments
 

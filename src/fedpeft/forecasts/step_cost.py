@@ -14,11 +14,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-_ITEM = torch.ops.aten._local_scalar_dense.default
+_VALUES = frozenset(
+    [
+        torch.ops.aten._local_scalar_dense.default,
+        torch.ops.aten.item.default,
+        torch.ops.aten.is_nonzero.default,
+    ]
+)
+"""What asks a tensor for its value; in inference mode it comes as it was called."""
 _FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
-class Live(TorchDispatchMode):
+class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the tensors that operations make while it is on, and how many were alive
     at once.
 
@@ -30,14 +37,14 @@ class Live(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._held: set[int] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is _ITEM and args[0].is_meta:
+        if func in _VALUES and args[0].is_meta:
             return False if args[0].dtype == torch.bool else 1
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
