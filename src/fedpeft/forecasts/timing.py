@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
@@ -117,8 +118,8 @@ def _client_seconds(site: Site, store: Folder, seconds: float) -> float:
         raise PlanError(f"client {client!r} cannot be tried: {getattr(opened, 'reason', opened)}")
     with threads(plan.compute.threads):
         times = list(_steps(site, opened, seconds))
-    later = times[1:] or times  # libraries load in the first step
-    each = sum(later) / len(later)
+    # libraries load in the first step; on a busy machine a step may wait, so the median counts
+    each = median(times[1:] or times)
     mean = sum(plan.local.steps_for(site.data.size(c)) for c in site.data.clients)
     return each * mean / len(site.data.clients)
 
@@ -138,7 +139,7 @@ def _steps(site: Site, opened: ClientRound, seconds: float) -> Iterator[float]:
 
 
 def _round_seconds(site: Site, engine: str, folder: Path, seconds: float) -> tuple[float, int]:
-    """Of a round, the mean of those that there is time for after the first; and their number.
+    """Of a round, the median of those that there is time for after the first; and their number.
 
     Raises:
       PlanError: a client fails.
@@ -156,7 +157,7 @@ def _round_seconds(site: Site, engine: str, folder: Path, seconds: float) -> tup
             if now - began > seconds:
                 break
     later = times[1:] or times
-    return sum(later) / len(later), len(later)
+    return median(later), len(later)
 
 
 def pace_if_any(plan: Plan, seconds: float = SECONDS) -> tuple[Pace | None, str]:
