@@ -74,6 +74,13 @@ def test_planned_bytes_are_those_of_the_run(name: str, tmp_path: Path) -> None:
     assert abs(planned.up_headers - headers) <= 8 * planned.answers
 
 
+@pytest.mark.parametrize(("codec", "varies"), [("dense", {}), ("ternary", {"up": "ternary"})])
+def test_a_codec_whose_sizes_depend_on_numbers_is_found(codec: str, varies: object) -> None:
+    found = forecast(plan_of(uplink=codec, rounds=1))
+    assert found.traffic.varies == varies
+    assert any("about so" in note for note in found.notes) == bool(varies)
+
+
 def test_each_client_has_the_bytes_of_its_own_rank(tmp_path: Path) -> None:
     plan = plan_of(**PARTS["ranks"])
     planned = forecast(plan).traffic
