@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rounds import POINTS, run
 from running import PLAN, fedpeft, strict
 from torch import nn
 
+from fedpeft.core.signatures import KIND, public_of
 from fedpeft.errors import PlanError
 from fedpeft.forecasts.advice import warn
 from fedpeft.forecasts.blueprint import draw_blueprint, fill_trained
@@ -88,6 +90,16 @@ def test_each_client_has_the_bytes_of_its_own_rank(tmp_path: Path) -> None:
         planned.rounds, run(open_site(plan), plan, Folder(tmp_path)), strict=True
     ):
         assert {client: pair[0] for client, pair in one.items()} == ledger.down
+
+
+def test_owners_that_sign_are_planned_without_their_keys() -> None:
+    private = {f"c{k:03}": blake2b(bytes([k]), digest_size=32).digest() for k in range(24)}
+    lines = [f"{KIND}{public_of(key)} {name}" for name, key in private.items()]
+    secure = {"name": "secure", "threshold": 3, "keys": lines}
+    found = forecast(plan_of(exchange=secure, weighting="uniform", rounds=1))
+    assert found.traffic.whole
+    assert any("signatures are not counted" in note for note in found.notes)
+    assert found.plan.exchange.signers  # what is told is told of the plan as it is
 
 
 def test_rounds_beyond_the_limit_count_as_the_mean_of_the_others() -> None:

@@ -1,7 +1,7 @@
 """What a plan is going to send, compute, hold and give away, before anything runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -77,7 +77,7 @@ def forecast(plan: Plan, examples_each: int | None = None, seconds: float = SECO
     libraries = resident() - (0 if holdings.examples is None else data_bytes(holdings))
     model = fill_trained(blueprint.model, names, plan.seed)
     params = stand_in_site(holdings, model).params()
-    traffic, notes = rehearse_anyhow(holdings, model, seconds)
+    traffic, notes = rehearse_anyhow(_unsigned(holdings), model, seconds)
     training = cost_training(holdings, model, params)
     needs = Requirements(
         plan, model, params, training, libraries, data_bytes(holdings), largest_data_bytes(holdings)
@@ -101,6 +101,15 @@ def forecast(plan: Plan, examples_each: int | None = None, seconds: float = SECO
         privacy=_spent(plan, clients),
         notes=[*_notes(holdings, blueprint.weights, traffic, training, plan), *notes],
     )
+
+
+def _unsigned(holdings: Holdings) -> Holdings:
+    """The same where nobody signs: the keys of the owners are theirs alone."""
+    exchange: Any = holdings.plan.exchange
+    if not exchange.signers:
+        return holdings
+    plain = replace(holdings.plan, exchange=replace(exchange, keys=()))
+    return replace(holdings, plan=plain)
 
 
 def _check_room(plan: Plan, model: nn.Module, names: Sequence[str]) -> None:
@@ -147,4 +156,9 @@ def _notes(
         )
     elif plan.local.precision != "float32":
         yield f"memory of a step is that of float32, not of {plan.local.precision}"
+    if plan.exchange.signers:
+        yield (
+            "the owners' signatures are not counted: some hundred bytes for each of an owner's "
+            "messages, and for each owner in the server's"
+        )
     yield from traffic.notes
