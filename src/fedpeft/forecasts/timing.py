@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from fedpeft.core.types import Job
-from fedpeft.engines.auto import Choice, choose, typical
+from fedpeft.engines.auto import STARTING, Choice, choose, typical
 from fedpeft.engines.processes import processors
 from fedpeft.errors import FedpeftError, PlanError
 from fedpeft.evaluation.measure import held_out
@@ -38,6 +38,7 @@ class Pace:
       evaluation: of one evaluation on the held-out examples.
       engine: with which.
       source: what was measured, in words.
+      workers: until worker processes are there, which the first round waits for.
     """
 
     opening: float
@@ -45,10 +46,12 @@ class Pace:
     evaluation: float
     engine: str
     source: str
+    workers: float = 0.0
 
     def rounds(self, plan: Plan) -> float:
         """Of all rounds with their evaluations, which is what a run's summary calls its time."""
-        return plan.rounds * self.round + _evaluations(plan) * self.evaluation
+        rounds = plan.rounds * self.round + _evaluations(plan) * self.evaluation
+        return self.workers + rounds
 
     def total(self, plan: Plan) -> float:
         """Of the whole run: the held-out examples are looked at once more for the summary."""
@@ -87,7 +90,8 @@ def measure_pace(plan: Plan, seconds: float = SECONDS) -> Pace:
         return Pace(opening, client * cohort, evaluation, choice, source)
     hands = min(max(1, processors() // plan.compute.threads), cohort)
     source = f"steps of one client, on {hands} processes"
-    return Pace(2 * opening, client * cohort / hands, evaluation, choice, source)
+    round_ = client * cohort / hands
+    return Pace(opening, round_, evaluation, choice, source, workers=max(STARTING, opening))
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
