@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from fedpeft.compute.frozen_linear import LEAST_WEIGHT
-from fedpeft.compute.objective import Objective, evaluate
+from fedpeft.compute.objective import Objective
+from fedpeft.compute.scores import evaluate
 from fedpeft.core.interfaces import Data
 from fedpeft.core.secrets import Secret
 from fedpeft.core.tensors import move_to
