@@ -2,7 +2,7 @@
 
     python -m benchmarks.planned                        # all, half an hour on two busy cores
     python -m benchmarks.planned --only digits-lora digits-dp
-    python -m benchmarks.planned --out docs/results/planned.csv
+    python -m benchmarks.planned --out benchmarks/results/planned.csv
 
 Each plan is planned in one fresh process and run in another, one after the other. Bytes are those
 of all rounds. `up_off` is how far the bytes up are off: a message up has the digits of its client's

@@ -302,6 +302,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert "no checkpoint yet" in fedpeft("diagnose", tmp_path).stderr
 
 
+@pytest.mark.slow
 def test_the_plan_of_the_package() -> None:
     told = fedpeft(
         "diagnose", "--rounds", 2, "--clients", 2, "--set", "partition.clients=64", "--json"

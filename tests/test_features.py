@@ -203,6 +203,7 @@ def test_worker_processes_have_the_same_bits(
     assert equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_file_is_found_again_and_mended_where_it_is_another(plan: Plan, cache: Path) -> None:
     def kept() -> Tensor:
         found = open_site(plan).kept.train
@@ -226,8 +227,8 @@ def test_a_file_is_found_again_and_mended_where_it_is_another(plan: Plan, cache:
 @pytest.mark.parametrize(
     ("changes", "files"),
     [
-        ({"seed": 4}, 0),
-        ({"local": {"lr": 0.3}}, 0),
+        pytest.param({"seed": 4}, 0, marks=pytest.mark.slow),
+        pytest.param({"local": {"lr": 0.3}}, 0, marks=pytest.mark.slow),
         pytest.param({"base_dtype": "bfloat16"}, 2, marks=pytest.mark.slow),
         ({"task": {"mean": [0.1]}}, 2),
     ],

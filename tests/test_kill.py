@@ -122,7 +122,9 @@ def kill_somewhere(plan: Path, out: Path, draws: random.Random) -> None:
     process.communicate()
 
 
-@pytest.mark.parametrize("text", [DIGITS, MEMORY], ids=["plain", "memory"])
+@pytest.mark.parametrize(
+    "text", [DIGITS, pytest.param(MEMORY, marks=pytest.mark.slow)], ids=["plain", "memory"]
+)
 def test_a_run_killed_at_a_random_moment(tmp_path: Path, text: str) -> None:
     plan = write(tmp_path / "plan.toml", text)
     kill_somewhere(plan, tmp_path / "killed", random.Random(1))
@@ -273,7 +275,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert_same_end(out, undisturbed(plan, tmp_path / "undisturbed"))
 
 
-@pytest.mark.parametrize("engine", ["inprocess", "processes"])
+@pytest.mark.parametrize("engine", ["inprocess", pytest.param("processes", marks=pytest.mark.slow)])
 def test_a_disk_that_is_full_for_a_clients_memory_loses_nothing(
     tmp_path: Path, engine: str
 ) -> None:
@@ -323,6 +325,7 @@ def test_a_closed_pipe_is_no_full_disk(tmp_path: Path) -> None:
     finish("run", "--resume", out)
 
 
+@pytest.mark.slow
 def test_processes_give_the_bits_of_a_single_one(tmp_path: Path) -> None:
     """What the comparisons above rest on."""
     plan = write(tmp_path / "plan.toml", BLOBS)

