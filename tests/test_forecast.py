@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -35,6 +35,10 @@ LOCAL: Any = POINTS["local"]
 PARTS: dict[str, dict[str, Any]] = {
     **{f"codec {name}": {"uplink": name, "downlink": "dense"} for name in names("codec")},
     "down int8": {"downlink": "int8"},
+    "owners": {
+        "evaluate_at": ["owners"],
+        "partition": {**cast(dict[str, Any], POINTS["partition"]), "held_out": 0.3},
+    },
     "feedback": {"uplink": {"name": "topk", "density": 0.1}, "stages": ["error_feedback"]},
     "scaffold": {"local": {**LOCAL, "correction": "scaffold"}},
     "personal": {"personal": ["*.bias"]},

@@ -146,14 +146,22 @@ def rehearse(site: Site, seconds: float = SECONDS) -> Traffic:
             rounds.append({c: (ledger.down[c], ledger.up.get(c, 0)) for c in ledger.down})
             headers += ledger.up_headers
             answers += sum(size > 0 for size in ledger.up.values())
-            if ledger.failed:
-                client, why = next(iter(ledger.failed.items()))
+            for client, why in _failures(ledger).items():
                 raise PlanError(f"round {ledger.round + 1}, client {client!r}: {why}")
             if ledger.note and ledger.note not in notes:
                 notes.append(ledger.note)
             if len(rounds) >= LEAST_ROUNDS and perf_counter() - began > seconds:
                 break
     return Traffic(rounds, plan.rounds, headers, _varying(site), answers, notes)
+
+
+def _failures(ledger: Ledger) -> dict[ClientId, str]:
+    """By client why it did not answer; of an evaluation, its report tells it."""
+    found = dict(ledger.failed)
+    for told in ledger.reports.values():
+        failed = told.get("failed") if isinstance(told, Mapping) else None
+        found |= failed if isinstance(failed, Mapping) else {}
+    return found
 
 
 def _engine(site: Site, folder: Path) -> Untrained:
