@@ -69,6 +69,7 @@ def _script(c: str) -> str:
 
 def _mixed_scripts(name: str) -> str:
     """Names whose letters are of scripts that are not written together."""
+    # Reversed, so that the first letter of each script is the one that stays.
     first = {_script(c): c for c in reversed(name) if not (c in MARKS or c.isdigit())}
     if len(first) <= 1 or any(first.keys() <= together for together in TOGETHER):
         return ""

@@ -107,6 +107,8 @@ def record(flow: Flow, heard: list[tuple[Ask, Sequence[Answer]]]) -> Flow:
         except StopIteration as end:
             state: State = end.value
             return state
+        # Answers come lazily and can be read once; here the flow reads them, and a replay does
+        # again.
         came = list((yield ask))
         heard.append((ask, came))
         answers = iter(came)
@@ -122,6 +124,7 @@ def changed_answers(flow: Flow, change: Callable[[Answer], Answer]) -> Flow:
             state: State = end.value
             return state
         came = yield ask
+        # Lazily, so that the updates of a whole cohort are never in memory at once.
         answers = map(change, came) if ask.updates else came
 
 

@@ -80,6 +80,7 @@ def offered_by(part: Any) -> frozenset[Fact]:
     found |= {fact for name, fact in SAID_BY.items() if getattr(part, name, False)}
     found |= {Fact.MANY_MESSAGES} if hasattr(part, "handlers") else set()
     event = getattr(part, "event", None)
+    # Noise that comes with no guarantee hides nobody.
     if event is not None and event.accounted:
         client = Fact.SERVER_NOISE if event.central else Fact.CLIENT_NOISE
         found.add(client if event.unit == "client" else Fact.EXAMPLE_NOISE)

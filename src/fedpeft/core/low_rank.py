@@ -39,7 +39,13 @@ def cut(tensors: Tensors, rank: int | None) -> Tensors:
     """What a client of this rank has of them; all of it for None."""
     if rank is None:
         return tensors
-    return {n: x[:rank] if A in n else x[:, :rank] if B in n else x for n, x in tensors.items()}
+    return {name: _cut_tensor(name, x, rank) for name, x in tensors.items()}
+
+
+def _cut_tensor(name: str, x: Tensor, rank: int) -> Tensor:
+    if A in name:
+        return x[:rank]
+    return x[:, :rank] if B in name else x
 
 
 def pad_rank(delta: Tensors, params: Tensors) -> dict[str, Tensor]:
@@ -94,6 +100,7 @@ class Product:
         left, right = self.left, self.right
         if left.shape[1] <= min(len(left), right.shape[1]):
             return Product((left,), (right,))
+        # The basis is of the shorter side, as that side bounds k.
         if len(left) <= right.shape[1]:
             basis, rest = qr(left)
             return Product((basis,), (rest @ right,))
@@ -102,6 +109,8 @@ class Product:
 
     def norm(self) -> float:
         """Frobenius."""
+        # Orthogonal bases keep lengths: the small triangular product is as long as the whole one,
+        # which is never written out.
         return float(
             torch.linalg.matrix_norm(qr(self.left, mode="r").R @ qr(self.right.T, mode="r").R.T)
         )
@@ -127,6 +136,8 @@ def accumulate(held: Tensors, more: Tensors) -> dict[str, Tensor]:
         if f"{layer}.left" in every:
             left = torch.cat([every.pop(f"{layer}.left"), left], 1)
             right = torch.cat([every.pop(f"{layer}.right"), right], 0)
+        # Factors grow with each round. From here on the whole weight is smaller, and it bounds what
+        # a client downloads.
         if left.numel() + right.numel() < len(left) * right.shape[1]:
             every |= {f"{layer}.left": left, f"{layer}.right": right}
         else:
@@ -142,8 +153,10 @@ def merge_exact(model: nn.Module, exact: Tensors) -> dict[str, Tensor]:
         weight = tuner.base_layer.weight
         whole = exact.get(f"{layer}.whole")
         change = exact[f"{layer}.left"] @ exact[f"{layer}.right"] if whole is None else whole
+        # Layers as GPT-2 has them hold their weight transposed; peft says so by this name.
         change = change.T if tuner.fan_in_fan_out else change
         by = next(iter(tuner.scaling.values()))
+        # A new tensor, swapped in for one call: nobody writes to the frozen base.
         weights[f"{layer}.base_layer.weight"] = weight.detach() + by * change.to(weight)
     return weights
 
@@ -152,12 +165,13 @@ def in_step(tensors: Tensors, came: Tensors) -> dict[str, Tensor]:
     """Of the frozen factors among the tensors, those whose partner came, cut to its rank."""
     found: dict[str, Tensor] = {}
     for name, x in came.items():
-        if is_factor(name):
-            partner = name.replace(A, B) if A in name else name.replace(B, A)
-            if partner not in came and partner in tensors:
-                found[partner] = cut(
-                    {partner: tensors[partner]}, len(x) if A in name else x.shape[1]
-                )[partner]
+        if not is_factor(name):
+            continue
+        is_a = A in name
+        partner = name.replace(A, B) if is_a else name.replace(B, A)
+        if partner not in came and partner in tensors:
+            rank = len(x) if is_a else x.shape[1]
+            found[partner] = _cut_tensor(partner, tensors[partner], rank)
     return found
 
 

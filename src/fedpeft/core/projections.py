@@ -37,6 +37,7 @@ def draw_directions(
     """Of each block its size, the signs of its entries, ±1 in float32 (size,), and which rows of
     the matrix are directions, increasing, int64."""
     for i, size in enumerate(sizes):
+        # Both ends draw from this stream: another name, and neither reads what the other wrote.
         draws = generator(seed, "ferret", i)
         signs = 1 - 2 * torch.randint(2, (size,), generator=draws).float()
         rows = torch.randperm(size, generator=draws)[: count_directions(size, density)]

@@ -95,6 +95,8 @@ class Round:
         to: dict[ClientId, Message] = {}
         groups: dict[int, list[ClientId]] = {}
         for client in clients:
+            # By identity, since a state has no hash: clients of one state must get one `Message`,
+            # as it is encoded once for each.
             groups.setdefault(id(states[client]), []).append(client)
         for same in groups.values():
             to |= self.messages(states[same[0]], same)
@@ -103,6 +105,8 @@ class Round:
         known: dict[tuple[int, View], dict[str, Layout]] = {}
 
         def expects(client: ClientId) -> dict[str, Layout]:
+            # A cohort has many clients and few layouts. `to` keeps the messages alive, so no
+            # identity comes twice.
             key = id(to[client]), views[client]
             if key not in known:
                 known[key] = {DELTA: update_layout(to[client], views[client], shares)}

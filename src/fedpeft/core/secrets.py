@@ -40,6 +40,7 @@ class Secret:
     def at(self, *path: str | int | None) -> "Secret":
         """The key of the stream at `path`; by it neither this key nor another stream's can be
         told."""
+        # JSON tells ("a", "b") from "a/b" and 1 from "1", so no two paths share a key.
         return Secret(blake2b(json.dumps(path).encode(), key=self.root, digest_size=SIZE).digest())
 
     def bound(self, tensors: Tensors) -> "Secret":
@@ -54,6 +55,8 @@ class Secret:
     @property
     def commitment(self) -> str:
         """What tells whether a key is this one, and no more."""
+        # This number is written into checkpoints; `person` keeps it apart from every key that is
+        # derived.
         return blake2b(self.root, digest_size=16, person=b"commitment").hexdigest()
 
     @property
@@ -63,9 +66,11 @@ class Secret:
 
     def uniform(self, count: int) -> Tensor:
         """`count` multiples of 2⁻⁵³ in [0, 1), float64."""
+        # Of no bytes torch makes no tensor, so that 8 stand in where nothing is asked for.
         drawn = torch.frombuffer(
             bytearray(shake_256(self.root).digest(8 * count) or bytes(8)), dtype=torch.int64
         )
+        # A shift of signed numbers repeats the sign, which the mask takes away.
         return ((drawn[:count] >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
 
     def normal(self, shape: Sequence[int]) -> Tensor:
@@ -73,6 +78,7 @@ class Secret:
         (1958)."""
         count = prod(shape)
         radius, angle = self.uniform(2 * ceil(count / 2)).view(2, -1)
+        # A uniform number may be 0 and never 1: log(1 - u) is finite, log(u) need not be.
         radius, angle = (-2 * torch.log1p(-radius)).sqrt(), 2 * pi * angle
         return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count].view(tuple(shape))
 
@@ -85,11 +91,14 @@ def secret_at(path: Path) -> Secret:
     """
     if not path.exists():
         path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        # A name for each process: two that begin at once must not write into one file.
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         part.unlink(missing_ok=True)
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(os.urandom(SIZE))
             file.flush()
+            # Noise from it must not leave before it is safe: one round under two secrets' noises
+            # has less than either.
             os.fsync(file.fileno())
         try:
             os.link(part, path)  # of several processes the first one's stays

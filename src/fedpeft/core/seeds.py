@@ -13,6 +13,8 @@ def fold(seed: int, *path: str | int) -> int:
     Hashing the whole path means that no two uses share a stream by accident, and that adding a
     stream does not shift the others.
     """
+    # Every draw of every run follows from this text and from the streams' names: another spelling
+    # is another result.
     text = "/".join(map(str, (seed, *path)))
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 

@@ -36,6 +36,7 @@ def public_of(private: bytes) -> str:
 
 def signature(private: bytes, message: bytes) -> str:
     """In hex, by the owner of 32 private bytes."""
+    # `cryptography` is an extra, so it is imported where something is signed and nowhere above.
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     return Ed25519PrivateKey.from_private_bytes(private).sign(message).hex()
@@ -52,4 +53,5 @@ def verify(public: str, signed: object, message: bytes) -> bool:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(plain, message)
     except (InvalidSignature, ValueError):
         return False
+    # Upper case would be a second spelling of one signature, and so a second file with one content.
     return plain.hex() == signed

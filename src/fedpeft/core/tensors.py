@@ -152,6 +152,7 @@ def vector(a: Tensors) -> Tensor | None:
     whole = None if first is None else first._base
     if first is None or whole is None or whole.ndim != 1 or not whole.is_contiguous():
         return None
+    # Only if the tensors fill the base without a gap and in order is it their vector.
     begin = at = whole.storage_offset()
     for x in a.values():
         if (

@@ -43,6 +43,8 @@ class Weighted:
     @property
     def value(self) -> float:
         mean = self.total / self.weight if self.weight else float("nan")
+        # `math.exp` raises an error where this gives infinity, as the perplexity of a diverged
+        # model is.
         return float(torch.tensor(mean, dtype=torch.float64).exp()) if self.geometric else mean
 
     def __add__(self, other: "Weighted") -> "Weighted":
@@ -98,7 +100,7 @@ class Update:
       delta: trained minus received, under the received names.
       weight: how much it counts in a weighted mean; the cohort's sum once reduced.
       exact: of the cohort, by layer what frozen weights change by past the server optimizer, as
-        `<layer>.left` and `<layer>.right`; see `core.lowrank`.
+        `<layer>.left` and `<layer>.right`; see `core.low_rank`.
       error: of the cohort, how far its merged factors are from the mean of the clients' products.
       told: further plain values that ride on the update, by name, such as "class_counts".
     """

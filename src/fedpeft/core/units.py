@@ -20,6 +20,7 @@ def size(count: float) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds below two minutes, then minutes, then hours: "12 s", "3 min 05 s", "2 h 07 min"."""
+    # From these bounds on the rounded number would be that of the next form, "10.0 s" or "120 s".
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 119.5:

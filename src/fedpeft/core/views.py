@@ -43,6 +43,8 @@ class View:
         return View(
             (*self.receives, *other.receives),
             (*self.trains, *other.trains),
+            # Two parts may keep the same tensors. Repeats go, since views that let the same through
+            # should be equal: equal views share a payload.
             tuple(dict.fromkeys((*self.keeps, *other.keeps))),
             min(ranks, default=None),
             min(self.budget, other.budget),
@@ -80,5 +82,6 @@ def meets(name: str, conditions: Iterable[Condition]) -> bool:
 
 def _matches(name: str, pattern: str) -> bool:
     if pattern.startswith("!"):
+        # `fnmatch` would ignore case on some systems, and a plan means the same on all.
         return not fnmatchcase(name, pattern[1:])
     return fnmatchcase(name, pattern)
