@@ -70,6 +70,8 @@ class Admission:
                 self.ledger.failed[client] = (
                     f"left out: {self.refused[client]} of its updates were refused"
                 )
+        # A failure is final for its round. Nobody takes an empty place, so that who else is drawn,
+        # and what a guarantee counts, stay as the plan says.
         return [client for client in clients if client not in self.ledger.failed]
 
     def refuse(self, client: ClientId, reason: str) -> None:
@@ -79,6 +81,7 @@ class Admission:
 
     def decode(self, ask: Ask, client: ClientId, payload: bytes) -> Message | None:
         """An answer's message, or None after noting why it is refused."""
+        # An update may be rounded; a count, a score or a key must arrive as it was said.
         codec = self.plan.uplink if ask.updates else self.lossless
         try:
             round, view = ask.rounds.get(client, self.state.round), ask.views.get(client)
@@ -109,6 +112,7 @@ class Admission:
             raise ValueError("the delta is not finite")
         for check in self.checks:
             check(update, self.state, self.plan)
+        # An update passed the stages one after another on its way, so the last one is undone first.
         for stage in reversed(self.plan.stages):
             update = stage.on_arrival(update)
         return message_of(update) if self.plan.stages else message
@@ -126,6 +130,7 @@ class Admission:
             self.refuse(answer.client, f"its {'update' if ask.updates else ask.phase} is {why}")
 
         lengths = ((answer, length(answer.message)) for answer in answers)
+        # Other answers have lengths of a kind of their own: they are held against each other alone.
         norms = self.norms if ask.updates else []
         yield from within_usual(lengths, factor, norms, refuse, "norm_factor")
 
@@ -168,11 +173,13 @@ def within_usual(
       key: what the plan calls the factor, for the reason.
     """
     things = iter(things)
+    # Without this a run's first round would be open, and one update of 1e9 can end a run.
     first = [] if known else list(islice(things, FEW))
     together = [size for _, size in first]
     for place, (thing, size) in enumerate(chain(first, things)):
         others = together if place < len(first) else known
         middle = median(others) if others else size
+        # A median of zero is of clients that all stood still, and says nothing of a usual length.
         if middle and size > factor * middle:
             refuse(thing, _too_large(size, len(others), middle, factor, key))
             continue

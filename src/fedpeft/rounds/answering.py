@@ -63,6 +63,7 @@ class Client:
         for batch in self.site.data.training(self.name):
             if "label" not in batch:
                 raise PlanError("class counts are for examples with labels: leave them out")
+            # Rows with a mask of 0 fill a batch up and are nobody's examples.
             label, mask = batch["label"].cpu(), batch["mask"].cpu()
             counts += torch.bincount(label[mask > 0], minlength=classes)
         return [int(count) for count in counts]

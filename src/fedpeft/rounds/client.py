@@ -124,11 +124,11 @@ class Worker:
         set_(self, "routes", plan.hooks("view"))
         set_(self, "tells", plan.hooks("tell"))
         set_(self, "clients", plan.known_clients(site.data.clients))
-        # the clients of a round with one view receive the same bytes, and nobody writes to what
-        # they hold
         set_(self, "own", {name: x.to("meta") for name, x in own.items()})
         kinds = len(set(plan.ranks or (0,)))
         set_(self, "digest", lru_cache(maxsize=1024)(self._digest))
+        # the clients of a round with one view receive the same bytes, and nobody writes to what
+        # they hold
         set_(self, "receive", lru_cache(maxsize=max(2, kinds))(self._received))
 
     def __call__(self, job: Job) -> Reply | Failure:
@@ -186,6 +186,8 @@ class Worker:
                 "answered"
             )
         with disk_errors():
+            # Before the message is read: asked again, a client gives the same bytes and remembers
+            # nothing twice.
             stored = self.store.reply(job)
         if stored is not None:
             return Reply(job.client, self._sealed(job, stored))
@@ -203,6 +205,8 @@ class Worker:
         context = self._context(client.job, client.view.budget)
         hidden = context.secret if self.site.plan.local.event else None
         seed = client.job.seed
+        # Under a guarantee for examples these draws are secret too: with public ones, one more
+        # example would shift those of the others.
         dropout = hidden.at("dropout").seed if hidden else fold(seed, "dropout")
         personal = client.recall("personal") or self.personal
         return ClientRound(client, personal, context, dropout)
@@ -276,6 +280,8 @@ class Worker:
         how = uplink_coding(plan, job.round, job.client, client.view)
         payload = encode_answer(message_of(update), plan.uplink, how)
         with disk_errors():
+            # The reply lies on the disk before it leaves, so that it is the same after a kill at
+            # any moment.
             self.store.save(job, _flat(memory), payload)
         return self._sealed(job, payload)
 

@@ -80,6 +80,8 @@ def federate(
     beside = _local(plan, engine)
     classes = _known_classes(plan, beside, classes)
     state = state or start(plan, beside.site.params() if beside else None)
+    # Clients tell runs apart by the whole plan's name, as the plan of a phase has a fingerprint of
+    # its own.
     secret, clients, run = secret or Secret.fresh(), engine.clients, plan.run
     spending = resume_accounting(plan, clients, state.round)
     if not plan.rounds:
@@ -119,6 +121,7 @@ def ask_owners(plan: Plan, engine: Engine, state: State, classes: Sequence[str] 
 def _lead(plan: Plan, state: State, round: Round, ledger: Ledger) -> Flow:
     """The round's algorithms, and then the evaluations of what they come to."""
     after = yield from compose(round.plan.algorithms)(state, round)
+    # Owners measure the state that stays: one that the guard refuses is thrown away.
     after = _guard(round.plan, state, after, ledger)
     if plan.is_evaluated(after.round):
         yield from _measure(after, round, ledger)
@@ -197,6 +200,7 @@ def _open_round(
         cohort=select_cohort(plan, clients, state.round, state.memory.get(SAMPLER)),
         seed=round_seed(plan, state.round),
         run=run,
+        # A key for each round: the same noise in two of them would cancel in their difference.
         secret=secret.at("round", state.round),
         bench=bench,
         report=admission.ledger.report,
@@ -207,6 +211,8 @@ def _open_round(
 
 def _account(spending: Spending, round: Round, ledger: Ledger) -> None:
     """Note what the round's noise has cost, and close its ledger."""
+    # Those who were drawn count, whether they answered or not: so they were counted when the noise
+    # was calibrated.
     spending.count(round.cohort)
     ledger.privacy = spending.so_far()
     ledger.close()
@@ -241,5 +247,7 @@ def _guard(plan: Plan, before: State, after: State, ledger: Ledger) -> State:
                 ledger.report(
                     "note", f"this round makes {where!r} infinite or no number: nothing changes"
                 )
+                # The round counts as done. It follows from the state and the answers, so that to
+                # repeat it would give the same numbers.
                 return replace(before, round=before.round + 1)
     return after

@@ -81,6 +81,8 @@ class Post:
         for client in clients:
             message, round = ask.to[client], ask.rounds.get(client, self.ledger.round)
             view = ask.views.get(client) or self.plan.view(client, round, self.engine.clients)
+            # What a codec is told of a message enters its bytes, so that equal messages may have
+            # several payloads.
             same = id(message), round, view.budget
             if same not in parcels:
                 parcels[same] = self._parcel(message, downlink_coding(self.plan, round, view))
@@ -94,6 +96,8 @@ class Post:
 
     def _parcel(self, message: Message, how: Coding) -> _Parcel:
         payload = _encode(self.plan, message, how)
+        # What clients find, and not what was encoded: changes are of what the downlink's codec
+        # left.
         read = decode_sent(payload, self.plan.downlink, set(message.tensors), how)
         return _Parcel(payload, read)
 
@@ -101,6 +105,8 @@ class Post:
         plan, state = self.plan, self.admission.state
         round = ask.rounds.get(client, state.round)
         seed = fold(round_seed(plan, round), "client", client)
+        # Who answers for another round takes asynchronous steps, and has no memory of which a
+        # version counts.
         accepted = state.accepted.get(client) if round == state.round else None
         return Job(self.run, round, client, ask.phase, seed, accepted, payload, self.step)
 
@@ -112,6 +118,7 @@ class Post:
                 self.ledger.failed[reply.client] = reply.reason
                 continue
             client, payload = reply.client, reply.payload
+            # What crossed the wire is counted, whether it is let in or not.
             self.ledger.up[client] = self.ledger.up.get(client, 0) + len(payload)
             message = self.admission.decode(ask, client, payload)
             if message is not None:

@@ -51,6 +51,8 @@ def check_received(message: Message, phase: str, allowed: Expected, own: Tensors
             )
         if not finite(tensors):
             raise WireError(f"the message {phase!r} holds numbers that are not finite")
+        # It has as many ranks as were merged so far, which no plan tells: each layer is checked by
+        # itself.
         if group == EXACT:
             _check_exact(tensors, own)
         else:

@@ -100,6 +100,7 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
         none = {name: x[:0] for name, x in train.items()}
         test = task.prepare(examples.test) if len(examples.test) else none
     train = poison_rows(plan.attacks, plan.seed, train, division.parts, len(examples.classes))
+    # Only for its error: what has no length is told here, before a model is loaded.
     if getattr(plan.local, "group_by_length", False):
         lengths(train)
     plan = calibrate_noise(plan, list(division.parts))
@@ -125,6 +126,8 @@ def _kept(
         return FeatureCache()
     if plan.rounds * min(plan.cohort, clients) * plan.local.passes < 2 * clients:
         return FeatureCache()
+    # What the bits of features depend on beside their model and rows: it names the file that keeps
+    # them.
     numbers = [
         torch.__version__,
         torch.backends.cpu.get_cpu_capability(),
