@@ -25,6 +25,7 @@ def read(text: bytes) -> Any:
     """
     if len(text) > LONGEST:
         raise ValueError(f"it has {len(text)} bytes, and at most {LONGEST} are read")
+    # Marks inside of strings count too: the bound may be too strict, and never too loose.
     cost = sum(each * text.count(mark) for mark, each in COSTS.items())
     if cost > ROOM:
         raise ValueError(

@@ -64,6 +64,7 @@ def frame(header: Any, body: bytes, nested: bool = False) -> bytes:
 def _framed(text: bytes, body: bytes, nested: bool = False) -> bytes:
     head = _shorter(text) if _TINY < len(text) <= _SHORT else _deflate(text)
     flags = (_DEFLATED if len(head) < len(text) else 0) | (_NESTED if nested else 0)
+    # Without the check, which is of all that follows it.
     start = _HEAD.pack(0, flags, len(head))[_CHECK:] + head
     check = zlib.crc32(body[:_CHECK] if nested else body, zlib.crc32(start))
     return b"".join([struct.pack("<I", check), start, body])
@@ -99,6 +100,8 @@ def _halves(blob: bytes, nested: bool = False, check: bool = True) -> tuple[byte
     crc, flags, length = _HEAD.unpack_from(blob)
     start = _HEAD.size + length
     view = memoryview(blob)
+    # The checksum comes first, so that an accident on the way is called that and not a malformed
+    # head.
     if check and zlib.crc32(view[_CHECK : start + _CHECK if nested else None]) != crc:
         raise WireError(
             f"a payload of {len(blob)} bytes is corrupt or truncated: its checksum does not match"
@@ -122,6 +125,8 @@ def _plain(text: bytes, flags: int) -> bytes:
 def _inflate(text: bytes) -> bytes:
     stream = zlib.decompressobj()
     plain = stream.decompress(text, bounded_json.LONGEST)
+    # The limit is on what comes out: a few bytes may stand for gigabytes. What lies behind the end
+    # of the stream would be read by nobody.
     if not stream.eof or stream.unused_data:
         raise ValueError(f"it does not inflate to at most {bounded_json.LONGEST} bytes")
     return plain
@@ -207,6 +212,7 @@ def show_value(value: Any) -> str:
 
 
 def _possible(shape: list[Any]) -> bool:
+    # `isinstance` would take true for the number 1.
     sides = all(type(side) is int and side >= 0 for side in shape)
     return (
         sides and len(shape) <= _SIDES_LIMIT and prod(side or 1 for side in shape) <= _ENTRIES_LIMIT
@@ -221,6 +227,7 @@ def join(tensors: Iterable[Tensor]) -> bytes:
 def _bytes_of(x: Tensor) -> memoryview:
     """A view of a tensor's bytes."""
     flat = x.detach().cpu().contiguous().view(-1)
+    # As bytes, since numpy has no bfloat16.
     return flat.view(torch.uint8).numpy().data
 
 
@@ -257,11 +264,14 @@ def cut(body: Body, parts: Sequence[tuple[int, torch.dtype]]) -> list[Tensor]:
 
 def kinds(shapes: Layout) -> list[tuple[int, torch.dtype]]:
     """The number of entries and the type of each tensor, for `cut`."""
+    # A layout that was read has no other types than those of `_DTYPES`, so nothing else of torch is
+    # reached.
     return [(prod(shape), getattr(torch, dtype)) for _, shape, dtype in shapes]
 
 
 def layout_of(blob: bytes) -> Layout:
     """The layout that any codec's blob declares."""
+    # Who decodes the blob checks it: no byte is summed twice.
     return decode_tensors(blob, extra=None, check=False)[0]
 
 

@@ -42,6 +42,8 @@ def split(flat: Tensors, groups: Collection[str] | None, main: str) -> dict[str,
     found: dict[str, dict[str, Any]] = {main: {}}
     for name, x in flat.items():
         group, slash, rest = name.partition("/")
+        # A parameter may have a slash in its own name: only the groups that are expected are told
+        # from it.
         if slash and (groups is None or group in groups):
             found.setdefault(group, {})[rest] = x
         else:
@@ -191,6 +193,7 @@ def update_of(client: ClientId, message: Message) -> Update:
     """
     told = {name: x for name, x in message.values.items() if name not in ("weight", "metrics")}
     weight = message.values.get("weight")
+    # An update that counts 0 or less would divide a mean by nothing, or turn it around.
     if weight is None or not weight > 0:
         raise WireError(f"an update's weight is {weight}; it must be positive")
     metrics = message.values.get("metrics", {})

@@ -109,6 +109,7 @@ def listen(path: Path) -> socket.socket:
       OSError: it cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # The file of a socket outlives its process, and nobody can bind to it again.
     path.unlink(missing_ok=True)
     server = socket.socket(socket.AF_UNIX)
     before = os.umask(0o177)  # of the file from its beginning: a mode set later would come too late
