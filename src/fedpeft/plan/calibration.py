@@ -35,6 +35,7 @@ def select_cohort(
     Args:
       memory: what a sampler that learns has learnt so far.
     """
+    # Nodes draw the same to see whether they are meant: nothing but the plan may enter here.
     draws = generator(round_seed(plan, round_), "choose")
     if learns(plan):
         learning: Any = plan.sampler
@@ -103,6 +104,7 @@ class Spending:
         """How often the client took part that did most often; a bound where the sampler learns."""
         if learns(self.plan):
             sampler: Any = self.plan.sampler
+            # Nobody knows beforehand whom it will draw, so that the account takes the bound.
             return int(sampler.most(self.rounds, self.plan.cohort, len(self.clients)))
         return max(self.times.values(), default=0)
 
@@ -148,6 +150,8 @@ def resume_accounting(plan: Plan, clients: Sequence[ClientId], round_: int) -> S
             "this plan's noise is not calibrated yet: use the plan of its site, "
             "open_site(plan).plan"
         )
+    # The account is drawn anew and not read from the checkpoint, so that a resume cannot lose
+    # count.
     for k in range(max(plan.rounds, round_)):
         whole.count_round(k)
         if k < round_:

@@ -75,9 +75,12 @@ def _algorithms(new: dict[str, Any], changes: list[str]) -> None:
     found: list[Any] = []
     if "head_start" in new and (name := new.pop("head_start")) is not None:
         head = _head(new)
+        # Rows had the length 1 in version 1; left out it means something else now.
         found.append({"name": name, "length": 1.0, **({"head": head} if head else {})})
         changes.append('head_start is algorithms = [{ name = "class_means", length = 1.0 }]')
     vote = {"strengths": "vote", "share": "vote_share"}
+    # The head comes first and the vote after it: algorithms are listed outermost first, and the
+    # vote is on merges that begin with the head.
     if given := _take(new, vote):
         if "strengths" not in given:
             raise PlanError(

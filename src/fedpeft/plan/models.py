@@ -39,9 +39,11 @@ def build_model(plan: Any, classes: Sequence[str]) -> nn.Module:
     """
     with seed_torch(fold(plan.seed, "model")):
         model: nn.Module = plan.task.build(classes, plan.method.pretrained)
+        # Everything is frozen first: a method then marks what it trains.
         model.requires_grad_(False)
         noted = new_layers(model)
         beside = [x for name, x in model.named_parameters() if name in set(noted.beside)]
+        # By identity, as methods may give the base's parameters other names.
         halves = {id(x) for x in model.parameters() if x.dtype == torch.bfloat16}
         try:
             model = plan.method.inject(model)

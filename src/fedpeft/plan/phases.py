@@ -96,6 +96,8 @@ class Schedule:
 
 def round_half_up(value: float) -> int:
     """To the nearest whole number."""
+    # Python's `round` takes a half to the even side: two steps of a schedule would be of unlike
+    # width.
     return int(value + 0.5) if value >= 0 else -int(-value + 0.5)
 
 

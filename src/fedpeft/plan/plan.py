@@ -158,6 +158,7 @@ class Plan:
         for check in self.hooks("check_plan"):
             check(self)
         check_budget(self.private_part.event if self.private_part else None, self.privacy)
+        # For its error alone: a plan in which two parts answer one message is none.
         self.handlers()
 
     @property
@@ -171,6 +172,8 @@ class Plan:
         if self.admission.norm_factor is not None:
             return self.admission.norm_factor
         event = self.private_part.event if self.private_part else None
+        # The lengths in a sum are hidden. Where the server clips and adds noise, they are bounded,
+        # and whether one client is let in must not depend on the others.
         return float("inf") if self.exchange.sums or (event and event.central) else NORM_FACTOR
 
     @property
@@ -338,6 +341,7 @@ class Plan:
         """A name for this experiment: equal plans have equal ones, whatever the engine and its
         patience."""
         settings = {key: x for key, x in settings_of(self).items() if key not in UNNAMED}
+        # Not the deadline: what comes out depends on who answered, and not on how long was waited.
         settings["nodes"] = {"names": self.nodes.names}
         text = json.dumps(settings, sort_keys=True, default=str)
         return blake2b(text.encode(), digest_size=8).hexdigest()

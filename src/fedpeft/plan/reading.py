@@ -41,6 +41,7 @@ def read_plan(
     """
     values = _plain(spec)
     uplink = values.get("uplink", "dense")
+    # Before the overrides: one of them may set the uplink, which such a stage is to follow.
     values["stages"] = _each(values.get("stages", []), lambda stage: _without_codec(stage, uplink))
     for override in overrides:
         set_key(values, override)
@@ -76,6 +77,8 @@ def plan_at(plan: Plan, round: int, code: Code = OWN) -> Plan:
     phases, schedules = values.pop("phase"), values.pop("schedule")
     pairs = [f"{one['key']}={Schedule(**one).at(round, plan.rounds)!r}" for one in schedules]
     now = next((p for p in phases if p.get("until") is None or round < p["until"]), None)
+    # A phase comes last and so wins over a schedule. The plan is read anew, so that parts that meet
+    # in this round alone are checked too.
     built = read_plan(values, [*pairs, *(now["set"] if now else ())], code)
     if plan.private_part is not None:
         _check_private(plan, built, round)
@@ -124,6 +127,8 @@ def set_key(values: dict[str, Any], pair: str) -> None:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
+        # A word without quotes is a text, so that `engine=processes` needs no quotes within quotes
+        # in a shell.
         value = text.strip()
     *parents, last = path.strip().split(".")
     for depth, key in enumerate(parents, start=1):
