@@ -91,6 +91,8 @@ class OverTheAir:
             if not self.scale:
                 return faded
             if name not in noise:
+                # A stream for each tensor and none for clients: the air adds its noise once,
+                # whoever answers and in whatever order.
                 draws = generator(round.seed, NAME, "noise", name)
                 noise[name] = self.scale * stable(x.shape, self.alpha, draws)
             return (faded + noise[name]).to(x.dtype)
@@ -115,6 +117,7 @@ class OverTheAir:
 def stable(shape: torch.Size, alpha: float, draws: torch.Generator) -> Tensor:
     """Symmetric α-stable numbers, float64, of scale 1."""
     angle = pi * (torch.rand(shape, generator=draws, dtype=torch.double) - 0.5)
+    # A uniform number may be 0 and never 1, so that this logarithm is finite.
     wait = -torch.log1p(-torch.rand(shape, generator=draws, dtype=torch.double))
     return stable_of(angle, wait, alpha)
 
