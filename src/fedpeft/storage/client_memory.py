@@ -87,6 +87,7 @@ class Folder:
 
     def save(self, job: Job, memory: Tensors, payload: bytes) -> None:
         """Keep the client's memory after a message, with the reply to it."""
+        # Without a memory the reply follows from the message and the data, and is made again.
         if not memory:
             return
         file = self._own(job.client) / self._file(job.client, job.round, job.step).name
@@ -94,6 +95,8 @@ class Folder:
         metadata = {"run": job.run, "client": job.client}
         tensors = {**add_prefix("memory", memory), "reply": reply}
         dump_tensors(file, tensors, metadata, private=True)
+        # Only now, when the new version is on the disk: a kill leaves one too many and never one
+        # too few.
         needed = {job.round, job.accepted}
         for old in file.parent.glob("*.safetensors"):
             if _numbers(old)[0] not in needed:
@@ -117,8 +120,8 @@ class Folder:
 
     def place(self, client: ClientId) -> Path:
         """A client's own folder. A name from the data may be "..", or differ from another only in
-        what a file system
-        takes for the same: the hash tells them apart, the words before it are for people."""
+        what a file system takes for the same: the hash tells them apart, the words before it are
+        for people."""
         words = re.sub(r"[^A-Za-z0-9]+", "_", client)[:32]
         return self.path / f"{words}-{blake2b(client.encode(), digest_size=8).hexdigest()}"
 
@@ -133,6 +136,7 @@ class Folder:
 
     def _latest(self, client: ClientId, round: int, before: int | None = None) -> _Version | None:
         """The last message of a round, before the one given, at which the client kept something."""
+        # The pattern takes "3.safetensors" and "3.1.safetensors" and leaves "31.safetensors".
         versions = [_numbers(file) for file in self.place(client).glob(f"{round}.*safetensors")]
         steps = [s for r, s in versions if r == round and (before is None or s < before)]
         return (round, max(steps)) if steps else None

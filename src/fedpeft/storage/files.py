@@ -98,6 +98,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def _regular(path: Path, opened: int) -> BinaryIO:
+    # Of what was opened, since something else may lie at the path by now.
     if not stat.S_ISREG(os.fstat(opened).st_mode):
         os.close(opened)
         raise RunError(f"{path} is no regular file but a folder, a pipe or a device")
