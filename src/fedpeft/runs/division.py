@@ -53,6 +53,7 @@ def contents(data: Partitioned) -> str:
         for name, x in rows.items():
             # They come of the others, and their last bits depend on the machine.
             if name != FEATURES:
+                # The type and the shape too, since equal bytes may be other numbers.
                 check = crc32(f"{name} {x.dtype} {tuple(x.shape)}".encode(), check)
                 check = crc32(x.contiguous().reshape(-1).view(torch.uint8).numpy().data, check)
     return f"{check:08x}"

@@ -124,6 +124,7 @@ def execute(folder: RunFolder, site: Site, engine: Engine) -> Iterator[RoundReco
     """
     plan, here, store = site.plan, environment(site.plan, site.device), Folder(folder.clients)
     clock, begun = perf_counter(), resume_state(folder, site)
+    # After `resume_state`, which takes away the line of a round that no checkpoint has.
     best = Best.of(plan, read_rounds(folder))
     _keep_best(folder, best, begun.round)
     if best.exhausted:
@@ -136,6 +137,8 @@ def execute(folder: RunFolder, site: Site, engine: Engine) -> Iterator[RoundReco
         now = perf_counter()
         record = record_of(ledger, measured, now - clock)
         clock = now
+        # The line comes before the checkpoint: a kill between them leaves one line too many, which
+        # the resume takes away, where the other order would lose one.
         append_round(folder, record.values())
         save_checkpoint(folder.checkpoint, plan, state, here, ledger.privacy, commitments)
         best = best.after(record.values())
@@ -197,6 +200,7 @@ def _same_partition(folder: RunFolder, site: Site) -> None:
             f"the data or its division among the clients changed since {folder.path} was begun: "
             f"its partition was {saved.get('fingerprint')}, now it is {report['fingerprint']}"
         )
+    # Runs of earlier versions have no checksum of their examples, and go on without one.
     elif saved.get("contents", report.get("contents")) != report.get("contents"):
         raise RunError(
             f"the examples changed since {folder.path} was begun, though not who holds which: "

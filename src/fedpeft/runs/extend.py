@@ -40,6 +40,8 @@ def extend(path: Path, rounds: int, code: Code = REGISTERED) -> None:
         longer = _longer(folder, plan, rounds)
         if rounds == plan.rounds:
             return
+        # The checkpoint comes first: with the plan first, who asks again after a kill would find as
+        # many rounds as were asked for, and the checkpoint would stay one of another plan.
         _rename_checkpoint(folder, plan, longer)
         write_atomically(folder.plan, longer.toml().encode())
         folder.summary.unlink(missing_ok=True)

@@ -123,6 +123,7 @@ def vacant(path: Path) -> None:
         )
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file: give --out a new folder")
+    # A kill in the first write leaves this file, which is no run yet.
     if path.is_dir() and any(inside.name != ".plan.toml.part" for inside in path.iterdir()):
         raise RunError(f"{path} is not empty: give --out a new or empty folder")
 
@@ -166,6 +167,8 @@ def _next_free(root: Path, plan: Plan) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     for number in count(1):
         try:
+            # To make a folder is to take its name: of two commands at once, each gets one of its
+            # own.
             (root / f"{stem}-{number:03d}").mkdir()
         except FileExistsError:
             continue
@@ -209,6 +212,8 @@ def lock_run(folder: RunFolder) -> Iterator[None]:
             raise RunError(
                 f"another process is working on {folder.path}: wait for it, or stop it"
             ) from None
+        # A merge puts a new folder in the place of the old one: what is locked may be in the folder
+        # that is gone.
         held, there = os.fstat(file.fileno()), (folder.path / ".lock").stat()
         if (held.st_dev, held.st_ino) != (there.st_dev, there.st_ino):
             raise RunError(f"{folder.path} was replaced just now: try again")

@@ -59,6 +59,8 @@ class RoundRecord:
 
 def record_of(ledger: Ledger, held_out: Mapping[str, float] | None, seconds: float) -> RoundRecord:
     """A ledger and what was measured after its round."""
+    # The last one keeps what was measured and came to nothing (an empty table) apart from what was
+    # not measured (None).
     told = held_out or _of_all_owners(ledger) or held_out
     metrics = {name: metric.value for name, metric in ledger.metrics.items()}
     return RoundRecord(

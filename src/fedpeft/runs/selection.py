@@ -80,4 +80,5 @@ def measured_in(line: Mapping[str, Any]) -> dict[str, float | None]:
     together."""
     owners = (line.get("reports") or {}).get("owners") or {}
     pooled = {name: one["pooled"] for name, one in owners.get("metrics", {}).items()}
+    # Where both measured a metric the server's decides, since that is what a run's curve shows.
     return {**pooled, **(line.get("held_out") or {})}

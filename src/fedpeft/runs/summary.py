@@ -38,6 +38,7 @@ def summarize(
         "name": plan.name,
         "method": describe("method", plan.method)["name"],
         "seed": plan.seed,
+        # A plan of no rounds has one line too, of what its owners measured.
         "rounds": min(len(rounds), plan.rounds),
         "clients": len(site.data.clients),
         "cohort": plan.cohort,
@@ -105,6 +106,7 @@ def _selected(site: Site, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]
 def _accuracy(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     measured = [(r["held_out"].get("accuracy"), r["round"]) for r in rounds if r["held_out"]]
     known = [(accuracy, at) for accuracy, at in measured if accuracy is not None]
+    # Of equals the first round is the best.
     best = max(known, key=lambda pair: (pair[0], -pair[1]), default=(None, None))
     last = measured[-1][0] if measured else None
     metrics = next((r["held_out"] for r in reversed(rounds) if r["held_out"]), None)
@@ -174,4 +176,5 @@ def peak_rss() -> int | None:
         resource.getrusage(who).ru_maxrss
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
+    # macOS counts bytes here, and Linux units of 1,024 of them.
     return peak if sys.platform == "darwin" else peak * 1024
