@@ -72,6 +72,8 @@ class Agreement:
     def _check_round(self, job: Job) -> None:
         plan = self.plan
         self._check_number(job)
+        # With seeds of its own choice a server could have the same examples under noise of many
+        # draws, and take their mean.
         if job.seed != fold(round_seed(plan, job.round), "client", self.client):
             raise Refused(f"asked for round {job.round} with another seed than the plan's")
         if job.accepted is not None and not 0 <= job.accepted < job.round:
@@ -127,4 +129,6 @@ def digest_of(job: Job) -> str:
     """What tells a message from another one."""
     head = [job.run, job.round, job.client, job.phase, job.seed, job.accepted, job.step]
     text = json.dumps(head).encode()
+    # JSON as it is written here has no line break, so that none of the payload can pass for the
+    # head.
     return blake2b(text + b"\n" + job.payload, digest_size=16).hexdigest()

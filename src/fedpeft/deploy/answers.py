@@ -112,6 +112,8 @@ class Answers:
         before = self.asked(token, job).get(digest, "")
         if before and before != reply:
             return False
+        # The answer is on the disk before the note of it: with a note alone it would have to be
+        # computed again, and might come out in other bytes.
         self._keep(token, job, digest, payload)
         if not before:
             self._note(token, job, digest, reply)

@@ -113,8 +113,9 @@ def _leaves(site: Site, client: ClientId, clients: Sequence[ClientId]) -> str:
     view: View = plan.view(client, 0, clients)
     received = view.select(site.params())
     shared = plan.shares(received)
-    beside = (prod(x) for owner in plan.local_shares for _, x, _ in shared.get(owner, []))
-    numbers = sum(x.numel() for x in view.trained(received).values()) + sum(beside)
+    numbers = sum(x.numel() for x in view.trained(received).values())
+    for owner in plan.local_shares:
+        numbers += sum(prod(shape) for _, shape, _ in shared.get(owner, []))
     whole = sum(x.numel() for x in site.model.parameters())
     return f"{numbers:,} numbers a round (of {whole:,} in the model), and no example"
 

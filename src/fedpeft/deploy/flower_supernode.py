@@ -25,14 +25,17 @@ def end_now(what: threading.ExceptHookArgs | None = None) -> None:
         threading.__excepthook__(what)
     sys.stdout.flush()
     sys.stderr.flush()
+    # `sys.exit` would end the thread that calls it and nothing else.
     os._exit(BROKEN)
 
 
 def watch(parent: int) -> None:
     """End with the process that began this one, and with the one that it began."""
+    # Until Flower has begun its own process there is no child, and that is no failure.
     begun = False
     while os.getppid() == parent:
         try:
+            # WNOWAIT leaves what has ended to Flower, which is to hear of it itself.
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         except ChildProcessError:
             if begun:

@@ -154,6 +154,8 @@ class Node:
         opened = worker.open(job)
         if not isinstance(opened, ClientRound):
             return opened
+        # Not earlier, as what cannot be opened is to use nothing up; not later, as that training
+        # fails tells something of the examples too.
         self.agreement.answers.begin(token, job, digest)
         return worker.close(opened, lambda: worker.alone(opened))
 
@@ -163,6 +165,7 @@ class Node:
     def _job(self, asked: Envelope) -> Job:
         for key, types in FIELDS.items():
             value = asked.head.get(key)
+            # To Python true is the number 1.
             if not isinstance(value, types) or isinstance(value, bool):
                 raise WireError(f"a job without a proper {key!r}: {value!r}")
         job = Job(**{key: asked.head[key] for key in FIELDS}, payload=asked.body)
@@ -186,6 +189,8 @@ class Node:
           RunError: another worker is at this folder, or the socket cannot be made.
         """
         private_folder(self.folder)
+        # The lock comes before the socket: `listen` takes away the one that lies there, which must
+        # be nobody's then.
         with lock_run(RunFolder(self.folder)):
             try:
                 server = listen(self.folder / SOCKET)

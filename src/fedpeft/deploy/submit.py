@@ -46,6 +46,7 @@ def submit(folder: RunFolder, plan: Plan, federation: str) -> None:
     Raises:
       RunError: Flower does not take it.
     """
+    # What an earlier attempt left would end this one at once.
     for mark in (end_file(folder), _process(folder), log_file(folder)):
         mark.unlink(missing_ok=True)
     with TemporaryDirectory() as inside:
@@ -70,6 +71,8 @@ def was_killed(folder: RunFolder) -> bool:
     if told is None or told["host"] != gethostname() or not Path("/proc/self/stat").exists():
         return False
     try:
+        # The command's name stands in brackets and may hold some itself, so the last one counts; Z
+        # is a zombie and X is dead.
         state = Path(f"/proc/{told['process']}/stat").read_text().rpartition(") ")[2][:1]
     except OSError:
         return True

@@ -80,12 +80,15 @@ def supernode(folder: Path, arguments: Sequence[str], say: Callable[[str], None]
         }
         command = [
             sys.executable,
+            # Else the script's own folder would come first among those that modules are imported
+            # from.
             "-P",
             flower_supernode.__file__,
             *with_free_port(arguments, say),
             "--node-config",
             f'node="{folder}"',
         ]
+        # An exit and no sudden end, so that what stands under `finally` is done.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
         def once() -> int:
@@ -198,9 +201,11 @@ def _until_ended(
                 connection.settimeout(PATIENCE)
                 couriers.add(_fork(receive(connection).head, server, work))
                 lost = inf
-        ended = dict(
-            pid_and_status for pid in couriers if (pid_and_status := os.waitpid(pid, os.WNOHANG))[0]
-        )
+        ended: dict[int, int] = {}
+        for courier in couriers:
+            pid, status = os.waitpid(courier, os.WNOHANG)
+            if pid:  # 0 while it runs
+                ended[pid] = status
         couriers.difference_update(ended)
         lost = monotonic() if any(ended.values()) else lost
         if not couriers and monotonic() - lost > LOST:
@@ -213,6 +218,7 @@ def _fork(told: Mapping[str, Any], server: socket.socket, work: Callable[[], obj
     # What this process does when it is to end is nothing for its fork.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
     try:
+        # 0 in the child, which `_run` never comes back from.
         return os.fork() or _run(told, server, work)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)

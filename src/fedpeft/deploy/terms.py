@@ -152,6 +152,7 @@ def server_site(plan: Plan, say: Callable[[str], None] = lambda words: None) -> 
     check_node_plan(plan)
     if plan.nodes.names is None:
         return open_run_site(plan)
+    # Both sides calibrate for the same names, and so come to the same noise.
     nodes, plan = plan.nodes.names, calibrate_noise(check_labels_named(plan), plan.nodes.names)
     test: Data | None = None
     try:
