@@ -62,10 +62,10 @@ class Auto:
         self.choice = choose(self.site, self.workers)
         if self.choice.engine == "processes":
             self.engine = Processes(self.site, self.store, self.workers)
+        elif self.choice.engine == "cohort":
+            self.engine = Cohort(self.site, self.store)
         else:
-            self.engine = (Cohort if self.choice.engine == "cohort" else InProcess)(
-                self.site, self.store
-            )
+            self.engine = InProcess(self.site, self.store)
 
     @property
     def clients(self) -> Sequence[ClientId]:
@@ -102,9 +102,9 @@ def choose(site: Site, workers: int = 0) -> Choice:
     run = alone * each * min(plan.cohort, len(clients)) * plan.rounds
     hands = min(workers or max(1, processors() // plan.compute.threads), plan.cohort, len(clients))
     share = why or f"a step of clients together takes {together / alone:.2f} of one after another"
-    if hands > 1 and run / hands + STARTING < GAIN * min(
-        run, run if why else run * together / alone
-    ):
+    # Without worker processes, by whichever of the other two engines takes less.
+    quickest_here = run if why else min(run, run * together / alone)
+    if hands > 1 and run / hands + STARTING < GAIN * quickest_here:
         return Choice("processes", f"{run:.0f} s of training for {hands} processes; {share}")
     if not why and together < GAIN * alone:
         return Choice("cohort", share)
@@ -138,6 +138,7 @@ def trial(site: Site, why: str = "") -> tuple[float, float, str]:
             raise RuntimeError(stacks.why)
 
     site.model.train()
+    # The trial draws dropout; outside of it torch's own streams are as if there had been none.
     with threads(site.plan.compute.threads), seed_torch(0):
         alone = seconds(one)
         if not why and alone > LONG:

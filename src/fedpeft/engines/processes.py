@@ -32,8 +32,8 @@ from fedpeft.storage.client_memory import Nowhere
 from fedpeft.storage.files import StoreError
 
 PARTING = 5.0  # seconds that an idle worker process has to end
-# A job whose worker process dies goes to a fresh one; after this many deaths it is a failure.
 STARTING = 30.0  # seconds that a worker process may take until its first sign of life
+# A job whose worker process dies goes to a fresh one; after this many deaths it is a failure.
 ATTEMPTS = 2
 
 
@@ -112,7 +112,9 @@ class _Hand:
 def processors() -> int:
     """As many as this process may use, which a container or a batch system makes fewer than the
     machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _dismiss(hand: _Hand, grace: float = 0) -> int | None:
@@ -186,6 +188,7 @@ class Processes:
     def _hire(self) -> _Hand:
         context = get_context("spawn")
         ours, theirs = context.Pipe()
+        # In the future at first: it loads its libraries before it can give a sign of life.
         beat = context.Value("d", monotonic() + STARTING, lock=False)
         arguments = (theirs, beat, self.site.plan, self.site.device, self.store)
         process = context.Process(target=_serve, args=arguments, daemon=True)
@@ -199,6 +202,8 @@ class Processes:
             )
             raise PlanError(message) from None
         finally:
+            # As long as this process holds the other end too, a child's death does not close the
+            # pipe.
             theirs.close()
         return _Hand(process, ours, beat)
 
@@ -223,6 +228,7 @@ class Processes:
                 code = _dismiss(hand, grace=5)
                 self._hands[self._hands.index(hand)] = self._hire()
                 if attempt < ATTEMPTS:
+                    # At the front, as the replies after it wait for it.
                     waiting.appendleft((place, job, attempt + 1))
                 else:
                     yield (
