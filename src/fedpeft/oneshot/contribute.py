@@ -175,6 +175,8 @@ def contribute(
     terms = invitation.terms
     site = replace(who.site, data=Counted(who.site.data, tick))
     engine = Keeping(Worker(site, store or Nowhere()), who.client)
+    # The loop runs for what it asks alone: the state that it comes to is thrown away, and the reply
+    # is the file.
     [(_, ledger)] = federate(site.plan, engine, invitation.state)
     reply = engine.replies[0]
     if not isinstance(reply, Reply) or ledger.failed:

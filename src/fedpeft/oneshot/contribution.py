@@ -128,6 +128,7 @@ def read_contribution(
     try:
         with open_regular(file) as stream:
             size = os.fstat(stream.fileno()).st_size
+            # No more than was measured, since a file may grow while it is read.
             content = stream.read(size) if size <= most else b""
     except RunError as error:
         raise ContributionError(Rejection.DAMAGED, file, f"{error}; name the file itself") from None
@@ -246,6 +247,8 @@ def _check_signature(
             )
             raise ContributionError(Rejection.UNSIGNED, file, words)
         return
+    # The header names the signer, and is signed too: else anybody could put a signature of his own
+    # on another's sealed bytes.
     if header.signer is None or not is_signed(header.signer, signature, head, sealed):
         words = "its signature is not its signer's over these bytes; ask the client for it again"
         raise ContributionError(Rejection.TAMPERED, file, words)
@@ -310,6 +313,8 @@ def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitati
         )
         raise ContributionError(Rejection.NOT_FINITE, file, words)
     try:
+        # A client that could leave out the number, by which its weight is judged, could count as
+        # much as it likes.
         if (header.examples is None) != hides_size(plan):
             raise ValueError(
                 f"it {'tells' if hides_size(plan) else 'does not tell'} how many examples its "
@@ -326,6 +331,8 @@ def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitati
         raise ContributionError(
             Rejection.WEIGHT, file, f"{error}; make it with this version"
         ) from None
+    # The weight inside of the seal must be that of the number outside, which is the one that people
+    # see.
     if update.weight != (due := weight(plan, header.examples or 0)):
         words = (
             f"it wants to count {update.weight:g}, and should {due:g}; make it with this version"

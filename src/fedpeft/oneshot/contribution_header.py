@@ -85,6 +85,8 @@ def read_header(text: str, file: Path | str) -> Header:
         check_name(header.client)
         counts = (1 if header.examples is None else header.examples, header.bytes)
         _check_lines(header.reads or ())
+        # One way to write it only: with another encoding or other spaces, two files could say the
+        # same.
         if header.text() != text or not all(1 <= count <= MOST for count in counts):
             raise ValueError("a value is out of range, or written in another way")
     except (ValidationError, ValueError, KeyError, TypeError, RecursionError, RunError) as error:

@@ -175,6 +175,7 @@ def _smoothness(site: Site, clients: Sequence[ClientId], many: Way, one: Way) ->
     size = getattr(site.plan.local, "batch_size", 32)
     draws = generator(site.plan.seed, "diagnose")
     first = (next(iter(site.data.batches(client, size, 1, draws))) for client in clients)
+    # Without dropout, as both gradients of a secant must be of one function.
     site.model.eval()
     with threads(site.plan.compute.threads):
         rows = (site.on_device(batch) for batch in islice(first, BATCHES))
@@ -224,6 +225,7 @@ def _held_out(site: Site, many: Way, one: Way, tolerance: float) -> dict[str, An
     single, last = _scores(site, one.states[-1])[1], curve[-1]
     sign = -1 if metric in LESS_IS_BETTER else 1
     total = float(last.weights.sum())
+    # Paired by example: what both models get right, or both wrong, makes the interval no wider.
     lost = sign * (last.totals - single.totals)
     gap, error = float(lost.sum()) / total, sqrt(len(lost) * float(lost.var(correction=0))) / total
     values = [_mean(each) for each in curve]

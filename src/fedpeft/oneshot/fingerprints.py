@@ -40,6 +40,7 @@ def base_fingerprint(plan: Plan, model: nn.Module | None = None) -> str:
         every |= plan.task.beside()
     for name, x in sorted(every.items()):
         if name not in trained:
+            # Names, shapes and types count too, since equal bytes may be other weights.
             plain = x.detach().cpu().contiguous()
             found.update(json.dumps([name, list(plain.shape), str(plain.dtype)]).encode())
             found.update(plain.reshape(-1).view(torch.uint8).numpy().data)

@@ -135,6 +135,7 @@ def invite(plan: Plan, path: Path) -> Terms:
         raise RunError(
             f"{server_key(path)} is there already, the key of an earlier study: name another folder"
         )
+    # Each client takes part once, so that its noise is the same whoever it is.
     plan = calibrate_noise(
         replace(plan, classes=plan.classes or plan.data.load().classes), ["anyone"]
     )

@@ -102,11 +102,8 @@ def make_signing_key(name: str, folder: Path) -> tuple[Path, Path]:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     check_name(name)
-    key, private, public = (
-        Ed25519PrivateKey.generate(),
-        folder / f"{name}.key",
-        folder / f"{name}.pub",
-    )
+    key = Ed25519PrivateKey.generate()
+    private, public = folder / f"{name}.key", folder / f"{name}.pub"
     write_private(private, _raw(key).hex().encode() + b"\n")
     write_atomically(public, f"{KIND}{key.public_key().public_bytes_raw().hex()} {name}\n".encode())
     return private, public
@@ -205,6 +202,7 @@ def is_signed(public: str, signature: str, head: bytes, body: Body) -> bool:
 
 
 def _signed_bytes(head: bytes, body: Body) -> bytes:
+    # With its length, so that no end of the head can be passed off as the beginning of the body.
     return b"".join([CONTEXT, len(head).to_bytes(8, "little"), head, body])
 
 
@@ -214,10 +212,8 @@ def seal(public: str, head: bytes, body: bytes) -> bytes:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-    own, theirs = (
-        X25519PrivateKey.generate(),
-        X25519PublicKey.from_public_bytes(bytes.fromhex(public)),
-    )
+    own = X25519PrivateKey.generate()
+    theirs = X25519PublicKey.from_public_bytes(bytes.fromhex(public))
     sender = own.public_key().public_bytes_raw()
     key = _derive_key(own.exchange(theirs), sender, theirs)
     return sender + ChaCha20Poly1305(key).encrypt(NONCE, body, head)
@@ -238,6 +234,7 @@ def unseal(private: "X25519PrivateKey", head: bytes, sealed: Body) -> bytes:
         shared = private.exchange(X25519PublicKey.from_public_bytes(sender))
         key = _derive_key(shared, sender, private.public_key())
         return ChaCha20Poly1305(key).decrypt(NONCE, sealed[PUBLIC:], head)
+    # A ValueError is of a public key by which no secret would come out, as those of low order.
     except (InvalidTag, ValueError):
         raise SealError from None
 

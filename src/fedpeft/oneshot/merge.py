@@ -167,9 +167,10 @@ def _read_kept(merged: Merged, study: Invitation, rules: Rules) -> Came:
         one = read_contribution(file, study, key, trust)
         found[one.header.client] = file, one
     order = (read_json(merged.study / ORDER) or {}).get("clients", [])
-    return {
-        client: found[client] for client in (*filter(found.__contains__, order), *sorted(found))
-    }
+    # Those of whom no order is kept come last, by name; who is in both lists stays at its first
+    # place.
+    known = [client for client in order if client in found]
+    return {client: found[client] for client in (*known, *sorted(found))}
 
 
 def _without(kept: Came, remove: Sequence[ClientId]) -> Came:

@@ -85,6 +85,7 @@ class Releases:
         """
         self.folder.mkdir(0o700, parents=True, exist_ok=True)
         with lock_run(RunFolder(self.folder)):
+            # Again, now with the lock: of two commands at once the later must see the first.
             if not again:
                 self.check(study, client)
             new = Release(study, client, privacy.get("epsilon"), privacy.get("delta"))

@@ -30,6 +30,8 @@ def replace_when_built(path: Path, new: bool = False) -> Iterator[Path]:
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside `path`, as folders change places within one file system only. The lock tells what is
+    # being built from what a kill left; see `clear`.
     with (
         TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as around,
         lock_run(RunFolder(Path(around))),
@@ -53,6 +55,7 @@ def clear(path: Path) -> None:
     process is at."""
     path = path.resolve()
     for around in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        # As `tempfile` draws names: other folders that begin so are the user's.
         drawn = re.fullmatch(r"[a-z0-9_]{8}", around.name.removeprefix(f".{path.name}."))
         if not drawn or not around.is_dir():
             continue

@@ -162,6 +162,7 @@ def check_beside(every: Came, before: Came, rules: Rules, start: Tensors) -> Non
 
 
 def _largest_first(sizes: Mapping[ClientId, float]) -> list[ClientId]:
+    # So the error names the farthest one, and the same one whatever the order of arrival.
     return sorted(sizes, key=lambda client: (-sizes[client], client))
 
 
@@ -191,6 +192,7 @@ def _too_long(
         )
     usual = median(others) if others else 0.0
     factor = rules.norm_factor * (LONE if len(others) == 1 else 1)
+    # A lone other one that did not move at all is no measure of how far is too far.
     if not others or (len(others) == 1 and not usual) or length <= factor * usual:
         return ""
     beside = f"the median of the other {len(others)}" if len(others) > 1 else "the only other one"

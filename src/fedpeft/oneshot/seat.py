@@ -266,6 +266,8 @@ class Seat:
         """
         folder = private_folder(self._file.parent)
         with lock_run(RunFolder(folder)):
+            # With the lock: another command of this owner may have made one since it was looked
+            # for.
             made = self.find_made(of, again=True)
             if made is not None:
                 return made

@@ -117,10 +117,8 @@ class Blocks:
         )
 
     def _trained(self, opened: ClientRound) -> Trained:
-        site, contexts = (
-            self.worker.site,
-            [self._context(opened, number) for number in range(self.blocks)],
-        )
+        site = self.worker.site
+        contexts = [self._context(opened, number) for number in range(self.blocks)]
         local, on = site.plan.local, {n: x.to(site.device) for n, x in opened.start.items()}
         site.model.train()
         carry = local.begin(on, {}, contexts[0])
@@ -143,6 +141,7 @@ class Blocks:
             return replace(own, rounds=self.rounds // self.blocks, steps=own.steps * self.blocks)
         at = own.round + number
         seed = fold(round_seed(self.worker.site.plan, at), "client", client)
+        # A key of its own, as noise that comes twice could be taken away.
         secret = own.secret.at("block", number) if own.secret else None
         return replace(own, round=at, rounds=self.rounds, seed=seed, secret=secret)
 

@@ -38,6 +38,7 @@ def merge_into_copy(model: nn.Module, params: Tensors) -> dict[str, Tensor]:
     """
     copy = deepcopy(model)
     write(copy, {**params, **low_rank.merge_exact(copy, take_prefix(low_rank.EXACT, params))})
+    # This method is how peft's layers around a base layer are told from others.
     tuners = [name for name, module in copy.named_modules() if hasattr(module, "get_base_layer")]
     for name in tuners:
         copy.get_submodule(name).merge()  # type: ignore[operator]
