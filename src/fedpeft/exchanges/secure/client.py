@@ -164,6 +164,8 @@ class Session:
                 pair = unseal(key, sealed[place * SEALED : (place + 1) * SEALED], name, self.client)
             except ValueError:
                 unread.append(name)
+                # Shares are told by their places, so that this one is filled; `unread` says that it
+                # is none.
                 pair = bytes(2 * KEY)
             found.append(pair[:KEY] if name in alive else pair[KEY:])
         return bytes_message({"unread": unread}, shares=b"".join(found))

@@ -95,6 +95,7 @@ def check_hidden(update: Update, limit: float, max_norm: float, max_weight: int)
             raise ValueError(
                 f"{name!r} changed by more than a sum has room for: exchange.limit is {limit:g}"
             )
+    # Written so that it refuses NaN, which is neither longer nor shorter.
     if not norm(update.delta) <= max_norm:
         raise ValueError(f"the update is longer than exchange.max_norm {max_norm:g}")
     if update.weight > max_weight:

@@ -72,6 +72,7 @@ def integers(update: Update, bits: int, by: int) -> Integers:
     )
     scaled = np.rint(np.ldexp((flat * update.weight).numpy(), by))
     whole = np.append(scaled, np.rint(update.weight))
+    # NaN is below nothing, and is refused too.
     if not bool((np.abs(whole) < 2.0 ** (bits - 1)).all()):
         raise ValueError(f"an entry times its weight, or the weight, is beyond {bits} bits")
     signed = whole.astype(np.int64)
@@ -104,6 +105,7 @@ def mask(key: bytes, count: int, bits: int) -> Integers:
     stream = (
         Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(count * bits // 8))
     )
+    # Little-endian on every machine, so that both of a pair draw the same numbers.
     return np.frombuffer(stream, dtype=f"<u{bits // 8}").astype(f"u{bits // 8}")
 
 

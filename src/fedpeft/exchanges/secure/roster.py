@@ -62,5 +62,7 @@ class Roster:
         for other, key in self.keys.items():
             if other != me:
                 pair = agree_on_key(private, bytes.fromhex(key), f"file {self.study}", [me, other])
+                # Of a pair, the one whose name comes first adds the mask and the other takes it
+                # away.
                 values = add_mask(values, mask(pair, len(values), bits), me < other)
         return values

@@ -103,6 +103,8 @@ def agree_on_key(private: bytes, other: bytes, purpose: str, pair: Sequence[Clie
     shared = X25519PrivateKey.from_private_bytes(private).exchange(
         X25519PublicKey.from_public_bytes(other)
     )
+    # Sorted, so that both come to one key; with a purpose, so that no key serves for shares and
+    # masks.
     info = json.dumps(["fedpeft secure sum", purpose, sorted(pair)]).encode()
     return HKDF(SHA256(), KEY, salt=None, info=info).derive(shared)
 
@@ -121,7 +123,9 @@ def join_shares(shares: Mapping[int, bytes]) -> bytes:
 
     return b"".join(
         Shamir.combine(
-            [(place + 1, share[at : at + _HALF]) for place, share in shares.items()], False
+            # Shares are counted from 1, since the secret itself lies at 0.
+            [(place + 1, share[at : at + _HALF]) for place, share in shares.items()],
+            False,
         )
         for at in (0, _HALF)
     )

@@ -102,6 +102,7 @@ def secrets_of(
                 f"{len(known)} clients could read the shares of {peer!r}, {asking.threshold} are "
                 "needed"
             )
+        # Any so many tell it.
         told[peer] = join_shares(dict(list(known.items())[: asking.threshold]))
     return told
 
