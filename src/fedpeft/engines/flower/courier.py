@@ -51,6 +51,7 @@ def carry(message: Message, context: Context) -> Message:
                 "the SuperNode is not told where the worker is: --node-config "
                 f"'{NODE}=\"/its/folder\"'"
             )
+        # An envelope lives as long as its round waits, and nobody waits longer for the worker.
         answer = ask(Path(folder) / SOCKET, unpack_envelope(message), message.metadata.ttl)
     except (OSError, WireError) as error:
         answer = Envelope({"kind": "failed", "reason": _why(error)})

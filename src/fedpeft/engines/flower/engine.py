@@ -123,6 +123,7 @@ class Flower:
 
     def _here(self) -> set[int]:
         """The nodes that are connected; clients of others have no home."""
+        # Where the SuperLink cannot say who is connected, nobody counts as gone.
         here = self._patiently(lambda: set(self.grid.get_node_ids()), set(self.homes.values()))
         self.homes = {client: node for client, node in self.homes.items() if node in here}
         return here

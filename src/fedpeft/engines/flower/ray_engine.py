@@ -197,6 +197,8 @@ def begin(site: Site, store: Store, workers: int) -> Simulation:
     with _silence_ray():
         import ray
 
+        # Before Flower begins it, so that the plan lies in Ray's store once and goes with no
+        # message.
         _begin_ray(wanted * threads)
         try:
             app = client_app(_put_in_ray(site, store))
@@ -214,6 +216,7 @@ def _simulation(app: "ClientApp", nodes: int, each: dict[str, float]) -> Simulat
     from flwr.simulation import run_simulation
 
     leave, ended, grids = Event(), SimpleQueue[BaseException](), SimpleQueue["Grid | None"]()
+    # Flower never begins a dead actor again. Ray does with these two, and repeats its job once.
     settings = {"client_resources": {**each, "max_restarts": -1, "max_task_retries": ATTEMPTS - 1}}
     getLogger("flwr").setLevel(CRITICAL)  # what goes wrong is a failure of a client, or raised
 

@@ -114,6 +114,7 @@ class Cohort:
                         if alone
                         else ends.get(trainee) or stacks.finish(trainee)
                     )
+        # Who fails alone too has an error of its own, which is no reason to stack nobody any more.
         if left and all(trainees[trainee].error is None for trainee in left):
             self._give_up(stacks.why)
         return iter(outcomes)
@@ -183,10 +184,8 @@ def unfit(site: Site) -> str:
     if layers or not set(names) <= parameters.keys():
         name = layers[0] if layers else names[-1]
         return f"{name!r} takes statistics over a batch, whose rows must be its own"
-    whole, own = (
-        sum(x.numel() for x in parameters.values()),
-        sum(parameters[name].numel() for name in names),
-    )
+    whole = sum(x.numel() for x in parameters.values())
+    own = sum(parameters[name].numel() for name in names)
     if own > max(HEAVY * whole, LIGHT):
         return (
             f"{own:,} of the model's {whole:,} weights are each client's own, "

@@ -65,6 +65,7 @@ class Beginning:
 
     def fits(self, start: Tensors, place: tuple[int, int, int]) -> bool:
         """Whether another client begins so."""
+        # By identity: the worker gives all who received the same bytes the same tensors.
         return start is self.start and place == self.place
 
 
@@ -206,6 +207,8 @@ class Stacks:
                 else:
                     self.why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
                     out += part
+            # A step that is taken again must draw the dropout that it would have drawn the first
+            # time.
             for one, state in zip(part, before, strict=False):
                 one.dropout.set_state(state)
         return out
@@ -228,6 +231,8 @@ class Stacks:
         losses = StackedObjective(
             part[0].opened.objective, Draws([one.dropout for one in part], rows, max(rows))
         )
+        # `Draws` has each client's own dropout. Any other random number would be drawn for all at
+        # once or in another order than alone, so it is an error and ends the stack.
         step = self.site.plan.local.step
         with torch.no_grad():
             stack = vmap(lambda carry, mine: step(carry, mine, losses), randomness="error")(
