@@ -73,7 +73,7 @@ def check_holders(holders: Sequence[Holder], aggregator: str = "the aggregator")
       aggregator: what people call it; what a part needs is mostly another one.
     """
     for one in holders:
-        for other in holders:
+        for other in holders:  # both orders, as either may be the one that forbids
             if other is not one:
                 _check_pair(one, other)
     for one in holders:

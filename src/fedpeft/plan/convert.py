@@ -25,6 +25,7 @@ def convert(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     new.pop("schema", None)
     for table, keys in TABLES.items():
         _into_table(new, table, {key: key for key in keys}, changes)
+    # In version 1 this was a list of names, and now it is a table.
     if not isinstance(new.get("nodes"), Mapping):
         _into_table(new, "nodes", {"nodes": "names", "deadline": "deadline"}, changes)
     else:

@@ -184,6 +184,7 @@ class Plan:
     @property
     def sharing(self) -> tuple[SharesBack, ...]:
         """The parts whose shared tensors change on the clients."""
+        # By this method and not by `share`, which other parts have as a number.
         return tuple(one for one in self.each_part() if hasattr(one, "merge_share"))
 
     @property

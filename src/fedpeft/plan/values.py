@@ -52,6 +52,7 @@ def _check_uncoupled(plan: Any) -> None:
 def _check_counts(plan: Any) -> None:
     """Raises PlanError for too few rounds, clients or evaluations."""
     for key in ("rounds", "cohort", "evaluate_every"):
+        # A plan of no rounds asks owners how a model does, and trains nobody.
         least = 0 if key == "rounds" and plan.asking else 1
         if getattr(plan, key) < least:
             raise PlanError(f"{key} must be at least {least}, got {getattr(plan, key)}")
@@ -98,6 +99,7 @@ def _check_sparse_downlink(plan: Any) -> None:
 
 def check_order(stages: Sequence[Stage]) -> None:
     """Raises PlanError for a stage after the noise or the clipping that hides clients."""
+    # What changes an update after it was clipped could make it longer than its noise is made for.
     hiding = [stage for stage in stages if stage.event is not None and stage.event.unit == "client"]
     if hiding and stages[-1].event is None:
         raise PlanError(
