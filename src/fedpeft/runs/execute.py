@@ -55,6 +55,8 @@ def open_run_site(plan: Plan, device: str = "cpu") -> Site:
     check_device(device)
     site = open_site(plan, device)
     event = site.plan.local.event
+    # A tensor that gets no gradient of single examples raises no error: the run would learn
+    # nothing.
     if event is not None and event.accounted:
         check_gradients(site)
     return site
