@@ -173,6 +173,7 @@ def worker(folder: Path) -> Iterator[Finding]:
     path = folder / SOCKET
     try:
         answer = ask(path, Envelope({"kind": "doctor"}), PATIENCE)
+    # A TimeoutError is an OSError too, and it means another thing here.
     except TimeoutError:
         yield Finding("worker", f"{path} is busy", "it trains now; ask again later")
         return
