@@ -134,6 +134,8 @@ def own_site(plan: Plan, data: OwnData, name: ClientId, device: str = "cpu") -> 
     train, test = (torch.arange(len(side)) for side in (examples.train, examples.test))
     division = Division({name: train}, tested={name: test})
     site = site_of(plan, examples, division, device)
+    # As before a run: without gradients of single examples, training would raise no error and learn
+    # nothing.
     if plan.local.event is not None and plan.local.event.accounted:
         check_gradients(site)
     return site

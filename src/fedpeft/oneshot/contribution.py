@@ -197,6 +197,7 @@ def _parts(content: bytes, file: Path | str) -> tuple[str, str, memoryview]:
 
 def _check_terms(header: Header, file: Path | str, invitation: Invitation) -> None:
     terms = invitation.terms
+    # The study comes first: a file for another invitation differs in most of the others as well.
     wanted = (
         (
             Rejection.STUDY,

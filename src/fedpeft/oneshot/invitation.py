@@ -164,6 +164,7 @@ def read_invitation(path: Path, code: Code = REGISTERED) -> Invitation:
     Raises:
       RunError: it is none, or parts of it were changed.
     """
+    # Before any of it is read, since it may come from anybody.
     _check_size(path)
     values = read_json(path / FILE)
     if values is None:

@@ -96,6 +96,7 @@ def merge(
     every = _admit(study, sealing_key(private), rules, {}, files)
     with replace_when_built(out, new=True) as folder:
         summary = _write(Merged(folder), study, every, rules, evaluate)
+        # A copy, as of the files: who comes later is opened without the invitation.
         write_private(folder / STUDY / KEY, private.read_bytes())
     return summary
 
@@ -123,6 +124,7 @@ def change(
         raise RunError(f"{path} is no merge: it has no {STUDY}/{FILE}")
     before = Merged(path)
     with lock_run(RunFolder(path)):
+        # With the lock and before a file is read: what lies beside is then nobody's.
         clear(path)
         study = read_invitation(before.study, code)
         check_change(study, add, remove)

@@ -60,6 +60,7 @@ def write_run(
     site = _site(plan, study, every, evaluate)
     run = create(plan, folder)
     write_json(run.partition, _division(plan, every))
+    # So the run goes on from the invitation's tensors, and not from those that the model has here.
     save_checkpoint(run.checkpoint, plan, study.state, environment(plan, site.device))
     [record] = execute(run, site, Answered.of(every))
     if record.failed or record.note:

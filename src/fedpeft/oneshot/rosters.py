@@ -161,6 +161,7 @@ def read_roster(folder: Path, terms: Terms, exchange: object) -> Roster | None:
             f"{path} is not the roster of the study {terms.study[:16]}: one of them was changed; "
             "ask the server for the invitation again"
         )
+    # Each owner checks for itself what the server had to check: a server may lie.
     check_owners(owners, invited, exchange)
     return Roster(terms.study, invited.study, keys)
 

@@ -182,6 +182,7 @@ def _too_long(
     length, others = lengths[client], [x for name, x in lengths.items() if name != client]
     most, why = rules.max_norm, ""
     if most is None:
+        # Of a start that is all zeros, any number of times its length would let nothing in.
         least = sqrt(sum(x.numel() for x in start.values()))
         most = FARTHEST * max(float(norm(start)), least)
         why = f", {FARTHEST:g} times what training starts from"

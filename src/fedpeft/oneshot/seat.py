@@ -169,6 +169,7 @@ def take_seat(
     seat = Seat(memory, study, study.roster, client)
     seat.check()
     check_own_key(study, client, key)
+    # The exchange finds the roster here when it masks the update.
     seat.store.keep(client, study.roster.note())
     return seat
 
@@ -202,6 +203,7 @@ class Seat:
             raise RunError(
                 f"{self.client!r} is not in the roster of this study: {', '.join(sorted(keys))}"
             )
+        # Asked for, a secret that is missing would be made anew, and another key with it.
         if not (store.path / SECRET).is_file():
             raise RunError(
                 f"{store.path / SECRET} is not there, from which the key of {self.client!r} came: "
