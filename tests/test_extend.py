@@ -92,6 +92,31 @@ def test_what_cannot_be_longer_is_refused_with_why(
     }
 
 
+def test_a_course_of_a_middle_phase_is_seen(tmp_path: Path) -> None:
+    phases = 'phase=[{until=1, set=["local.lr=0.1"]}, {until=2, set=["local.schedule=cosine"]}]'
+    path = run(tmp_path, phases, rounds=3)
+    ended = fedpeft("run", "--resume", path, "--rounds", 4)
+    assert ended.exit_code == 2 and "Descent follows a course over all rounds" in ended.stderr
+
+
+def test_a_kill_before_the_plan_leaves_no_old_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = run(tmp_path, rounds=2)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedpeft.runs.extend.write_atomically", killed)
+    with pytest.raises(KeyboardInterrupt):
+        extend(path, 3, OWN)
+    monkeypatch.undo()
+    assert not (path / "summary.json").exists()
+    ended = fedpeft("run", "--resume", path, "--rounds", 3, "-q")
+    assert ended.exit_code == 0, ended.output
+    assert len(told(path)) == 3
+
+
 def test_fewer_rounds_and_merges_are_refused(tmp_path: Path) -> None:
     path = run(tmp_path, rounds=2)
     assert "give more" in fedpeft("run", "--resume", path, "--rounds", 1).stderr

@@ -85,11 +85,17 @@ def plan_at(plan: Plan, round: int, code: Code = OWN) -> Plan:
     return built
 
 
+def rounds_to_check(plan: Plan) -> list[int]:
+    """The first round, the last one and the first of each phase: all parts that the plan ever has
+    are in the plans of these rounds, ascending."""
+    ends = [phase.until for phase in plan.phase if phase.until is not None]
+    return sorted({0, plan.rounds - 1, *(end for end in ends if end < plan.rounds)})
+
+
 def _check_rounds(plan: Plan, code: Code) -> None:
     """Read the plans of the rounds at which something changes, so that errors come before work."""
     if plan.changes:
-        ends = [phase.until for phase in plan.phase if phase.until is not None]
-        for round in sorted({0, plan.rounds - 1, *(end for end in ends if end < plan.rounds)}):
+        for round in rounds_to_check(plan):
             plan_at(plan, round, code)
 
 

@@ -8,7 +8,7 @@ from fedpeft.core.facts import Fact
 from fedpeft.errors import RunError
 from fedpeft.plan.checks import refuse
 from fedpeft.plan.plan import Plan
-from fedpeft.plan.reading import plan_at
+from fedpeft.plan.reading import plan_at, rounds_to_check
 from fedpeft.registry import REGISTERED, Code
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.folder import RunFolder, lock_run, reopen
@@ -40,11 +40,12 @@ def extend(path: Path, rounds: int, code: Code = REGISTERED) -> None:
         longer = _longer(folder, plan, rounds)
         if rounds == plan.rounds:
             return
-        # The checkpoint comes first: with the plan first, who asks again after a kill would find as
+        # The old summary goes first: beside the longer plan it would say that the run is finished.
+        folder.summary.unlink(missing_ok=True)
+        # The checkpoint comes next: with the plan first, who asks again after a kill would find as
         # many rounds as were asked for, and the checkpoint would stay one of another plan.
         _rename_checkpoint(folder, plan, longer)
         write_atomically(folder.plan, longer.toml().encode())
-        folder.summary.unlink(missing_ok=True)
 
 
 def _longer(folder: RunFolder, plan: Plan, rounds: int) -> Plan:
@@ -70,7 +71,7 @@ def _longer(folder: RunFolder, plan: Plan, rounds: int) -> Plan:
             f"{folder.path} is private, and what it promises is for {plan.rounds} rounds: begin a "
             "new run, whose plan says how many there are"
         )
-    for at in {0, plan.rounds - 1}:
+    for at in rounds_to_check(plan):
         refuse(plan_at(plan, at), NOT_LONGER)
     refuse(plan, NOT_LONGER)
     return replace(plan, rounds=rounds)
