@@ -8,10 +8,8 @@ from typing import Any
 from fedpeft.tasks.chat_templates import chat_template
 from fedpeft.tasks.image_classification import ImageClassification
 from fedpeft.tasks.loader import TOKENIZER
-from fedpeft.tasks.pretrained import ImageInput
+from fedpeft.tasks.pixels import ImageInput
 from fedpeft.tasks.text_classification import padding_token, tokenizer
-
-BICUBIC = 3  # in Pillow's counting
 
 
 def save_inputs(task: object, out: Path) -> None:
@@ -33,15 +31,16 @@ def reads_texts(task: Any) -> bool:
 
 
 def processor(see: ImageInput) -> dict[str, object]:
-    """Pictures are squeezed to a square, bicubically, and normalised; nothing is cut off."""
-    kind = "MobileViTImageProcessor" if see.reversed else "ViTImageProcessor"
+    """Pictures are brought to a size, their middle is cut out if need be, and they are
+    normalised."""
     return {
-        "image_processor_type": kind,
+        "image_processor_type": _kind(see),
         **({"do_flip_channel_order": True, "do_center_crop": False} if see.reversed else {}),
         "do_convert_rgb": see.channels == 3,
         "do_resize": True,
-        "size": {"height": see.size, "width": see.size},
-        "resample": BICUBIC,
+        "size": {"height": see.height, "width": see.width},
+        **_cut(see),
+        "resample": see.resample,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -52,6 +51,26 @@ def processor(see: ImageInput) -> dict[str, object]:
         if len(see.std) == see.channels
         else list(see.std) * see.channels,
     }
+
+
+def _kind(see: ImageInput) -> str:
+    """A processor of `transformers` that does what `see` says, and nothing else."""
+    if see.reversed:
+        return "MobileViTImageProcessor"
+    if see.keeps_shape:
+        return "CLIPImageProcessor"
+    return "ViTImageProcessor" if see.plain else "DeiTImageProcessor"
+
+
+def _cut(see: ImageInput) -> dict[str, object]:
+    """What a processor is told of the size before the middle is cut out; nothing where nothing is
+    cut off."""
+    if see.plain and not see.keeps_shape:
+        return {}
+    tall, wide = see.resized
+    size = {"shortest_edge": tall} if see.keeps_shape else {"height": tall, "width": wide}
+    crop = {"height": see.height, "width": see.width}
+    return {"size": size, "do_center_crop": True, "crop_size": crop}
 
 
 def _save_tokenizer(task: Any, out: Path) -> None:

@@ -2,12 +2,12 @@
 changed by the batch."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import pad
 
 from fedpeft.core.facts import Fact
 from fedpeft.core.outputs import LOGITS, Outputs, head_input
@@ -16,7 +16,9 @@ from fedpeft.errors import DataError
 from fedpeft.registry import unwritten
 from fedpeft.tasks import scoring
 from fedpeft.tasks.loader import IMAGES, Loader
-from fedpeft.tasks.pretrained import ImageInput, classifier, image_input, resize_positions
+from fedpeft.tasks.pixels import ImageInput, image_input
+from fedpeft.tasks.positions import fit_size
+from fedpeft.tasks.pretrained import classifier
 from fedpeft.tasks.targets import LEARNED, ONE, Target
 
 
@@ -85,22 +87,16 @@ class ImageClassification:
     def input(self) -> ImageInput:
         """What the model sees."""
         own = image_input(self.model)
-        return ImageInput(
-            self.size or own.size,
-            own.channels,
-            self.mean or own.mean,
-            self.std or own.std,
-            own.reversed,
-        )
+        if self.size:
+            own = own.scaled(self.size, self.size)
+        return replace(own, mean=self.mean or own.mean, std=self.std or own.std)
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
         from transformers import AutoModelForImageClassification
 
         names, problem = self.learned.names(classes), self.learned.configured
         model = classifier(AutoModelForImageClassification, self.model, names, pretrained, problem)
-        config: Any = model.config
-        if self.size and self.size != getattr(config, "image_size", self.size):
-            resize_positions(model, config, self.size)
+        fit_size(model, self.input)
         return model
 
     def prepare(self, table: Table) -> Tensors:
@@ -113,48 +109,49 @@ class ImageClassification:
           DataError: there are no pictures, or one cannot be read.
         """
         image = scoring.column(table, "image", "image classification")
-        if not isinstance(image, Tensor):
+        ready = not isinstance(image, Tensor)
+        if ready:
             image = self._decoded(image)
         if image.dtype != torch.uint8 or image.ndim != 4:
             raise DataError(
                 "pictures are uint8 tensors of shape (n, channels, height, width), not "
                 f"{str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}"
             )
+        see = self.input
+        if not (ready or see.plain) and image.shape[-2:] == (see.height, see.width):
+            # The batch takes pictures of this size for ready ones.
+            image = (see.fit_tensor(image.float() / 255) * 255).round().to(torch.uint8)
         wanted = self.learned.read(table, "image classification")
         return {"image": _with_channels(image, self.input.channels), **wanted}
 
     def _decoded(self, pictures: Iterable[Any]) -> Tensor:
         import numpy as np
-        from PIL import Image
 
-        side, mode = self.input.size, "L" if self.input.channels == 1 else "RGB"
-
-        def fitted(picture: Any) -> Any:
-            return picture.resize((side, side), Image.Resampling.BICUBIC)
-
+        see = self.input
+        mode = "L" if see.channels == 1 else "RGB"
         kept = []
         for picture in pictures:
             plain = picture.convert(mode)
-            kept.append(fitted(plain) if max(plain.size) > side else plain)
+            kept.append(plain if self._waits(plain.height, plain.width) else see.fit(plain))
+        wanted = (see.width, see.height)
         if len({picture.size for picture in kept}) > 1:
-            kept = [
-                picture if picture.size == (side, side) else fitted(picture) for picture in kept
-            ]
+            kept = [picture if picture.size == wanted else see.fit(picture) for picture in kept]
         stacked = torch.from_numpy(np.stack([np.asarray(picture) for picture in kept]))
         return stacked[:, None] if mode == "L" else stacked.permute(0, 3, 1, 2).contiguous()
+
+    def _waits(self, height: int, width: int) -> bool:
+        """Whether a picture is kept as it is, and brought to the input's size with its batch."""
+        see = self.input
+        inside = height <= see.height and width <= see.width
+        # Of the right size are those that are ready, so no other may be.
+        return inside and (height, width) != (see.height, see.width)
 
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
         see = self.input
         x = rows["image"].float() / 255
-        if x.shape[-2:] != (see.size, see.size):
-            x = interpolate(
-                x, (see.size, see.size), mode="bicubic", align_corners=False, antialias=True
-            ).clamp(0, 1)
-        mean, std = (
-            torch.tensor(values, device=x.device).view(-1, 1, 1) for values in (see.mean, see.std)
-        )
-        x = (x - mean) / std
-        x = x.flip(1) if see.reversed else x
+        if x.shape[-2:] != (see.height, see.width):
+            x = see.fit_tensor(x)
+        x = see.normalised(x)
         if generator is not None:
             x = _crop(x, self.crop, generator) if self.crop else x
             x = _mirror(x, generator) if self.flip else x
@@ -163,7 +160,7 @@ class ImageClassification:
     def example(self) -> Batch:
         """One black picture."""
         see = self.input
-        rows = {"image": torch.zeros(1, see.channels, see.size, see.size, dtype=torch.uint8)}
+        rows = {"image": torch.zeros(1, see.channels, see.height, see.width, dtype=torch.uint8)}
         return self.batch({**rows, **self.learned.empty()}, None)
 
     def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:

@@ -3,8 +3,6 @@ classes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 from logging import ERROR, getLogger
 from types import MappingProxyType
@@ -12,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import interpolate
 
 from fedpeft.compute.frozen_linear import prepare_half, prepare_quantized
 from fedpeft.compute.trainable import head_of, mark_new_layers, new_layers, within
@@ -33,22 +30,6 @@ LEAST_HALF = 0.9
 
 NOTHING: Mapping[str, tuple[()]] = MappingProxyType({"missing_keys": (), "mismatched_keys": ()})
 """The report of a model that was made without a checkpoint."""
-
-
-@dataclass(frozen=True)
-class ImageInput:
-    """What an image model was trained on: pixels a side, channels, and the normalisation of pixels
-    in [0, 1].
-
-    Attributes:
-      reversed: whether blue comes first and red last (MobileViT).
-    """
-
-    size: int
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    reversed: bool = False
 
 
 def config_of(name: str) -> Any:
@@ -291,98 +272,3 @@ def _renew_head(model: nn.Module, config: Any, outputs: Sequence[str]) -> nn.Mod
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
     return model
-
-
-@cache
-def image_input(name: str) -> ImageInput:
-    """What the image model `name` expects, as its configuration and its processor say; 0.5 / 0.5
-    where its folder does not say."""
-    from transformers import AutoImageProcessor
-
-    config = config_of(name)
-    seen = getattr(config, "vision_config", config)  # CLIP's keys are a level deeper
-    channels = int(getattr(seen, "num_channels", 3))
-    try:
-        processor = AutoImageProcessor.from_pretrained(str(locate(name) or name), **NO_CODE)
-    except (OSError, ValueError, TypeError, AttributeError):
-        return ImageInput(_side(getattr(seen, "image_size", None)) or 224, channels, (0.5,), (0.5,))
-    mean, std = _normalisation(processor)
-    size = _side(getattr(seen, "image_size", None)) or _processed_side(processor) or 224
-    flips = bool(getattr(processor, "do_flip_channel_order", False))
-    return ImageInput(size, channels, mean[:channels], std[:channels], flips)
-
-
-def _normalisation(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of pixels from 0 to 1, whatever numbers the processor makes of them
-    first."""
-    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
-    if not getattr(processor, "do_normalize", True) or mean is None or std is None:
-        mean, std = (0.0,), (1.0,)
-    elif getattr(processor, "include_top", False):  # EfficientNet's divides by it twice
-        std = tuple(x * x for x in std)
-    by, less = _scale(processor)
-    return tuple((x + less) / by for x in mean), tuple(x / by for x in std)
-
-
-def _scale(processor: Any) -> tuple[float, float]:
-    """What a processor makes of a white pixel, and what it takes from all of them then."""
-    if not getattr(processor, "do_rescale", True):
-        return 255.0, 0.0
-    factor = getattr(processor, "rescale_factor", None) or 1 / 255
-    return 255 * factor, 1.0 if getattr(processor, "rescale_offset", False) else 0.0
-
-
-def _processed_side(processor: Any) -> int:
-    """The pixels a side of what a processor makes; 0 if it does not say."""
-    cropped = getattr(processor, "do_center_crop", False)
-    for key in ("crop_size", "size") if cropped else ("size",):
-        size = getattr(processor, key, None)
-        for side in ("height", "shortest_edge"):
-            if found := getattr(size, side, None):
-                return int(found)
-    return 0
-
-
-def _side(size: Any) -> int:
-    """The pixels a side of a configuration's `image_size`; 0 for none.
-
-    Raises:
-      PlanError: pictures are not square.
-    """
-    if size is None or isinstance(size, int):
-        return size or 0
-    sides = {int(one) for one in size}
-    if len(sides) > 1:
-        raise PlanError(
-            f"the model takes pictures of {list(size)} pixels, and fedpeft makes squares: set "
-            "image_size in its config.json to one number, if the model can, or name another model"
-        )
-    return sides.pop()
-
-
-def resize_positions(model: nn.Module, config: Any, size: int) -> None:
-    """Let a vision transformer take pictures of `size` pixels a side: interpolate its position
-    embeddings, bicubically.
-
-    A model without such embeddings takes any size as it is.
-
-    Raises:
-      PlanError: `size` is no multiple of the patch size.
-    """
-    for module in model.modules():
-        table = getattr(module, "position_embeddings", None)
-        patches = getattr(module, "patch_embeddings", None)
-        if not isinstance(table, nn.Parameter) or patches is None or table.ndim != 3:
-            continue
-        patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
-        if size % patch:
-            raise PlanError(f"size = {size} is no multiple of the model's patch of {patch} pixels")
-        old, new = config.image_size // patch, size // patch
-        special = table.shape[1] - old * old
-        grid = table.data[:, special:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
-        grid = interpolate(grid, (new, new), mode="bicubic", align_corners=False)
-        grid = grid.permute(0, 2, 3, 1).reshape(1, new * new, -1)
-        module.position_embeddings = nn.Parameter(torch.cat([table.data[:, :special], grid], 1))
-        module.image_size = patches.image_size = (size, size)  # type: ignore[assignment]
-        patches.num_patches = new * new
-        config.image_size = size
