@@ -25,6 +25,7 @@ def save_family(folder: Path, family: str, auto: str = "AutoModel", **settings: 
     import transformers
 
     config = config_for(family, **settings)
+    config.architectures = []  # which `transformers` walks through where a family has two heads
     with seed_torch(3):
         getattr(transformers, auto).from_config(config).save_pretrained(folder)
     if hasattr(config, "vocab_size"):

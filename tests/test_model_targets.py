@@ -84,6 +84,38 @@ def test_all_kinds_of_blocks_of_a_hybrid_are_tuned(
     assert names <= set(attention_projections(empty(family, LM, **settings), "qv"))
 
 
+@pytest.mark.parametrize(
+    ("family", "auto", "layers"),
+    [
+        # two blocks a tower, query and value; a decoder has them twice, for itself and the encoder
+        ("t5", "AutoModelForSeq2SeqLM", {"encoder.": 4, "decoder.": 8}),
+        ("bart", TEXTS, {"model.encoder.": 4, "model.decoder.": 8}),
+        ("clip", "AutoModel", {"text_model.": 4, "vision_model.": 4}),
+        ("siglip", "AutoModel", {"text_model.": 4, "vision_model.": 4}),
+        ("mixtral", LM, {"model.layers.": 4}),
+    ],
+)
+def test_every_tower_is_tuned_or_the_one_that_is_named(
+    family: str, auto: str, layers: dict[str, int]
+) -> None:
+    model = empty(family, auto)
+    tuned = tuned_layers(model, ())
+    assert {tower: sum(n.startswith(tower) for n in tuned) for tower in layers} == layers
+    assert len(tuned) == sum(layers.values())
+    for tower, number in layers.items():
+        last = tuned[-1].rpartition(".")[2]
+        named = tuned_layers(model, (f"{tower}*.{last}",))
+        assert len(named) == number / 2 and all(n.startswith(tower) for n in named)
+
+
+def tuned_layers(model: nn.Module, target: tuple[str, ...]) -> list[str]:
+    """The layers that LoRA goes into, by their whole names."""
+    names = find_targets(model, target) or attention_projections(model, "qv")
+    return [
+        n for n, _ in model.named_modules() if any(n == t or n.endswith(f".{t}") for t in names)
+    ]
+
+
 def test_a_model_with_a_block_of_unknown_names_is_refused() -> None:
     class Attention(nn.Module):
         def __init__(self, *names: str) -> None:

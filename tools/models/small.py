@@ -27,6 +27,19 @@ SIZES: Mapping[str, Any] = {
 }
 
 
+OWN: Mapping[str, Mapping[str, Any]] = {
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
+    "convnext": {"num_stages": 2, "hidden_sizes": [16, 32], "depths": [1, 1], "patch_size": 4},
+    "levit": {"image_size": 64, "patch_size": 16},
+    "swin": {"num_heads": [2, 4], "depths": [1, 1], "window_size": 2, "patch_size": 4},
+    "deepseek_v3": {
+        **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "head_dim"), 8),
+        **{"kv_lora_rank": 8, "q_lora_rank": 16, "n_group": 2, "topk_group": 1},
+    },
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
+}
+
+
 def config_for(family: str, **settings: Any) -> Any:
     """A small configuration of a family; `settings` are keys of its own."""
     from transformers import CONFIG_MAPPING
@@ -42,11 +55,9 @@ def config_for(family: str, **settings: Any) -> Any:
     return config
 
 
-def _few(usual: Any) -> dict[str, Any]:
-    """Keys of models in stages that take one number a stage."""
-    if usual.model_type == "resnet":
-        return {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
-    return {}
+def _few(usual: Any) -> Mapping[str, Any]:
+    """Keys of models whose own numbers would not fit the small ones."""
+    return OWN.get(usual.model_type, {})
 
 
 def _shrink(config: Any) -> None:

@@ -16,6 +16,7 @@ from fedpeft.errors import PlanError
 from fedpeft.plan.models import build_model
 from fedpeft.registry import build
 from fedpeft.tasks.fit import find_new, note_new, note_output, output_layers
+from fedpeft.tasks.pixels import sides
 from fedpeft.tasks.pretrained import NOTHING, check_causal
 from tools.models.small import config_for
 
@@ -58,10 +59,10 @@ class Small:
     def example(self) -> Batch:
         label = torch.zeros(1, dtype=torch.long)
         if self.kind == "image-classification":
-            size = getattr(self.config, "image_size", None) or 64
-            side = size if isinstance(size, int) else size[0]
-            channels = int(getattr(self.config, "num_channels", 3))
-            return {"pixel_values": torch.zeros(1, channels, side, side), "label": label}
+            seen = getattr(self.config, "vision_config", self.config)
+            height, width = sides(getattr(seen, "image_size", None)) or (64, 64)
+            channels = int(getattr(seen, "num_channels", 3))
+            return {"pixel_values": torch.zeros(1, channels, height, width), "label": label}
         ids = torch.tensor([[4, 5, 6, 7, 8, 2]])
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "label": label}
 

@@ -10,6 +10,7 @@ from fedpeft.cli.options import AllowCode, Debug, RunPath, allowed_code
 EXAMPLES = """\
   fedpeft export runs/digits-lora-1-001 adapter/
   fedpeft export runs/digits-lora-1-001 model/ --merge
+  fedpeft export runs/personal-1-001 adapter/ --client client_003
 """
 
 
@@ -23,6 +24,14 @@ def export(
         bool,
         typer.Option("--best", help="The best round by the plan's `select`, not the last one."),
     ] = False,
+    client: Annotated[
+        str,
+        typer.Option(
+            "--client",
+            metavar="NAME",
+            help="One client's own model, where `personal` or Ditto gives each its own.",
+        ),
+    ] = "",
     allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
@@ -37,5 +46,5 @@ def export(
     folder, _ = reopen(run, code)
     from fedpeft.export.export import export_run
 
-    for path in export_run(folder.path, out, merge, code, best):
+    for path in export_run(folder.path, out, merge, code, best, client):
         typer.echo(str(path))

@@ -64,9 +64,14 @@ def wrap_adapter(result: Result, configure: Callable[[nn.Module], Any]) -> tuple
     return wrapped.eval(), base
 
 
-def save_adapter(wrapped: Any, out: Path) -> None:
-    """adapter_config.json and adapter_model.safetensors."""
+def save_adapter(wrapped: Any, out: Path, name: str) -> None:
+    """adapter_config.json and adapter_model.safetensors.
+
+    Args:
+      name: the base model's, as it is known elsewhere.
+    """
     config = wrapped.peft_config["default"]
+    config.base_model_name_or_path = name  # peft's would be the folder on this machine
     for key in ("target_modules", "feedforward_modules", "modules_to_save"):
         if isinstance(value := getattr(config, key, None), list | set):
             # A set is written in another order by each process.
@@ -85,12 +90,35 @@ def merge_adapter(wrapped: Any, result: Result) -> Any:
         raise result.refuse(
             "a prefix stands beside the input and cannot be merged into weights; leave out --merge"
         )
+    _untie(wrapped)
+    _unwrap_whole(wrapped)
     model: Any = wrapped.merge_and_unload(safe_merge=True)
-    for name, module in list(model.named_modules()):
-        if (unloaded := getattr(module, "unload_and_optionally_merge_module", None)) is not None:
-            # merging LayerNorms, peft leaves its wrapper around the head
-            model.set_submodule(name, unloaded(merge=True, safe_merge=True, adapter_names=None))
     return model
+
+
+def _unwrap_whole(wrapped: Any) -> None:
+    """Put modules that were trained whole in the places of peft's wrappers around them. Merging
+    LayerNorms, peft leaves these, and merging IA3 and VeRA it takes a head of several layers for
+    one."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model = wrapped.get_base_model()
+    for name, module in list(model.named_modules()):
+        unload = getattr(module, "unload_and_optionally_merge_module", None)
+        if unload is not None and not isinstance(module, BaseTunerLayer):
+            model.set_submodule(name, unload(merge=True, safe_merge=True, adapter_names=None))
+
+
+def _untie(wrapped: Any) -> None:
+    """Give each tuned layer a weight of its own: merged into one that an embedding and the output
+    layer share, an adapter on one of them would change both."""
+    every = [id(x) for _, x in wrapped.named_parameters(remove_duplicate=False)]
+    for module in wrapped.modules():
+        layer = module.get_base_layer() if hasattr(module, "get_base_layer") else None
+        weight = getattr(layer, "weight", None)
+        if layer is not None and weight is not None and every.count(id(weight)) > 1:
+            layer.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+            wrapped.get_base_model().config.tie_word_embeddings = False
 
 
 def _base(model: Any, result: Result) -> Base:
@@ -99,9 +127,13 @@ def _base(model: Any, result: Result) -> Base:
     place = model.config._name_or_path
     stock = AutoConfig.from_pretrained(place, **NO_CODE).to_dict()
     ours = model.config.to_dict()
-    return Base(
-        place, {key: x for key, x in ours.items() if key not in LABELS and x != stock.get(key)}
-    )
+    settings = {key: x for key, x in ours.items() if key not in LABELS and x != stock.get(key)}
+    if result.loader.classifies:
+        names = dict(enumerate(result.classes))
+        named = AutoConfig.from_pretrained(place, id2label=names, **NO_CODE)
+        if named.num_labels != len(names):  # PVT counts them apart from their names
+            settings["num_labels"] = len(names)
+    return Base(place, settings)
 
 
 def _unlike(model: nn.Module, base: Base, result: Result) -> list[str]:
@@ -115,17 +147,16 @@ def _unlike(model: nn.Module, base: Base, result: Result) -> list[str]:
         base.place,
         dtype=torch.float32,
         ignore_mismatched_sizes=True,
-        **settings,
-        **base.settings,
+        **{**settings, **base.settings},
         **NO_CODE,
     )
-    theirs, head = plain.state_dict(), head_of(model)
-    unlike = [
-        n for n, x in model.state_dict().items() if n not in theirs or not torch.equal(x, theirs[n])
-    ]
+    theirs, head, ours = plain.state_dict(), head_of(model), model.state_dict()
+    unlike = [n for n, x in ours.items() if n not in theirs or not torch.equal(x, theirs[n])]
     owners = sorted({name.rpartition(".")[0] for name in unlike if not within(name, head)})
     # A language model's head is the base's own, unless it was trained.
-    if result.loader.classifies or any(within(name, head) for name in result.tensors):
+    if result.loader.classifies or any(
+        within(name, head) for name in result.tensors if name in ours
+    ):
         owners = [head, *owners] if head else owners
     return _outermost(owners)
 

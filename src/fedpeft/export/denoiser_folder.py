@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from fedpeft.export.adapter_folder import merge_adapter
 from fedpeft.methods.full import Full
 from fedpeft.methods.peft_tuners import known_warnings_ignored
@@ -54,6 +56,7 @@ def _save_lora(result: Result, out: Path) -> Literal["adapter"]:
             f"diffusers loads no adapter of the kind {config.peft_type.value}; take --merge"
         )
     fill(model, result.tensors, result)
+    _scale_into_factors(model, config)
     # A set is written in another order by each process.
     config.target_modules = sorted(config.target_modules)
     StableDiffusionLoraLoaderMixin.save_lora_weights(
@@ -62,3 +65,15 @@ def _save_lora(result: Result, out: Path) -> Literal["adapter"]:
         unet_lora_adapter_metadata=config.to_dict(),
     )
     return "adapter"
+
+
+def _scale_into_factors(model: Any, config: Any) -> None:
+    """Multiply each B by its α/r, under an α that equals r: loaders that read neither the
+    metadata nor an α take 1 for the scale."""
+    for module in model.modules():
+        scaling = getattr(module, "scaling", None)
+        if isinstance(scaling, dict) and "default" in getattr(module, "lora_B", {}):
+            with torch.no_grad():
+                module.lora_B["default"].weight.mul_(scaling["default"])
+            scaling["default"] = 1.0
+    config.lora_alpha, config.alpha_pattern, config.use_rslora = config.r, {}, False

@@ -19,7 +19,7 @@ from fedpeft.errors import RunError
 from fedpeft.export.adapter_folder import merge_adapter, save_adapter, wrap_adapter
 from fedpeft.export.denoiser_folder import save_denoiser
 from fedpeft.export.inputs import save_inputs
-from fedpeft.export.model_card import model_card
+from fedpeft.export.model_card import base_name, model_card
 from fedpeft.export.model_folder import is_plain, own_layers, save_model, save_with_code
 from fedpeft.export.widened import widen_factors
 from fedpeft.registry import REGISTERED, Code
@@ -29,7 +29,12 @@ from fedpeft.tasks.text_to_image import TextToImage
 
 
 def export_run(
-    path: Path, out: Path, merge: bool = False, code: Code = REGISTERED, best: bool = False
+    path: Path,
+    out: Path,
+    merge: bool = False,
+    code: Code = REGISTERED,
+    best: bool = False,
+    client: str = "",
 ) -> list[Path]:
     """Write the last checkpoint of the run in the folder `path` to the new folder `out`, whole or
     not at all.
@@ -38,6 +43,7 @@ def export_run(
       merge: compute an adapter into the base's weights and write the whole model.
       code: which modules the run's plan may name.
       best: take the round that the plan selects, and not the last one.
+      client: whose own model to take, where each client has one.
 
     Returns:
       The files written.
@@ -48,7 +54,7 @@ def export_run(
       PlanError: the base model cannot be loaded.
     """
     _vacant(out)
-    result = widen_factors(read_result(path, code, best))
+    result = widen_factors(read_result(path, code, best, client))
     with _new_folder(out) as folder, quiet():
         card = _write(result, folder, out, merge)
         save_inputs(result.plan.task, folder)
@@ -70,7 +76,7 @@ def _write(result: Result, folder: Path, out: Path, merge: bool) -> str:
     if callable(configure):
         wrapped, base = wrap_adapter(result, configure)
         if not merge:
-            save_adapter(wrapped, folder)
+            save_adapter(wrapped, folder, base_name(result))
             return model_card(result, out, "adapter", base)
         model = merge_adapter(wrapped, result)
     else:

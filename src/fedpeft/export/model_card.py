@@ -41,7 +41,7 @@ def model_card(result: Result, out: Path, form: Form, base: Base | None = None) 
       out: the folder's name in the lines that load it.
       base: what an adapter is loaded on.
     """
-    plan, named = result.plan, _base_name(result)
+    plan, named = result.plan, base_name(result)
     made = (
         "Trained from random weights, a model of the kind of"
         if not plan.method.pretrained
@@ -80,7 +80,7 @@ def _how_to_repeat(result: Result) -> str:
     return "`fedpeft run plan.toml` with this as `plan.toml` repeats the run:"
 
 
-def _base_name(result: Result) -> str:
+def base_name(result: Result) -> str:
     """The base model as the plan has it; of a folder, its name."""
     name = str(getattr(result.plan.task, "model", ""))
     return Path(name).name if Path(name).is_absolute() else name
@@ -93,7 +93,7 @@ def _front_matter(result: Result, form: Form) -> str:
         "tags": ["fedpeft", "federated-learning", result.method],
     }
     if result.plan.method.pretrained:
-        values["base_model"] = _base_name(result)
+        values["base_model"] = base_name(result)
         values["base_model_relation"] = "adapter" if form == "adapter" else "finetune"
     # what is JSON on one line is YAML too
     return "\n".join(
@@ -114,6 +114,7 @@ def _facts(result: Result) -> list[tuple[str, str]]:
     planned = f" of {plan.rounds}" if state.round < plan.rounds else ""
     return [
         *_model_facts(result),
+        *([("whose", f"the client `{result.client}`'s own model")] if result.client else []),
         ("clients", str(division.get("clients", "unknown"))),
         ("rounds", f"{state.round}{planned}"),
         ("cohort", f"{plan.cohort} clients a round"),
@@ -128,7 +129,7 @@ def _facts(result: Result) -> list[tuple[str, str]]:
 
 def _model_facts(result: Result) -> list[tuple[str, str]]:
     unused = "" if result.plan.method.pretrained else ", its weights not used"
-    facts = [("base model", f"`{_base_name(result)}`{unused}")]
+    facts = [("base model", f"`{base_name(result)}`{unused}")]
     if bits := _quantization_line(result):
         held = "matrices in" if bits == "bfloat16" else "linear layers in four bits,"
         facts.append(("in training", f"the base's {held} `{bits}`"))

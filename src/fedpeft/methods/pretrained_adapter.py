@@ -1,7 +1,7 @@
 """Begin with a saved adapter: a folder that Hugging Face `peft` wrote."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,24 @@ def start_from(start: Start, config: Any, model: nn.Module, head: str) -> None:
         names = [name for name in names if not within(name, head)]
         saved = {key: x for key, x in saved.items() if not within(_bare(key), head)}
     wanted = {_key(name): name for name in names}
-    saved = _without_projections(start.folder, saved, model)
+    saved = _without_frozen(_without_projections(start.folder, saved, model), model, names)
     found = {_match(key, wanted): x for key, x in saved.items()}
     _check_names(start.folder, saved, wanted, head)
     shapes = {name: x.shape for name, x in model.named_parameters()}
     for key, x in found.items():
         _check_shape(start.folder, key, x, shapes[wanted[key]], head)
     write(model, {wanted[key]: x for key, x in found.items()})
+
+
+def _without_frozen(saved: Tensors, model: nn.Module, trained: Sequence[str]) -> Tensors:
+    """Without what an export adds of parts that the base as it is saved has not, such as positions
+    of another size, where the model has the very same."""
+    frozen = {n: x for n, x in model.named_parameters() if n not in trained}
+    return {
+        key: x
+        for key, x in saved.items()
+        if (own := frozen.get(_bare(key))) is None or not torch.equal(own.cpu(), x.to(own.dtype))
+    }
 
 
 def _check_shape(folder: str, key: str, saved: Tensor, shape: torch.Size, head: str) -> None:
@@ -94,6 +105,11 @@ def _read(folder: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config, weights = place / "adapter_config.json", place / "adapter_model.safetensors"
     for file in (config, weights):
         if not file.is_file():
+            if (place / "config.json").is_file():
+                raise PlanError(
+                    f"init = {folder!r} is a whole model and no adapter: begin with it by task."
+                    f'model = "{folder}"'
+                )
             raise PlanError(
                 f"init = {folder!r} is no folder of a saved adapter: "
                 f"it has no {file.name} (looked here, in $FEDPEFT_DATA and in the package; "

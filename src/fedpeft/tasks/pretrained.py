@@ -48,13 +48,16 @@ def config_of(name: str) -> Any:
         )
     offline = found is None and spare_lookups()
     try:
-        return AutoConfig.from_pretrained(str(found or name), **NO_CODE)
+        config = AutoConfig.from_pretrained(str(found or name), **NO_CODE)
     except (OSError, ValueError) as error:
         why = UNREACHED if offline else str(error).splitlines()[0]
         raise PlanError(
             f"model {name!r} is neither a folder (looked here, in $FEDPEFT_DATA and in the "
             f"package) nor a hub model that can be read: {why}"
         ) from None
+    if getattr(config, "architectures", None) is None:
+        config.architectures = []  # transformers walks through them where a family has two heads
+    return config
 
 
 def classifier(
