@@ -110,7 +110,7 @@ def test_every_tower_is_tuned_or_the_one_that_is_named(
 
 def tuned_layers(model: nn.Module, target: tuple[str, ...]) -> list[str]:
     """The layers that LoRA goes into, by their whole names."""
-    names = find_targets(model, target) or attention_projections(model, "qv")
+    names = find_targets(model, target, "") or attention_projections(model, "qv")
     return [
         n for n, _ in model.named_modules() if any(n == t or n.endswith(f".{t}") for t in names)
     ]
