@@ -65,7 +65,9 @@ def _resize(module: nn.Module, old: tuple[int, int], new: tuple[int, int]) -> bo
             "square: set size to a number of pixels a side"
         )
     grid = _interpolated(rows.weight.data[None], old, new, _patch(module.patch_size))[0]
-    module.position_embedding = nn.Embedding.from_pretrained(grid, freeze=False)
+    table_of = nn.Embedding(*grid.shape, device="meta")  # so that nothing is drawn
+    table_of.weight = nn.Parameter(grid)
+    module.position_embedding = table_of
     ids = torch.arange(len(grid), device=grid.device)[None]
     module.register_buffer("position_ids", ids, persistent=False)
     module.image_size = new[0]  # type: ignore[assignment]
