@@ -9,6 +9,7 @@ import click
 import typer
 
 from fedpeft.cli.consent import WithoutAsking, ask_for_consent
+from fedpeft.cli.data_report import show_data, show_tokens
 from fedpeft.cli.options import AllowCode, Debug, Device, allowed_code, check_owner
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def contribute_file(
         return
     if study.plan.private_part is not None and not again:
         releases.check(study.terms.study, who.client)
+    show_tokens(typer.echo, who.site)
     typer.echo(seat.words(), err=True, nl=False)
     _ask(study, who, releases, yes)
     with click.progressbar(
@@ -159,9 +161,10 @@ def _contributor(
     """An owner with its data, or a client of the plan's partition."""
     from fedpeft.oneshot.contribute import from_own_data, from_partition
 
+    look = show_data(typer.echo)
     if data.path and name is not None:
-        return from_own_data(study, data, name, device)
-    return from_partition(study, client or 0, device)
+        return from_own_data(study, data, name, device, look)
+    return from_partition(study, client or 0, device, look)
 
 
 def _ask(study: "Invitation", who: "Contributor", releases: "Releases", yes: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fedpeft.cli.consent import WithoutAsking, ask_for_consent
+from fedpeft.cli.data_report import show_data, show_tokens
 from fedpeft.cli.options import (
     AllowCode,
     Debug,
@@ -86,13 +87,15 @@ def node(
     from fedpeft.oneshot.keys import signing_key
     from fedpeft.oneshot.own_data import own_data, split_settings
 
+    look = show_data(typer.echo)
     read = partial(resolve, plan, code=allowed_code(allow_code))
     if data is not None and name is not None:
         own, others = split_settings(settings or ())
         mine = own_data(data, own)
-        site, who, reads = node_site(read(others), mine, name, device), name, mine.told
+        site, who, reads = node_site(read(others), mine, name, device, look), name, mine.told
     else:
-        (site, who), reads = rehearsal_site(read(settings), client or 0, device), []
+        (site, who), reads = rehearsal_site(read(settings), client or 0, device, look), []
+    show_tokens(typer.echo, site)
     folder = (out or Path("nodes") / who).resolve()
     signing = signing_key(key).private_bytes_raw() if key else None
     declined = frozenset(decline or ())
