@@ -9,7 +9,7 @@ import click
 import typer
 
 from fedpeft.cli.consent import WithoutAsking, ask_for_consent
-from fedpeft.cli.data_report import show_data, show_tokens
+from fedpeft.cli.data_report import describe_data, show_data
 from fedpeft.cli.options import AllowCode, Debug, Device, allowed_code, check_owner
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fedpeft.oneshot.invitation import Invitation
     from fedpeft.oneshot.own_data import OwnData
     from fedpeft.oneshot.releases import Release, Releases
+    from fedpeft.rounds.site import Look
 
 EXAMPLES = """\
   fedpeft contribute study --data pictures/ --name hospital-a --key hospital-a.key -o a.safetensors
@@ -105,7 +106,9 @@ def contribute_file(
     _check_new(out)
     study = read_invitation(invitation, allowed_code(allow_code))
     signer = signing_key(key) if key else None
-    who = _contributor(study, own_data(data or "", settings or ()), name, client, device)
+    seen: list[str] = []
+    look = describe_data(seen)
+    who = _contributor(study, own_data(data or "", settings or ()), name, client, device, look)
     releases = Releases(memory) if memory else Releases.usual()
     seat = take_seat(releases.folder, study, who.client, signer, again)
     if made := seat.find_made(who, again):
@@ -114,7 +117,7 @@ def contribute_file(
         return
     if study.plan.private_part is not None and not again:
         releases.check(study.terms.study, who.client)
-    show_tokens(typer.echo, who.site)
+    show_data(typer.echo, seen, who.site)
     typer.echo(seat.words(), err=True, nl=False)
     _ask(study, who, releases, yes)
     with click.progressbar(
@@ -139,13 +142,16 @@ def _release(
 
 
 def _check_new(out: Path) -> None:
+    """Before anything is trained for it."""
     from fedpeft.errors import RunError
+    from fedpeft.storage.files import check_writable
 
     if out.exists():
         raise RunError(
             f"{out} is there already: a file that may have been sent is not written over; name "
             "another"
         )
+    check_writable(out)
 
 
 def _write(out: Path, content: bytes) -> None:
@@ -156,12 +162,16 @@ def _write(out: Path, content: bytes) -> None:
 
 
 def _contributor(
-    study: "Invitation", data: "OwnData", name: str | None, client: int | None, device: str
+    study: "Invitation",
+    data: "OwnData",
+    name: str | None,
+    client: int | None,
+    device: str,
+    look: "Look",
 ) -> "Contributor":
     """An owner with its data, or a client of the plan's partition."""
     from fedpeft.oneshot.contribute import from_own_data, from_partition
 
-    look = show_data(typer.echo)
     if data.path and name is not None:
         return from_own_data(study, data, name, device, look)
     return from_partition(study, client or 0, device, look)

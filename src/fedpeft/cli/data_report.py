@@ -1,6 +1,6 @@
 """What was read of the data of a site, shown before anything is trained on it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from fedpeft.errors import FedpeftError
@@ -14,27 +14,29 @@ LOOKED_AT = 400
 which cannot be read. `fedpeft doctor` looks at all."""
 
 
-def show_data(say: Callable[[str], object]) -> "Callable[[Examples], None]":
-    """What shows the report of `fedpeft doctor` on one screen, with `say` for a line."""
+def describe_data(lines: list[str]) -> "Callable[[Examples], None]":
+    """What writes the report of `fedpeft doctor` into `lines`, on one screen, as a site is opened.
 
-    def show(examples: "Examples") -> None:
+    It is shown once the site is open: data that are no good are one line, which is an error.
+    """
+
+    def write(examples: "Examples") -> None:
         from fedpeft.data.inspect import inspect
 
         try:
-            lines = inspect(examples, LOOKED_AT).lines
-        except FedpeftError:  # what then reads all of them says it, with what to do
-            return
-        say("data, as they were read here")
-        for line in lines:
-            if line:  # a screen is short
-                say(f"  {line}")
+            lines.extend(line for line in inspect(examples, LOOKED_AT).lines if line)
+        except FedpeftError:  # no picture can be read: the site will say so, and what to do
+            lines.clear()
 
-    return show
+    return write
 
 
-def show_tokens(say: Callable[[str], object], site: "Site") -> None:
-    """How many texts are cut off; nothing where there are none."""
+def show_data(say: Callable[[str], object], lines: Sequence[str], site: "Site") -> None:
+    """The report, and how many texts are cut off, where there are texts."""
     from fedpeft.data.inspect import describe_full_texts
 
+    say("data, as they were read here")
+    for line in lines:
+        say(f"  {line}")
     if words := describe_full_texts(site.plan.task, site.data):
         say(f"  tokens: {words}")

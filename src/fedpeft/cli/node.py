@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fedpeft.cli.consent import WithoutAsking, ask_for_consent
-from fedpeft.cli.data_report import show_data, show_tokens
+from fedpeft.cli.data_report import describe_data, show_data
 from fedpeft.cli.options import (
     AllowCode,
     Debug,
@@ -87,7 +87,8 @@ def node(
     from fedpeft.oneshot.keys import signing_key
     from fedpeft.oneshot.own_data import own_data, split_settings
 
-    look = show_data(typer.echo)
+    seen: list[str] = []
+    look = describe_data(seen)
     read = partial(resolve, plan, code=allowed_code(allow_code))
     if data is not None and name is not None:
         own, others = split_settings(settings or ())
@@ -95,7 +96,7 @@ def node(
         site, who, reads = node_site(read(others), mine, name, device, look), name, mine.told
     else:
         (site, who), reads = rehearsal_site(read(settings), client or 0, device, look), []
-    show_tokens(typer.echo, site)
+    show_data(typer.echo, seen, site)
     folder = (out or Path("nodes") / who).resolve()
     signing = signing_key(key).private_bytes_raw() if key else None
     declined = frozenset(decline or ())

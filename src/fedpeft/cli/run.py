@@ -11,7 +11,7 @@ import click
 import typer
 
 from fedpeft.cli import follow
-from fedpeft.cli.data_report import show_data, show_tokens
+from fedpeft.cli.data_report import describe_data, show_data
 from fedpeft.cli.options import (
     AsJson,
     Debug,
@@ -105,14 +105,13 @@ def run(
 
     console = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)
     if resume is None:
+        say: Callable[[str], object] = (lambda words: None) if quiet else console.print
         read = resolve(plan, [*(settings or ()), *_flags(engine=engine, seed=seed, rounds=rounds)])
         if read.engine == ELSEWHERE:
-            begun = follow.submit_run(read, out, federation, start)
+            begun = follow.submit_run(read, out, federation, start, say)
             _report(console, begun, follow.until_done(console, begun, read, quiet), as_json)
             return
-        folder, site = _begin(
-            read, out, device, workers, (lambda _: None) if quiet else console.print
-        )
+        folder, site = _begin(read, out, device, workers, say)
         with kept_if_begun(folder):
             _keep_start(folder, site.plan, start)
             _finish(console, folder, site, workers, quiet, as_json)
@@ -150,8 +149,9 @@ def _begin(
     check_workers(plan, workers)
     if out is not None:
         vacant(out)
-    site = open_run_site(plan, device, show_data(say))
-    show_tokens(say, site)
+    read: list[str] = []
+    site = open_run_site(plan, device, describe_data(read))
+    show_data(say, read, site)
     return create(site.plan, out), site
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fedpeft.errors import FedpeftError, WireError
 from fedpeft.registry import REGISTERED, Code
+from fedpeft.storage.files import check_writable
 from fedpeft.wire.sockets import SOCKET, Envelope, ask
 
 FLOWER = "1.41.0"
@@ -190,6 +191,33 @@ def worker(folder: Path) -> Iterator[Finding]:
     )
 
 
+def nodes(
+    plan: Path | None, settings: list[str] | None, federation: str, code: Code = REGISTERED
+) -> Iterator[Finding]:
+    """Whether the nodes of a plan are connected to the SuperLink; without a plan, how many are.
+
+    Flower knows numbers of nodes and not what a plan calls them: who is missing, a run tells.
+    """
+    from fedpeft.deploy.submit import count_online
+    from fedpeft.plan.reading import read_plan
+
+    try:
+        names = (read_plan(plan, settings or (), code).nodes.names or ()) if plan else ()
+        online = count_online(federation)
+    except FedpeftError as error:
+        yield Finding("nodes", str(error), "see what it says")
+        return
+    if online >= len(names):
+        yield Finding("nodes", f"{online} online")
+        return
+    missing = len(names) - online
+    whom = names[0] if len(names) == 1 else f"{missing} of {', '.join(names)}"
+    remedy = (
+        "start `fedpeft node` and `fedpeft supernode` there; `fedpeft run` names who is missing"
+    )
+    yield Finding("nodes", f"{online} of {len(names)} online; waiting for {whom}", remedy)
+
+
 def site(
     plan: Path | None,
     settings: list[str] | None,
@@ -246,6 +274,7 @@ def data(
         else:
             own, others = split_settings(settings or ())
             source = OwnData(path, tuple(own)).source(read_plan(plan, others, code).data)
+        check_writable(out)
         report = inspect(source.load())
         lines = report.lines
         out.write_text("\n".join([f"fedpeft {_version('fedpeft')}", *lines, ""]), encoding="utf-8")
