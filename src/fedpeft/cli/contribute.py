@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fedpeft.oneshot.invitation import Invitation
     from fedpeft.oneshot.own_data import OwnData
     from fedpeft.oneshot.releases import Release, Releases
-    from fedpeft.rounds.site import Look
+    from fedpeft.rounds.site import Onlooker
 
 EXAMPLES = """\
   fedpeft contribute study --data pictures/ --name hospital-a --key hospital-a.key -o a.safetensors
@@ -167,7 +167,7 @@ def _contributor(
     name: str | None,
     client: int | None,
     device: str,
-    look: "Look",
+    look: "Onlooker",
 ) -> "Contributor":
     """An owner with its data, or a client of the plan's partition."""
     from fedpeft.oneshot.contribute import from_own_data, from_partition

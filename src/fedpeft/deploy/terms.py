@@ -18,7 +18,7 @@ from fedpeft.plan.calibration import calibrate_noise
 from fedpeft.plan.checks import refuse
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.absent import absent_site, held_out_of
-from fedpeft.rounds.site import Look, Site
+from fedpeft.rounds.site import Onlooker, Site
 from fedpeft.runs.environment import environment
 from fedpeft.runs.execute import open_run_site
 from fedpeft.runs.folder import RunFolder
@@ -102,7 +102,7 @@ def check_signer(plan: Plan, name: ClientId, private: bytes | None) -> None:
 
 
 def node_site(
-    plan: Plan, data: OwnData, name: ClientId, device: str = "cpu", look: Look | None = None
+    plan: Plan, data: OwnData, name: ClientId, device: str = "cpu", look: Onlooker | None = None
 ) -> Site:
     """The site of a node with its own data, which `look` is shown.
 
@@ -122,7 +122,7 @@ def node_site(
 
 
 def rehearsal_site(
-    plan: Plan, number: int, device: str = "cpu", look: Look | None = None
+    plan: Plan, number: int, device: str = "cpu", look: Onlooker | None = None
 ) -> tuple[Site, ClientId]:
     """The site of a node that stands for client `number`, from 0, of the plan's own partition.
 

@@ -20,7 +20,7 @@ from fedpeft.oneshot.own_data import OwnData
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.client import Worker
 from fedpeft.rounds.loop import federate
-from fedpeft.rounds.site import Look, Site, site_of
+from fedpeft.rounds.site import Onlooker, Site, site_of
 from fedpeft.runs.execute import open_run_site
 from fedpeft.storage.client_memory import Nowhere
 
@@ -111,7 +111,7 @@ def from_own_data(
     data: OwnData,
     name: ClientId,
     device: str = "cpu",
-    look: Look | None = None,
+    look: Onlooker | None = None,
 ) -> Contributor:
     """A client whose examples are all those to train on in its data.
 
@@ -131,7 +131,7 @@ def from_own_data(
 
 
 def own_site(
-    plan: Plan, data: OwnData, name: ClientId, device: str = "cpu", look: Look | None = None
+    plan: Plan, data: OwnData, name: ClientId, device: str = "cpu", look: Onlooker | None = None
 ) -> Site:
     """A site of one client, with all the examples to train on in its data; `look` is shown them.
 
@@ -153,7 +153,7 @@ def own_site(
 
 
 def from_partition(
-    invitation: Invitation, number: int, device: str = "cpu", look: Look | None = None
+    invitation: Invitation, number: int, device: str = "cpu", look: Onlooker | None = None
 ) -> Contributor:
     """The client number `number`, from 0, of the plan's own partition; `look` is shown the data.
 

@@ -24,7 +24,7 @@ from fedpeft.plan.plan import Plan
 from fedpeft.registry import describe
 from fedpeft.rounds.prepare import prepare_model, tune_heap
 
-Look: TypeAlias = Callable[[Examples], None]
+Onlooker: TypeAlias = Callable[[Examples], None]
 """What is shown the examples of a site once they are read."""
 
 
@@ -76,7 +76,7 @@ class Site:
         return move_to(batch, self.device)
 
 
-def open_site(plan: Plan, device: str = "cpu", look: Look | None = None) -> Site:
+def open_site(plan: Plan, device: str = "cpu", look: Onlooker | None = None) -> Site:
     """Load the data and the base model of a plan.
 
     Args:

@@ -18,7 +18,7 @@ from fedpeft.plan.plan import Plan
 from fedpeft.plan.values import shares_optimizer_state
 from fedpeft.registry import find
 from fedpeft.rounds.loop import federate, start
-from fedpeft.rounds.site import Look, Site, open_site
+from fedpeft.rounds.site import Onlooker, Site, open_site
 from fedpeft.runs.beginning import started_from
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.division import division_at
@@ -44,7 +44,7 @@ class OpenEngine(Engine, Protocol):
     def close(self) -> None: ...
 
 
-def open_run_site(plan: Plan, device: str = "cpu", look: Look | None = None) -> Site:
+def open_run_site(plan: Plan, device: str = "cpu", look: Onlooker | None = None) -> Site:
     """The data and the model of a run, on `device`; `look` is shown the examples.
 
     Raises:
