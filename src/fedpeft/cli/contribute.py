@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from fedpeft.oneshot.invitation import Invitation
     from fedpeft.oneshot.own_data import OwnData
     from fedpeft.oneshot.releases import Release, Releases
-    from fedpeft.rounds.site import Onlooker
 
 EXAMPLES = """\
   fedpeft contribute study --data pictures/ --name hospital-a --key hospital-a.key -o a.safetensors
@@ -107,8 +106,7 @@ def contribute_file(
     study = read_invitation(invitation, allowed_code(allow_code))
     signer = signing_key(key) if key else None
     seen: list[str] = []
-    look = describe_data(seen)
-    who = _contributor(study, own_data(data or "", settings or ()), name, client, device, look)
+    who = _contributor(study, own_data(data or "", settings or ()), name, client, device, seen)
     releases = Releases(memory) if memory else Releases.usual()
     seat = take_seat(releases.folder, study, who.client, signer, again)
     if made := seat.find_made(who, again):
@@ -167,11 +165,12 @@ def _contributor(
     name: str | None,
     client: int | None,
     device: str,
-    look: "Onlooker",
+    seen: list[str],
 ) -> "Contributor":
-    """An owner with its data, or a client of the plan's partition."""
+    """An owner with its data, or a client of the plan's partition; what was read goes to `seen`."""
     from fedpeft.oneshot.contribute import from_own_data, from_partition
 
+    look = describe_data(seen)
     if data.path and name is not None:
         return from_own_data(study, data, name, device, look)
     return from_partition(study, client or 0, device, look)

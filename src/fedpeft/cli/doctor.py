@@ -19,6 +19,13 @@ EXAMPLES = """\
   fedpeft doctor plan.toml --data pictures/ --name hospital-a    the plan, base and data too
 """
 
+Federation = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="At the server: the SuperLink in config.toml whose nodes to count."
+    ),
+]
+
 
 def doctor(
     what: Annotated[Path | None, typer.Argument(metavar="[PLAN.toml|DATA]", hidden=True)] = None,
@@ -41,12 +48,7 @@ def doctor(
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="What the plan calls this node.")
     ] = None,
-    federation: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="At the server: the SuperLink in config.toml whose nodes to count."
-        ),
-    ] = None,
+    federation: Federation = None,
     allow_code: AllowCode = None,
     out: Annotated[
         Path,

@@ -246,14 +246,19 @@ def site(
         )
         counted = sum(map(here.data.size, here.data.clients))
         yield Finding("data", f"{counted} training examples of {len(here.data.clients)} clients")
-        if words := describe_full_texts(here.plan.task, here.data):
-            yield Finding("tokens", words)
+        yield from _tokens(describe_full_texts(here.plan.task, here.data))
         if name is not None and data is not None:
             clients = here.plan.known_clients(here.data.clients)
             text = consent_to(here, name, clients).text()
             yield Finding("terms", "\n    ".join(["`fedpeft node` asks you to agree to:", *text]))
     except FedpeftError as error:
         yield Finding(type(error).__name__, str(error), "see what it says")
+
+
+def _tokens(words: str) -> Iterator[Finding]:
+    """Nothing where there are no texts."""
+    if words:
+        yield Finding("tokens", words)
 
 
 def data(
