@@ -100,9 +100,10 @@ def contribute_file(
     from fedpeft.oneshot.own_data import own_data
     from fedpeft.oneshot.releases import Releases
     from fedpeft.oneshot.seat import take_seat
+    from fedpeft.storage.files import check_unsent
 
     require()
-    _check_new(out)
+    check_unsent(out)
     study = read_invitation(invitation, allowed_code(allow_code))
     signer = signing_key(key) if key else None
     seen: list[str] = []
@@ -137,19 +138,6 @@ def _release(
     if study.plan.private_part is None:
         return ()
     return releases.add(study.terms.study, header.client, header.privacy or {}, again)
-
-
-def _check_new(out: Path) -> None:
-    """Before anything is trained for it."""
-    from fedpeft.errors import RunError
-    from fedpeft.storage.files import check_writable
-
-    if out.exists():
-        raise RunError(
-            f"{out} is there already: a file that may have been sent is not written over; name "
-            "another"
-        )
-    check_writable(out)
 
 
 def _write(out: Path, content: bytes) -> None:

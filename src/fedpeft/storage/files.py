@@ -87,6 +87,20 @@ def check_writable(path: Path) -> None:
         ) from None
 
 
+def check_unsent(path: Path) -> None:
+    """Make sure, before the work, that a file to send can be put at `path`, where none is yet.
+
+    Raises:
+      RunError: one is there, or nothing can be put there.
+    """
+    if path.exists():
+        raise RunError(
+            f"{path} is there already: a file that may have been sent is not written over; name "
+            "another"
+        )
+    check_writable(path)
+
+
 def new_file(path: Path, mode: int = READABLE) -> BinaryIO:
     """A new file to write; nothing that is there is opened, links included.
 
