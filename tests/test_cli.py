@@ -37,14 +37,16 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_shows_its_rounds_and_ends_with_a_table(plan: Path, tmp_path: Path) -> None:
     result = fedpeft("run", plan, "--out", tmp_path / "run")
-    lines = result.stdout.splitlines()
+    read, begins, rest = result.stdout.partition("blobs: 3 rounds")
+    lines = (begins + rest).splitlines()
+    assert read.startswith("data, as they were read here\n  90 examples to train on; 30 are held")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert lines[0] == f"blobs: 3 rounds, 2 of 4 clients in each, in {tmp_path / 'run'}"
     assert [line.split()[:2] for line in lines[1:4]] == [["round", f"{n}/3"] for n in (1, 2, 3)]
     assert all(
         "2/2 answered" in line and "accuracy" in line and "up" in line for line in lines[1:4]
     )
-    assert f"accuracy, last  {summary['accuracy_last']:>10.4f}".split() == lines[7].split()
+    assert f"accuracy, last  {summary['accuracy_last']:>10.4f}".split() == lines[8].split()
     assert f"{summary['trainable_params']}" in result.stdout
     assert lines[-1] == f"results: {tmp_path / 'run'}"
     assert result.stderr == ""

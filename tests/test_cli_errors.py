@@ -196,6 +196,23 @@ def test_a_file_that_cannot_be_written_is_one_line(plan: Path, tmp_path: Path) -
     assert "cannot be made" in result.stderr
 
 
+def test_a_bad_place_for_a_result_is_told_before_anything_is_read_or_trained(
+    plan: Path, tmp_path: Path
+) -> None:
+    out = plan / "x"  # below a file
+    study = tmp_path / "study"
+    fedpeft("invite", plan, "-o", study, "--set", "rounds=1")
+    for words in (
+        ["run", plan, "-o", out],
+        ["contribute", study, "--client", 0, "--yes", "--memory", tmp_path, "-o", out],
+        ["merge", study, plan, "-o", out],
+        ["report", tmp_path, "-o", out],
+    ):
+        refused = fedpeft(*words)
+        assert refused.exit_code == 2 and refused.stdout == "", refused.output
+        assert refused.stderr.startswith(f"error: {out} cannot be made: {plan}: Not a directory")
+
+
 def test_evaluate_before_the_first_round(plan: Path, done: Path) -> None:
     begun = plan.parent / "begun"
     begun.mkdir()

@@ -7,15 +7,14 @@ import pytest
 import torch
 from example_files import save_picture
 from PIL import Image
-from running import fedpeft
+from running import PLAN, fedpeft
 
 from fedpeft import DataError, read_plan
 from fedpeft.core.types import Examples, Table
 from fedpeft.data.client_data import Partitioned
 from fedpeft.data.images import Images
-from fedpeft.data.inspect import inspect
-from fedpeft.deploy.doctor import _tokens
-from fedpeft.rounds.site import Site
+from fedpeft.data.inspect import describe_full_texts, inspect
+from fedpeft.registry import build
 
 
 @pytest.fixture
@@ -54,7 +53,8 @@ def test_pictures_are_counted_and_measured(scans: Path) -> None:
 def test_the_doctor_writes_it_to_a_file_that_names_no_patient(scans: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.txt"
     ended = fedpeft("doctor", scans, "--out", out)
-    assert ended.exit_code == 0, ended.output
+    # No run would begin with a picture that cannot be read.
+    assert ended.exit_code == 1 and "data.skip_unreadable = true" in ended.stdout
     text = out.read_text()
     assert text.startswith("fedpeft ") and "10 can be read, 1 cannot" in text
     assert "10 can be read, 1 cannot" in ended.stdout and str(out) in ended.stdout
@@ -114,6 +114,30 @@ def test_texts_that_are_cut_are_counted() -> None:
     plan = read_plan({"task": {"name": "text-classification", "model": "x", "max_length": 3}})
     mask = torch.tensor([[1, 0, 0], [1, 1, 1], [1, 1, 1]]).bool()
     data = Partitioned(plan.task, {"attention_mask": mask}, {}, {"a": torch.arange(3)})
-    [finding] = _tokens(Site(plan, torch.nn.Identity(), data, ()))
-    assert finding.good and finding.seen.startswith("2 of 3 texts fill all 3 tokens")
-    assert finding.seen.endswith("the middle one has 3")
+    told = describe_full_texts(plan.task, data)
+    assert told.startswith("2 of 3 texts fill all 3 tokens")
+    assert told.endswith("the middle one has 3")
+    assert describe_full_texts(build("task", "parts:Points"), data) == ""
+
+
+def test_before_training_some_pictures_are_looked_at_and_it_says_how_many(scans: Path) -> None:
+    """Of nine and two pictures every fifth of those to train on, and both that are held out."""
+    found = inspect(Images(str(scans)).load(), most=2)
+    assert found.pictures[0] == "4 of 11 were looked at: 4 can be read, 0 cannot"
+    assert (found.unreadable, inspect(Images(str(scans)).load()).unreadable) == (0, 1)
+    assert (found.train, found.test) == (9, 2)
+
+
+def test_it_is_shown_before_training_wherever_examples_are_read(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(PLAN)
+    shown = fedpeft("run", tmp_path / "plan.toml", "--set", "rounds=1", "-o", tmp_path / "run")
+    lines = shown.stdout.splitlines()
+    assert lines[0] == "data, as they were read here"
+    assert "examples to train on" in lines[1]
+    assert "round 1/1" not in "".join(lines[: lines.index("  3 classes")])
+    pytest.importorskip("cryptography")
+    study, out = tmp_path / "study", tmp_path / "c.safetensors"
+    fedpeft("invite", tmp_path / "plan.toml", "-o", study, "--set", "rounds=1")
+    given = fedpeft("contribute", study, "--client", 0, "-o", out, "--yes", "--memory", tmp_path)
+    assert given.exit_code == 0, given.output
+    assert given.stdout.index("data, as they were read") < given.stdout.index("You agree to")

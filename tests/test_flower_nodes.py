@@ -55,9 +55,15 @@ def site() -> Site:
 def test_a_node_with_another_plan_does_not_serve(site: Site, tmp_path: Path) -> None:
     why, other = "the plan here is not the run's", replace(site, plan=replace(site.plan, seed=9))
     grid, said = town(site, tmp_path), []  # type: ignore[var-annotated]
-    grid.nodes[8] = node(other, "c001", tmp_path / "other")
+    heard = list[str]()
+    refused = Node(other, "c001", tmp_path / "other", heard.append)
+    grid.nodes[8] = lambda envelope: [refused.answer(envelope)]
     made = engine(site, grid, said)
     made.gather()
+    # Its own owner is told too, once, though it is asked again and again.
+    refused.answer(Envelope({**made.terms, "kind": "hello"}))
+    assert [words.startswith(f"this node cannot serve the run that asks: {why}") for words in heard
+            ] == [True]  # fmt: skip
     assert any(words.startswith(f"c001 cannot serve: {why}") for words in said)
     [(_, ledger)] = run(site, made, rounds=1)
     assert ledger.failed["c001"].startswith(why)

@@ -113,7 +113,9 @@ def test_a_name_goes_before_a_place(place: Path) -> None:
     pictures(place, "digits/cat/0.png")
     assert read_plan({"data": "digits"}).data == Digits()
     assert read_plan({"data": "./digits"}).data == Images("./digits")
-    with pytest.raises(PlanError, match=r"no data called 'digit'\. Did you mean 'digits'\?"):
+    with pytest.raises(
+        PlanError, match=r"no data called 'digit'\. Did you mean 'digits'\?.* no file or folder"
+    ):
         read_plan({"data": "digit"})
 
 

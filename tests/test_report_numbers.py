@@ -10,6 +10,7 @@ from cells import write_cell, write_study
 from fedpeft.evaluation.statistics import estimate, estimate_or_none, pareto
 from fedpeft.report.axes import axes, label
 from fedpeft.report.groups import Section, sections
+from fedpeft.report.page import _describe_results
 from fedpeft.report.reading import read_cells
 from fedpeft.report.rows import across, bars, costs, curves, divisions, spreads
 from fedpeft.report.tables import Entry, ReportTable, as_csv, as_latex, differences, groups
@@ -339,3 +340,17 @@ def test_a_latex_table_is_no_wider_than_the_text() -> None:
     text = as_latex([("one", table)])
     assert r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%" in text
     assert r"1 $\pm$ 2 \\" in text and text.count("{") == text.count("}")
+
+
+def test_runs_that_ended_worse_than_they_began_are_named_with_both_numbers(tmp_path: Path) -> None:
+    """Of three runs one began above its end; one does not tell what it began with."""
+    for seed, begun in ((1, 0.75), (2, 0.25), (3, None)):
+        folder = write_cell(tmp_path / f"run-{seed}", [0.6, 0.5], seed=seed)
+        kept = json.loads((folder / "summary.json").read_text())
+        start = {"start": {"round": 0, "metrics": {"accuracy": begun}}} if begun else {}
+        (folder / "summary.json").write_text(json.dumps({**kept, **start}))
+    [section] = sections(read_cells([tmp_path])[0])
+    said = [line for line in _describe_results(section) if "worse at the end" in line]
+    assert said == [
+        "1 run is worse at the end than at the beginning: run-1, accuracy from 75.00 % to 50.00 %."
+    ]

@@ -14,7 +14,7 @@ from rich.console import Console
 from running import SMALL, run
 
 from fedpeft import Folder, InProcess, Plan, federate, open_site, read_plan, start
-from fedpeft.cli.progress import summary_table
+from fedpeft.cli.progress import summary_table, warnings
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import State
 from fedpeft.evaluation.measure import full_payloads, measure
@@ -23,6 +23,7 @@ from fedpeft.registry import OWN, build
 from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.folder import RunFolder, create, read_rounds, reopen
+from fedpeft.runs.measured import ended_worse
 from fedpeft.runs.summary import summarize
 
 
@@ -208,6 +209,41 @@ def test_the_summary_adds_up(plan: Plan, site: Site, undisturbed: RunFolder) -> 
     assert (summary["asked"], summary["failed"], summary["rounds_without_change"]) == (12, 0, 0)
     assert summary["trainable_params"] == summary["full_params"] == 8 * 3 + 3
     assert summary["partition"] == json.loads(undisturbed.partition.read_text())["fingerprint"]
+
+
+def test_a_run_that_ended_worse_than_it_began_says_so(tmp_path: Path) -> None:
+    """All clients send the opposite of what they learned."""
+    flip = {"name": "sign_flip", "share": 1.0, "factor": 10.0}
+    plan = read_plan({**SMALL, "rounds": 2, "attacks": [flip], "local": {"lr": 0.1}})
+    folder, site = create(plan, tmp_path / "run"), open_site(plan)
+    run(folder, site)
+    summary = summarize(folder, site)
+    before, after = summary["start"]["metrics"], summary["held_out_last"]
+    assert summary["start"]["round"] == 0 and before == measure(site, site.params())
+    assert after["accuracy"] < before["accuracy"]
+    [worse] = warnings(summary)
+    assert f"accuracy is {after['accuracy']:.4f} at its end" in worse
+    assert f"was {before['accuracy']:.4f} at its start" in worse
+
+
+@pytest.mark.parametrize(
+    ("start", "last", "told"),
+    [
+        ({"accuracy": 0.5, "loss": 1.0}, {"accuracy": 0.5, "loss": 2.0}, ""),
+        ({"loss": 1.0}, {"loss": 2.0}, "loss is 2.0000 at its end and was 1.0000 after round 3"),
+        ({"loss": 2.0}, {"loss": 1.0}, ""),
+        ({"loss": 2.0}, {"loss": None}, "loss is not finite at its end"),
+        ({"perplexity": 9.0}, {"loss": 1.0, "perplexity": 8.0}, ""),
+        ({"f1": 0.5}, {"f1": 0.25}, "f1 is 0.2500"),
+        ({"f1": None}, {"f1": 0.25}, ""),
+    ],
+)
+def test_worse_is_what_the_metric_says(
+    start: dict[str, float], last: dict[str, float], told: str
+) -> None:
+    said = ended_worse({"start": {"round": 3, "metrics": start}, "held_out_last": last})
+    assert (told in said) if told else said == ""
+    assert ended_worse({"start": None, "held_out_last": last}) == ended_worse({}) == ""
 
 
 def test_full_fine_tuning_is_what_a_full_run_really_sends(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from fedpeft.storage.files import (
     AHEAD,
     StoreError,
     ahead,
+    check_writable,
     disk_errors,
     dump_tensors,
     load_tensors,
@@ -159,3 +160,14 @@ def test_equal_tensors_give_equal_files(tmp_path: Path) -> None:
     assert equal(found, tensors) and told == metadata
     dump_tensors(tmp_path / "none.safetensors", {}, {})
     assert load_tensors(tmp_path / "none.safetensors") == ({}, {})
+
+
+def test_what_cannot_be_made_is_told_before_the_work_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    for bad in (tmp_path / "file" / "x", tmp_path / "file" / "x" / "y", Path("/proc/nowhere/x")):
+        with pytest.raises(RunError, match=r"cannot be made: .*; name another place"):
+            check_writable(bad)
+    for good in (tmp_path / "x", tmp_path / "new" / "and" / "deeper" / "x", tmp_path):
+        check_writable(good)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedpeft.deploy import submit
+from fedpeft.deploy.doctor import nodes
 from fedpeft.deploy.server import say_to_followers
 from fedpeft.errors import RunError
 from fedpeft.runs.folder import RunFolder, write_json
@@ -50,3 +51,28 @@ def test_who_follows_hears_what_the_servers_part_says(
         "hospital-b cannot serve: the plan here is not the run's",
     ]
     assert all(re.match(pattern, line) for line in heard)
+
+
+@pytest.mark.parametrize(
+    ("names", "states", "seen"),
+    [
+        (["a"], ["offline", "registered"], "0 of 1 online; waiting for a"),
+        (["a", "b", "c"], ["online", "offline"], "1 of 3 online; waiting for 2 of a, b, c"),
+        (["a", "b"], ["online", "online"], "2 online"),
+        (None, ["online"], "1 online"),
+    ],
+)
+def test_the_doctor_counts_the_nodes_that_are_connected(
+    names: list[str] | None,
+    states: list[str],
+    seen: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The answer is that of `flwr supernode list --format json`, Flower 1.41."""
+    answer = {"success": True, "nodes": [{"node-id": "1", "status": state} for state in states]}
+    monkeypatch.setattr(submit, "_flwr", lambda *words: answer)
+    plan = tmp_path / "plan.toml"
+    plan.write_text(f"nodes = {names}\n" if names else "")
+    [finding] = nodes(plan, [], "here")
+    assert finding.seen == seen and finding.good == ("waiting" not in seen)

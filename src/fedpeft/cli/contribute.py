@@ -9,6 +9,7 @@ import click
 import typer
 
 from fedpeft.cli.consent import WithoutAsking, ask_for_consent
+from fedpeft.cli.data_report import describe_data, show_data
 from fedpeft.cli.options import AllowCode, Debug, Device, allowed_code, check_owner
 
 if TYPE_CHECKING:
@@ -99,12 +100,14 @@ def contribute_file(
     from fedpeft.oneshot.own_data import own_data
     from fedpeft.oneshot.releases import Releases
     from fedpeft.oneshot.seat import take_seat
+    from fedpeft.storage.files import check_unsent
 
     require()
-    _check_new(out)
+    check_unsent(out)
     study = read_invitation(invitation, allowed_code(allow_code))
     signer = signing_key(key) if key else None
-    who = _contributor(study, own_data(data or "", settings or ()), name, client, device)
+    seen: list[str] = []
+    who = _contributor(study, own_data(data or "", settings or ()), name, client, device, seen)
     releases = Releases(memory) if memory else Releases.usual()
     seat = take_seat(releases.folder, study, who.client, signer, again)
     if made := seat.find_made(who, again):
@@ -113,6 +116,7 @@ def contribute_file(
         return
     if study.plan.private_part is not None and not again:
         releases.check(study.terms.study, who.client)
+    show_data(typer.echo, seen, who.site)
     typer.echo(seat.words(), err=True, nl=False)
     _ask(study, who, releases, yes)
     with click.progressbar(
@@ -136,16 +140,6 @@ def _release(
     return releases.add(study.terms.study, header.client, header.privacy or {}, again)
 
 
-def _check_new(out: Path) -> None:
-    from fedpeft.errors import RunError
-
-    if out.exists():
-        raise RunError(
-            f"{out} is there already: a file that may have been sent is not written over; name "
-            "another"
-        )
-
-
 def _write(out: Path, content: bytes) -> None:
     from fedpeft.storage.files import write_atomically
 
@@ -154,14 +148,20 @@ def _write(out: Path, content: bytes) -> None:
 
 
 def _contributor(
-    study: "Invitation", data: "OwnData", name: str | None, client: int | None, device: str
+    study: "Invitation",
+    data: "OwnData",
+    name: str | None,
+    client: int | None,
+    device: str,
+    seen: list[str],
 ) -> "Contributor":
-    """An owner with its data, or a client of the plan's partition."""
+    """An owner with its data, or a client of the plan's partition; what was read goes to `seen`."""
     from fedpeft.oneshot.contribute import from_own_data, from_partition
 
+    look = describe_data(seen)
     if data.path and name is not None:
-        return from_own_data(study, data, name, device)
-    return from_partition(study, client or 0, device)
+        return from_own_data(study, data, name, device, look)
+    return from_partition(study, client or 0, device, look)
 
 
 def _ask(study: "Invitation", who: "Contributor", releases: "Releases", yes: bool) -> None:

@@ -15,8 +15,16 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   fedpeft doctor pictures/                what is read of them, in data-report.txt too
   fedpeft doctor --superlink fl.example.org:8443 --root-certificates ca.crt --key node.key
+  fedpeft doctor plan.toml --federation here      at the server: who is waited for
   fedpeft doctor plan.toml --data pictures/ --name hospital-a    the plan, base and data too
 """
+
+Federation = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="At the server: the SuperLink in config.toml whose nodes to count."
+    ),
+]
 
 
 def doctor(
@@ -40,6 +48,7 @@ def doctor(
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="What the plan calls this node.")
     ] = None,
+    federation: Federation = None,
     allow_code: AllowCode = None,
     out: Annotated[
         Path,
@@ -58,7 +67,7 @@ def doctor(
     from fedpeft.deploy import doctor as look
 
     plan, data = _plan_or_data(what, data)
-    code, beside_data = allowed_code(allow_code), (plan, superlink, root, key, node)
+    code, beside_data = allowed_code(allow_code), (plan, superlink, root, key, node, federation)
     findings = [] if data and not any(beside_data) else list(look.versions())
     if root:
         findings += look.certificate(root)
@@ -66,6 +75,8 @@ def doctor(
         findings += look.private_key(key)
     if superlink:
         findings += look.superlink(superlink, root)
+    if federation:
+        findings += look.nodes(plan, settings, federation, code)
     if node:
         findings += look.worker(node)
     if plan:

@@ -1,5 +1,6 @@
 """A run that is done elsewhere, followed as if it were here."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,21 @@ if TYPE_CHECKING:
     from fedpeft.plan.plan import Plan
     from fedpeft.runs.folder import RunFolder
 
+NAMED = 20
+"""So many of those that are waited for are named."""
 NAMELESS = "say which SuperLink: --federation NAME, a name in Flower's config.toml"
 
 
 def submit_run(
-    plan: "Plan", out: Path | None, federation: str | None, start: Path | None = None
+    plan: "Plan",
+    out: Path | None,
+    federation: str | None,
+    start: Path | None = None,
+    say: Callable[[str], object] = lambda words: None,
 ) -> "RunFolder":
     """A new run, submitted. Nothing is written before its plan and the server's data are known to
-    be good."""
+    be good. `say` is told at once who is waited for: the server's part says so again, and who
+    came, but not before Flower has begun it."""
     from fedpeft.deploy.submit import require_flower, submit
     from fedpeft.deploy.terms import server_site
     from fedpeft.runs.beginning import keep_start
@@ -32,8 +40,11 @@ def submit_run(
         raise RunError(NAMELESS)
     if out is not None:
         vacant(out)
-    plan = server_site(plan).plan
+    site = server_site(plan)
+    plan, clients = site.plan, site.data.clients
     folder = create(plan, out)
+    more = f" and {len(clients) - NAMED} more" if len(clients) > NAMED else ""
+    say(f"waiting for {', '.join(clients[:NAMED])}{more}")
     with kept_if_begun(folder):
         if start is not None:
             keep_start(folder, plan, start)

@@ -1,12 +1,14 @@
 """`fedpeft node`: the worker that stays where the data lie."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedpeft.cli.consent import WithoutAsking, ask_for_consent
+from fedpeft.cli.data_report import describe_data, show_data
 from fedpeft.cli.options import (
     AllowCode,
     Debug,
@@ -17,6 +19,9 @@ from fedpeft.cli.options import (
     check_owner,
     resolve,
 )
+
+if TYPE_CHECKING:
+    from fedpeft.rounds.site import Site
 
 EXAMPLES = """\
   fedpeft node plan.toml --data pictures/ --name a              at a hospital that the plan names
@@ -86,19 +91,20 @@ def node(
     from fedpeft.oneshot.keys import signing_key
     from fedpeft.oneshot.own_data import own_data, split_settings
 
+    seen: list[str] = []
+    look = describe_data(seen)
     read = partial(resolve, plan, code=allowed_code(allow_code))
     if data is not None and name is not None:
         own, others = split_settings(settings or ())
         mine = own_data(data, own)
-        site, who, reads = node_site(read(others), mine, name, device), name, mine.told
+        site, who, reads = node_site(read(others), mine, name, device, look), name, mine.told
     else:
-        (site, who), reads = rehearsal_site(read(settings), client or 0, device), []
+        (site, who), reads = rehearsal_site(read(settings), client or 0, device, look), []
     folder = (out or Path("nodes") / who).resolve()
     signing = signing_key(key).private_bytes_raw() if key else None
     declined = frozenset(decline or ())
     worker = Node(site, who, folder, _log, signing, again, reads, declined)
-    for words in reads:
-        typer.echo(f"the server is told: {words}")
+    _show(seen, site, reads)
     earlier = len(worker.agreement.answers.tokens)
     consent = consent_to(
         site, who, worker.agreement.clients, earlier if again else 0, declined=declined
@@ -116,6 +122,13 @@ def node(
         )
 
     worker.serve(ready)
+
+
+def _show(seen: Sequence[str], site: "Site", reads: Sequence[str]) -> None:
+    """What was read here, and what of that the server is told."""
+    show_data(typer.echo, seen, site)
+    for words in reads:
+        typer.echo(f"the server is told: {words}")
 
 
 def _log(words: str) -> None:

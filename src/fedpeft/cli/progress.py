@@ -98,10 +98,14 @@ def failure_line(record: "RoundRecord") -> str:
 
 def warnings(summary: Mapping[str, Any]) -> Iterator[str]:
     """What a user should not overlook in a summary."""
+    from fedpeft.runs.measured import ended_worse
+
     if summary["failed"]:
         first = summary["first_failure"]
         where = f"first {first['client']} in round {first['round']}: {first['reason']}"
         yield f"{summary['failed']} of {summary['asked']} replies were not counted; {where}"
+    if worse := ended_worse(summary):
+        yield worse
     if still := summary["rounds_without_change"]:
         yield f"{still} of {summary['rounds']} rounds changed nothing; rounds.jsonl says why"
     if why := summary.get("one_after_another"):
@@ -130,6 +134,9 @@ def _results(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """How well the model does on held-out examples, and what it gives away at most."""
     if summary["accuracy_last"] is not None:
         best = f"accuracy, best (round {summary['best_round']})"
+        begun = summary.get("start") or {"round": 1, "metrics": {}}
+        if not begun["round"] and begun["metrics"].get("accuracy") is not None:
+            yield "accuracy, before the first round", f"{begun['metrics']['accuracy']:.4f}"
         yield "accuracy, last", f"{summary['accuracy_last']:.4f}"
         yield best, f"{summary['accuracy_best']:.4f}"
     else:

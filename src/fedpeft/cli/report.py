@@ -37,7 +37,9 @@ def report(
     from fedpeft.report.groups import sections
     from fedpeft.report.page import Report, write_report
     from fedpeft.report.reading import read_cells
+    from fedpeft.storage.files import check_writable
 
+    check_writable(out)
     cells, problems = read_cells(folders)
     for problem in problems:
         typer.echo(f"warning: {problem}", err=True)

@@ -1,7 +1,7 @@
 """`fedpeft run`: a plan from its first round, or a run from its last, to the end."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ import click
 import typer
 
 from fedpeft.cli import follow
+from fedpeft.cli.data_report import describe_data, show_data
 from fedpeft.cli.options import (
     AsJson,
     Debug,
@@ -104,12 +105,13 @@ def run(
 
     console = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)
     if resume is None:
+        say: Callable[[str], object] = (lambda words: None) if quiet else console.print
         read = resolve(plan, [*(settings or ()), *_flags(engine=engine, seed=seed, rounds=rounds)])
         if read.engine == ELSEWHERE:
-            begun = follow.submit_run(read, out, federation, start)
+            begun = follow.submit_run(read, out, federation, start, say)
             _report(console, begun, follow.until_done(console, begun, read, quiet), as_json)
             return
-        folder, site = _begin(read, out, device, workers)
+        folder, site = _begin(read, out, device, workers, say)
         with kept_if_begun(folder):
             _keep_start(folder, site.plan, start)
             _finish(console, folder, site, workers, quiet, as_json)
@@ -136,15 +138,20 @@ def _flags(**values: str | int | None) -> list[str]:
     return [f"{key}={value}" for key, value in values.items() if value is not None]
 
 
-def _begin(plan: "Plan", out: Path | None, device: str, workers: int) -> "tuple[RunFolder, Site]":
-    """A new run. Nothing is written before its plan and its data are known to be good."""
+def _begin(
+    plan: "Plan", out: Path | None, device: str, workers: int, say: Callable[[str], object]
+) -> "tuple[RunFolder, Site]":
+    """A new run, whose data `say` is told of. Nothing is written before its plan and its data are
+    known to be good."""
     from fedpeft.runs.execute import check_workers, open_run_site
     from fedpeft.runs.folder import create, vacant
 
     check_workers(plan, workers)
     if out is not None:
         vacant(out)
-    site = open_run_site(plan, device)
+    read: list[str] = []
+    site = open_run_site(plan, device, describe_data(read))
+    show_data(say, read, site)
     return create(site.plan, out), site
 
 

@@ -1,6 +1,5 @@
 """Folders of pictures, one folder a class."""
 
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,8 +101,9 @@ class Images:
         if reasons:
             left_out["pictures that cannot be read"] += len(reasons)
             first = reasons[0].removesuffix(f". {REMEDY}")
-            message = f"{len(reasons)} of {len(files)} pictures are left out; the first: {first}"
-            warnings.warn(message, stacklevel=2)
+            getLogger("fedpeft").warning(
+                "%d of %d pictures are left out; the first: %s", len(reasons), len(files), first
+            )
         return good
 
 

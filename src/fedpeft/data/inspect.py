@@ -4,7 +4,7 @@ name of a file, no text and no other value."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.types import Examples
+from fedpeft.data.client_data import Partitioned, lengths
 from fedpeft.data.pictures import Pictures
 from fedpeft.errors import DataError
 
@@ -26,6 +27,7 @@ class Report:
     classes: by name how many of each.
     left_out: by reason how much of what lies there is left out.
     pictures, texts, columns: lines that describe them; empty where there are none.
+    unreadable: pictures that cannot be read.
     """
 
     train: int
@@ -35,6 +37,7 @@ class Report:
     pictures: Sequence[str] = ()
     texts: Sequence[str] = ()
     columns: Sequence[str] = ()
+    unreadable: int = 0
 
     @property
     def lines(self) -> list[str]:
@@ -53,8 +56,11 @@ class Report:
         return lines
 
 
-def inspect(examples: Examples) -> Report:
+def inspect(examples: Examples, most: int = 0) -> Report:
     """Look at all examples once; pictures are decoded.
+
+    Args:
+      most: decode at most so many pictures of each side, evenly over their order; 0 for all.
 
     Raises:
       DataError: no picture can be read.
@@ -63,14 +69,16 @@ def inspect(examples: Examples) -> Report:
     counts = [_counts(side.labels, len(examples.classes)) for side in sides]
     pictures, texts = ([side.columns[name] for side in sides if name in side.columns]
                        for name in ("image", "text"))  # fmt: skip
+    seen = _look_at(pictures, most)
     return Report(
         len(examples.train),
         len(examples.test),
         dict(zip(examples.classes, zip(*counts, strict=True), strict=True)),
         examples.left_out,
-        list(_of_pictures(pictures)) if pictures else (),
+        list(_of_pictures(seen)) if pictures else (),
         list(_of_texts([text for side in texts for text in side])) if texts else (),
         list(_of_columns(sides[0].columns)),
+        seen.bad,
     )
 
 
@@ -93,37 +101,70 @@ def _class_lines(classes: Mapping[str, tuple[int, int]]) -> Iterator[str]:
         yield f"  {name:<{width}}  {train:>9,}  {test:>9,}{'' if train else '   none here'}"
 
 
-def _of_pictures(sides: Sequence[Any]) -> Iterator[str]:
-    import numpy as np
+@dataclass
+class Seen:
+    """What was found in pictures that were decoded.
 
-    sizes, modes, least, most, bad = Counter[Any](), Counter[str](), [], [], 0
+    Attributes:
+      whole: how many pictures there are.
+      sizes: width and height, by how often they come; `modes` likewise.
+      least, most: of each picture its smallest and its largest value.
+      bad: how many cannot be read.
+    """
+
+    whole: int
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+    least: list[float] = field(default_factory=list)
+    most: list[float] = field(default_factory=list)
+    bad: int = 0
+
+
+def _look_at(sides: Sequence[Any], most: int) -> Seen:
+    """Decode pictures, at most so many of each side; 0 for all."""
+    seen = Seen(sum(map(len, sides)))
     for side in sides:
-        for at in range(len(side)):
+        step = -(-len(side) // most) if most else 1
+        for at in range(0, len(side), max(1, step)):
             try:
                 picture = side.upright(at) if isinstance(side, Pictures) else side[at]
             except DataError:
-                bad += 1
+                seen.bad += 1
                 continue
-            values, size, mode = _values(picture, np)
-            sizes[size] += 1
-            modes[mode] += 1
-            finite = values[np.isfinite(values)]
-            least.append(float(finite.min()) if finite.size else float("nan"))
-            most.append(float(finite.max()) if finite.size else float("nan"))
-    if not sizes:
-        raise DataError(f"none of {bad} pictures can be read")
-    (width, height), often = sizes.most_common(1)[0]
-    small, large = min(sizes), max(sizes)
-    total = sizes.total()
-    yield f"{total:,} can be read, {bad:,} cannot"
+            _note_picture(seen, picture)
+    return seen
+
+
+def _note_picture(seen: Seen, picture: Any) -> None:
+    import numpy as np
+
+    values, size, mode = _values(picture, np)
+    seen.sizes[size] += 1
+    seen.modes[mode] += 1
+    finite = values[np.isfinite(values)]
+    seen.least.append(float(finite.min()) if finite.size else float("nan"))
+    seen.most.append(float(finite.max()) if finite.size else float("nan"))
+
+
+def _of_pictures(seen: Seen) -> Iterator[str]:
+    import numpy as np
+
+    if not seen.sizes:
+        raise DataError(f"none of {seen.bad} pictures can be read")
+    (width, height), often = seen.sizes.most_common(1)[0]
+    small, large = min(seen.sizes), max(seen.sizes)
+    total = seen.sizes.total()
+    looked = total + seen.bad
+    part = "" if looked == seen.whole else f"{looked:,} of {seen.whole:,} were looked at: "
+    yield f"{part}{total:,} can be read, {seen.bad:,} cannot"
     yield (
         f"sizes: {often:,} of {width}x{height}; the narrowest {small[0]}x{small[1]}, the widest "
         f"{large[0]}x{large[1]}"
     )
-    yield "kinds: " + ", ".join(f"{count:,} {mode}" for mode, count in modes.most_common())
+    yield "kinds: " + ", ".join(f"{count:,} {mode}" for mode, count in seen.modes.most_common())
     yield (
-        f"values: from {np.nanmin(least):g} to {np.nanmax(most):g}; half of the pictures reach "
-        f"{np.nanmedian(most):g}"
+        f"values: from {np.nanmin(seen.least):g} to {np.nanmax(seen.most):g}; half of the pictures "
+        f"reach {np.nanmedian(seen.most):g}"
     )
 
 
@@ -136,13 +177,13 @@ def _values(picture: Any, np: Any) -> tuple[Any, tuple[int, int], str]:
 
 
 def _of_texts(texts: Sequence[str]) -> Iterator[str]:
-    for what, lengths in (
+    for what, sizes in (
         ("characters", [len(text) for text in texts]),
         ("words", [len(text.split()) for text in texts]),
     ):
         yield (
-            f"{what}: {min(lengths):,} at least, {median(lengths):,g} in the middle, "
-            f"{max(lengths):,} at most"
+            f"{what}: {min(sizes):,} at least, {median(sizes):,g} in the middle, "
+            f"{max(sizes):,} at most"
         )
     blank = sum(not text.strip() for text in texts)
     again = len(texts) - len(set(texts))
@@ -158,3 +199,17 @@ def _of_columns(columns: Mapping[str, Any]) -> Iterator[str]:
         known = [value for value in values if value is not None]
         gaps = f", {len(values) - len(known):,} missing" if len(known) < len(values) else ""
         yield f"{name}: {len(set(map(str, known))):,} different values{gaps}"
+
+
+def describe_full_texts(task: Any, data: Any) -> str:
+    """How many texts are as long as the task lets them be, so that their ends may be cut off;
+    empty where there are no texts, or nobody's training examples."""
+    limit = getattr(task, "max_length", None)
+    if limit is None or not isinstance(data, Partitioned) or "attention_mask" not in data.train:
+        return ""
+    tokens = lengths(data.train)
+    full = int((tokens >= limit).sum())
+    return (
+        f"{full:,} of {len(tokens):,} texts fill all {limit} tokens, so that ends are cut off; "
+        f"the middle one has {int(tokens.median())}"
+    )

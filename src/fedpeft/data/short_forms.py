@@ -2,24 +2,28 @@
 hub dataset."""
 
 import os
-from collections.abc import Container
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from fedpeft.data.folders import is_of_the_system, is_picture
 from fedpeft.data.reading import BUILDERS
+from fedpeft.errors import PlanError, unknown
 from fedpeft.storage.locate import locate
 
 NOTES = (".", "dataset_", "state.")
 """What the names of files about a dataset begin with."""
 
 
-def source(text: str, known: Container[str]) -> dict[str, Any]:
+def source(text: str, known: Collection[str]) -> dict[str, Any]:
     """The plan's table for `text`: a name in `known` or "module:Class" first, then what lies there,
     then the hub.
 
     `x.npz` is arrays, a folder of pictures without tables is images, and any other place is a
     table.
+
+    Raises:
+      PlanError: it is none of these.
     """
     if text in known or ":" in text:
         return {"name": text}
@@ -28,7 +32,12 @@ def source(text: str, known: Container[str]) -> dict[str, Any]:
         return {"name": "arrays", "path": text}
     if found is not None and found.is_dir() and _holds_pictures_only(found):
         return {"name": "images", "path": text}
-    return {"name": "table", "path": text} if found is not None or "/" in text else {"name": text}
+    if found is not None or "/" in text:
+        return {"name": "table", "path": text}
+    raise PlanError(
+        f"{unknown('data', text, known)} There is no file or folder {text!r} here or in "
+        "$FEDPEFT_DATA either: write where it lies"
+    )
 
 
 def _holds_pictures_only(root: Path) -> bool:

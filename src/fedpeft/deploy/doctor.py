@@ -13,14 +13,11 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fedpeft.errors import FedpeftError, WireError
 from fedpeft.registry import REGISTERED, Code
+from fedpeft.storage.files import check_writable
 from fedpeft.wire.sockets import SOCKET, Envelope, ask
-
-if TYPE_CHECKING:
-    from fedpeft.rounds.site import Site
 
 FLOWER = "1.41.0"
 """The version that this was tried with; others changed their interfaces."""
@@ -34,6 +31,10 @@ SWITCHES = {
 SKEW = 4.0  # seconds between two clocks; Flower refuses what was signed 5 s in its future
 SOON = 30  # days
 PATIENCE = 10.0  # seconds for a connection
+UNREADABLE = (
+    "no run begins with pictures that cannot be read: it names them, and you mend them or take "
+    "them away; or set data.skip_unreadable = true, which leaves them out and counts them"
+)
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,33 @@ def worker(folder: Path) -> Iterator[Finding]:
     )
 
 
+def nodes(
+    plan: Path | None, settings: list[str] | None, federation: str, code: Code = REGISTERED
+) -> Iterator[Finding]:
+    """Whether the nodes of a plan are connected to the SuperLink; without a plan, how many are.
+
+    Flower knows numbers of nodes and not what a plan calls them: who is missing, a run tells.
+    """
+    from fedpeft.deploy.submit import count_online
+    from fedpeft.plan.reading import read_plan
+
+    try:
+        names = (read_plan(plan, settings or (), code).nodes.names or ()) if plan else ()
+        online = count_online(federation)
+    except FedpeftError as error:
+        yield Finding("nodes", str(error), "see what it says")
+        return
+    if online >= len(names):
+        yield Finding("nodes", f"{online} online")
+        return
+    missing = len(names) - online
+    whom = names[0] if len(names) == 1 else f"{missing} of {', '.join(names)}"
+    remedy = (
+        "start `fedpeft node` and `fedpeft supernode` there; `fedpeft run` names who is missing"
+    )
+    yield Finding("nodes", f"{online} of {len(names)} online; waiting for {whom}", remedy)
+
+
 def site(
     plan: Path | None,
     settings: list[str] | None,
@@ -199,6 +227,7 @@ def site(
 ) -> Iterator[Finding]:
     """Whether the plan, which may name the modules of `code`, the base model and the data can be
     used here."""
+    from fedpeft.data.inspect import describe_full_texts
     from fedpeft.deploy.consent import consent_to
     from fedpeft.deploy.terms import node_site, server_site, terms_of
     from fedpeft.oneshot.own_data import OwnData, split_settings
@@ -217,7 +246,7 @@ def site(
         )
         counted = sum(map(here.data.size, here.data.clients))
         yield Finding("data", f"{counted} training examples of {len(here.data.clients)} clients")
-        yield from _tokens(here)
+        yield from _tokens(describe_full_texts(here.plan.task, here.data))
         if name is not None and data is not None:
             clients = here.plan.known_clients(here.data.clients)
             text = consent_to(here, name, clients).text()
@@ -226,20 +255,10 @@ def site(
         yield Finding(type(error).__name__, str(error), "see what it says")
 
 
-def _tokens(here: "Site") -> Iterator[Finding]:
-    """How many texts are as long as the task lets them be, so that their ends may be cut off."""
-    from fedpeft.data.client_data import Partitioned, lengths
-
-    limit = getattr(here.plan.task, "max_length", None)
-    if limit is None or not isinstance(here.data, Partitioned):
-        return
-    if "attention_mask" in here.data.train:
-        tokens = lengths(here.data.train)
-        full = int((tokens >= limit).sum())
-        seen = (
-            f"{full:,} of {len(tokens):,} texts fill all {limit} tokens, so that ends are cut off"
-        )
-        yield Finding("tokens", f"{seen}; the middle one has {int(tokens.median())}")
+def _tokens(words: str) -> Iterator[Finding]:
+    """Nothing where there are no texts."""
+    if words:
+        yield Finding("tokens", words)
 
 
 def data(
@@ -260,7 +279,9 @@ def data(
         else:
             own, others = split_settings(settings or ())
             source = OwnData(path, tuple(own)).source(read_plan(plan, others, code).data)
-        lines = inspect(source.load()).lines
+        check_writable(out)
+        report = inspect(source.load())
+        lines = report.lines
         out.write_text("\n".join([f"fedpeft {_version('fedpeft')}", *lines, ""]), encoding="utf-8")
     except FedpeftError as error:
         yield Finding(f"data {path}", str(error), "mend it, and ask again")
@@ -268,4 +289,5 @@ def data(
     except OSError as error:
         yield Finding(f"report {out}", str(error), "name another place with --out")
         return
-    yield Finding(f"data {path}", "\n      ".join([f"the report is in {out}", *lines]))
+    remedy = "" if not report.unreadable else UNREADABLE
+    yield Finding(f"data {path}", "\n      ".join([f"the report is in {out}", *lines]), remedy)

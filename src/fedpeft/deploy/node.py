@@ -71,6 +71,7 @@ class Node:
     declines: frozenset[str] = frozenset()
     terms: Mapping[str, str] = field(init=False)
     agreement: Agreement = field(init=False, repr=False)
+    _said: list[str] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         plan = self.site.plan
@@ -91,6 +92,7 @@ class Node:
         if kind == "doctor":
             return Envelope({"kind": "here", "client": self.client})
         if why := disagreement(self.terms, head):
+            self._say_once(f"this node cannot serve the run that asks: {why}")
             return self._cannot(why)
         if kind == "hello":
             return self._welcome(head)
@@ -110,6 +112,12 @@ class Node:
         if isinstance(done, Failure):
             return self._cannot(done.reason)
         return Envelope({"kind": "reply", "client": self.client}, done.payload)
+
+    def _say_once(self, words: str) -> None:
+        """A line, unless it was the last of this kind: a server asks again and again."""
+        if self._said != [words]:
+            self._said[:] = [words]
+            self.say(words)
 
     def _welcome(self, head: Mapping[str, Any]) -> Envelope:
         """Who is here, and what of this machine is other than the server's."""

@@ -96,6 +96,16 @@ def status(folder: RunFolder) -> str:
     return str(runs[0].get("status", ""))
 
 
+def count_online(federation: str) -> int:
+    """How many nodes the SuperLink that Flower's config.toml calls `federation` knows to be there.
+
+    Raises:
+      RunError: it does not answer.
+    """
+    nodes = _flwr("supernode", "list", federation).get("nodes", [])
+    return sum(node.get("status") == "online" for node in nodes)
+
+
 def follow(folder: RunFolder, tell: Callable[[str], None]) -> Iterator[RoundRecord]:
     """The rounds that come from now on, until the run is finished.
 

@@ -18,7 +18,7 @@ from fedpeft.plan.calibration import calibrate_noise
 from fedpeft.plan.checks import refuse
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.absent import absent_site, held_out_of
-from fedpeft.rounds.site import Site
+from fedpeft.rounds.site import Onlooker, Site
 from fedpeft.runs.environment import environment
 from fedpeft.runs.execute import open_run_site
 from fedpeft.runs.folder import RunFolder
@@ -101,8 +101,10 @@ def check_signer(plan: Plan, name: ClientId, private: bytes | None) -> None:
         )
 
 
-def node_site(plan: Plan, data: OwnData, name: ClientId, device: str = "cpu") -> Site:
-    """The site of a node with its own data.
+def node_site(
+    plan: Plan, data: OwnData, name: ClientId, device: str = "cpu", look: Onlooker | None = None
+) -> Site:
+    """The site of a node with its own data, which `look` is shown.
 
     Raises:
       PlanError: the plan does not know such a node, or does not name the labels.
@@ -115,11 +117,13 @@ def node_site(plan: Plan, data: OwnData, name: ClientId, device: str = "cpu") ->
             f"the plan names no node {name!r}: its nodes are {known}; set nodes = [...] in it"
         )
     return own_site(
-        calibrate_noise(check_labels_named(plan), plan.nodes.names or ()), data, name, device
+        calibrate_noise(check_labels_named(plan), plan.nodes.names or ()), data, name, device, look
     )
 
 
-def rehearsal_site(plan: Plan, number: int, device: str = "cpu") -> tuple[Site, ClientId]:
+def rehearsal_site(
+    plan: Plan, number: int, device: str = "cpu", look: Onlooker | None = None
+) -> tuple[Site, ClientId]:
     """The site of a node that stands for client `number`, from 0, of the plan's own partition.
 
     Raises:
@@ -131,7 +135,7 @@ def rehearsal_site(plan: Plan, number: int, device: str = "cpu") -> tuple[Site, 
             "the plan's clients are nodes with their own data: give --data and --name, or leave "
             "out `nodes`"
         )
-    site = open_run_site(plan, device)
+    site = open_run_site(plan, device, look)
     if not 0 <= number < len(site.data.clients):
         raise PlanError(
             f"--client {number}: the plan's partition has {len(site.data.clients)} clients, "

@@ -20,7 +20,7 @@ from fedpeft.oneshot.own_data import OwnData
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.client import Worker
 from fedpeft.rounds.loop import federate
-from fedpeft.rounds.site import Site, site_of
+from fedpeft.rounds.site import Onlooker, Site, site_of
 from fedpeft.runs.execute import open_run_site
 from fedpeft.storage.client_memory import Nowhere
 
@@ -107,11 +107,18 @@ class Contributor:
 
 
 def from_own_data(
-    invitation: Invitation, data: OwnData, name: ClientId, device: str = "cpu"
+    invitation: Invitation,
+    data: OwnData,
+    name: ClientId,
+    device: str = "cpu",
+    look: Onlooker | None = None,
 ) -> Contributor:
     """A client whose examples are all those to train on in its data.
 
     The labels are the study's, by name; a client need not have them all.
+
+    Args:
+      look: shown the examples as they were read.
 
     Raises:
       DataError: the data cannot be read, or have a label that the study does not have.
@@ -119,18 +126,22 @@ def from_own_data(
     """
     check_name(name)
     _check_here(invitation)
-    site = own_site(invitation.plan, data, name, device)
+    site = own_site(invitation.plan, data, name, device, look)
     return Contributor(site, name, data.told)
 
 
-def own_site(plan: Plan, data: OwnData, name: ClientId, device: str = "cpu") -> Site:
-    """A site of one client, with all the examples to train on in its data.
+def own_site(
+    plan: Plan, data: OwnData, name: ClientId, device: str = "cpu", look: Onlooker | None = None
+) -> Site:
+    """A site of one client, with all the examples to train on in its data; `look` is shown them.
 
     Raises:
       DataError: the data cannot be read, or have a label that the plan does not name.
     """
     own = replace(plan, data=data.source(plan.data))
     examples = in_order(own.examples(), plan.classes, data.path)
+    if look is not None:
+        look(examples)
     train, test = (torch.arange(len(side)) for side in (examples.train, examples.test))
     division = Division({name: train}, tested={name: test})
     site = site_of(plan, examples, division, device)
@@ -141,15 +152,17 @@ def own_site(plan: Plan, data: OwnData, name: ClientId, device: str = "cpu") -> 
     return site
 
 
-def from_partition(invitation: Invitation, number: int, device: str = "cpu") -> Contributor:
-    """The client number `number`, from 0, of the plan's own partition.
+def from_partition(
+    invitation: Invitation, number: int, device: str = "cpu", look: Onlooker | None = None
+) -> Contributor:
+    """The client number `number`, from 0, of the plan's own partition; `look` is shown the data.
 
     Raises:
       DataError: the plan's data cannot be read, or there is no such client.
       RunError: the base model is not the study's.
     """
     _check_here(invitation)
-    site = open_run_site(invitation.plan, device)
+    site = open_run_site(invitation.plan, device, look)
     clients = site.data.clients
     if not 0 <= number < len(clients):
         raise DataError(

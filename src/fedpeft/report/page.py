@@ -107,7 +107,7 @@ def _describe_results(section: Section) -> list[str]:
     seeds = ", ".join(map(str, sorted({cell.seed for cell in section.cells})))
     runs = _plural(len(section.cells), "run")
     said = [f"{runs} in {_plural(len(section.groups), 'group')}; seeds: {seeds}."]
-    return said + _compare_groups(section) + _incomplete(section.cells)
+    return said + _compare_groups(section) + _ended_worse(section) + _incomplete(section.cells)
 
 
 def _compare_groups(section: Section) -> list[str]:
@@ -121,6 +121,35 @@ def _compare_groups(section: Section) -> list[str]:
         front = "; ".join(group.label for group in section.front("up"))
         said.append(f"On the Pareto front of {section.measure.name} and bytes sent: {front}.")
     return said
+
+
+def _ended_worse(section: Section) -> list[str]:
+    """Which finished runs are worse at their end than what they began with."""
+    worse = [
+        words
+        for group in section.groups
+        for cell in group.finished
+        if (words := _drop(section, cell))
+    ]
+    if not worse:
+        return []
+    more = f"; and {len(worse) - NEAR} more" if len(worse) > NEAR else ""
+    runs = _plural(len(worse), "run is", "runs are")
+    return [f"{runs} worse at the end than at the beginning: {'; '.join(worse[:NEAR])}{more}."]
+
+
+def _drop(section: Section, cell: KeptRun) -> str:
+    """How much worse a run ended than it began, with both numbers; empty if it did not."""
+    measure, begun = section.measure, cell.summary and cell.summary.start
+    values = list(cell.measured(measure.name).values())
+    before = begun.metrics.get(measure.name) if begun else None
+    if not begun or before is None or not values:
+        return ""
+    if measure.worth(values[-1]) >= measure.worth(before):
+        return ""
+    ends = " to ".join(format_value(value, measure, 2) for value in (before, values[-1]))
+    since = f", counted from round {begun.round}" if begun.round else ""
+    return f"{cell.path.name}, {measure.name} from {ends}{since}"
 
 
 def _incomplete(cells: Sequence[KeptRun]) -> list[str]:

@@ -85,6 +85,14 @@ class KeptOwners:
 
 
 @dataclass(frozen=True)
+class KeptStart:
+    """What a run began with, after so many rounds."""
+
+    round: int
+    metrics: Mapping[str, Finite | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Summary:
     """What a report takes from summary.json; what an older version did not write is None."""
 
@@ -100,6 +108,7 @@ class Summary:
     cpu: str = ""
     client_accuracy: ClientAccuracy | None = None
     owners: KeptOwners | None = None
+    start: KeptStart | None = None
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """What one process holds of a federation: the plan, the data that lie here and the frozen base."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -22,6 +23,9 @@ from fedpeft.plan.calibration import calibrate_noise
 from fedpeft.plan.plan import Plan
 from fedpeft.registry import describe
 from fedpeft.rounds.prepare import prepare_model, tune_heap
+
+Onlooker: TypeAlias = Callable[[Examples], None]
+"""What is shown the examples of a site once they are read."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,18 @@ class Site:
         return move_to(batch, self.device)
 
 
-def open_site(plan: Plan, device: str = "cpu") -> Site:
+def open_site(plan: Plan, device: str = "cpu", look: Onlooker | None = None) -> Site:
     """Load the data and the base model of a plan.
+
+    Args:
+      look: shown the examples as they were read, before anything is made of them.
 
     Raises:
       DataError, PlanError: what is wrong with them.
     """
     examples = plan.examples()
+    if look is not None:
+        look(examples)
     if plan.classes and plan.classes != examples.classes:
         raise DataError(
             f"the plan's classes are {list(plan.classes)}, the data's {list(examples.classes)}"

@@ -18,7 +18,7 @@ from fedpeft.plan.plan import Plan
 from fedpeft.plan.values import shares_optimizer_state
 from fedpeft.registry import find
 from fedpeft.rounds.loop import federate, start
-from fedpeft.rounds.site import Site, open_site
+from fedpeft.rounds.site import Onlooker, Site, open_site
 from fedpeft.runs.beginning import started_from
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.division import division_at
@@ -44,8 +44,8 @@ class OpenEngine(Engine, Protocol):
     def close(self) -> None: ...
 
 
-def open_run_site(plan: Plan, device: str = "cpu") -> Site:
-    """The data and the model of a run, on `device`.
+def open_run_site(plan: Plan, device: str = "cpu", look: Onlooker | None = None) -> Site:
+    """The data and the model of a run, on `device`; `look` is shown the examples.
 
     Raises:
       PlanError: there is no such device, or the examples' own gradients do not make up the whole
@@ -53,7 +53,7 @@ def open_run_site(plan: Plan, device: str = "cpu") -> Site:
       DataError, PlanError: see `open_site`.
     """
     check_device(device)
-    site = open_site(plan, device)
+    site = open_site(plan, device, look)
     event = site.plan.local.event
     # A tensor that gets no gradient of single examples raises no error: the run would learn
     # nothing.

@@ -15,9 +15,9 @@ from fedpeft.runs.folder import RunFolder, lock_run, reopen
 from fedpeft.storage.files import write_atomically
 
 NOT_LONGER: Mapping[Fact, str] = {
-    Fact.SPANS_ROUNDS: "{other} {what}: with more rounds the ones that are done would have been "
-    "others. Begin a new run, or name a plan without a course and begin with this run's export, "
-    "by method.init",
+    Fact.SPANS_ROUNDS: "{other} {what}, such as a local.schedule: with more rounds the ones that "
+    "are done would have been others. Begin a new run, or name a plan without a course and begin "
+    "with this run's export, by method.init",
 }
 """What cannot go on beyond the rounds that its plan has."""
 

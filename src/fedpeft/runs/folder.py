@@ -24,7 +24,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -34,7 +34,7 @@ from fedpeft.errors import FedpeftError, RunError
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.registry import REGISTERED, Code, describe
-from fedpeft.storage.files import SECRET, lock_file, open_regular, write_atomically
+from fedpeft.storage.files import SECRET, check_writable, lock_file, open_regular, write_atomically
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def vacant(path: Path) -> None:
     """Make sure that a new run may be put at `path`.
 
     Raises:
-      RunError: something is there.
+      RunError: something is there, or nothing can be put there.
     """
     if (path / "plan.toml").exists():
         raise RunError(
@@ -126,6 +126,7 @@ def vacant(path: Path) -> None:
     # A kill in the first write leaves this file, which is no run yet.
     if path.is_dir() and any(inside.name != ".plan.toml.part" for inside in path.iterdir()):
         raise RunError(f"{path} is not empty: give --out a new or empty folder")
+    check_writable(path)
 
 
 def create(plan: Plan, path: Path | None = None) -> RunFolder:
@@ -145,7 +146,12 @@ def create(plan: Plan, path: Path | None = None) -> RunFolder:
             f"the run's folder cannot be made: {error.filename}: {error.strerror}"
         ) from None
     folder = RunFolder(path)
-    write_atomically(folder.plan, plan.toml().encode())
+    try:
+        write_atomically(folder.plan, plan.toml().encode())
+    except OSError:
+        with suppress(OSError):  # it is empty: without a plan it is no run's
+            path.rmdir()
+        raise
     return folder
 
 

@@ -6,16 +6,14 @@ from typing import Any
 
 from fedpeft.engines.auto import Choice
 from fedpeft.errors import FedpeftError, reason_of
-from fedpeft.evaluation.client_accuracy import client_accuracy
 from fedpeft.evaluation.measure import FullPayloads, full_payloads
-from fedpeft.evaluation.own_held_out import own_held_out
 from fedpeft.registry import describe
 from fedpeft.rounds.site import Site
-from fedpeft.runs.checkpoint import Checkpoint, load_checkpoint
+from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.environment import check_whole_fits, environment
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds, write_json
+from fedpeft.runs.measured import measure_clients, measure_start
 from fedpeft.runs.selection import Best
-from fedpeft.storage.client_memory import Folder
 
 
 def summarize(
@@ -43,7 +41,8 @@ def summarize(
         "clients": len(site.data.clients),
         "cohort": plan.cohort,
         **_accuracy(rounds),
-        **_by_client(folder, site, saved),
+        "start": measure_start(folder, site, rounds),
+        **measure_clients(folder, site, saved),
         **_by_owner(rounds),
         **_selected(site, rounds),
         "privacy": rounds[-1].get("privacy") if rounds else None,
@@ -69,19 +68,6 @@ def summarize(
         summary["full_not_measured"] = reason_of(error)
     write_json(folder.summary, summary)
     return summary
-
-
-def _by_client(folder: RunFolder, site: Site, saved: Checkpoint | None) -> dict[str, Any]:
-    """Nothing before the first round, and where something is private: what a client has of each
-    class shows in it, and what its examples are like."""
-    part = site.plan.private_part
-    if saved is None or (part is not None and part.event.accounted):
-        return {"client_accuracy": None}
-    store = Folder(folder.clients)
-    found: dict[str, Any] = {"client_accuracy": client_accuracy(site, saved.state, store)}
-    if (own := own_held_out(site, saved.state, store)) is not None:
-        found["own_held_out"] = own
-    return found
 
 
 def _by_owner(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

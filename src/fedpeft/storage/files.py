@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO
 
 import torch
@@ -62,6 +63,42 @@ def write_atomically(path: Path, content: bytes, private: bool = False) -> None:
         with suppress(OSError):  # a full disk needs the room; what went wrong first is what is told
             part.unlink(missing_ok=True)
         raise
+
+
+def check_writable(path: Path) -> None:
+    """Make sure that something can be put at `path`, before the work of which it is the result.
+
+    Nothing is left there: a file without a name is written beside it, or in the nearest folder
+    above it that exists.
+
+    Raises:
+      RunError: nothing can be put there.
+    """
+    place = path if path.is_dir() else path.absolute().parent
+    try:
+        while not place.exists():
+            place = place.parent
+        with TemporaryFile(dir=place) as tried:
+            tried.write(b"\0")
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be made: {place}: {error.strerror or error}; name another place, or "
+            "make room there"
+        ) from None
+
+
+def check_unsent(path: Path) -> None:
+    """Make sure, before the work, that a file to send can be put at `path`, where none is yet.
+
+    Raises:
+      RunError: one is there, or nothing can be put there.
+    """
+    if path.exists():
+        raise RunError(
+            f"{path} is there already: a file that may have been sent is not written over; name "
+            "another"
+        )
+    check_writable(path)
 
 
 def new_file(path: Path, mode: int = READABLE) -> BinaryIO:

@@ -1,0 +1,42 @@
+"""What was read of the data of a site, shown before anything is trained on it."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from fedpeft.errors import FedpeftError
+
+if TYPE_CHECKING:
+    from fedpeft.core.types import Examples
+    from fedpeft.rounds.site import Site
+
+LOOKED_AT = 400
+"""Pictures of each side that are decoded for this; training decodes all of them anyway, and says
+which cannot be read. `fedpeft doctor` looks at all."""
+
+
+def describe_data(lines: list[str]) -> "Callable[[Examples], None]":
+    """What writes the report of `fedpeft doctor` into `lines`, on one screen, as a site is opened.
+
+    It is shown once the site is open: data that are no good are one line, which is an error.
+    """
+
+    def write(examples: "Examples") -> None:
+        from fedpeft.data.inspect import inspect
+
+        try:
+            lines.extend(line for line in inspect(examples, LOOKED_AT).lines if line)
+        except FedpeftError:  # no picture can be read: the site will say so, and what to do
+            lines.clear()
+
+    return write
+
+
+def show_data(say: Callable[[str], object], lines: Sequence[str], site: "Site") -> None:
+    """The report, and how many texts are cut off, where there are texts."""
+    from fedpeft.data.inspect import describe_full_texts
+
+    say("data, as they were read here")
+    for line in lines:
+        say(f"  {line}")
+    if words := describe_full_texts(site.plan.task, site.data):
+        say(f"  tokens: {words}")
