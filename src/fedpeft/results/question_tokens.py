@@ -1,4 +1,4 @@
-"""Questions and their choices as tokens: plain text, or a message by the template of a chat model."""
+"""Questions and their choices as tokens: plain text, or a message by a chat model's template."""
 
 from collections.abc import Callable
 from functools import partial
