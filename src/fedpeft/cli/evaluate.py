@@ -214,6 +214,15 @@ def _table(found: dict[str, Any]) -> str:
         lines += [
             f"  {name:<11} {_show_value(fmean(scored[key]))}" for name, key in columns.items()
         ]
+    lines += _written(found)
+    if "benchmark" in found:
+        lines += ["", *benchmarks.lines(found["benchmark"])]
+    return "\n".join(lines)
+
+
+def _written(found: dict[str, Any]) -> list[str]:
+    """What a model writes of held-out prompts, after its mean scores."""
+    lines: list[str] = []
     if "rouge" in found:
         lines.append(f"ROUGE, F1, mean over {len(found['samples'])} held-out answers")
         for when, values in found["rouge"].items():
@@ -221,9 +230,7 @@ def _table(found: dict[str, Any]) -> str:
             lines.append(f"  {when:<11} {shown}")
     for one in found.get("samples", ()):
         lines += ["", *(f"{name:<8}{text!r}" for name, text in one.items())]
-    if "benchmark" in found:
-        lines += ["", *benchmarks.lines(found["benchmark"])]
-    return "\n".join(lines)
+    return lines
 
 
 def _own_held_out(found: dict[str, Any] | None) -> list[str]:

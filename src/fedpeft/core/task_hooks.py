@@ -38,7 +38,7 @@ class LeavesOut(Protocol):
     def unfit(self, table: Table) -> Mapping[str, Sequence[int]]: ...
 
 
-class Answers(Protocol):
+class HasOpenings(Protocol):
     """A task whose models write: `openings` gives of the first rows the tokens after which a model
     writes, and the text that is the truth."""
 

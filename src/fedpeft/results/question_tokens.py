@@ -32,10 +32,12 @@ def question_encoder(model: Any, plan: Plan) -> Callable[[str, str], Tokens]:
     if not chat_of(plan):
         return partial(encode_question, model)
     assert isinstance(plan.task, LanguageTask)
-    return partial(encode_message, Renderer(plan.task.base, chat_of(plan), plan.task.max_length))
+    return partial(
+        encode_chat_question, Renderer(plan.task.base, chat_of(plan), plan.task.max_length)
+    )
 
 
-def encode_message(render: Renderer, given: str, choice: str) -> Tokens:
+def encode_chat_question(render: Renderer, given: str, choice: str) -> Tokens:
     """The question, with its shots, as a user's only message, and a choice as what the assistant
     then says.
 
