@@ -4,6 +4,7 @@ left out is told."""
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -23,12 +24,13 @@ from fedpeft.results.benchmark import (
     answers,
     benchmark,
     difference,
-    encode_question,
     make_lm,
     share,
 )
+from fedpeft.results.question_tokens import chat_of, encode_question, question_encoder
 from fedpeft.results.questions import Asked, Question
 from fedpeft.runs.folder import create
+from fedpeft.tasks.text_classification import tokenizer
 
 needs_lm_eval = pytest.mark.skipif(
     find_spec("lm_eval") is None, reason="lm-eval is not installed: fedpeft[lm-eval]"
@@ -346,6 +348,22 @@ def test_an_unknown_task_is_answered_with_the_nearest(run: Done) -> None:
 def test_real_mmlu_has_57_subjects(run: Done, real_data: Path) -> None:
     found = benchmark(run.folder.path, Asked("mmlu", limit=1, mmlu=real_data / "mmlu"))
     assert (found["questions"], len(found["tasks"])) == (57, 57)
+
+
+def test_a_chat_model_is_asked_by_its_template(real_data: Path) -> None:
+    """Shots and question are one message; the choice follows the sign after which the assistant
+    speaks, without the blank of plain text."""
+    model = str(real_data / "stories260k")
+    task = {"name": "causal-lm", "model": model, "template": "chatml"}
+    plan = read_plan({"task": task, "data": {"name": "table", "path": str(real_data / "dolly")}})
+    assert chat_of(plan) == "chatml"
+    given, said = question_encoder(None, plan)("Q: 1\nA: one\n\nQ: 2\nA:", " two")
+    read = tokenizer(model)
+    want = "<|im_start|>user\nQ: 1\nA: one\n\nQ: 2\nA:<|im_end|>\n<|im_start|>assistant\n"
+    assert read.decode(given).removeprefix("<s>").strip() == want.strip()
+    assert read.decode(said).strip() == "two"
+    for plain in ("none", "alpaca"):
+        assert chat_of(replace(plan, task=replace(plan.task, template=plain))) == ""
 
 
 def test_an_interval_is_wilsons_and_a_difference_is_of_pairs() -> None:

@@ -16,10 +16,10 @@ from running import fedpeft
 
 from fedpeft.core.tensors import equal, map_tensors, scale
 from fedpeft.core.types import Update
-from fedpeft.errors import RunError
+from fedpeft.errors import PlanError, RunError
 from fedpeft.oneshot.contribution import open_contribution, write_contribution
 from fedpeft.oneshot.contribution_header import Header
-from fedpeft.oneshot.invitation import server_key
+from fedpeft.oneshot.invitation import invite, server_key
 from fedpeft.oneshot.keys import (
     Trust,
     sealing_key,
@@ -27,6 +27,7 @@ from fedpeft.oneshot.keys import (
 )
 from fedpeft.oneshot.rejections import ContributionError, Rejection
 from fedpeft.oneshot.rules import Rules
+from fedpeft.plan.reading import read_plan
 from fedpeft.storage.files import load_tensors
 
 Spoil = Callable[[Update], Update]
@@ -346,3 +347,9 @@ def test_mutated_frames_that_are_sealed_and_signed(count: int, four: Study, tmp_
         except ContributionError:
             continue
         assert (frame, replace(said, client="c000", privacy=None)) == (one.frame, one.header)
+
+
+def test_owners_are_not_asked_by_files_and_the_message_says_what_to_do(tmp_path: Path) -> None:
+    plan = read_plan({"rounds": 1, "evaluate_at": ["owners"]})
+    with pytest.raises(PlanError, match=r'Set evaluate_at = \["server"\] here; .* --start MERGED'):
+        invite(plan, tmp_path / "study")

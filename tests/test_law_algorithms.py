@@ -1,4 +1,5 @@
-"""Laws of every registered algorithm and routing. A new one is tested by being registered."""
+"""Laws of every registered algorithm, routing and evaluation. A new one is tested by being
+registered."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -38,20 +39,28 @@ LOW_RANK = {
     "method": {"name": "lora", "rank": 4, "target": ["first"], "head": "head"},
     "aggregator": "fedit",
 }
+OWNERS = {
+    "classes": ["class 0", "class 1", "class 2"],
+    "task": {"name": "parts:ClassedPoints"},
+    "partition": {"name": "dirichlet", "clients": 24, "alpha": 10.0, "held_out": 0.2},
+    "metrics": ["auroc", "ece"],
+}
+SLOTS = {"algorithm": "algorithms", "routing": "routing", "evaluation": "evaluate_at"}
 OF_RANKS = {"ranks": LOW_RANK, "annealed": {**LOW_RANK, "aggregator": "flexlora"}}
-EVERY = [(kind, name) for kind in ("algorithm", "routing") for name in sorted(names(kind))]
+EVERY = [(kind, name) for kind in SLOTS for name in sorted(names(kind))]
 every = pytest.mark.parametrize(("kind", "name"), EVERY, ids=[name for _, name in EVERY])
 
 
 def plan_of(kind: str, name: str, **changes: Any) -> Plan:
     """Three rounds on points with the part."""
-    slot = "algorithms" if kind == "algorithm" else "routing"
+    slot = SLOTS[kind]
     part = {"name": name, **SETTINGS.get(name, {})}
     plain = {"method": "full", "rounds": 3, "cohort": 4}
     needs: dict[str, dict[str, Any]] = {
         **OF_RANKS,
         "tiers": {"uplink": "randk"},
         "minimax": {"weighting": "uniform"},
+        "owners": OWNERS,
     }
     beside = needs.get(name, {})
     return read_plan({**POINTS, **plain, **beside, slot: [part], **changes})
@@ -174,6 +183,7 @@ def test_engines_with_many_processes_give_the_same_bits_and_bytes(
     one, many = (list(federate(plan, each, start(plan, site.params()))) for each in engines)
     for (state, ledger), (other, others) in zip(one, many, strict=True):
         assert same(state, other)
+        assert ledger.reports == others.reports
         assert (ledger.up, ledger.down) == (others.up, others.down)
 
 
@@ -198,16 +208,21 @@ def private(site: Site) -> Iterator[dict[str, Any]]:
     yield {"exchange": {"name": "secure", "threshold": 3}, **uniform}
 
 
-@pytest.mark.parametrize("name", sorted(names("algorithm")))
-def test_what_it_asks_beside_training_is_refused_where_nothing_may_be_told(name: str) -> None:
-    plan = plan_of("algorithm", name)
+TOLD = [(kind, name) for kind, name in EVERY if kind != "routing"]
+
+
+@pytest.mark.parametrize(("kind", "name"), TOLD, ids=[name for _, name in TOLD])
+def test_what_it_asks_beside_training_is_refused_where_nothing_may_be_told(
+    kind: str, name: str
+) -> None:
+    plan = plan_of(kind, name)
     if not plan.handlers() and not plan.hooks("tell"):
         pytest.skip("it is told nothing beside")
-    [part] = plan.algorithms
+    [part] = getattr(plan, SLOTS[kind])
     assert Fact.REVEALS in offered_by(part), "what it is told beside training is in `reveals`"
     for settings in private(open_site(plan)):
         with pytest.raises(PlanError):
-            plan_of("algorithm", name, **settings)
+            plan_of(kind, name, **settings)
 
 
 @pytest.mark.parametrize("name", sorted(names("routing")))

@@ -21,6 +21,7 @@ from fedpeft.wire.frames import frame, layout_of, unframe
 
 SETTINGS = {
     "int8, deflated": {"name": "int8", "deflate": True},
+    "dense, deflated": {"name": "dense", "deflate": True},
     "topk, float16": {"name": "topk", "values": "float16"},
     "topk, sign": {"name": "topk", "values": "sign"},
     "ternary, all": {"name": "ternary", "threshold": 0.0},
@@ -124,7 +125,7 @@ def test_what_is_not_finite_is_refused_or_comes_back(name: str, value: float) ->
     except ValueError:
         return
     got = codec.decode(blob)["a"]
-    assert name in ("dense", "topk", "randk", "bfloat16") and (
+    assert name in ("dense", "dense, deflated", "topk", "randk", "bfloat16") and (
         name == "randk" or not bool(got[17].isfinite())
     )
 

@@ -1,6 +1,8 @@
 """Models are measured where the owners' held-out examples lie: counts and sums leave alone."""
 
 import re
+import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,14 @@ import torch
 from rounds import Tampering, points_plan
 from torch import Tensor
 
-from fedpeft.compute.tally import CONFIDENCE, CONFIDENT, CONFUSION, EXAMPLES, SCORES
+from fedpeft.compute.tally import (
+    CONFIDENCE,
+    CONFIDENT,
+    CONFUSION,
+    EXAMPLES,
+    SCORES,
+    tally_layout,
+)
 from fedpeft.core.conversation import Message
 from fedpeft.core.interfaces import Engine
 from fedpeft.core.types import Failure, Reply, State, Tensors, Weighted
@@ -22,14 +31,15 @@ from fedpeft.errors import PlanError
 from fedpeft.evaluation.measure import measure
 from fedpeft.evaluation.own_held_out import own_held_out
 from fedpeft.evaluators.owners import PHASE
+from fedpeft.plan.coding import answer_codec
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.ledger import Ledger
 from fedpeft.rounds.loop import ask_owners, federate, start
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.storage.client_memory import Folder
-from fedpeft.wire.frames import unframe
-from fedpeft.wire.payloads import encode_answer
+from fedpeft.wire.frames import encode_tensors, frame
+from fedpeft.wire.payloads import decode_answer, encode_answer
 
 DIGITS: dict[str, Any] = {
     "method": "head",
@@ -152,7 +162,7 @@ def test_no_scores_leave_an_owner_that_no_metric_needs(points: Site) -> None:
     few = replace(points.plan, metrics=(), rounds=1)
     [(_, ledger)] = run(few, InProcess(replace(points, plan=few)), points)
     [(_, whole), *_] = run(points.plan, InProcess(points), points)
-    assert told(ledger)["bytes_up"] < told(whole)["bytes_up"] / 10
+    assert told(ledger)["bytes_up"] < told(whole)["bytes_up"] / 2
     assert list(told(ledger)["metrics"]) == ["accuracy", "loss"]
 
 
@@ -171,6 +181,32 @@ def test_owners_without_held_out_examples_are_counted_and_told() -> None:
     nobody = replace(site, data=replace(data, apart={}))
     [(_, ledger), *_] = run(plan, InProcess(nobody), nobody)
     assert told(ledger)["metrics"] == {} and len(told(ledger)["without"]) == 24
+
+
+def test_counts_travel_deflated(points: Site) -> None:
+    """200 bins of each class, twice, in 8 bytes each: most of them are 0."""
+    plan, classes = replace(points.plan, rounds=0), len(points.classes)
+    raw = 8 * (1 + classes**2 + classes * 2 * 200 + 15 * 3)
+    [(_, ledger)] = run(plan, InProcess(points), points)
+    assert len(ledger.up) == 4
+    assert all(200 < size < raw / 10 for size in ledger.up.values())
+
+
+def test_a_tally_that_unpacks_to_more_than_was_asked_is_refused(points: Site) -> None:
+    """A body of 50 KB is 50 MB of zeros; the server unpacks as many as it asked for."""
+    plan, client = replace(points.plan, rounds=0), points.data.clients[1]
+    tally = honest_tally(points, client)
+    flat = {f"{PHASE}/{name}": x for name, x in tally.items()}
+    bomb = encode_tensors(["deflated"], flat, zlib.compress(bytes(50_000_000), 9))
+    totals = {name: [1.0, 1.0] for name in ("accuracy", "loss")}
+    payload = frame([None, totals], bomb, nested=True)
+    engine = Tampering(InProcess(points), {client: lambda _: Reply(client, payload)})
+    tracemalloc.start()
+    [(_, ledger)] = run(plan, engine, points)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "does not inflate to at most" in told(ledger)["failed"][client]
+    assert peak < 20_000_000
 
 
 Change = Callable[[dict[str, Tensor]], None]
@@ -255,8 +291,9 @@ def honest_tally(site: Site, client: str) -> Tensors:
 
     plan = replace(site.plan, rounds=0)
     [(_, _)] = run(plan, Tampering(InProcess(site), {client: keep}), site)
-    flat = plan.lossless.decode(unframe(heard[0], nested=True)[1])
-    return {name.removeprefix(f"{PHASE}/"): x for name, x in flat.items()}
+    expected = {PHASE: tally_layout(len(site.classes), plan.metrics_read)}
+    said = decode_answer(heard[0], answer_codec(plan, PHASE), expected)
+    return said.tensors[PHASE]
 
 
 @pytest.mark.parametrize("kind", sorted(HOSTILE))

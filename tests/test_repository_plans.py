@@ -21,12 +21,19 @@ BOARDS = [
     PLANS[0].with_stem(f"flowertune-{name}") for name in ("nlp", "finance", "medical", "code")
 ]
 PREFERENCE = PLANS[0].with_stem("dolly-preference-stories260k")
+TAGS = PLANS[0].with_stem("fewrel-tags-minilm")
+GLUE = PLANS[0].parent / "glue"
+RATES = {
+    **dict.fromkeys(("cola", "mnli", "qnli", "qqp", "sst2", "stsb"), 1e-3),
+    **dict.fromkeys(("mrpc", "rte"), 5e-3),
+}
+"""Of LoRA in FedPETuning (arXiv:2212.10025); CoLA and STS-B are not in its table."""
 DIGITS = [PLANS[0].with_stem(f"digits-{name}") for name in ("dp", "client-dp", "fedsa")]
 
 
 @pytest.mark.parametrize(
     "file",
-    [*PLANS, *LANGUAGE, EMBEDDING, *BOARDS, PREFERENCE, FROM_THE_HUB, PICTURES, *DIGITS],
+    [*PLANS, *LANGUAGE, EMBEDDING, *BOARDS, PREFERENCE, FROM_THE_HUB, PICTURES, TAGS, *DIGITS],
     ids=lambda file: file.stem,
 )
 def test_every_plan_of_the_repository_is_a_plan_and_reads_back(file: Path) -> None:
@@ -35,6 +42,21 @@ def test_every_plan_of_the_repository_is_a_plan_and_reads_back(file: Path) -> No
     again = read_plan(plan.toml())
     assert again.fingerprint == plan.fingerprint
     assert json.dumps(str(again)) == json.dumps(str(plan))
+
+
+def test_the_plans_of_glue_are_fedpetunings() -> None:
+    """They need data of the hub, so that they are read and never run here."""
+    plans = {file.stem: read_plan(file) for file in GLUE.glob("*.toml")}
+    assert plans.keys() == RATES.keys()
+    for name, plan in plans.items():
+        task, data, clients = (vars(x) for x in (plan.task, plan.data, plan.partition))
+        assert read_plan(plan.toml()).fingerprint == plan.fingerprint
+        assert (plan.name, data["config"], clients["clients"]) == (f"glue-{name}", name, 100)
+        assert (plan.rounds, plan.cohort, plan.local.epochs) == (100, 10, 1)
+        assert plan.local.lr == RATES[name]
+        assert data["test_split"].startswith("validation"), "the labels of its test split are -1"
+        assert bool(task["text_pair"]) is (name not in ("cola", "sst2"))
+        assert (task["problem_type"] == "regression") is (name == "stsb")
 
 
 @pytest.mark.slow

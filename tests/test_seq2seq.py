@@ -1,5 +1,6 @@
 """Texts out of texts: what is read, which tokens count, and that padding changes nothing."""
 
+import json
 import logging
 from math import exp
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from exporting import done
 from method_models import losses_of
+from running import fedpeft
 from text_runs import (
     Exported,
     check_processes,
@@ -21,6 +24,7 @@ from text_runs import (
 from fedpeft import DataError, PlanError, evaluate, open_site, read_plan
 from fedpeft.core.outputs import COUNTED, LOGITS
 from fedpeft.core.types import Table
+from fedpeft.results.rouge import rouge
 from fedpeft.tasks.seq2seq import MEASURED, Seq2Seq
 
 PAIRS = {"source": ["good film", "very very bad film", "a"], "target": ["good", "bad film", ""]}
@@ -155,3 +159,30 @@ def test_an_export_is_loaded_by_its_card_and_says_the_same(
         )
     assert capsys.readouterr().out.startswith("[")
     assert "| perplexity on held-out tokens |" in run.card
+
+
+def test_held_out_texts_are_answered_and_scored(folder: Path, file: Path, tmp_path: Path) -> None:
+    """The answer is what `transformers` generates, without what the encoder has read."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    task = {**plan_task(folder), "max_answer": 4}
+    made = done(tmp_path / "run", **run_of(task, file, rounds=1))
+    told = fedpeft("evaluate", made.folder.path, "--sample", "2", "--json")
+    assert told.exit_code == 0, told.output
+    found = json.loads(told.stdout)
+    read, model = (of.from_pretrained(folder) for of in (AutoTokenizer, AutoModelForSeq2SeqLM))
+    for one in found["samples"]:
+        given = read([one["given"]], return_tensors="pt")
+        want = model.generate(
+            input_ids=given["input_ids"],
+            attention_mask=given["attention_mask"],
+            max_new_tokens=4,
+            do_sample=False,
+        )
+        assert one["before"] == read.decode(want[0], skip_special_tokens=True)
+    assert set(found["rouge"]) == {"before", "after"}
+    best = [rouge(one["before"], one["truth"])["rougeL"] for one in found["samples"]]
+    assert found["rouge"]["before"]["rougeL"] == pytest.approx(sum(best) / 2)
+    shown = fedpeft("evaluate", made.folder.path, "--sample", "2")
+    assert "ROUGE, F1, mean over 2 held-out answers" in shown.stdout
+    assert fedpeft("report", made.folder.path, "-o", tmp_path / "page.html").exit_code == 0

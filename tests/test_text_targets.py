@@ -12,7 +12,16 @@ from sklearn.metrics import f1_score, mean_absolute_error, mean_squared_error, r
 from text_runs import Exported, check_processes, check_stacked, run_of, save_bert, write_rows
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from fedpeft import DataError, PlanError, evaluate, open_site, read_plan
+from fedpeft import (
+    DataError,
+    InProcess,
+    PlanError,
+    evaluate,
+    federate,
+    open_site,
+    read_plan,
+    start,
+)
 from fedpeft.compute.scores import conclude
 from fedpeft.core.outputs import LOGITS
 from fedpeft.core.types import Batch, Table
@@ -326,3 +335,33 @@ def test_a_plan_without_the_new_keys_does_not_write_them() -> None:
         given: dict[str, Any] = {"problem_type": ONE, "target": "label", "labels": []}
         given = {"name": name, **given}
         assert "problem_type" not in read_plan({"task": given}).toml()
+
+
+def test_owners_are_measured_by_more_labels_than_a_message_usually_has_metrics(
+    bert: Path, tmp_path: Path
+) -> None:
+    """70 labels are 73 sums; 64 are taken where nothing is said. Label k is that of row k alone."""
+    labels = [f"label {k}" for k in range(70)]
+    rows = ({"text": "good film", "topics": [label]} for label in labels)
+    task = {
+        "name": "text-classification",
+        "model": str(bert),
+        "problem_type": "multi_label_classification",
+        "labels": labels,
+        "target": "topics",
+        "max_length": 8,
+    }
+    plan = read_plan(
+        run_of(
+            task,
+            write_rows(tmp_path / "rows.jsonl", rows),
+            rounds=0,
+            evaluate_at=["owners"],
+            partition={"name": "iid", "clients": 3, "held_out": 0.3},
+        )
+    )
+    site = open_site(plan)
+    [(_, ledger)] = federate(plan, InProcess(site), start(plan, site.params()))
+    told = ledger.reports["owners"]
+    assert told["failed"] == {} and len(told["examples"]) == 3
+    assert set(told["metrics"]) == {"loss", "exact_match", "micro_f1", "macro_f1"}

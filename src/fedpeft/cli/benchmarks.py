@@ -56,7 +56,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     count, out, chance = found["questions"], found["left_out"], found["chance"]
     first = f", the first {found['limit']} of each task" if found["limit"] else ""
     asked = f"{count - out:,} of {count:,} questions"
-    yield f"{found['benchmark']}, {found['shots']} shots{first}: {asked}"
+    chat = f", as messages by the template {name!r}" if (name := found["template"]) else ""
+    yield f"{found['benchmark']}, {found['shots']} shots{first}{chat}: {asked}"
     yield f"  {'':<10}{'base, not tuned':<26}{'tuned':<26}difference, question by question"
     for name, each in found["metrics"].items():
         base, tuned = (_percent(each[kind]) for kind in ("base", "tuned"))

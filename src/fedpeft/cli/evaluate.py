@@ -134,7 +134,7 @@ def evaluate_run(
     measured = owners.with_owners(run, plan, at_owners, metric or ())
     site, store = measured_site(run, measured, device), Folder(folder.clients)
     if sample and not draws(plan):
-        found["samples"] = _samples(folder, site, state, sample)
+        found |= _samples(folder, site, state, sample)
     found |= owners.measure_examples(folder, site, state, store, per_client, at_owners)
     typer.echo(json.dumps(found, indent=2) if as_json else _table(found))
 
@@ -174,15 +174,21 @@ def _pictures(
     return {"captions": [one["caption"] for one in drawn["pictures"]], "clip": drawn["clip"]}
 
 
-def _samples(
-    folder: "RunFolder", site: "Site", state: "State", number: int
-) -> list[dict[str, Any]]:
-    """What the model says; also kept in the folder, for the report."""
-    from fedpeft.results.samples import sample_answers
+def _samples(folder: "RunFolder", site: "Site", state: "State", number: int) -> dict[str, Any]:
+    """What the model says, and how near it is to the truth; also kept in the folder, for the
+    report."""
+    from fedpeft.results.rouge import mean_rouge
+    from fedpeft.results.samples import are_answers, sample_answers
     from fedpeft.runs.folder import write_json
 
-    found = [asdict(one) for one in sample_answers(site, state, number)]
-    write_json(folder.samples, {"round": state.round, "samples": found})
+    made = sample_answers(site, state, number)
+    found: dict[str, Any] = {"samples": [asdict(one) for one in made]}
+    if made and are_answers(site.plan.task):
+        found["rouge"] = {
+            "before": mean_rouge([(one.before, one.truth) for one in made]),
+            "after": mean_rouge([(one.after, one.truth) for one in made]),
+        }
+    write_json(folder.samples, {"round": state.round, **found})
     return found
 
 
@@ -208,11 +214,23 @@ def _table(found: dict[str, Any]) -> str:
         lines += [
             f"  {name:<11} {_show_value(fmean(scored[key]))}" for name, key in columns.items()
         ]
-    for one in found.get("samples", ()):
-        lines += ["", *(f"{name:<8}{text!r}" for name, text in one.items())]
+    lines += _written(found)
     if "benchmark" in found:
         lines += ["", *benchmarks.lines(found["benchmark"])]
     return "\n".join(lines)
+
+
+def _written(found: dict[str, Any]) -> list[str]:
+    """What a model writes of held-out prompts, after its mean scores."""
+    lines: list[str] = []
+    if "rouge" in found:
+        lines.append(f"ROUGE, F1, mean over {len(found['samples'])} held-out answers")
+        for when, values in found["rouge"].items():
+            shown = "   ".join(f"{name} {_show_value(x)}" for name, x in values.items())
+            lines.append(f"  {when:<11} {shown}")
+    for one in found.get("samples", ()):
+        lines += ["", *(f"{name:<8}{text!r}" for name, text in one.items())]
+    return lines
 
 
 def _own_held_out(found: dict[str, Any] | None) -> list[str]:

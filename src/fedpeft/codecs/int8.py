@@ -1,27 +1,22 @@
 """One byte an entry and one scale a tensor (symmetric linear quantization; Krishnamoorthi, 2018,
 arXiv:1806.08342)."""
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fedpeft.codecs.deflating import deflate_body, read_body
 from fedpeft.codecs.magnitudes import check_scales
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Coding
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import Tensors
 from fedpeft.errors import WireError
-from fedpeft.wire.frames import Body, cut, decode_tensors, encode_tensors, join, kinds
+from fedpeft.wire.frames import cut, decode_tensors, encode_tensors, join, kinds
 
 LEVELS = 127
-DEFLATED = "deflated"
-"""The header's word for a deflated body."""
-LONGEST = 20
-"""How many times as long as it came a deflated body may be, so that a short payload makes its
-reader allocate little."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +47,13 @@ class Int8:
         peaks = {name: _peak(name, x) for name, x in tensors.items() if x.is_floating_point()}
         codes = (_quantize(x, peaks[name]) if name in peaks else x for name, x in tensors.items())
         body = join(peaks.values()) + join(codes)
-        short = zlib.compress(body, 9) if self.deflate else body
-        if len(body) / LONGEST <= len(short) < len(body):
-            return encode_tensors([DEFLATED], tensors, short)
-        return encode_tensors([], tensors, body)
+        values, body = deflate_body(body, how) if self.deflate else ([], body)
+        return encode_tensors(values, tensors, body)
 
     def decode(self, blob: bytes, how: Coding = Coding()) -> Tensors:
         """Raises WireError on anything that `encode` cannot have made."""
         shapes, values, body = decode_tensors(blob, extra=None)
-        if values == [DEFLATED]:
-            body = _inflate(body)
-        elif values:
-            raise WireError("a payload's header is not this codec's")
+        body = read_body(values, body, how)
         carried = [
             (count, torch.int8 if dtype.is_floating_point else dtype)
             for count, dtype in kinds(shapes)
@@ -72,20 +62,6 @@ class Int8:
         peaks, *codes = cut(body, [(scaled, torch.float32), *carried])
         check_scales(peaks)
         return dict(_restore(shapes, iter(peaks), codes))
-
-
-def _inflate(body: Body) -> bytes:
-    stream = zlib.decompressobj()
-    try:
-        plain = stream.decompress(body, LONGEST * len(body) + 1)  # so that the end is seen
-    except zlib.error as error:
-        raise WireError(f"a payload's body does not inflate: {error}") from None
-    if not stream.eof or stream.unused_data:
-        raise WireError(
-            f"a payload's body of {len(body)} bytes does not inflate to at most {LONGEST} times as "
-            "many"
-        )
-    return plain
 
 
 def _peak(name: str, x: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from fedpeft.core.views import View
 PARAMS, DELTA = "params", "delta"
 """The main group of a message, on the way down and on the way up."""
 MAIN = (PARAMS, DELTA)
+METRICS = 64
+"""Of an answer, where the question does not say."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Ask:
         apply.
       rounds: the round for which a client answers, where it is another than the present one.
       views: what each client sees, for what is asked to "fit".
+      metrics: how many an answer may hold at most.
     """
 
     phase: str
@@ -64,6 +67,7 @@ class Ask:
     updates: bool = False
     rounds: Mapping[ClientId, int] = field(default_factory=dict)
     views: Mapping[ClientId, View] = field(default_factory=dict)
+    metrics: int = METRICS
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ class Handles(Protocol):
       asks_in: by phase the only rounds in which it is asked.
       asks_when: a method that gives the same of a plan, where the rounds follow from it; a round
         that the plan does not have any more, after the last, is among them or is refused.
+      answers_with: by phase the codec of its answers, as a plan names one, where it is another than
+        the plain lossless one.
       asks_times: by phase how often a client is asked in one round, where that is more than once.
     """
 

@@ -286,7 +286,8 @@ class Coding:
       root, path: where the message's own random stream lies: that of the round on the way down, of
         the round and the client on the way up.
       round: counted from 0.
-      layout: what the receiver expects, where it knows; empty otherwise, and for the sender.
+      layout: what the receiver expects, where it knows; empty otherwise, and for a sender who does
+        not rely on it.
       budget: what share of its usual entries a sparse codec keeps; see `core.views.View`.
     """
 

@@ -38,6 +38,13 @@ class LeavesOut(Protocol):
     def unfit(self, table: Table) -> Mapping[str, Sequence[int]]: ...
 
 
+class HasOpenings(Protocol):
+    """A task whose models write: `openings` gives of the first rows the tokens after which a model
+    writes, and the text that is the truth."""
+
+    def openings(self, table: Table, number: int) -> list[tuple[list[int], str]]: ...
+
+
 class ComparesWithBase(Protocol):
     """A task whose loss compares with the model that the run starts from.
 

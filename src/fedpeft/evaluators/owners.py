@@ -22,7 +22,7 @@ from fedpeft.compute.tally import (
     counts_of,
     tally_layout,
 )
-from fedpeft.core.conversation import Answer, Ask, Message
+from fedpeft.core.conversation import METRICS, Answer, Ask, Message
 from fedpeft.core.facts import NOISE, Fact
 from fedpeft.core.hooks import Handler
 from fedpeft.core.rounds import Round
@@ -46,6 +46,7 @@ class OwnerEvaluation:
 
     told_as: ClassVar[str] = "owners"
     asks_everyone: ClassVar[frozenset[str]] = frozenset({PHASE})
+    answers_with: ClassVar[Mapping[str, Any]] = {PHASE: {"name": "dense", "deflate": True}}
     reveals: ClassVar[frozenset[str]] = frozenset(
         {
             "how many held-out examples of each class there are here, which classes the model "
@@ -86,7 +87,8 @@ class OwnerEvaluation:
             _check_totals(message, names)
 
         messages = round.messages(state, round.clients)
-        answers = yield Ask(PHASE, messages, lambda _: {PHASE: layout}, check)
+        most = max(METRICS, len(names or ()))
+        answers = yield Ask(PHASE, messages, lambda _: {PHASE: layout}, check, metrics=most)
         every = {answer.client: answer.message for answer in answers}
         for client, why in _implausible(every, round.plan.admission.weight_factor).items():
             round.refuse(client, why)

@@ -17,6 +17,7 @@ from fedpeft.errors import DataError, FedpeftError, PlanError
 from fedpeft.plan.calibration import calibrate_noise
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.site import Site, threads
+from fedpeft.tasks.language import LanguageTask
 
 PER_TOKEN = ("input_ids", "attention_mask", "labels")
 """The columns of a text that grow with its length."""
@@ -161,7 +162,7 @@ def _known_classes(plan: Plan) -> tuple[str, ...]:
     Raises:
       PlanError: the task has classes, and nothing says which.
     """
-    if not hasattr(plan.task, "openings"):  # a language model has no classes
+    if not isinstance(plan.task, LanguageTask):  # which has no classes
         raise PlanError(
             "without the examples a plan must name its classes, on which the head's size depends: "
             '--set classes=["cat","dog"]'

@@ -77,6 +77,12 @@ def check_plan(plan: Plan) -> None:
             f"rounds = {plan.rounds}: a file for each client is one round. "
             "Set rounds = 1, and local.epochs to all the epochs that a client is to train for"
         )
+    if plan.asking:  # before the facts, which name no key of the plan
+        raise PlanError(
+            'evaluate_at: to ask "owners" takes a second message, and a file for each client is '
+            'one. Set evaluate_at = ["server"] here; the merged model is measured at the owners by '
+            "a plan with rounds = 0 and --start MERGED"
+        )
     refuse(plan, NOT_IN_ONE_FILE)
 
 

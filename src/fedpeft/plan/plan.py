@@ -194,7 +194,7 @@ class Plan:
 
     @property
     def lossless(self) -> Codec:
-        """The codec of every answer that is not an update."""
+        """The codec of answers that are no updates; see `plan.coding.answer_codec`."""
         codec: Codec = build("codec", "dense")
         return codec
 

@@ -141,6 +141,7 @@ class Samples:
 
     round: int
     samples: Sequence[KeptSample]
+    rouge: Mapping[str, Mapping[str, Finite]] | None = None
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,7 @@ class Benchmark:
     left_out: int
     chance: Finite
     metrics: Mapping[str, Compared]
+    template: str = ""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from fedpeft.errors import RunError
 from fedpeft.evaluation.measure import with_params
 from fedpeft.plan.plan import Plan
 from fedpeft.registry import REGISTERED, Code
+from fedpeft.results.question_tokens import Tokens, chat_of, question_encoder
 from fedpeft.results.questions import Asked, Question, questions, quiet_lm_eval, require_lm_eval
 from fedpeft.rounds.site import threads
 from fedpeft.runs.checkpoint import load_checkpoint
@@ -36,9 +37,6 @@ TOGETHER = 64
 """Questions between two words on how far it is."""
 BATCH = 8
 """Texts in a pass: an output is as large as the vocabulary for each token."""
-
-Tokens = tuple[list[int], list[int]]
-"""What is given, and what may follow."""
 
 
 def benchmark(
@@ -67,10 +65,9 @@ def benchmark(
     every, shots = questions(asked)
     with threads(plan.compute.threads):
         model = make_lm(_base(plan), plan, device)
+        encode = question_encoder(model, plan)
         with quiet_lm_eval():
-            tokens = [
-                [encode_question(model, *request) for request in one.requests] for one in every
-            ]
+            tokens = [[encode(*request) for request in one.requests] for one in every]
         # A prefix stands in the context too.
         room = model.max_length - getattr(plan.method, "tokens", 0)
         kept = [
@@ -93,6 +90,7 @@ def benchmark(
         "limit": asked.limit,
         "round": done,
         "context": room,
+        "template": chat_of(plan),
     }
     record = {**about, "lm_eval": version("lm_eval"), **_record(every, some, base, after)}
     _keep(folder, record)
@@ -126,13 +124,6 @@ def make_lm(model: nn.Module, plan: Plan, device: str) -> Any:
     assert isinstance(plan.task, LanguageTask)
     with quiet_lm_eval():
         return HFLM(pretrained=model.to(device), tokenizer=plan.task.base, batch_size=BATCH)
-
-
-def encode_question(model: Any, given: str, choice: str) -> Tokens:
-    if not given:
-        return [model.prefix_token_id], model.tok_encode(choice, add_special_tokens=False)
-    before, after = model._encode_pair(given, choice)
-    return before, after
 
 
 def answers(

@@ -1,4 +1,4 @@
-"""What a language model makes of held-out prompts, before its tuning and after."""
+"""What a model that writes makes of held-out prompts, before its tuning and after."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ from fedpeft.errors import PlanError
 from fedpeft.evaluation.measure import with_params
 from fedpeft.rounds.site import Site, threads
 from fedpeft.tasks.chat_templates import STOPS, end_tokens
-from fedpeft.tasks.language import LanguageTask
 from fedpeft.tasks.text_classification import padding_token, tokenizer
 
 
@@ -31,42 +30,56 @@ class Sample:
     truth: str
 
 
-def sample_answers(site: Site, state: State, number: int, length: int = 60) -> list[Sample]:
-    """The first `number` held-out examples, continued by `length` tokens at most.
+LENGTH = 60
+"""Tokens of an answer, where the task says nothing."""
+
+
+def sample_answers(site: Site, state: State, number: int, length: int = LENGTH) -> list[Sample]:
+    """The first `number` held-out examples, continued by `length` tokens at most; a task with
+    `max_answer` tokens has these.
 
     Raises:
-      PlanError: the plan's task is no language model, or there is no one model, since tensors are
+      PlanError: the plan's models do not write, or there is no one model, since tensors are
         personal.
     """
     plan = site.plan
-    if not isinstance(plan.task, LanguageTask) or plan.personal:
+    task: Any = plan.task
+    if not hasattr(task, "openings") or plan.personal:
         raise PlanError(
             "samples are of a language or text-to-image model that all clients share; leave out "
             "--sample"
         )
-    pairs = plan.task.openings(plan.examples().test, number)
+    pairs = task.openings(plan.examples().test, number)
+    most = getattr(task, "max_answer", length)
     model: Any = plan.model(site.classes).eval()
     with threads(plan.compute.threads):
-        before = [_continue_text(model, plan.task, ids, length) for ids, _ in pairs]
+        before = [_continue_text(model, task, ids, most) for ids, _ in pairs]
         with_params(plan, model, state.flat)
-        after = [_continue_text(model, plan.task, ids, length) for ids, _ in pairs]
-    read = tokenizer(plan.task.base)
+        after = [_continue_text(model, task, ids, most) for ids, _ in pairs]
+    read = tokenizer(task.base)
     return [
         Sample(str(read.decode(ids, skip_special_tokens=True)), first, then, truth)
         for (ids, truth), first, then in zip(pairs, before, after, strict=True)
     ]
 
 
-def _continue_text(model: Any, task: LanguageTask, ids: Sequence[int], length: int) -> str:
-    prompt = torch.tensor([ids])
+def are_answers(task: Any) -> bool:
+    """Whether what a model writes has a true answer, and is not just how a text goes on."""
+    return hasattr(task, "openings") and getattr(task, "template", "") != "none"
+
+
+def _continue_text(model: Any, task: Any, ids: Sequence[int], length: int) -> str:
+    prompt, template = torch.tensor([ids]), getattr(task, "template", "")
+    # a decoder of its own does not say again what the encoder has read
+    given = 0 if model.config.is_encoder_decoder else len(ids)
     out = model.generate(
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=length,
         do_sample=False,
         pad_token_id=padding_token(task.base),
-        eos_token_id=end_tokens(task.base, task.template) or None,
+        eos_token_id=end_tokens(task.base, template) or None,
     )
-    said = str(tokenizer(task.base).decode(out[0, len(ids) :], skip_special_tokens=True))
-    stop = STOPS.get(task.template)
+    said = str(tokenizer(task.base).decode(out[0, given:], skip_special_tokens=True))
+    stop = STOPS.get(template)
     return said.partition(stop)[0] if stop else said

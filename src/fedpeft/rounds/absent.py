@@ -57,7 +57,10 @@ def held_out_of(plan: Plan, device: str = "cpu") -> Data:
     """
     examples = plan.examples()
     if not len(examples.test):
-        raise DataError("the plan's data hold out no examples: nothing can be measured on them")
+        raise DataError(
+            "the plan's data hold out no examples, so that nothing can be measured on them here: "
+            "leave out --evaluate, or set data.test_fraction above 0"
+        )
     examples = in_order(examples, plan.classes, "the plan's data")
     return Partitioned(plan.task, {}, plan.task.prepare(examples.test), {}, device=device)
 

@@ -13,12 +13,11 @@ from statistics import median
 from typing import Any, TypeVar
 
 from fedpeft.core.conversation import Answer, Ask, Message
-from fedpeft.core.interfaces import Codec
 from fedpeft.core.tensors import finite
 from fedpeft.core.types import ClientId, State
 from fedpeft.core.views import EVERYTHING
 from fedpeft.errors import WireError
-from fedpeft.plan.coding import uplink_coding
+from fedpeft.plan.coding import answer_codec, uplink_coding
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.ledger import Ledger
 from fedpeft.wire.payloads import decode_answer, message_of, update_of
@@ -50,10 +49,9 @@ class Admission:
     refused: dict[ClientId, int]
     claims: bool = True
     checks: list[Any] = field(init=False)
-    lossless: Codec = field(init=False)
 
     def __post_init__(self) -> None:
-        self.checks, self.lossless = self.plan.hooks("check_update"), self.plan.lossless
+        self.checks = self.plan.hooks("check_update")
 
     @classmethod
     def of(cls, plan: Plan, state: State, ledger: Ledger, claims: bool = True) -> "Admission":
@@ -82,11 +80,11 @@ class Admission:
     def decode(self, ask: Ask, client: ClientId, payload: bytes) -> Message | None:
         """An answer's message, or None after noting why it is refused."""
         # An update may be rounded; a count, a score or a key must arrive as it was said.
-        codec = self.plan.uplink if ask.updates else self.lossless
+        codec = self.plan.uplink if ask.updates else answer_codec(self.plan, ask.phase)
         try:
             round, view = ask.rounds.get(client, self.state.round), ask.views.get(client)
             how = uplink_coding(self.plan, round, client, view or EVERYTHING)
-            message = decode_answer(payload, codec, ask.expects(client), how)
+            message = decode_answer(payload, codec, ask.expects(client), how, ask.metrics)
             if ask.updates:
                 message = self._update(client, message)
             elif not all(finite(tensors) for tensors in message.tensors.values()):

@@ -15,7 +15,7 @@ from fedpeft.compute.objective import Objective
 from fedpeft.compute.trainable import tensors_of
 from fedpeft.core.conversation import PARAMS
 from fedpeft.core.hooks import Handler
-from fedpeft.core.interfaces import Store
+from fedpeft.core.interfaces import Coding, Store
 from fedpeft.core.low_rank import EXACT, in_step, merge_exact
 from fedpeft.core.seeds import fold, seed_torch
 from fedpeft.core.tensors import add_prefix, finite, layout, take_prefix
@@ -31,7 +31,7 @@ from fedpeft.core.types import (
 )
 from fedpeft.core.views import View
 from fedpeft.errors import PlanError, RunError, WireError, reason_of, unknown
-from fedpeft.plan.coding import downlink_coding, uplink_coding
+from fedpeft.plan.coding import answer_codec, downlink_coding, uplink_coding
 from fedpeft.plan.plan import Plan, intersect
 from fedpeft.plan.reading import plan_at
 from fedpeft.plan.values import shares_optimizer_state
@@ -39,7 +39,7 @@ from fedpeft.rounds.answering import Client
 from fedpeft.rounds.received import Received, check_received
 from fedpeft.rounds.site import Site, threads
 from fedpeft.storage.files import StoreError, disk_errors
-from fedpeft.wire.payloads import decode_sent, encode_answer, message_of
+from fedpeft.wire.payloads import decode_sent, encode_answer, flatten, message_of
 
 Result = TypeVar("Result")
 Trained: TypeAlias = tuple[Tensors, Tensors, Tensors]
@@ -213,8 +213,11 @@ class Worker:
 
     def _answered(self, client: Client) -> Reply:
         """The reply of a handler; what it remembers is stored with it."""
-        answer = self.handlers[client.job.phase](client, client.found.message)
-        payload = encode_answer(answer, self.site.plan.lossless)
+        phase = client.job.phase
+        answer = self.handlers[phase](client, client.found.message)
+        # who asked knows the layout of the answer, so that it may unpack to much more than it is
+        how = Coding(layout=layout(flatten(answer.tensors)))
+        payload = encode_answer(answer, answer_codec(self.site.plan, phase), how)
         if client.changed:
             with disk_errors():
                 self.store.save(client.job, _flat(client.memory), payload)

@@ -56,6 +56,7 @@ class Embedding:
       PlanError: no such model, or one that cannot take so many tokens.
     """
 
+    measures: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "mrr")
     model: str = MINILM
     first: str = "anchor"
     second: str = "positive"

@@ -74,9 +74,9 @@ class ImageClassification:
         return Fact.NO_LOGITS not in self.offers
 
     @property
-    def measures(self) -> tuple[str, ...] | None:
-        """The names of the metrics; None where they follow from what is learned."""
-        return scoring.SCORES if self.tells_classes else None
+    def measures(self) -> tuple[str, ...]:
+        """The names of the metrics."""
+        return self.learned.measures
 
     @property
     def loader(self) -> Loader:

@@ -59,6 +59,7 @@ class Preference:
       PlanError: no such model, or one that cannot take so many tokens.
     """
 
+    measures: ClassVar[tuple[str, ...]] = ("loss", "margin", "accuracy")
     model: str = "stories260k"
     template: str = "alpaca"
     prompt: str = "prompt"

@@ -38,6 +38,10 @@ def losses(outputs: Outputs, batch: Batch) -> Tensor:
 
 SCORES = ("accuracy", "loss")
 """The names of what `scores` gives of classes."""
+LABEL_SCORES = ("loss", "exact_match", "micro_f1")
+"""Of several labels, beside a sum for each label."""
+NUMBER_SCORES = ("loss", "mae", *(f"{SUM}{name}" for name in ("y", "yy", "x", "xx", "xy")))
+"""Of numbers."""
 
 
 def scores(outputs: Outputs, batch: Batch) -> Mapping[str, Tensor | Summed]:

@@ -50,6 +50,7 @@ class Seq2Seq:
       PlanError: no such model, or one that cannot take so many tokens.
     """
 
+    measures: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "accuracy")
     model: str
     source: str = "source"
     answer: str = "target"
@@ -103,6 +104,17 @@ class Seq2Seq:
             check_tokens(self.model, self.base, tokenizer(self.base), made[ids], seen)
         self._tell_cut(made)
         return made if table.labels is None else {**made, "label": table.labels}
+
+    def openings(self, table: Table, number: int) -> list[tuple[list[int], str]]:
+        """Of the first rows the tokens of the text, and the answer."""
+        given, told = (
+            scoring.read_texts(table, name, "a model from text to text")[:number]
+            for name in (self.source, self.answer)
+        )
+        read = tokenizer(self.base)
+        texts = [self.prefix + text for text in given]
+        ids = read(texts, truncation=True, max_length=self.max_length)["input_ids"]
+        return list(zip(map(list, ids), told, strict=True))
 
     def _rows(self, given: Sequence[str], told: Sequence[str]) -> dict[str, Tensor]:
         read, pad = tokenizer(self.base), padding_token(self.base)

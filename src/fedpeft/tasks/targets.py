@@ -70,6 +70,16 @@ class Target:
         return frozenset() if self.problem_type == ONE else frozenset({Fact.NO_LOGITS})
 
     @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of the metrics of held-out examples, as `scoring.scores` gives them."""
+        if self.problem_type == ONE:
+            return scoring.SCORES
+        if self.problem_type == NUMBER:
+            return scoring.NUMBER_SCORES
+        by_label = (f"{scoring.SUM}f1/{k}" for k in range(len(self.labels)))
+        return (*scoring.LABEL_SCORES, *by_label)
+
+    @property
     def configured(self) -> str:
         """What the model's configuration is to say; nothing where it says so by itself."""
         return "" if self.problem_type == ONE else self.problem_type

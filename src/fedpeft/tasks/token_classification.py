@@ -30,6 +30,8 @@ from fedpeft.tasks.vocabulary import check_tokens
 
 UNCOUNTED = -100
 """The tag of a token that no loss counts, as `transformers` has it."""
+BY_WORD, BY_ENTITY = ("loss", "accuracy"), ("entity_f1", "entity_precision", "entity_recall")
+"""The names of the metrics."""
 TAGGER = Loader(
     "AutoModelForTokenClassification",
     TOKENIZER,
@@ -89,6 +91,11 @@ class TokenClassification:
     def loader(self) -> Loader:
         """How `transformers` loads the models."""
         return replace(TAGGER, outputs=self.labels)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of the metrics; tags of entities have those of entities too."""
+        return (*BY_WORD, *(BY_ENTITY if has_entities(self.labels) else ()))
 
     @property
     def tokenizer(self) -> Any:

@@ -12,15 +12,15 @@ from collections.abc import Collection, Mapping
 from math import isfinite
 from typing import Any
 
-from fedpeft.core.conversation import DELTA, MAIN, PARAMS, Expected, Message
+from fedpeft.core.conversation import DELTA, MAIN, METRICS, PARAMS, Expected, Message
 from fedpeft.core.interfaces import Codec, Coding
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import ClientId, Tensors, Update, Weighted
 from fedpeft.errors import WireError
 from fedpeft.wire.frames import check_blob, frame, is_nested, layout_of, show_value, unframe
 
-METRICS, METRIC_NAME = 64, 100
-"""Of one update, and characters of a name."""
+METRIC_NAME = 100
+"""Characters of a metric's name."""
 
 
 def flatten(groups: Mapping[str, Tensors]) -> Tensors:
@@ -95,15 +95,24 @@ def decode_sent(
     return Message(split(codec.decode(blob, how), groups, PARAMS), values)
 
 
-def decode_answer(blob: bytes, codec: Codec, expected: Expected, how: Coding = Coding()) -> Message:
+def decode_answer(
+    blob: bytes,
+    codec: Codec,
+    expected: Expected,
+    how: Coding = Coding(),
+    metrics: int = METRICS,
+) -> Message:
     """What a client said. The declared layout is checked before a tensor is allocated.
+
+    Args:
+      metrics: how many it may hold at most.
 
     Raises:
       WireError: the blob is corrupt, or holds other names, shapes or dtypes than expected, or a
         number that is not finite.
     """
     header, body = unframe(blob, nested=True)
-    values = _values(header)
+    values = _values(header, metrics)
     wanted = flat_layout(expected)
     check_layout(layout_of(body), wanted, body)
     main = next((group for group in expected if group in MAIN), "")
@@ -135,7 +144,7 @@ def check_layout(declared: Layout, expected: Layout, body: bytes = b"") -> None:
     raise WireError(f"tensor {name!r} came as {got[name]}; the plan sends {want[name]}")
 
 
-def _values(header: Any) -> dict[str, Any]:
+def _values(header: Any, most: int = METRICS) -> dict[str, Any]:
     match header:
         case [weight, dict(metrics)]:
             rest: dict[str, Any] = {}
@@ -147,16 +156,16 @@ def _values(header: Any) -> dict[str, Any]:
     if weight is not None:
         values["weight"] = _number(weight, "weight")
     if metrics:
-        values["metrics"] = _metrics(metrics)
+        values["metrics"] = _metrics(metrics, most)
     return values
 
 
-def _metrics(pairs: Mapping[str, Any]) -> dict[str, Weighted]:
+def _metrics(pairs: Mapping[str, Any], most: int) -> dict[str, Weighted]:
     """What a client measured; each name stands in the run's record."""
-    if len(pairs) > METRICS or any(len(name) > METRIC_NAME for name in pairs):
+    if len(pairs) > most or any(len(name) > METRIC_NAME for name in pairs):
         raise WireError(
             f"an update has {len(pairs)} metrics, the longest name with "
-            f"{max(map(len, pairs))} characters; at most {METRICS} with {METRIC_NAME} are taken"
+            f"{max(map(len, pairs))} characters; at most {most} with {METRIC_NAME} are taken"
         )
     return {name: _read_weighted(pair, name) for name, pair in pairs.items()}
 
