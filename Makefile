@@ -39,6 +39,7 @@ check: $(VENV)/ready
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/python -m tools.measures
+	$(BIN)/python -m tools.english
 
 # By the hashes of requirements.lock where the platform is the lock's, else by the versions of constraints.txt;
 # which of the two, and why, is said. LOCK=no takes constraints.txt anywhere.

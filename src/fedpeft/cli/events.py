@@ -17,7 +17,7 @@ class MissingTensorBoard(FedpeftError):
 
 @dataclass
 class Events:
-    """Event files below `root`, a folder for each run; written anew when one begins to follow a
+    """Event files below `root`, a folder for each run; written again when one begins to follow a
     run.
 
     Raises:

@@ -116,8 +116,8 @@ def style(
 
 
 def lines_across(section: Section, values: Sequence[Row]) -> list[Any]:
-    """Layers of what is no federation, as lines over the whole width; over all others, where the
-    pointer finds them."""
+    """Layers of groups that are no federations, as lines over the whole width; over all others,
+    where the pointer finds them."""
     if not values:
         return []
     hover = tip("group", value=section.measure.name, interval="interval")

@@ -85,7 +85,7 @@ def questions(asked: Asked) -> tuple[list[Question], int]:
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise DataError(
                 f"the questions of {asked.name!r} cannot be had: {reason}. "
-                "What is no file of this machine comes from the hub: "
+                "Files that are not on this machine come from the hub: "
                 "fetch it once where there is a network"
             ) from None
     if len(shots) > 1:
