@@ -9,6 +9,7 @@ from running import fedpeft
 
 from fedpeft import __version__
 from fedpeft.cli.version import describe_version
+from fedpeft.errors import explain_install
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,3 +56,10 @@ def test_all_places_have_one_version() -> None:
     citation = (ROOT / "CITATION.cff").read_text()
     assert f'\nversion = "{__version__}"\n' in project
     assert f"\nversion: {__version__}\n" in citation
+
+
+def test_a_missing_extra_names_packages_that_a_registry_has() -> None:
+    said = explain_install("secure")
+    assert said.startswith("pip install 'fedpeft[secure]', or its packages alone: pip install '")
+    assert "'cryptography>=43'" in said and "'pycryptodome" in said
+    assert explain_install("nothing") == "pip install 'fedpeft[nothing]'"

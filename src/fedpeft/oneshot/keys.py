@@ -15,7 +15,7 @@ from fedpeft.core import signatures as signing
 from fedpeft.core.client_names import ALLOWED, find_problem
 from fedpeft.core.client_names import LONGEST as LONGEST_NAME
 from fedpeft.core.signatures import KIND, PUBLIC, public_line
-from fedpeft.errors import RunError
+from fedpeft.errors import RunError, explain_install
 from fedpeft.storage.files import PRIVATE, new_file, open_regular, write_atomically
 from fedpeft.storage.text_files import text_of
 from fedpeft.wire.frames import Body
@@ -40,7 +40,7 @@ def require() -> None:
         import cryptography  # noqa: F401
     except ImportError:
         raise RunError(
-            "contribution files are signed and sealed: pip install 'fedpeft[oneshot]'"
+            f"contribution files are signed and sealed: {explain_install('oneshot')}"
         ) from None
 
 

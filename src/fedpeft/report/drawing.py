@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedpeft.errors import FedpeftError
+from fedpeft.errors import FedpeftError, explain_install
 from fedpeft.report.groups import Measure, Section
 from fedpeft.report.rows import Row
 
@@ -55,9 +55,7 @@ def altair() -> Any:
         import altair
         import vl_convert  # noqa: F401  it has the page's scripts
     except ImportError as error:
-        raise MissingLibrary(
-            f"a report needs {error.name}: pip install 'fedpeft[report]'"
-        ) from None
+        raise MissingLibrary(f"a report needs {error.name}: {explain_install('report')}") from None
     return altair
 
 
