@@ -98,7 +98,7 @@ def check_text(path: str, text: Text, words: Mapping[str, str]) -> Iterator[Brea
 def find_breaches(root: Path, words: Mapping[str, str]) -> list[Breach]:
     """Every breach below a repository's root, in the order of files and lines."""
     files = {path for pattern in (*PAGES, MODULES) for path in root.glob(pattern)}
-    found = []
+    found: list[Breach] = []
     for path in sorted(files):
         name = path.relative_to(root).as_posix()
         if name.startswith(HISTORY) or "assets" in path.parts:

@@ -94,10 +94,9 @@ def _walk_public(node: ast.AST) -> Iterator[ast.AST]:
 
 def _read_docstring(node: ast.AST) -> Iterator[Text]:
     body = getattr(node, "body", [])
-    first = body[0] if body else None
-    is_text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
-    if is_text and isinstance(first.value.value, str):
-        yield from read_docstring(first.value.value, first.lineno)
+    match body[:1]:
+        case [ast.Expr(value=ast.Constant(value=str(text)), lineno=line)]:
+            yield from read_docstring(text, line)
 
 
 def read_docstring(text: str, line: int) -> Iterator[Text]:
@@ -120,8 +119,7 @@ def read_docstring(text: str, line: int) -> Iterator[Text]:
 def _read_facts(node: ast.Dict) -> Iterator[Text]:
     """What parts say of facts that do not fit, which becomes an error: `{Fact.X: "..."}`."""
     for key, value in zip(node.keys, node.values, strict=True):
-        is_fact = isinstance(key, ast.Attribute) and isinstance(key.value, ast.Name)
-        if is_fact and ast.unparse(key).startswith("Fact."):
+        if isinstance(key, ast.Attribute) and ast.unparse(key).startswith("Fact."):
             yield Text(value.lineno, _spell(value))
 
 
