@@ -5,7 +5,7 @@ LOCK ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-all chaos picture results check docs lock sbom audit clean
+.PHONY: run test test-all chaos picture results check docs notebooks image lock sbom audit clean
 
 run: $(VENV)/ready
 	$(BIN)/fedpeft run
@@ -39,6 +39,7 @@ check: $(VENV)/ready
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/python -m tools.measures
+	$(BIN)/python -m tools.english
 
 # By the hashes of requirements.lock where the platform is the lock's, else by the versions of constraints.txt;
 # which of the two, and why, is said. LOCK=no takes constraints.txt anywhere.
@@ -63,6 +64,15 @@ $(DOCS)/ready: tools/docs.txt
 
 docs: $(DOCS)/ready
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+
+# Every notebook from top to bottom, as a reader would.
+notebooks: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[notebooks]"
+	$(BIN)/python -m pytest -rs tests/test_notebooks.py
+
+# Whether the container's recipe keeps the rules of its trade; nothing is built.
+image: $(SUPPLY)/ready
+	$(SUPPLY)/bin/hadolint examples/deploy/Dockerfile
 
 # Versions that are locked stay; UPGRADE=--upgrade takes the newest that pyproject.toml and constraints.txt let in.
 # WHEELS is a folder with torch's wheel for CPUs, where its index cannot be reached.

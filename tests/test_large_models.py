@@ -229,7 +229,7 @@ def test_what_checkpointing_would_lose_is_refused(llama: Path, texts: Path) -> N
     with pytest.raises(PlanError, match=r"changes the gradient.*prefix.*micro_batch"):
         open_site(read_plan({**given, "method": {"name": "prefix", "tokens": 2}}))
     layers = nn.Sequential(nn.Linear(2, 2))
-    with pytest.raises(PlanError, match="Sequential has no blocks that can be computed anew"):
+    with pytest.raises(PlanError, match="Sequential has no blocks that can be computed again"):
         enable_checkpointing(Points(), layers, ["0.weight"], Points.some())  # type: ignore[arg-type]
 
 

@@ -125,9 +125,7 @@ def test_what_is_not_finite_is_refused_or_comes_back(name: str, value: float) ->
     except ValueError:
         return
     got = codec.decode(blob)["a"]
-    assert name in ("dense", "dense, deflated", "topk", "randk", "bfloat16") and (
-        name == "randk" or not bool(got[17].isfinite())
-    )
+    assert name == "randk" or not bool(got[17].isfinite())
 
 
 @every

@@ -14,6 +14,7 @@ Each is raised where the bad thing enters, once; the command line prints its one
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, requires
 
 
 class FedpeftError(Exception):
@@ -55,3 +56,17 @@ def unknown(what: str, got: str, known: Iterable[str]) -> str:
     nearest = get_close_matches(got, names, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return f"no {what} called {got!r}.{hint} Known: {', '.join(names) or 'none'}."
+
+
+def explain_install(extra: str) -> str:
+    """The command that installs an extra of fedpeft, and the one for its packages alone, for those
+    who have fedpeft from a checkout or a wheel, which no registry knows."""
+    try:
+        every = requires("fedpeft") or []
+    except PackageNotFoundError:  # run from a folder, without being installed
+        every = []
+    pairs = [one.partition(";") for one in every]
+    marks = (f"extra == '{extra}'", f'extra == "{extra}"')
+    packages = [f"'{name.strip()}'" for name, _, marker in pairs if marker.strip() in marks]
+    alone = f", or its packages alone: pip install {' '.join(packages)}" if packages else ""
+    return f"pip install 'fedpeft[{extra}]'{alone}"

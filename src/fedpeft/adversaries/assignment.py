@@ -1,5 +1,7 @@
-"""Who attacks in a simulation, and on which data: experiments with robust aggregators need an
-enemy."""
+"""The clients that attack in a simulation, and the data that they train on.
+
+Experiments with robust aggregators need an adversary.
+"""
 
 from collections.abc import Mapping, Sequence
 

@@ -68,7 +68,8 @@ class Agreeing:
 
 
 def count_conflicts(each: Sequence[Tensor]) -> Tensor:
-    """Of each client the share of entries of opposite sign, summed over the others, (clients,)."""
+    """The share of entries of opposite sign, summed over the others, for each client:
+    (clients,)."""
     signs = torch.stack([x.sign().flatten() for x in each]).double()
     entries = max(signs.shape[1], 1)
     opposite = (signs.abs() @ signs.abs().T - signs @ signs.T) / 2

@@ -1,4 +1,4 @@
-"""FedASK: B trained on an A that stands still, and the mean product split anew (Wen et al., 2025,
+"""FedASK: B is trained on a frozen A, and the mean product is split again (Wen et al., 2025,
 arXiv:2507.09990)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -22,7 +22,7 @@ from fedpeft.core.types import ClientId, State, Tensors, Update
 @dataclass(frozen=True)
 class FLoRA:
     """W ← W + (α/r)·λ·[p₁·B₁ ... pₘ·Bₘ]·[A₁; ...; Aₘ], which is the mean of the products for any
-    ranks; A and B begin anew in each round, A uniformly in ±1/√in as `peft` does, B at zero.
+    ranks; A and B begin again in each round, A uniformly in ±1/√in as `peft` does, B at zero.
 
     What was merged goes down to all clients of later rounds: stacked, or as whole weights once
     these are fewer numbers. What is trained beside the factors goes to its mean.

@@ -39,7 +39,7 @@ class Gathered:
 
     Attributes:
       state: what the round began with.
-      mean: of all tensors; factors of a lower rank count as if the rest of them were zero.
+      mean: of all tensors; factors of a lower rank count as if their missing rows were zero.
       products: by layer the mean of B·A, by the weights that the updates came with.
     """
 

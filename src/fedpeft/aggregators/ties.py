@@ -76,7 +76,7 @@ def _is_learned(name: str, x: Tensor, params: Tensors) -> bool:
 
 
 def mean_of_agreeing(each: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Of each entry the weighted mean over those with the sign of the weighted sum; 0 where the sum
+    """The weighted mean of each entry over those with the sign of the weighted sum; 0 where the sum
     is."""
     stacked = torch.stack(list(each))
     shape = (-1, *[1] * (stacked.ndim - 1))

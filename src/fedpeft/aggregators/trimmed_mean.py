@@ -14,8 +14,8 @@ from fedpeft.core.types import ClientId, State, Tensors, Update
 
 @dataclass(frozen=True)
 class TrimmedMean:
-    """Of each coordinate, drop the `trim` share of the largest values and of the smallest, and
-    average the rest.
+    """The mean of each coordinate without the `trim` share of its largest and of its smallest
+    values.
 
     Every client counts once: a weight is a claim, and this aggregator does not trust claims. It
     holds the whole cohort in memory.

@@ -118,7 +118,7 @@ def fitting_length(rows: Tensor, means: Tensor) -> float:
 
 
 def check_row_length(length: float | None) -> None:
-    """Raises ValueError for what is no length of a head's rows."""
+    """Raises ValueError for a value that is no length of a head's rows."""
     if length is not None and not 0 < length < float("inf"):
         raise ValueError(f"length must be positive and finite, got {length}")
 

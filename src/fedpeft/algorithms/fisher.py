@@ -69,7 +69,7 @@ class Fisher:
             )
 
     def round(self, state: State, round: Round, inner: Inner) -> Flow:
-        """The inner algorithm's round, merged anew with what its clients then tell."""
+        """The inner algorithm's round, merged again with what its clients then tell."""
         heard: list[tuple[Ask, Sequence[Answer]]] = []
         own = yield from record(inner(state, round), heard)
         came = [answer for ask, answers in heard if ask.updates for answer in answers]
@@ -151,6 +151,6 @@ def _with(merged: Tensors, answer: Answer) -> Answer:
 
 
 def _check(client: ClientId, message: Message) -> None:
-    """Raises ValueError for what is no square."""
+    """Raises ValueError for a value that is no square."""
     if any((x < 0).any() for x in message.tensors[PHASE].values()):
         raise ValueError("its Fisher information is negative somewhere")

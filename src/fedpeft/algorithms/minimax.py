@@ -96,7 +96,7 @@ class Minimax:
         return {LOSS: loss_of(client.site.task, client.outputs())}
 
     def check_update(self, update: Update, state: State, plan: Any) -> None:
-        """Raises ValueError for what is no loss, or one too large to count by."""
+        """Raises ValueError for a value that is no loss, or one too large to count by."""
         loss = told_loss(update)
         if not self.rate * loss <= MOST:
             raise ValueError(f"its loss of {loss:g} is too large to count by")

@@ -89,7 +89,7 @@ class QFFL:
         return {LOSS: loss_of(client.site.task, client.outputs())}
 
     def check_update(self, update: Update, state: State, plan: Any) -> None:
-        """Raises ValueError for what is no loss, or one too large to count by."""
+        """Raises ValueError for a value that is no loss, or one too large to count by."""
         loss = told_loss(update)
         counts, _ = self._share(loss, update.delta, plan.local.lr)
         if not update.weight * counts <= MOST:

@@ -46,7 +46,7 @@ def told_loss(update: Update) -> float:
 
 
 def least(losses: Sequence[float]) -> int:
-    """The place of the least loss, of equals the first; what is no number is not it.
+    """The place of the least loss, of equals the first; a value that is not a number never is.
 
     Raises:
       ArithmeticError: none is finite.

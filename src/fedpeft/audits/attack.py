@@ -84,7 +84,7 @@ class Attacker:
 
     @property
     def inputs(self) -> Tensor:
-        """Of the public examples."""
+        """The inputs of the public examples."""
         return self.public[input_of(self.public)].float()
 
     @property

@@ -88,16 +88,22 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from fedpeft import __version__
+        from fedpeft.cli.version import describe_version
 
-        typer.echo(__version__)
+        typer.echo(describe_version())
         raise typer.Exit()
 
 
 @app.callback()
 def apply_common_options(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the version, and the commit of a checkout.",
+            callback=_version,
+            is_eager=True,
+        ),
     ] = False,
     debug: Debug = False,
 ) -> None:

@@ -36,7 +36,9 @@ CanaryRounds = Annotated[
         help="Rounds of each canary; else those of the client that takes part most often.",
     ),
 ]
-CanarySeed = Annotated[int, typer.Option(metavar="N", help="Of the canaries and their noise.")]
+CanarySeed = Annotated[
+    int, typer.Option(metavar="N", help="The seed of the canaries and of their noise.")
+]
 AttackedClient = Annotated[
     str,
     typer.Option(

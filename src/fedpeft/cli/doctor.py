@@ -34,7 +34,10 @@ def doctor(
         str | None, typer.Option(metavar="HOST:PORT", help="Whether it answers, and its time.")
     ] = None,
     root: Annotated[
-        Path | None, typer.Option("--root-certificates", metavar="FILE", help="Who vouches for it.")
+        Path | None,
+        typer.Option(
+            "--root-certificates", metavar="FILE", help="The certificate that vouches for it."
+        ),
     ] = None,
     key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The key of this machine's SuperNode.")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedpeft.errors import FedpeftError
+from fedpeft.errors import FedpeftError, explain_install
 from fedpeft.report.reading import KeptRun
 from fedpeft.report.schema import KeptRound
 
@@ -17,7 +17,7 @@ class MissingTensorBoard(FedpeftError):
 
 @dataclass
 class Events:
-    """Event files below `root`, a folder for each run; written anew when one begins to follow a
+    """Event files below `root`, a folder for each run; written again when one begins to follow a
     run.
 
     Raises:
@@ -33,7 +33,7 @@ class Events:
             import tensorboard  # noqa: F401
         except ImportError:
             raise MissingTensorBoard(
-                "event files need tensorboard: pip install 'fedpeft[tensorboard]'"
+                f"event files need tensorboard: {explain_install('tensorboard')}"
             ) from None
 
     def add(self, cells: Mapping[str, KeptRun]) -> None:

@@ -62,7 +62,7 @@ def write_roster(
     allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
-    """Write an invitation anew with a roster of its owners.
+    """Write an invitation again with a roster of its owners.
 
     DIR is the folder that owners joined, JOIN... what each got from `fedpeft join`. NEW goes to all
     of them; NEW.key beside it stays with you. All owners of the roster must hand in a file: a sum

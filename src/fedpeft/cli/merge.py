@@ -12,7 +12,7 @@ from fedpeft.cli.options import AllowCode, AsJson, Debug, allowed_code
 
 EXAMPLES = """\
   fedpeft merge study *.safetensors -o merged --trust trusted    signed by those in the list only
-  fedpeft merge merged --add hospital-c.safetensors              a late comer
+  fedpeft merge merged --add hospital-c.safetensors              a late client
   fedpeft merge merged --add hospital-d.safetensors --trust hospital-d.pub    with a key that is new
   fedpeft merge merged --remove hospital-a                       as if it had never sent a file
 """

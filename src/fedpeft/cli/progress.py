@@ -87,7 +87,7 @@ def _number(value: float | None) -> str:
 
 
 def failure_line(record: "RoundRecord") -> str:
-    """Who failed in a round and why; the first reason stands for all."""
+    """The client that failed in a round and why; the first reason stands for all."""
     failed = record.failed
     if not failed:
         return ""

@@ -18,19 +18,23 @@ def sample(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FILE.png", help="The picture to write.")
     ],
-    number: Annotated[int, typer.Option(metavar="N", min=1, help="Of held-out captions.")] = 6,
+    number: Annotated[
+        int, typer.Option(metavar="N", min=1, help="The number of held-out captions to draw.")
+    ] = 6,
     caption: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="Draw this instead of held-out captions. Repeatable."),
     ] = None,
     steps: Annotated[
-        int, typer.Option(metavar="N", min=1, max=1000, help="Of the sampler, DDIM.")
+        int,
+        typer.Option(metavar="N", min=1, max=1000, help="The number of denoising steps (DDIM)."),
     ] = 25,
     guidance: Annotated[
-        float, typer.Option(metavar="W", help="How much the caption counts; 1 for plainly.")
+        float,
+        typer.Option(metavar="W", help="The scale of classifier-free guidance; 1 turns it off."),
     ] = 3.0,
     seed: Annotated[
-        int, typer.Option(metavar="N", help="Of the noise that pictures begin as.")
+        int, typer.Option(metavar="N", help="The seed of the noise that pictures begin as.")
     ] = 0,
     allow_code: AllowCode = None,
     debug: Debug = False,

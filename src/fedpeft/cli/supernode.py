@@ -24,7 +24,7 @@ def start_supernode(
     """Run Flower's SuperNode with its imports kept ready.
 
     The same as `flower-supernode ... --node-config 'node="DIR"'`, but some seconds a round faster,
-    as nothing is loaded anew for a message, and begun again where it breaks or is killed.
+    as nothing is loaded again for a message, and begun again where it breaks or is killed.
     """
     from fedpeft.deploy.supernode import supernode as until_ended
 

@@ -12,7 +12,7 @@ from fedpeft.wire.frames import cut, decode_tensors, encode_tensors, join
 
 
 def narrow_dtype(dtype: torch.dtype, to: torch.dtype) -> torch.dtype:
-    """`to` in place of a wider floating-point type; integers, and what is no wider, travel as they
+    """`to` in place of a wider floating-point type; integers, and types as narrow, travel as they
     are."""
     return to if dtype.is_floating_point and dtype.itemsize > to.itemsize else dtype
 

@@ -20,10 +20,10 @@ from fedpeft.wire.frames import Body, cut, decode_tensors, encode_tensors, join,
 
 @dataclass(frozen=True)
 class Ternary:
-    """Of each tensor x, with D = threshold·mean|x| and S the entries with |x| > D: w·sign(x) on S,
-    0 elsewhere, where w is the mean of |x| on S.
+    """Each tensor x becomes w·sign(x) on S and 0 elsewhere. S are the entries with |x| > D, for
+    D = threshold·mean|x|, and w is the mean of |x| on S.
 
-    Integers travel as they are. How many entries are in S is told by the length of what is sent.
+    Integers travel as they are. The length of what is sent tells how many entries are in S.
 
     body = w of each floating-point tensor, float32 | one bit for each of their entries, 1 in S |
            one bit for each in S, 1 for a negative one | the other tensors

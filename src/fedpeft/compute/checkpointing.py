@@ -1,4 +1,4 @@
-"""Blocks of a model whose insides are not kept for the way back, but computed anew (Chen et al.,
+"""Activation checkpointing: blocks of a model compute their insides twice (Chen et al.,
 2016, arXiv:1604.06174): memory of a step for a third more of its time."""
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +20,7 @@ and what a block was not given again differs by far more."""
 
 
 def enable_checkpointing(task: Task, model: nn.Module, names: Sequence[str], batch: Batch) -> None:
-    """Let the blocks of a `transformers` model compute anew in training what the way back needs;
-    in place.
+    """Let the blocks of a `transformers` model compute again what a backward pass needs; in place.
 
     One batch is tried with and without: `transformers` passes over what comes to a block beside its
     input, such as the keys and values of a prefix.
@@ -35,7 +34,7 @@ def enable_checkpointing(task: Task, model: nn.Module, names: Sequence[str], bat
     except (AttributeError, ValueError, NotImplementedError) as error:
         raise PlanError(
             f"compute.checkpointing: {type(model).__name__} has no blocks that can be computed "
-            f"anew ({str(error).splitlines()[0]}): leave it out, and set compute.micro_batch to "
+            f"again ({str(error).splitlines()[0]}): leave it out, and set compute.micro_batch to "
             "spare memory"
         ) from None
     config: Any = getattr(model, "config", None)

@@ -1,4 +1,4 @@
-"""How much memory there is, and how much a pass through a model keeps for the way back."""
+"""How much memory there is, and how much a pass through a model keeps for the backward pass."""
 
 import os
 from ctypes import CDLL
@@ -45,7 +45,7 @@ def give_back_freed() -> None:
 
     Small tensors that a step keeps come to lie between large ones that it lets go, and the heap
     grows by what cannot be joined again: by half a GB in a step of 256 tokens that keeps 24 MB. To
-    fault in a block anew costs less than a hundredth of the product that fills it. Where there is
+    fault in a block again costs less than a hundredth of the product that fills it. Where there is
     no such function (no glibc), nothing is done.
     """
     tune = getattr(CDLL(None), "mallopt", None)

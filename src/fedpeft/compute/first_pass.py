@@ -40,7 +40,7 @@ def leave_out_unreached(task: Task, method: Method, model: nn.Module) -> None:
     """Freeze what is marked to be trained and has no gradient, because the task's loss does not
     depend on it, such as the vision tower of a model that learns from texts; in place.
 
-    It is told by one example of the task's own (a method `example` of the task), so that every
+    One example of the task's own tells it (a method `example` of the task), so that every
     process leaves out the same. A task without one is passed over.
 
     Raises:

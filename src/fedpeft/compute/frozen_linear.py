@@ -8,7 +8,7 @@ as it would without this file.
 
 Weights in four bits (QLoRA: Dettmers et al., 2023, arXiv:2305.14314) are quantized by
 `bitsandbytes` and written out for the time of a product. Its own layer is not called: on processors
-with bfloat16 it lays the codes out anew, in place, when a model is evaluated, and passes no
+with bfloat16 it lays the codes out again, in place, when a model is evaluated, and passes no
 gradient from then on; and it cannot be mapped over clients. Weights that are held in bfloat16 are
 written out in the same way where a product is in float32.
 """
@@ -50,8 +50,8 @@ def can_pack(base_dtype: str) -> bool:
 class Packed:
     """x ↦ x·Wᵀ + b for constants W (out, in) and b (out,), and as `back` its derivative g ↦ g·W.
 
-    Laying out waits for the first use: where no gradient is asked for, nothing is kept for the way
-      back.
+    Laying out waits for the first use: where no gradient is asked for, nothing is kept for a
+      backward pass.
     """
 
     weight: Tensor
@@ -200,7 +200,7 @@ class Forward:
     forward.
 
     The weight stays in its place. Another that is swapped in for a call is multiplied by as any is;
-    one that was written to is laid out anew.
+    one that was written to is laid out again.
 
     Attributes:
       bias: the layer's where it is frozen too; one that is trained is added to the product.

@@ -22,9 +22,9 @@ from fedpeft.errors import PlanError
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOSS_SCALE = 2.0**12
-"""What a loss is multiplied by on the way back through float16, whose least number is 6e-8: smaller
-gradients would be lost (Micikevicius et al., 2018, arXiv:1710.03740, section 3.2). A power of two
-costs no digits, and one that never changes leaves a job no trace of another; gradients of
+"""What a loss is multiplied by for the backward pass through float16, whose least number is 6e-8.
+Smaller gradients would be lost (Micikevicius et al., 2018, arXiv:1710.03740, section 3.2). A power
+of two costs no digits, and one that never changes leaves a job no trace of another; gradients of
 activations beyond 65504 / 4096 = 16 overflow, which is seen."""
 
 
@@ -115,7 +115,7 @@ class Objective:
         self, model: nn.Module, leaves: Tensors, batch: Batch, beside: _Beside, total: Tensor
     ) -> tuple[Sequence[Tensor | None], Tensor]:
         """The gradient of sum(mask * loss) / total, taken inside of the call, where what is
-        computed anew on the way back finds the tensors that it was computed with."""
+        computed anew on the backward pass finds the tensors that it was computed with."""
         with _autocast(self.precision, batch):
             losses = self._summed(model, batch, beside, whole=False).float()
         mean = (losses * batch["mask"]).sum() / total

@@ -3,7 +3,7 @@
 Logits are as large as the vocabulary for each token: those of 16 texts of 2,048 tokens over 152,000
 words take 20 GB in float32, and their softmax and its derivative as much again. Here the decoder
 runs as ever, and its output layer some tokens at a time. What it computes for them is let go, and
-computed anew on the way back (Chen et al., 2016, arXiv:1604.06174).
+computed again on the backward pass (Chen et al., 2016, arXiv:1604.06174).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -42,7 +42,7 @@ def token_losses(
     """The cross entropy of each token given those before it, (batch, tokens - 1).
 
     A gradient of it must be taken where the model has the tensors that it has here: the output
-    layer is called again on the way back.
+    layer is called again on the backward pass.
 
     Args:
       inputs: what the model is called with; `input_ids` of shape (batch, tokens).

@@ -71,7 +71,7 @@ class StackedObjective:
     def gradient(
         self, params: Tensors, batch: Batch, added: Added | None = None
     ) -> tuple[Tensors, Tensor, Tensors]:
-        """As `Objective.gradient`; there are no buffers that travel."""
+        """It gives what `Objective.gradient` gives; no buffers travel."""
         terms, models = ((), {}) if added is None else (added.terms, added.models)
         groups: Mapping[str, Tensors] = {PARAMS: params, BATCH: batch, **models}
         names = tuple((group, tuple(tensors)) for group, tensors in groups.items())

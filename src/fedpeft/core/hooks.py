@@ -130,7 +130,7 @@ class Evaluation(Protocol):
     """A place where the model that a round ends with is measured.
 
     A part that asks for it has `measure`, which comes after all algorithms of the round and gives
-    plain values; they stand in the round's ledger under the part's `told_as`, with the bytes that
+    plain values. They stand in the round's ledger under the part's `told_as`, with the bytes that
     they cost and who `failed` to answer. One that has `at_server` asks nobody.
     """
 

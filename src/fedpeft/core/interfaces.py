@@ -145,7 +145,7 @@ class Partition(Protocol):
 
 
 class Data(Protocol):
-    """Who holds what.
+    """The examples, and which client holds which of them.
 
     `training` gives the examples that a client trains on, in order and without augmentation;
     `held_out` the common held-out ones, or the client's own ones, of which there may be none.
@@ -346,7 +346,7 @@ class ServerOptimizer(Protocol):
 
 
 class Sampler(Protocol):
-    """Who takes part in a round, counted from 0."""
+    """It draws the clients that take part in a round, counted from 0."""
 
     def choose(
         self, clients: Sequence[ClientId], cohort: int, generator: torch.Generator, round: int

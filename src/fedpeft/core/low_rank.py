@@ -162,7 +162,7 @@ def merge_exact(model: nn.Module, exact: Tensors) -> dict[str, Tensor]:
 
 
 def in_step(tensors: Tensors, came: Tensors) -> dict[str, Tensor]:
-    """Of the frozen factors among the tensors, those whose partner came, cut to its rank."""
+    """The frozen factors among the tensors whose partner came, cut to its rank."""
     found: dict[str, Tensor] = {}
     for name, x in came.items():
         if not is_factor(name):

@@ -34,8 +34,8 @@ def count_directions(size: int, density: float) -> int:
 def draw_directions(
     sizes: list[int], density: float, seed: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Of each block its size, the signs of its entries, ±1 in float32 (size,), and which rows of
-    the matrix are directions, increasing, int64."""
+    """Each block's size, the signs of its entries, ±1 in float32 (size,), and the rows of the
+    matrix that are directions, increasing, int64."""
     for i, size in enumerate(sizes):
         # Both ends draw from this stream: another name, and neither reads what the other wrote.
         draws = generator(seed, "ferret", i)

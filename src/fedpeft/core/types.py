@@ -148,7 +148,7 @@ class State:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Who was asked and who answered, for the server's half of a stage and for server optimizers.
+    """The clients that were asked and those that answered, for stages and server optimizers.
 
     Attributes:
       secret: what the server's noise is drawn from, in private plans.

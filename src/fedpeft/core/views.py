@@ -25,7 +25,7 @@ class View:
 
     Attributes:
       receives: the conditions that a tensor's name must meet, all of them, to be sent down.
-      trains: the same for those that are trained and sent back; others stand still.
+      trains: the same for those that are trained and sent back; others are frozen.
       keeps: patterns of tensors that never travel. Each client has its own.
       rank: the rank of LoRA's factors; None for the method's.
       budget: what share of their usual entries sparse codecs keep, in both directions.

@@ -30,7 +30,7 @@ CODE = r"^-?(0[0-9]|[0-9]{19})"
 def read_csv(files: Sequence[Path], separator: str | None, encoding: str | None) -> Any:
     """The rows of all files together, as an Arrow table.
 
-    What is not a comma and UTF-8 is told in the log.
+    The log names the separator and the encoding where they are not a comma and UTF-8.
 
     Raises:
       DataError: the files have other columns, a column is there twice, or a file is no CSV.

@@ -21,7 +21,7 @@ PERCENTILES = (0.5, 99.5)
 
 
 def check_window(window: Window) -> None:
-    """Raises ValueError for what is no window."""
+    """Raises ValueError for a value that is no window."""
     if isinstance(window, str) and window not in ("minmax", "percentile"):
         raise ValueError(
             f'window = {window!r} is none: write "minmax", "percentile" or [low, high], the values '

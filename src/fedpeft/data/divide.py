@@ -1,4 +1,4 @@
-"""Who trains on what, and on which examples of its own each client is measured.
+"""The examples that each client trains on, and those of its own that it is measured on.
 
 A client's own held-out examples are a share set apart from what the partition gave it
 (`partition.held_out`), and those of the common held-out ones that a partition calls the client's:

@@ -1,4 +1,4 @@
-"""Who holds what, and how unlike the clients are: the report of a partition."""
+"""The report of a partition: what each client holds, and how unlike the clients are."""
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b

@@ -69,7 +69,7 @@ class Answers:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise RunError(
                 f"{self.path} is damaged, and without it nobody can tell what this node has "
-                "answered: put it back, or agree anew to a plan of another name or seed"
+                "answered: put it back, or agree to a plan of another name or seed"
             ) from None
 
     def _put(self, key: Key, digest: str, reply: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from fedpeft.core.units import now
 from fedpeft.deploy.bundle import write_app
-from fedpeft.errors import RunError
+from fedpeft.errors import RunError, explain_install
 from fedpeft.plan.plan import Plan
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds, write_json
 from fedpeft.runs.record import RoundRecord
@@ -37,7 +37,7 @@ PENDING = (
 def require_flower() -> None:
     """Raises RunError where Flower is not installed."""
     if find_spec("flwr") is None:
-        raise RunError("the engine \"flower\" needs Flower: pip install 'fedpeft[flower]'")
+        raise RunError(f'the engine "flower" needs Flower: {explain_install("flower")}')
 
 
 def submit(folder: RunFolder, plan: Plan, federation: str) -> None:
@@ -201,7 +201,7 @@ def _flwr(*words: str | Path) -> dict[str, Any]:
     beside = Path(sys.executable).with_name("flwr")
     command = str(beside) if beside.exists() else which("flwr")
     if command is None:
-        raise RunError("Flower's command `flwr` is not there: pip install 'fedpeft[flower]'")
+        raise RunError(f"Flower's command `flwr` is not there: {explain_install('flower')}")
     made = subprocess.run(
         [command, *map(str, words), "--format", "json"],
         capture_output=True,

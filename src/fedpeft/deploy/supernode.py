@@ -26,7 +26,7 @@ from time import monotonic, sleep, time
 from typing import Any, NoReturn
 
 from fedpeft.deploy import flower_supernode
-from fedpeft.errors import RunError, WireError
+from fedpeft.errors import RunError, WireError, explain_install
 from fedpeft.wire.sockets import listen, receive
 
 COURIER = "flwr-clientapp"
@@ -162,7 +162,7 @@ def _courier() -> Callable[[], object]:
         work: Callable[[], object] = found.load()
         import fedpeft.engines.flower.courier  # noqa: F401
     except (ImportError, ValueError):
-        raise RunError("a SuperNode needs Flower: pip install 'fedpeft[flower]'") from None
+        raise RunError(f"a SuperNode needs Flower: {explain_install('flower')}") from None
     return work
 
 

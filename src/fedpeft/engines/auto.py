@@ -160,8 +160,8 @@ def typical(data: Data, clients: Sequence[ClientId]) -> ClientId:
 
 
 def company(clients: Sequence[ClientId], alone: float) -> Sequence[ClientId]:
-    """Who is tried together: the shorter a step is alone, the more, as small steps gain by
-    numbers."""
+    """The clients that are tried together: more of them the shorter a step is alone, as small steps
+    gain by numbers."""
     return clients[: max(FEW, int(1 / alone))]
 
 

@@ -76,7 +76,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Of (cost, worth), the indices of those that no other equals or beats in both and beats in
+    """The indices of the points (cost, worth) that no other equals or beats in both and beats in
     one; cheapest first."""
     front = [
         k

@@ -28,7 +28,7 @@ def tabulate(each: Mapping[ClientId, Counts], metrics: Sequence[Any], task: Task
       `examples` has each owner's number of examples, and `without` the owners that have none.
       `metrics` has, by name, `mean` (each owner counts once), `worst_tenth` of the owners (at least
       one), `pooled` (as if all examples lay in one place) with its 95 % `interval`, and `each` and
-      `intervals` by owner; what is no finite number, or has no interval, is None. `classes` and
+      `intervals` by owner. A number that is not finite, or has no interval, is None. `classes` and
       `confusion`, truth by prediction, are of all examples.
     """
     measured = {client: counts for client, counts in each.items() if counts.examples}

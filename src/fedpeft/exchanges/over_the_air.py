@@ -66,7 +66,7 @@ class OverTheAir:
 
     @property
     def sums(self) -> bool:
-        """No: the simulation has each update on its wire, and an owner is told so."""
+        """No: the simulation has each update on its wire, and the owner reads that."""
         return False
 
     @property

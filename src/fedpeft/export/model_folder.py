@@ -50,7 +50,7 @@ def own_layers(model: nn.Module) -> list[tuple[str, str, int]]:
 
 
 def save_with_code(model: Any, out: Path, result: Result) -> None:
-    """The same two files and modeling_fedpeft.py, whose class makes the layers anew. A shared
+    """The same two files and modeling_fedpeft.py, whose class makes the layers again. A shared
     adapter is written out for each block.
 
     Raises:

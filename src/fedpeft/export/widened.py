@@ -15,7 +15,7 @@ from fedpeft.results.result import Result
 
 
 def widen_factors(result: Result) -> Result:
-    """The same result without anything beside its factors: A's that never travelled are made anew,
+    """The same result without anything beside its factors: A's that never travelled are made again,
     and products that were added to frozen weights become further ranks, under an α that leaves the
     factors' scale as it is. What a method begins with beside the base as it is saved comes in too
     (`as_lora`)."""

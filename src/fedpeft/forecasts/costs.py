@@ -35,7 +35,7 @@ class Training:
       steps: its optimizer steps in a round.
       step_flop: of one step, on average.
       step_peak: bytes that a step needs beside weights and data, of the largest batch.
-      row_saved: bytes that a step keeps for the way back, for each example.
+      row_saved: bytes that a step keeps for the backward pass, for each example.
       evaluation: of all common held-out examples, in batches; its peak is that of one batch.
       round_steps: steps of all clients of a usual round.
       error: why nothing is known, in words; empty otherwise.
@@ -52,12 +52,12 @@ class Training:
 
     @property
     def client_flop(self) -> int:
-        """Of the client in a round."""
+        """The operations of the client in a round."""
         return self.step_flop * self.steps
 
     @property
     def round_flop(self) -> float:
-        """Of all clients in a round."""
+        """The operations of all clients in a round."""
         return self.step_flop * self.round_steps
 
 
@@ -65,7 +65,7 @@ def cost_training(holdings: Holdings, model: nn.Module, params: Tensors) -> Trai
     """The cost of a step and of an evaluation.
 
     Args:
-      model: on the meta device but for what is trained.
+      model: on the meta device except for what is trained.
       params: what is trained, with numbers.
     """
     plan, data = holdings.plan, holdings.data

@@ -69,7 +69,7 @@ class RepeatedExample:
         generator: torch.Generator,
         by_length: bool = False,
     ) -> Iterator[Batch]:
-        """As a client's own data give them, all of one length."""
+        """The batches that a client's own data would give, all of one length."""
         for _ in range(epochs):
             yield from self._in_parts(self.sizes[client], size)
 

@@ -29,7 +29,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the tensors that operations make while it is on, and how many were alive
     at once.
 
-    Where a model asks for the value of a tensor that has none, it is told that masks have holes,
+    Where a model asks for the value of a tensor that has none, it learns that masks have holes,
     and that counts are 1.
 
     Attributes:

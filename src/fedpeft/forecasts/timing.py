@@ -49,12 +49,12 @@ class Pace:
     workers: float = 0.0
 
     def rounds(self, plan: Plan) -> float:
-        """Of all rounds with their evaluations, which is what a run's summary calls its time."""
+        """The time of all rounds with their evaluations, which a run's summary calls its time."""
         rounds = plan.rounds * self.round + _evaluations(plan) * self.evaluation
         return self.workers + rounds
 
     def total(self, plan: Plan) -> float:
-        """Of the whole run: the held-out examples are looked at once more for the summary."""
+        """The time of the whole run, which looks at held-out examples once more for its summary."""
         return self.opening + self.rounds(plan) + self.evaluation
 
 

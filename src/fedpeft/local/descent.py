@@ -57,7 +57,7 @@ class Descent:
       warmup: the share of the run's steps over which it rises from 0.
       steps: the number of batches in a round, the same for all clients; 0 counts by `epochs`. They
         are the first ones of as many passes as are needed, each in an order of its own, so that a
-        client with few examples begins anew and one with many sees only some of them.
+        client with few examples begins again and one with many sees only some of them.
       floor: the share of `lr` at which a "linear" or "cosine" schedule ends.
       restart_schedule: true lets `schedule` and `warmup` run over each round, so that T rounds have
         T decays as in the published code of arXiv:2412.04650; false lets them run over the whole
@@ -67,7 +67,7 @@ class Descent:
         infinity for none.
       as_published: a mistake of FedPEFT's published code (arXiv:2210.01708), for comparison with
         it: momentum goes over from each client to the next and from round to round. In one process
-        only; a resume begins the run anew.
+        only; a resume begins the run again.
       group_by_length: texts of about the same length make a batch, which spares the tokens that
         fill up short ones. Which texts meet is then less random, so results change. Text alone has
         a length.

@@ -24,7 +24,7 @@ class Ditto:
 
     The common model takes the way that it takes without Ditto, to the bit. Rate, batches, terms and
     optimizer of `inner` hold for both; its correction is for the common model alone. v begins as
-    the first common model that a client receives; in the paper it is the very first one of the run.
+    the first common model that a client receives. In the paper it is the very first one of the run.
     Held-out examples of a client's own judge v; the common ones judge the common model.
 
     Attributes:

@@ -28,7 +28,7 @@ def check_low_rank(rank: int, alpha: float, dropout: float) -> None:
 
 
 def check_dropout(dropout: float) -> None:
-    """Raises ValueError for what is no probability below 1."""
+    """Raises ValueError for a value that is no probability below 1."""
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
 

@@ -121,7 +121,7 @@ def trained_whole(model: nn.Module, head: str) -> list[str]:
 
 
 def excluded(model: nn.Module, targets: list[str], head: str) -> list[str]:
-    """Of the modules that the targets mean, those that are trained whole."""
+    """The modules among those that the targets mean which are trained whole."""
     whole = trained_whole(model, head)
     return [name for name in whole if any(_ends(name, one) for one in targets)]
 

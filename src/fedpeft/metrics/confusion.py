@@ -24,7 +24,7 @@ def accuracy_of(confusion: Tensor) -> Tensor:
 
 
 def recalls(confusion: Tensor) -> Tensor:
-    """Of the examples of each class, the share that was found, (..., classes); NaN without any."""
+    """The share of each class's examples that was found, (..., classes); NaN without any."""
     return confusion.diagonal(dim1=-2, dim2=-1) / confusion.sum(-1)
 
 

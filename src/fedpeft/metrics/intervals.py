@@ -18,7 +18,7 @@ Interval: TypeAlias = tuple[float, float]
 
 
 def wilson(right: int, of: int) -> Interval | None:
-    """Of a share (Wilson, 1927): the shares p for which right / of lies within z standard errors.
+    """The shares p for which right / of lies within z standard errors (Wilson, 1927).
 
     Returns None of no example.
     """
@@ -33,7 +33,7 @@ def wilson(right: int, of: int) -> Interval | None:
 def bootstrap(confusion: Tensor, metric: Callable[[Tensor], Tensor]) -> Interval | None:
     """Percentiles of a metric over confusion matrices of as many examples, drawn with replacement.
 
-    To draw examples anew is to draw the matrix's cells from a multinomial distribution. The draws
+    To draw examples again is to draw the matrix's cells from a multinomial distribution. The draws
     are the same for equal matrices.
 
     Returns None of fewer than two examples.

@@ -96,7 +96,7 @@ def read_header(text: str, file: Path | str) -> Header:
 
 
 def cut_short(value: object) -> str:
-    """Of what an untrusted file brings into a message, one line that prints."""
+    """One printable line of what an untrusted file brings into a message."""
     text = " ".join(str(value).split())[:120]
     return "".join(c if c.isprintable() else "?" for c in text)
 

@@ -77,7 +77,7 @@ def spread(plan: Plan) -> Plan:
 
 
 def work(site: Site, budget: Budget) -> tuple[list[ClientId], int]:
-    """Who trains, and in how many rounds.
+    """The clients that train, and the number of rounds.
 
     Raises:
       PlanError: one round of the plan is not the same local work as several.

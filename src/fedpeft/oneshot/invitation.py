@@ -113,13 +113,13 @@ NOT_IN_ONE_FILE: Mapping[Fact, str] = {
     "is none: leave them out",
     Fact.REMEMBERS: "{other} makes clients remember something for the next round, and there is "
     "none: leave out SCAFFOLD or error feedback",
-    Fact.MIXED_RANKS: "ranks are dealt out along the list of all clients, which nobody has yet: "
+    Fact.MIXED_RANKS: "ranks are assigned along the list of all clients, which nobody has yet: "
     "leave them out",
-    Fact.MIXED_BUDGETS: "tiers are dealt out along the list of all clients, which nobody has yet: "
+    Fact.MIXED_BUDGETS: "tiers are assigned along the list of all clients, which nobody has yet: "
     "leave them out",
-    Fact.SERVER_NOISE: "client_dp adds noise whenever files are merged, so that a late comer would "
-    'make a second release of all the others: take stages = ["local_dp"] or local = "dp_sgd", '
-    "whose noise is in the file",
+    Fact.SERVER_NOISE: "client_dp adds noise whenever files are merged, so that a late client "
+    'would make a second release of all the others: take stages = ["local_dp"] or '
+    'local = "dp_sgd", whose noise is in the file',
 }
 """What one file from each client cannot carry out, and what to do."""
 

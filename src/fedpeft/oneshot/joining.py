@@ -43,7 +43,7 @@ def join_owner(
 
 
 def make_roster(study: Invitation, files: Sequence[Path], out: Path) -> Sequence[ClientId]:
-    """Write the invitation anew at `out` with its roster, and its server's key beside it; returns
+    """Write the invitation again at `out` with its roster, and its server's key beside it; returns
     the owners.
 
     Raises:

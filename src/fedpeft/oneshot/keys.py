@@ -15,7 +15,7 @@ from fedpeft.core import signatures as signing
 from fedpeft.core.client_names import ALLOWED, find_problem
 from fedpeft.core.client_names import LONGEST as LONGEST_NAME
 from fedpeft.core.signatures import KIND, PUBLIC, public_line
-from fedpeft.errors import RunError
+from fedpeft.errors import RunError, explain_install
 from fedpeft.storage.files import PRIVATE, new_file, open_regular, write_atomically
 from fedpeft.storage.text_files import text_of
 from fedpeft.wire.frames import Body
@@ -40,7 +40,7 @@ def require() -> None:
         import cryptography  # noqa: F401
     except ImportError:
         raise RunError(
-            "contribution files are signed and sealed: pip install 'fedpeft[oneshot]'"
+            f"contribution files are signed and sealed: {explain_install('oneshot')}"
         ) from None
 
 
@@ -144,7 +144,7 @@ def make_sealing_key(path: Path) -> str:
 
 
 def check_name(name: str) -> None:
-    """Raises RunError for what is no good name of a client and of files that are called after
+    """Raises RunError for a bad name of a client, or of files that are called after
     it."""
     if problem := find_problem(name):
         raise RunError(f"{name[:LONGEST_NAME]!a} is no name for a client: {problem}; {ALLOWED}")
@@ -152,7 +152,7 @@ def check_name(name: str) -> None:
 
 @dataclass(frozen=True)
 class Trust:
-    """Whose signatures count; where `keys` is empty, unsigned files count too.
+    """The keys whose signatures count; where `keys` is empty, unsigned files count too.
 
     Attributes:
       keys: by public key, in hex, the client that signs with it.
@@ -166,8 +166,8 @@ class Trust:
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> "Trust":
-        """Of files with a line `ed25519:<hex> <client>` for each key, as `make_signing_key` writes
-        them.
+        """Reads files with a line `ed25519:<hex> <client>` for each key, as `make_signing_key`
+        writes them.
 
         Raises:
           RunError: a file cannot be read, or a line is something else.

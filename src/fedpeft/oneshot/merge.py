@@ -2,7 +2,7 @@
 
 Beside what a run has, `contributions/` holds each file as it came, and `study/` the invitation, the
 server's key, what is asked of a file, and in which order they came. Whenever a file comes or goes
-the model is computed anew from those that are there, in the order of the clients' names: it cannot
+the model is computed again from those that are there, in the order of the clients' names: it cannot
 depend on when each came, and nothing is left of one that is gone.
 """
 

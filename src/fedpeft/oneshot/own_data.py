@@ -1,4 +1,4 @@
-"""An owner's own data: read as the plan reads its own, but for what the owner says of them."""
+"""An owner's own data: read as the plan reads its own, except for what the owner says of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -74,7 +74,7 @@ def own_data(path: str, settings: Sequence[str]) -> OwnData:
                 "data.label=diagnosis, and nothing else; --data says where they lie"
             )
         if len(pair) > LONGEST or not pair.isprintable():
-            raise PlanError(f"--set {pair!a}: it is told to the server as one line of text")
+            raise PlanError(f"--set {pair!a}: the server gets it as one line of text")
     return OwnData(path, tuple(pair.strip() for pair in settings))
 
 

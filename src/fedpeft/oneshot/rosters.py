@@ -1,4 +1,4 @@
-"""Who hands in a masked file: what an owner gives when it joins, and the roster that all get.
+"""The owners that hand in masked files: what each gives when it joins, and the roster of all.
 
     NAME.join    one line of JSON: the study, the owner, its public key, its signature of these
     roster.json  in an invitation: the study that owners joined, and those lines by owner
@@ -103,7 +103,7 @@ def check_owners(owners: Mapping[ClientId, Joined], terms: Terms, exchange: Mask
         _check_key(client, one.key)
         if one.key in shared:
             raise RunError(
-                f"{client!r} and {shared[one.key]!r} have one key: let one of them join anew"
+                f"{client!r} and {shared[one.key]!r} have one key: let one of them join again"
             )
         shared[one.key] = client
         signers = exchange.signers
@@ -125,7 +125,7 @@ def _check_key(client: ClientId, key: str) -> None:
             return
     except ValueError:
         pass
-    raise RunError(f"the key of {client!r} is no public key: let it join anew")
+    raise RunError(f"the key of {client!r} is no public key: let it join again")
 
 
 def roster_text(terms: Terms, owners: Mapping[ClientId, Joined]) -> dict[str, Any]:

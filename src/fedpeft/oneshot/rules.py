@@ -73,7 +73,7 @@ class Rules:
         return replace(self, trust={**self.trust, **trust}, **given)
 
     def values(self) -> dict[str, object]:
-        """As JSON holds them, which has no infinity."""
+        """The rules as JSON holds them, which has no infinity."""
         bounds = {"max_norm": self.max_norm, "max_weight": self.max_weight}
         told = {key: None if x is None else str(x) for key, x in bounds.items()}
         return {"trust": dict(self.trust), "norm_factor": self.norm_factor, **told}
@@ -125,7 +125,7 @@ def _check_full(every: Came, rules: Rules, study: Invitation) -> None:
             f"the files of {', '.join(missing)} are missing. Masks take each other away only in "
             "the sum of all files of the roster, and nobody can take those of a missing one away: "
             "who could, could take them away from a file that did come (docs/security.md). Ask "
-            "for the file, or for one that adds nothing (`fedpeft withdraw`); else invite anew "
+            "for the file, or for one that adds nothing (`fedpeft withdraw`); else invite again "
             "without them"
         )
 
@@ -135,7 +135,7 @@ def check_change(study: Invitation, add: Sequence[Path], remove: Sequence[Client
     if study.plan.exchange.sums and (add or remove):
         raise RunError(
             "a masked sum is of all files of its roster at once: none can be added or taken out, "
-            "since two sums would tell the update by which they differ. Invite anew with the "
+            "since two sums would tell the update by which they differ. Invite again with the "
             "owners that are to be in it"
         )
 

@@ -94,7 +94,7 @@ class Examined(Protocol):
 
 @dataclass(frozen=True)
 class NoExamples:
-    """Who withdraws."""
+    """The data of an owner that withdraws: there are none."""
 
     @property
     def examples(self) -> str:
@@ -207,7 +207,7 @@ class Seat:
         if not (store.path / SECRET).is_file():
             raise RunError(
                 f"{store.path / SECRET} is not there, from which the key of {self.client!r} came: "
-                "name the folder that you joined with (--memory), or let the study begin anew"
+                "name the folder that you joined with (--memory), or let the study begin again"
             )
         if public(masking_key(store, self.client)).hex() != keys[self.client]:
             raise RunError(
@@ -223,7 +223,7 @@ class Seat:
             )
 
     def words(self) -> str:
-        """Who is in the sum, for the owner to compare with what the others see."""
+        """The owners in the sum, for each to compare with what the others see."""
         owners, exchange = sorted(self.roster.keys), self.study.plan.exchange
         known = (
             "each by a key that the plan has"

@@ -9,7 +9,8 @@ def answer(found: Mapping[str, Any], tolerance: float) -> dict[str, str]:
 
     Decided by what one round loses of the held-out gain, whose 95 % interval is over the held-out
     examples and paired.
-    Smoothness and the bounds do not decide: they are told, since the paper argues with them.
+    Smoothness and the bounds do not decide. The diagnosis shows them, since the paper argues with
+    them.
     """
     held = found["held_out"]
     allowed = tolerance * held["gain"]

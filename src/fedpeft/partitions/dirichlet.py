@@ -2,8 +2,8 @@
 arXiv:1909.06335).
 
 With the balance rule of FedPEFT (arXiv:2210.01708, code): a client that already holds n / N
-examples or more gets no share of further classes. A division is drawn anew while a client has fewer
-than `min_per_client` examples.
+examples or more gets no share of further classes. A division is drawn again while a client has
+fewer than `min_per_client` examples.
 """
 
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ class Redrawn:
 
     Clients keep their sizes, while their labels become those of the data: a Dirichlet skew is lost.
     The right thing is `data.subset`, drawn once before the partition. The published code draws the
-    second subset for each client anew, so that clients share examples; here all take from one, and
+    second subset again for each client, so that clients share examples. Here all take from one, and
     no example is held twice. The loss of the skew is the same.
 
     Attributes:

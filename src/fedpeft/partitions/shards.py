@@ -1,4 +1,4 @@
-"""Few classes a client: examples sorted by label, cut in shards, dealt out (McMahan et al.,
+"""Few classes a client: examples sorted by label, cut in shards, and assigned (McMahan et al.,
 arXiv:1602.05629)."""
 
 from dataclasses import dataclass

@@ -10,14 +10,14 @@ from fedpeft.registry import build
 
 
 def downlink_coding(plan: Plan, round: int, view: View = EVERYTHING) -> Coding:
-    """Of what the server sends in a round; the same for all clients of a view, who share a
+    """The coding of what the server sends in a round: one for all clients of a view, who share a
     payload."""
     root = round_seed(plan, round)
     return Coding("down", root, round, budget=view.budget, path=("downlink",))
 
 
 def uplink_coding(plan: Plan, round: int, client: ClientId, view: View = EVERYTHING) -> Coding:
-    """Of what a client sends in a round."""
+    """The coding of what a client sends in a round."""
     root = round_seed(plan, round)
     return Coding("up", root, round, budget=view.budget, path=("client", client))
 

@@ -98,7 +98,7 @@ class Plan:
       classes: label names; empty for the data's own. Needed where the server holds no data.
       evaluate_every: rounds between evaluations; the last round is always evaluated.
       seed: what every random stream that is not secret comes from.
-      engine: where clients train; results are the same in all but for rounding.
+      engine: where clients train; results are the same in all except for rounding.
       evaluate_at: where models are measured: at the "server", on common held-out examples, and at
         the "owners", on the clients' own.
       metrics: what is measured beside the task's own metrics.
@@ -215,7 +215,7 @@ class Plan:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The ranks of the clients' low-rank factors, dealt out in turn; empty for the method's."""
+        """The ranks of the clients' low-rank factors, assigned in turn; empty for the method's."""
         return tuple(rank for one in self.routing for rank in getattr(one, "ranks", ()))
 
     @property
@@ -314,7 +314,7 @@ class Plan:
         return State(0, dict(params), shared, {"server": memory} if memory else {})
 
     def personal_of(self, params: Tensors) -> dict[str, Tensor]:
-        """Of the trained tensors, those that stay with the clients."""
+        """The trained tensors that stay with the clients."""
         return View(keeps=self.personal).kept(params) if self.personal else {}
 
     def examples(self) -> Examples:

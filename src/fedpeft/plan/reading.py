@@ -27,7 +27,7 @@ def read_plan(
     e.g. `local.lr=0.1`.
 
     Short forms: a part without settings is its name; `model` belongs to the task; `data` may be a
-    file, a folder or a dataset of the hub, which is looked at here; a stage's `codec` is the
+    file, a folder or a dataset of the hub, which is looked at here. A stage's `codec` is the
     uplink's, and follows it where it is set. Keys of version 1 are converted, with one line in the
     log that says what they are called now.
 

@@ -69,7 +69,7 @@ class Compute:
       features: whether what a frozen beginning of the model makes of an example is computed once
         and kept in a file.
       checkpointing: whether a training step keeps of a model's blocks their inputs alone, and
-        computes the rest anew on the way back (Chen et al., 2016, arXiv:1604.06174).
+        computes the rest again on the backward pass (Chen et al., 2016, arXiv:1604.06174).
       micro_batch: examples whose gradient is taken at a time; a step is still that of its whole
         batch. 0 takes the whole batch at once.
     """

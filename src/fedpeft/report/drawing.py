@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedpeft.errors import FedpeftError
+from fedpeft.errors import FedpeftError, explain_install
 from fedpeft.report.groups import Measure, Section
 from fedpeft.report.rows import Row
 
@@ -55,9 +55,7 @@ def altair() -> Any:
         import altair
         import vl_convert  # noqa: F401  it has the page's scripts
     except ImportError as error:
-        raise MissingLibrary(
-            f"a report needs {error.name}: pip install 'fedpeft[report]'"
-        ) from None
+        raise MissingLibrary(f"a report needs {error.name}: {explain_install('report')}") from None
     return altair
 
 
@@ -116,8 +114,8 @@ def style(
 
 
 def lines_across(section: Section, values: Sequence[Row]) -> list[Any]:
-    """Layers of what is no federation, as lines over the whole width; over all others, where the
-    pointer finds them."""
+    """Layers of groups that are no federations, as lines over the whole width; over all others,
+    where the pointer finds them."""
     if not values:
         return []
     hover = tip("group", value=section.measure.name, interval="interval")

@@ -91,7 +91,7 @@ class Group:
         return found.mean if found else None
 
     def mean(self, key: str) -> float | None:
-        """Of a number of the summaries."""
+        """The mean of a number of the summaries."""
         found = self.over(lambda cell: getattr(cell.summary, key))
         return found.mean if found else None
 
@@ -129,12 +129,12 @@ class Section:
 
     @cached_property
     def across(self) -> tuple[Group, ...]:
-        """What is no federation and has a result, to compare federations with."""
+        """The groups that are no federations and have a result, to compare federations with."""
         return tuple(group for group in self.groups[len(self.compared) :] if group.last)
 
     @cached_property
     def looks(self) -> tuple[Look, ...]:
-        """Of each group; what is left when the colours are used up comes again in another form."""
+        """The look of each group; when the colours are used up they come again in another form."""
         colours = list(dict.fromkeys(group.colour for group in self.groups))
         rests = list(dict.fromkeys(group.rest for group in self.groups))
         return tuple(

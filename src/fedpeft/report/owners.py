@@ -30,7 +30,7 @@ def owner_table(section: Section) -> ReportTable:
 
 
 def confusion_tables(section: Section) -> list[ReportTable]:
-    """Of each run the confusion matrix of all owners' examples: a line for each true class, a
+    """The confusion matrix of all owners' examples for each run: a line for each true class, a
     column for each that it was taken for."""
     return [
         _confusion(f"{group.label}, seed {cell.seed}", owners)

@@ -69,8 +69,8 @@ def curves(section: Section) -> list[Row]:
 
 
 def across(section: Section) -> list[Row]:
-    """The metric after the last round of what is no federation, and so has no rounds and bytes that
-    compare."""
+    """The metric after the last round of a group that is no federation, without rounds and bytes
+    that compare."""
     return [
         {
             "group": group.label,
@@ -177,7 +177,7 @@ def _budgets(groups: Sequence[Group]) -> Iterator[Row]:
 
 
 def divisions(section: Section) -> tuple[list[Row], int]:
-    """Who holds what, of the first divisions that differ; and how many there are."""
+    """The first divisions of the data that differ, and how many there are."""
     every: dict[str, Row] = {}
     for group in section.compared:
         for cell in group.cells:

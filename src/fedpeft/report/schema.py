@@ -228,7 +228,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class ClipScores:
-    """Of each picture, by a CLIP."""
+    """The score of each picture, by a CLIP."""
 
     model: str
     truth: Sequence[Finite]

@@ -69,7 +69,8 @@ def amount(value: float | None) -> Entry:
 
 
 def groups(section: Section) -> ReportTable:
-    """A line for each group; of what is no federation no bytes, and of one client no spread."""
+    """A line for each group: a group that is no federation has no bytes, and one client no
+    spread."""
     name = section.measure.name
     over_clients = (f"{name}, {words}" for words in OVER_CLIENTS.values())
     head = (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.data.reading import read_splits
-from fedpeft.errors import DataError, FedpeftError, RunError
+from fedpeft.errors import DataError, FedpeftError, RunError, explain_install
 from fedpeft.storage.locate import locate
 from fedpeft.tasks.pretrained import quiet as quiet_transformers
 
@@ -62,7 +62,7 @@ class Question:
 def require_lm_eval() -> None:
     """Raises RunError if lm-eval is not installed."""
     if find_spec("lm_eval") is None:
-        raise RunError("a benchmark needs lm-eval: pip install 'fedpeft[lm-eval]'")
+        raise RunError(f"a benchmark needs lm-eval: {explain_install('lm-eval')}")
 
 
 def questions(asked: Asked) -> tuple[list[Question], int]:
@@ -85,7 +85,7 @@ def questions(asked: Asked) -> tuple[list[Question], int]:
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise DataError(
                 f"the questions of {asked.name!r} cannot be had: {reason}. "
-                "What is no file of this machine comes from the hub: "
+                "Files that are not on this machine come from the hub: "
                 "fetch it once where there is a network"
             ) from None
     if len(shots) > 1:

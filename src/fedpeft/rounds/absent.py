@@ -18,7 +18,7 @@ from fedpeft.rounds.site import Site
 
 @dataclass(frozen=True)
 class Contributors:
-    """Who takes part; nobody's training examples are here.
+    """The clients that take part; nobody's training examples are here.
 
     Attributes:
       sizes: 0 where nobody tells.

@@ -32,7 +32,7 @@ WINDOW = 100
 
 @dataclass
 class Admission:
-    """Who is asked in a round, and which answers are let in.
+    """The clients that are asked in a round, and the answers that are admitted.
 
     Attributes:
       norms: lengths of updates let in so far, of earlier rounds too.
@@ -161,8 +161,8 @@ def within_usual(
     refuse: Callable[[Thing, str], None],
     key: str,
 ) -> Iterator[Thing]:
-    """Of things and their sizes, those that are not far larger than the ones before; `known` learns
-    of them.
+    """The things that are not far larger than the ones before, by their sizes; `known` learns of
+    them.
 
     The first few of all are held against each other; without them, nothing is known of what is
     usual.

@@ -67,7 +67,8 @@ class Ledger:
             self.reports[name] = value
 
     def close(self) -> None:
-        """Whose update counts is no failure, though it may not have answered what came after."""
+        """A client whose update counts is no failure, though it may have left later asks
+        unanswered."""
         for client in [client for client in self.weights if client in self.failed]:
             reason = self.failed.pop(client)
             self.report("note", f"{client} counts, but did not answer afterwards: {reason}")

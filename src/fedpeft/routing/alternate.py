@@ -1,4 +1,4 @@
-"""Tensors that are trained in turn: in each round some of them stand still."""
+"""Tensors that are trained in turn: in each round some of them are frozen."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

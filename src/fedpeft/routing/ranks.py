@@ -1,4 +1,4 @@
-"""LoRA of another rank for each client, dealt out in turn along the list of all clients."""
+"""LoRA of another rank for each client, assigned in turn along the list of all clients."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Some of the method's tensors are trained, all others stand still: for phases, e.g. the head
+"""Some of the method's tensors are trained, and all others are frozen: for phases, e.g. the head
 first."""
 
 from collections.abc import Sequence

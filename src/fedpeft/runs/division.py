@@ -1,4 +1,4 @@
-"""Who holds what under a plan: of a run, and before there is one."""
+"""The examples that each client holds under a plan: in a run, and before there is one."""
 
 from typing import Any
 from zlib import crc32

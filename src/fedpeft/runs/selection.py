@@ -1,4 +1,4 @@
-"""Which round of a run is the best by a metric, and whether a run waits for a better one in vain.
+"""Which round of a run is the best by a metric, and whether a run waits too long for a better one.
 
 All of it follows from rounds.jsonl, so that a resume needs nothing else.
 """

@@ -186,8 +186,8 @@ class CausalLM:
         ]
 
     def openings(self, table: Table, number: int) -> list[tuple[list[int], str]]:
-        """Of the first rows, the tokens to go on from, a prompt or some tokens of a text, and the
-        text that follows."""
+        """The tokens to go on from, and the text that follows, for the first rows: a prompt, or
+        some tokens of a text."""
         if self._chats(table):
             return self._chat.openings(table, number)
         read = ("text", self.instruction, self.context, self.response)
@@ -242,8 +242,8 @@ class CausalLM:
         return [*first, *prompt[max(0, len(prompt) - (room - kept)) :]], answer[:kept]
 
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
-        """As long as the longest example in the batch; in training packed, where this is asked
-        for."""
+        """The rows, cut to the longest example in the batch; packed in training, where this is
+        asked for."""
         if self.packing and generator is not None:
             return pack_rows(rows, self.max_length)
         longest = int(rows["attention_mask"].sum(1).max())
@@ -270,7 +270,7 @@ class CausalLM:
         return {LOGITS: logits, COUNTED: counted, **seen}
 
     def forward_losses(self, model: nn.Module, batch: Batch) -> Outputs:
-        """Of a large batch the losses of its tokens in place of their logits."""
+        """The losses of a large batch's tokens in place of their logits."""
         if SEGMENT in batch:  # packed: its masks and positions are other ones
             return self.forward(model, batch)
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}

@@ -41,7 +41,7 @@ class Chats:
 
     @property
     def render(self) -> Renderer:
-        """Of one conversation the tokens."""
+        """The renderer that makes tokens of a conversation."""
         return Renderer(self.base, self.template, self.max_length)
 
     def at(self, table: Table, row: int) -> Conversation:
@@ -94,7 +94,7 @@ class Chats:
         return token_rows([one.ids for one in made], counted, padding_token(self.base))
 
     def openings(self, table: Table, number: int) -> list[tuple[list[int], str]]:
-        """Of the first conversations, the tokens up to the last answer, and that answer."""
+        """The tokens up to the last answer, and that answer, for the first conversations."""
         found = []
         for row in range(min(number, len(table))):
             turns = self.at(table, row)

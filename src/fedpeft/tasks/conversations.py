@@ -30,7 +30,7 @@ class Turn:
 
     @property
     def plain(self) -> dict[str, str]:
-        """As templates read it."""
+        """The message as templates read it."""
         return {"role": self.role, "content": self.content}
 
 

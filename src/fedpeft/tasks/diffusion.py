@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.compute.feature_cache import folder
-from fedpeft.errors import PlanError, RunError
+from fedpeft.errors import PlanError, RunError, explain_install
 from fedpeft.storage.files import dump_tensors, load_tensors
 from fedpeft.storage.hub import spare_lookups
 from fedpeft.storage.locate import locate
@@ -26,7 +26,6 @@ READ_TOGETHER = 64
 """Captions that go through the text encoder at once."""
 PIXELS = 2**18
 """Of the pictures that go through the autoencoder at once."""
-EXTRA = "pip install 'fedpeft[diffusion]'"
 
 
 def denoiser(model: str, pretrained: bool = True) -> Any:
@@ -270,7 +269,9 @@ def library() -> Any:
     try:
         import diffusers
     except ImportError:
-        raise PlanError(f"the task text-to-image needs diffusers: {EXTRA}") from None
+        raise PlanError(
+            f"the task text-to-image needs diffusers: {explain_install('diffusion')}"
+        ) from None
     return diffusers
 
 

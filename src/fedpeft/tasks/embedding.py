@@ -35,8 +35,8 @@ MODULES = ("Transformer", "Pooling", "Normalize")
 @dataclass(frozen=True)
 class Embedding:
     """−log(exp(s·cos(aᵢ, bᵢ)) / Σⱼ exp(s·cos(aᵢ, bⱼ))) for the pairs (aᵢ, bᵢ) of a batch: each
-    second text is told from those of the other pairs (Henderson et al., 2017, arXiv:1705.00652,
-    section 4.2, with the scaled cosine of `sentence-transformers`).
+    second text is to be told from those of the other pairs (Henderson et al., 2017,
+    arXiv:1705.00652, section 4.2, with the scaled cosine of `sentence-transformers`).
 
     An embedding is the mean of the last layer over the tokens of a text. So a pair's loss depends
     on the others of its batch: larger batches are harder, a batch of one pair teaches nothing, and

@@ -43,7 +43,8 @@ def check_loaded(
             f"model {name!r}: its weights are not those of a {type(model).__name__}: "
             f"{len(missing)} of {len(every)} tensors are missing, first {_some(missing)}{has}"
             f"{'first ' + _some(other) if other else ''}. They would be random. Rename the saved "
-            'tensors, mend config.json, name another model, or train all anew (method = "scratch")'
+            "tensors, mend config.json, name another model, or train all from scratch "
+            '(method = "scratch")'
         )
 
 

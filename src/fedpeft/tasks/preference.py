@@ -130,7 +130,7 @@ class Preference:
         return made if table.labels is None else {**made, "label": table.labels}
 
     def openings(self, table: Table, number: int) -> list[tuple[list[int], str]]:
-        """Of the first pairs, the tokens up to the answers, and the chosen answer."""
+        """The tokens up to the answers, and the chosen answer, for the first pairs."""
         pairs = [self._pair(table, row) for row in range(min(number, len(table)))]
         return [
             (self._renderer.opening(pair.chosen[: pair.common]), pair.chosen[pair.common].content)
@@ -145,7 +145,7 @@ class Preference:
         return Renderer(self.base, self.template, self.max_length)
 
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
-        """As long as the longest text in the batch; what else there is stays as it is."""
+        """The rows, cut to the longest text in the batch; all other tensors stay as they are."""
         longest = int(rows["attention_mask"].sum(-1).max())
         tokens = ("input_ids", "attention_mask", "labels")
         rest = {name: x for name, x in rows.items() if name not in (*tokens, "label")}
@@ -176,7 +176,7 @@ class Preference:
         return {**outputs, COUNTED: counted.view(pairs, -1), **features}
 
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """Of each pair the loss, (n,); `base/likelihoods` of the batch is the reference."""
+        """The loss of each pair, (n,); `base/likelihoods` of the batch is the reference."""
         gain = _gain(outputs, batch)
         if self.loss == "dpo":
             return -logsigmoid(self.beta * gain)

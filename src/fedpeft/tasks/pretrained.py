@@ -15,7 +15,7 @@ from fedpeft.compute.frozen_linear import prepare_half, prepare_quantized
 from fedpeft.compute.trainable import head_of, mark_new_layers, new_layers, within
 from fedpeft.core.outputs import evaluation_mode
 from fedpeft.core.seeds import seed_torch
-from fedpeft.errors import PlanError
+from fedpeft.errors import PlanError, explain_install
 from fedpeft.storage.hub import UNREACHED, spare_lookups
 from fedpeft.storage.locate import locate
 from fedpeft.tasks.fit import check_loaded, find_new, note_new, note_output, output_layers
@@ -127,9 +127,7 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
             _fitting(*_load(AutoModelForCausalLM, name, config, dtype=torch.bfloat16), name), name
         )
     if find_spec("bitsandbytes") is None:
-        raise PlanError(
-            f"quantize = \"{quantize}\" needs bitsandbytes: pip install 'fedpeft[4bit]'"
-        )
+        raise PlanError(f'quantize = "{quantize}" needs bitsandbytes: {explain_install("4bit")}')
     # it tells of a kernel to download, for a product that is not used
     getLogger("bitsandbytes.backends.cpu").setLevel(ERROR)
     how = BitsAndBytesConfig(

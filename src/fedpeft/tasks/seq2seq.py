@@ -36,7 +36,7 @@ class Seq2Seq:
     (teacher forcing). Of one example, the mean over its answer's tokens, its end among them.
 
     Held-out examples count by their tokens, so that `loss` is the mean over all held-out tokens,
-    `perplexity` its exponential and `accuracy` the share of tokens that are told right.
+    `perplexity` its exponential and `accuracy` the share of tokens that are predicted right.
 
     Attributes:
       model: a folder or hub name of an encoder with a decoder, such as T5 or BART.
@@ -140,7 +140,7 @@ class Seq2Seq:
             )
 
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
-        """As long as the longest text and the longest answer in the batch."""
+        """The rows, cut to the longest text and the longest answer in the batch."""
         longest = int((rows[TOLD] != UNCOUNTED).sum(1).max())
         return {**shortened(rows), TOLD: rows[TOLD][:, : max(1, longest)].long()}
 

@@ -141,7 +141,7 @@ class TextClassification:
         return {**tokens, **wanted}
 
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
-        """As long as the longest text in the batch."""
+        """The rows, cut to the longest text in the batch."""
         return {**shortened(rows), **{name: rows[name] for name in LEARNED if name in rows}}
 
     def example(self) -> Batch:

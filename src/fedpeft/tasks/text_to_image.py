@@ -42,9 +42,9 @@ class TextToImage:
     arXiv:2006.11239).
 
     Of one example in training ‖f(√ᾱ_t·x + √(1 − ᾱ_t)·ε, t, caption) − told‖² / entries, with t
-    uniform and ε normal, drawn anew each time; `told` is ε or what else the model's scheduler says.
-    A held-out example is measured at times and with noise of its own that never change, so that
-    losses compare between rounds, runs and seeds.
+    uniform and ε normal, drawn again each time; `told` is ε or what else the model's scheduler
+    says. A held-out example is measured at times and with noise of its own that never change, so
+    that losses compare between rounds, runs and seeds.
 
     The autoencoder and the text encoder stay as they are: what they make of an example is computed
     once. Pictures are cut to a square around their middle; the autoencoder's mean is taken; no
@@ -121,8 +121,8 @@ class TextToImage:
         size = self.size or config["sample_size"] * module.factor
         if size % module.factor:
             raise PlanError(
-                f"size = {size} is no multiple of {module.factor}, by which the autoencoder makes "
-                "smaller"
+                f"size = {size} is no multiple of {module.factor}, the factor by which the "
+                "autoencoder downsamples"
             )
         return size, module
 
@@ -137,7 +137,7 @@ class TextToImage:
         }
 
     def settings(self) -> dict[str, Any]:
-        """What becomes of captions and pictures before the denoiser sees them, but for `beside`, as
+        """What becomes of captions and pictures before the denoiser sees them, except `beside`, as
         plain values."""
         size, module = self.encoding()
         schedule = {

@@ -51,7 +51,8 @@ TAGGER = Loader(
 class TokenClassification:
     """Cross entropy of each word's tag. Of one text, the mean over its words.
 
-    A word is told by its first token; no loss counts its other ones. Held-out texts count by their
+    A word's first token predicts its tag; no loss counts its other tokens. Held-out texts count by
+    their
     words, and entities by the CoNLL rule: `entity_f1` is over all entities of all texts.
 
     Attributes:
@@ -177,7 +178,7 @@ class TokenClassification:
         return {**rows, "labels": labels}
 
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
-        """As long as the longest text in the batch."""
+        """The rows, cut to the longest text in the batch."""
         tokens = shortened(rows)
         longest = tokens["input_ids"].shape[1]
         return {**tokens, "labels": rows["labels"][:, :longest].long()}
@@ -224,8 +225,8 @@ class TokenClassification:
 
 
 def sum_losses(outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Of each example the sum of the losses of its counted `labels`, each told by the logits at its
-    own place, and their number, (batch,)."""
+    """The sum of the losses of each example's counted `labels`, and their number: both (batch,).
+    The logits at a label's own place predict it."""
     wanted = batch["labels"]
     each = cross_entropy(outputs[LOGITS].mT, wanted, reduction="none", ignore_index=UNCOUNTED)
     return each.sum(1), (wanted != UNCOUNTED).sum(1).to(each.dtype)

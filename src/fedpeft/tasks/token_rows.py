@@ -3,7 +3,7 @@ alone.
 
 A batch of examples of different lengths is mostly padding. Packed, its examples lie one after
 another in rows as long as the longest, first those that are longest; attention is block-diagonal,
-and each example counts its positions from 0. So each has the loss that it has alone, but for
+and each example counts its positions from 0. So each has the loss that it has alone, except for
 rounding.
 
 A packed batch has (rows, tokens) tensors: `input_ids`, `position_ids`, `labels`, and `segment`,
@@ -89,8 +89,7 @@ def pack_rows(rows: Tensors, room: int) -> Batch:
 
 
 def sum_by_example(each: Tensor, batch: Batch) -> Tensor:
-    """Of each example the sum over its tokens, (batch,), of values (rows, tokens) of a packed
-    batch."""
+    """The sum over each example's tokens, (batch,), of values (rows, tokens) of a packed batch."""
     where = batch[SEGMENT].clamp_min(0).flatten()
     sums = torch.zeros(len(batch[TOKENS]), dtype=each.dtype, device=each.device)
     return sums.index_add(0, where, each.masked_fill(batch[SEGMENT] < 0, 0).flatten())

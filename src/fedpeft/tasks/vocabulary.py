@@ -16,7 +16,7 @@ def check_words(base: str, read: Any) -> None:
     special = set(read.all_special_tokens)
     if not any(word not in special for word in read.get_vocab()):
         raise PlanError(
-            f"the tokenizer of {base!r} knows no word: its vocabulary is empty but for "
+            f"the tokenizer of {base!r} knows no word: its vocabulary is empty except for "
             f"{', '.join(sorted(special)) or 'nothing'}. Put the tokenizer's files "
             "(tokenizer.json, or vocab.txt and the like) into the model's folder"
         )

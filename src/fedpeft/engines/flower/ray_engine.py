@@ -25,7 +25,7 @@ from fedpeft.core.types import ClientId, Failure, Job, Reply
 from fedpeft.engines.flower.engine import head_of, server_app, words
 from fedpeft.engines.flower.ray_actor import client_app, result
 from fedpeft.engines.processes import ATTEMPTS, processors
-from fedpeft.errors import PlanError, RunError
+from fedpeft.errors import PlanError, RunError, explain_install
 from fedpeft.rounds.site import Site
 from fedpeft.storage.client_memory import Nowhere
 from fedpeft.wire.sockets import Envelope
@@ -75,8 +75,7 @@ class FlowerSimulation:
         """Raises RunError as above."""
         if find_spec("flwr") is None or find_spec("ray") is None:
             raise RunError(
-                'the engine "flower-simulation" needs Ray: pip install '
-                "'fedpeft[flower-simulation]'"
+                f'the engine "flower-simulation" needs Ray: {explain_install("flower-simulation")}'
             )
         if workers and CLUSTER in os.environ:
             raise RunError(

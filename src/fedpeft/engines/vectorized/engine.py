@@ -1,9 +1,9 @@
 """The clients of a round trained together, in one pass through the base that they share.
 
-Equal to one after another but for rounding: 1e-4 of a client's change in float32. AdamW makes whole
-steps of rounding where a true gradient is zero, as that of attention's key biases is; those differ
-more, and the model's outputs do not. What cannot be stacked is trained one after another, with one
-line in the log that says why.
+It equals one after another except for rounding: 1e-4 of a client's change in float32. AdamW makes
+whole steps of rounding where a true gradient is zero, as that of attention's key biases is; those
+differ more, and the model's outputs do not. What cannot be stacked is trained one after another,
+with one line in the log that says why.
 """
 
 from collections import deque

@@ -133,7 +133,7 @@ class Session:
         return one_story(self.run, self.round, self.roster, self.peers, alive)
 
     def shares(self, store: Store, threshold: int) -> Message:
-        """Of the two secrets a share for each client, sealed for it."""
+        """A share of each of the two secrets for each client, sealed for it."""
         keys, names = self.keys(store), list(self.roster)
         each = zip(
             split(keys.own, threshold, len(names)),
@@ -149,8 +149,8 @@ class Session:
         return bytes_message({}, sealed=b"".join(sealed))
 
     def opened(self, store: Store, alive: Sequence[ClientId], sealed: bytes) -> Message:
-        """Of each peer one share and never both: of its own mask if it is alive, else of the masks
-        it agreed on.
+        """One share of each peer and never both: that of its own mask if it is alive, else that of
+        the masks it agreed on.
 
         What cannot be read is named: one client that seals nonsense must not keep all others from
           answering.

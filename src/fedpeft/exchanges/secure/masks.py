@@ -115,7 +115,7 @@ def add_mask(values: Integers, masked: Integers, plus: bool) -> Integers:
 
 
 def as_signed(values: Integers) -> Tensor:
-    """As a codec takes them: signed integers of the same bits."""
+    """Signed integers of the same bits, which a codec takes."""
     return torch.from_numpy(values.view(np.int64 if values.itemsize == 8 else np.int32).copy())
 
 

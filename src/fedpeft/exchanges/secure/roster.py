@@ -1,4 +1,4 @@
-"""Who is in a sum of masked files, with which public key; and the masks that follow from it.
+"""The owners in a sum of masked files, their public keys, and the masks that follow from them.
 
 Every pair of owners agrees on a key (X25519, HKDF-SHA-256) that is bound to the study, and the
 study's name is a digest of the roster and of all that was invited with. So two owners that were
@@ -32,7 +32,7 @@ class Roster:
     keys: Mapping[ClientId, str]
 
     def note(self) -> bytes:
-        """As an owner's store keeps it."""
+        """The bytes that an owner's store keeps."""
         return json.dumps([self.study, self.invited, dict(self.keys)], sort_keys=True).encode()
 
     @classmethod

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from fedpeft.core.secrets import Secret
 from fedpeft.core.signatures import verify
 from fedpeft.core.types import ClientId
-from fedpeft.errors import PlanError
+from fedpeft.errors import PlanError, explain_install
 
 KEY = 32
 _HALF = 16  # bytes that `Crypto.Protocol.SecretSharing` shares at once, in GF(2^128)
@@ -42,7 +42,7 @@ def require() -> None:
     """Raises PlanError without the libraries that this is made of."""
     if find_spec("cryptography") is None or find_spec("Crypto") is None:
         raise PlanError(
-            'secure aggregation needs cryptography and pycryptodome: pip install "fedpeft[secure]"'
+            f"secure aggregation needs cryptography and pycryptodome: {explain_install('secure')}"
         )
 
 
