@@ -25,6 +25,9 @@ Federation = Annotated[
         metavar="NAME", help="At the server: the SuperLink in config.toml whose nodes to count."
     ),
 ]
+Report = Annotated[
+    Path, typer.Option("--out", "-o", metavar="FILE", help="Where the report on the data goes.")
+]
 
 
 def doctor(
@@ -53,10 +56,7 @@ def doctor(
     ] = None,
     federation: Federation = None,
     allow_code: AllowCode = None,
-    out: Annotated[
-        Path,
-        typer.Option("--out", "-o", metavar="FILE", help="Where the report on the data goes."),
-    ] = Path("data-report.txt"),
+    out: Report = Path("data-report.txt"),
     debug: Debug = False,
 ) -> None:
     """Look for what would keep a federation from running.

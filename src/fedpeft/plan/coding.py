@@ -23,8 +23,8 @@ def uplink_coding(plan: Plan, round: int, client: ClientId, view: View = EVERYTH
 
 
 def answer_codec(plan: Plan, phase: str) -> Codec:
-    """Of answers that are no updates: the lossless one, unless the part that answers the phase
-    names another; see `core.hooks.Handles`."""
+    """The codec of answers other than updates: the lossless one, unless the part that answers the
+    phase names another; see `core.hooks.Handles`."""
     for named in plan.hooks("answers_with"):
         if phase in named:
             codec: Codec = build("codec", named[phase])

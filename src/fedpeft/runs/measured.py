@@ -67,7 +67,7 @@ def ended_worse(summary: Mapping[str, Any]) -> str:
 
 
 def is_worse(name: str, after: float | None, before: float) -> bool:
-    """Whether a metric got worse; what is no longer finite did."""
+    """Whether a metric got worse; one that is not finite any more did."""
     if after is None:
         return True
     return after > before if name in LESS_IS_BETTER else after < before

@@ -106,7 +106,7 @@ class Seq2Seq:
         return made if table.labels is None else {**made, "label": table.labels}
 
     def openings(self, table: Table, number: int) -> list[tuple[list[int], str]]:
-        """Of the first rows the tokens of the text, and the answer."""
+        """The tokens of the text, and the answer, of each of the first rows."""
         given, told = (
             scoring.read_texts(table, name, "a model from text to text")[:number]
             for name in (self.source, self.answer)
