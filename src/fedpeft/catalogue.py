@@ -46,6 +46,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     "codec": {
         "bfloat16": "fedpeft.codecs.bfloat16:BFloat16",
         "dense": "fedpeft.codecs.dense:Dense",
+        "difference": "fedpeft.codecs.difference:Difference",
         "ferret": "fedpeft.codecs.ferret:Ferret",
         "float16": "fedpeft.codecs.float16:Float16",
         "int8": "fedpeft.codecs.int8:Int8",
@@ -122,6 +123,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "specificity": "fedpeft.metrics.thresholds:Specificity",
     },
     "optimizer": {
+        "adopt": "fedpeft.optimizers.adopt:Adopt",
         "adamw": "fedpeft.optimizers.adamw:AdamW",
         "sgd": "fedpeft.optimizers.sgd:SGD",
     },

@@ -288,6 +288,8 @@ class Coding:
       round: counted from 0.
       layout: what the receiver expects, where it knows; empty otherwise, and for the sender.
       budget: what share of its usual entries a sparse codec keeps; see `core.views.View`.
+      held: what the receiver has of the sender's last message, where both know it. It is for a
+        codec that `follows`.
     """
 
     direction: str = "up"
@@ -296,6 +298,7 @@ class Coding:
     layout: Sequence[tuple[str, list[int], str]] = ()
     budget: float = 1.0
     path: tuple[str, ...] = ()
+    held: Tensors | None = None
 
     @property
     def seed(self) -> int:
@@ -305,7 +308,11 @@ class Coding:
 
 class Codec(Protocol):
     """Tensors to bytes and back. `decode(encode(x, how), how)` keeps names, shapes and dtypes, and
-    is idempotent; the same tensors at the same place give the same bytes."""
+    is idempotent; the same tensors at the same place give the same bytes.
+
+    A codec for the way down may have `follows = True`: each client then remembers what it received
+    to train on, the server remembers it too, and `how.held` is that where the client has it.
+    """
 
     def encode(self, tensors: Tensors, how: Coding = Coding()) -> bytes: ...
     def decode(self, blob: bytes, how: Coding = Coding()) -> Tensors: ...

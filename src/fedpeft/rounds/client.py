@@ -31,7 +31,7 @@ from fedpeft.core.types import (
 )
 from fedpeft.core.views import View
 from fedpeft.errors import PlanError, RunError, WireError, reason_of, unknown
-from fedpeft.plan.coding import downlink_coding, uplink_coding
+from fedpeft.plan.coding import DOWNLINK, downlink_coding, follows, is_in_step, uplink_coding
 from fedpeft.plan.plan import Plan, intersect
 from fedpeft.plan.reading import plan_at
 from fedpeft.plan.values import shares_optimizer_state
@@ -39,7 +39,7 @@ from fedpeft.rounds.answering import Client
 from fedpeft.rounds.received import Received, check_received
 from fedpeft.rounds.site import Site, threads
 from fedpeft.storage.files import StoreError, disk_errors
-from fedpeft.wire.payloads import decode_sent, encode_answer, message_of
+from fedpeft.wire.payloads import decode_sent, encode_answer, flatten, message_of
 
 Result = TypeVar("Result")
 Trained: TypeAlias = tuple[Tensors, Tensors, Tensors]
@@ -196,10 +196,18 @@ class Worker:
 
     def _client(self, job: Job) -> Client:
         view = intersect(self.routes, job.client, job.round, self.clients)
-        found = self.receive(job.payload, view, job.phase, job.round)
         with disk_errors():
-            memory = self.store.load(job.client, job.accepted, job)
-        return Client(self.site, self.store, job, view, found, _by_owner(memory))
+            memory = _by_owner(self.store.load(job.client, job.accepted, job))
+        found = self._found(job, view, memory)
+        return Client(self.site, self.store, job, view, found, memory)
+
+    def _found(self, job: Job, view: View, memory: Mapping[str, Tensors]) -> Received:
+        """What came, read with what this client holds of the last message, if that is needed."""
+        following = job.phase == FIT and follows(self.site.plan)
+        if not (following and is_in_step(job.accepted, job.round)):
+            return self.receive(job.payload, view, job.phase, job.round)
+        held = memory.get(DOWNLINK)
+        return self._received(job.payload, view, job.phase, job.round, held)
 
     def _training(self, client: Client) -> ClientRound:
         context = self._context(client.job, client.view.budget)
@@ -230,7 +238,9 @@ class Worker:
             )
         return sealed
 
-    def _received(self, payload: bytes, view: View, phase: str, round: int) -> Received:
+    def _received(
+        self, payload: bytes, view: View, phase: str, round: int, held: Tensors | None = None
+    ) -> Received:
         """What of a message is trained, and the loss with the rest of it in its place.
 
         Raises:
@@ -240,15 +250,16 @@ class Worker:
         mine = view.select(self.own)
         allowed = plan.receives(phase, {PARAMS: layout(mine), **plan.shares(mine)})
         groups = None if allowed is None else allowed.keys()
-        message = decode_sent(payload, plan.downlink, groups, downlink_coding(plan, round, view))
+        how = downlink_coding(plan, round, view, held)
+        message = decode_sent(payload, plan.downlink, groups, how)
         if allowed is not None:
             check_received(message, phase, allowed, mine)
         params = message.tensors.get(PARAMS, {})
         own = view.trained(params)
-        held = {name: x for name, x in params.items() if name not in own}
-        held |= merge_exact(site.model, message.tensors.get(EXACT, {}))
+        still = {name: x for name, x in params.items() if name not in own}
+        still |= merge_exact(site.model, message.tensors.get(EXACT, {}))
         if view.rank is not None:
-            held |= in_step(tensors_of(site.model), params)
+            still |= in_step(tensors_of(site.model), params)
         beside = {
             f"{owner}/{name}": x
             for owner in plan.local_shares
@@ -256,8 +267,8 @@ class Worker:
         }
         start = {**own, **beside} if beside else own
         objective = self.objective
-        if held:
-            on = {name: x.to(site.device) for name, x in held.items()}
+        if still:
+            on = {name: x.to(site.device) for name, x in still.items()}
             objective = replace(self.objective, held=on)
         return Received(message, own, start, objective)
 
@@ -268,6 +279,7 @@ class Worker:
         update = self._update(opened, delta, totals)
         memory = {**client.memory, "local": {n: x.cpu() for n, x in kept.items()}}
         memory["personal"] = personal
+        memory[DOWNLINK] = flatten(client.found.message.tensors) if follows(plan) else {}
         for i, stage in enumerate(plan.stages):
             update, own = stage.on_client(update, client.recall(f"stage{i}"), opened.context)
             memory[f"stage{i}"] = own
