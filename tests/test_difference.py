@@ -3,6 +3,8 @@ the codec drops comes later."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +60,7 @@ def test_what_is_held_comes_to_what_is_sent(inner: Any) -> None:
         held = codec.decode(codec.encode(theta, how), how)
         errors.append(float((theta["a"] - held["a"]).norm()))
     assert int(held["n"]) == 7
-    assert all(
-        later <= earlier * (1 + 1e-5) for earlier, later in zip(errors, errors[1:], strict=False)
-    )
+    assert all(later <= earlier * (1 + 1e-5) for earlier, later in pairwise(errors))
     assert errors[-1] < 0.3 * errors[0]
 
 
@@ -98,7 +98,7 @@ class Watching:
         for job in jobs:
             opened = self.worker.open(job)
             self.seen[job.round, job.client] = dict(opened.client.found.message.tensors[PARAMS])
-            yield self.worker.close(opened, lambda: self.worker.alone(opened))
+            yield self.worker.close(opened, partial(self.worker.alone, opened))
 
 
 def ended(rounds: list[tuple[State, Ledger]]) -> State:

@@ -31,6 +31,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "ifca": "fedpeft.algorithms.ifca:IFCA",
         "minimax": "fedpeft.algorithms.minimax:Minimax",
         "q_ffl": "fedpeft.algorithms.q_ffl:QFFL",
+        "reg_mean": "fedpeft.algorithms.reg_mean:RegMean",
         "ridge_head": "fedpeft.algorithms.ridge_head:RidgeHead",
         "vote": "fedpeft.algorithms.vote:Vote",
     },

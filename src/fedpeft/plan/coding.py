@@ -6,7 +6,6 @@ from fedpeft.core.views import EVERYTHING, View
 from fedpeft.plan.calibration import round_seed
 from fedpeft.plan.plan import Plan
 
-
 DOWNLINK = "downlink"
 """The owner of what clients received last to train on, in their memory and in the server's."""
 
