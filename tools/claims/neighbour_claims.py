@@ -1,11 +1,11 @@
-"""The tables of docs/results/neighbours.md: claims of published systems that are a key of a plan."""
+"""The tables of docs/results/neighbours.md: what published systems claim, as keys of a plan."""
 
 from collections.abc import Mapping
 
 from tools.claims.rows import lines, read_row, results_of, spread
 
 ROWS = {
-    "mean": "the mean",
+    "head-mean": "the mean",
     "ditto-mu-0.1": "Ditto, μ = 0.1",
     "ditto-mu-1": "Ditto, μ = 1",
     "local-only": "local only",

@@ -46,17 +46,21 @@ def merge_anew(
     came = [answer for ask, answers in heard if ask.updates for answer in answers]
     if own.params is state.params or not came:  # nothing changed
         return own
-    layouts = {answer.client: expects(answer.message.tensors[DELTA]) for answer in came}
-    if not any(layouts.values()):
-        return own
-    to = {answer.client: _trained(answer) for answer in came}
-    ask = Ask(phase, to, lambda client: {phase: layouts[client]}, check)
-    told = {answer.client: answer.message.tensors[phase] for answer in (yield ask)}
-    merged = _merged(came, told, merge)
+    answers = yield _ask(came, phase, expects, check)
+    merged = _merged(came, {one.client: one.message.tensors[phase] for one in answers}, merge)
     if not merged:
         return own
     again = [(ask, [_with(merged, one) for one in answers]) for ask, answers in heard]
     return replay(inner(state, round.silent()), again)
+
+
+def _ask(
+    came: Sequence[Answer], phase: str, expects: Callable[[Tensors], Layout], check: Check
+) -> Ask:
+    """What each client trained, back to it."""
+    layouts = {answer.client: expects(answer.message.tensors[DELTA]) for answer in came}
+    to = {answer.client: _trained(answer) for answer in came}
+    return Ask(phase, to, lambda client: {phase: layouts[client]}, check)
 
 
 def _merged(came: Sequence[Answer], told: Mapping[ClientId, Tensors], merge: Merge) -> Tensors:

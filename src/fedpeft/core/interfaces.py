@@ -288,8 +288,7 @@ class Coding:
       round: counted from 0.
       layout: what the receiver expects, where it knows; empty otherwise, and for the sender.
       budget: what share of its usual entries a sparse codec keeps; see `core.views.View`.
-      held: what the receiver has of the sender's last message, where both know it. It is for a
-        codec that `follows`.
+      held: what the receiver has of the last message, for a codec that `follows`.
     """
 
     direction: str = "up"
@@ -310,8 +309,7 @@ class Codec(Protocol):
     """Tensors to bytes and back. `decode(encode(x, how), how)` keeps names, shapes and dtypes, and
     is idempotent; the same tensors at the same place give the same bytes.
 
-    A codec for the way down may have `follows = True`: each client then remembers what it received
-    to train on, the server remembers it too, and `how.held` is that where the client has it.
+    One for the way down may have `follows = True`: `how.held` is then what a client was sent last.
     """
 
     def encode(self, tensors: Tensors, how: Coding = Coding()) -> bytes: ...

@@ -109,15 +109,9 @@ class Post:
         Raises:
           RuntimeError: clients are sent different messages, or are asked to train twice.
         """
-        messages = {id(ask.to[client]): ask.to[client] for client in clients}
-        if len(messages) > 1 or self.left is not None:
-            raise RuntimeError(
-                "a downlink that follows sends one message a round, and this plan has several: a "
-                "part that makes them must offer a fact that the codec forbids"
-            )
-        if not messages:
+        if not clients:
             return {}
-        [message] = messages.values()
+        message = self._one_message(ask, clients)
         round, state = self.ledger.round, self.admission.state
         held = state.memory.get(DOWNLINK)
         ready = {one for one in clients if held and is_in_step(state.accepted.get(one), round)}
@@ -129,6 +123,16 @@ class Post:
             return dict.fromkeys(clients, change)
         whole = self._parcel(change.read, downlink_coding(self.plan, round))
         return {one: change if one in ready else whole for one in clients}
+
+    def _one_message(self, ask: Ask, clients: list[ClientId]) -> Message:
+        """What all clients are sent in a round of a downlink that follows."""
+        messages = {id(ask.to[client]): ask.to[client] for client in clients}
+        if len(messages) > 1 or self.left is not None:
+            raise RuntimeError(
+                "a downlink that follows sends one message a round, and this plan has several: a "
+                "part that makes them must offer a fact that the codec forbids"
+            )
+        return next(iter(messages.values()))
 
     def remember(self, state: State) -> State:
         """The state with what clients hold of this round's message; a round without one leaves
