@@ -19,6 +19,34 @@ PARAMS = {
 }
 Torch = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 
+
+class Published(torch.optim.Optimizer):
+    """ADOPT as its authors' Algorithm 1 and code have it, written anew: in place, leaf by leaf."""
+
+    def __init__(
+        self,
+        leaves: list[torch.Tensor],
+        betas: tuple[float, float] = (0.9, 0.9999),
+        eps: float = 1e-6,
+        decay: float = 0.0,
+    ) -> None:
+        super().__init__(leaves, {"lr": 0.1})
+        self.betas, self.eps, self.decay, self.count = betas, eps, decay, 0
+
+    def step(self) -> None:  # type: ignore[override]
+        for leaf in self.param_groups[0]["params"]:
+            kept, g, lr = self.state[leaf], leaf.grad, self.param_groups[0]["lr"]
+            if not self.count:
+                kept["m"], kept["v"] = torch.zeros_like(leaf), g * g
+                continue
+            scaled = g / torch.maximum(kept["v"].sqrt(), torch.tensor(self.eps))
+            kept["m"] = self.betas[0] * kept["m"] + (1 - self.betas[0]) * scaled
+            with torch.no_grad():
+                leaf.mul_(1 - lr * self.decay).sub_(lr * kept["m"])
+            kept["v"] = self.betas[1] * kept["v"] + (1 - self.betas[1]) * g * g
+        self.count += 1
+
+
 TWINS: dict[str, list[tuple[dict[str, object], Torch]]] = {
     "sgd": [
         ({}, lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True)),
@@ -31,6 +59,13 @@ TWINS: dict[str, list[tuple[dict[str, object], Torch]]] = {
         (
             {"momentum": 0.0, "nesterov": False, "weight_decay": 0.05},
             lambda p: torch.optim.SGD(p, 0.1, weight_decay=0.05),
+        ),
+    ],
+    "adopt": [
+        ({}, Published),
+        (
+            {"beta1": 0.5, "beta2": 0.9, "eps": 0.3, "weight_decay": 0.2},
+            lambda p: Published(p, (0.5, 0.9), 0.3, 0.2),
         ),
     ],
     "adamw": [
@@ -95,8 +130,11 @@ def test_arguments_are_not_touched_and_names_shapes_and_types_stay(name: str) ->
 def test_the_first_step_goes_against_the_gradient(name: str) -> None:
     optimizer: Optimizer = build("optimizer", name)
     origin = {n: torch.zeros_like(x) for n, x in PARAMS.items()}  # where weight decay does nothing
-    g = gradient(1, origin)
-    moved, _ = optimizer.step(origin, optimizer.init(origin), g, torch.tensor(0.1))
+    g, memory = gradient(1, origin), optimizer.init(origin)
+    if name == "adopt":  # whose very first step only measures
+        measured, memory = optimizer.step(origin, memory, g, torch.tensor(0.1))
+        assert equal(measured, origin)
+    moved, _ = optimizer.step(origin, memory, g, torch.tensor(0.1))
     assert all(torch.equal(x.sign(), -g[n].sign()) for n, x in moved.items())
 
 
@@ -129,6 +167,9 @@ def test_buffers_have_a_memory_and_no_gradient(name: str) -> None:
         ("sgd", {"momentum": 1.0}, "momentum must be"),
         ("sgd", {"momentum": -0.1}, "momentum must be"),
         ("sgd", {"weight_decay": -1.0}, "weight_decay must be"),
+        ("adopt", {"beta2": 1.0}, "beta2 must be"),
+        ("adopt", {"eps": 0.0}, "eps must be"),
+        ("adopt", {"weight_decay": -1.0}, "weight_decay must be"),
         ("adamw", {"beta1": 1.0}, "beta1 must be"),
         ("adamw", {"beta2": -0.1}, "beta2 must be"),
         ("adamw", {"eps": 0.0}, "eps must be"),

@@ -31,6 +31,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "ifca": "fedpeft.algorithms.ifca:IFCA",
         "minimax": "fedpeft.algorithms.minimax:Minimax",
         "q_ffl": "fedpeft.algorithms.q_ffl:QFFL",
+        "reg_mean": "fedpeft.algorithms.reg_mean:RegMean",
         "ridge_head": "fedpeft.algorithms.ridge_head:RidgeHead",
         "vote": "fedpeft.algorithms.vote:Vote",
     },
@@ -46,6 +47,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     "codec": {
         "bfloat16": "fedpeft.codecs.bfloat16:BFloat16",
         "dense": "fedpeft.codecs.dense:Dense",
+        "difference": "fedpeft.codecs.difference:Difference",
         "ferret": "fedpeft.codecs.ferret:Ferret",
         "float16": "fedpeft.codecs.float16:Float16",
         "int8": "fedpeft.codecs.int8:Int8",
@@ -122,6 +124,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "specificity": "fedpeft.metrics.thresholds:Specificity",
     },
     "optimizer": {
+        "adopt": "fedpeft.optimizers.adopt:Adopt",
         "adamw": "fedpeft.optimizers.adamw:AdamW",
         "sgd": "fedpeft.optimizers.sgd:SGD",
     },

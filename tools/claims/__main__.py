@@ -11,13 +11,21 @@ is printed is its mean over the seeds and half of the 95 % interval (Student's t
 import sys
 from collections.abc import Callable, Mapping
 
-from tools.claims import bytes_claims, generation_claims, merge_claims, one_shot_claims, peft_claims
+from tools.claims import (
+    bytes_claims,
+    generation_claims,
+    merge_claims,
+    neighbour_claims,
+    one_shot_claims,
+    peft_claims,
+)
 from tools.claims.rows import RESULTS
 
 PAGES = {
     "bytes": bytes_claims.TABLES,
     "fedpeft": peft_claims.TABLES,
     "merges": merge_claims.TABLES,
+    "neighbours": neighbour_claims.TABLES,
     "one-shot": one_shot_claims.TABLES | generation_claims.TABLES,
 }
 

@@ -2,18 +2,19 @@
 is sure of an entry, it counts more."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fedpeft.core.conversation import DELTA, PARAMS, Answer, Ask, Flow, Message, record, replay
+from fedpeft.algorithms.asked_again import merge_anew
+from fedpeft.core.conversation import Flow, Message
 from fedpeft.core.facts import Fact
 from fedpeft.core.hooks import Handler, Inner
 from fedpeft.core.outputs import evaluation_mode
 from fedpeft.core.rounds import Round
-from fedpeft.core.tensors import layout
+from fedpeft.core.tensors import Layout, layout
 from fedpeft.core.types import ClientId, State, Tensors
 from fedpeft.errors import PlanError
 
@@ -70,27 +71,13 @@ class Fisher:
 
     def round(self, state: State, round: Round, inner: Inner) -> Flow:
         """The inner algorithm's round, merged again with what its clients then tell."""
-        heard: list[tuple[Ask, Sequence[Answer]]] = []
-        own = yield from record(inner(state, round), heard)
-        came = [answer for ask, answers in heard if ask.updates for answer in answers]
-        if own.params is state.params or not came:  # nothing changed
-            return own
-        told = {answer.client: answer.message.tensors[PHASE] for answer in (yield _ask(came))}
-        merged = self._merge(came, told)
-        if not merged:
-            return own
-        again = [(ask, [_with(merged, one) for one in answers]) for ask, answers in heard]
-        return replay(inner(state, round.silent()), again)
 
-    def _merge(self, came: Sequence[Answer], told: Mapping[ClientId, Tensors]) -> Tensors:
-        """The merged change of those who told how sure they are; empty if nobody did."""
-        sure = [answer for answer in came if answer.client in told]
-        if not sure:
-            return {}
-        changes = [answer.message.tensors[DELTA] for answer in sure]
-        information = [told[answer.client] for answer in sure]
-        weights = [float(answer.message.values.get("weight", 1.0)) for answer in sure]
-        return merge_by_information(changes, information, weights, self.floor)
+        def merge(
+            changes: Sequence[Tensors], told: Sequence[Tensors], weights: Sequence[float]
+        ) -> Tensors:
+            return merge_by_information(changes, told, weights, self.floor)
+
+        return (yield from merge_anew((inner, state, round), PHASE, _as_float32, _check, merge))
 
     def handlers(self) -> Mapping[str, Handler]:
         return {PHASE: self._answer}
@@ -125,29 +112,8 @@ def merge_by_information(
     return merged
 
 
-def _ask(came: Sequence[Answer]) -> Ask:
-    """What each client trained, back to it."""
-    to = {answer.client: _trained(answer) for answer in came}
-    expected = {
-        answer.client: [
-            (name, shape, "float32") for name, shape, _ in layout(answer.message.tensors[DELTA])
-        ]
-        for answer in came
-    }
-    return Ask(PHASE, to, lambda client: {PHASE: expected[client]}, _check)
-
-
-def _trained(answer: Answer) -> Message:
-    sent, delta = answer.sent.tensors, answer.message.tensors[DELTA]
-    params = {n: x + delta[n] if n in delta else x for n, x in sent[PARAMS].items()}
-    return Message({**sent, PARAMS: params})
-
-
-def _with(merged: Tensors, answer: Answer) -> Answer:
-    if DELTA not in answer.message.tensors:
-        return answer
-    tensors = {**answer.message.tensors, DELTA: merged}
-    return replace(answer, message=replace(answer.message, tensors=tensors))
+def _as_float32(delta: Tensors) -> Layout:
+    return [(name, shape, "float32") for name, shape, _ in layout(delta)]
 
 
 def _check(client: ClientId, message: Message) -> None:

@@ -289,6 +289,7 @@ class Coding:
       layout: what the receiver expects, where it knows; empty otherwise, and for a sender who does
         not rely on it.
       budget: what share of its usual entries a sparse codec keeps; see `core.views.View`.
+      held: what the receiver has of the last message, for a codec that follows.
     """
 
     direction: str = "up"
@@ -297,6 +298,7 @@ class Coding:
     layout: Sequence[tuple[str, list[int], str]] = ()
     budget: float = 1.0
     path: tuple[str, ...] = ()
+    held: Tensors | None = None
 
     @property
     def seed(self) -> int:
@@ -306,7 +308,9 @@ class Coding:
 
 class Codec(Protocol):
     """Tensors to bytes and back. `decode(encode(x, how), how)` keeps names, shapes and dtypes, and
-    is idempotent; the same tensors at the same place give the same bytes."""
+    is idempotent; the same tensors at the same place give the same bytes. One for the way down may
+    have `follows = True`: `how.held` is then what a client was sent last.
+    """
 
     def encode(self, tensors: Tensors, how: Coding = Coding()) -> bytes: ...
     def decode(self, blob: bytes, how: Coding = Coding()) -> Tensors: ...

@@ -108,6 +108,20 @@ def take_prefix(prefix: str, a: Tensors) -> dict[str, Tensor]:
     return {n[len(start) :]: x for n, x in a.items() if n.startswith(start)}
 
 
+def split_prefixes(a: Tensors) -> dict[str, dict[str, Tensor]]:
+    """The tensors named `prefix/...` by their prefixes, without them."""
+    prefixes = dict.fromkeys(name.partition("/")[0] for name in a)
+    return {prefix: take_prefix(prefix, a) for prefix in prefixes}
+
+
+def join_prefixes(groups: Mapping[str, Tensors]) -> dict[str, Tensor]:
+    """The inverse of `split_prefixes`."""
+    joined: dict[str, Tensor] = {}
+    for prefix, tensors in groups.items():
+        joined |= add_prefix(prefix, tensors)
+    return joined
+
+
 def drop_prefixes(prefixes: tuple[str, ...], a: Tensors) -> dict[str, Tensor]:
     """The tensors under none of the prefixes."""
     starts = tuple(f"{prefix}/" for prefix in prefixes)

@@ -107,7 +107,8 @@ def _check_pair(one: Holder, other: Holder) -> None:
 def _holders(plan: Any) -> Iterator[Holder]:
     for part in plan.each_part():
         holder = holder_of(part)
-        if part is plan.downlink and part is not plan.uplink:
+        down = (plan.downlink, getattr(plan.downlink, "codec", None))
+        if any(part is one for one in down) and part is not plan.uplink:
             facts = holder.offers - {Fact.LOSSY}  # the server knows what became of what it sent
             holder = replace(holder, offers=facts)
         if part is plan.local and plan.rounds == 1:

@@ -80,6 +80,11 @@ def plan_at(plan: Plan, round: int, code: Code = OWN) -> Plan:
     # A phase comes last and so wins over a schedule. The plan is read anew, so that parts that meet
     # in this round alone are checked too.
     built = read_plan(values, [*pairs, *(now["set"] if now else ())], code)
+    if getattr(built.downlink, "follows", False) != getattr(plan.downlink, "follows", False):
+        raise PlanError(
+            f"round {round} has a downlink of changes and other rounds have none, so that clients "
+            "would hold nothing that it changes: set the downlink for all rounds, not in a phase"
+        )
     if plan.private_part is not None:
         _check_private(plan, built, round)
     return built

@@ -66,6 +66,11 @@ def _check_counts(plan: Any) -> None:
 def check_codecs(plan: Any) -> None:
     """Raises PlanError for a downlink that drops entries that may not be zero, or a stage with
     another codec than the uplink's."""
+    if getattr(plan.uplink, "follows", False):
+        raise PlanError(
+            f"uplink = {plan.uplink}: what goes up is a change already: set the codec in it as the "
+            'uplink, with stages = ["error_feedback"]'
+        )
     if Fact.SPARSE in offered_by(plan.downlink):
         _check_sparse_downlink(plan)
     for i, stage in enumerate(plan.stages):

@@ -9,7 +9,6 @@ from math import ceil, isfinite
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
 
 from fedpeft.compute.objective import Objective
 from fedpeft.compute.trainable import tensors_of
@@ -18,7 +17,7 @@ from fedpeft.core.hooks import Handler
 from fedpeft.core.interfaces import Coding, Store
 from fedpeft.core.low_rank import EXACT, in_step, merge_exact
 from fedpeft.core.seeds import fold, seed_torch
-from fedpeft.core.tensors import add_prefix, finite, layout, take_prefix
+from fedpeft.core.tensors import finite, join_prefixes, layout, split_prefixes
 from fedpeft.core.types import (
     ClientId,
     Context,
@@ -31,7 +30,14 @@ from fedpeft.core.types import (
 )
 from fedpeft.core.views import View
 from fedpeft.errors import PlanError, RunError, WireError, reason_of, unknown
-from fedpeft.plan.coding import answer_codec, downlink_coding, uplink_coding
+from fedpeft.plan.coding import (
+    DOWNLINK,
+    answer_codec,
+    downlink_coding,
+    follows,
+    is_in_step,
+    uplink_coding,
+)
 from fedpeft.plan.plan import Plan, intersect
 from fedpeft.plan.reading import plan_at
 from fedpeft.plan.values import shares_optimizer_state
@@ -196,10 +202,18 @@ class Worker:
 
     def _client(self, job: Job) -> Client:
         view = intersect(self.routes, job.client, job.round, self.clients)
-        found = self.receive(job.payload, view, job.phase, job.round)
         with disk_errors():
-            memory = self.store.load(job.client, job.accepted, job)
-        return Client(self.site, self.store, job, view, found, _by_owner(memory))
+            memory = split_prefixes(self.store.load(job.client, job.accepted, job))
+        found = self._found(job, view, memory)
+        return Client(self.site, self.store, job, view, found, memory)
+
+    def _found(self, job: Job, view: View, memory: Mapping[str, Tensors]) -> Received:
+        """What came, read with what this client holds of the last message, if that is needed."""
+        following = job.phase == FIT and follows(self.site.plan)
+        if not (following and is_in_step(job.accepted, job.round)):
+            return self.receive(job.payload, view, job.phase, job.round)
+        held = memory.get(DOWNLINK)
+        return self._received(job.payload, view, job.phase, job.round, held)
 
     def _training(self, client: Client) -> ClientRound:
         context = self._context(client.job, client.view.budget)
@@ -220,7 +234,7 @@ class Worker:
         payload = encode_answer(answer, answer_codec(self.site.plan, phase), how)
         if client.changed:
             with disk_errors():
-                self.store.save(client.job, _flat(client.memory), payload)
+                self.store.save(client.job, join_prefixes(client.memory), payload)
         return Reply(client.name, payload)
 
     def _sealed(self, job: Job, payload: bytes) -> bytes:
@@ -233,7 +247,9 @@ class Worker:
             )
         return sealed
 
-    def _received(self, payload: bytes, view: View, phase: str, round: int) -> Received:
+    def _received(
+        self, payload: bytes, view: View, phase: str, round: int, held: Tensors | None = None
+    ) -> Received:
         """What of a message is trained, and the loss with the rest of it in its place.
 
         Raises:
@@ -243,15 +259,16 @@ class Worker:
         mine = view.select(self.own)
         allowed = plan.receives(phase, {PARAMS: layout(mine), **plan.shares(mine)})
         groups = None if allowed is None else allowed.keys()
-        message = decode_sent(payload, plan.downlink, groups, downlink_coding(plan, round, view))
+        how = downlink_coding(plan, round, view, held)
+        message = decode_sent(payload, plan.downlink, groups, how)
         if allowed is not None:
             check_received(message, phase, allowed, mine)
         params = message.tensors.get(PARAMS, {})
         own = view.trained(params)
-        held = {name: x for name, x in params.items() if name not in own}
-        held |= merge_exact(site.model, message.tensors.get(EXACT, {}))
+        still = {name: x for name, x in params.items() if name not in own}
+        still |= merge_exact(site.model, message.tensors.get(EXACT, {}))
         if view.rank is not None:
-            held |= in_step(tensors_of(site.model), params)
+            still |= in_step(tensors_of(site.model), params)
         beside = {
             f"{owner}/{name}": x
             for owner in plan.local_shares
@@ -259,8 +276,8 @@ class Worker:
         }
         start = {**own, **beside} if beside else own
         objective = self.objective
-        if held:
-            on = {name: x.to(site.device) for name, x in held.items()}
+        if still:
+            on = {name: x.to(site.device) for name, x in still.items()}
             objective = replace(self.objective, held=on)
         return Received(message, own, start, objective)
 
@@ -271,6 +288,7 @@ class Worker:
         update = self._update(opened, delta, totals)
         memory = {**client.memory, "local": {n: x.cpu() for n, x in kept.items()}}
         memory["personal"] = personal
+        memory[DOWNLINK] = flatten(client.found.message.tensors) if follows(plan) else {}
         for i, stage in enumerate(plan.stages):
             update, own = stage.on_client(update, client.recall(f"stage{i}"), opened.context)
             memory[f"stage{i}"] = own
@@ -285,7 +303,7 @@ class Worker:
         with disk_errors():
             # The reply lies on the disk before it leaves, so that it is the same after a kill at
             # any moment.
-            self.store.save(job, _flat(memory), payload)
+            self.store.save(job, join_prefixes(memory), payload)
         return self._sealed(job, payload)
 
     def _update(self, opened: ClientRound, delta: Tensors, totals: Tensors) -> Update:
@@ -379,12 +397,3 @@ def _check_converged(update: Update, own: Tensors, hidden: bool) -> None:
     loss = None if hidden else update.metrics.get("loss")
     mean = f" (mean loss {loss.value:.3g})" if loss else ""
     raise ArithmeticError(f"training diverged{mean}: lower local.lr or set clip_norm")
-
-
-def _by_owner(memory: Tensors) -> dict[str, Tensors]:
-    owners = dict.fromkeys(name.partition("/")[0] for name in memory)
-    return {owner: take_prefix(owner, memory) for owner in owners}
-
-
-def _flat(memory: Mapping[str, Tensors]) -> dict[str, Tensor]:
-    return {n: x for owner, some in memory.items() for n, x in add_prefix(owner, some).items()}

@@ -93,7 +93,7 @@ def federate(
         post = Post(now, engine, admission, ledger, run)
         after = converse(_lead(plan, state, round, ledger), post)
         _account(spending, round, ledger)
-        state = admission.after(_teach_sampler(now, after, ledger))
+        state = post.remember(admission.after(_teach_sampler(now, after, ledger)))
         yield state, ledger
 
 

@@ -5,21 +5,21 @@ the clients' names, so that no result depends on when each came.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedpeft.core.conversation import PARAMS, Answer, Ask, Message
 from fedpeft.core.interfaces import Coding, Engine
 from fedpeft.core.seeds import fold
-from fedpeft.core.types import ClientId, Job, Reply, State
+from fedpeft.core.types import ClientId, Job, Reply, State, Tensors
 from fedpeft.errors import PlanError
 from fedpeft.plan.calibration import round_seed
-from fedpeft.plan.coding import downlink_coding
+from fedpeft.plan.coding import DOWNLINK, downlink_coding, follows, is_in_step
 from fedpeft.plan.plan import Plan
 from fedpeft.registry import describe
 from fedpeft.rounds.admission import Admission
 from fedpeft.rounds.ledger import Ledger
 from fedpeft.wire.frames import headers
-from fedpeft.wire.payloads import decode_sent, encode_message
+from fedpeft.wire.payloads import decode_sent, encode_message, flatten
 
 
 def encode_start(plan: Plan, state: State) -> bytes:
@@ -53,6 +53,7 @@ class Post:
     Attributes:
       run: what clients tell the experiment from others by.
       step: the number of questions asked in this round so far.
+      left: what the clients that were asked to train have now, of a downlink that follows.
     """
 
     plan: Plan
@@ -61,6 +62,7 @@ class Post:
     ledger: Ledger
     run: str
     step: int = 0
+    left: Tensors | None = None
     _open: bool = field(default=False, init=False)
 
     def __call__(self, ask: Ask) -> Iterator[Answer]:
@@ -76,6 +78,17 @@ class Post:
                 "algorithm must read them all"
             )
         clients = self.admission.eligible(sorted(ask.to))
+        following = ask.updates and follows(self.plan)
+        sent = self._followed(ask, clients) if following else self._parcels(ask, clients)
+        jobs = [self._job(ask, client, parcel.payload) for client, parcel in sent.items()]
+        self.step += 1
+        for job in jobs:
+            self.ledger.down[job.client] = self.ledger.down.get(job.client, 0) + len(job.payload)
+        self._open = bool(jobs)
+        return self.admission.bounded(ask, self._answers(ask, jobs, sent))
+
+    def _parcels(self, ask: Ask, clients: list[ClientId]) -> dict[ClientId, _Parcel]:
+        """What each client is sent; equal messages are encoded once."""
         parcels: dict[tuple[int, int, float], _Parcel] = {}
         sent: dict[ClientId, _Parcel] = {}
         for client in clients:
@@ -87,12 +100,49 @@ class Post:
             if same not in parcels:
                 parcels[same] = self._parcel(message, downlink_coding(self.plan, round, view))
             sent[client] = parcels[same]
-        jobs = [self._job(ask, client, parcel.payload) for client, parcel in sent.items()]
-        self.step += 1
-        for job in jobs:
-            self.ledger.down[job.client] = self.ledger.down.get(job.client, 0) + len(job.payload)
-        self._open = bool(jobs)
-        return self.admission.bounded(ask, self._answers(ask, jobs, sent))
+        return sent
+
+    def _followed(self, ask: Ask, clients: list[ClientId]) -> dict[ClientId, _Parcel]:
+        """What each client is sent where the codec follows: those in step get the change of what
+        they hold, and all others, as a whole, what that comes to. So all train from the same.
+
+        Raises:
+          RuntimeError: clients are sent different messages, or are asked to train twice.
+        """
+        if not clients:
+            return {}
+        message = self._one_message(ask, clients)
+        round, state = self.ledger.round, self.admission.state
+        held = state.memory.get(DOWNLINK)
+        ready = {one for one in clients if held and is_in_step(state.accepted.get(one), round)}
+        # where nobody could follow, the whole as it is: nothing of it need be lost
+        how = downlink_coding(self.plan, round, held=held if ready else None)
+        change = self._parcel(message, how)
+        self.left = flatten(change.read.tensors)
+        if len(ready) in (0, len(clients)):
+            return dict.fromkeys(clients, change)
+        whole = self._parcel(change.read, downlink_coding(self.plan, round))
+        return {one: change if one in ready else whole for one in clients}
+
+    def _one_message(self, ask: Ask, clients: list[ClientId]) -> Message:
+        """What all clients are sent in a round of a downlink that follows."""
+        messages = {id(ask.to[client]): ask.to[client] for client in clients}
+        if len(messages) > 1 or self.left is not None:
+            raise RuntimeError(
+                "a downlink that follows sends one message a round, and this plan has several: a "
+                "part that makes them must offer a fact that the codec forbids"
+            )
+        return next(iter(messages.values()))
+
+    def remember(self, state: State) -> State:
+        """The state with what clients hold of this round's message; a round without one leaves
+        nothing that the next could follow."""
+        if self.left is None and DOWNLINK not in state.memory:
+            return state
+        memory = {owner: some for owner, some in state.memory.items() if owner != DOWNLINK}
+        if self.left is not None:
+            memory[DOWNLINK] = self.left
+        return replace(state, memory=memory)
 
     def _parcel(self, message: Message, how: Coding) -> _Parcel:
         payload = _encode(self.plan, message, how)

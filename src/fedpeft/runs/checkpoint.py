@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpeft.core.tensors import add_prefix, take_prefix
+from fedpeft.core.tensors import add_prefix, split_prefixes, take_prefix
 from fedpeft.core.types import State, Tensors
 from fedpeft.errors import RunError
 from fedpeft.plan.plan import Plan
@@ -82,7 +82,9 @@ def load_checkpoint(path: Path, plan: Plan) -> Checkpoint | None:
         norms, weights = (
             tuple(map(float, json.loads(metadata.get(key, "[]")))) for key in ("norms", "weights")
         )
-        shared, memory = (_by_owner(take_prefix(kind, tensors)) for kind in ("shared", "memory"))
+        shared, memory = (
+            split_prefixes(take_prefix(kind, tensors)) for kind in ("shared", "memory")
+        )
         params, round = take_prefix("params", tensors), int(metadata["round"])
         state = State(round, params, shared, memory, accepted, norms, refusals, weights)
         environment = json.loads(metadata["environment"])
@@ -98,8 +100,3 @@ def load_checkpoint(path: Path, plan: Plan) -> Checkpoint | None:
 def _counts(text: str) -> dict[str, int]:
     """By client a round, or how many."""
     return {str(client): int(count) for client, count in json.loads(text).items()}
-
-
-def _by_owner(tensors: Tensors) -> dict[str, Tensors]:
-    owners = dict.fromkeys(name.partition("/")[0] for name in tensors)
-    return {owner: take_prefix(owner, tensors) for owner in owners}

@@ -1,0 +1,68 @@
+"""ADOPT: Adam that converges with any β₂, Photon's inner optimizer (Taniguchi et al., 2024,
+arXiv:2411.02853, Algorithm 1)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedpeft.core.tensors import add_prefix, zeros_like
+from fedpeft.core.types import Tensors
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """First v ← g². Then in each step m ← β₁·m + (1 − β₁)·g / max(√v, ε); θ ← (1 − ηλ)·θ − η·m;
+    v ← β₂·v + (1 − β₂)·g².
+
+    The step divides by the v of the gradients before it, and the momentum is of what is divided
+    already: these two are the whole difference from Adam. The first step only measures and moves
+    nothing, so that a round of one step trains nothing, unless the optimizer is kept
+    (`restart_schedule = false`). The memory holds `m/<name>`, `v/<name>` and `t`.
+
+    Attributes:
+      beta1, beta2: β₁ and β₂.
+      eps: ε.
+      weight_decay: λ, decoupled as in AdamW.
+
+    Raises:
+      ValueError: a value out of range.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.9999
+    eps: float = 1e-6
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 < self.eps < float("inf"):
+            raise ValueError(f"eps must be positive and finite, got {self.eps}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
+
+    def init(self, params: Tensors) -> Tensors:
+        zero = zeros_like(params)
+        device = next((x.device for x in params.values()), None)
+        return {
+            **add_prefix("m", zero),
+            **add_prefix("v", zero),
+            "t": torch.zeros((), device=device),
+        }
+
+    def step(
+        self, params: Tensors, memory: Tensors, gradient: Tensors, lr: Tensor
+    ) -> tuple[Tensors, Tensors]:
+        moves = (memory["t"] > 0).to(lr)  # as a number, since clients may be stacked
+        moved, kept = {}, {**memory, "t": memory["t"] + 1}
+        for name, g in gradient.items():
+            m, v = memory[f"m/{name}"], memory[f"v/{name}"]
+            usual = g / v.sqrt().clamp_min(self.eps)
+            m = moves * m.lerp(usual, 1 - self.beta1)
+            # g² whole in the first step, and its share of 1 − β₂ in all others
+            kept[f"v/{name}"] = v.lerp(g.square(), 1 - moves * self.beta2)
+            moved[name] = params[name] * (1 - moves * lr * self.weight_decay) - lr * m
+            kept[f"m/{name}"] = m
+        return moved, kept
