@@ -132,7 +132,7 @@ def test_the_processor_makes_the_inputs_of_the_run(
         return (made - task.batch(rows, None)["pixel_values"]).abs()
 
     draws = torch.Generator().manual_seed(1)
-    for shape in ((task.input.size,) * 2, (40, 50)):
+    for shape in ((task.input.height, task.input.width), (40, 50)):
         noise = [
             torch.randint(0, 256, shape, generator=draws, dtype=torch.uint8).numpy()
             for _ in range(3)

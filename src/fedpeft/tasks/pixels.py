@@ -190,21 +190,28 @@ def _resizing(processor: Any, see: ImageInput) -> dict[str, Any]:
         return {}
     size, share = getattr(processor, "size", None), getattr(processor, "crop_pct", None)
     short, both = _shortest(size), _sides_of(size)
-    cut = bool(getattr(processor, "do_center_crop", False))
-    if type(processor).__name__.startswith("Levit") and short:
-        short = int(LEVIT * short)
-    elif share and cut:  # PoolFormer's, which takes equal sides for the shorter one
-        square = short or (both[0] if both and both[0] == both[1] else 0)
-        short = int(square / share)
-        both = both and (int(both[0] / share), int(both[1] / share))
+    if share and getattr(processor, "do_center_crop", False):
+        short, both = _before_cut(share, short, both)
     elif share and short:
         if short >= WARPED_FROM:
             return {"resized": (short, short)}
         short = int(short / share)
+    elif type(processor).__name__.startswith("Levit"):
+        short = int(LEVIT * short)
     if short:
         return {"resized": (short, short), "keeps_shape": True}
-    whole = both or (see.height, see.width)
-    return {"resized": () if whole == (see.height, see.width) else whole}
+    return {} if both in (None, (see.height, see.width)) else {"resized": both}
+
+
+def _before_cut(
+    share: float, short: int, both: tuple[int, int] | None
+) -> tuple[int, tuple[int, int] | None]:
+    """The shorter side, or both, of which a cut leaves the share; PoolFormer's takes equal sides
+    for the shorter one."""
+    tall, wide = both or (short, short)
+    if tall == wide:
+        return int(tall / share), None
+    return 0, (int(tall / share), int(wide / share))
 
 
 def _filter(processor: Any) -> int:
