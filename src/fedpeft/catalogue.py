@@ -32,6 +32,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "minimax": "fedpeft.algorithms.minimax:Minimax",
         "q_ffl": "fedpeft.algorithms.q_ffl:QFFL",
         "ridge_head": "fedpeft.algorithms.ridge_head:RidgeHead",
+        "virtual_features": "fedpeft.algorithms.virtual_features:VirtualFeatures",
         "vote": "fedpeft.algorithms.vote:Vote",
     },
     "attack": {
