@@ -153,7 +153,7 @@ def sum_moments(client: Any, weight: str, full: bool) -> dict[str, Tensor]:
         if not full:
             second.index_add_(0, label, x.square())
             continue
-        for c in label.unique():  # (batch, features, features) at once would be large
+        for c in sorted(set(label.tolist())):  # (batch, features, features) at once would be large
             of_class = x[label == c]
             second[c] += of_class.T @ of_class
     return {COUNTS: counts.float(), SECOND: second.float(), SUMS: sums.float()}
