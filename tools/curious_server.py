@@ -76,6 +76,7 @@ def kinds() -> dict[str, dict[str, Any]]:
         "plain, minimax": {"algorithms": ["minimax"], "weighting": "uniform"},
         "plain, covariances": {"algorithms": ["class_covariances"]},
         "plain, ridge head": {"algorithms": ["ridge_head"]},
+        "plain, virtual features": {"algorithms": ["virtual_features"]},
         "plain, fisher": {"algorithms": ["fisher"]},
         "plain, error feedback": {
             "uplink": {"name": "topk", "density": 0.5},

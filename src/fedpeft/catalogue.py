@@ -33,6 +33,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "q_ffl": "fedpeft.algorithms.q_ffl:QFFL",
         "reg_mean": "fedpeft.algorithms.reg_mean:RegMean",
         "ridge_head": "fedpeft.algorithms.ridge_head:RidgeHead",
+        "virtual_features": "fedpeft.algorithms.virtual_features:VirtualFeatures",
         "vote": "fedpeft.algorithms.vote:Vote",
     },
     "attack": {

@@ -1,5 +1,5 @@
 """A merge that needs one more answer from each client that trained: a question after the training,
-and the round told anew with the merge in the place of each update."""
+and the round told again with the merge in the place of each update."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,7 @@
 """Sums of features by class, which make a head without training: what the algorithms that begin
 with such a head have in common."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -49,17 +49,27 @@ def sum_features(client: Any, weight: str, products: str = "") -> dict[str, Tens
     classes, features = client.received[weight].shape
     sums, counts = torch.zeros(classes, features), torch.zeros(classes)
     gram = torch.zeros(features, features, dtype=torch.float64)
-    for batch, outputs in client.outputs(weight.removesuffix(".weight")):
-        if "label" not in batch:
-            raise PlanError("class means are for examples with labels: leave them out")
-        label, mask = batch["label"].cpu(), batch["mask"].cpu()
-        x = outputs[FEATURES].float().cpu() * mask[:, None]
+    for x, label, mask in labelled_features(client, weight):
         sums.index_add_(0, label, x)
         counts.index_add_(0, label, mask)
         if products:
             gram += x.double().T @ x.double()
     both = {SUMS: sums, COUNTS: counts}
     return {**both, products: gram.float()} if products else both
+
+
+def labelled_features(client: Any, weight: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batch by batch what comes into the head, (batch, features), with its labels and its mask,
+    both (batch,); features that only fill up a batch are zero.
+
+    Raises:
+      PlanError: the examples have no labels.
+    """
+    for batch, outputs in client.outputs(weight.removesuffix(".weight")):
+        if "label" not in batch:
+            raise PlanError("class means are for examples with labels: leave them out")
+        mask = batch["mask"].cpu()
+        yield outputs[FEATURES].float().cpu() * mask[:, None], batch["label"].cpu(), mask
 
 
 def check_sums(phase: str) -> Check:

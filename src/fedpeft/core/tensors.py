@@ -1,6 +1,6 @@
 """Arithmetic on named tensors. Pure: every function returns new tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import isfinite, sqrt
 
 import torch

@@ -9,6 +9,7 @@ from math import ceil, isfinite
 from typing import Any, TypeAlias, TypeVar
 
 import torch
+from torch import Tensor
 
 from fedpeft.compute.objective import Objective
 from fedpeft.compute.trainable import tensors_of

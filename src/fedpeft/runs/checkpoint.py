@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.core.tensors import add_prefix, split_prefixes, take_prefix
-from fedpeft.core.types import State, Tensors
+from fedpeft.core.types import State
 from fedpeft.errors import RunError
 from fedpeft.plan.plan import Plan
 from fedpeft.storage.files import dump_tensors, load_tensors
