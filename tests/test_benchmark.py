@@ -354,8 +354,8 @@ def test_a_chat_model_is_asked_by_its_template(real_data: Path) -> None:
     """Shots and question are one message; the choice follows the sign after which the assistant
     speaks, without the blank of plain text."""
     model = str(real_data / "stories260k")
-    task = {"name": "causal-lm", "model": model, "template": "chatml"}
-    plan = read_plan({"task": task, "data": {"name": "table", "path": str(real_data / "dolly")}})
+    asked = {"name": "causal-lm", "model": model, "template": "chatml"}
+    plan = read_plan({"task": asked, "data": {"name": "table", "path": str(real_data / "dolly")}})
     assert chat_of(plan) == "chatml"
     given, said = question_encoder(None, plan)("Q: 1\nA: one\n\nQ: 2\nA:", " two")
     read = tokenizer(model)
@@ -363,7 +363,8 @@ def test_a_chat_model_is_asked_by_its_template(real_data: Path) -> None:
     assert read.decode(given).removeprefix("<s>").strip() == want.strip()
     assert read.decode(said).strip() == "two"
     for plain in ("none", "alpaca"):
-        assert chat_of(replace(plan, task=replace(plan.task, template=plain))) == ""
+        task = replace(plan.task, template=plain)  # type: ignore[type-var]
+        assert chat_of(replace(plan, task=task)) == ""
 
 
 def test_an_interval_is_wilsons_and_a_difference_is_of_pairs() -> None:

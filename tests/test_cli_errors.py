@@ -202,12 +202,13 @@ def test_a_bad_place_for_a_result_is_told_before_anything_is_read_or_trained(
     out = plan / "x"  # below a file
     study = tmp_path / "study"
     fedpeft("invite", plan, "-o", study, "--set", "rounds=1")
-    for words in (
+    commands: tuple[list[str | int | Path], ...] = (
         ["run", plan, "-o", out],
         ["contribute", study, "--client", 0, "--yes", "--memory", tmp_path, "-o", out],
         ["merge", study, plan, "-o", out],
         ["report", tmp_path, "-o", out],
-    ):
+    )
+    for words in commands:
         refused = fedpeft(*words)
         assert refused.exit_code == 2 and refused.stdout == "", refused.output
         assert refused.stderr.startswith(f"error: {out} cannot be made: {plan}: Not a directory")

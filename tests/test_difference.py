@@ -20,7 +20,7 @@ from fedpeft.core.types import ClientId, Failure, Job, State, Tensors
 from fedpeft.engines.vectorized.engine import Cohort
 from fedpeft.plan.coding import DOWNLINK
 from fedpeft.registry import build
-from fedpeft.rounds.client import Worker
+from fedpeft.rounds.client import ClientRound, Worker
 from fedpeft.rounds.loop import Ledger, federate, start
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.storage.client_memory import Folder
@@ -97,6 +97,7 @@ class Watching:
     def run(self, jobs: Iterable[Job]) -> Iterator[Any]:
         for job in jobs:
             opened = self.worker.open(job)
+            assert isinstance(opened, ClientRound)
             self.seen[job.round, job.client] = dict(opened.client.found.message.tensors[PARAMS])
             yield self.worker.close(opened, partial(self.worker.alone, opened))
 

@@ -181,7 +181,8 @@ def test_a_run_begins_with_an_adapter_that_was_exported(tmp_path: Path, method: 
     path, model = run_of(tmp_path, TEXTS, "bert", method)
     export_run(path, tmp_path / "out")
     plan = read_plan((path / "plan.toml").read_text())
-    begun = replace(plan, method=replace(plan.method, init=str(tmp_path / "out"))).model(CLASSES)
+    own = replace(plan.method, init=str(tmp_path / "out"))  # type: ignore[type-var]
+    begun = replace(plan, method=own).model(CLASSES)
     wanted = tensors_of(model)
     for name in plan.method.names(begun):
         assert torch.equal(tensors_of(begun)[name], wanted[name]), name
@@ -193,7 +194,8 @@ def test_a_run_begins_with_an_adapter_for_another_size(tmp_path: Path) -> None:
     plan = read_plan({"task": task, "method": "lora", "classes": list(CLASSES)})
     path, model = checkpointed(tmp_path / "run", plan)
     export_run(path, tmp_path / "out")
-    begun = replace(plan, method=replace(plan.method, init=str(tmp_path / "out"))).model(CLASSES)
+    method = replace(plan.method, init=str(tmp_path / "out"))  # type: ignore[type-var]
+    begun = replace(plan, method=method).model(CLASSES)
     x = torch.randn(1, 3, 48, 48)
     with torch.inference_mode():
         assert torch.equal(begun.eval()(x).logits, model(x).logits)
@@ -204,8 +206,10 @@ def test_a_merged_folder_is_a_model_and_no_adapter(tmp_path: Path) -> None:
     export_run(path, tmp_path / "out", merge=True)
     plan = read_plan((path / "plan.toml").read_text())
     with pytest.raises(PlanError, match=r"is a whole model and no adapter.*task\.model = "):
-        replace(plan, method=replace(plan.method, init=str(tmp_path / "out"))).model(CLASSES)
-    further = replace(plan, task=replace(plan.task, model=str(tmp_path / "out")))
+        method = replace(plan.method, init=str(tmp_path / "out"))  # type: ignore[type-var]
+        replace(plan, method=method).model(CLASSES)
+    task = replace(plan.task, model=str(tmp_path / "out"))  # type: ignore[type-var]
+    further = replace(plan, task=task)
     merged = further.model(CLASSES)
     name = "bert.encoder.layer.0.attention.self.query.base_layer.weight"
     assert not torch.equal(tensors_of(merged)[name], tensors_of(model)[name])

@@ -50,10 +50,11 @@ def test_the_plans_of_glue_are_fedpetunings() -> None:
     assert plans.keys() == RATES.keys()
     for name, plan in plans.items():
         task, data, clients = (vars(x) for x in (plan.task, plan.data, plan.partition))
+        local = vars(plan.local)
         assert read_plan(plan.toml()).fingerprint == plan.fingerprint
         assert (plan.name, data["config"], clients["clients"]) == (f"glue-{name}", name, 100)
-        assert (plan.rounds, plan.cohort, plan.local.epochs) == (100, 10, 1)
-        assert plan.local.lr == RATES[name]
+        assert (plan.rounds, plan.cohort, local["epochs"]) == (100, 10, 1)
+        assert local["lr"] == RATES[name]
         assert data["test_split"].startswith("validation"), "the labels of its test split are -1"
         assert bool(task["text_pair"]) is (name not in ("cola", "sst2"))
         assert (task["problem_type"] == "regression") is (name == "stsb")

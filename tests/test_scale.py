@@ -6,7 +6,7 @@ from benchmarks import scale
 
 
 @pytest.mark.slow
-def test_scale_measures_a_server_and_a_round():
+def test_scale_measures_a_server_and_a_round() -> None:
     found = scale.server(updates=3, repeats=1)
     assert found["from_cache_seconds"] > 0 and found["from_disk_seconds"] > 0
     assert found["mb"] == round(3 * 371_812 * 4 / 1e6)

@@ -4,6 +4,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -40,9 +41,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]
     (tmp_path / "fedpeft_own.py").write_text("\n".join(blocks("python")))
     monkeypatch.syspath_prepend(str(tmp_path))
     _installed_parts.cache_clear()
-    import fedpeft_own
-
-    yield fedpeft_own
+    own = import_module("fedpeft_own")
+    yield own
     del sys.modules["fedpeft_own"]
     _installed_parts.cache_clear()
 

@@ -108,7 +108,7 @@ def take_prefix(prefix: str, a: Tensors) -> dict[str, Tensor]:
     return {n[len(start) :]: x for n, x in a.items() if n.startswith(start)}
 
 
-def split_prefixes(a: Tensors) -> dict[str, dict[str, Tensor]]:
+def split_prefixes(a: Tensors) -> dict[str, Tensors]:
     """The tensors named `prefix/...` by their prefixes, without them."""
     prefixes = dict.fromkeys(name.partition("/")[0] for name in a)
     return {prefix: take_prefix(prefix, a) for prefix in prefixes}

@@ -71,9 +71,9 @@ def start_from(start: Start, config: Any, model: nn.Module, head: str) -> None:
         names = [name for name in names if not within(name, head)]
         saved = {key: x for key, x in saved.items() if not within(_bare(key), head)}
     wanted = {_key(name): name for name in names}
-    saved = _without_frozen(_without_projections(start.folder, saved, model), model, names)
-    found = {_match(key, wanted): x for key, x in saved.items()}
-    _check_names(start.folder, saved, wanted, head)
+    trained = _without_frozen(_without_projections(start.folder, saved, model), model, names)
+    found = {_match(key, wanted): x for key, x in trained.items()}
+    _check_names(start.folder, trained, wanted, head)
     shapes = {name: x.shape for name, x in model.named_parameters()}
     for key, x in found.items():
         _check_shape(start.folder, key, x, shapes[wanted[key]], head)

@@ -65,7 +65,7 @@ def _resize(module: nn.Module, old: tuple[int, int], new: tuple[int, int]) -> bo
             "square: set size to a number of pixels a side"
         )
     grid = _interpolated(rows.weight.data[None], old, new, _patch(module.patch_size))[0]
-    table_of = nn.Embedding(*grid.shape, device="meta")  # so that nothing is drawn
+    table_of = nn.Embedding(len(grid), grid.shape[1], device="meta")  # so that nothing is drawn
     table_of.weight = nn.Parameter(grid)
     module.position_embedding = table_of
     ids = torch.arange(len(grid), device=grid.device)[None]
