@@ -51,11 +51,11 @@ def site_of(local: Mapping[str, Any], network: str = "linear", **changes: Any) -
     return open_site(read_plan({**PLAN, "task": task, "local": local, **changes}))
 
 
-@pytest.mark.parametrize("network", ["linear", "convolution", "tied"])
+@pytest.mark.parametrize("network", ["convolution", "tied"])
 def test_hugging_faces_trainer_takes_the_steps_of_descent(network: str) -> None:
     """Three steps on all examples, with running statistics and shared weights too."""
-    site = site_of({**WHOLE, "epochs": 3}, network)
-    own = site_of(by("make", **HUGGING), network)
+    site = site_of({**WHOLE, "epochs": 3}, network, rounds=1)
+    own = site_of(by("make", **HUGGING), network, rounds=1)
     rounds, plain = run(own, own.plan), run(site, site.plan)
     assert distance(last(rounds), last(plain)) < 1e-6
     # the same bytes, but that the loss in the header may have a digit more

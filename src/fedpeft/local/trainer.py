@@ -74,7 +74,7 @@ class ClientModel(nn.Module):
 
 @dataclass(frozen=True)
 class Places(torch.utils.data.Dataset[dict[str, int]]):
-    """A client's examples as their places: the model has the rest of them.
+    """A client's examples as their places: the model looks up what stands there.
 
     So no collator or column filter of a trainer's changes an example.
     """
