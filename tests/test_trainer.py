@@ -17,6 +17,7 @@ from fedpeft.core.types import Context
 from fedpeft.engines.processes import Processes
 from fedpeft.engines.vectorized.engine import Cohort, unfit
 from fedpeft.local.trainer import ClientModel, OwnTrainer
+from fedpeft.oneshot.trajectories import check_comparable
 from fedpeft.plan.checks import Holder, check_holders, holder_of
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site
@@ -208,6 +209,11 @@ def test_no_noise_hides_an_example_of_it() -> None:
     own = holder_of(OwnTrainer(trainer="own_trainers:loop"))
     with pytest.raises(PlanError, match=r"^DpSgd hides each example by noise, and a trainer of"):
         check_holders([own, noise])
+
+
+def test_a_diagnosis_cannot_count_its_epochs() -> None:
+    with pytest.raises(PlanError, match=r"^OwnTrainer decides by itself how long a round is"):
+        check_comparable(read_plan({**PLAN, "local": by("loop")}))
 
 
 @pytest.mark.parametrize(

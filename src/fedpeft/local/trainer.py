@@ -151,6 +151,7 @@ class OwnTrainer:
     passes: ClassVar[float] = 1.0
     event: ClassVar[Event | None] = None
     trains_alone: ClassVar[str] = "a trainer of one's own trains one client at a time"
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.OWN_LENGTH})
     forbids: ClassVar[Mapping[Fact, str]] = {
         Fact.EXAMPLE_NOISE: "{other} {what}, and a trainer of one's own clips no example and adds "
         'no noise: set local = "dp_sgd", or hide clients instead, with stages = ["client_dp"]'
