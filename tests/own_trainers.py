@@ -51,7 +51,7 @@ def noisy(training: ClientTraining) -> Loop:
 
 
 def _drop(weights: nn.Module) -> None:
-    del weights.head.weight
+    del weights.get_submodule("head").weight
 
 
 def _reshape(weights: nn.Module) -> None:

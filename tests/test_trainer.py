@@ -69,7 +69,7 @@ def test_hugging_faces_trainer_takes_the_steps_of_descent(network: str) -> None:
 
 def test_accumulated_batches_are_the_step_of_the_whole() -> None:
     """Two batches of 30, accumulated, are one of 60: the loss takes any factor of a trainer's."""
-    even = {"partition": {"name": "iid", "clients": 3}, "cohort": 3}
+    even: dict[str, Any] = {"partition": {"name": "iid", "clients": 3}, "cohort": 3}
     ends = []
     for size, count in ((60, 1), (30, 2)):
         each = {"per_device_train_batch_size": size, "gradient_accumulation_steps": count}
@@ -198,9 +198,9 @@ def test_what_is_trained_is_what_the_plan_says(
     changes: Mapping[str, Any], kept: str, tmp_path: Path
 ) -> None:
     ends = []
-    for local in (WHOLE, by("loop")):
+    for name, local in (("descent", WHOLE), ("trainer", by("loop"))):
         site = open_site(read_plan({**PLAN, "local": local, **changes}))
-        ends.append(last(run(site, site.plan, Folder(tmp_path / local.get("name", "descent")))))
+        ends.append(last(run(site, site.plan, Folder(tmp_path / name))))
     assert distance(ends[1], ends[0]) < 1e-6
 
 
