@@ -69,6 +69,7 @@ PLANS = {
     "a stage": 'stages = ["study.evil:Part"]',
     "a phase": '[[phase]]\nset = ["aggregator=study.evil:Part"]',
     "a module": SHELL % "ran",
+    "a trainer": 'local = {name = "trainer", trainer = "study.evil:Part"}',
 }
 
 

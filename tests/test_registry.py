@@ -22,6 +22,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("data", "images"): {"path": "some/folder"},
     ("data", "memory"): {"train": {"label": [0, 1]}},
     ("data", "table"): {"path": "some/table"},
+    ("local", "trainer"): {"trainer": "own_trainers:make"},
     ("partition", "column"): {"column": "writer"},
     ("partition", "redrawn"): {"subset": 100},
     ("partition", "lists"): {"clients": {"here": (0, 1), "there": (2,)}},

@@ -58,6 +58,7 @@ class Fact(Enum):
     NO_LOGITS = "gives no logits of classes or words"
     SIMULATES = "simulates what real clients have of themselves"
     SPANS_ROUNDS = "follows a course over all rounds of the plan"
+    OWN_LENGTH = "decides by itself how long a round is"
     JUDGES_LENGTH = "judges a client's length by the others'"
 
 

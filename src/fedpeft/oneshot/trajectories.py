@@ -157,6 +157,7 @@ NOT_COMPARABLE: Mapping[Fact, str] = {
     "is none: leave them out",
     Fact.REMEMBERS: "{other} makes clients keep something for the next round, and one round has "
     "none: leave out SCAFFOLD, error feedback or restart_schedule = false",
+    Fact.OWN_LENGTH: '{other} {what}, and a diagnosis counts epochs: set local = "descent"',
 }
 """Of what one round is not the same local work as several."""
 

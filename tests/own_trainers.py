@@ -1,0 +1,88 @@
+"""Trainers of a user's own, as plans name them."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import Trainer
+
+from fedpeft.local.trainer import ClientModel, ClientTraining
+
+
+def make(training: ClientTraining, **settings: Any) -> Trainer:
+    """The three lines of the guide."""
+    arguments = training.arguments(**settings)
+    return Trainer(training.model, arguments, train_dataset=training.examples)
+
+
+@dataclass
+class Loop:
+    """Plain steps on all examples at once, and something else at their end."""
+
+    model: ClientModel
+    size: int
+    lr: float = 0.1
+    steps: int = 1
+    also: Callable[[nn.Module], object] = field(default=lambda weights: None)
+
+    def train(self) -> None:
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=self.lr)
+        for _ in range(self.steps):
+            optimizer.zero_grad()
+            self.model(torch.arange(self.size))["loss"].backward()
+            optimizer.step()
+        self.also(self.model.weights)
+
+
+def loop(training: ClientTraining, **settings: Any) -> Loop:
+    return Loop(training.model, len(training.examples), **settings)
+
+
+def noisy(training: ClientTraining) -> Loop:
+    """Prints, and trains at a rate that all three streams of chance decide."""
+    draws = random.random() + np.random.rand() + float(torch.rand(()))  # noqa: NPY002
+    print("a line of a trainer's log", training.seed, training.round, training.rounds)  # noqa: T201
+    (training.folder / "checkpoint").write_text("left behind")
+    return loop(training, lr=0.01 * draws)
+
+
+def _drop(weights: nn.Module) -> None:
+    del weights.get_submodule("head").weight
+
+
+def _reshape(weights: nn.Module) -> None:
+    weights.head.weight = nn.Parameter(torch.zeros(1))  # type: ignore[union-attr]
+
+
+def _raise(weights: nn.Module) -> None:
+    raise ValueError("the trainer's own words")
+
+
+def _leave(weights: nn.Module) -> None:
+    raise SystemExit(3)
+
+
+BROKEN: dict[str, Callable[[nn.Module], object]] = {
+    "drops": _drop,
+    "reshapes": _reshape,
+    "raises": _raise,
+    "leaves": _leave,
+}
+
+
+def broken(training: ClientTraining, size: int, how: str) -> Loop | None:
+    """A trainer that goes wrong at clients with so many examples, and nowhere else."""
+    if len(training.examples) != size:
+        return loop(training)
+    if how == "nothing":
+        return None
+    if how == "still":
+        return loop(training, lr=0.0)
+    return loop(training, also=BROKEN[how])
+
+
+NO_FUNCTION = 3
