@@ -173,7 +173,7 @@ def test_the_keys_of_a_part_with_what_they_mean() -> None:
     assert "  path (must be given)\n      the folder.\n" in shown
     assert "  test_fraction (default 0.2)\n" in shown and "  window (default left out)\n" in shown
     assert '  start (default "zero")' in fedpeft("list", "method", "lora").stdout
-    assert "It has no keys." in fedpeft("list", "codec", "dense").stdout
+    assert "It has no keys." in fedpeft("list", "codec", "float16").stdout
     refused = fedpeft("list", "data", "image")
     assert refused.exit_code == 2 and "Did you mean 'images'?" in refused.stderr
 

@@ -159,7 +159,7 @@ def test_what_deflates_further_than_20_times_is_sent_as_it_is() -> None:
 
 def test_a_bomb_does_not_go_off() -> None:
     body = zlib.compress(bytes(4 + 10_000_000), 9)
-    with pytest.raises(WireError, match="does not inflate to at most 20 times"):
+    with pytest.raises(WireError, match="does not inflate to at most 194760 bytes"):
         build("codec", "int8").decode(frame([[["a", [10_000_000], "float32"]], "deflated"], body))
     with pytest.raises(WireError, match="header is not this codec's"):
         build("codec", "int8").decode(frame([[["a", [1], "float32"]], "inflated"], bytes(5)))

@@ -103,6 +103,7 @@ def points() -> Site:
 
 
 SPARSE = {n for n in names("codec") if Fact.SPARSE in offered_by(build("codec", n))}
+FOLLOWS = {n for n in names("codec") if getattr(build("codec", n), "follows", False)}
 SCAFFOLD: dict[str, Any] = {"local": {"correction": "scaffold"}}
 LOCALS: dict[str, dict[str, Any]] = {
     **{name: {"local": {"optimizer": name}} for name in names("optimizer")},
@@ -114,7 +115,7 @@ LOCALS: dict[str, dict[str, Any]] = {
     "cosine": {"local": {"schedule": "cosine", "warmup": 0.2}},
     "linear": {"local": {"schedule": "linear", "optimizer": "adamw"}},
     "clip": {"local": {"clip_norm": 0.1}},
-    **{f"uplink {name}": {"uplink": name} for name in names("codec")},
+    **{f"uplink {name}": {"uplink": name} for name in names("codec") if name not in FOLLOWS},
     **{f"downlink {name}": {"downlink": name} for name in names("codec") if name not in SPARSE},
     **{
         name: {**staged(name), "uplink": "dense" if name in PRIVATE else "topk"}

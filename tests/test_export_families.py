@@ -22,6 +22,13 @@ from fedpeft.runs.execute import execute, open_engine, open_run_site
 from fedpeft.runs.folder import create
 from fedpeft.storage.client_memory import Folder
 
+pytestmark = [
+    # peft's own, when the lines of a card load an adapter
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    # the export of such an adapter unties what is tied
+    pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning"),
+]
+
 TASKS = {
     "AutoModelForImageClassification": "image-classification",
     "AutoModelForSequenceClassification": "text-classification",

@@ -22,18 +22,19 @@ from fedpeft.forecasts.memory import MemoryNeed
 from fedpeft.forecasts.step_cost import Live, cost_of
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
-from fedpeft.registry import names
+from fedpeft.registry import build, names
 from fedpeft.rounds.ledger import Ledger
 from fedpeft.rounds.site import open_site
 from fedpeft.storage.client_memory import Folder
 
+UPLINKS = [n for n in names("codec") if not getattr(build("codec", n), "follows", False)]
 LOW_RANK: dict[str, Any] = {
     "task": {"name": "parts:Points", "network": "hidden"},
     "method": {"name": "lora", "rank": 4, "target": ["first"], "head": "head"},
 }
 LOCAL: Any = POINTS["local"]
 PARTS: dict[str, dict[str, Any]] = {
-    **{f"codec {name}": {"uplink": name, "downlink": "dense"} for name in names("codec")},
+    **{f"codec {name}": {"uplink": name, "downlink": "dense"} for name in UPLINKS},
     "down int8": {"downlink": "int8"},
     "owners": {
         "evaluate_at": ["owners"],

@@ -258,7 +258,7 @@ def test_an_empty_or_foreign_vocabulary_is_refused(tmp_path: Path) -> None:
     empty = save_family(tmp_path / "empty", "bert")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (empty / file).unlink()
-    with pytest.raises(PlanError, match="knows no word: its vocabulary is empty but for"):
+    with pytest.raises(PlanError, match="knows no word: its vocabulary is empty except for"):
         TextClassification(str(empty), 16).prepare(table)
 
 

@@ -33,6 +33,8 @@ UNFIT = {
     "aggregator": {"class_rows"},  # rows of a head that some methods do not have
     # Need columns or lists of the data's; a mistake, not to be built on.
     "partition": {"column", "lists", "redrawn"},
+    # These change what clients were sent last, and go down alone.
+    "uplink": {n for n in names("codec") if getattr(build("codec", n), "follows", False)},
     # These drop parameters.
     "downlink": {n for n in names("codec") if Fact.SPARSE in offered_by(build("codec", n))},
 }

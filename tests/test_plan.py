@@ -172,7 +172,10 @@ def test_built_parts_pass() -> None:
             {"local": {"lr": {"x": 3}}},
             r"plan\.local\.lr = \{'x': 3\}: input should be a valid number",
         ),
-        ({"local": {"optimizer": 0}}, r"plan\.local\.optimizer = 0: must be a name.*adamw, sgd"),
+        (
+            {"local": {"optimizer": 0}},
+            r"plan\.local\.optimizer = 0: must be a name.*adamw, adopt, sgd",
+        ),
         (
             {"server": "parts:Points"},
             r"plan\.server: Points is no server: it has no init, step",

@@ -111,9 +111,11 @@ def run(
             begun = follow.submit_run(read, out, federation, start, say)
             _report(console, begun, follow.until_done(console, begun, read, quiet), as_json)
             return
-        folder, site = _begin(read, out, device, workers, say)
+        folder, site, seen = _begin(read, out, device, workers)
         with kept_if_begun(folder):
             _keep_start(folder, site.plan, start)
+            with _resumable(folder):
+                show_data(say, seen, site)
             _finish(console, folder, site, workers, quiet, as_json)
     else:
         if any(given not in (None, []) for given in (plan, settings, out, start, seed)):
@@ -139,20 +141,19 @@ def _flags(**values: str | int | None) -> list[str]:
 
 
 def _begin(
-    plan: "Plan", out: Path | None, device: str, workers: int, say: Callable[[str], object]
-) -> "tuple[RunFolder, Site]":
-    """A new run, whose data `say` is told of. Nothing is written before its plan and its data are
-    known to be good."""
+    plan: "Plan", out: Path | None, device: str, workers: int
+) -> "tuple[RunFolder, Site, list[str]]":
+    """A new run, its site, and what was read of the data. Nothing is written before its plan and
+    its data are known to be good."""
     from fedpeft.runs.execute import check_workers, open_run_site
     from fedpeft.runs.folder import create, vacant
 
     check_workers(plan, workers)
     if out is not None:
         vacant(out)
-    read: list[str] = []
-    site = open_run_site(plan, device, describe_data(read))
-    show_data(say, read, site)
-    return create(site.plan, out), site
+    seen: list[str] = []
+    site = open_run_site(plan, device, describe_data(seen))
+    return create(site.plan, out), site, seen
 
 
 def _extend(path: Path, rounds: int | None) -> None:

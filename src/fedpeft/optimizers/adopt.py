@@ -18,7 +18,8 @@ class Adopt:
     The step divides by the v of the gradients before it, and the momentum is of what is divided
     already: these two are the whole difference from Adam. The first step only measures and moves
     nothing, so that a round of one step trains nothing, unless the optimizer is kept
-    (`restart_schedule = false`). The memory holds `m/<name>`, `v/<name>` and `t`.
+    (`restart_schedule = false`). Where the first gradient is near zero a step is long and follows
+    its rounding: clients in one stack then agree with single ones by less than 1e-4. The memory holds `m/<name>`, `v/<name>` and `t`.
 
     Attributes:
       beta1, beta2: β₁ and β₂.
