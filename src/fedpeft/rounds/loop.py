@@ -19,7 +19,8 @@ from fedpeft.plan.calibration import (
     select_cohort,
 )
 from fedpeft.plan.plan import Plan
-from fedpeft.plan.reading import plan_at
+from fedpeft.plan.reading import plan_at, rounds_to_check
+from fedpeft.plan.values import remembers
 from fedpeft.rounds.admission import Admission
 from fedpeft.rounds.ledger import Ledger as Ledger
 from fedpeft.rounds.post import Post
@@ -141,14 +142,6 @@ def _measure(state: State, round: Round, ledger: Ledger) -> Generator[Ask, Itera
         ledger.report(one.told_as, {**told, "failed": failed, "not_asked": before, **cost})
 
 
-def remembers(plan: Plan) -> bool:
-    """Whether clients keep something between rounds or messages."""
-    kept = plan.local_shares or plan.personal
-    several = plan.rounds > 1 and getattr(plan.local, "remembers", False)
-    staged = any(stage.remembers for stage in plan.stages)
-    return bool(kept or several or staged or any(plan.hooks("remembers_clients")))
-
-
 def _local(plan: Plan, engine: Engine) -> LocalEngine | None:
     """The engine, if it lies beside the data.
 
@@ -157,7 +150,8 @@ def _local(plan: Plan, engine: Engine) -> LocalEngine | None:
     """
     if not isinstance(engine, LocalEngine):
         return None
-    if isinstance(engine.store, Nowhere) and remembers(plan):
+    ever = any(remembers(plan_at(plan, round)) for round in rounds_to_check(plan))
+    if isinstance(engine.store, Nowhere) and ever:
         raise PlanError(
             "this plan's clients have a memory: give the engine a store for it, e.g. "
             "store=Folder(path)"
