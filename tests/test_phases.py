@@ -150,3 +150,11 @@ def test_clients_remember_from_a_phase_on(later: list[str], tmp_path: Path) -> N
     _, ledger = next(rounds)
     assert len(ledger.failed) == 24
     assert all("its memory of round 1 is gone" in why for why in ledger.failed.values())
+
+
+@pytest.mark.parametrize("first", ["scaffold", ""])
+def test_no_phase_changes_what_travels_beside_the_parameters(first: str) -> None:
+    local = {"batch_size": 16, "lr": 0.05, **({"correction": first} if first else {})}
+    other = "local={batch_size=16, lr=0.05" + ("" if first else ", correction='scaffold'") + "}"
+    with pytest.raises(PlanError, match="Scaffold sends tensors beside the parameters"):
+        plan_of(local=local, phase=[{"until": 2, "set": [other]}], rounds=4)

@@ -85,6 +85,7 @@ def plan_at(plan: Plan, round: int, code: Code = OWN) -> Plan:
             f"round {round} has a downlink of changes and other rounds have none, so that clients "
             "would hold nothing that it changes: set the downlink for all rounds, not in a phase"
         )
+    _check_shares(plan, built, round)
     if plan.private_part is not None:
         _check_private(plan, built, round)
     return built
@@ -102,6 +103,18 @@ def _check_rounds(plan: Plan, code: Code) -> None:
     if plan.changes:
         for round in rounds_to_check(plan):
             plan_at(plan, round, code)
+
+
+def _check_shares(plan: Plan, now: Plan, round: int) -> None:
+    """Raises PlanError where a phase changes what travels beside the parameters: the run begins
+    with that of the plan, and goes on with it from round to round."""
+    had, has = ([type(one).__name__ for one in each.each_part() if hasattr(one, "shares")]
+                for each in (plan, now))  # fmt: skip
+    if changed := sorted({*had} ^ {*has}):
+        raise PlanError(
+            f"{changed[0]} sends tensors beside the parameters in some rounds and not in round "
+            f"{round} or the plan itself: set it for all rounds, not in a phase"
+        )
 
 
 def _check_private(plan: Plan, now: Plan, round: int) -> None:
