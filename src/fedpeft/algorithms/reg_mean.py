@@ -20,6 +20,9 @@ from fedpeft.errors import PlanError
 
 PHASE = "gram_matrices"
 WEIGHT = ".weight"
+ROUNDING = 2e-7
+"""How far below zero the least eigenvalue of a Gram matrix may be, in shares of its trace: what
+float32 rounds off its entries moves none by more."""
 FLOOR = 1e-6
 """What is added to a Gram matrix, in shares of its mean diagonal, so that directions in which no
 client has inputs go to their mean."""
@@ -81,7 +84,8 @@ class RegMean:
         ) -> Tensors:
             return merge_by_inputs(changes, told, weights, self.share)
 
-        return (yield from merge_anew((inner, state, round), PHASE, _squares, _check, merge))
+        asked = inner, state, round
+        return (yield from merge_anew(asked, PHASE, _squares, _check, merge, _usual_length))
 
     def handlers(self) -> Mapping[str, Handler]:
         return {PHASE: self._answer}
@@ -178,7 +182,23 @@ def _listening(
 
 
 def _check(client: ClientId, message: Message) -> None:
-    """Raises ValueError for what is no Gram matrix."""
+    """Raises ValueError for what is no Gram matrix. With a negative eigenvalue in it the sum of all
+    may be near a singular one, and the merge as long as a client wishes."""
     for name, x in message.tensors[PHASE].items():
-        if not torch.equal(x, x.T) or (x.diagonal() < 0).any():
+        if not torch.equal(x, x.T) or (x.diagonal() < 0).any() or not _is_positive(x.double()):
             raise ValueError(f"its Gram matrix of {name!r} is no sum of x·xᵀ")
+
+
+def _is_positive(gram: Tensor) -> bool:
+    """Whether no eigenvalue is negative beyond what rounding may do."""
+    # Below the least normal number of float32 rounding is no share of anything.
+    room = ROUNDING * float(gram.trace()) + torch.finfo(torch.float32).tiny
+    whole = gram + room * torch.eye(len(gram), dtype=gram.dtype)
+    # cholesky_ex gives a number where cholesky raises.
+    return int(torch.linalg.cholesky_ex(whole).info) == 0
+
+
+def _usual_length(message: Message) -> float:
+    """The root of the mean of ‖x‖² over all layers' inputs: a client whose inputs were far longer
+    than all others' would alone say where the merge goes."""
+    return sum(float(x.double().trace()) for x in message.tensors[PHASE].values()) ** 0.5
