@@ -47,7 +47,12 @@ class RegMean:
     """
 
     share: float = 0.9
-    reveals: ClassVar[frozenset[str]] = frozenset({PHASE})
+    reveals: ClassVar[frozenset[str]] = frozenset(
+        {
+            "the products, two by two, of what comes into each trained layer, their mean over the "
+            "examples"
+        }
+    )
     forbids: ClassVar[Mapping[Fact, str]] = {
         **{
             fact: "a merge by Gram matrices is of layers that all clients have alike: leave out "
