@@ -4,6 +4,7 @@ Jin et al., 2023, arXiv:2212.09849)."""
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any, ClassVar
 
 import torch
@@ -206,4 +207,4 @@ def _is_positive(gram: Tensor) -> bool:
 def _usual_length(message: Message) -> float:
     """The root of the mean of ‖x‖² over all layers' inputs: a client whose inputs were far longer
     than all others' would alone say where the merge goes."""
-    return sum(float(x.double().trace()) for x in message.tensors[PHASE].values()) ** 0.5
+    return sqrt(sum(float(x.double().trace()) for x in message.tensors[PHASE].values()))

@@ -13,6 +13,7 @@ from fedpeft.errors import PlanError
 from fedpeft.plan.convert import convert
 from fedpeft.plan.phases import Schedule, take_schedules
 from fedpeft.plan.plan import SCHEMA, Plan
+from fedpeft.plan.values import remembers, remembers_training
 from fedpeft.registry import OWN, Code, construct, find, names, settings_of
 from fedpeft.storage.text_files import read_text
 
@@ -96,6 +97,17 @@ def rounds_to_check(plan: Plan) -> list[int]:
     are in the plans of these rounds, ascending."""
     ends = [phase.until for phase in plan.phase if phase.until is not None]
     return sorted({0, plan.rounds - 1, *(end for end in ends if end < plan.rounds)})
+
+
+def ever_remembers(plan: Plan) -> bool:
+    """Whether clients keep something in any phase."""
+    return any(remembers(plan_at(plan, round)) for round in rounds_to_check(plan))
+
+
+def has_kept(plan: Plan, round: int) -> bool:
+    """Whether a client that trained in a round must have a memory of it: a phase may have had
+    nothing to remember."""
+    return not plan.changes or remembers_training(plan_at(plan, round))
 
 
 def _check_rounds(plan: Plan, code: Code) -> None:

@@ -42,8 +42,7 @@ from fedpeft.plan.coding import (
 from fedpeft.plan.plan import Plan, intersect
 from fedpeft.plan.reading import plan_at
 from fedpeft.plan.values import shares_optimizer_state
-from fedpeft.rounds.answering import Client
-from fedpeft.rounds.lost_memory import check_memory
+from fedpeft.rounds.answering import Client, check_memory
 from fedpeft.rounds.received import Received, check_received
 from fedpeft.rounds.site import Site, threads
 from fedpeft.storage.files import StoreError, disk_errors

@@ -19,8 +19,7 @@ from fedpeft.plan.calibration import (
     select_cohort,
 )
 from fedpeft.plan.plan import Plan
-from fedpeft.plan.reading import plan_at, rounds_to_check
-from fedpeft.plan.values import remembers
+from fedpeft.plan.reading import ever_remembers, plan_at
 from fedpeft.rounds.admission import Admission
 from fedpeft.rounds.ledger import Ledger as Ledger
 from fedpeft.rounds.post import Post
@@ -150,8 +149,7 @@ def _local(plan: Plan, engine: Engine) -> LocalEngine | None:
     """
     if not isinstance(engine, LocalEngine):
         return None
-    ever = any(remembers(plan_at(plan, round)) for round in rounds_to_check(plan))
-    if isinstance(engine.store, Nowhere) and ever:
+    if isinstance(engine.store, Nowhere) and ever_remembers(plan):
         raise PlanError(
             "this plan's clients have a memory: give the engine a store for it, e.g. "
             "store=Folder(path)"
