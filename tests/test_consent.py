@@ -17,9 +17,10 @@ from fedpeft import read_plan
 from fedpeft.cli.app import app
 from fedpeft.core.seeds import fold
 from fedpeft.core.types import Job, Reply
-from fedpeft.deploy.consent import FILE, Consent, consent_to
+from fedpeft.deploy.consent import FILE, TELLS, Consent, consent_to
 from fedpeft.oneshot.invitation import invite
 from fedpeft.plan.calibration import round_seed
+from fedpeft.registry import find, names
 from fedpeft.rounds.client import Worker
 from fedpeft.rounds.loop import start
 from fedpeft.rounds.post import encode_start
@@ -69,6 +70,33 @@ def test_the_screen_says_what_stays_visible() -> None:
     assert told(summed)["noise"].endswith("only added to those of others")
     assert "shares" in told(summed)["messages"] and "vote" not in told(summed)["messages"]
     assert "sum of its examples' features" in told(site_of(head_start="class_means"))["not hidden"]
+
+
+def test_the_screen_says_what_any_phase_lets_the_server_see() -> None:
+    """An owner who reads of sums alone must not find later that one phase has none."""
+    later = {"until": 2, "set": ["exchange='plain'", "algorithms=['fisher']"]}
+    phases = [{"until": 1, "set": ["local.lr=0.04"]}, later]
+    screen = told(site_of(phase=phases, **SECURE))
+    assert screen["noise"].endswith("only added to those of others in some rounds")
+    assert "fisher" in screen["messages"] and "shares" in screen["messages"]
+    assert "the squared gradient" in screen["not hidden"]
+    assert "the mean loss in training" in screen["not hidden"]
+    less = [{"until": 1, "set": ["routing=[{name='subset', trains=['*.bias']}]"]}]
+    assert told(site_of(phase=less))["leaves here"].startswith("at most 27 numbers")
+
+
+@pytest.mark.parametrize("kind", ["algorithm", "aggregator", "evaluation"])
+def test_what_a_part_reveals_is_told_in_words(kind: str) -> None:
+    revealing = {n: part for n in names(kind) if (part := find(kind, n)) and _facts(part)}
+    assert revealing
+    for name, part in revealing.items():
+        for fact in _facts(part):
+            assert len(TELLS.get(fact, fact).split()) > 3, f"{name} reveals {fact!r}"
+
+
+def _facts(part: type) -> frozenset[str]:
+    found = getattr(part, "reveals", frozenset())
+    return found if isinstance(found, frozenset) else frozenset()
 
 
 def test_the_epsilon_is_of_all_rounds_and_of_all_runs() -> None:

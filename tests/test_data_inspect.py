@@ -128,6 +128,16 @@ def test_before_training_some_pictures_are_looked_at_and_it_says_how_many(scans:
     assert (found.train, found.test) == (9, 2)
 
 
+def test_large_pictures_cost_no_minutes_before_training(scans: Path) -> None:
+    """Of pictures of 48 pixels, two of each side are looked at for 49."""
+    for one in (scans / "train" / "ill").iterdir():
+        one.unlink()
+    for k in range(4):
+        save_picture(scans / "train" / "ill" / f"{k}.png", (1, 2, 3), (8, 6))
+    found = inspect(Images(str(scans)).load(), most=400, pixels=49)
+    assert found.pictures[0] == "4 of 10 were looked at: 4 can be read, 0 cannot"
+
+
 def test_it_is_shown_before_training_wherever_examples_are_read(tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text(PLAN)
     shown = fedpeft("run", tmp_path / "plan.toml", "--set", "rounds=1", "-o", tmp_path / "run")

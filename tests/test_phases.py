@@ -1,6 +1,7 @@
 """Plans that change from round to round: phases and schedules."""
 
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 import torch
@@ -121,3 +122,39 @@ def test_the_noise_of_a_private_plan_is_the_same_in_all_rounds() -> None:
             delta=1e-3,
             phase=[{"until": 2, "set": ["local.noise_multiplier=0.1"]}],
         )
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        ["stages=['error_feedback']", "uplink={name='topk', density=0.1}"],
+        ["stages=['ef21']", "uplink={name='topk', density=0.1}"],
+        ["personal=['*.bias']"],
+        ["local='ditto'"],
+    ],
+)
+def test_clients_remember_from_a_phase_on(later: list[str], tmp_path: Path) -> None:
+    """In the first rounds they have nothing to remember, so that nothing is lost afterwards."""
+    phases = [{"until": 1, "set": ["local.lr=0.04"]}, {"set": later}]
+    plan = plan_of(phase=phases, rounds=3, cohort=24)
+    site = open_site(plan)
+    begun = start(plan, site.params())
+    with pytest.raises(PlanError, match="give the engine a store"):
+        list(federate(plan, InProcess(site), begun))
+    folder = tmp_path / "clients"
+    rounds = federate(plan, InProcess(site, Folder(folder)), begun)
+    for _ in range(2):
+        _, ledger = next(rounds)
+        assert not ledger.failed and len(ledger.weights) == 24
+    rmtree(folder)
+    _, ledger = next(rounds)
+    assert len(ledger.failed) == 24
+    assert all("its memory of round 1 is gone" in why for why in ledger.failed.values())
+
+
+@pytest.mark.parametrize("first", ["scaffold", ""])
+def test_no_phase_changes_what_travels_beside_the_parameters(first: str) -> None:
+    local = {"batch_size": 16, "lr": 0.05, **({"correction": first} if first else {})}
+    other = "local={batch_size=16, lr=0.05" + ("" if first else ", correction='scaffold'") + "}"
+    with pytest.raises(PlanError, match="Scaffold sends tensors beside the parameters"):
+        plan_of(local=local, phase=[{"until": 2, "set": [other]}], rounds=4)

@@ -4,17 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from rounds import Recording, distance, on, points_plan, run
+from rounds import Recording, Tampering, distance, on, points_plan, run
 
 from fedpeft import PlanError
-from fedpeft.algorithms.reg_mean import PHASE, merge_by_inputs
+from fedpeft.algorithms.reg_mean import PHASE, _check, merge_by_inputs
 from fedpeft.codecs.dense import Dense
+from fedpeft.core.conversation import Message
 from fedpeft.core.tensors import equal
-from fedpeft.core.types import Reply
+from fedpeft.core.types import Failure, Reply
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.storage.client_memory import Folder
-from fedpeft.wire.payloads import decode_sent
+from fedpeft.wire.payloads import decode_sent, encode_answer
 
 
 def test_a_merge_by_hand() -> None:
@@ -67,6 +68,43 @@ def test_it_moves_elsewhere_than_the_mean(points: Site, tmp_path: Path) -> None:
     [(other, _)] = run(points, plain, Folder(tmp_path / "other"))
     assert 1e-4 < distance(one.params, other.params) < 1
     assert equal({"b": one.params["head.bias"]}, {"b": other.params["head.bias"]})
+
+
+@pytest.mark.parametrize(
+    ("lie", "words"),
+    [
+        # A merge with 2.2222 off the diagonal is 50 000 times as long as what anybody trained.
+        (torch.eye(8) + 2.2222 * (torch.eye(8).roll(4, 0)), "is no sum of"),
+        (-torch.eye(8), "is no sum of"),
+        (torch.eye(8).roll(1, 0), "is no sum of"),
+        (torch.eye(8) * 1e30, "norm_factor"),
+    ],
+)
+def test_a_false_gram_matrix_costs_its_client_alone(
+    points: Site, lie: torch.Tensor, words: str
+) -> None:
+    plan = points_plan(algorithms=["reg_mean"], rounds=1)
+    site, seen = open_site(plan), []
+    false = encode_answer(Message({PHASE: {"head.weight": lie}}), Dense())
+
+    def second(reply: Reply | Failure) -> Reply | Failure:
+        seen.append(reply.client)
+        liar = min(seen)
+        return Reply(liar, false) if seen.count(liar) > 1 and reply.client == liar else reply
+
+    engine = Tampering(on(site, plan), dict.fromkeys(site.data.clients, second))
+    [(state, ledger)] = federate(plan, engine, start(plan, site.params()))
+    assert len(ledger.weights) == 4 and ledger.note.count("did not answer afterwards") == 1
+    assert min(seen) in ledger.note and words in ledger.note
+    assert distance(state.params, start(plan, site.params()).params) < 100
+
+
+def test_rounded_gram_matrices_of_few_inputs_are_taken() -> None:
+    draws = torch.Generator().manual_seed(4)
+    for rows, scale in ((1, 1e-24), (1, 1.0), (3, 1e3), (300, 1.0)):
+        x = torch.randn(rows, 200, generator=draws, dtype=torch.float64).exp() * scale
+        gram = (x.T @ x / rows).float()
+        _check("someone", Message({PHASE: {"a.weight": (gram + gram.T) / 2}}))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import Tensor
 from fedpeft import PlanError
 from fedpeft.algorithms.virtual_features import (
     VirtualFeatures,
+    _check,
     add_moments,
     draw_features,
     estimate_normals,
@@ -147,6 +148,13 @@ def test_moments_of_no_examples_are_refused_by_name(
     engine = Tampering(on(points, plan), {client: lambda reply: Reply(client, payload)})
     [(_, ledger)] = federate(plan, engine, start(plan, points.params()))
     assert words in ledger.failed[client] and list(ledger.failed) == [client]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_tiny_features_are_taken(full: bool) -> None:
+    """Squares of 1e-25 are 0 in float32, and those of 3e-21 have five bits."""
+    told = moments(torch.tensor([[1e-25, 0.3, 3e-21]]), full)
+    _check("someone", Message({"class_moments": told}))
 
 
 def test_draws_are_of_a_stream_of_their_own() -> None:

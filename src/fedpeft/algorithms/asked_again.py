@@ -24,6 +24,8 @@ from fedpeft.core.types import ClientId, State, Tensors
 Merge: TypeAlias = Callable[[Sequence[Tensors], Sequence[Tensors], Sequence[float]], Tensors]
 """The merged change, of the clients' changes, what each told of them, and what each counts."""
 
+Length: TypeAlias = Callable[[Message], float]
+
 
 def merge_anew(
     flow: tuple[Inner, State, Round],
@@ -31,6 +33,7 @@ def merge_anew(
     expects: Callable[[Tensors], Layout],
     check: Check,
     merge: Merge,
+    length: Length | None = None,
 ) -> Flow:
     """The inner algorithm's round, merged again with what its clients then tell of what they
     trained, which they get back.
@@ -39,6 +42,7 @@ def merge_anew(
 
     Args:
       expects: the layout of an answer, by the client's change.
+      length: how long an answer is, where answers that are far longer than usual are refused.
     """
     inner, state, round = flow
     heard: list[tuple[Ask, Sequence[Answer]]] = []
@@ -46,7 +50,7 @@ def merge_anew(
     came = [answer for ask, answers in heard if ask.updates for answer in answers]
     if own.params is state.params or not came:  # nothing changed
         return own
-    answers = yield _ask(came, phase, expects, check)
+    answers = yield _ask(came, phase, expects, check, length)
     merged = _merged(came, {one.client: one.message.tensors[phase] for one in answers}, merge)
     if not merged:
         return own
@@ -55,12 +59,16 @@ def merge_anew(
 
 
 def _ask(
-    came: Sequence[Answer], phase: str, expects: Callable[[Tensors], Layout], check: Check
+    came: Sequence[Answer],
+    phase: str,
+    expects: Callable[[Tensors], Layout],
+    check: Check,
+    length: Length | None,
 ) -> Ask:
     """What each client trained, back to it."""
     layouts = {answer.client: expects(answer.message.tensors[DELTA]) for answer in came}
     to = {answer.client: _trained(answer) for answer in came}
-    return Ask(phase, to, lambda client: {phase: layouts[client]}, check)
+    return Ask(phase, to, lambda client: {phase: layouts[client]}, check, length)
 
 
 def _merged(came: Sequence[Answer], told: Mapping[ClientId, Tensors], merge: Merge) -> Tensors:

@@ -40,7 +40,9 @@ class Fisher:
     """
 
     floor: float = 1e-6
-    reveals: ClassVar[frozenset[str]] = frozenset({PHASE})
+    reveals: ClassVar[frozenset[str]] = frozenset(
+        {"the mean over the examples of the squared gradient, for each number that is trained"}
+    )
     forbids: ClassVar[Mapping[Fact, str]] = {
         **{
             fact: "a merge by Fisher information is of tensors that all clients have alike: leave "

@@ -4,6 +4,7 @@ Jin et al., 2023, arXiv:2212.09849)."""
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,9 @@ from fedpeft.errors import PlanError
 
 PHASE = "gram_matrices"
 WEIGHT = ".weight"
+ROUNDING = 2e-7
+"""How far below zero the least eigenvalue of a Gram matrix may be, in shares of its trace: what
+float32 rounds off its entries moves none by more."""
 FLOOR = 1e-6
 """What is added to a Gram matrix, in shares of its mean diagonal, so that directions in which no
 client has inputs go to their mean."""
@@ -44,7 +48,12 @@ class RegMean:
     """
 
     share: float = 0.9
-    reveals: ClassVar[frozenset[str]] = frozenset({PHASE})
+    reveals: ClassVar[frozenset[str]] = frozenset(
+        {
+            "the products, two by two, of what comes into each trained layer, their mean over the "
+            "examples"
+        }
+    )
     forbids: ClassVar[Mapping[Fact, str]] = {
         **{
             fact: "a merge by Gram matrices is of layers that all clients have alike: leave out "
@@ -81,7 +90,8 @@ class RegMean:
         ) -> Tensors:
             return merge_by_inputs(changes, told, weights, self.share)
 
-        return (yield from merge_anew((inner, state, round), PHASE, _squares, _check, merge))
+        asked = inner, state, round
+        return (yield from merge_anew(asked, PHASE, _squares, _check, merge, _usual_length))
 
     def handlers(self) -> Mapping[str, Handler]:
         return {PHASE: self._answer}
@@ -178,7 +188,23 @@ def _listening(
 
 
 def _check(client: ClientId, message: Message) -> None:
-    """Raises ValueError for what is no Gram matrix."""
+    """Raises ValueError for what is no Gram matrix. With a negative eigenvalue in it the sum of all
+    may be near a singular one, and the merge as long as a client wishes."""
     for name, x in message.tensors[PHASE].items():
-        if not torch.equal(x, x.T) or (x.diagonal() < 0).any():
+        if not torch.equal(x, x.T) or (x.diagonal() < 0).any() or not _is_positive(x.double()):
             raise ValueError(f"its Gram matrix of {name!r} is no sum of x·xᵀ")
+
+
+def _is_positive(gram: Tensor) -> bool:
+    """Whether no eigenvalue is negative beyond what rounding may do."""
+    # Below the least normal number of float32 rounding is no share of anything.
+    room = ROUNDING * float(gram.trace()) + torch.finfo(torch.float32).tiny
+    whole = gram + room * torch.eye(len(gram), dtype=gram.dtype)
+    # cholesky_ex gives a number where cholesky raises.
+    return int(torch.linalg.cholesky_ex(whole).info) == 0
+
+
+def _usual_length(message: Message) -> float:
+    """The root of the mean of ‖x‖² over all layers' inputs: a client whose inputs were far longer
+    than all others' would alone say where the merge goes."""
+    return sqrt(sum(float(x.double().trace()) for x in message.tensors[PHASE].values()))

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 LOOKED_AT = 400
 """Pictures of each side that are decoded for this; training decodes all of them anyway, and says
 which cannot be read. `fedpeft doctor` looks at all."""
+PIXELS = 200e6
+"""Of each side, after which no further picture is decoded: some seconds of a camera's pictures, of
+which 400 would take minutes."""
 
 
 def describe_data(lines: list[str]) -> "Callable[[Examples], None]":
@@ -24,7 +27,7 @@ def describe_data(lines: list[str]) -> "Callable[[Examples], None]":
         from fedpeft.data.inspect import inspect
 
         try:
-            lines.extend(line for line in inspect(examples, LOOKED_AT).lines if line)
+            lines.extend(line for line in inspect(examples, LOOKED_AT, PIXELS).lines if line)
         except FedpeftError:  # no picture can be read: the site will say so, and what to do
             lines.clear()
 

@@ -5,6 +5,7 @@ name of a file, no text and no other value."""
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from statistics import median
 from typing import Any
 
@@ -56,11 +57,12 @@ class Report:
         return lines
 
 
-def inspect(examples: Examples, most: int = 0) -> Report:
+def inspect(examples: Examples, most: int = 0, pixels: float = inf) -> Report:
     """Look at all examples once; pictures are decoded.
 
     Args:
       most: decode at most so many pictures of each side, evenly over their order; 0 for all.
+      pixels: decode no further picture of a side after so many pixels of it.
 
     Raises:
       DataError: no picture can be read.
@@ -69,7 +71,7 @@ def inspect(examples: Examples, most: int = 0) -> Report:
     counts = [_counts(side.labels, len(examples.classes)) for side in sides]
     pictures, texts = ([side.columns[name] for side in sides if name in side.columns]
                        for name in ("image", "text"))  # fmt: skip
-    seen = _look_at(pictures, most)
+    seen = _look_at(pictures, most, pixels)
     return Report(
         len(examples.train),
         len(examples.test),
@@ -120,22 +122,35 @@ class Seen:
     bad: int = 0
 
 
-def _look_at(sides: Sequence[Any], most: int) -> Seen:
+def _look_at(sides: Sequence[Any], most: int, pixels: float) -> Seen:
     """Decode pictures, at most so many of each side; 0 for all."""
     seen = Seen(sum(map(len, sides)))
     for side in sides:
         step = -(-len(side) // most) if most else 1
-        for at in range(0, len(side), max(1, step)):
+        left = pixels
+        for at in _places(range(0, len(side), max(1, step)), pixels):
+            if left <= 0:
+                break
             try:
                 picture = side.upright(at) if isinstance(side, Pictures) else side[at]
             except DataError:
                 seen.bad += 1
                 continue
-            _note_picture(seen, picture)
+            left -= _note_picture(seen, picture)
     return seen
 
 
-def _note_picture(seen: Seen, picture: Any) -> None:
+def _places(every: Sequence[int], pixels: float) -> Sequence[int]:
+    """In which order to look: in no order where an end may come before the last, so that those
+    before it are of the whole side."""
+    if pixels == inf:
+        return every
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))
+    return [every[k] for k in order.tolist()]
+
+
+def _note_picture(seen: Seen, picture: Any) -> int:
+    """Add a picture to what was found; the number of its pixels."""
     import numpy as np
 
     values, size, mode = _values(picture, np)
@@ -144,6 +159,7 @@ def _note_picture(seen: Seen, picture: Any) -> None:
     finite = values[np.isfinite(values)]
     seen.least.append(float(finite.min()) if finite.size else float("nan"))
     seen.most.append(float(finite.max()) if finite.size else float("nan"))
+    return size[0] * size[1]
 
 
 def _of_pictures(seen: Seen) -> Iterator[str]:

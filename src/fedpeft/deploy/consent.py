@@ -1,18 +1,18 @@
 """What an owner agrees to, in plain words on one screen, and the file that says that he did."""
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from fedpeft.core.accounting import epsilon
-from fedpeft.core.types import ClientId
+from fedpeft.core.types import ClientId, Tensors
 from fedpeft.core.views import View
 from fedpeft.plan.calibration import learns, select_cohort
 from fedpeft.plan.plan import Plan
-from fedpeft.plan.reading import plan_at
+from fedpeft.plan.reading import plan_at, rounds_to_check
 from fedpeft.registry import describe
 from fedpeft.rounds.site import Site
 from fedpeft.storage.files import private_folder, write_atomically
@@ -21,6 +21,7 @@ FILE = "agreement.json"
 TELLS = {
     "class_means": "for each class the sum of its examples' features, and how many there are",
     "class_counts": "how many examples of each class there are here",
+    "feature_products": "the sum of the products of all its examples' features",
     "scores": "how well several models do on examples from here",
 }
 """What parts of a plan tell the server beside updates."""
@@ -72,24 +73,33 @@ def consent_to(
       declined: messages of the plan that the owner does not answer.
     """
     plan = site.plan
+    plans = _plans(plan)
     times = _times(plan, client, clients)
     rounds = f"{times} of {plan.rounds}, as the plan draws them; each answered once"
     if not plan.rounds:
         rounds = "none: nobody trains, and a model that the server sends is measured once"
-    asked = _messages(plan, declined)
+    asked = _messages(plans.values(), declined)
     if by_file:
         rounds = "one: you train once, and send the file yourself"
         asked = "none: no server asks anything; the file is sealed for the server alone"
     return Consent(
         (
             ("model", _model(site)),
-            ("leaves here", _leaves(site, client, clients)),
+            ("leaves here", _leaves(site, plans, client, clients)),
             ("rounds", rounds),
             ("messages", asked),
-            ("noise", _noise(plan, times, earlier, "files" if by_file else "runs")),
-            ("not hidden", "; ".join(_visible(plan, declined))),
+            ("noise", _noise(plans, times, earlier, "files" if by_file else "runs")),
+            ("not hidden", "; ".join(_visible(plans.values(), declined))),
         )
     )
+
+
+def _plans(plan: Plan) -> dict[int, Plan]:
+    """The plans of all phases, by a round of each: what one of them lets the server see is agreed
+    to as well."""
+    if not plan.changes:
+        return {0: plan}
+    return {round: plan_at(plan, round) for round in rounds_to_check(plan)}
 
 
 def _times(plan: Plan, client: ClientId, clients: Sequence[ClientId]) -> int:
@@ -108,30 +118,42 @@ def _model(site: Site) -> str:
     return f"{base}, tuned with {method!r}; its other weights and your examples stay here"
 
 
-def _leaves(site: Site, client: ClientId, clients: Sequence[ClientId]) -> str:
-    plan = site.plan
-    view: View = plan.view(client, 0, clients)
-    received = view.select(site.params())
+def _leaves(
+    site: Site, plans: Mapping[int, Plan], client: ClientId, clients: Sequence[ClientId]
+) -> str:
+    params = site.params()
+    each = {_numbers(plan, params, plan.view(client, k, clients)) for k, plan in plans.items()}
+    whole = sum(x.numel() for x in site.model.parameters())
+    most = "at most " if len(each) > 1 else ""
+    return f"{most}{max(each):,} numbers a round (of {whole:,} in the model), and no example"
+
+
+def _numbers(plan: Plan, params: Tensors, view: View) -> int:
+    """How many numbers a client of a view sends in a round."""
+    received = view.select(params)
     shared = plan.shares(received)
     numbers = sum(x.numel() for x in view.trained(received).values())
     for owner in plan.local_shares:
         numbers += sum(prod(shape) for _, shape, _ in shared.get(owner, []))
-    whole = sum(x.numel() for x in site.model.parameters())
-    return f"{numbers:,} numbers a round (of {whole:,} in the model), and no example"
+    return numbers
 
 
-def _messages(plan: Plan, declined: Collection[str]) -> str:
-    others = sorted(set(plan.handlers()) - set(declined))
+def _messages(plans: Iterable[Plan], declined: Collection[str]) -> str:
+    every = {phase for plan in plans for phase in plan.handlers()}
+    others = sorted(every - set(declined))
     if not others:
         return "a model to train, and its change back; every other message is refused"
     return f"a model to train, and its change back; {', '.join(others)}; no other is answered"
 
 
-def _noise(plan: Plan, times: int, earlier: int, unit: str) -> str:
-    part = plan.private_part
+def _noise(plans: Mapping[int, Plan], times: int, earlier: int, unit: str) -> str:
+    plan = plans[0]
+    part = plan.private_part  # the same in all phases, or none is private
     if part is None or not part.event.accounted:
+        summed = [one.exchange.sums for one in plans.values()]
+        some = "" if all(summed) else " in some rounds"
         return "none: the server sees the change as it is" + (
-            "" if not plan.exchange.sums else ", but only added to those of others"
+            f", but only added to those of others{some}" if any(summed) else ""
         )
     event, delta = part.event, plan.privacy.delta or 0.0
     spent = epsilon(event, times * (earlier + 1), delta, plan.privacy.accountant)
@@ -143,7 +165,12 @@ def _noise(plan: Plan, times: int, earlier: int, unit: str) -> str:
     )
 
 
-def _visible(plan: Plan, declined: Collection[str]) -> Iterator[str]:
+def _visible(plans: Iterable[Plan], declined: Collection[str]) -> list[str]:
+    """What the server learns whatever is hidden, in any phase."""
+    return list(dict.fromkeys(words for plan in plans for words in _visible_in(plan, declined)))
+
+
+def _visible_in(plan: Plan, declined: Collection[str]) -> Iterator[str]:
     """What the server learns whatever is hidden."""
     yield "that this site takes part, and when"
     if plan.weighting != "uniform" and not plan.exchange.sums:

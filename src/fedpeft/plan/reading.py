@@ -13,6 +13,7 @@ from fedpeft.errors import PlanError
 from fedpeft.plan.convert import convert
 from fedpeft.plan.phases import Schedule, take_schedules
 from fedpeft.plan.plan import SCHEMA, Plan
+from fedpeft.plan.values import remembers, remembers_training
 from fedpeft.registry import OWN, Code, construct, find, names, settings_of
 from fedpeft.storage.text_files import read_text
 
@@ -85,6 +86,7 @@ def plan_at(plan: Plan, round: int, code: Code = OWN) -> Plan:
             f"round {round} has a downlink of changes and other rounds have none, so that clients "
             "would hold nothing that it changes: set the downlink for all rounds, not in a phase"
         )
+    _check_shares(plan, built, round)
     if plan.private_part is not None:
         _check_private(plan, built, round)
     return built
@@ -97,11 +99,34 @@ def rounds_to_check(plan: Plan) -> list[int]:
     return sorted({0, plan.rounds - 1, *(end for end in ends if end < plan.rounds)})
 
 
+def ever_remembers(plan: Plan) -> bool:
+    """Whether clients keep something in any phase."""
+    return any(remembers(plan_at(plan, round)) for round in rounds_to_check(plan))
+
+
+def has_kept(plan: Plan, round: int) -> bool:
+    """Whether a client that trained in a round must have a memory of it: a phase may have had
+    nothing to remember."""
+    return not plan.changes or remembers_training(plan_at(plan, round))
+
+
 def _check_rounds(plan: Plan, code: Code) -> None:
     """Read the plans of the rounds at which something changes, so that errors come before work."""
     if plan.changes:
         for round in rounds_to_check(plan):
             plan_at(plan, round, code)
+
+
+def _check_shares(plan: Plan, now: Plan, round: int) -> None:
+    """Raises PlanError where a phase changes what travels beside the parameters: the run begins
+    with that of the plan, and goes on with it from round to round."""
+    had, has = ([type(one).__name__ for one in each.each_part() if hasattr(one, "shares")]
+                for each in (plan, now))  # fmt: skip
+    if changed := sorted({*had} ^ {*has}):
+        raise PlanError(
+            f"{changed[0]} sends tensors beside the parameters in some rounds and not in round "
+            f"{round} or the plan itself: set it for all rounds, not in a phase"
+        )
 
 
 def _check_private(plan: Plan, now: Plan, round: int) -> None:

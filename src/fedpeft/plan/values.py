@@ -119,6 +119,22 @@ def shares_optimizer_state(plan: Any) -> bool:
     return bool(getattr(plan.local, "as_published", False))
 
 
+def remembers(plan: Any) -> bool:
+    """Whether clients keep something between rounds or messages."""
+    return remembers_training(plan) or bool(getattr(plan.exchange, "remembers_clients", False))
+
+
+def remembers_training(plan: Any) -> bool:
+    """Whether clients keep something of each round in which they train: an exchange keeps what is
+    its own, such as keys, apart from that."""
+    kept = plan.local_shares or plan.personal
+    several = plan.rounds > 1 and getattr(plan.local, "remembers", False)
+    staged = any(stage.remembers for stage in plan.stages)
+    others = (one for one in plan.each_part() if one is not plan.exchange)
+    told = any(getattr(one, "remembers_clients", False) for one in others)
+    return bool(kept or several or staged or told)
+
+
 def quantizes(task: Any) -> bool:
     """Whether the base's weights are codes."""
     return getattr(task, "quantize", None) is not None

@@ -12,7 +12,9 @@ from fedpeft.core.interfaces import Store
 from fedpeft.core.outputs import Outputs
 from fedpeft.core.types import Batch, ClientId, Job, Tensors, Weighted
 from fedpeft.core.views import View
-from fedpeft.errors import PlanError
+from fedpeft.errors import PlanError, RunError
+from fedpeft.plan.plan import Plan
+from fedpeft.plan.reading import has_kept
 from fedpeft.rounds.received import Received
 from fedpeft.rounds.site import Site, threads
 
@@ -115,3 +117,21 @@ class Client:
         if apart is None or self.name not in apart.clients:
             return {}
         return self.measure(params, apart.training(self.name))
+
+
+def check_memory(memory: Mapping[str, Tensors], client: Client, plan: Plan) -> None:
+    """Make sure that a client does not start afresh in the middle of a run.
+
+    Args:
+      memory: what it is to remember of this round, by owner.
+      client: with what it remembered before.
+      plan: of all rounds.
+
+    Raises:
+      RunError: it remembers nothing of the last round in which it took part, and would now.
+    """
+    last = client.job.accepted
+    if last is None or client.memory or not any(memory.values()):
+        return
+    if has_kept(plan, last):
+        raise RunError(f"its memory of round {last} is gone: it would start afresh, unseen")

@@ -30,7 +30,7 @@ from fedpeft.core.types import (
     Weighted,
 )
 from fedpeft.core.views import View
-from fedpeft.errors import PlanError, RunError, WireError, reason_of, unknown
+from fedpeft.errors import PlanError, WireError, reason_of, unknown
 from fedpeft.plan.coding import (
     DOWNLINK,
     answer_codec,
@@ -42,7 +42,7 @@ from fedpeft.plan.coding import (
 from fedpeft.plan.plan import Plan, intersect
 from fedpeft.plan.reading import plan_at
 from fedpeft.plan.values import shares_optimizer_state
-from fedpeft.rounds.answering import Client
+from fedpeft.rounds.answering import Client, check_memory
 from fedpeft.rounds.received import Received, check_received
 from fedpeft.rounds.site import Site, threads
 from fedpeft.storage.files import StoreError, disk_errors
@@ -101,10 +101,12 @@ class Worker:
       handlers: by phase, what answers a message; "fit" is local training.
       own: the method's tensors as they are called and shaped, without their numbers.
       leaked: what the optimizer of the last job remembered, where the plan asks for that mistake.
+      whole: the plan of all rounds, where that of `site` is of one; None where rounds are alike.
     """
 
     site: Site
     store: Store
+    whole: Plan | None = None
     objective: Objective = field(init=False)
     personal: Tensors = field(init=False, repr=False)
     handlers: Mapping[str, Handler] = field(init=False, repr=False)
@@ -160,7 +162,7 @@ class Worker:
         if round not in self.others:
             self.others.clear()
             now = replace(plan_at(plan, round), name=plan.name)
-            self.others[round] = Worker(replace(self.site, plan=now), self.store)
+            self.others[round] = Worker(replace(self.site, plan=now), self.store, plan)
         return self.others[round]
 
     def open(self, job: Job) -> "ClientRound | Reply | Failure":
@@ -294,10 +296,7 @@ class Worker:
             update, own = stage.on_client(update, client.recall(f"stage{i}"), opened.context)
             memory[f"stage{i}"] = own
         update = self.site.sent(update)
-        if any(memory.values()) and not client.memory and job.accepted is not None:
-            raise RunError(
-                f"its memory of round {job.accepted} is gone: it would start afresh, unseen"
-            )
+        check_memory(memory, client, self.whole or plan)
         _check_converged(update, {**personal, **memory["local"]}, hidden=plan.exchange.sums)
         how = uplink_coding(plan, job.round, job.client, client.view)
         payload = encode_answer(message_of(update), plan.uplink, how)

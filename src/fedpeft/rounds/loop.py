@@ -19,7 +19,7 @@ from fedpeft.plan.calibration import (
     select_cohort,
 )
 from fedpeft.plan.plan import Plan
-from fedpeft.plan.reading import plan_at
+from fedpeft.plan.reading import ever_remembers, plan_at
 from fedpeft.rounds.admission import Admission
 from fedpeft.rounds.ledger import Ledger as Ledger
 from fedpeft.rounds.post import Post
@@ -141,14 +141,6 @@ def _measure(state: State, round: Round, ledger: Ledger) -> Generator[Ask, Itera
         ledger.report(one.told_as, {**told, "failed": failed, "not_asked": before, **cost})
 
 
-def remembers(plan: Plan) -> bool:
-    """Whether clients keep something between rounds or messages."""
-    kept = plan.local_shares or plan.personal
-    several = plan.rounds > 1 and getattr(plan.local, "remembers", False)
-    staged = any(stage.remembers for stage in plan.stages)
-    return bool(kept or several or staged or any(plan.hooks("remembers_clients")))
-
-
 def _local(plan: Plan, engine: Engine) -> LocalEngine | None:
     """The engine, if it lies beside the data.
 
@@ -157,7 +149,7 @@ def _local(plan: Plan, engine: Engine) -> LocalEngine | None:
     """
     if not isinstance(engine, LocalEngine):
         return None
-    if isinstance(engine.store, Nowhere) and remembers(plan):
+    if isinstance(engine.store, Nowhere) and ever_remembers(plan):
         raise PlanError(
             "this plan's clients have a memory: give the engine a store for it, e.g. "
             "store=Folder(path)"
