@@ -29,9 +29,10 @@ class Published(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.9999),
         eps: float = 1e-6,
         decay: float = 0.0,
+        cut: bool = True,
     ) -> None:
         super().__init__(leaves, {"lr": 0.1})
-        self.betas, self.eps, self.decay, self.count = betas, eps, decay, 0
+        self.betas, self.eps, self.decay, self.cut, self.count = betas, eps, decay, cut, 0
 
     def step(self) -> None:  # type: ignore[override]
         for leaf in self.param_groups[0]["params"]:
@@ -40,6 +41,8 @@ class Published(torch.optim.Optimizer):
                 kept["m"], kept["v"] = torch.zeros_like(leaf), g * g
                 continue
             scaled = g / torch.maximum(kept["v"].sqrt(), torch.tensor(self.eps))
+            if self.cut:
+                scaled.clamp_(-(self.count**0.25), self.count**0.25)
             kept["m"] = self.betas[0] * kept["m"] + (1 - self.betas[0]) * scaled
             with torch.no_grad():
                 leaf.mul_(1 - lr * self.decay).sub_(lr * kept["m"])
@@ -63,6 +66,7 @@ TWINS: dict[str, list[tuple[dict[str, object], Torch]]] = {
     ],
     "adopt": [
         ({}, Published),
+        ({"clip": float("inf")}, lambda p: Published(p, cut=False)),
         (
             {"beta1": 0.5, "beta2": 0.9, "eps": 0.3, "weight_decay": 0.2},
             lambda p: Published(p, (0.5, 0.9), 0.3, 0.2),
@@ -169,6 +173,7 @@ def test_buffers_have_a_memory_and_no_gradient(name: str) -> None:
         ("sgd", {"weight_decay": -1.0}, "weight_decay must be"),
         ("adopt", {"beta2": 1.0}, "beta2 must be"),
         ("adopt", {"eps": 0.0}, "eps must be"),
+        ("adopt", {"clip": -0.1}, "clip must be"),
         ("adopt", {"weight_decay": -1.0}, "weight_decay must be"),
         ("adamw", {"beta1": 1.0}, "beta1 must be"),
         ("adamw", {"beta2": -0.1}, "beta2 must be"),

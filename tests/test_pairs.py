@@ -27,7 +27,7 @@ KINDS = {
     "stage": "stage",
     "partition": "partition",
 }
-EACH_ONCE = 18  # draws after which all parts have been through, clashes and all
+EACH_ONCE = 24  # draws after which all parts have been through, clashes and all
 UNFIT = {
     "method": {"prefix"},  # needs a decoder
     "aggregator": {"class_rows"},  # rows of a head that some methods do not have
@@ -55,9 +55,11 @@ def sample(count: int) -> Iterator[dict[str, str]]:
     met = set[tuple[str, str]]()
     for k in range(count):
         chosen = {}
-        for key, parts in known.items():
+        for place, (key, parts) in enumerate(known.items()):
             shift = int(torch.randint(len(parts), (1,), generator=rng)) if k >= EACH_ONCE else 0
-            chosen[key] = parts[orders[key][(k + shift) % len(parts)]]
+            # kinds with as many parts would else meet in the same pairs in each lap
+            lap = place * (k // len(parts))
+            chosen[key] = parts[orders[key][(k + lap + shift) % len(parts)]]
         ways = fitting(chosen)
         own = max(ways, key=lambda way: len(way.items() - met)) if k < EACH_ONCE else next(ways)
         met |= own.items()

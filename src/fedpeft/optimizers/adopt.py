@@ -2,6 +2,7 @@
 arXiv:2411.02853, Algorithm 1)."""
 
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -12,18 +13,20 @@ from fedpeft.core.types import Tensors
 
 @dataclass(frozen=True)
 class Adopt:
-    """First v ← g². Then in each step m ← β₁·m + (1 − β₁)·g / max(√v, ε); θ ← (1 − ηλ)·θ − η·m;
-    v ← β₂·v + (1 − β₂)·g².
+    """First v ← g². Then in step t = 1, 2, ... n ← g / max(√v, ε), cut to −t^c .. t^c;
+    m ← β₁·m + (1 − β₁)·n; θ ← (1 − ηλ)·θ − η·m; v ← β₂·v + (1 − β₂)·g².
 
     The step divides by the v of the gradients before it, and the momentum is of what is divided
     already: these two are the whole difference from Adam. The first step only measures and moves
     nothing, so that a round of one step trains nothing, unless the optimizer is kept
-    (`restart_schedule = false`). Where the first gradient is near zero a step is long and follows
-    its rounding: clients in one stack then agree with single ones by less than 1e-4. The memory holds `m/<name>`, `v/<name>` and `t`.
+    (`restart_schedule = false`). The cut is the authors' own, later than the paper's Algorithm 1:
+    an entry whose first gradient is near zero would else take a step without bound. The memory
+    holds `m/<name>`, `v/<name>` and `t`.
 
     Attributes:
       beta1, beta2: β₁ and β₂.
       eps: ε.
+      clip: c; infinite for no cut, as in Algorithm 1.
       weight_decay: λ, decoupled as in AdamW.
 
     Raises:
@@ -33,6 +36,7 @@ class Adopt:
     beta1: float = 0.9
     beta2: float = 0.9999
     eps: float = 1e-6
+    clip: float = 0.25
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
@@ -41,6 +45,8 @@ class Adopt:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if not 0 < self.eps < float("inf"):
             raise ValueError(f"eps must be positive and finite, got {self.eps}")
+        if not self.clip >= 0:
+            raise ValueError(f"clip must be at least 0, got {self.clip}")
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
 
@@ -58,9 +64,12 @@ class Adopt:
     ) -> tuple[Tensors, Tensors]:
         moves = (memory["t"] > 0).to(lr)  # as a number, since clients may be stacked
         moved, kept = {}, {**memory, "t": memory["t"] + 1}
+        bound = memory["t"].clamp_min(1.0) ** self.clip if isfinite(self.clip) else None
         for name, g in gradient.items():
             m, v = memory[f"m/{name}"], memory[f"v/{name}"]
             usual = g / v.sqrt().clamp_min(self.eps)
+            if bound is not None:
+                usual = usual.clamp(-bound, bound)
             m = moves * m.lerp(usual, 1 - self.beta1)
             # g² whole in the first step, and its share of 1 − β₂ in all others
             kept[f"v/{name}"] = v.lerp(g.square(), 1 - moves * self.beta2)
