@@ -95,7 +95,7 @@ def test_what_a_part_reveals_is_told_in_words(kind: str) -> None:
 
 
 def _facts(part: type) -> frozenset[str]:
-    found = getattr(part, "reveals", frozenset())
+    found: object = getattr(part, "reveals", frozenset())
     return found if isinstance(found, frozenset) else frozenset()
 
 
