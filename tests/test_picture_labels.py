@@ -68,7 +68,7 @@ def test_the_column_beside_the_files_is_read(folder: Path) -> None:
 
 def test_a_label_that_the_plan_does_not_list_is_named(tmp_path: Path) -> None:
     site = plan_of(write_pictures(tmp_path / "pictures", "top|right"), "several")
-    with pytest.raises(DataError, match="no label called 'right'. Known: left, top"):
+    with pytest.raises(DataError, match=r"no label called 'right'\. Known: left, top"):
         open_site(read_plan(site))
 
 

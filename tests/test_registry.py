@@ -20,6 +20,7 @@ PARTS = [(kind, name) for kind, name in EVERY if kind != "engine"]
 NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("data", "arrays"): {"path": "some.npz"},
     ("data", "images"): {"path": "some/folder"},
+    ("data", "masks"): {"path": "some/folder"},
     ("data", "memory"): {"train": {"label": [0, 1]}},
     ("data", "table"): {"path": "some/table"},
     ("local", "trainer"): {"trainer": "own_trainers:make"},
@@ -32,6 +33,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("routing", "subset"): {"trains": ["classifier.*"]},
     ("routing", "tiers"): {"budgets": [1.0, 0.25]},
     ("task", "module"): {"module": "networks:Linear", "arguments": {"features": 8, "classes": 3}},
+    ("task", "semantic-segmentation"): {"model": "some/folder", "labels": ["ground", "road"]},
     ("task", "seq2seq"): {"model": "some/folder"},
     ("task", "token-classification"): {"labels": ["O", "B-PER"]},
     ("task", "text-to-image"): {"model": "some/folder"},

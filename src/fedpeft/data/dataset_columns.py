@@ -97,8 +97,7 @@ class Rows:
                 raise DataError(f"{self.path}: " + unknown("column", name, self.columns))
         places = index.tolist()
         columns: dict[str, Any] = {} if label is None else {"label": label}
-        if names["image"]:
-            columns["image"] = Pictures(self._arrow(names["image"]), places, self.folder)
+        columns |= self._pictures(names, places)
         if names["text"]:
             columns["text"] = self._texts(names["text"], places)
         taken = {*columns, *names.values()}
@@ -107,6 +106,13 @@ class Rows:
                 values = self.values(name)
                 columns[name] = [values[place] for place in places]
         return Table(columns)
+
+    def _pictures(self, names: Mapping[str, str], places: Sequence[int]) -> dict[str, Pictures]:
+        return {
+            key: Pictures(self._arrow(names[key]), places, self.folder)
+            for key in ("image", "mask")
+            if names[key]
+        }
 
     def _texts(self, name: str, places: Sequence[int]) -> list[str]:
         values = self._arrow(name).to_pylist()

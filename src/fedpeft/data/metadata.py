@@ -52,8 +52,8 @@ def join_pictures(tables: Sequence[tuple[Path, Any]], root: Path) -> dict[str, A
     parts: dict[str, list[Any]] = {}
     named: set[str] = set()
     for file, rows in tables:
-        rows, paths = _with_paths(file, rows, root)
-        named.update(paths)
+        rows, paths, others = _with_paths(file, rows, root)
+        named.update(paths, others)
         splits = [split_of(PurePosixPath(path)) for path in paths]
         for split in dict.fromkeys(splits):
             places = [place for place, own in enumerate(splits) if own == split]
@@ -67,8 +67,9 @@ def join_pictures(tables: Sequence[tuple[Path, Any]], root: Path) -> dict[str, A
     return {split: datasets.concatenate_datasets(rows) for split, rows in parts.items()}
 
 
-def _with_paths(file: Path, rows: Any, root: Path) -> tuple[Any, list[str]]:
-    """A table whose columns of files are called after the pictures, and the first one's paths."""
+def _with_paths(file: Path, rows: Any, root: Path) -> tuple[Any, list[str], list[str]]:
+    """A table whose columns of files are called after the pictures, the first one's paths, and
+    those of the others."""
     columns = [name for name in rows.column_names if name == FILE or name.endswith(f"_{FILE}")]
     if not columns:
         raise DataError(
@@ -77,6 +78,7 @@ def _with_paths(file: Path, rows: Any, root: Path) -> tuple[Any, list[str]]:
         )
     start = PurePosixPath(file.parent.relative_to(root).as_posix())
     first: list[str] = []
+    others: list[str] = []
     for name in columns:
         values = [str(value).replace("\\", "/") for value in rows[name]]
         paths = [str(start / value) for value in values]
@@ -84,10 +86,13 @@ def _with_paths(file: Path, rows: Any, root: Path) -> tuple[Any, list[str]]:
         if called != name and called in rows.column_names:
             raise DataError(f"{file} has both columns {name!r} and {called!r}: leave one out")
         rows = rows.remove_columns(name).add_column(called, paths)
-        first = first or paths
+        if first:
+            others += paths
+        else:
+            first = paths
     if "folder" not in rows.column_names:
         rows = rows.add_column("folder", [PurePosixPath(path).parent.name for path in first])
-    return rows, first
+    return rows, first, others
 
 
 def _pictures_below(root: Path) -> list[str]:

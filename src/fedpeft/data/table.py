@@ -16,11 +16,14 @@ from fedpeft.data.pictures import Pictures, pair
 from fedpeft.data.reading import CsvForm, read_splits
 from fedpeft.data.splits import check_fraction, hold_out, some
 from fedpeft.errors import DataError, unknown
+from fedpeft.registry import unwritten
 
 IMAGE = ("image", "img", "picture", "photo")
 TEXT = ("text", "sentence", "utterance", "question", "content", "review")
 LABEL = ("label", "labels", "fine_label", "intent", "category", "class", "target", "answer")
 """What columns are usually called, the likelier names first."""
+PICTURES = ("image", "binary", "string", "struct", "dict")
+"""Kinds of columns that pictures may be read from."""
 NONE = "none"
 MANY = 20
 """With so many examples, labels that are mostly different look like numbers of examples."""
@@ -42,6 +45,8 @@ class HubTable:
       config: which configuration of a hub dataset, e.g. "sst2" of "nyu-mll/glue".
       image, text, label: the columns' names; empty for the usual ones. label = "none" is for data
         without labels, such as texts that a language model learns from.
+      mask: the column of pictures whose pixels number classes, for segmentation; empty for "mask"
+        where that is a column of pictures by its type.
       where: which rows, as `column = value` or `column != value`, joined by ` and `; '' stands for
         a missing value.
       subset: at most so many training examples, drawn once, whatever the partition; 0 for all.
@@ -71,6 +76,7 @@ class HubTable:
     separator: str | None = None
     encoding: str | None = None
     window: Window = None
+    mask: str = unwritten("")
 
     def __post_init__(self) -> None:
         check_window(self.window)
@@ -154,15 +160,16 @@ class HubTable:
 
     def _names(self, rows: Rows) -> dict[str, str]:
         """The columns that are the picture, the text and the label."""
-        pictures = ("image", "binary", "string", "struct", "dict")
-        declared = [name for name in rows.columns if rows.kind(name) == "image"]
+        mask = self._mask(rows)
+        declared = _declared(rows, mask)
         names = {
             "image": rows.named(
                 "image",
                 self.image,
                 [*(n for n in IMAGE if n in declared), *declared, *IMAGE],
-                pictures,
+                PICTURES,
             ),
+            "mask": mask,
             "text": rows.named("text", self.text, TEXT, ["string"]),
             "label": "" if self.label == NONE else rows.named("label", self.label, LABEL, PLAIN),
         }
@@ -181,6 +188,13 @@ class HubTable:
                 f"{self.path}: set data.image or data.text to one of the columns {columns}"
             )
         return names
+
+    def _mask(self, rows: Rows) -> str:
+        """The column of masks, or ""."""
+        if self.mask:
+            return rows.named("mask", self.mask, (), PICTURES)
+        # a column of texts may be called so too: it is one of paths where the plan names it
+        return "" if self.image == "mask" else rows.named("mask", "", ["mask"], ["image"])
 
     def _conditions(self) -> list[tuple[str, bool, str]]:
         """Column, whether it must equal, and the value."""
@@ -212,6 +226,11 @@ class HubTable:
                     f"of: {seen}"
                 )
         return keep.nonzero()[:, 0]
+
+
+def _declared(rows: Rows, mask: str) -> list[str]:
+    """The columns of pictures by their type, but for that of masks."""
+    return [name for name in rows.columns if name != mask and rows.kind(name) == "image"]
 
 
 def _tell(path: str, column: str, label: Tensor, classes: Sequence[str]) -> None:

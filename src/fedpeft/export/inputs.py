@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.tasks.chat_templates import chat_template
-from fedpeft.tasks.image_classification import ImageClassification
 from fedpeft.tasks.loader import TOKENIZER
 from fedpeft.tasks.pixels import ImageInput
 from fedpeft.tasks.text_classification import padding_token, tokenizer
@@ -15,8 +14,9 @@ from fedpeft.tasks.text_classification import padding_token, tokenizer
 def save_inputs(task: object, out: Path) -> None:
     """Write preprocessor_config.json, or the tokenizer's files; and what else a library reads, as
     the task's attribute `extra_files` says it."""
-    if isinstance(task, ImageClassification):
-        values = json.dumps(processor(task.input), indent=2)
+    see = getattr(task, "input", None)
+    if isinstance(see, ImageInput):
+        values = json.dumps(processor(see), indent=2)
         (out / "preprocessor_config.json").write_text(values + "\n", encoding="utf-8")
     if reads_texts(task):
         _save_tokenizer(task, out)

@@ -268,7 +268,7 @@ def _renew_head(model: nn.Module, config: Any, outputs: Sequence[str]) -> nn.Mod
     head = new_layers(model).head or head_of(model)
     for name in (head, *(one for one in outputs if not within(one, head))):
         for module in model.get_submodule(name).modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear | nn.Conv2d):  # heads of pixels are convolutions
                 nn.init.trunc_normal_(module.weight, std=getattr(config, "initializer_range", 0.02))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
