@@ -4,6 +4,7 @@ import json
 import logging
 from math import log
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,9 @@ from fedpeft.core.seeds import generator, seed_torch
 from fedpeft.core.types import Table
 from fedpeft.data.masks import PicturesWithMasks
 from fedpeft.data.table import HubTable
+from fedpeft.oneshot.fingerprints import transforms_digest
 from fedpeft.tasks.pixel_classes import dice_losses, pixel_losses
+from fedpeft.tasks.pixels import image_input
 from fedpeft.tasks.semantic_segmentation import SemanticSegmentation
 
 LABELS = ("ground", "red", "blue")
@@ -305,6 +308,22 @@ def test_methods_train_the_new_head_and_their_own(
     inside = [name for name in names if "decode_head" in name]
     assert any("decode_head.classifier" in name for name in inside)
     assert (len(inside) == len(names)) == (method == "head")
+
+
+def test_who_asks_for_features_is_refused(segformer: Path) -> None:
+    task = task_of(segformer)
+    with pytest.raises(PlanError, match="reads several maps of features"):
+        task.forward(task.build([]), task.example(), "decode_head")
+
+
+def test_contributions_know_what_becomes_of_a_picture(segformer: Path, tmp_path: Path) -> None:
+    """Another mean is another digest, with the same plan."""
+    other = copytree(segformer, tmp_path / "base")
+    before = transforms_digest(task_of(other))
+    said = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.1, 0.2, 0.3]}
+    (other / "preprocessor_config.json").write_text(json.dumps(said))
+    image_input.cache_clear()
+    assert transforms_digest(task_of(other)) != before
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from fedpeft.plan.plan import Plan
 from fedpeft.plan.values import quantizes
 from fedpeft.registry import describe
 from fedpeft.tasks.chat_templates import OWN, chat_template
-from fedpeft.tasks.image_classification import ImageClassification
+from fedpeft.tasks.pixels import ImageInput
 from fedpeft.tasks.text_classification import tokenizer, tokenizer_settings
 from fedpeft.tasks.text_to_image import TextToImage
 
@@ -51,8 +51,9 @@ def transforms_digest(task: Any) -> str:
     """A name for what becomes of an example before the model sees it, as it is here: also what
     comes with the model."""
     own: Any = None
-    if isinstance(task, ImageClassification):
-        own = processor(task.input)
+    see = getattr(task, "input", None)
+    if isinstance(see, ImageInput):
+        own = processor(see)
     if reads_texts(task):
         own = tokenizer_settings(getattr(task, "tokenizer", None) or tokenizer(task.base))
         if getattr(task, "template", "") == OWN:

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from fedpeft.core.outputs import COUNTED, LOGITS, Outputs, head_input
 from fedpeft.core.types import Batch, Summed, Table, Tensors, Weighted
-from fedpeft.errors import DataError
+from fedpeft.errors import DataError, PlanError
 from fedpeft.tasks.loader import READS_PICTURES, Loader
 from fedpeft.tasks.pixel_classes import (
     IOU,
@@ -200,10 +200,19 @@ class SemanticSegmentation:
             yield {name: x[at : at + some] for name, x in batch.items()}
 
     def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
-        """`logits` are (n, pixels, classes), at the size of the model's input."""
+        """`logits` are (n, pixels, classes), at the size of the model's input.
+
+        Raises:
+          PlanError: what comes into the head is asked for, and it is several maps.
+        """
         x = batch["pixel_values"]
         with head_input(model, head) as seen:
             logits: Tensor = model(pixel_values=x).logits
+        if not all(isinstance(one, Tensor) for one in seen.values()):
+            raise PlanError(
+                f"{head!r} of {self.model!r} reads several maps of features, and a term or an "
+                "algorithm of the plan needs one row of features an example: leave it out"
+            )
         logits = interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=False)
         return {LOGITS: logits.flatten(2).mT, COUNTED: batch["labels"] >= 0, **seen}
 
