@@ -67,6 +67,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "digits": "fedpeft.data.digits:Digits",
         "images": "fedpeft.data.images:Images",
         "memory": "fedpeft.data.in_memory:Memory",
+        "series": "fedpeft.data.series:Series",
         "table": "fedpeft.data.table:HubTable",
     },
     "engine": {
@@ -167,6 +168,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     "task": {
         "causal-lm": "fedpeft.tasks.causal_lm:CausalLM",
         "embedding": "fedpeft.tasks.embedding:Embedding",
+        "forecast": "fedpeft.tasks.forecasting:Forecasting",
         "image-classification": "fedpeft.tasks.image_classification:ImageClassification",
         "module": "fedpeft.tasks.module:ModuleTask",
         "preference": "fedpeft.tasks.preference:Preference",
