@@ -110,26 +110,30 @@ class Series:
             )
         rows = Rows(next(iter(splits.values())), folder, self.path)
         left_out: Counter[str] = Counter()
-        courses = list(self._courses(rows, left_out))
-        found = [(one, *self._starts(one, left_out)) for one in courses]
-        trained = [(one, train) for one, train, _ in found if len(train)]
-        if short := [f"{one.client}/{one.channel}" for one, train, _ in found if not len(train)]:
-            left_out["series without a window to train on"] += len(short)
-            getLogger("fedpeft").warning(
-                "%s: %s series have no window of %s + %s steps to train on, first %s",
-                self.path, len(short), self.context, self.horizon, short[0],
-            )  # fmt: skip
-        if not trained:
+        found = [(one, *self._starts(one, left_out)) for one in self._courses(rows, left_out)]
+        kept = [(one, train, test) for one, train, test in found if len(train)]
+        self._tell_short([one for one, train, _ in found if not len(train)], left_out)
+        if not kept:
             raise DataError(
                 f"{self.path}: no series has {self.context} + {self.horizon} steps without a gap "
-                f"and a missing value in its training part: lower data.context or data.horizon"
+                "and a missing value in its training part: lower data.context or data.horizon"
                 f"{_told(left_out)}"
             )
-        tested = [(one, test) for one, train, test in found if len(train) and len(test)]
-        if left_out:
-            getLogger("fedpeft").warning("%s%s", self.path, _told(left_out))
-        kept = {why: n for why, n in left_out.items() if n}
-        return Examples(self._table(trained), self._table(tested), (), kept)
+        if told := _told(left_out):
+            getLogger("fedpeft").warning("%s%s", self.path, told)
+        trained = self._table([(one, train) for one, train, _ in kept])
+        tested = self._table([(one, test) for one, _, test in kept if len(test)])
+        return Examples(trained, tested, (), {why: n for why, n in left_out.items() if n})
+
+    def _tell_short(self, short: Sequence[Course], left_out: Counter[str]) -> None:
+        """A series that nobody trains on is not measured either."""
+        left_out["series without a window to train on"] += len(short)
+        if short:
+            first = f"{short[0].channel} of {short[0].client}"
+            getLogger("fedpeft").warning(
+                "%s: %s series have no window of %s + %s steps to train on, first %s",
+                self.path, len(short), self.context, self.horizon, first,
+            )  # fmt: skip
 
     def _courses(self, rows: Rows, left_out: Counter[str]) -> Iterator[Course]:
         """The series, each in order of time."""
@@ -235,6 +239,7 @@ class Series:
 
     def _table(self, found: Sequence[tuple[Course, Tensor]]) -> Table:
         width = self.context + self.horizon
+        # short series have no windows, and a held-out side may have none at all
         some = [_windows(one.values, starts, width) for one, starts in found]
         # of one series without gaps the windows stay views of its values
         rows = some[0] if len(some) == 1 else torch.cat([torch.zeros(0, width), *some])

@@ -7,15 +7,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedpeft.catalogue import CATALOGUE
 from fedpeft.core.facts import Fact
 from fedpeft.core.outputs import PREDICTION, Outputs, head_input
 from fedpeft.core.types import Batch, Table, Tensors
 from fedpeft.errors import DataError, PlanError
+from fedpeft.registry import describe
 from fedpeft.tasks import scoring
 from fedpeft.tasks.loader import Loader
 from fedpeft.tasks.pretrained import config_of, forecaster
 
 LINEAR, PATCHTST = "linear", "patchtst"
+WHOLE = ("full", "head", "scratch")
+"""The methods that train the one layer of the linear model."""
 SMALL: Mapping[str, Any] = {
     "d_model": 32,
     "num_attention_heads": 4,
@@ -82,6 +86,15 @@ class Forecasting:
         if self.settings and self.model != PATCHTST:
             raise ValueError(f'settings are for model = "{PATCHTST}", got {self.model!r}')
 
+    def check_plan(self, plan: Any) -> None:
+        """Raises PlanError for a method that has nothing to train in the linear model."""
+        method = str(describe("method", plan.method)["name"])
+        if self.model == LINEAR and method in CATALOGUE["method"] and method not in WHOLE:
+            raise PlanError(
+                f'method = "{method}" trains something beside a head, and the linear model is one '
+                f'layer: use method = "{WHOLE[0]}", or task.model = "{PATCHTST}"'
+            )
+
     @property
     def loader(self) -> Loader | None:
         """None for the linear model, which is none of `transformers`'."""
@@ -145,7 +158,10 @@ class Forecasting:
         for name, wanted in (("past", self.context), ("future", self.horizon)):
             x = scoring.column(table, name, "a forecast")
             if not isinstance(x, Tensor) or x.ndim != 2:
-                raise DataError(f"a forecast learns from a tensor {name!r} of shape (n, steps)")
+                raise DataError(
+                    f"a forecast learns from a tensor {name!r} of shape (n, steps); with "
+                    'data.name = "series" the data have it'
+                )
             if x.shape[1] != wanted:
                 key = "context" if name == "past" else "horizon"
                 raise DataError(
