@@ -21,6 +21,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("data", "arrays"): {"path": "some.npz"},
     ("data", "images"): {"path": "some/folder"},
     ("data", "memory"): {"train": {"label": [0, 1]}},
+    ("data", "series"): {"path": "some.csv"},
     ("data", "table"): {"path": "some/table"},
     ("local", "trainer"): {"trainer": "own_trainers:make"},
     ("partition", "column"): {"column": "writer"},
