@@ -22,6 +22,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("data", "images"): {"path": "some/folder"},
     ("data", "masks"): {"path": "some/folder"},
     ("data", "memory"): {"train": {"label": [0, 1]}},
+    ("data", "series"): {"path": "some.csv"},
     ("data", "table"): {"path": "some/table"},
     ("local", "trainer"): {"trainer": "own_trainers:make"},
     ("partition", "column"): {"column": "writer"},

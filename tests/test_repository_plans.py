@@ -22,6 +22,7 @@ BOARDS = [
 ]
 PREFERENCE = PLANS[0].with_stem("dolly-preference-stories260k")
 TAGS = PLANS[0].with_stem("fewrel-tags-minilm")
+SERIES = PLANS[0].with_stem("victoria-demand-linear")
 GLUE = PLANS[0].parent / "glue"
 RATES = {
     **dict.fromkeys(("cola", "mnli", "qnli", "qqp", "sst2", "stsb"), 1e-3),
@@ -33,7 +34,18 @@ DIGITS = [PLANS[0].with_stem(f"digits-{name}") for name in ("dp", "client-dp", "
 
 @pytest.mark.parametrize(
     "file",
-    [*PLANS, *LANGUAGE, EMBEDDING, *BOARDS, PREFERENCE, FROM_THE_HUB, PICTURES, TAGS, *DIGITS],
+    [
+        *PLANS,
+        *LANGUAGE,
+        EMBEDDING,
+        *BOARDS,
+        PREFERENCE,
+        FROM_THE_HUB,
+        PICTURES,
+        TAGS,
+        SERIES,
+        *DIGITS,
+    ],
     ids=lambda file: file.stem,
 )
 def test_every_plan_of_the_repository_is_a_plan_and_reads_back(file: Path) -> None:

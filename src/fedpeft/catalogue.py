@@ -68,6 +68,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "images": "fedpeft.data.images:Images",
         "masks": "fedpeft.data.masks:PicturesWithMasks",
         "memory": "fedpeft.data.in_memory:Memory",
+        "series": "fedpeft.data.series:Series",
         "table": "fedpeft.data.table:HubTable",
     },
     "engine": {
@@ -168,6 +169,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     "task": {
         "causal-lm": "fedpeft.tasks.causal_lm:CausalLM",
         "embedding": "fedpeft.tasks.embedding:Embedding",
+        "forecast": "fedpeft.tasks.forecasting:Forecasting",
         "image-classification": "fedpeft.tasks.image_classification:ImageClassification",
         "module": "fedpeft.tasks.module:ModuleTask",
         "preference": "fedpeft.tasks.preference:Preference",

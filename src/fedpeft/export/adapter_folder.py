@@ -43,11 +43,16 @@ def wrap_adapter(result: Result, configure: Callable[[nn.Module], Any]) -> tuple
       configure: gives `peft`'s configuration for a base model.
 
     Raises:
-      RunError: the adapter has tensors that the wrapper has no place for.
+      RunError: the adapter has tensors that the wrapper has no place for, or the base is nowhere.
     """
     from peft import get_peft_model
 
     model: Any = replace(result.plan.unquantized.of_one_rank, method=Full()).model(result.classes)
+    if not model.config._name_or_path:
+        raise result.refuse(
+            "its base has random weights and lies in no folder, so that nobody could load the "
+            "adapter onto it: train the whole model (method full), or save a base first"
+        )
     base = _base(model, result)
     config, also = configure(model), _unlike(model, base, result)
     if hasattr(config, "modules_to_save"):

@@ -206,7 +206,7 @@ def _loading_lines(result: Result, out: Path, form: Form, base: Base | None) -> 
     what = "tokenizer" if reader == TOKENIZER else "processor"
     trust = ", trust_remote_code=True" if form == "code" else ""
     lines = [
-        f"from transformers import {', '.join(sorted((auto, reader)))}",
+        f"from transformers import {', '.join(sorted(filter(None, (auto, reader))))}",
         "",
         f"folder = {_text(str(out))}",
     ]
@@ -214,7 +214,8 @@ def _loading_lines(result: Result, out: Path, form: Form, base: Base | None) -> 
         lines = ["from peft import PeftModel", *lines, *_adapter_lines(result, base)]
     else:
         lines += [f"model = {auto}.from_pretrained(folder{trust}).eval()"]
-    return [*lines, f"{what} = {reader}.from_pretrained(folder{trust})"]
+    # some models read numbers as they are
+    return [*lines, f"{what} = {reader}.from_pretrained(folder{trust})"] if reader else lines
 
 
 def _adapter_lines(result: Result, base: Base) -> list[str]:

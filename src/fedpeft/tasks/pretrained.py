@@ -195,6 +195,22 @@ def encoder_model(name: str, pretrained: bool) -> nn.Module:
     return model
 
 
+def forecaster(config: Any, name: str, pretrained: bool) -> nn.Module:
+    """A PatchTST with its head for forecasts, in float32; with `pretrained = false` from torch's
+    default generator. So is a head that the checkpoint has not, or of another horizon.
+
+    Raises:
+      PlanError: no such model, or weights that are not those of its configuration.
+    """
+    from transformers import PatchTSTForPrediction
+
+    if not pretrained:
+        return _check_weights(PatchTSTForPrediction(config), name)
+    model, report = _load(PatchTSTForPrediction, name, config)
+    check_loaded(model, name, report, [key for key in model.state_dict() if within(key, "head")])
+    return model
+
+
 def check_causal(name: str, model: nn.Module) -> None:
     """Make sure that a language model reads left to right: what follows a token changes nothing of
     what the model says after it.
