@@ -133,8 +133,8 @@ def test_windows_of_one_series_are_views_of_its_values(tmp_path: Path) -> None:
 
 
 def test_parquet_is_read_as_csv_is(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     hours = [datetime(2014, 1, 1) + timedelta(hours=k) for k in range(6)]
     pq.write_table(pa.table({"time": hours, "x": [1.0, 2, None, 4, 5, 6]}), tmp_path / "a.parquet")
