@@ -133,7 +133,8 @@ def test_a_run_killed_at_a_random_moment(tmp_path: Path, text: str) -> None:
     assert json.loads((tmp_path / "killed" / "summary.json").read_text())["rounds"] == 5
 
 
-@pytest.mark.parametrize("stage", ["client_dp", pytest.param("local_dp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["client_dp", "local_dp"])
 def test_a_private_run_killed_at_a_random_moment(tmp_path: Path, stage: str) -> None:
     """Its noise is that of its secret, so that an undisturbed run with the same one ends in the
     same bits."""
