@@ -175,6 +175,7 @@ def file_events(folder: Path, chosen: str) -> str:
     return ended.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_some_file_events(tmp_path: Path) -> None:
     assert file_events(tmp_path, "6").startswith("6 of ")
 
@@ -213,6 +214,7 @@ def test_workers_do_not_outlive_a_killed_parent(
     assert (folder / "closed").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(
     at_the_gate: "tuple[subprocess.Popen[str], Path, list[int]]",
 ) -> None:
