@@ -35,6 +35,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "deepseek_v3": {
         **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "head_dim"), 8),
         **{"kv_lora_rank": 8, "q_lora_rank": 16, "n_group": 2, "topk_group": 1},
+        "num_key_value_heads": 4,  # latent attention has keys of its own for each head
     },
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
 }
