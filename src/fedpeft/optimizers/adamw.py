@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedpeft.core.tensors import add_prefix, zeros_like
 from fedpeft.core.types import Tensors
+from fedpeft.optimizers.ranges import check_adam_settings
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,7 @@ class AdamW:
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if not 0 < self.eps < float("inf"):
-            raise ValueError(f"eps must be positive and finite, got {self.eps}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ValueError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
+        check_adam_settings(self.beta1, self.beta2, self.eps, self.weight_decay)
 
     def init(self, params: Tensors) -> Tensors:
         zero = zeros_like(params)
