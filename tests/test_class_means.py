@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from fedpeft import PlanError
 from fedpeft.algorithms.feature_sums import PHASE, fitting_length
+from fedpeft.algorithms.virtual_features import PHASE as VIRTUAL
 from fedpeft.codecs.dense import Dense
 from fedpeft.core.conversation import Message
 from fedpeft.core.tensors import equal
@@ -25,9 +26,16 @@ from fedpeft.runs.execute import execute, open_engine
 from fedpeft.runs.folder import create, read_rounds
 from fedpeft.storage.client_memory import Folder
 from fedpeft.storage.files import load_tensors
-from fedpeft.wire.payloads import encode_answer
+from fedpeft.wire.payloads import decode_sent, encode_answer
 
 START: dict[str, Any] = {"head_start": PHASE, "rounds": 1}
+SUMMING = {
+    "class_covariances": PHASE,
+    "class_means": PHASE,
+    "ridge_head": "feature_products",
+    "virtual_features": VIRTUAL,
+}
+"""The algorithms that begin with sums from each client, and their phases."""
 
 
 def head_sent(site: Site, **changes: Any) -> tuple[Tensor, Tensor]:
@@ -162,6 +170,7 @@ def test_without_a_bound_the_head_is_finite_still(points: Site) -> None:
         (1.0, -1.0, "no numbers of examples"),
         (1.0, 0.5, "no numbers of examples"),
         (1.0, 0.0, "of which it has no example"),
+        (1.0, 1e30, "a sum in float32 counts 16,777,216 at most"),
     ],
 )
 def test_sums_of_no_examples_are_refused_by_name(
@@ -170,6 +179,30 @@ def test_sums_of_no_examples_are_refused_by_name(
     client = points.data.clients[5]
     _, failed = head_with(points, {client: telling(sums, counts)})
     assert list(failed) == [client] and words in failed[client]
+
+
+@pytest.mark.parametrize("algorithm", sorted(SUMMING))
+def test_who_counts_far_more_examples_than_the_others_is_refused_by_name(
+    algorithm: str, points: Site
+) -> None:
+    """Without a bound the row of each class would go where one client likes."""
+    site = open_site(points_plan(partition={"name": "iid", "clients": 12}))
+    phase, (liar, *_) = SUMMING[algorithm], site.data.clients
+
+    def many(reply: Reply | Failure) -> Reply | Failure:
+        assert isinstance(reply, Reply)
+        told = decode_sent(reply.payload, Dense(), None).tensors[phase]
+        grown = {name: x * 2.0**16 for name, x in told.items()}
+        return Reply(reply.client, encode_answer(Message({phase: grown}), Dense()))
+
+    plan = points_plan(algorithms=[algorithm], rounds=1, cohort=12)
+    [(state, ledger)] = federate(
+        plan, Tampering(on(site, plan), {liar: many}), start(plan, site.params())
+    )
+    assert list(ledger.failed) == [liar] and "(weight_factor)" in ledger.failed[liar]
+    gone = Tampering(on(site, plan), {liar: lambda reply: Failure(reply.client, "away")})
+    [(without, _)] = federate(plan, gone, start(plan, site.params()))
+    assert equal(state.params, without.params)
 
 
 def test_a_resumed_run_does_it_once(points: Site, tmp_path: Path) -> None:

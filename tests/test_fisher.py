@@ -88,6 +88,25 @@ def test_who_does_not_tell_has_no_say_and_without_anyone_it_is_the_mean(
     assert equal(state.params, mean.params) == (share == "all")
 
 
+def test_who_claims_to_be_far_surer_than_the_others_is_refused_by_name(points: Site) -> None:
+    """Without a bound each number of the merge would be that of one client."""
+    plan, seen = points_plan(algorithms=["fisher"], rounds=1, cohort=6), []
+    begun = start(plan, points.params())
+    [(_, honest)] = federate(plan, on(points, plan), begun)
+    liar = min(honest.weights)
+
+    def sure(reply: Reply | Failure) -> Reply | Failure:
+        seen.append(reply)
+        if len(seen) == 1 or not isinstance(reply, Reply):
+            return reply
+        told = decode_sent(reply.payload, Dense(), None).tensors[PHASE]
+        surer = {name: x * 1e6 for name, x in told.items()}
+        return Reply(reply.client, encode_answer(Message({PHASE: surer}), Dense()))
+
+    [(_, ledger)] = federate(plan, Tampering(on(points, plan), {liar: sure}), begun)
+    assert "fisher's weight is" in ledger.note and "(weight_factor)" in ledger.note, ledger
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

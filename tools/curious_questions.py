@@ -1,7 +1,7 @@
 """Questions that a curious server asks a node beside those of its plan: other phases, rounds,
 seeds, runs, plans, memories and layouts."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,7 +68,7 @@ class Asking:
 
     Attributes:
       token, terms: of the run that the owner agreed to.
-      ahead: phases of this round that the plan has it ask later, in these words: they are its own
+      ahead: by round the phases that the plan has it ask later, in these words: they are its own
         questions.
       idle: rounds for which the plan draws others.
     """
@@ -76,7 +76,7 @@ class Asking:
     plan: Plan
     token: str
     terms: Mapping[str, str]
-    ahead: Collection[str] = ()
+    ahead: Callable[[int], Collection[str]] = lambda round: ()
     idle: Collection[int] = ()
 
     def beside(self, job: Job, answered: bool) -> Iterator[Question]:
@@ -112,7 +112,7 @@ class Asking:
             yield Question(way, what, pack_job(job, self.token, self.terms))
 
     def _phases(self, job: Job) -> dict[str, Job]:
-        others = set(known_phases()) - {job.phase, *self.ahead}
+        others = set(known_phases()) - {job.phase, *self.ahead(job.round)}
         return {phase: replace(job, phase=phase) for phase in sorted(others)}
 
     def _rounds(self, job: Job) -> dict[str, Job]:

@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +29,7 @@ from fedpeft.deploy.node import Node
 from fedpeft.deploy.terms import terms_of
 from fedpeft.plan.calibration import select_cohort
 from fedpeft.plan.plan import Plan
-from fedpeft.plan.reading import read_plan
+from fedpeft.plan.reading import plan_at, read_plan
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.wire.sockets import SOCKET, Envelope, ask
@@ -78,6 +79,9 @@ def kinds() -> dict[str, dict[str, Any]]:
         "plain, ridge head": {"algorithms": ["ridge_head"]},
         "plain, virtual features": {"algorithms": ["virtual_features"]},
         "plain, fisher": {"algorithms": ["fisher"]},
+        "class means in a phase": {
+            "phase": [{"until": 2, "set": ["algorithms=['class_means']"]}],
+        },
         "plain, error feedback": {
             "uplink": {"name": "topk", "density": 0.5},
             "stages": ["error_feedback"],
@@ -216,7 +220,7 @@ def interrogate(
     nodes: dict[ClientId, Answering] = {c: node_at(site, c, folder / c) for c in clients}
     if behind is not None:
         nodes[target] = behind(site, target, folder / target)
-    asking = Asking(plan, TOKEN, terms_of(site), phases_alike(site), idle)
+    asking = Asking(plan, TOKEN, terms_of(site), partial(phases_alike, site), idle)
     curious = Curious(kind, nodes, target, asking)
     for _, ledger in federate(plan, curious, start(plan, site.params())):
         if set(ledger.failed) - {target}:
@@ -224,12 +228,15 @@ def interrogate(
     return curious
 
 
-def phases_alike(site: Site) -> list[str]:
-    """The plan's phases whose questions may have the words of each other: class means are asked for
-    with the parameters from which training then starts, Fisher information with what it gave."""
-    plan, params = site.plan, start(site.plan, site.params()).params
+def phases_alike(site: Site, round: int) -> list[str]:
+    """The phases of a round whose questions may have the words of each other: class means are asked
+    for with the parameters from which training then starts, Fisher information with what it
+    gave."""
+    plan, params = plan_at(site.plan, round), start(site.plan, site.params()).params
     fit = {PARAMS: layout(params), **plan.shares(params)}
-    found = [phase for phase in plan.handlers() if plan.receives(phase, fit) == fit]
+    elsewhere = {p for only in plan.hooks("asks_in") for p in only if round not in only[p]}
+    asked = [phase for phase in plan.handlers() if phase not in elsewhere]
+    found = [phase for phase in asked if plan.receives(phase, fit) == fit]
     return ["fit", *found] if found else []
 
 

@@ -34,6 +34,7 @@ def merge_anew(
     check: Check,
     merge: Merge,
     length: Length | None = None,
+    weight: Length | None = None,
 ) -> Flow:
     """The inner algorithm's round, merged again with what its clients then tell of what they
     trained, which they get back.
@@ -43,6 +44,7 @@ def merge_anew(
     Args:
       expects: the layout of an answer, by the client's change.
       length: how long an answer is, where answers that are far longer than usual are refused.
+      weight: how much an answer claims to count, where claims far above the usual are refused.
     """
     inner, state, round = flow
     heard: list[tuple[Ask, Sequence[Answer]]] = []
@@ -50,7 +52,7 @@ def merge_anew(
     came = [answer for ask, answers in heard if ask.updates for answer in answers]
     if own.params is state.params or not came:  # nothing changed
         return own
-    answers = yield _ask(came, phase, expects, check, length)
+    answers = yield replace(_ask(came, phase, expects, check), length=length, weight=weight)
     merged = _merged(came, {one.client: one.message.tensors[phase] for one in answers}, merge)
     if not merged:
         return own
@@ -63,12 +65,11 @@ def _ask(
     phase: str,
     expects: Callable[[Tensors], Layout],
     check: Check,
-    length: Length | None,
 ) -> Ask:
     """What each client trained, back to it."""
     layouts = {answer.client: expects(answer.message.tensors[DELTA]) for answer in came}
     to = {answer.client: _trained(answer) for answer in came}
-    return Ask(phase, to, lambda client: {phase: layouts[client]}, check, length)
+    return Ask(phase, to, lambda client: {phase: layouts[client]}, check)
 
 
 def _merged(came: Sequence[Answer], told: Mapping[ClientId, Tensors], merge: Merge) -> Tensors:

@@ -1,7 +1,7 @@
 """Sums of features by class, which make a head without training: what the algorithms that begin
 with such a head have in common."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ PHASE = "class_means"
 SURE = 0.8
 """Of the largest probability that a class's own mean can have, what a new head gives it."""
 SUMS, COUNTS = "sums", "counts"
+MOST = 2**24
+"""Examples of one class that a client can count: float32 holds no number above it and one more."""
 
 
 def ask_for_sums(state: State, round: Round, head: str) -> Ask:
@@ -27,7 +29,8 @@ def ask_for_sums(state: State, round: Round, head: str) -> Ask:
     shape = list(state.params[linear_head(state.params, head, PHASE)].shape)
     layout: Layout = [(SUMS, shape, "float32"), (COUNTS, shape[:1], "float32")]
     messages = round.messages(state, round.clients)
-    return Ask(PHASE, messages, lambda _: {PHASE: layout}, check_sums(PHASE), _longest_mean)
+    check, weight = check_sums(PHASE), count_examples(PHASE)
+    return Ask(PHASE, messages, lambda _: {PHASE: layout}, check, _longest_mean, weight=weight)
 
 
 def answer_with_sums(client: Any, message: Message, head: str) -> Message:
@@ -79,10 +82,20 @@ def check_sums(phase: str) -> Check:
         sums, counts = (message.tensors[phase][name] for name in (SUMS, COUNTS))
         if (counts < 0).any() or (counts != counts.round()).any():
             raise ValueError("its class counts are no numbers of examples")
+        if (counts > MOST).any():
+            raise ValueError(
+                f"it counts {float(counts.max()):.4g} examples of a class, and a sum in float32 "
+                f"counts {MOST:,} at most"
+            )
         if sums[counts == 0].any():
             raise ValueError("it tells sums of classes of which it has no example")
 
     return check
+
+
+def count_examples(phase: str) -> Callable[[Message], float]:
+    """What a client's sums claim to count: how many examples they are of."""
+    return lambda message: float(message.tensors[phase][COUNTS].double().sum())
 
 
 def begin_head(

@@ -79,7 +79,8 @@ class Fisher:
         ) -> Tensors:
             return merge_by_information(changes, told, weights, self.floor)
 
-        return (yield from merge_anew((inner, state, round), PHASE, _as_float32, _check, merge))
+        asked = inner, state, round
+        return (yield from merge_anew(asked, PHASE, _as_float32, _check, merge, weight=_whole))
 
     def handlers(self) -> Mapping[str, Handler]:
         return {PHASE: self._answer}
@@ -122,3 +123,9 @@ def _check(client: ClientId, message: Message) -> None:
     """Raises ValueError for a value that is no square."""
     if any((x < 0).any() for x in message.tensors[PHASE].values()):
         raise ValueError("its Fisher information is negative somewhere")
+
+
+def _whole(message: Message) -> float:
+    """What a client's information claims to count: its sum, the mean squared length of the
+    gradient."""
+    return sum(float(x.double().sum()) for x in message.tensors[PHASE].values())

@@ -20,6 +20,7 @@ from fedpeft.algorithms.feature_sums import (
     begin_head,
     check_row_length,
     check_sums,
+    count_examples,
     sum_features,
 )
 from fedpeft.compute.trainable import linear_head
@@ -82,7 +83,10 @@ class RidgeHead:
             (PRODUCTS, [features, features], "float32"),
         ]
         messages = round.messages(state, round.clients)
-        return Ask(PRODUCTS, messages, lambda _: {PRODUCTS: layout}, _check, _usual_length)
+        weight = count_examples(PRODUCTS)
+        return Ask(
+            PRODUCTS, messages, lambda _: {PRODUCTS: layout}, _check, _usual_length, weight=weight
+        )
 
     def _answer(self, client: Any, message: Message) -> Message:
         weight = linear_head(message.tensors["params"], self.head, PRODUCTS)

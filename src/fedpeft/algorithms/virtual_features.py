@@ -20,7 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedpeft.algorithms.feature_sums import COUNTS, SUMS, check_sums, labelled_features
+from fedpeft.algorithms.feature_sums import (
+    COUNTS,
+    SUMS,
+    check_sums,
+    count_examples,
+    labelled_features,
+)
 from fedpeft.compute.trainable import linear_head
 from fedpeft.core.conversation import Answer, Ask, Flow, Message
 from fedpeft.core.hooks import Handler, Inner
@@ -103,7 +109,8 @@ class VirtualFeatures:
             (SUMS, [classes, features], "float32"),
         ]
         messages = round.messages(state, round.clients)
-        return Ask(PHASE, messages, lambda _: {PHASE: layout}, _check, _usual_length)
+        weight = count_examples(PHASE)
+        return Ask(PHASE, messages, lambda _: {PHASE: layout}, _check, _usual_length, weight=weight)
 
     def _answer(self, client: Any, message: Message) -> Message:
         weight = linear_head(message.tensors["params"], self.head, PHASE)

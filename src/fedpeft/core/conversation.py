@@ -52,6 +52,8 @@ class Ask:
       expects: the layout of a client's answer.
       check: what an answer must be beside that.
       length: how long an answer is; answers far longer than usual are refused (`norm_factor`).
+      weight: how much an answer claims to count; claims far above the usual are refused
+        (`weight_factor`).
       updates: whether the answers are updates, to which stages and the norm bound of all rounds
         apply.
       rounds: the round for which a client answers, where it is another than the present one.
@@ -68,6 +70,7 @@ class Ask:
     rounds: Mapping[ClientId, int] = field(default_factory=dict)
     views: Mapping[ClientId, View] = field(default_factory=dict)
     metrics: int = METRICS
+    weight: Callable[[Message], float] | None = None
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,7 @@ class Round:
             updates=True,
             rounds=rounds or {},
             views=views,
+            weight=lambda message: message.values["weight"],
         )
 
 

@@ -11,7 +11,7 @@ from fedpeft.deploy.answers import Answers
 from fedpeft.errors import PlanError
 from fedpeft.plan.calibration import learns, round_seed, select_cohort
 from fedpeft.plan.plan import Plan
-from fedpeft.plan.reading import plan_at
+from fedpeft.plan.reading import phase_plans, plan_at
 
 
 class Refused(PlanError):
@@ -34,7 +34,7 @@ class Agreement:
     declines: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        known = self.plan.handlers()
+        known = {phase for plan in phase_plans(self.plan).values() for phase in plan.handlers()}
         for phase in sorted(self.declines):
             if phase not in known:
                 may = ", ".join(sorted(known)) or "there are none"
@@ -53,7 +53,7 @@ class Agreement:
         self._check_round(job)
         digest = digest_of(job)
         known = self.answers.asked(token, job)
-        most = self._times(job.phase)
+        most = self._times(job)
         if digest not in known and len(known) >= most:
             raise Refused(
                 f"{job.phase!r} of round {job.round} was answered already, to a message in other "
@@ -83,10 +83,11 @@ class Agreement:
         if job.step < 0:
             raise Refused(f"asked for message number {job.step}, and a round begins with number 0")
         self._check_phase(job)
-        everyone = any(job.phase in phases for phases in plan.hooks("asks_everyone"))
+        now = self._at(job.round)
+        everyone = any(job.phase in phases for phases in now.hooks("asks_everyone"))
         if everyone or learns(plan):  # whom a sampler that learns draws, only the server can tell
             return
-        drawn = select_cohort(plan_at(plan, job.round), self.clients, job.round)
+        drawn = select_cohort(now, self.clients, job.round)
         if self.client not in drawn:
             raise Refused(
                 f"asked to take part in round {job.round}, for which the plan draws others"
@@ -94,7 +95,7 @@ class Agreement:
 
     def _check_number(self, job: Job) -> None:
         """Raises Refused for a round that the plan does not have, and does not ask after either."""
-        after = any(job.round in rounds for rounds in self._rounds_of(job.phase))
+        after = any(job.round in rounds for rounds in self._rounds_of(job))
         if not 0 <= job.round < self.plan.rounds and not after:
             raise Refused(
                 f"asked for round {job.round}, and the plan has {self.plan.rounds} rounds"
@@ -105,7 +106,7 @@ class Agreement:
         alone."""
         if job.phase in self.declines:
             raise Refused(f"asked for {job.phase!r}, which the owner of this node declines")
-        for rounds in self._rounds_of(job.phase):
+        for rounds in self._rounds_of(job):
             if job.round not in rounds:
                 agreed = ", ".join(map(str, sorted(rounds)))
                 raise Refused(
@@ -113,16 +114,23 @@ class Agreement:
                     f"round {agreed} alone"
                 )
 
-    def _rounds_of(self, phase: str) -> Iterator[Collection[int]]:
-        """The only rounds in which a phase is asked, by each part that says so."""
-        plan = self.plan
-        for rounds in [*plan.hooks("asks_in"), *(when(plan) for when in plan.hooks("asks_when"))]:
-            if phase in rounds:
-                yield rounds[phase]
+    def _at(self, round: int) -> Plan:
+        """The plan of a round, with the parts that it has then alone; the last one's for what is
+        asked after all rounds."""
+        return plan_at(self.plan, min(max(round, 0), self.plan.rounds))
 
-    def _times(self, phase: str) -> int:
-        """How often a client is asked in one round for this phase, by what the plan's parts say."""
-        return max((times.get(phase, 1) for times in self.plan.hooks("asks_times")), default=1)
+    def _rounds_of(self, job: Job) -> Iterator[Collection[int]]:
+        """The only rounds in which a job's phase is asked, by each part that says so."""
+        plan = self._at(job.round)
+        for rounds in [*plan.hooks("asks_in"), *(when(plan) for when in plan.hooks("asks_when"))]:
+            if job.phase in rounds:
+                yield rounds[job.phase]
+
+    def _times(self, job: Job) -> int:
+        """How often a client is asked in a round for a job's phase, by what the plan's parts
+        say."""
+        every = self._at(job.round).hooks("asks_times")
+        return max((times.get(job.phase, 1) for times in every), default=1)
 
 
 def digest_of(job: Job) -> str:

@@ -12,7 +12,7 @@ from fedpeft.core.types import ClientId, Tensors
 from fedpeft.core.views import View
 from fedpeft.plan.calibration import learns, select_cohort
 from fedpeft.plan.plan import Plan
-from fedpeft.plan.reading import plan_at, rounds_to_check
+from fedpeft.plan.reading import phase_plans, plan_at
 from fedpeft.registry import describe
 from fedpeft.rounds.site import Site
 from fedpeft.storage.files import private_folder, write_atomically
@@ -73,7 +73,8 @@ def consent_to(
       declined: messages of the plan that the owner does not answer.
     """
     plan = site.plan
-    plans = _plans(plan)
+    # What any phase lets the server see is agreed to as well.
+    plans = phase_plans(plan)
     times = _times(plan, client, clients)
     rounds = f"{times} of {plan.rounds}, as the plan draws them; each answered once"
     if not plan.rounds:
@@ -92,14 +93,6 @@ def consent_to(
             ("not hidden", "; ".join(_visible(plans.values(), declined))),
         )
     )
-
-
-def _plans(plan: Plan) -> dict[int, Plan]:
-    """The plans of all phases, by a round of each: what one of them lets the server see is agreed
-    to as well."""
-    if not plan.changes:
-        return {0: plan}
-    return {round: plan_at(plan, round) for round in rounds_to_check(plan)}
 
 
 def _times(plan: Plan, client: ClientId, clients: Sequence[ClientId]) -> int:

@@ -99,6 +99,13 @@ def rounds_to_check(plan: Plan) -> list[int]:
     return sorted({0, plan.rounds - 1, *(end for end in ends if end < plan.rounds)})
 
 
+def phase_plans(plan: Plan) -> dict[int, Plan]:
+    """The plans of all phases, by a round of each."""
+    if not plan.changes:
+        return {0: plan}
+    return {round: plan_at(plan, round) for round in rounds_to_check(plan)}
+
+
 def ever_remembers(plan: Plan) -> bool:
     """Whether clients keep something in any phase."""
     return any(remembers(plan_at(plan, round)) for round in rounds_to_check(plan))

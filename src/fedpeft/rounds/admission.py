@@ -117,8 +117,10 @@ class Admission:
 
     def bounded(self, ask: Ask, answers: Iterable[Answer]) -> Iterator[Answer]:
         """Those that are not far longer than usual; see `within_usual`."""
-        if ask.updates and self.claims and self.plan.weighting != "uniform":
-            answers = self._weighed(answers)
+        # Updates that all count alike claim nothing; other answers count whatever the weighting.
+        claims = not ask.updates or self.plan.weighting != "uniform"
+        if ask.weight is not None and self.claims and claims:
+            answers = self._weighed(ask, answers)
         factor, length = self.plan.norm_bound, ask.length
         if length is None or factor == float("inf"):
             yield from answers
@@ -132,17 +134,19 @@ class Admission:
         norms = self.norms if ask.updates else []
         yield from within_usual(lengths, factor, norms, refuse, "norm_factor")
 
-    def _weighed(self, answers: Iterable[Answer]) -> Iterator[Answer]:
+    def _weighed(self, ask: Ask, answers: Iterable[Answer]) -> Iterator[Answer]:
         """Those that do not claim to count far more than is usual."""
-        factor = self.plan.admission.weight_factor
-        if factor == float("inf"):
+        factor, weight = self.plan.admission.weight_factor, ask.weight
+        if factor == float("inf") or weight is None:
             return iter(answers)
+        what = "weight" if ask.updates else f"{ask.phase}'s weight"
 
         def refuse(answer: Answer, why: str) -> None:
-            self.refuse(answer.client, f"its weight is {why}")
+            self.refuse(answer.client, f"its {what} is {why}")
 
-        weights = ((answer, answer.message.values["weight"]) for answer in answers)
-        return within_usual(weights, factor, self.weights, refuse, "weight_factor")
+        weights = ((answer, weight(answer.message)) for answer in answers)
+        known = self.weights if ask.updates else []
+        return within_usual(weights, factor, known, refuse, "weight_factor")
 
     def after(self, state: State) -> State:
         """The state with what admission has learnt of the clients."""
@@ -175,10 +179,10 @@ def within_usual(
     first = [] if known else list(islice(things, FEW))
     together = [size for _, size in first]
     for place, (thing, size) in enumerate(chain(first, things)):
-        others = together if place < len(first) else known
+        # A client that stood still, or has no example, says nothing of what is usual.
+        others = [other for other in (together if place < len(first) else known) if other]
         middle = median(others) if others else size
-        # A median of zero is of clients that all stood still, and says nothing of a usual length.
-        if middle and size > factor * middle:
+        if size > factor * middle:
             refuse(thing, _too_large(size, len(others), middle, factor, key))
             continue
         known.append(size)

@@ -307,6 +307,7 @@ class Secure:
             expects=lambda _: bytes_layout(keys=2 * KEY),
             check=asking.check_keys,
             length=None,
+            weight=None,
             updates=False,
         )
         signed = bool(self.signers)

@@ -127,7 +127,9 @@ class MaskedFiles:
         """The sum of the updates as one answer; none where a file of the roster is missing."""
         layout = next(iter(ask.expects(client)[DELTA] for client in ask.to), [])
         expected = self.expected(layout)
-        answers = list((yield replace(ask, expects=lambda _: expected, length=None, updates=False)))
+        # A masked sum shows neither how long it is nor what it counts.
+        masked = replace(ask, expects=lambda _: expected, length=None, weight=None, updates=False)
+        answers = list((yield masked))
         try:
             return iter([self._sum(answers, layout, round.plan.weighting == "uniform")])
         except ValueError as error:
