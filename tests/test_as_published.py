@@ -108,6 +108,7 @@ def test_a_subset_drawn_twice_loses_the_skew_and_keeps_the_sizes() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_redrawn_partition_reads_back_and_checks_its_subset() -> None:
     plan = read_plan(
         {"partition": {"name": "redrawn", "subset": 800, "of": {"name": "dirichlet", "clients": 8}}}

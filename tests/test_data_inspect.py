@@ -97,7 +97,7 @@ def test_of_many_classes_the_smallest_are_shown() -> None:
     ]
     assert shown == [f"c{k}" for k in range(12)]
     assert "40 classes, of which these are the 12 smallest" in found.lines
-    assert found.pictures[2] == "kinds: 1,640 with 1 channels"
+    assert found.pictures[2] == "kinds: 1,640 with 1 channel"
 
 
 def test_pictures_of_which_none_can_be_read(tmp_path: Path) -> None:

@@ -122,9 +122,8 @@ def kill_somewhere(plan: Path, out: Path, draws: random.Random) -> None:
     process.communicate()
 
 
-@pytest.mark.parametrize(
-    "text", [DIGITS, pytest.param(MEMORY, marks=pytest.mark.slow)], ids=["plain", "memory"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [DIGITS, MEMORY], ids=["plain", "memory"])
 def test_a_run_killed_at_a_random_moment(tmp_path: Path, text: str) -> None:
     plan = write(tmp_path / "plan.toml", text)
     kill_somewhere(plan, tmp_path / "killed", random.Random(1))
@@ -247,6 +246,7 @@ def test_ctrl_c_while_the_workers_are_being_loaded(tmp_path: Path) -> None:
     until(lambda: not alive(workers), seconds=15)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     """The system's limit on the size of a file stands for the disk: rounds.jsonl is the first to
     grow beyond it."""

@@ -188,7 +188,9 @@ def _values(picture: Any, np: Any) -> tuple[Any, tuple[int, int], str]:
     """The values of a picture, its width and height, and its kind."""
     if isinstance(picture, Tensor):
         height, width = picture.shape[-2:]
-        return picture.numpy(), (width, height), f"with {picture.shape[0]} channels"
+        channels = picture.shape[0]
+        kind = "with 1 channel" if channels == 1 else f"with {channels} channels"
+        return picture.numpy(), (width, height), kind
     return np.asarray(picture), picture.size, picture.mode
 
 
