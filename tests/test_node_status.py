@@ -13,10 +13,11 @@ from test_watch_pages import ask, text_of
 from town import TOKEN
 
 from fedpeft.core.accounting import epsilon
+from fedpeft.core.numbering import number_ranges
 from fedpeft.deploy.answers import ANSWERS
 from fedpeft.deploy.consent import Consent
 from fedpeft.deploy.refusals import LONGEST, REASONS, REFUSALS, Refusals
-from fedpeft.deploy.status import FACTS, is_node, keep_facts, ranges, read_status
+from fedpeft.deploy.status import FACTS, is_node, keep_facts, read_status
 from fedpeft.errors import RunError
 from fedpeft.watching.serving import serving
 from fedpeft.watching.showing import pages_of_node
@@ -176,4 +177,5 @@ def test_a_later_plan_comes_first(tmp_path: Path) -> None:
 
 
 def test_ranges_by_hand() -> None:
-    assert ranges({3, 1, 2, 7, 9, 10}) == "1-3, 7, 9-10" and ranges(set()) == ""
+    assert number_ranges({3, 1, 2, 7, 9, 10}) == "1-3, 7, 9-10"
+    assert number_ranges([5]) == "5" and number_ranges([]) == ""

@@ -2,7 +2,7 @@
 asked, and nothing is changed."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -183,23 +183,3 @@ def _read_table(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
-
-
-def ranges(numbers: Sequence[int] | set[int]) -> str:
-    """Numbers as a reader has them: "1-3, 7"."""
-    return ", ".join(
-        f"{first}-{last}" if last > first else f"{first}" for first, last in _stretches(numbers)
-    )
-
-
-def _stretches(numbers: Sequence[int] | set[int]) -> Iterator[tuple[int, int]]:
-    first = last = None
-    for number in sorted(numbers):
-        if last is not None and number == last + 1:
-            last = number
-            continue
-        if first is not None and last is not None:
-            yield first, last
-        first = last = number
-    if first is not None and last is not None:
-        yield first, last

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
+from fedpeft.core.numbering import number_ranges
 from fedpeft.core.units import size
 from fedpeft.deploy.refusals import REASONS
-from fedpeft.deploy.status import NodeStatus, RunAnswers, ranges
+from fedpeft.deploy.status import NodeStatus, RunAnswers
 from fedpeft.watching.html import document, draw_table, heading, paragraph, term_list
 
 SHOWN = 8
@@ -43,7 +44,7 @@ def rows_of_runs(one: NodeStatus) -> list[tuple[str, str, str, str]]:
     rows = []
     for token, run in one.runs.items():
         for k, (phase, rounds) in enumerate(run.rounds.items()):
-            rows.append((token[:SHOWN], phase, ranges(rounds), "" if k else size(run.sent)))
+            rows.append((token[:SHOWN], phase, number_ranges(rounds), "" if k else size(run.sent)))
     return rows
 
 
