@@ -1,4 +1,4 @@
-"""Who is told what comes of a run: the terminal, and by `--track` trackers of experiments."""
+"""The terminal and, by `--track`, trackers of experiments are told what comes of a run."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +52,7 @@ def open_tracking(texts: Sequence[str]) -> "Iterator[Tracking]":
 
 @dataclass(frozen=True)
 class Audience:
-    """Who is told of a run: the terminal, and trackers.
+    """Those who are told of a run: the terminal, and trackers.
 
     Attributes:
       quiet: whether there is a line for what goes wrong and for the end alone.

@@ -59,8 +59,8 @@ class Refusals:
             write_atomically(self.folder / REFUSALS, content, private=True)
 
     def read(self) -> tuple[Sequence[Refusal], int]:
-        """The reasons, and how often there was another one after `REASONS` of them. A file that is
-        damaged is begun anew: it guards nothing."""
+        """The reasons, and how often there was another one after `REASONS` of them. A
+        damaged file counts as an empty one: it guards nothing."""
         try:
             values: Any = json.loads((self.folder / REFUSALS).read_bytes())
             known = [Refusal(**one) for one in values["reasons"]]

@@ -16,7 +16,7 @@ VERSION = "brain.Event:2"
 
 @dataclass(frozen=True)
 class TensorBoard:
-    """Event files below `place`, a folder for each run, written anew when one begins to follow it.
+    """Event files below `place`, a folder for each run. A run that is followed again is written again.
 
     Attributes:
       place: the folder that `tensorboard --logdir` is given.
