@@ -80,14 +80,10 @@ def test_every_reason_for_no_answer_is_kept(tmp_path: Path) -> None:
     node.answer(other)
     node.answer(Envelope({"kind": "\x1b[2Jodd", **node.terms}))
     said(node, job_of(site))
-    reasons = [one.reason for one in read_status_of(tmp_path, site.plan.fingerprint)]
+    reasons = [one.reason for one in Refusals(tmp_path / site.plan.fingerprint).read()[0]]
     assert "the plan here is not the run's" in reasons[0]
     assert "has no sense here" in reasons[1] and "\x1b" not in "".join(reasons)
     assert "training diverged" in reasons[2]
-
-
-def read_status_of(folder: Path, fingerprint: str) -> list[object]:
-    return list(Refusals(folder / fingerprint).read()[0])
 
 
 def test_a_server_cannot_fill_the_disk_with_reasons(tmp_path: Path) -> None:

@@ -12,15 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from exporting import Done
 from running import fedpeft
 
+from fedpeft.core.types import State
 from fedpeft.export.base_files import list_base_files
 from fedpeft.export.provenance import CLIENTS, CRATE, PLAN, write_provenance
 from fedpeft.plan.reading import read_plan
 from fedpeft.results.result import read_result
-from fedpeft.runs.folder import read_rounds
+from fedpeft.runs.checkpoint import save_checkpoint
+from fedpeft.runs.folder import RunFolder, create
 from fedpeft.storage.locate import locate
+
+SPEC: dict[str, Any] = {
+    "name": "hand",
+    "task": "image-classification",
+    "data": "digits",
+    "method": "lora",
+    "rounds": 4,
+    "cohort": 2,
+    "seed": 7,
+    "partition": {"name": "iid", "clients": 5},
+}
+ANSWER = {"down": 10, "up": 100, "weight": 1.0}
 
 
 def crate_of(folder: Path) -> dict[str, dict[str, Any]]:
@@ -44,40 +59,80 @@ def values_of(
     return {one["name"]: one["value"] for one in entities if one["@type"] == "PropertyValue"}
 
 
-def test_the_crate_by_hand(folders: Mapping[str, Path], runs: Mapping[str, Done]) -> None:
-    folder, run = folders["lora"], runs["lora"]
-    crate = crate_of(folder)
-    [round] = read_rounds(run.folder)
+def kept_run(folder: Path, **changes: Any) -> Path:
+    """A run of three rounds as its folder keeps it, written by hand; nothing is trained."""
+    plan = read_plan({**SPEC, **changes})
+    kept = create(plan, folder)
+    lines = []
+    for at in (1, 2, 3):
+        beta = {"down": 10, "up": 0, "failed": "clinic-beta is tired"} if at == 2 else ANSWER
+        clients = {"clinic-beta": beta, "clinic-alpha": ANSWER}
+        told = {"round": at, "clients": clients, "bytes_up": 100 * at, "bytes_down": 20}
+        lines.append(json.dumps({**told, "held_out": {"accuracy": at / 10} if at < 3 else None}))
+    kept.rounds.write_text("\n".join(lines) + "\n")
+    kept.partition.write_text(json.dumps({"clients": 5, "classes": ["x"], "fingerprint": "f1"}))
+    here = {"versions": {"python": "3.11.7", "fedpeft": "0.0.9", "torch": "2.8.0"}}
+    state = State(3, {"classifier.bias": torch.zeros(1)})
+    save_checkpoint(kept.checkpoint, plan, state, here)
+    return folder
+
+
+def exported(run: Path, folder: Path) -> dict[str, dict[str, Any]]:
+    """The crate of a folder with two files, exported from a run."""
+    (folder / "deep er").mkdir(parents=True)
+    (folder / "README.md").write_text("how to load it")
+    (folder / "deep er" / "x.safetensors").write_bytes(b"123")
+    write_provenance(read_result(run), folder)
+    return crate_of(folder)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return kept_run(tmp_path_factory.mktemp("kept") / "run")
+
+
+def test_the_crate_by_hand(run: Path, tmp_path: Path) -> None:
+    crate, plan = exported(run, tmp_path), read_plan(run / "plan.toml")
     assert crate[CRATE]["conformsTo"] == {"@id": "https://w3id.org/ro/crate/1.1"}
     root, action = crate["./"], crate["#run"]
     assert root["conformsTo"] == {"@id": "https://w3id.org/ro/wfrun/process/0.5"}
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CRATE)
-    assert [part["@id"] for part in root["hasPart"]] == [path.name for path in files]
-    for path in files:
-        told = crate[path.name]
-        assert told["@type"] == "File" and told["contentSize"] == str(path.stat().st_size)
-        assert told["sha256"] == sha256(path.read_bytes()).hexdigest()
-    assert crate[action["instrument"]["@id"]]["name"] == "fedpeft"
-    needed = crate["#software-fedpeft"]["softwareRequirements"]
-    assert {crate[link["@id"]]["name"] for link in needed} == {
-        "python",
-        "torch",
-        "transformers",
-        "peft",
+    assert root["name"] == "hand: micro-vit, lora"
+    paths = ["README.md", "deep%20er/x.safetensors", PLAN]
+    assert [part["@id"] for part in root["hasPart"]] == paths
+    assert crate["deep%20er/x.safetensors"] == {
+        "@id": "deep%20er/x.safetensors",
+        "@type": "File",
+        "name": "deep er/x.safetensors",
+        "contentSize": "3",
+        "encodingFormat": "application/octet-stream",
+        "sha256": sha256(b"123").hexdigest(),
     }
+    assert crate[action["instrument"]["@id"]]["softwareVersion"] == "0.0.9"
+    needed = crate["#software-fedpeft"]["softwareRequirements"]
+    told = {crate[link["@id"]]["name"]: crate[link["@id"]]["softwareVersion"] for link in needed}
+    assert told == {"python": "3.11.7", "torch": "2.8.0"}
     assert {"@id": PLAN} in action["object"] and {"@id": PLAN} not in action["result"]
-    assert read_plan(folder / PLAN).fingerprint == run.site.plan.fingerprint
-    inputs = values_of(crate, action["object"])
-    assert inputs["plan fingerprint"] == run.site.plan.fingerprint
-    assert (inputs["rounds planned"], inputs["clients"], inputs["cohort"]) == (1, 120, 2)
-    outputs = values_of(crate, action["result"])
-    assert outputs["bytes up"] == round["bytes_up"] and outputs["rounds"] == 1
-    assert outputs["held-out accuracy"] == round["held_out"]["accuracy"]
-    assert "epsilon" not in outputs
+    assert read_plan(tmp_path / PLAN).fingerprint == plan.fingerprint
+    assert values_of(crate, action["object"]) == {
+        "plan fingerprint": plan.fingerprint,
+        "seed": 7,
+        "rounds planned": 4,
+        "clients": 5,
+        "cohort": 2,
+        "partition fingerprint": "f1",
+    }
+    assert values_of(crate, action["result"]) == {
+        "rounds": 3,
+        "bytes up": 600,
+        "bytes down": 60,
+        "round measured": 2,
+        "held-out accuracy": 0.2,
+    }
+    assert action["description"].startswith("The plan hand was carried out for 3 of 4 rounds.")
 
 
-def test_the_base_is_known_by_its_files(folders: Mapping[str, Path]) -> None:
-    crate = crate_of(folders["lora"])
+def test_the_base_is_known_by_its_files(run: Path, tmp_path: Path) -> None:
+    crate = exported(run, tmp_path)
     place = locate("micro-vit")
     assert place is not None and crate["#base"]["name"] == "micro-vit"
     told = {crate[link["@id"]]["name"]: crate[link["@id"]] for link in crate["#base"]["hasPart"]}
@@ -87,104 +142,97 @@ def test_the_base_is_known_by_its_files(folders: Mapping[str, Path]) -> None:
         assert (one["sha256"], one["size"]) == (sha256(content).hexdigest(), str(len(content)))
 
 
-@pytest.mark.slow
-def test_weights_that_were_not_used_are_not_listed(folders: Mapping[str, Path]) -> None:
-    scratch = crate_of(folders["scratch"])
-    assert scratch["#base"]["description"] == "The base model. Its weights were not used."
-    assert [link["@id"] for link in scratch["#base"]["hasPart"]] == ["#base/config.json"]
+def test_weights_that_were_not_used_are_not_listed(tmp_path: Path) -> None:
+    crate = exported(kept_run(tmp_path / "run", method="scratch"), tmp_path / "out")
+    assert crate["#base"]["description"] == "The base model. Its weights were not used."
+    assert [link["@id"] for link in crate["#base"]["hasPart"]] == ["#base/config.json"]
+
+
+def test_a_base_of_another_folder_has_its_name_alone(tmp_path: Path) -> None:
+    place = locate("micro-vit")
+    assert place is not None
+    shutil.copytree(place, tmp_path / "secret-project" / "base")
+    model = str(tmp_path / "secret-project" / "base")
+    task = {"name": "image-classification", "model": model}
+    crate = exported(kept_run(tmp_path / "run", task=task), tmp_path / "out")
+    assert crate["#base"]["name"] == "base" and len(crate["#base"]["hasPart"]) == 2
+    assert "secret-project" not in (tmp_path / "out" / CRATE).read_text()
 
 
 def test_clients_have_numbers_and_no_names_and_nothing_tells_the_machine(
-    folders: Mapping[str, Path], runs: Mapping[str, Done]
+    run: Path, tmp_path: Path
 ) -> None:
-    folder, run = folders["lora"], runs["lora"]
-    [round] = read_rounds(run.folder)
-    crate, text = crate_of(folder), (folder / CRATE).read_text(encoding="utf-8")
-    asked = sorted(round["clients"])
-    assert [link["@id"] for link in crate["#run"]["participant"]] == ["#client-1", "#client-2"]
-    assert crate["#client-1"]["description"] == "It was counted in the rounds 1."
-    for word in (*asked, socket.gethostname(), str(run.folder.path), str(Path.home()) + "/"):
+    crate = exported(run, tmp_path)
+    assert crate["#run"]["participant"] == [{"@id": "#client-1"}, {"@id": "#client-2"}]
+    told = [crate[f"#client-{number}"]["description"] for number in (1, 2)]
+    assert told == [
+        "It was counted in the rounds 1-3.",
+        "It was counted in the rounds 1, 3, and not counted in 2.",
+    ]
+    text = (tmp_path / CRATE).read_text(encoding="utf-8")
+    for word in ("clinic", "tired", socket.gethostname(), str(run), str(Path.home()) + "/"):
         assert word not in text
 
 
-def test_who_was_counted_when_and_who_was_asked_in_vain(
-    runs: Mapping[str, Done], tmp_path: Path
-) -> None:
-    path = tmp_path / "run"
-    shutil.copytree(runs["lora"].folder.path, path)
-    [round] = read_rounds(runs["lora"].folder)
-    _, other = sorted(round["clients"])
-    round["clients"][other] = {"down": 9, "up": 0, "failed": f"{other} is tired"}
-    (path / "rounds.jsonl").write_text(json.dumps(round) + "\n")
-    result = read_result(path)
-    write_provenance(result, path_of(tmp_path / "out"))
-    found = crate_of(tmp_path / "out")
-    assert found["#client-2"]["description"] == (
-        "It was counted in the rounds none, and asked in vain in 1."
-    )
-    assert other not in json.dumps(found)
-    round["clients"] = {f"c{k}": {"down": 9, "up": 9} for k in range(CLIENTS + 1)}
-    (path / "rounds.jsonl").write_text(json.dumps(round) + "\n")
-    write_provenance(result, tmp_path / "out")
-    found = crate_of(tmp_path / "out")
-    assert found["#run"]["participant"] == [{"@id": "#client-all"}]
-    assert found["#client-all"]["description"].startswith("1001 clients were asked")
+def test_many_clients_are_counted_and_not_listed(tmp_path: Path) -> None:
+    path = kept_run(tmp_path / "run")
+    clients = {f"c{k}": ANSWER for k in range(CLIENTS + 1)}
+    line = {"round": 1, "clients": clients, "bytes_up": 1, "bytes_down": 1, "held_out": None}
+    (path / "rounds.jsonl").write_text(json.dumps(line) + "\n")
+    crate = exported(path, tmp_path / "out")
+    assert crate["#run"]["participant"] == [{"@id": "#client-all"}]
+    assert crate["#client-all"]["description"].startswith("1001 clients were asked")
 
 
-def path_of(path: Path) -> Path:
-    path.mkdir()
-    return path
-
-
-def test_epsilon_is_told(runs: Mapping[str, Done], tmp_path: Path) -> None:
-    result = read_result(runs["lora"].folder.path)
+def test_epsilon_is_told(run: Path, tmp_path: Path) -> None:
+    result = read_result(run)
     for value, told in ((1.5, 1.5), (None, "not bounded")):
         private = {"epsilon": value, "delta": 1e-5, "unit": "client", "accountant": "rdp"}
         checkpoint = replace(result.checkpoint, privacy=private)
         out = tmp_path / str(told)
-        write_provenance(replace(result, checkpoint=checkpoint), path_of(out))
+        out.mkdir()
+        write_provenance(replace(result, checkpoint=checkpoint), out)
         crate = crate_of(out)
         outputs = values_of(crate, crate["#run"]["result"])
         assert (outputs["epsilon"], outputs["delta"], outputs["unit"]) == (told, 1e-5, "client")
 
 
 def test_equal_folders_have_equal_bytes(
-    folders: Mapping[str, Path],
-    runs: Mapping[str, Done],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result, made = read_result(runs["lora"].folder.path), []
-    for place in ("one", "two"):
-        shutil.copytree(folders["lora"], tmp_path / place)
-        write_provenance(result, tmp_path / place)
-        made.append((tmp_path / place / CRATE).read_bytes())
-    assert made[0] == made[1] == (folders["lora"] / CRATE).read_bytes()
+    crate = exported(run, tmp_path / "one")
+    exported(run, tmp_path / "two")
+    write_provenance(read_result(run), tmp_path / "two")  # what lies there already changes nothing
+    assert (tmp_path / "one" / CRATE).read_bytes() == (tmp_path / "two" / CRATE).read_bytes()
+    kept = RunFolder(run).checkpoint.stat().st_mtime
+    ended = datetime.fromisoformat(crate["#run"]["endTime"])
+    assert 0 <= kept - ended.timestamp() < 1
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
-    write_provenance(result, tmp_path / "two")
-    fixed = crate_of(tmp_path / "two")
+    fixed = exported(run, tmp_path / "fixed")
     assert fixed["./"]["datePublished"] == "1970-01-01T00:00:00+00:00"
     assert fixed["#run"]["endTime"] == "1970-01-01T00:00:00+00:00"
-    kept = result.folder.checkpoint.stat().st_mtime
-    ended = datetime.fromisoformat(crate_of(tmp_path / "one")["#run"]["endTime"])
-    assert 0 <= kept - ended.timestamp() < 1
 
 
 @pytest.mark.slow
 def test_equal_exports_have_equal_bytes(
     runs: Mapping[str, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, made = runs["bias"].folder, []
+    kept, made = runs["bias"].folder, []
     for place in ("one", "two"):
         (tmp_path / place).mkdir()
         monkeypatch.chdir(tmp_path / place)
-        assert fedpeft("export", run.path, "out").exit_code == 0
+        assert fedpeft("export", kept.path, "out").exit_code == 0
         made.append((tmp_path / place / "out" / CRATE).read_bytes())
     assert made[0] == made[1]
+    crate = crate_of(tmp_path / "one" / "out")
+    for path in (tmp_path / "one" / "out").iterdir():
+        digest = sha256(path.read_bytes()).hexdigest()
+        assert path.name == CRATE or crate[path.name]["sha256"] == digest
 
 
-def test_an_export_is_taken_for_no_run(folders: Mapping[str, Path]) -> None:
-    result = fedpeft("watch", folders["lora"], "--once")
+def test_an_export_is_taken_for_no_run(run: Path, tmp_path: Path) -> None:
+    exported(run, tmp_path)
+    result = fedpeft("watch", tmp_path, "--once")
     assert result.exit_code == 2 and "there is no run" in result.stderr
 
 
@@ -217,13 +265,14 @@ def test_files_of_the_hubs_cache_are_known_by_their_names(
     assert list_base_files("linear").from_hub is False
 
 
-def test_a_library_reads_it(folders: Mapping[str, Path]) -> None:
+def test_a_library_reads_it(run: Path, tmp_path: Path) -> None:
     library = pytest.importorskip("rocrate.rocrate")
-    crate = library.ROCrate(folders["lora"])
+    exported(run, tmp_path)
+    crate = library.ROCrate(tmp_path)
     action = crate.get("#run")
     assert action["instrument"]["name"] == "fedpeft"
     names = {part.id for part in crate.root_dataset["hasPart"]}
-    assert {"README.md", PLAN, "adapter_model.safetensors"} <= names
+    assert names == {"README.md", PLAN, "deep%20er/x.safetensors"}
 
 
 @pytest.mark.filterwarnings("ignore")  # of what the validator imports

@@ -29,7 +29,7 @@ from fedpeft.watching.tracking import (
 )
 
 ACCURACY = "held_out/accuracy"
-TOLD = {
+TOLD: Mapping[str, Mapping[int, float]] = {
     ACCURACY: {1: 0.1, 3: 0.3},
     "held_out/loss": {1: 0.5, 3: 0.5},
     "clients/loss": {1: 1.0, 2: 1.0, 3: 1.0},
@@ -198,7 +198,7 @@ def test_a_run_tells_each_round_as_it_comes_and_goes_on_without_a_tracker(tmp_pa
     ]
 
 
-def read_events(folder: Path) -> dict[str, dict[int, float]]:
+def read_events(folder: Path) -> dict[str, dict[int, Any]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder))

@@ -79,7 +79,7 @@ class NodeStatus:
             value = epsilon(event, self.trained, private["delta"], private["accountant"])
         except (FedpeftError, KeyError, TypeError, AssertionError) as error:
             return f"cannot be computed: {reason_of(error)}"
-        who = " if the server adds the plan's noise" if event.central else ""
+        who = ", if the server adds the plan's noise" if event.central else ""
         rounds = "round" if self.trained == 1 else "rounds"
         return (
             f"{value:.4g} at delta = {private['delta']:g} for one {event.unit}, after "

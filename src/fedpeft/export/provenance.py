@@ -245,7 +245,7 @@ def _participants(rounds: Sequence[Mapping[str, Any]]) -> Iterator[Entity]:
     for name, number in numbers.items():
         words = f"It was counted in the rounds {number_ranges(counted[name]) or 'none'}"
         lost = number_ranges(missing[name])
-        yield _client(str(number), words + (f", and asked in vain in {lost}." if lost else "."))
+        yield _client(str(number), words + (f", and not counted in {lost}." if lost else "."))
 
 
 def _client(number: str, told: str) -> Entity:

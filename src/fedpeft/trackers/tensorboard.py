@@ -16,7 +16,7 @@ VERSION = "brain.Event:2"
 
 @dataclass(frozen=True)
 class TensorBoard:
-    """Event files below `place`, a folder for each run. A run that is followed again is written again.
+    """Event files below `place`, a folder for each run; whoever follows a run writes all of it.
 
     Attributes:
       place: the folder that `tensorboard --logdir` is given.

@@ -25,7 +25,8 @@ SETTINGS: Mapping[str, Any] = {
     # What a run prints has clients' names in it.
     "console": "off",
     "silent": True,
-    # Without a bound both wait for a network that does not come back.
+    # Without a bound these wait for a network, or for a user who is not there to type a key.
+    "login_timeout": 30,
     "init_timeout": 30,
     "finish_timeout": 30,
 }

@@ -9,7 +9,8 @@ STYLE = """
 :root{color-scheme:light dark;--line:#2563a8;--faint:#8884;--bad:#b3261e}
 @media (prefers-color-scheme:dark){:root{--line:#7db4ea;--bad:#f2938c}}
 body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:1.5rem auto;padding:0 1rem}
-h1{font-size:1.4rem;margin:0}h2{font-size:1.1rem;margin:1.6rem 0 .4rem}
+h1{font-size:1.4rem;margin:0}h2{font-size:1.15rem;margin:1.6rem 0 .4rem}
+h3{font-size:1rem;margin:1.2rem 0 .3rem}
 p{margin:.3rem 0}.faint{opacity:.7}.bad{color:var(--bad)}
 progress{width:100%;height:.7rem;accent-color:var(--line)}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:.6rem 0}
