@@ -140,7 +140,8 @@ def test_the_owner_sees_it_in_the_terminal_and_as_a_page(tmp_path: Path) -> None
     assert (
         f"run {TOKEN[:8]} fit: round 1-3" in words and "rounds trained 3; the plan has 3" in words
     )
-    assert "1 times until" in words and "asked for round 7, and the plan has 3 rounds" in words
+    assert "not answered 1x, last 2" in words
+    assert "asked for round 7, and the plan has 3 rounds" in words
     before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
     with serving(pages_of_node(folder), 0, "127.0.0.1") as address:
         answer, page = ask(address)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from itertools import pairwise
 from typing import Annotated, Any
 
 import click
@@ -78,7 +79,7 @@ def _with_zeros(args: list[str], params: list[click.Parameter]) -> list[str]:
         for name in param.opts
     }
     made: list[str] = []
-    for word, after in zip(args, [*args[1:], ""], strict=True):
+    for word, after in pairwise([*args, ""]):
         made.append(word)
         if word in bare and not after.isdigit():
             made.append("0")
