@@ -170,7 +170,9 @@ def test_clients_have_numbers_and_no_names_and_nothing_tells_the_machine(
         "It was counted in the rounds 1, 3, and not counted in 2.",
     ]
     text = (tmp_path / CRATE).read_text(encoding="utf-8")
-    for word in ("clinic", "tired", socket.gethostname(), str(run), str(Path.home()) + "/"):
+    # A host or a home of a few letters may be part of any word.
+    names = [name for name in (socket.gethostname(), f"{Path.home()}/") if len(name) > 5]
+    for word in ("clinic", "tired", str(run), *names):
         assert word not in text
 
 
