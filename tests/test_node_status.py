@@ -68,7 +68,14 @@ def test_epsilon_is_of_the_rounds_answered_and_not_of_all_planned(tmp_path: Path
         f"{epsilon(part.event, 2, 1e-5, 'rdp'):.4g} at delta = 1e-05 for one {part.event.unit}, "
         "after 2 rounds of training"
     )
-    (tmp_path / site.plan.fingerprint / FACTS).unlink()
+    facts = tmp_path / site.plan.fingerprint / FACTS
+    values = json.loads(facts.read_text())
+    values["privacy"]["event"]["noise_multiplier"] = 0.0
+    facts.write_text(json.dumps(values))
+    assert read_status(tmp_path)[0].spent.startswith("not bounded: the plan's noise gives no")
+    facts.write_text(json.dumps({**values, "privacy": {"event": {"unit": 1}}}))
+    assert read_status(tmp_path)[0].spent.startswith("cannot be computed")
+    facts.unlink()
     assert "not known" in read_status(tmp_path)[0].spent
 
 

@@ -4,6 +4,7 @@ asked, and nothing is changed."""
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ class NodeStatus:
             value = epsilon(event, self.trained, private["delta"], private["accountant"])
         except (FedpeftError, KeyError, TypeError, AssertionError) as error:
             return f"cannot be computed: {reason_of(error)}"
+        if not isfinite(value):
+            return f"not bounded: the plan's noise gives no {event.unit} a guarantee"
         who = ", if the server adds the plan's noise" if event.central else ""
         rounds = "round" if self.trained == 1 else "rounds"
         return (
