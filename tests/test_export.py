@@ -74,7 +74,9 @@ def test_an_adapter_is_small_and_a_merged_one_is_a_plain_model(
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "fedpeft-plan.toml",
         "preprocessor_config.json",
+        "ro-crate-metadata.json",
     }
     saved = load_file(folders["lora"] / "adapter_model.safetensors")
     # 5 blocks, query and value, A and B of rank 8 for a width of 128; 10 classes

@@ -11,6 +11,7 @@ from federations import NODES, SCAFFOLD, submit, three
 
 from benchmarks.federation import CERTIFICATES, SCRIPTS, free_port, until
 from benchmarks.survivors import simulated
+from fedpeft.deploy.status import read_status
 from fedpeft.plan.reading import read_plan
 from fedpeft.runs.folder import RunFolder, read_rounds
 from fedpeft.storage.client_memory import Folder
@@ -37,6 +38,14 @@ def test_a_client_killed_in_training_costs_a_round_its_update_and_nothing_else(
         assert simulated(plan, folder, Folder(tmp_path / "here"))
         assert "not counted: c001: its worker ended in the middle of the work" in here.log("run")
         assert here.log("run").count("answered") == 3
+        # An owner sees what the server counted. The training that was killed counts too.
+        for number, begun in ((1, {1}), (2, set())):
+            lines = [line["clients"][f"c00{number}"] for line in read_rounds(folder)]
+            counted = {at for at, line in enumerate(lines, 1) if "weight" in line}
+            [status] = read_status(tmp_path / f"node{number}")
+            [answers] = status.runs.values()
+            assert answers.rounds["fit"] == counted | begun
+            assert answers.sent == sum(line["up"] for line in lines)
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ import pytest
 from cells import summary, write_cell, write_study
 from running import fedpeft
 
-from fedpeft.cli.watch import look, spark, state
+from fedpeft.cli.watch_runs import spark
+from fedpeft.watching.views import look, state
 
 
 def test_values_as_bars() -> None:

@@ -42,6 +42,11 @@ SLOTS: Mapping[str, str] = {
     "term": "local.terms",
 }
 """The plan's key of a kind, where it has another name."""
+OPTIONS: Mapping[str, str] = {
+    "tracker": "No key of the plan but an option of `fedpeft run` and `fedpeft watch`: "
+    "`--track NAME:KEY=VALUE`."
+}
+"""What is said of a kind that a plan does not name."""
 HEAD = """# Every key of a plan
 
 `python -m tools.plan_reference` writes this page from the code, and a test holds it to that. A part
@@ -151,12 +156,17 @@ def page() -> str:
     for kind in sorted(CATALOGUE):
         if not CATALOGUE[kind]:
             continue
-        lines += [f"## {kind}", "", f"Key of the plan: `{SLOTS.get(kind, kind)}`.", ""]
+        lines += [f"## {kind}", "", OPTIONS.get(kind) or key_of_kind(kind), ""]
         for name in sorted(CATALOGUE[kind]):
             cls = find(kind, name)
             lines += [f"### `{name}`", "", summary(cls), ""]
             lines += [*table(cls), ""] if has_keys(kind, cls) else []
     return "\n".join(lines).rstrip() + "\n"
+
+
+def key_of_kind(kind: str) -> str:
+    """The plan's key of a kind, in a sentence."""
+    return f"Key of the plan: `{SLOTS.get(kind, kind)}`."
 
 
 def has_keys(kind: str, cls: type) -> bool:

@@ -184,4 +184,9 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "moon": "fedpeft.terms.moon:Moon",
         "not_true": "fedpeft.terms.not_true:NotTrueDistillation",
     },
+    "tracker": {
+        "mlflow": "fedpeft.trackers.mlflow:MLflow",
+        "tensorboard": "fedpeft.trackers.tensorboard:TensorBoard",
+        "wandb": "fedpeft.trackers.wandb:WeightsAndBiases",
+    },
 }

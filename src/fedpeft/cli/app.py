@@ -2,6 +2,7 @@
 
 import errno
 import os
+from itertools import pairwise
 from typing import Annotated, Any
 
 import click
@@ -61,6 +62,28 @@ class PlainCommand(TyperCommand):
 
     def get_help(self, ctx: click.Context) -> str:
         return super().get_help(ctx).replace("\\[", "[")
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _with_zeros(args, self.params))
+
+
+def _with_zeros(args: list[str], params: list[click.Parameter]) -> list[str]:
+    """Put a 0 after each option that takes a number or nothing, where no number follows.
+
+    typer has no options whose value may be missing. Such an option has its metavar in brackets.
+    """
+    bare = {
+        name
+        for param in params
+        if isinstance(param, click.Option) and (param.metavar or "").startswith("[")
+        for name in param.opts
+    }
+    made: list[str] = []
+    for word, after in pairwise([*args, ""]):
+        made.append(word)
+        if word in bare and not after.isdigit():
+            made.append("0")
+    return made
 
 
 def _explain(error: BaseException) -> tuple[int, str]:

@@ -10,8 +10,7 @@ import typer
 from fedpeft.errors import RunError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from fedpeft.cli.audience import Audience
     from fedpeft.plan.plan import Plan
     from fedpeft.runs.folder import RunFolder
 
@@ -65,24 +64,22 @@ def again(folder: "RunFolder", plan: "Plan", federation: str | None) -> None:
         submit(folder, replace(plan, engine="flower"), federation)
 
 
-def until_done(
-    console: "Console", folder: "RunFolder", plan: "Plan", quiet: bool
-) -> dict[str, Any]:
-    """Show each round as it comes; the summary."""
+def until_done(told: "Audience", folder: "RunFolder", plan: "Plan") -> dict[str, Any]:
+    """Show each round as it comes, and tell trackers of it; the summary."""
     from fedpeft.cli.progress import show_rounds
     from fedpeft.deploy.submit import follow, how_to_stop
     from fedpeft.runs.folder import read_json
 
-    if not quiet:
-        console.print(
-            f"{plan.name}: {plan.rounds} rounds, in {folder.path}; it goes on without this terminal"
-        )
+    told.say(
+        f"{plan.name}: {plan.rounds} rounds, in {folder.path}; it goes on without this terminal"
+    )
     try:
-        if quiet:
-            for _ in follow(folder, lambda words: None):
+        if told.quiet:
+            for _ in told.tracking.follow(folder.path, follow(folder, lambda words: None)):
                 pass
         else:
-            show_rounds(console, plan.rounds, follow(folder, console.print))
+            records = told.tracking.follow(folder.path, follow(folder, told.console.print))
+            show_rounds(told.console, plan.rounds, records)
     except KeyboardInterrupt:
         typer.echo(
             f"no longer followed; the run goes on: `fedpeft run --resume {folder.path}` follows "
@@ -91,4 +88,5 @@ def until_done(
             err=True,
         )
         raise typer.Exit(130) from None
+    told.tracking.close(finished=True)
     return read_json(folder.summary) or {}

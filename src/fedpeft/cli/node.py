@@ -21,11 +21,13 @@ from fedpeft.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from fedpeft.deploy.node import Node
     from fedpeft.rounds.site import Site
 
 EXAMPLES = """\
   fedpeft node plan.toml --data pictures/ --name a              at a hospital that the plan names
   fedpeft node plan.toml --data pictures/ --name a --key a.key  where a secure sum is signed
+  fedpeft watch nodes/a                 what it answered, sent, spent and refused
   fedpeft node plan.toml --client 0     to rehearse: the first client of the plan's partition
 """
 
@@ -87,6 +89,7 @@ def node(
     check_owner(data, name, client)
     from fedpeft.deploy.consent import consent_to
     from fedpeft.deploy.node import Node
+    from fedpeft.deploy.status import keep_facts
     from fedpeft.deploy.terms import node_site, rehearsal_site
     from fedpeft.oneshot.keys import signing_key
     from fedpeft.oneshot.own_data import own_data, split_settings
@@ -110,18 +113,23 @@ def node(
         site, who, worker.agreement.clients, earlier if again else 0, declined=declined
     )
     ask_for_consent(consent, folder / site.plan.fingerprint, yes)
+    keep_facts(folder, site.plan, who)
 
-    def ready() -> None:
-        typer.echo(
-            f"{who}: {site.data.size(who)} examples, plan {site.plan.fingerprint}, base "
-            f"{worker.terms['base']}"
-        )
-        typer.echo(
-            f"start the SuperNode beside it: fedpeft supernode --node {folder} -- --superlink "
-            "HOST:PORT ..."
-        )
+    worker.serve(partial(_tell_ready, worker))
 
-    worker.serve(ready)
+
+def _tell_ready(worker: "Node") -> None:
+    """What this node holds, and what to do beside it."""
+    site, who = worker.site, worker.client
+    typer.echo(
+        f"{who}: {site.data.size(who)} examples, plan {site.plan.fingerprint}, base "
+        f"{worker.terms['base']}"
+    )
+    typer.echo(
+        f"start the SuperNode beside it: fedpeft supernode --node {worker.folder} -- --superlink "
+        "HOST:PORT ..."
+    )
+    typer.echo(f"look at what it did: fedpeft watch {worker.folder}")
 
 
 def _show(seen: Sequence[str], site: "Site", reads: Sequence[str]) -> None:

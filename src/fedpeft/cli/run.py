@@ -1,7 +1,6 @@
 """`fedpeft run`: a plan from its first round, or a run from its last, to the end."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import click
 import typer
 
 from fedpeft.cli import follow
+from fedpeft.cli.audience import Audience, Track, open_audience, report_run
 from fedpeft.cli.data_report import describe_data, show_data
 from fedpeft.cli.options import (
     AsJson,
@@ -25,8 +25,6 @@ from fedpeft.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from fedpeft.plan.plan import Plan
     from fedpeft.rounds.site import Site
     from fedpeft.runs.folder import RunFolder
@@ -37,6 +35,7 @@ EXAMPLES = """\
   fedpeft run                                          handwritten digits, in less than a minute
   fedpeft run --set method=prompt --set local.lr=0.1   the same with another method
   fedpeft run plan.toml --out runs/mine --seed 3       a plan of your own
+  fedpeft run plan.toml --track mlflow:runs.mlflow     tell MLflow of each round, too
   fedpeft run zero.toml --start runs/mine              measure a run by a plan with rounds = 0
   fedpeft run --resume runs/mine                       go on after Ctrl-C, a crash or a full disk
   fedpeft run --resume runs/mine --rounds 20           more rounds for a run that is finished
@@ -91,6 +90,7 @@ def run(
     seed: Seed = None,
     rounds: Rounds = None,
     workers: Workers = 0,
+    track: Track = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -99,40 +99,49 @@ def run(
 
     Without PLAN.toml: 32 clients with handwritten digits fine-tune a small vision transformer.
     """
-    from rich.console import Console
-
-    from fedpeft.runs.folder import kept_if_begun
-
-    console = Console(stderr=as_json, highlight=False, markup=False, soft_wrap=True)
-    if resume is None:
-        say: Callable[[str], object] = (lambda words: None) if quiet else console.print
-        read = resolve(plan, [*(settings or ()), *_flags(engine=engine, seed=seed, rounds=rounds)])
-        if read.engine == ELSEWHERE:
-            begun = follow.submit_run(read, out, federation, start, say)
-            _report(console, begun, follow.until_done(console, begun, read, quiet), as_json)
+    with open_audience(track or (), quiet, as_json) as told:
+        if resume is None:
+            flags = _flags(engine=engine, seed=seed, rounds=rounds)
+            read = resolve(plan, [*(settings or ()), *flags])
+            if read.engine == ELSEWHERE:
+                _follow(told, follow.submit_run(read, out, federation, start, told.say), read)
+            else:
+                _run_new(told, read, out, start, device, workers)
             return
-        folder, site, seen = _begin(read, out, device, workers)
-        with kept_if_begun(folder):
-            _keep_start(folder, site.plan, start)
-            with _resumable(folder):
-                show_data(say, seen, site)
-            _finish(console, folder, site, workers, quiet, as_json)
-    else:
         if any(given not in (None, []) for given in (plan, settings, out, start, seed)):
             raise click.UsageError(
                 "--resume goes on with the run's own plan: no PLAN, --set, --out, --start or "
                 "--seed beside it"
             )
         _extend(resume, rounds)
-        if _report_if_finished(console, resume, as_json):
+        if _report_if_finished(told, resume):
             return
         begun, read = _read_begun(resume, engine)
         if read.engine == ELSEWHERE:
             follow.again(begun, read, federation)
-            _report(console, begun, follow.until_done(console, begun, read, quiet), as_json)
+            _follow(told, begun, read)
             return
         folder, site = _reopen(begun, read, device, workers)
-        _finish(console, folder, site, workers, quiet, as_json)
+        _finish(told, folder, site, workers)
+
+
+def _run_new(
+    told: Audience, plan: "Plan", out: Path | None, start: Path | None, device: str, workers: int
+) -> None:
+    """A run from its first round; one that is refused before that leaves no folder."""
+    from fedpeft.runs.folder import kept_if_begun
+
+    folder, site, seen = _begin(plan, out, device, workers)
+    with kept_if_begun(folder):
+        _keep_start(folder, site.plan, start)
+        with _resumable(folder):
+            show_data(told.say, seen, site)
+        _finish(told, folder, site, workers)
+
+
+def _follow(told: Audience, folder: "RunFolder", plan: "Plan") -> None:
+    """A run that is done elsewhere, to its end."""
+    report_run(told, folder, follow.until_done(told, folder, plan))
 
 
 def _flags(**values: str | int | None) -> list[str]:
@@ -197,7 +206,7 @@ def _reopen(
     return folder, site
 
 
-def _report_if_finished(console: "Console", path: Path, as_json: bool) -> bool:
+def _report_if_finished(told: Audience, path: Path) -> bool:
     from fedpeft.registry import OWN
     from fedpeft.runs.folder import read_json, reopen
 
@@ -205,14 +214,12 @@ def _report_if_finished(console: "Console", path: Path, as_json: bool) -> bool:
     summary = read_json(folder.summary)
     if summary is None:
         return False
-    console.print("this run is finished: nothing is left to do")
-    _report(console, folder, summary, as_json)
+    told.console.print("this run is finished: nothing is left to do")
+    report_run(told, folder, summary)
     return True
 
 
-def _finish(
-    console: "Console", folder: "RunFolder", site: "Site", workers: int, quiet: bool, as_json: bool
-) -> None:
+def _finish(told: Audience, folder: "RunFolder", site: "Site", workers: int) -> None:
     from fedpeft.results.exhibit import draws, exhibit_at_end
     from fedpeft.runs.execute import open_engine
     from fedpeft.runs.folder import lock_run
@@ -221,35 +228,36 @@ def _finish(
     with lock_run(folder), _resumable(folder):
         with closing(open_engine(folder, site, workers)) as engine:
             choice = getattr(engine, "choice", None)
-            if choice is not None and not quiet:
-                console.print(f"engine: {choice.engine} ({choice.reason})")
-            if quiet:
-                _work(folder, site, engine)
+            if choice is not None:
+                told.say(f"engine: {choice.engine} ({choice.reason})")
+            if told.quiet:
+                _work(told, folder, site, engine)
             else:
-                _show(console, folder, site, engine)
+                _show(told, folder, site, engine)
         summary = summarize(folder, site, choice, getattr(engine, "alone", ""))
+        told.tracking.close(finished=True)
         if draws(site.plan):
-            with console.status("drawing pictures for `fedpeft report`"):
+            with told.console.status("drawing pictures for `fedpeft report`"):
                 failed = exhibit_at_end(folder, site.plan, site.device)
             if failed:
                 typer.echo(f"warning: {failed}", err=True)
-    _report(console, folder, summary, as_json)
+    report_run(told, folder, summary)
 
 
-def _work(folder: "RunFolder", site: "Site", engine: Any) -> None:
+def _work(told: Audience, folder: "RunFolder", site: "Site", engine: Any) -> None:
     from fedpeft.runs.execute import execute
 
-    for _ in execute(folder, site, engine):
+    for _ in told.tracking.follow(folder.path, execute(folder, site, engine)):
         pass
 
 
-def _show(console: "Console", folder: "RunFolder", site: "Site", engine: Any) -> None:
+def _show(told: Audience, folder: "RunFolder", site: "Site", engine: Any) -> None:
     """A line for each round, and below them, in a terminal, how many clients of this round have
     answered."""
     from fedpeft.cli.progress import Watched, show_rounds
     from fedpeft.runs.execute import execute
 
-    plan, clients = site.plan, len(site.data.clients)
+    console, plan, clients = told.console, site.plan, len(site.data.clients)
     cohort = min(plan.cohort, clients)
     work = f"{plan.rounds} rounds, {cohort} of {clients} clients in each"
     work = work if plan.rounds else f"{clients} clients measure and nobody trains"
@@ -260,9 +268,8 @@ def _show(console: "Console", folder: "RunFolder", site: "Site", engine: Any) ->
         console.print(note)
     with console.status(f"0/{cohort} answered") as status:
         answered = lambda number=0: status.update(f"{number}/{cohort} answered")
-        show_rounds(
-            console, plan.rounds, execute(folder, site, Watched(engine, answered)), answered
-        )
+        records = execute(folder, site, Watched(engine, answered))
+        show_rounds(console, plan.rounds, told.tracking.follow(folder.path, records), answered)
 
 
 @contextmanager
@@ -285,24 +292,3 @@ def _resumable(folder: "RunFolder") -> Iterator[None]:
             f"error: {folder.path} cannot be written: {error.strerror or error}: {after}", err=True
         )
         raise typer.Exit(1) from None
-
-
-def _report(
-    console: "Console", folder: "RunFolder", summary: Mapping[str, Any], as_json: bool
-) -> None:
-    from fedpeft.cli.progress import summary_table, warnings
-    from fedpeft.runs.record import changed_nothing
-
-    for warning in warnings(summary):
-        typer.echo(f"warning: {warning}", err=True)
-    if as_json:
-        typer.echo(json.dumps(summary, indent=2))
-    else:
-        console.print()
-        if early := summary.get("ended_early"):
-            console.print(early)
-        console.print(summary_table(summary))
-        console.print(f"results: {folder.path}")
-    if why := changed_nothing(summary):
-        typer.echo(f"error: {why}", err=True)
-        raise typer.Exit(1)

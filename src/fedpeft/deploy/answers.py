@@ -2,7 +2,7 @@
 examples under noise of many draws by beginning again.
 
     answers.jsonl         a line for each message: the run, the round, the phase, digests of
-                          question and answer
+                          question and answer, the answer's bytes and when it was given
     replies/RUN.DIGEST    the answers of the last round, by what was asked: asked again in the same
                           words, the node sends the same bytes and computes nothing
 
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from fedpeft.core.types import Job
+from fedpeft.core.units import now
+from fedpeft.deploy.refusals import Refusals
 from fedpeft.errors import RunError
 from fedpeft.plan.plan import Plan
 from fedpeft.storage.files import disk_errors, private_folder, write_atomically
@@ -76,6 +78,11 @@ class Answers:
         self.digests.setdefault(key, {})[digest] = reply
 
     @property
+    def refusals(self) -> Refusals:
+        """What was not answered."""
+        return Refusals(self.path.parent)
+
+    @property
     def tokens(self) -> list[str]:
         """The runs that were answered, in their order."""
         return list(dict.fromkeys(run for run, _, _ in self.digests))
@@ -116,7 +123,7 @@ class Answers:
         # computed again, and might come out in other bytes.
         self._keep(token, job, digest, payload)
         if not before:
-            self._note(token, job, digest, reply)
+            self._note(token, job, digest, {"reply": reply, "bytes": len(payload), "at": now()})
         return True
 
     def _keep(self, token: str, job: Job, digest: str, payload: bytes) -> None:
@@ -139,11 +146,14 @@ class Answers:
     def _reply(self, token: str, digest: str) -> Path:
         return self.path.parent / REPLIES / f"{token}.{digest}"
 
-    def _note(self, token: str, job: Job, digest: str, reply: str = "") -> None:
+    def _note(
+        self, token: str, job: Job, digest: str, answer: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write a line; `answer` has the digest of what was answered, and what its owner reads."""
         run, round, phase = key = _key(token, job)
-        line = {"run": run, "round": round, "phase": phase, "digest": digest}
-        self._append({**line, "reply": reply} if reply else line)
-        self._put(key, digest, reply)
+        given = answer or {}
+        self._append({"run": run, "round": round, "phase": phase, "digest": digest, **given})
+        self._put(key, digest, given.get("reply", ""))
 
     def _append(self, values: Mapping[str, Any]) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)

@@ -168,6 +168,7 @@ class Node:
         return worker.close(opened, lambda: worker.alone(opened))
 
     def _cannot(self, reason: str) -> Envelope:
+        self.agreement.answers.refusals.note(reason)  # for its owner, who may never see the log
         return Envelope({"kind": "failed", "client": self.client, "reason": reason})
 
     def _job(self, asked: Envelope) -> Job:

@@ -8,6 +8,8 @@ model     what only changes parameters of the base, or an adapter merged into th
 denoiser  of a text-to-image run: LoRA as `diffusers` loads it onto a pipeline, or the whole unet
 code      layers of fedpeft's own (adapter, prompt): a model, and modeling_fedpeft.py, which makes
           them
+
+Each has the plan beside it, and where it comes from (`ro-crate-metadata.json`).
 """
 
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from fedpeft.export.denoiser_folder import save_denoiser
 from fedpeft.export.inputs import save_inputs
 from fedpeft.export.model_card import base_name, model_card
 from fedpeft.export.model_folder import is_plain, own_layers, save_model, save_with_code
+from fedpeft.export.provenance import write_provenance
 from fedpeft.export.widened import widen_factors
 from fedpeft.registry import REGISTERED, Code
 from fedpeft.results.result import Result, fill, read_result
@@ -54,11 +57,13 @@ def export_run(
       PlanError: the base model cannot be loaded.
     """
     _vacant(out)
-    result = widen_factors(read_result(path, code, best, client))
+    read = read_result(path, code, best, client)
+    result = widen_factors(read)
     with _new_folder(out) as folder, quiet():
         card = _write(result, folder, out, merge)
         save_inputs(result.plan.task, folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
+        write_provenance(read, folder)
         for file in _files(folder):  # safetensors makes files for their owner only
             file.chmod((folder / "README.md").stat().st_mode)
     return _files(out)

@@ -185,7 +185,7 @@ def read_cell(path: Path) -> KeptRun:
         plan = tomllib.loads(folder.plan.read_bytes().decode())
         about = _check(_Plan, plan, folder.plan)
         rounds = [
-            _check(KeptRound, line, folder.rounds, f"line {k}: ")
+            read_line(line, folder.rounds, f"line {k}: ")
             for k, line in enumerate(read_rounds(folder), 1)
         ]
         files = (folder.summary, folder.partition, folder.samples, folder.pictures, folder.audit)
@@ -209,6 +209,16 @@ def read_cell(path: Path) -> KeptRun:
         raise RunError(f"{path} cannot be read: {error.filename}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
+
+
+def read_line(values: Mapping[str, Any], path: Path, where: str = "") -> KeptRound:
+    """One round, of the plain values that a line of rounds.jsonl has.
+
+    Raises:
+      RunError: they are damaged; the message names `path` and `where` in it.
+    """
+    told: KeptRound = _check(KeptRound, values, path, where)
+    return told
 
 
 def _read_arrivals(folder: RunFolder) -> KeptArrivals | None:

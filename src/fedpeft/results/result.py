@@ -29,6 +29,7 @@ class Result:
       classes: the label names, in the order of the head's outputs; none of a model that does not
         classify.
       client: whose own model it is; "" for the common one.
+      best: whether it is the best round's, and not the last one's.
     """
 
     folder: RunFolder
@@ -37,6 +38,12 @@ class Result:
     classes: tuple[str, ...]
     checkpoint: Checkpoint
     client: str = ""
+    best: bool = False
+
+    @property
+    def source(self) -> Path:
+        """The file of the server's state that it was read from."""
+        return self.folder.best if self.best else self.folder.checkpoint
 
     @property
     def method(self) -> str:
@@ -85,7 +92,7 @@ def read_result(
     classes: tuple[str, ...] = ()
     if loader.classifies:
         classes = _classes(folder, plan) if loader.outputs is None else loader.outputs
-    return Result(folder, plan, loader, classes, saved, client)
+    return Result(folder, plan, loader, classes, saved, client, best)
 
 
 def _of_client(

@@ -1,0 +1,101 @@
+"""Runs as `fedpeft watch` draws them in a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from fedpeft.core.units import size
+from fedpeft.watching.views import RunView, best, budget, curve, missing_answers, state, traffic
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from fedpeft.report.reading import KeptRun
+
+BARS = "▁▂▃▄▅▆▇█"
+WIDTH = 32
+
+
+def picture(seen: Mapping[str, RunView]) -> "RenderableType":
+    """One run in several lines, several runs in a line each."""
+    from rich.console import Group
+    from rich.text import Text
+
+    problems = [
+        Text(f"cannot be read: {view.problem}", style="red")
+        for view in seen.values()
+        if view.problem
+    ]
+    cells = {name: view for name, view in seen.items() if view.cell}
+    if list(cells) == [""]:
+        return Group(_alone(cells[""]), *problems)
+    return Group(_together(cells), *problems)
+
+
+def _alone(view: RunView) -> "RenderableType":
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    cell = view.cell
+    assert cell is not None
+    name, values = curve(cell)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column()
+    table.add_row("round", Text(f"{len(cell.rounds)}/{cell.planned}  {_bar(cell)}  {state(view)}"))
+    if values:
+        table.add_row(
+            name, Text(f"{values[-1]:.4f}  {spark(values)}  best {best(name, values):.4f}")
+        )
+    up, down = traffic(cell)
+    table.add_row("bytes", Text(f"{size(up)} up, {size(down)} down"))
+    if spent := budget(cell):
+        table.add_row("epsilon", Text(spent))
+    if failed := list(missing_answers(cell)):
+        at, who, why = failed[-1]
+        table.add_row(
+            "failures", Text(f"{len(failed)}; the last: {who} in round {at}: {why}", style="yellow")
+        )
+    return Group(Text(f"{cell.plan.get('name', 'run')} in {cell.path}", style="bold"), table)
+
+
+def _together(views: Mapping[str, RunView]) -> "RenderableType":
+    from rich.box import SIMPLE
+    from rich.table import Table
+    from rich.text import Text
+
+    over = sum(view.over for view in views.values())
+    table = Table(box=SIMPLE, show_edge=False, pad_edge=False)
+    table.add_column(Text(f"{len(views)} runs, {over} finished"))
+    for heading in ("round", "", "last", "up", "failed", ""):
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    for name, view in views.items():
+        cell = view.cell
+        assert cell is not None
+        _, values = curve(cell)
+        failed = len(list(missing_answers(cell)))
+        table.add_row(
+            Text(name),
+            f"{len(cell.rounds)}/{cell.planned}",
+            spark(values, WIDTH // 2),
+            f"{values[-1]:.4f}" if values else "-",
+            size(traffic(cell)[0]),
+            Text(f"{failed}", style="yellow" if failed else ""),
+            state(view),
+        )
+    return table
+
+
+def spark(values: Sequence[float], width: int = WIDTH) -> str:
+    """Values as a line of bars, the lowest of them the lowest bar; the last of each stretch where
+    there are many."""
+    if len(values) > width:
+        values = [values[(k + 1) * len(values) // width - 1] for k in range(width)]
+    low, high = min(values, default=0), max(values, default=0)
+    span = high - low or 1
+    return "".join(BARS[min(len(BARS) - 1, int((x - low) / span * len(BARS)))] for x in values)
+
+
+def _bar(cell: "KeptRun") -> str:
+    done = WIDTH * len(cell.rounds) // max(1, cell.planned)
+    return "━" * done + "╌" * (WIDTH - done)
