@@ -18,7 +18,7 @@ from fedpeft.core.tensors import equal, map_tensors, scale
 from fedpeft.core.types import Update
 from fedpeft.errors import PlanError, RunError
 from fedpeft.oneshot.contribution import open_contribution, write_contribution
-from fedpeft.oneshot.contribution_header import Header
+from fedpeft.oneshot.contribution_header import Header, read_header
 from fedpeft.oneshot.invitation import invite, server_key
 from fedpeft.oneshot.keys import (
     Trust,
@@ -327,6 +327,14 @@ ABSURD: Sequence[Any] = (
     ),
     *("", "x", "\ud800", "\0", "9" * 5000, "0" * 64, "-0" * 32, "é" * 32, "fedpeft-contribution-0"),
 )
+
+
+def test_an_empty_list_of_what_is_read_otherwise_is_no_second_way_to_say_nothing(
+    four: Study,
+) -> None:
+    said = replace(four.read(four.files[0]).header, reads=[])
+    with pytest.raises(ContributionError, match="an empty list"):
+        read_header(said.text(), "a file")
 
 
 @pytest.mark.parametrize("count", counts(300, 30_000))

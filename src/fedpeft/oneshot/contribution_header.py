@@ -84,7 +84,7 @@ def read_header(text: str, file: Path | str) -> Header:
         header = _HEADER.validate_json(text, strict=True)
         check_name(header.client)
         counts = (1 if header.examples is None else header.examples, header.bytes)
-        _check_lines(header.reads or ())
+        _check_lines(header.reads)
         # One way to write it only: with another encoding or other spaces, two files could say the
         # same.
         if header.text() != text or not all(1 <= count <= MOST for count in counts):
@@ -101,6 +101,10 @@ def cut_short(value: object) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _check_lines(lines: Sequence[str]) -> None:
+def _check_lines(lines: Sequence[str] | None) -> None:
+    if lines is None:
+        return
+    if not lines:  # who has nothing to say has no such entry: one way to write it only
+        raise ValueError("it has an empty list of what it says of its data")
     if any(len(line) > LONGEST_LINE or not line.isprintable() for line in lines):
         raise ValueError("what it says of its data is no line of text")
