@@ -38,6 +38,20 @@ class LeavesOut(Protocol):
     def unfit(self, table: Table) -> Mapping[str, Sequence[int]]: ...
 
 
+class ComparesExamples(Protocol):
+    """A task whose metrics compare held-out examples with each other, as a concordance does.
+
+    They are measured on all held-out examples of one owner at once. `metrics` then gets the whole
+    columns of outputs and batches, so that this is for outputs that are small.
+
+    Attributes:
+      compares_examples: whether it is so.
+    """
+
+    @property
+    def compares_examples(self) -> bool: ...
+
+
 class HasOpenings(Protocol):
     """A task whose models write: `openings` gives of the first rows the tokens after which a model
     writes, and the text that is the truth."""

@@ -1,0 +1,365 @@
+"""Survival: losses and concordance against lifelines and by hand, and federations of small tables.
+
+Numbers of lifelines are of 0.30.3: CoxPHFitter (Efron's ties) and utils.concordance_index.
+"""
+
+from logging import WARNING
+from math import isnan, log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from text_runs import check_stacked
+from torch import Tensor
+
+from fedpeft import (
+    DataError,
+    InProcess,
+    PlanError,
+    evaluate,
+    federate,
+    open_site,
+    read_plan,
+    start,
+)
+from fedpeft.compute.objective import Objective
+from fedpeft.compute.scores import conclude
+from fedpeft.core.types import Table
+from fedpeft.evaluation.own_held_out import own_held_out
+from fedpeft.storage.client_memory import Nowhere
+from fedpeft.tasks.survival import Survival
+from fedpeft.tasks.survival_times import concordance, cox_losses, expected_times, hazard_losses
+
+X = torch.tensor(
+    [[0.5, 1.2], [-0.3, 0.4], [1.1, -0.7], [0.2, 0.9],
+     [-1.0, -0.2], [0.8, 0.1], [-0.6, 1.5], [0.0, -1.1]],
+    dtype=torch.float64,
+)  # fmt: skip
+TIME = torch.tensor([2.0, 2, 3, 5, 5, 5, 7, 8], dtype=torch.float64)
+EVENT = torch.tensor([1.0, 1, 0, 1, 1, 0, 1, 0])
+ALL = torch.ones(8)
+FITTED = torch.tensor([-0.2672483180968089, 0.5511253138930984], dtype=torch.float64)
+"""lifelines' coefficients of X, TIME and EVENT."""
+
+
+def test_the_partial_likelihood_is_lifelines() -> None:
+    """Its log likelihood, and its coefficients are where the gradient is zero."""
+    weight = FITTED.clone().requires_grad_()
+    total = cox_losses(X @ weight, TIME, EVENT, ALL).sum()
+    assert float(total.detach()) == pytest.approx(6.8871981805220415, abs=1e-9)
+    [gradient] = torch.autograd.grad(total, [weight])
+    assert gradient.abs().max() < 1e-4  # it stops near there
+
+
+def test_two_tied_events_by_hand() -> None:
+    """Three at risk with exp(η) = 2, 3, 5, of whom the first two die at once: the second of them
+    sees half of both gone."""
+    scores = torch.tensor([log(2), log(3), log(5)])
+    losses = cox_losses(scores, torch.tensor([1.0, 1, 4]), torch.tensor([1.0, 1, 0]), torch.ones(3))
+    assert losses.tolist() == pytest.approx([log(10 / 2), log(7.5 / 3), 0])
+
+
+def test_rows_that_fill_a_batch_up_change_no_loss_and_no_gradient() -> None:
+    filled = torch.arange(8).repeat(2)[:11]  # the first three once more, an event that is tied too
+    mask = (torch.arange(11) < 8).float()
+
+    def run(rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        weight = FITTED.clone().requires_grad_()
+        losses = cox_losses(X[rows] @ weight, TIME[rows], EVENT[rows], mask) * mask
+        [gradient] = torch.autograd.grad(losses.sum() / mask.sum(), [weight])
+        return losses.detach(), gradient
+
+    plain, padded = run(torch.arange(8), ALL), run(filled, mask)
+    torch.testing.assert_close(padded[0][:8], plain[0])
+    torch.testing.assert_close(padded[1], plain[1])
+    assert padded[0].isfinite().all()
+
+
+def test_no_event_teaches_nothing_and_large_scores_stay_finite() -> None:
+    nobody = cox_losses(torch.randn(4), torch.arange(4.0), torch.zeros(4), torch.ones(4))
+    assert nobody.tolist() == [0, 0, 0, 0]
+    far = cox_losses(torch.tensor([500.0, -500]), torch.tensor([2.0, 1]), torch.ones(2), ALL[:2])
+    assert far.tolist() == [0, 1000]
+
+
+def test_pieces_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = cox_losses(X @ FITTED, TIME, EVENT, ALL)
+    pairs = concordance(X[:, 0], TIME, EVENT, ALL)
+    monkeypatch.setattr("fedpeft.tasks.survival_times.PAIRS", 20)
+    assert torch.equal(cox_losses(X @ FITTED, TIME, EVENT, ALL), whole)
+    assert torch.equal(concordance(X[:, 0], TIME, EVENT, ALL).totals, pairs.totals)
+
+
+def test_concordance_is_lifelines_with_ties_and_censoring() -> None:
+    risk = torch.tensor([3.0, 1, 2, 2, 0.5, 2, 1, 1])
+    found = concordance(risk, TIME, EVENT, ALL)
+    assert (float(found.totals.sum()), float(found.weights.sum())) == (11, 19)
+    lifelines = 0.5789473684210527
+    assert lifelines == pytest.approx(11 / 19, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("times", "events", "risks", "pairs"),
+    [
+        ([1, 2], [1, 0], [5, 3], (1, 1)),
+        ([1, 2], [0, 1], [5, 3], (0, 0)),  # the earlier one was only seen until then
+        ([1, 2], [1, 1], [3, 3], (0.5, 1)),
+        ([2, 2], [1, 1], [5, 3], (0, 0)),  # both at once
+        ([2, 2], [1, 0], [3, 5], (0, 1)),  # the censored one is taken to live longer
+        ([], [], [], (0, 0)),
+    ],
+)
+def test_which_pairs_count(
+    times: list[float], events: list[float], risks: list[float], pairs: tuple[float, float]
+) -> None:
+    columns = [torch.tensor(x, dtype=torch.float32) for x in (risks, times, events)]
+    found = concordance(*columns, torch.ones(len(times)))
+    assert (float(found.totals.sum()), float(found.weights.sum())) == pairs
+
+
+def test_padded_rows_make_no_pairs() -> None:
+    mask = torch.tensor([1.0, 1, 0])
+    time, event = torch.tensor([1.0, 3, 2]), torch.tensor([1.0, 1, 1])
+    found = concordance(torch.tensor([3.0, 1, 9]), time, event, mask)
+    assert (float(found.totals.sum()), float(found.weights.sum())) == (1, 1)
+
+
+def test_hazards_by_hand() -> None:
+    """Intervals 0-10, 10-20 and 20-40, each with the hazard 1/4: ln 4/3 for one survived."""
+    cuts, logits = torch.tensor([10.0, 20, 40]), torch.full((7, 3), log(1 / 3))
+    survived, came = log(4 / 3), log(4)
+    wanted = {
+        (12, 1): survived + came,
+        (10, 1): survived + came,  # an interval begins with its lower end
+        (40, 1): 3 * survived,  # after the last cut
+        (14, 0): survived,
+        (15, 0): 2 * survived,  # it has seen the middle of the second
+        (4, 0): 0,
+        (99, 0): 3 * survived,
+    }
+    time, event = (torch.tensor([float(key[k]) for key in wanted]) for k in (0, 1))
+    losses = hazard_losses(logits, time, event, cuts)
+    assert losses.tolist() == pytest.approx(list(wanted.values()), abs=1e-6)
+
+
+def test_the_expected_time_is_the_area_below_the_curve() -> None:
+    """Survival 1, 1/2 and 1/8 at 0, 10 and 30: trapezoids of 7.5 and 6.25."""
+    logits = torch.tensor([[0.0, log(3)]])
+    assert expected_times(logits, torch.tensor([10.0, 30])).item() == pytest.approx(13.75)
+
+
+def table_of(**columns: Any) -> Table:
+    return Table({"a": [1.0, 2.0, 3.0], "time": [1, 2, 3], "event": [1, 0, 1], **columns})
+
+
+@pytest.mark.parametrize(
+    ("columns", "match"),
+    [
+        ({"time": [1, -2, -3]}, "2 of 3 times in the column 'time' are negative"),
+        ({"event": [1, 2, 0]}, "1 of 3 values in the column 'event' are neither 0 nor 1"),
+        ({"event": ["dead", "alive", "dead"]}, "'event' holds 'dead' in example 1, which is no n"),
+        ({"a": [1, None, 3]}, "1 of 3 examples lack a number in 'x'"),  # nobody left them out
+        ({"time": torch.tensor([0, 1, 2]), "label": torch.tensor([0, 1, 2])}, None),
+    ],
+)
+def test_bad_columns(columns: dict[str, Any], match: str | None) -> None:
+    task = Survival(("a",))
+    if match is None:
+        assert task.prepare(table_of(**columns))["time"].tolist() == [0, 1, 2]
+        return
+    with pytest.raises(DataError, match=match):
+        task.prepare(table_of(**columns))
+
+
+def test_a_column_that_became_classes_is_told() -> None:
+    label = torch.tensor([0, 1, 2])
+    table = Table({"a": [1, 2, 3], "time": [1, 2, 3], "label": label})
+    with pytest.raises(DataError, match=r"`label`: set data\.label = \"none\""):
+        Survival(("a",)).prepare(table)
+    with pytest.raises(DataError, match="number its values as classes"):
+        Survival(("a",), status="label").prepare(table)
+
+
+@pytest.mark.parametrize(
+    ("keys", "match"),
+    [
+        ({"features": ()}, "features names the columns"),
+        ({"features": 0}, "features names the columns"),
+        ({"features": ("a", "a")}, "differ"),
+        ({"features": ("a", "time")}, "must be different columns"),
+        ({"mean": (1.0, 2.0)}, "mean has 2 numbers and there are 1 features"),
+        ({"std": (0.0,)}, "std must be positive"),
+        ({"missing": "mean"}, "the plan has no mean"),
+        ({"missing": "zero"}, 'missing must be "leave_out" or "mean"'),
+        ({"loss": "weibull"}, "no loss called 'weibull'"),
+        ({"loss": "discrete"}, "needs cuts"),
+        ({"loss": "discrete", "cuts": (5.0, 5.0)}, r"rising .* got \[5\.0, 5\.0\]"),
+        ({"loss": "discrete", "cuts": (0.0, 5.0)}, "from above 0"),
+        ({"cuts": (5.0,)}, 'cuts are for loss = "discrete"'),
+        ({"hidden": (0,)}, "width of each hidden layer"),
+    ],
+)
+def test_bad_keys(keys: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        Survival(**{"features": ("a",), **keys})
+
+
+def write_patients(file: Path, rows: int = 120, gaps: int = 0) -> Path:
+    """Three clinics; the hazard of a patient is exp(x) / 10, and a third are censored."""
+    draw = np.random.default_rng(7)
+    x, noise = draw.normal(size=(2, rows))
+    time = draw.exponential(10 * np.exp(-x))
+    end = draw.exponential(20, size=rows)
+    lines = ["clinic,risk,noise,time,event"]
+    for k in range(rows):
+        risk = "NA" if k < gaps else f"{x[k]:.4f}"
+        seen, event = min(time[k], end[k]), int(time[k] <= end[k])
+        lines.append(f"{'abc'[k % 3]},{risk},{noise[k]:.4f},{seen:.3f},{event}")
+    file.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_patients(tmp_path_factory.mktemp("survival") / "patients.csv")
+
+
+DISCRETE = {"loss": "discrete", "cuts": [2.0, 5.0, 10.0, 20.0]}
+
+
+def run_of(file: Path, task: dict[str, Any], **other: Any) -> dict[str, Any]:
+    return {
+        "rounds": 4,
+        "cohort": 3,
+        "method": "full",
+        "task": {"name": "survival", "features": ["risk", "noise"], "hidden": [4], **task},
+        "data": {"name": "table", "path": str(file), "label": "none", "test_fraction": 0},
+        "partition": {"name": "column", "column": "clinic", "held_out": 0.25},
+        "local": {"lr": 0.1, "batch_size": 16, "epochs": 2, "optimizer": "adamw"},
+        **other,
+    }
+
+
+@pytest.mark.parametrize(
+    "task", [{}, DISCRETE, {"hidden": []}], ids=["cox", "discrete", "linear cox"]
+)
+def test_federations_learn_who_is_at_risk(patients: Path, task: dict[str, Any]) -> None:
+    plan = read_plan(run_of(patients, task, evaluate_at=["owners"]))
+    site = open_site(plan)
+    begin = start(plan, site.params())
+    runs = list(federate(plan, InProcess(site), begin))
+    last, ledger = runs[-1]
+    own = own_held_out(site, last, Nowhere())
+    assert own is not None and own["examples"] == dict.fromkeys("abc", 10)
+    first = own_held_out(site, begin, Nowhere())
+    assert first is not None
+    assert own["metrics"]["loss"]["weighted"] < first["metrics"]["loss"]["weighted"]
+    assert own["metrics"]["c_index"]["weighted"] > 0.6
+    # what owners tell of themselves is what a simulation measures, pairs within each of them alone
+    told = ledger.reports["owners"]["metrics"]
+    assert told["c_index"]["each"] == pytest.approx(own["metrics"]["c_index"]["each"])
+    assert told["c_index"]["pooled"] == pytest.approx(own["metrics"]["c_index"]["weighted"])
+
+
+def test_a_stack_of_clients_ends_where_one_after_another_does(patients: Path) -> None:
+    check_stacked(run_of(patients, {}))
+
+
+def test_held_out_examples_are_compared_across_batches(
+    patients: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = open_site(read_plan(run_of(patients, {})))
+    metrics = []
+    for size in (256, 7):
+        monkeypatch.setattr("fedpeft.data.client_data.EVALUATION_BATCH", size)
+        batches = list(site.data.training("a"))
+        assert len(batches) == (1 if size == 256 else 5)
+        sums = evaluate(site.task, site.model, site.params(), batches)
+        metrics.append(conclude(site.task, sums))
+    assert metrics[0] == pytest.approx(metrics[1], abs=1e-6)
+    assert evaluate(site.task, site.model, site.params(), []) == {}
+
+
+def test_a_client_without_a_pair_has_no_concordance() -> None:
+    """A number that is not one, and not 0 or 1."""
+    task = Survival(1)
+    batch = {"time": TIME[:2], "event": torch.zeros(2), "mask": torch.ones(2)}
+    found = task.metrics({"prediction": torch.zeros(2, 1)}, batch)["c_index"]
+    assert not isinstance(found, Tensor) and isnan(float(found.totals.sum() / found.weights.sum()))
+
+
+def test_dp_sgd_takes_the_hazards_and_refuses_the_partial_likelihood(patients: Path) -> None:
+    private = {
+        "weighting": "uniform",
+        "local": {
+            **{"name": "dp_sgd", "steps": 2, "rate": 0.5, "batch_size": 15, "lr": 0.1},
+            "noise_multiplier": 1.0,
+        },
+        "rounds": 1,
+    }
+    with pytest.raises(PlanError, match="lets the examples of a batch change each other's loss"):
+        read_plan(run_of(patients, {}, **private))
+    site = open_site(read_plan(run_of(patients, DISCRETE, **private)))
+    batch = {**next(iter(site.data.training("a")))}
+    objective = Objective(site.model, site.task)
+    each = objective.gradients(site.params(), batch)
+    together, _, _ = objective.gradient(site.params(), batch)
+    for name, mean in together.items():
+        torch.testing.assert_close(each[name].mean(0), mean)
+
+
+@pytest.mark.parametrize("method", ["lora", "bias"])
+def test_a_linear_model_is_one_layer(patients: Path, method: str) -> None:
+    with pytest.raises(PlanError, match=r"task\.hidden = \[\] is one layer"):
+        read_plan(run_of(patients, {"hidden": []}, method=method))
+
+
+def test_the_other_methods_train_a_perceptron(patients: Path) -> None:
+    for method in ("bias", "head", {"name": "lora", "rank": 1, "target": ["0"]}):  # body.0
+        site = open_site(read_plan(run_of(patients, {}, method=method, rounds=1)))
+        begin = start(site.plan, site.params())
+        [(state, _)] = federate(site.plan, InProcess(site), begin)
+        assert state.params.keys() == begin.params.keys()
+
+
+def test_rows_without_a_number_are_left_out_once_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write_patients(tmp_path / "patients.csv", gaps=5)
+    text = file.read_text(encoding="utf-8-sig").splitlines()
+    text[1] = "a,NA,0.1,,1"  # a gap in the time too
+    text[9] = "b,0.2,0.1,4.5,"
+    file.write_text("\n".join(text), encoding="utf-8")
+    with caplog.at_level(WARNING, "fedpeft"):
+        examples = read_plan(run_of(file, {})).examples()
+    assert len(examples.train) == 114
+    left_out = {"rows without 'time'": 1, "rows without 'event'": 1, "rows without 'risk'": 4}
+    assert examples.left_out == left_out
+    assert "left out are 1 rows without 'time'; 1 rows" in caplog.text
+    filled = {"missing": "mean", "mean": [0.0, 0.0], "std": [1.0, 1.0]}
+    caplog.clear()
+    with caplog.at_level(WARNING, "fedpeft"):
+        plan = read_plan(run_of(file, filled))
+        rows = plan.task.prepare(plan.examples().train)
+    assert len(rows["x"]) == 118 and int((rows["x"][:, 0] == 0).sum()) == 4
+    assert "in the place of 4 missing numbers of 236, in 4 of 118 rows" in caplog.text
+
+
+def test_features_are_scaled_by_the_plan_and_far_ones_are_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scaled = Survival(("a",), mean=(2.0,), std=(0.5,)).prepare(table_of())
+    assert scaled["x"].tolist() == [[-2], [0], [2]]
+    assert not caplog.messages
+    Survival(("a",)).prepare(table_of(a=[1, 2, 54321]))
+    assert "1 of 1 features have numbers beyond 100, first 'a'" in caplog.text
+    assert "54321" not in caplog.text
+
+
+def test_times_that_float32_takes_for_one_stay_apart() -> None:
+    late = [2.0**24, 2.0**24 + 1, 2.0**24 + 1]
+    rows = Survival(("a",)).prepare(table_of(time=late, event=[1, 1, 0]))
+    found = concordance(torch.tensor([2.0, 1, 0]), rows["time"], rows["event"], torch.ones(3))
+    assert float(found.weights.sum()) == 3
