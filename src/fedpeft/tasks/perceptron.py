@@ -36,7 +36,7 @@ class Perceptron(nn.Module):
         return out
 
 
-def check_hidden(hidden: Sequence[int]) -> None:
+def check_widths(hidden: Sequence[int]) -> None:
     """Raises ValueError for a layer without a width."""
     if any(width < 1 for width in hidden):
         raise ValueError(

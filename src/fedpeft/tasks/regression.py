@@ -12,7 +12,7 @@ from fedpeft.core.facts import Fact
 from fedpeft.core.outputs import LOGITS, Outputs, head_input
 from fedpeft.core.types import Batch, Summed, Table, Tensors, Weighted
 from fedpeft.tasks import scoring
-from fedpeft.tasks.perceptron import Perceptron, check_hidden, check_method
+from fedpeft.tasks.perceptron import Perceptron, check_method, check_widths
 from fedpeft.tasks.row_features import (
     LEAVE_OUT,
     RowFeatures,
@@ -58,7 +58,7 @@ class Regression:
     target_std: float = 1.0
 
     def __post_init__(self) -> None:
-        check_hidden(self.hidden)
+        check_widths(self.hidden)
         if self.target in self.inputs.names:
             raise ValueError(f"{self.target!r} is a feature and the target: leave one of them out")
         if not isfinite(self.target_mean) or not 0 < self.target_std < float("inf"):

@@ -49,6 +49,16 @@ class RowFeatures:
             )
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"features must differ from each other, got {list(self.names)}")
+        self._check_scale()
+        if self.missing not in (LEAVE_OUT, MEAN):
+            raise ValueError(f'missing must be "{LEAVE_OUT}" or "{MEAN}", got {self.missing!r}')
+        if self.missing == MEAN and not self.mean:
+            raise ValueError(
+                f'missing = "{MEAN}" puts a feature\'s mean in the place of a missing number, and '
+                "the plan has no mean: set it, as all sites must agree on it"
+            )
+
+    def _check_scale(self) -> None:
         for key, values in (("mean", self.mean), ("std", self.std)):
             if values and len(values) != self.width:
                 raise ValueError(
@@ -59,13 +69,6 @@ class RowFeatures:
             raise ValueError(f"std must be positive and finite, got {list(self.std)}")
         if not all(map(isfinite, self.mean)):
             raise ValueError(f"mean must be finite, got {list(self.mean)}")
-        if self.missing not in (LEAVE_OUT, MEAN):
-            raise ValueError(f'missing must be "{LEAVE_OUT}" or "{MEAN}", got {self.missing!r}')
-        if self.missing == MEAN and not self.mean:
-            raise ValueError(
-                f'missing = "{MEAN}" puts a feature\'s mean in the place of a missing number, and '
-                "the plan has no mean: set it, as all sites must agree on it"
-            )
 
     @property
     def names(self) -> tuple[str, ...]:

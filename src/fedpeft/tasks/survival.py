@@ -13,7 +13,7 @@ from fedpeft.core.facts import Fact
 from fedpeft.core.outputs import PREDICTION, Outputs, head_input
 from fedpeft.core.types import Batch, Summed, Table, Tensors
 from fedpeft.errors import DataError, unknown
-from fedpeft.tasks.perceptron import Perceptron, check_hidden, check_method
+from fedpeft.tasks.perceptron import Perceptron, check_method, check_widths
 from fedpeft.tasks.row_features import (
     LEAVE_OUT,
     RowFeatures,
@@ -73,7 +73,7 @@ class Survival:
     missing: str = LEAVE_OUT
 
     def __post_init__(self) -> None:
-        check_hidden(self.hidden)
+        check_widths(self.hidden)
         if self.loss not in (COX, DISCRETE):
             raise ValueError(unknown("loss", self.loss, (COX, DISCRETE)))
         if {self.time, self.status} & set(self.inputs.names) or self.time == self.status:
