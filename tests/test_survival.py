@@ -263,6 +263,26 @@ def test_federations_learn_who_is_at_risk(patients: Path, task: dict[str, Any]) 
     assert told["c_index"]["pooled"] == pytest.approx(own["metrics"]["c_index"]["weighted"])
 
 
+@pytest.mark.parametrize("name", ["survival-cox", "survival-discrete"])
+def test_the_repositorys_plans_run_on_a_table_like_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Nodes make it worse: five clinics learn that in two rounds."""
+    monkeypatch.setenv("FEDPEFT_DATA", str(tmp_path))
+    draw = np.random.default_rng(3)
+    lines = ["clinic,age,size,nodes,days,died"]
+    for k in range(200):
+        nodes = draw.integers(0, 9)
+        days = int(draw.exponential(2500 * np.exp(-0.4 * nodes)))
+        lines.append(f"{k % 5},{draw.integers(40, 80)},{draw.integers(5, 50)},{nodes},{days},1")
+    (tmp_path / "patients.csv").write_text("\n".join(lines))
+    plan = read_plan(Path(__file__).parents[1] / "plans" / f"{name}.toml", ["rounds=2"])
+    site = open_site(plan)
+    runs = list(federate(plan, InProcess(site), start(plan, site.params())))
+    told = [ledger.reports["owners"]["metrics"]["c_index"]["pooled"] for _, ledger in runs]
+    assert told[-1] > 0.6
+
+
 def test_a_stack_of_clients_ends_where_one_after_another_does(patients: Path) -> None:
     check_stacked(run_of(patients, {}))
 

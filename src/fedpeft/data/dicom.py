@@ -51,7 +51,8 @@ class DicomFile:
             except UnreadableVolume:
                 raise
             except Exception:  # decoders raise what they like, and quote what they read
-                raise UnreadableVolume(BROKEN) from None
+                packed = self.header.file_meta.TransferSyntaxUID.is_compressed
+                raise UnreadableVolume(NO_DECODER if packed else BROKEN) from None
 
     def _picture(self, at: int) -> Any:
         values = pixel_array(self.header, index=at)
