@@ -114,8 +114,8 @@ def test_concordance_is_lifelines_with_ties_and_censoring() -> None:
 def test_which_pairs_count(
     times: list[float], events: list[float], risks: list[float], pairs: tuple[float, float]
 ) -> None:
-    columns = [torch.tensor(x, dtype=torch.float32) for x in (risks, times, events)]
-    found = concordance(*columns, torch.ones(len(times)))
+    risk, time, event = (torch.tensor(x, dtype=torch.float32) for x in (risks, times, events))
+    found = concordance(risk, time, event, torch.ones(len(times)))
     assert (float(found.totals.sum()), float(found.weights.sum())) == pairs
 
 
@@ -267,7 +267,7 @@ def test_federations_learn_who_is_at_risk(patients: Path, task: dict[str, Any]) 
 def test_the_repositorys_plans_run_on_a_table_like_theirs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Nodes make it worse: five clinics learn that in two rounds."""
+    """Five clinics learn in two rounds who is at risk."""
     monkeypatch.setenv("FEDPEFT_DATA", str(tmp_path))
     draw = np.random.default_rng(3)
     lines = ["clinic,age,size,nodes,days,died"]

@@ -8,8 +8,8 @@ MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 
 
 def read_number(value: Any) -> float | None:
-    """A cell as a finite number; NaN where nobody measured, which infinity says too; None for what
-    is no number."""
+    """A cell as a finite number; NaN where nobody measured, which infinity says too; None for any
+    other text."""
     if value is None or str(value).strip().lower() in MISSING:
         return nan
     try:

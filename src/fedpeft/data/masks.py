@@ -82,10 +82,10 @@ class PicturesWithMasks:
             kept, out = hold_out(alike, self.test_fraction, self.seed)
             train, held = _chosen(train, kept), _chosen(train, out)
         train = _chosen(train, some(torch.arange(len(train)), self.subset, self.seed))
-        sides = [
+        first, second = (
             leave_out_unfit_volumes(_table(one, root), self.path, left_out) for one in (train, held)
-        ]
-        return Examples(*pair_tables(*sides, self.window), (), dict(left_out))
+        )
+        return Examples(*pair_tables(first, second, self.window), (), dict(left_out))
 
 
 def _divided(pairs: Pairs, root: Path, left_out: Counter[str]) -> tuple[Pairs, Pairs]:

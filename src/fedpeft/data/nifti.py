@@ -106,17 +106,21 @@ def _open(source: Path | bytes) -> NiftiFile:
         raise UnreadableVolume(DEEPER)
     if kind.kind not in "iuf":
         raise UnreadableVolume(OTHER)
-    stored = int(data.offset) + prod(shape) * kind.itemsize
-    # what is compressed, or in memory, tells of its end when it is read
-    plain = isinstance(source, Path) and source.suffix.lower() == ".nii"
-    if plain and source.stat().st_size < stored:
-        raise UnreadableVolume(BROKEN)
+    if isinstance(source, Path):
+        _check_length(source, int(data.offset) + prod(shape) * kind.itemsize)
     if len(shape) < 3:
         data = np.asarray(data).reshape((*shape, 1, 1)[:3])
     axes = _directions(image.affine)
     low, high = float(header["cal_min"]), float(header["cal_max"])
     window = (low, high) if low < high else None
     return NiftiFile(data, axes, _axis_across(data.shape, axes), window)
+
+
+def _check_length(file: Path, stored: int) -> None:
+    """Raises UnreadableVolume for a file that is cut off. What is compressed tells of its end when
+    it is read."""
+    if file.suffix.lower() == ".nii" and file.stat().st_size < stored:
+        raise UnreadableVolume(BROKEN)
 
 
 def _directions(affine: Any) -> list[tuple[int, int]]:

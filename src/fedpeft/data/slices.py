@@ -114,7 +114,7 @@ def _open_at(pictures: Pictures, at: int, name: str) -> Volume:
 
 def _name_of(item: Any) -> str:
     """The name of an item's file; "" of one without."""
-    held = item.get("path") if isinstance(item, Mapping) else item
+    held: Any = item.get("path") if isinstance(item, Mapping) else item
     plain = held.as_py() if hasattr(held, "as_py") else held
     return "" if plain is None or isinstance(plain, bytes) else str(plain)
 

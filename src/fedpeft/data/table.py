@@ -126,8 +126,8 @@ class HubTable:
 
     def _examples(self, train: Table, test: Table, classes: tuple[str, ...]) -> Examples:
         left_out = Counter[str]()
-        sides = [self._of_slices(side, left_out) for side in (train, test)]
-        return Examples(*pair_tables(*sides, self.window), classes, dict(left_out))
+        first, second = (self._of_slices(side, left_out) for side in (train, test))
+        return Examples(*pair_tables(first, second, self.window), classes, dict(left_out))
 
     def _of_slices(self, table: Table, left_out: Counter[str]) -> Table:
         """One side, with the wanted slices of medical files as its pictures."""

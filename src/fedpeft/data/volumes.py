@@ -43,7 +43,7 @@ class UnreadableVolume(Exception):
 
 
 def check_slice(chosen: Slice) -> None:
-    """Raises ValueError for what is no choice of slices."""
+    """Raises ValueError for a value that chooses no slice."""
     if isinstance(chosen, str) and chosen not in (MIDDLE, EVERY):
         raise ValueError(
             f'slice is "{MIDDLE}", "{EVERY}" or the number of a slice from 0, got {chosen!r}'

@@ -168,7 +168,7 @@ class Survival:
         return hazard_losses(told, time, event, time.new_tensor(self.cuts))
 
     def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor | Summed]:
-        """Of all held-out examples of one owner at once (`compares_examples`)."""
+        """The loss and the pairs of all examples that are given; see `compares_examples`."""
         told = outputs[PREDICTION].float()
         risk = told[:, 0]
         if self.loss == DISCRETE:

@@ -99,4 +99,4 @@ def concordance(risk: Tensor, time: Tensor, event: Tensor, mask: Tensor) -> Summ
 
 def _pieces(count: int, device: torch.device) -> Iterator[Tensor]:
     """The places of so many examples in pieces, each of which is compared with all of them."""
-    yield from torch.arange(count, device=device).split(max(1, PAIRS // max(1, count)))
+    yield from torch.split(torch.arange(count, device=device), max(1, PAIRS // max(1, count)))
