@@ -282,7 +282,8 @@ def test_the_repositorys_plans_run_on_a_table_like_theirs(
     runs = list(federate(plan, InProcess(site), start(plan, site.params())))
     told = [ledger.reports["owners"]["metrics"]["c_index"]["pooled"] for _, ledger in runs]
     assert told[-1] > max(0.6, told[0])
-    assert [len(part) for part in find_holdings(plan, None).data.parts.values()] == [32] * 5
+    planned = find_holdings(plan, None).data
+    assert [planned.size(client) for client in planned.clients] == [32] * 5
 
 
 def test_a_stack_of_clients_ends_where_one_after_another_does(patients: Path) -> None:
