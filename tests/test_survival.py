@@ -305,6 +305,19 @@ def test_held_out_examples_are_compared_across_batches(
     assert evaluate(site.task, site.model, site.params(), []) == {}
 
 
+def test_kept_features_change_no_concordance(patients: Path) -> None:
+    """Where the frozen body's outputs are kept, held-out examples are still measured together."""
+    found = []
+    for kept in (True, False):
+        changes = {"method": "head", "compute": {"features": kept}}
+        site = open_site(read_plan(run_of(patients, {}, **changes)))
+        assert bool(site.notes) is kept
+        own = own_held_out(site, start(site.plan, site.params()), Nowhere())
+        assert own is not None
+        found.append(own["metrics"]["c_index"]["each"])
+    assert found[0] == found[1]
+
+
 def test_a_client_without_a_pair_has_no_concordance() -> None:
     """A number that is not one, and not 0 or 1."""
     task = Survival(1)
