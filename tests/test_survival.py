@@ -3,6 +3,7 @@
 Numbers of lifelines are of 0.30.3: CoxPHFitter (Efron's ties) and utils.concordance_index.
 """
 
+from itertools import count
 from logging import WARNING
 from math import isnan, log
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rounds import Tampering
 from text_runs import check_stacked
 from torch import Tensor
 
@@ -26,12 +28,17 @@ from fedpeft import (
 )
 from fedpeft.compute.objective import Objective
 from fedpeft.compute.scores import conclude
-from fedpeft.core.types import Table
+from fedpeft.compute.tally import EXAMPLES
+from fedpeft.core.conversation import Message
+from fedpeft.core.types import Reply, Table, Weighted
 from fedpeft.evaluation.own_held_out import own_held_out
+from fedpeft.evaluators.owners import PHASE
 from fedpeft.forecasts.stand_in import find_holdings
+from fedpeft.plan.coding import answer_codec
 from fedpeft.storage.client_memory import Nowhere
 from fedpeft.tasks.survival import Survival
 from fedpeft.tasks.survival_times import concordance, cox_losses, expected_times, hazard_losses
+from fedpeft.wire.payloads import encode_answer
 
 X = torch.tensor(
     [[0.5, 1.2], [-0.3, 0.4], [1.1, -0.7], [0.2, 0.9],
@@ -303,6 +310,42 @@ def test_held_out_examples_are_compared_across_batches(
         metrics.append(conclude(site.task, sums))
     assert metrics[0] == pytest.approx(metrics[1], abs=1e-6)
     assert evaluate(site.task, site.model, site.params(), []) == {}
+
+
+@pytest.mark.parametrize(
+    ("told", "fits"),
+    [((3, 6), True), ((0, 0), True), ((6.5, 6), False), ((-1, 6), False), ((3, 7), False),
+     ((float("nan"), 6), False)],
+)  # fmt: skip
+def test_an_owner_cannot_claim_more_pairs_than_its_examples_make(
+    told: tuple[float, float], fits: bool
+) -> None:
+    sums = {"loss": Weighted(1, 4), "c_index": Weighted(*told)}
+    if fits:
+        Survival(1).check_sums(sums, 4)
+        return
+    with pytest.raises(ValueError, match="4 examples make at most 6"):
+        Survival(1).check_sums(sums, 4)
+
+
+def test_an_owner_that_claims_too_much_is_refused_by_name(patients: Path) -> None:
+    plan = read_plan(run_of(patients, {}, evaluate_at=["owners"], rounds=1))
+    site = open_site(plan)
+    fit = count()
+
+    def claim(reply: Any) -> Any:
+        if next(fit) == 0:  # the update itself
+            return reply
+        body = {EXAMPLES: torch.tensor(10)}
+        totals = {"loss": Weighted(1, 10), "c_index": Weighted(1e9, 1)}
+        message = Message({PHASE: body}, {"metrics": totals})
+        return Reply("a", encode_answer(message, answer_codec(plan, PHASE)))
+
+    engine = Tampering(InProcess(site), {"a": claim})
+    [(_, ledger)] = federate(plan, engine, start(plan, site.params()))
+    told = ledger.reports["owners"]
+    assert "1e+09 pairs in order of 1, and 10 examples" in told["failed"]["a"]
+    assert told["metrics"]["c_index"]["each"].keys() == {"b", "c"}
 
 
 def test_kept_features_change_no_concordance(patients: Path) -> None:

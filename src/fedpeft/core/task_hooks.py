@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import nn
 
 from fedpeft.core.outputs import Outputs
-from fedpeft.core.types import Batch, Table
+from fedpeft.core.types import Batch, Table, Weighted
 
 
 class InChunks(Protocol):
@@ -50,6 +50,13 @@ class ComparesExamples(Protocol):
 
     @property
     def compares_examples(self) -> bool: ...
+
+
+class ChecksSums(Protocol):
+    """A task whose metrics have bounds: `check_sums` raises ValueError for sums that no owner with
+    so many held-out examples has. An owner that tells such sums is refused."""
+
+    def check_sums(self, sums: Mapping[str, Weighted], examples: int) -> None: ...
 
 
 class HasOpenings(Protocol):

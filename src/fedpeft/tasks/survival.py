@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedpeft.core.facts import Fact
 from fedpeft.core.outputs import PREDICTION, Outputs, head_input
-from fedpeft.core.types import Batch, Summed, Table, Tensors
+from fedpeft.core.types import Batch, Summed, Table, Tensors, Weighted
 from fedpeft.errors import DataError, unknown
 from fedpeft.tasks.perceptron import Perceptron, check_method, check_widths
 from fedpeft.tasks.row_features import (
@@ -175,6 +175,17 @@ class Survival:
             risk = -expected_times(told, batch["time"].new_tensor(self.cuts))
         pairs = concordance(risk, batch["time"], batch["event"], _mask(batch))
         return {"loss": self.losses(outputs, batch), "c_index": pairs}
+
+    def check_sums(self, sums: Mapping[str, Weighted], examples: int) -> None:
+        """Raises ValueError for more pairs than so many examples make, or more in order than
+        there are."""
+        told = sums.get("c_index", Weighted(0.0, 0.0))
+        most = examples * (examples - 1) / 2
+        if not 0 <= told.total <= told.weight <= most:
+            raise ValueError(
+                f"its c_index counts {told.total:g} pairs in order of {told.weight:g}, and "
+                f"{examples:,} examples make at most {most:g}"
+            )
 
 
 def _mask(batch: Batch) -> Tensor:
