@@ -131,13 +131,13 @@ def test_what_is_no_picture_is_counted_and_named(
     save_picture(tmp_path / ".cache" / "0.png")
     save_picture(tmp_path / "loose.png")
     for k in range(3):
-        (tmp_path / "a" / f"{k}.DCM").touch()
+        (tmp_path / "a" / f"{k}.XML").touch()
     (tmp_path / "Thumbs.db").touch()
     (tmp_path / "b" / "notes").touch()
     expected = {
         "hidden files": 2,
         "files in hidden folders or those of the system": 3,
-        ".dcm files": 3,
+        ".xml files": 3,
         "files of the system": 1,
         "nameless files": 1,
         "pictures in no folder of a class": 1,
@@ -147,9 +147,9 @@ def test_what_is_no_picture_is_counted_and_named(
     assert got.classes == ("a", "b") and len(got.train) + len(got.test) == 10
     assert got.left_out == expected
     [line] = [record.getMessage() for record in caplog.records]
-    assert "left out are" in line and "3 .dcm files" in line and "2 hidden files" in line
+    assert "left out are" in line and "3 .xml files" in line and "2 hidden files" in line
     notes = divide(IID(2), got, 1).notes
-    assert notes["left out: .dcm files"] == 3
+    assert notes["left out: .xml files"] == 3
     assert source(str(tmp_path), names("data"))["name"] == "images"
 
 

@@ -79,8 +79,8 @@ def test_bad_folders_of_pictures(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing is trained on: no class called 'cow'"):
         Images(str(tmp_path)).load()
     (tmp_path / "train" / "dog").mkdir()
-    (tmp_path / "train" / "dog" / "1.dcm").touch()
+    (tmp_path / "train" / "dog" / "1.xml").touch()
     with pytest.raises(
-        DataError, match=r"dog has no pictures that Pillow reads, but 1 \.dcm files"
+        DataError, match=r"dog has no pictures that Pillow reads, but 1 \.xml files"
     ):
         Images(str(tmp_path)).load()

@@ -28,7 +28,7 @@ def scans(tmp_path: Path) -> Path:
     deep = np.array([[7, 4000]], dtype=np.uint16)
     Image.fromarray(deep).save(folder / "train" / "ill" / "Miller-0.png")
     (folder / "train" / "ill" / "Smith.png").write_bytes(b"no picture")
-    (folder / "train" / "ill" / "Smith.dcm").touch()
+    (folder / "train" / "ill" / "Smith.xml").touch()
     (folder / "train" / "rare").mkdir()
     return folder
 
@@ -37,7 +37,7 @@ def test_pictures_are_counted_and_measured(scans: Path) -> None:
     found = inspect(Images(str(scans)).load())
     assert (found.train, found.test) == (9, 2)
     assert found.classes == {"healthy": (4, 1), "ill": (5, 1), "rare": (0, 0)}
-    assert found.left_out == {".dcm files": 1}
+    assert found.left_out == {".xml files": 1}
     assert found.pictures == [
         "10 can be read, 1 cannot",
         "sizes: 9 of 8x6; the narrowest 2x1, the widest 8x6",
@@ -45,7 +45,7 @@ def test_pictures_are_counted_and_measured(scans: Path) -> None:
         "values: from 7 to 4000; half of the pictures reach 250",
     ]
     lines = found.lines
-    assert "3 classes" in lines and "  1 .dcm files" in lines
+    assert "3 classes" in lines and "  1 .xml files" in lines
     assert any(line.startswith("  rare") and line.endswith("none here") for line in lines)
     assert len(lines) < 24
 

@@ -34,8 +34,10 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("routing", "subset"): {"trains": ["classifier.*"]},
     ("routing", "tiers"): {"budgets": [1.0, 0.25]},
     ("task", "module"): {"module": "networks:Linear", "arguments": {"features": 8, "classes": 3}},
+    ("task", "regression"): {"features": ["age", "size"]},
     ("task", "semantic-segmentation"): {"model": "some/folder", "labels": ["ground", "road"]},
     ("task", "seq2seq"): {"model": "some/folder"},
+    ("task", "survival"): {"features": 3},
     ("task", "token-classification"): {"labels": ["O", "B-PER"]},
     ("task", "text-to-image"): {"model": "some/folder"},
 }

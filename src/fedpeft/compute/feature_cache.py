@@ -61,6 +61,11 @@ class Featured:
         names: Sequence[str] = getattr(self.task, "compares_with_base", ())
         return names
 
+    @property
+    def compares_examples(self) -> bool:
+        """Whether the task's metrics do."""
+        return bool(getattr(self.task, "compares_examples", False))
+
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
         return self.task.build(classes, pretrained)
 

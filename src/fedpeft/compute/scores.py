@@ -61,10 +61,33 @@ def score_batches(
 ) -> Iterator[tuple[Batch, Mapping[str, Tensor | Summed]]]:
     """Each batch with the task's metrics of each example; the model is not changed.
 
+    Of a task whose metrics compare examples it is one batch of them all.
+
     Raises:
       ValueError: see `_each`.
     """
+    if getattr(task, "compares_examples", False):
+        yield from _score_together(task, model, params, batches)
+        return
     yield from _each(task, model, params, batches, partial(_metrics, task))
+
+
+def _score_together(
+    task: Task, model: nn.Module, params: Tensors, batches: Iterable[Batch]
+) -> Iterator[tuple[Batch, Mapping[str, Tensor | Summed]]]:
+    """All batches as one, whose outputs are made batch by batch; nothing of none."""
+    pairs = list(_each(task, model, params, batches, forward_losses(task)))
+    if not pairs:
+        return
+    batch = _join_columns([one for one, _ in pairs])
+    outputs = _join_columns([made for _, made in pairs])
+    with torch.inference_mode():
+        values = task.metrics(outputs, batch)
+    yield batch, values
+
+
+def _join_columns(parts: Sequence[Tensors]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def scores_and_logits(

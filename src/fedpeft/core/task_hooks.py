@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import nn
 
 from fedpeft.core.outputs import Outputs
-from fedpeft.core.types import Batch, Table
+from fedpeft.core.types import Batch, Table, Weighted
 
 
 class InChunks(Protocol):
@@ -36,6 +36,27 @@ class LeavesOut(Protocol):
     are counted, told and left out before the data are divided."""
 
     def unfit(self, table: Table) -> Mapping[str, Sequence[int]]: ...
+
+
+class ComparesExamples(Protocol):
+    """A task whose metrics compare held-out examples with each other, as a concordance does.
+
+    They are measured on all held-out examples of one owner at once. `metrics` then gets the whole
+    columns of outputs and batches, so that this is for outputs that are small.
+
+    Attributes:
+      compares_examples: whether it is so.
+    """
+
+    @property
+    def compares_examples(self) -> bool: ...
+
+
+class ChecksSums(Protocol):
+    """A task whose metrics have bounds: `check_sums` raises ValueError for sums that no owner with
+    so many held-out examples has. An owner that tells such sums is refused."""
+
+    def check_sums(self, sums: Mapping[str, Weighted], examples: int) -> None: ...
 
 
 class HasOpenings(Protocol):

@@ -18,14 +18,19 @@ DEEP = ("I", "F")
 BITS = (8, 10, 12, 14, 16)
 """What pictures of integers are recorded with."""
 PERCENTILES = (0.5, 99.5)
+OWN = "own"
+"""The window that a medical file names for display."""
+WINDOW, INVERTED = "fedpeft.window", "fedpeft.inverted"
+"""What `info` of a picture of a medical format has: the ends of that window, and whether low values
+are bright, as in MONOCHROME1."""
 
 
 def check_window(window: Window) -> None:
     """Raises ValueError for a value that is no window."""
-    if isinstance(window, str) and window not in ("minmax", "percentile"):
+    if isinstance(window, str) and window not in ("minmax", "percentile", OWN):
         raise ValueError(
-            f'window = {window!r} is none: write "minmax", "percentile" or [low, high], the values '
-            "that become black and white"
+            f'window = {window!r} is none: write "minmax", "percentile", "{OWN}" or [low, high], '
+            "the values that become black and white"
         )
     if isinstance(window, tuple) and not window[0] < window[1]:
         raise ValueError(f"window = {list(window)}: the first value must be below the second")
@@ -42,11 +47,24 @@ def in_window(picture: Any, window: Window, usual: Span) -> Any:
     from PIL import Image
 
     values = np.asarray(picture).astype(np.float64)
+    own = picture.info.get(WINDOW)
+    if window == OWN:
+        window = own or "minmax"
     low, high = usual if window is None else _ends(values, window)
     width = high - low if high > low else 1.0
     values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
     grey = ((values - low) * (255 / width)).clip(0, 255).round()
+    grey = 255 - grey if picture.info.get(INVERTED) else grey
     return Image.fromarray(grey.astype(np.uint8))
+
+
+def as_deep(values: Any) -> Any:
+    """Numbers as Pillow keeps those of more than 8 bits: int32 where all are whole, else
+    float32."""
+    import numpy as np
+
+    whole = np.abs(values).max(initial=0) < 2**31 and bool((values == np.rint(values)).all())
+    return np.ascontiguousarray(values, dtype=np.int32 if whole else np.float32)
 
 
 def _ends(values: Any, window: str | Span) -> Span:

@@ -48,7 +48,12 @@ def _count(found: Mapping[str, Sequence[int]]) -> dict[str, int]:
 def _without(table: Table, found: Mapping[str, Sequence[int]]) -> Table:
     gone = set(chain.from_iterable(found.values()))
     kept = [row for row in range(len(table)) if row not in gone]
-    return Table({name: _chosen(column, kept) for name, column in table.columns.items()})
+    return choose_rows(table, kept)
+
+
+def choose_rows(table: Table, rows: Sequence[int]) -> Table:
+    """These rows of a table, in this order; a row may come several times."""
+    return Table({name: _chosen(column, rows) for name, column in table.columns.items()})
 
 
 def _chosen(column: Any, rows: Sequence[int]) -> Any:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from fedpeft.data.splits import split_named
+from fedpeft.data.volumes import volume_format
 from fedpeft.errors import DataError
 
 STUBS = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")
@@ -30,8 +31,10 @@ def endings() -> frozenset[str]:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file is one of a picture, by its name."""
-    return not is_of_the_system(name) and Path(name).suffix.lower() in endings()
+    """Whether a file is one of a picture, or of a medical format, by its name."""
+    if is_of_the_system(name):
+        return False
+    return bool(volume_format(name)) or Path(name).suffix.lower() in endings()
 
 
 def is_of_the_system(name: str) -> bool:

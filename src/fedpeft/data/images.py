@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +13,12 @@ from torch import Tensor
 from fedpeft.core.types import Examples, Table
 from fedpeft.data.depth import Window, check_window
 from fedpeft.data.folders import find_pictures, find_sides
-from fedpeft.data.pictures import Pictures, pair
+from fedpeft.data.pictures import Pictures, pair_tables
+from fedpeft.data.slices import check_slices_apart, find_unfit, spread_slices
 from fedpeft.data.splits import check_fraction, hold_out, some
+from fedpeft.data.volumes import MIDDLE, Slice, check_slice
 from fedpeft.errors import DataError, unknown
+from fedpeft.registry import unwritten
 from fedpeft.storage.locate import locate
 
 REMEDY = "Mend it, take it away, or set data.skip_unreadable = true"
@@ -38,8 +42,12 @@ class Images:
         default they are an error that names them. All pictures are then decoded once more.
       seed: of the part that is held out and of the subset.
       window: which values of pictures with more than 8 bits become black and white: "minmax" or
-        "percentile" (0.5 and 99.5) of each picture, or [low, high] for all. Left out: the range
-        that the pictures were recorded with, which the log names.
+        "percentile" (0.5 and 99.5) of each picture, [low, high] for all, or "own" for what a
+        medical file names for display ("minmax" where it names nothing). Left out: the range that
+        the pictures were recorded with, which the log names.
+      slice: of medical files with several slices or frames, "middle", the number of one, from 0, or
+        "all", each of which is then an example. Files of which no picture can be made are left out
+        and counted.
 
     Raises:
       ValueError: a value out of range.
@@ -53,12 +61,18 @@ class Images:
     skip_unreadable: bool = False
     seed: int = 1
     window: Window = None
+    slice: Slice = unwritten(MIDDLE)
 
     def __post_init__(self) -> None:
         check_window(self.window)
+        check_slice(self.slice)
         check_fraction(self.test_fraction)
         if self.subset < 0:
             raise ValueError(f"subset is a number of pictures, 0 for all, got {self.subset}")
+
+    def check_plan(self, plan: Any) -> None:
+        """Raises PlanError where slices of one file could be trained on and held out."""
+        check_slices_apart(self.slice, plan)
 
     def load(self) -> Examples:
         root = locate(self.path)
@@ -82,21 +96,28 @@ class Images:
         chosen = some(torch.arange(len(files)), self.subset, self.seed)
         files, label = [files[k] for k in chosen.tolist()], label[chosen]
         _tell(classes, label, left_out, root)
-        train, test = pair(_pictures(files), _pictures(held), self.window)
-        return Examples(
-            _table(files, label, train, root),
-            _table(held, held_label, test, root),
-            tuple(classes),
-            dict(left_out),
+        tables = (
+            spread_slices(_table(files, label, self._pictures(files), root)),
+            spread_slices(_table(held, held_label, self._pictures(held), root)),
         )
+        return Examples(*pair_tables(*tables, self.window), tuple(classes), dict(left_out))
+
+    def _pictures(self, files: list[tuple[str, Path]]) -> Pictures:
+        every = [file for _, file in files]
+        return Pictures(every, range(len(files)), remedy=REMEDY, slice=self.slice)
 
     def _readable(
         self, files: list[tuple[str, Path]], left_out: Counter[str]
     ) -> list[tuple[str, Path]]:
-        """The pictures that can be read, where the others are to be left out; these are counted."""
+        """The pictures that can be read, where the others are to be left out; these are counted.
+        Medical files of which no picture can be made are left out in any case."""
+        unfit = find_unfit(self._pictures(files), self.path)
+        left_out.update({why: len(places) for why, places in unfit.items()})
+        gone = {at for places in unfit.values() for at in places}
+        files = [one for at, one in enumerate(files) if at not in gone]
         if not self.skip_unreadable:
             return files
-        bad = _pictures(files).unreadable()
+        bad = self._pictures(files).unreadable()
         good, reasons = [one for at, one in enumerate(files) if at not in bad], list(bad.values())
         if reasons:
             left_out["pictures that cannot be read"] += len(reasons)
@@ -115,10 +136,6 @@ def _labels(files: list[tuple[str, Path]], classes: list[str]) -> Tensor:
                 f"{file} is held out, and nothing is trained on: " + unknown("class", name, classes)
             )
     return torch.tensor([number[name] for name, _ in files], dtype=torch.int64)
-
-
-def _pictures(files: list[tuple[str, Path]]) -> Pictures:
-    return Pictures([file for _, file in files], range(len(files)), remedy=REMEDY)
 
 
 def _table(files: list[tuple[str, Path]], label: Tensor, pictures: Pictures, root: Path) -> Table:

@@ -10,6 +10,9 @@ from torch import Tensor
 from fedpeft.core.types import Examples, Table
 from fedpeft.data.splits import check_fraction, hold_out
 from fedpeft.errors import DataError
+from fedpeft.registry import unwritten
+
+LABEL, NONE = "label", "none"
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +29,8 @@ class Memory:
       classes: names of the labels 0, 1, ...; empty for the numbers themselves.
       test_fraction: how large that part is; 0 for none.
       seed: of that part.
+      label: "none" for data without classes, which need no column `label`: numbers, say, that a
+        task reads itself.
 
     Raises:
       ValueError: a value out of range.
@@ -38,11 +43,16 @@ class Memory:
     classes: tuple[str, ...] = ()
     test_fraction: float = 0.2
     seed: int = 1
+    label: str = unwritten(LABEL)
 
     def __post_init__(self) -> None:
         check_fraction(self.test_fraction)
+        if self.label not in (LABEL, NONE):
+            raise ValueError(f'label must be "{LABEL}" or "{NONE}", got {self.label!r}')
 
     def load(self) -> Examples:
+        if self.label == NONE:
+            return self._load_unlabelled()
         train = _check_columns(self.train, "train")
         if self.test is None:
             halves = hold_out(train["label"], self.test_fraction, self.seed)
@@ -56,6 +66,31 @@ class Memory:
                 f"there is a label {largest}, but only {len(classes)} classes, counted from 0"
             )
         return Examples(Table(train), Table(test), classes)
+
+    def _load_unlabelled(self) -> Examples:
+        train = _check_alike(self.train, "train")
+        if self.test is None:
+            alike = torch.zeros(len(Table(train)), dtype=torch.int64)  # no classes to balance
+            halves = hold_out(alike, self.test_fraction, self.seed)
+            train, test = ({name: _rows(x, half) for name, x in train.items()} for half in halves)
+        else:
+            test = _check_alike(self.test, "test")
+        return Examples(Table(train), Table(test), ())
+
+
+def _check_alike(columns: Mapping[str, Any], side: str) -> dict[str, Any]:
+    """Columns of equal length and of finite numbers, whatever they are called."""
+    if not columns:
+        raise DataError(f"the {side} data have no columns")
+    first = next(iter(columns))
+    for name, x in columns.items():
+        if len(x) != len(columns[first]):
+            raise DataError(
+                f"column {first!r} of the {side} data has {len(columns[first])} rows, and column "
+                f"{name!r} has {len(x)}"
+            )
+    _check_finite(columns, side)
+    return dict(columns)
 
 
 def _check_columns(columns: Mapping[str, Any], side: str) -> dict[str, Any]:
@@ -83,9 +118,14 @@ def _check_columns(columns: Mapping[str, Any], side: str) -> dict[str, Any]:
             raise DataError(
                 f"the {side} data have {len(label)} labels, but column {name!r} has {len(x)} rows"
             )
+    _check_finite(columns, side)
+    return {**columns, "label": label.long()}
+
+
+def _check_finite(columns: Mapping[str, Any], side: str) -> None:
+    for name, x in columns.items():
         if isinstance(x, Tensor) and x.is_floating_point() and not bool(x.isfinite().all()):
             raise DataError(f"column {name!r} of the {side} data holds numbers that are not finite")
-    return {**columns, "label": label.long()}
 
 
 def _rows(x: Tensor | Sequence[Any], index: Tensor) -> Any:

@@ -14,7 +14,8 @@ from fedpeft.core.types import Examples, Table
 from fedpeft.data.depth import Window, check_window
 from fedpeft.data.folders import is_of_the_system, is_picture
 from fedpeft.data.metadata import split_of
-from fedpeft.data.pictures import Pictures, pair
+from fedpeft.data.pictures import Pictures, pair_tables
+from fedpeft.data.slices import leave_out_unfit_volumes
 from fedpeft.data.splits import check_fraction, hold_out, some
 from fedpeft.errors import DataError
 from fedpeft.storage.locate import locate
@@ -81,8 +82,10 @@ class PicturesWithMasks:
             kept, out = hold_out(alike, self.test_fraction, self.seed)
             train, held = _chosen(train, kept), _chosen(train, out)
         train = _chosen(train, some(torch.arange(len(train)), self.subset, self.seed))
-        first, second = pair(_pictures(train, 0), _pictures(held, 0), self.window)
-        return Examples(_table(train, first, root), _table(held, second, root), (), dict(left_out))
+        first, second = (
+            leave_out_unfit_volumes(_table(one, root), self.path, left_out) for one in (train, held)
+        )
+        return Examples(*pair_tables(first, second, self.window), (), dict(left_out))
 
 
 def _divided(pairs: Pairs, root: Path, left_out: Counter[str]) -> tuple[Pairs, Pairs]:
@@ -131,8 +134,13 @@ def _pictures(pairs: Pairs, which: int) -> Pictures:
     return Pictures([one[which] for one in pairs], range(len(pairs)))
 
 
-def _table(pairs: Pairs, images: Pictures, root: Path) -> Table:
+def _table(pairs: Pairs, root: Path) -> Table:
     holders = [mask.parent.parent.name for _, mask in pairs]
     names = [str(picture.relative_to(root)) for picture, _ in pairs]
-    columns = {"image": images, "mask": _pictures(pairs, 1), "file": names, "folder": holders}
+    columns = {
+        "image": _pictures(pairs, 0),
+        "mask": _pictures(pairs, 1),
+        "file": names,
+        "folder": holders,
+    }
     return Table(columns)

@@ -9,7 +9,16 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any, Optional
 
+from fedpeft.core.types import Table
 from fedpeft.data.depth import Span, Window, in_window, is_deep, usual_window
+from fedpeft.data.volumes import (
+    MIDDLE,
+    Slice,
+    UnreadableVolume,
+    choose_slice,
+    open_volume,
+    volume_format,
+)
 from fedpeft.errors import DataError
 
 NAMED = 10
@@ -31,6 +40,7 @@ class Pictures:
       trained: the pictures that are trained on, where these are not; their values decide what the
         usual window is.
       others: pictures that an error looks at too, so that it names all that cannot be read.
+      slice: which slice of medical files, where an item does not say so by its own "slice".
     """
 
     items: Any
@@ -40,6 +50,7 @@ class Pictures:
     remedy: str = "Mend it or leave it out"
     trained: Optional["Pictures"] = None
     others: tuple["Pictures", ...] = ()
+    slice: Slice = MIDDLE
 
     def __len__(self) -> int:
         return len(self.index)
@@ -64,10 +75,20 @@ class Pictures:
         Raises:
           DataError: it cannot be read.
         """
-        place = self.index[at]
-        item = self.items[place]
+        name = f"number {self.index[at]}"
+        return decode_picture(self._held(at), self.folder, name, self.remedy, self.slice)
+
+    def source_of(self, at: int) -> Path | bytes:
+        """What a picture holds, or where it lies."""
+        held = self._held(at)
+        return held.get("bytes") or Path(_place(self.folder, held["path"]))
+
+    def _held(self, at: int) -> dict[str, Any]:
+        item = self.items[self.index[at]]
         plain = item.as_py() if hasattr(item, "as_py") else item
-        return decode_picture(plain, self.folder, f"number {place}", self.remedy)
+        if isinstance(plain, dict):
+            return plain
+        return {"path" if isinstance(plain, str | Path) else "bytes": plain}
 
     def _span(self) -> Span:
         """The window of the pictures that are trained on; where none of these is deep, of these."""
@@ -125,25 +146,38 @@ def pair(train: Pictures, test: Pictures, window: Window) -> tuple[Pictures, Pic
     return train, replace(test, trained=train)
 
 
+def pair_tables(train: Table, test: Table, window: Window) -> tuple[Table, Table]:
+    """Both sides' tables, with their pictures, if there are some, as a pair."""
+    if not isinstance(train.columns.get("image"), Pictures):
+        return train, test
+    first, second = pair(train.columns["image"], test.columns["image"], window)
+    return Table({**train.columns, "image": first}), Table({**test.columns, "image": second})
+
+
 def decode_picture(
-    item: Any, folder: Path, name: str, remedy: str = "Mend it or leave it out"
+    held: dict[str, Any], folder: Path, name: str, remedy: str, chosen: Slice = MIDDLE
 ) -> Any:
     """One picture, whole in memory and turned upright.
+
+    Args:
+      held: its `bytes`, its `path`, or both, and the `slice` of a medical file where it is one of
+        several examples.
 
     Raises:
       DataError: it cannot be read; `name`, or its file, is said.
     """
     from PIL import Image, ImageOps
 
-    held = (
-        item
-        if isinstance(item, dict)
-        else {"path" if isinstance(item, str | Path) else "bytes": item}
-    )
     content, path = held.get("bytes"), held.get("path")
     where = _place(folder, path) if path else f"picture {name}"
     if not content and not path:
         raise DataError(f"{where} is empty: leave it out, or put a picture there")
+    if kind := volume_format(str(path or ""), content):
+        try:
+            volume = open_volume(kind, content or Path(where))
+            return volume.picture(choose_slice(held.get("slice", chosen), volume.count))
+        except UnreadableVolume as error:
+            raise DataError(f"{where} cannot be read, as one of {error}. {remedy}") from None
     try:
         with Image.open(BytesIO(content) if content else where) as file:
             file.load()

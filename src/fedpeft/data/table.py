@@ -1,8 +1,9 @@
 """Tables: parquet, arrow, JSON-lines and CSV files, folders of them, and datasets of the hub."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import getLogger
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor
 from fedpeft.core.types import Examples, Table
 from fedpeft.data.dataset_columns import PLAIN, Rows
 from fedpeft.data.depth import Window, check_window
-from fedpeft.data.pictures import Pictures, pair
+from fedpeft.data.pictures import Pictures, pair_tables
 from fedpeft.data.reading import CsvForm, read_splits
+from fedpeft.data.slices import check_slices_apart, leave_out_unfit_volumes, spread_slices
 from fedpeft.data.splits import check_fraction, hold_out, some
+from fedpeft.data.volumes import MIDDLE, Slice, check_slice
 from fedpeft.errors import DataError, unknown
 from fedpeft.registry import unwritten
 
@@ -57,6 +60,7 @@ class HubTable:
       separator, encoding: of CSV files; left out: what is found in them, which the log says where
         it is not a comma and UTF-8.
       window: which values of pictures with more than 8 bits become black and white; see `Images`.
+      slice: which slices of medical files, which are known by their paths; see `Images`.
 
     Raises:
       ValueError: a value out of range, or a condition that is none.
@@ -77,15 +81,21 @@ class HubTable:
     encoding: str | None = None
     window: Window = None
     mask: str = unwritten("")
+    slice: Slice = unwritten(MIDDLE)
 
     def __post_init__(self) -> None:
         check_window(self.window)
+        check_slice(self.slice)
         if self.separator is not None and len(self.separator) != 1:
             raise ValueError(f"separator is one character, got {self.separator!r}")
         check_fraction(self.test_fraction)
         if self.subset < 0:
             raise ValueError(f"subset is a number of examples, 0 for all, got {self.subset}")
         self._conditions()
+
+    def check_plan(self, plan: Any) -> None:
+        """Raises PlanError where slices of one file could be trained on and held out."""
+        check_slices_apart(self.slice, plan)
 
     def load(self) -> Examples:
         form = CsvForm(self.separator, self.encoding)
@@ -112,15 +122,23 @@ class HubTable:
         ]
         if names["label"]:
             _tell(self.path, names["label"], ids[0], classes)
-        return Examples(*self._windowed(tables), classes)
+        return self._examples(tables[0], tables[1], classes)
 
-    def _windowed(self, tables: Sequence[Table]) -> tuple[Table, Table]:
-        """The tables of both sides, whose pictures share a window."""
-        train, test = (side.columns for side in tables)
-        if not isinstance(train.get("image"), Pictures):
-            return Table(train), Table(test)
-        first, second = pair(train["image"], test["image"], self.window)
-        return Table({**train, "image": first}), Table({**test, "image": second})
+    def _examples(self, train: Table, test: Table, classes: tuple[str, ...]) -> Examples:
+        left_out = Counter[str]()
+        first, second = (self._of_slices(side, left_out) for side in (train, test))
+        return Examples(*pair_tables(first, second, self.window), classes, dict(left_out))
+
+    def _of_slices(self, table: Table, left_out: Counter[str]) -> Table:
+        """One side, with the wanted slices of medical files as its pictures."""
+        pictures = table.columns.get("image")
+        if not isinstance(pictures, Pictures):
+            return table
+        chosen = replace(pictures, slice=self.slice)
+        fit = leave_out_unfit_volumes(
+            Table({**table.columns, "image": chosen}), self.path, left_out
+        )
+        return spread_slices(fit)
 
     def _ids(
         self, sides: Sequence[Rows], rows: Sequence[Tensor], label: str

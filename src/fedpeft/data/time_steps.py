@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from math import inf, isfinite, nan
+from math import isfinite, nan
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedpeft.core.numbers import MISSING, read_number
 from fedpeft.errors import DataError
 
-MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
-"""What stands for a value that nobody measured, in any case."""
 TOO_LONG = 1.5
 """Usual steps from which on a step is a gap: February and daylight saving are none."""
 
@@ -80,30 +79,20 @@ def read_numbers(values: Sequence[Any], where: str) -> Tensor:
     """
     found = []
     for row, value in enumerate(values):
-        number = _number(value)
+        number = read_number(value)
         if number is None:
             raise DataError(
                 f"{where} holds {value!r} in row {row + 1}, which is no number: name other columns "
                 "in data.columns, or write it as 3.5, or as NA where nobody measured"
             )
-        found.append(number if isfinite(number) else nan)
+        found.append(number)
     return torch.tensor(found, dtype=torch.float64)
 
 
 def holds_numbers(values: Sequence[Any]) -> bool:
     """Whether a column is numbers and missing values, with one number at least."""
-    read = [_number(value) for value in values]
+    read = [read_number(value) for value in values]
     return None not in read and any(one is not None and isfinite(one) for one in read)
-
-
-def _number(value: Any) -> float | None:
-    """Infinity for a missing value, None for what is no number."""
-    if value is None or str(value).strip().lower() in MISSING:
-        return inf
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
 
 
 def find_gaps(at: Tensor) -> Tensor:

@@ -82,9 +82,13 @@ class OwnerEvaluation:
         layout = tally_layout(len(classes), round.plan.metrics_read)
         names = getattr(task, "measures", None)
 
+        own_check = getattr(task, "check_sums", None)
+
         def check(client: ClientId, message: Message) -> None:
             _check_tally(message.tensors[PHASE], len(classes))
             _check_totals(message, names)
+            if own_check is not None:
+                own_check(message.values.get("metrics", {}), int(message.tensors[PHASE][EXAMPLES]))
 
         messages = round.messages(state, round.clients)
         most = max(METRICS, len(names or ()))

@@ -112,14 +112,16 @@ def find_holdings(plan: Plan, examples_each: int | None) -> Holdings:
 
 
 def _read_holdings(plan: Plan) -> Holdings:
-    examples = plan.data.load()
+    examples = plan.examples()
     if plan.classes and plan.classes != examples.classes:
         raise DataError(
             f"the plan's classes are {list(plan.classes)}, the data's {list(examples.classes)}"
         )
     division = divide(plan.partition, examples, plan.seed)
     with threads(plan.compute.threads):
-        train, test = plan.task.prepare(examples.train), plan.task.prepare(examples.test)
+        train = plan.task.prepare(examples.train)
+        none = {name: x[:0] for name, x in train.items()}
+        test = plan.task.prepare(examples.test) if len(examples.test) else none
     if getattr(plan.local, "group_by_length", False):
         lengths(train)
     plan = calibrate_noise(plan, list(division.parts))

@@ -144,9 +144,8 @@ def _loader(plan: Plan, path: Path) -> Loader:
         return loader
     task = describe("task", plan.task)["name"]
     raise RunError(
-        f"{path} cannot be exported: its task {task!r} has no model of transformers or diffusers, "
-        "as all registered tasks but `module` have. "
-        "The trained tensors are in checkpoint/state.safetensors"
+        f"{path} cannot be exported: its task {task!r} has no model of transformers or diffusers "
+        "here. The trained tensors are in checkpoint/state.safetensors"
     )
 
 
