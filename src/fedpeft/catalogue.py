@@ -94,6 +94,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "ditto": "fedpeft.local.ditto:Ditto",
         "dp_as_published": "fedpeft.local.dp_as_published:DpAsPublished",
         "dp_sgd": "fedpeft.local.dp_sgd:DpSgd",
+        "fttq": "fedpeft.local.fttq:FTTQ",
         "trainer": "fedpeft.local.trainer:OwnTrainer",
         "zeroth": "fedpeft.local.zeroth:Zeroth",
     },
