@@ -40,6 +40,7 @@ CASES: dict[str, Mapping[str, Any]] = {
     **{name: {"method": name} for name in CATALOGUE["method"] if name not in ("perfix", "prefix")},
     "adapter, shared": {"method": {"name": "adapter", "shared": True}},
     "prompt, shallow": {"method": {"name": "prompt", "deep": False}},
+    "prompt, low rank": {"method": {"name": "prompt", "rank": 2}},
     "lora, head not trained": {"method": {"name": "lora", "head": "", "target": ["fc1", "o_proj"]}},
     "lora, SCAFFOLD": {
         "method": "lora",

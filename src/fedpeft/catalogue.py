@@ -109,7 +109,9 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "layernorm": "fedpeft.methods.layernorm:LayerNorm",
         "lora": "fedpeft.methods.lora:LoRA",
         "lora_xs": "fedpeft.methods.lora_xs:LoRAXS",
+        "named": "fedpeft.methods.named:Named",
         "perfix": "fedpeft.methods.perfix:Perfix",
+        "plora": "fedpeft.methods.plora:PLoRA",
         "prefix": "fedpeft.methods.prefix:Prefix",
         "prompt": "fedpeft.methods.prompt:Prompt",
         "rslora": "fedpeft.methods.rslora:RsLoRA",
@@ -144,6 +146,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     "routing": {
         "alternate": "fedpeft.routing.alternate:Alternate",
         "annealed": "fedpeft.routing.annealed:Annealed",
+        "drawn": "fedpeft.routing.drawn:DrawnGroups",
         "personal": "fedpeft.routing.personal:Personal",
         "ranks": "fedpeft.routing.ranks:Ranks",
         "subset": "fedpeft.routing.subset:Subset",
