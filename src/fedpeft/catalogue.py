@@ -116,6 +116,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "prompt": "fedpeft.methods.prompt:Prompt",
         "rslora": "fedpeft.methods.rslora:RsLoRA",
         "scratch": "fedpeft.methods.scratch:Scratch",
+        "sparse": "fedpeft.methods.sparse:Sparse",
         "vera": "fedpeft.methods.vera:VeRA",
     },
     "metric": {
