@@ -171,6 +171,18 @@ def test_one_by_one_and_together(settings: dict[str, Any], tmp_path: Path) -> No
     assert distance(last(other), last(run(site, plan))) <= 1e-4
 
 
+def test_convolutions_are_rounded_and_running_statistics_are_not() -> None:
+    task = {"name": "parts:Points", "network": "convolution"}
+    plan = points_plan(task=task, method="full", rounds=2, **fttq(ends="ternary"))
+    site = open_site(plan)
+    [*_, (state, ledger)] = run(site, plan)
+    assert not ledger.failed
+    params = state.params
+    rounded = {n for n, x in params.items() if plan.local.is_rounded(n, x)}  # type: ignore[attr-defined]
+    assert rounded == {"convolution.weight", "head.weight"}
+    assert not torch.equal(params["norm.running_mean"], site.params()["norm.running_mean"])
+
+
 def test_with_a_ternary_downlink_clients_start_from_what_they_train_with() -> None:
     """The server's own weights are latent: they are not what they round to."""
     plan = points_plan(**HIDDEN, rounds=2, downlink="ternary", **fttq())

@@ -24,6 +24,7 @@ from fedpeft.runs.checkpoint import load_checkpoint
 
 HIDDEN: dict[str, Any] = {"task": {"name": "parts:Points", "network": "hidden"}}
 SPARSE: dict[str, Any] = {"name": "sparse", "density": 0.05}
+FIRST = {**SPARSE, "target": ["first"], "head": "head"}
 
 
 def layer(weight: list[list[float]]) -> nn.Module:
@@ -63,14 +64,12 @@ def test_a_layer_that_holds_its_weight_transposed() -> None:
 
 def test_places_are_alike_on_every_site_and_differ_by_layer_and_seed() -> None:
     plans = [
-        points_plan(**HIDDEN, method={**SPARSE, "target": ["first"], "head": "head"}, seed=seed)
-        for seed in (3, 3, 4)
+        points_plan(**HIDDEN, method={**FIRST, "seed": seed}, seed=plan_seed)
+        for seed, plan_seed in ((0, 3), (0, 4), (1, 3))
     ]
-    places = [_places(plan) for plan in plans]
-    assert torch.equal(places[0], places[1])
-    dense = points_plan(
-        **HIDDEN, method={**SPARSE, "density": 1.0, "target": ["first"], "head": "head"}
-    )
+    first, same, other = map(_places, plans)
+    assert torch.equal(first, same) and not torch.equal(first, other)
+    dense = points_plan(**HIDDEN, method={**FIRST, "density": 1.0})
     assert torch.equal(_places(dense), torch.arange(64))
     model, _ = injected({"name": "sparse", "density": 0.1}, "vit")
     found = [module.places for module in model.modules() if isinstance(module, Scattered)]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from fedpeft.compute.trainable import tensors_of, trainable
+from fedpeft.core.seeds import generator
 from fedpeft.core.types import Tensors
 from fedpeft.methods.full import Full
 from fedpeft.methods.targets import target_layers
@@ -21,7 +22,7 @@ ENTRIES = "entries"
 class Scattered(nn.Module):
     """y = (W + D)·x + b for a D (out, in) whose entries at `places` are trained, from zero."""
 
-    def __init__(self, base: nn.Module, density: float) -> None:
+    def __init__(self, base: nn.Module, density: float, draws: torch.Generator) -> None:
         super().__init__()
         weight = base.get_parameter("weight")
         dtype = weight.dtype if weight.is_floating_point() else torch.float32
@@ -29,7 +30,7 @@ class Scattered(nn.Module):
         count = max(1, round(density * into * out))
         self.base, self.shape = base, (out, into)
         self.places: Tensor
-        drawn = torch.randperm(into * out)[:count].sort().values
+        drawn = torch.randperm(into * out, generator=draws, device="cpu")[:count].sort().values
         self.register_buffer("places", drawn.to(weight.device))
         self.entries = nn.Parameter(torch.zeros(count, device=weight.device, dtype=dtype))
 
@@ -52,15 +53,16 @@ class Scattered(nn.Module):
 class Sparse:
     """y = (W + D)·x, of which `density` of the entries of D are trained, from zero; plus the head.
 
-    The places are drawn once from the plan's seed, alike on every site, and do not travel: a layer
-    sends its trained entries alone, and their mean is the mean of the changes, exactly. `fedpeft
-    export` writes the whole model. `fedpeft export --lora-rank R` writes the change as LoRA of rank
-    R, with which method.init begins: this is SLoRA's start.
+    The places follow from `seed` and a layer's name, alike on every site, and do not travel: a
+    layer sends its trained entries alone, and their mean is the mean of the changes, exactly.
+    `fedpeft export` writes the whole model. `fedpeft export --lora-rank R` writes the change as
+    LoRA of rank R, with which method.init begins: this is SLoRA's start.
 
     Attributes:
       density: the share of a weight's entries that is trained; one entry at least.
       target: which linear layers, by the last parts of their names; empty means query and value.
       head: the module trained beside it; "auto" finds a classifier's, "" means none.
+      seed: of the places.
 
     Raises:
       ValueError: a value out of range.
@@ -69,6 +71,7 @@ class Sparse:
     density: float = 0.01
     target: tuple[str, ...] = ()
     head: str = "auto"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
@@ -82,7 +85,8 @@ class Sparse:
         head = trained_head(model, self.head)
         made = []
         for name in target_layers(model, self.target, self.head):
-            layer = Scattered(model.get_submodule(name), self.density)
+            draws = generator(self.seed, "sparse", name)
+            layer = Scattered(model.get_submodule(name), self.density, draws)
             model.set_submodule(name, layer)
             made.append(layer)
         model = train_parts(model, (), head)
