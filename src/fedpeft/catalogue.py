@@ -7,6 +7,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     "aggregator": {
         "agreeing": "fedpeft.aggregators.agreeing:Agreeing",
         "class_rows": "fedpeft.aggregators.class_rows:ClassRows",
+        "compensated": "fedpeft.aggregators.compensated:Compensated",
         "fedask": "fedpeft.aggregators.fedask:FedASK",
         "fedex": "fedpeft.aggregators.fedex:FedEx",
         "fedit": "fedpeft.aggregators.fedit:FedIT",
@@ -30,6 +31,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "fisher": "fedpeft.algorithms.fisher:Fisher",
         "ifca": "fedpeft.algorithms.ifca:IFCA",
         "minimax": "fedpeft.algorithms.minimax:Minimax",
+        "overlap": "fedpeft.algorithms.overlap:Overlap",
         "q_ffl": "fedpeft.algorithms.q_ffl:QFFL",
         "reg_mean": "fedpeft.algorithms.reg_mean:RegMean",
         "ridge_head": "fedpeft.algorithms.ridge_head:RidgeHead",
