@@ -23,9 +23,8 @@ from fedpeft.export.denoiser_folder import save_denoiser
 from fedpeft.export.inputs import save_inputs
 from fedpeft.export.model_card import base_name, model_card
 from fedpeft.export.model_folder import is_plain, own_layers, save_model, save_with_code
-from fedpeft.export.nearest_factors import factor_change
+from fedpeft.export.nearest_factors import prepare_result
 from fedpeft.export.provenance import write_provenance
-from fedpeft.export.widened import widen_factors
 from fedpeft.registry import REGISTERED, Code
 from fedpeft.results.result import Result, fill, read_result
 from fedpeft.tasks.pretrained import quiet
@@ -61,9 +60,7 @@ def export_run(
     """
     _vacant(out)
     read = read_result(path, code, best, client)
-    result = widen_factors(read)
-    if rank:
-        result = factor_change(result, rank)
+    result = prepare_result(read, rank)
     with _new_folder(out) as folder, quiet():
         card = _write(result, folder, out, merge)
         save_inputs(result.plan.task, folder)

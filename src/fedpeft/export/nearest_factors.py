@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedpeft.compute.trainable import head_of, tensors_of, within
 from fedpeft.core.low_rank import A, B
 from fedpeft.core.types import Tensors
+from fedpeft.export.widened import widen_factors
 from fedpeft.methods.full import Full
 from fedpeft.methods.lora import LoRA
 from fedpeft.methods.singular import largest_directions
@@ -19,6 +20,13 @@ from fedpeft.results.result import Result
 
 ALPHA = 16.0
 """α of the factors; that of `LoRA`, where a plan does not say."""
+
+
+def prepare_result(read: Result, rank: int) -> Result:
+    """What is written of a run's result: all of it, or what changed as LoRA of a rank above 0. It
+    raises as `factor_change` does."""
+    result = widen_factors(read)
+    return factor_change(result, rank) if rank else result
 
 
 def factor_change(result: Result, rank: int) -> Result:
