@@ -35,11 +35,13 @@ SMALL: dict[str, Any] = {
     "local": {"epochs": 1, "batch_size": 16, "lr": 0.1},
 }
 RESIZED = {"name": "image-classification", "size": 16}
-# "prefix" is for models of texts, and runs of "perfix" are not exported.
+# "prefix" is for models of texts, and runs of the other two are not exported.
+LEFT_OUT = ("dual_adapter", "perfix", "prefix")
 CASES: dict[str, Mapping[str, Any]] = {
-    **{name: {"method": name} for name in CATALOGUE["method"] if name not in ("perfix", "prefix")},
+    **{name: {"method": name} for name in CATALOGUE["method"] if name not in LEFT_OUT},
     "adapter, shared": {"method": {"name": "adapter", "shared": True}},
     "prompt, shallow": {"method": {"name": "prompt", "deep": False}},
+    "prompt, low rank": {"method": {"name": "prompt", "rank": 2}},
     "lora, head not trained": {"method": {"name": "lora", "head": "", "target": ["fc1", "o_proj"]}},
     "lora, SCAFFOLD": {
         "method": "lora",

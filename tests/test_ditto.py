@@ -181,6 +181,14 @@ def test_what_does_not_fit(changes: dict[str, Any], words: str) -> None:
         points_plan(**changes)
 
 
+def test_augments_and_terms_of_what_it_wraps_are_seen() -> None:
+    """With augments, features of the frozen beginning are not kept, and a term that couples
+    examples goes with no micro-batches."""
+    plan = points_plan(**ditto(0.1, augments=["mixup"], terms=["distillation"]))
+    assert plan.local.augments and plan.local.terms  # type: ignore[attr-defined]
+    assert plan.local.augments == plan.local.inner.augments  # type: ignore[attr-defined]
+
+
 def test_a_plan_reads_back() -> None:
     plan = points_plan(**ditto(0.25))
     assert read_plan(plan.toml()) == plan and isinstance(plan.local, Ditto)

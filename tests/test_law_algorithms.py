@@ -30,6 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ranks": {"ranks": [2, 4]},
     "annealed": {"start": 4, "to": 2, "warm": 1, "until": 3},
     "alternate": {"turns": ["*.bias", "*.weight"]},
+    "drawn": {"pattern": "*.plora_?.{}", "groups": 4, "counts": [1, 2], "by": "client"},
     "subset": {"trains": ["*.bias"]},
     "tiers": {"budgets": [1.0, 0.25]},
 }
@@ -46,7 +47,12 @@ OWNERS = {
     "metrics": ["auroc", "ece"],
 }
 SLOTS = {"algorithm": "algorithms", "routing": "routing", "evaluation": "evaluate_at"}
-OF_RANKS = {"ranks": LOW_RANK, "annealed": {**LOW_RANK, "aggregator": "flexlora"}}
+PARALLEL = {"name": "plora", "modules": 4, "target": ["first"], "head": "head"}
+OF_RANKS = {
+    "ranks": LOW_RANK,
+    "annealed": {**LOW_RANK, "aggregator": "flexlora"},
+    "drawn": {"task": LOW_RANK["task"], "method": PARALLEL},
+}
 EVERY = [(kind, name) for kind in SLOTS for name in sorted(names(kind))]
 every = pytest.mark.parametrize(("kind", "name"), EVERY, ids=[name for _, name in EVERY])
 

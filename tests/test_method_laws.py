@@ -39,6 +39,10 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in register
     "adapter shared": {"name": "adapter", "shared": True},
     "adapter as published": {"name": "adapter", "as_published": True},
     "prompt shallow": {"name": "prompt", "deep": False, "tokens": 3},
+    # With the usual reduction these models have two ReLUs an adapter, of which none may be active.
+    "dual_adapter": {"name": "dual_adapter", "reduction": 2},
+    "prompt low rank": {"name": "prompt", "tokens": 4, "rank": 2},
+    "plora dropout": {"name": "plora", "modules": 3, "dropout": 0.2},
     "lora pissa": {"name": "lora", "rank": 4, "start": "pissa"},
     "lora orthogonal": {"name": "lora", "start": "orthogonal"},
     "lora_xs dropout": {"name": "lora_xs", "rank": 4, "dropout": 0.2},

@@ -78,6 +78,8 @@ class FedBuff:
         Fact.MANY_MESSAGES: "{other} asks clients in a round, and asynchronous steps have none: "
         "leave it out",
         Fact.MIXED_RANKS: "ranks are of one round's updates: leave out fedbuff, or the ranks",
+        Fact.MIXED_TENSORS: "{other} {what}, and asynchronous steps have no rounds: "
+        "leave out one of them",
         Fact.SUM_ONLY: "a sum is of one round's updates: leave out fedbuff, or secure sums",
     }
 

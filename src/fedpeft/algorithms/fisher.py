@@ -49,6 +49,8 @@ class Fisher:
             "out personal, ranks and SCAFFOLD"
             for fact in (Fact.PERSONAL, Fact.MIXED_RANKS, Fact.CONTROL)
         },
+        Fact.MIXED_TENSORS: "{other} {what}, and a merge by Fisher information is of "
+        "tensors that all clients train: leave out one of them",
         Fact.REMEMBERS_MEAN: "{other} {what}, and a merge by Fisher information weighs each number "
         "of a client by itself: leave out one of them",
         Fact.ASYNCHRONOUS: "a merge by Fisher information is of a round's clients, and "

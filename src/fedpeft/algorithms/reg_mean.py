@@ -60,6 +60,8 @@ class RegMean:
             "personal, ranks and SCAFFOLD"
             for fact in (Fact.PERSONAL, Fact.MIXED_RANKS, Fact.CONTROL)
         },
+        Fact.MIXED_TENSORS: "{other} {what}, and a merge by Gram matrices is of layers "
+        "that all clients train: leave out one of them",
         Fact.REMEMBERS_MEAN: "{other} {what}, and a merge by Gram matrices is no mean of updates: "
         "leave out one of them",
         Fact.ASYNCHRONOUS: "a merge by Gram matrices is of a round's clients, and asynchronous "

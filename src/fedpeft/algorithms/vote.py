@@ -54,6 +54,8 @@ class Vote:
             "SCAFFOLD"
             for fact in (Fact.PERSONAL, Fact.MIXED_RANKS, Fact.CONTROL)
         },
+        Fact.MIXED_TENSORS: "{other} {what}, and a vote is on models that all clients "
+        "train alike: leave out one of them",
         Fact.ASYNCHRONOUS: "a vote is on a round's merge, and asynchronous steps have no rounds: "
         "leave it out",
         Fact.SUM_ONLY: "a vote replays the clients' updates, which sums hide: leave it out",

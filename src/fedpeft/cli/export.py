@@ -11,6 +11,7 @@ EXAMPLES = """\
   fedpeft export runs/digits-lora-1-001 adapter/
   fedpeft export runs/digits-lora-1-001 model/ --merge
   fedpeft export runs/personal-1-001 adapter/ --client client_003
+  fedpeft export runs/sparse-1-001 start/ --lora-rank 8
 """
 
 
@@ -32,6 +33,16 @@ def export(
             help="One client's own model, where `personal` or Ditto gives each its own.",
         ),
     ] = "",
+    lora_rank: Annotated[
+        int,
+        typer.Option(
+            "--lora-rank",
+            metavar="R",
+            min=0,
+            help="What changed of the base's weights as LoRA of rank R, the nearest: for "
+            "`method.init` (SLoRA).",
+        ),
+    ] = 0,
     allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
@@ -46,5 +57,5 @@ def export(
     folder, _ = reopen(run, code)
     from fedpeft.export.export import export_run
 
-    for path in export_run(folder.path, out, merge, code, best, client):
+    for path in export_run(folder.path, out, merge, code, best, client, lora_rank):
         typer.echo(str(path))

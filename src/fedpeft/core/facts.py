@@ -24,6 +24,7 @@ class Fact(Enum):
     SCALES_STEP = "changes the step that the aggregator gives"
     LOW_RANK = "trains low-rank factors"
     MIXED_RANKS = "gives clients different ranks"
+    MIXED_TENSORS = "lets clients of one round train different tensors"
     MIXED_BUDGETS = "lets codecs keep more entries of some clients than of others"
     MIXES_ENTRIES = "mixes entries with each other"
     PERSONAL = "keeps tensors with each client"

@@ -23,8 +23,8 @@ from fedpeft.export.denoiser_folder import save_denoiser
 from fedpeft.export.inputs import save_inputs
 from fedpeft.export.model_card import base_name, model_card
 from fedpeft.export.model_folder import is_plain, own_layers, save_model, save_with_code
+from fedpeft.export.nearest_factors import prepare_result
 from fedpeft.export.provenance import write_provenance
-from fedpeft.export.widened import widen_factors
 from fedpeft.registry import REGISTERED, Code
 from fedpeft.results.result import Result, fill, read_result
 from fedpeft.tasks.pretrained import quiet
@@ -38,6 +38,7 @@ def export_run(
     code: Code = REGISTERED,
     best: bool = False,
     client: str = "",
+    rank: int = 0,
 ) -> list[Path]:
     """Write the last checkpoint of the run in the folder `path` to the new folder `out`, whole or
     not at all.
@@ -47,6 +48,7 @@ def export_run(
       code: which modules the run's plan may name.
       best: take the round that the plan selects, and not the last one.
       client: whose own model to take, where each client has one.
+      rank: write what changed of the base's weights as LoRA of this rank; 0 for all as it is.
 
     Returns:
       The files written.
@@ -58,7 +60,7 @@ def export_run(
     """
     _vacant(out)
     read = read_result(path, code, best, client)
-    result = widen_factors(read)
+    result = prepare_result(read, rank)
     with _new_folder(out) as folder, quiet():
         card = _write(result, folder, out, merge)
         save_inputs(result.plan.task, folder)

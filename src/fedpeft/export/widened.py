@@ -18,7 +18,7 @@ def widen_factors(result: Result) -> Result:
     """The same result without anything beside its factors: A's that never travelled are made again,
     and products that were added to frozen weights become further ranks, under an α that leaves the
     factors' scale as it is. What a method begins with beside the base as it is saved comes in too
-    (`as_lora`)."""
+    (`as_exported`)."""
     params = {**result.tensors, **_frozen_factors(result)}
     exact, own = take_prefix(EXACT, params), drop_prefixes((EXACT,), params)
     method: Any = result.plan.method
@@ -35,10 +35,10 @@ def widen_factors(result: Result) -> Result:
         by = rank / method.rank
         scaled = by**0.5 if result.method == "rslora" else by
         method = replace(method, rank=rank, alpha=method.alpha * scaled, init="")
-    if hasattr(method, "as_lora"):
+    if hasattr(method, "as_exported"):
         # as it was when training began
         begun = result.plan.unquantized.of_one_rank.model(result.classes)
-        method, own = method.as_lora(begun, own)
+        method, own = method.as_exported(begun, own)
     state = replace(result.checkpoint.state, params=own, shared={})
     plan = replace(result.plan.of_one_rank, method=method)
     return replace(result, plan=plan, checkpoint=replace(result.checkpoint, state=state))

@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any, ClassVar
 
 from fedpeft.core.facts import Fact
-from fedpeft.core.interfaces import Data, Local, LossFn
+from fedpeft.core.interfaces import Augment, Data, Local, LossFn, Term
 from fedpeft.core.tensors import add_prefix, drop_prefixes, take_prefix
 from fedpeft.core.types import Batch, Carry, Context, Event, Tensors
 from fedpeft.local.descent import Descent
@@ -88,6 +88,15 @@ class Ditto:
     @property
     def group_by_length(self) -> bool:
         return self.descent.group_by_length
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return self.descent.terms
+
+    @property
+    def augments(self) -> tuple[Augment, ...]:
+        """With some, features are not kept: what comes in differs from step to step."""
+        return self.descent.augments
 
     def steps_for(self, size: int) -> int:
         return self.inner.steps_for(size)

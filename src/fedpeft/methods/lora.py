@@ -104,7 +104,7 @@ class LoRA:
     def names(self, model: nn.Module) -> Sequence[str]:
         return trainable(model)
 
-    def as_lora(self, model: nn.Module, tensors: Tensors) -> tuple["LoRA", dict[str, Tensor]]:
+    def as_exported(self, model: nn.Module, tensors: Tensors) -> tuple["LoRA", dict[str, Tensor]]:
         """The same on the base as it is saved: what "pissa" took out of it comes back as further
         ranks, −B₀·A₀, under an α that leaves the scale as it is."""
         if self.start != "pissa":

@@ -17,7 +17,7 @@ from fedpeft.errors import PlanError
 from fedpeft.methods.lora import LoRA
 from fedpeft.methods.peft_tuners import check_low_rank
 from fedpeft.methods.singular import largest_directions
-from fedpeft.methods.targets import attention_projections, excluded, find_targets
+from fedpeft.methods.targets import target_layers
 from fedpeft.methods.transformer_layout import name_model, train_parts, trained_head
 
 CORE = "core"
@@ -90,7 +90,7 @@ class LoRAXS:
         """Raises PlanError for a layer that is not linear, or has fewer than r directions."""
         head = trained_head(model, self.head)
         made = []
-        for name in self._layers(model):
+        for name in target_layers(model, self.target, self.head):
             base = model.get_submodule(name)
             if not isinstance(base, nn.Linear):
                 raise PlanError(
@@ -108,7 +108,7 @@ class LoRAXS:
     def names(self, model: nn.Module) -> Sequence[str]:
         return trainable(model)
 
-    def as_lora(self, model: nn.Module, tensors: Tensors) -> tuple[LoRA, dict[str, Tensor]]:
+    def as_exported(self, model: nn.Module, tensors: Tensors) -> tuple[LoRA, dict[str, Tensor]]:
         """The same as plain LoRA of rank r, with B·R for its B; an export is written from it."""
         every, plain = tensors_of(model), dict(tensors)
         layers = [name.removesuffix(f".{CORE}") for name in tensors if name.endswith(f".{CORE}")]
@@ -118,12 +118,3 @@ class LoRAXS:
             plain[f"{layer}{A}default.weight"] = down
             plain[f"{layer}{B}default.weight"] = up @ core
         return LoRA(self.rank, self.alpha, self.dropout, self.target, self.head), plain
-
-    def _layers(self, model: nn.Module) -> list[str]:
-        wanted = find_targets(model, self.target, self.head) or attention_projections(model, "qv")
-        whole = excluded(model, wanted, self.head)
-        return [
-            name
-            for name, _ in model.named_modules()
-            if name not in whole and any(name == one or name.endswith(f".{one}") for one in wanted)
-        ]

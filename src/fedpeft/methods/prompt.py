@@ -1,7 +1,7 @@
 """Visual prompt tuning (Jia et al., 2022, arXiv:2203.12119), FedPEFT-Prompt in arXiv:2210.01708."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -9,9 +9,14 @@ from torch import Tensor, nn
 
 from fedpeft.compute.trainable import trainable
 from fedpeft.core.facts import Fact
+from fedpeft.core.types import Tensors
 from fedpeft.errors import PlanError
 from fedpeft.methods.peft_tuners import check_dropout
 from fedpeft.methods.transformer_layout import blocks, mlp_outputs, name_model, trained_head
+from fedpeft.registry import unwritten
+
+LEFT, RIGHT = "prompt_left", "prompt_right"
+"""The factors of a prompt of low rank."""
 
 
 class Appended(nn.Module):
@@ -24,8 +29,32 @@ class Appended(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        prompt = self.dropout(self.prompt.expand(len(x), -1, -1))
-        return self.block(torch.cat([x, prompt.to(x.dtype)], 1), *args, **kwargs)
+        return _beside(self.block, self.dropout, self.prompt, x, *args, **kwargs)
+
+
+class AppendedProduct(nn.Module):
+    """The same with the prompt left·right, of shapes (tokens, r) and (r, d)."""
+
+    def __init__(
+        self, block: nn.Module, left: nn.Parameter, right: nn.Parameter, dropout: float
+    ) -> None:
+        super().__init__()
+        self.block = block
+        self.prompt_left = left
+        self.prompt_right = right
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        prompt = self.prompt_left @ self.prompt_right
+        return _beside(self.block, self.dropout, prompt, x, *args, **kwargs)
+
+
+def _beside(
+    block: nn.Module, dropout: nn.Module, prompt: Tensor, x: Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    """What a block makes of its input and the prompt after it."""
+    dropped = dropout(prompt.expand(len(x), -1, -1))
+    return block(torch.cat([x, dropped.to(x.dtype)], 1), *args, **kwargs)
 
 
 class Cut(nn.Module):
@@ -50,11 +79,17 @@ class Prompt:
     append where VPT inserts after the class token; as prompts have no position the two compute the
     same.
 
+    With `rank` a prompt is U·V for U (tokens, r) and V (r, d), both trained: the low-rank prompts
+    (DVPT) of Alkhunaizi et al. (2024, arXiv:2407.11573), of which the paper's start was not to be
+    had. Here U begins as U(-v, v), and V with orthonormal rows times sqrt(d / r), so that the
+    prompt's entries have the variance that they have without `rank`.
+
     Attributes:
       tokens: for each block (deep), or in all (shallow).
       deep: whether each block has tokens of its own.
       dropout: on the prompt's entries, in training.
       head: the module trained beside it; "auto" finds a classifier's, "" means none.
+      rank: r; 0 for prompts that are trained whole.
 
     Raises:
       ValueError: a value out of range.
@@ -64,11 +99,17 @@ class Prompt:
     deep: bool = True
     dropout: float = 0.1
     head: str = "auto"
+    rank: int = unwritten(0)
     offers: ClassVar[frozenset[Fact]] = frozenset({Fact.MOVES_START})
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
             raise ValueError(f"tokens must be at least 1, got {self.tokens}")
+        if not 0 <= self.rank <= self.tokens:
+            raise ValueError(
+                f"rank must be from 1 to tokens = {self.tokens}, or 0 for whole prompts, got "
+                f"{self.rank}"
+            )
         check_dropout(self.dropout)
 
     @property
@@ -82,8 +123,8 @@ class Prompt:
         assert isinstance(last, nn.Linear)
         model.requires_grad_(False)
         for name in stack if self.deep else stack[:1]:
-            prompt = _prompt(self.tokens, last, convolution)
-            model.set_submodule(name, Appended(model.get_submodule(name), prompt, self.dropout))
+            block = model.get_submodule(name)
+            model.set_submodule(name, self._appended(block, last, convolution))
         for name in stack if self.deep else stack[-1:]:
             model.set_submodule(name, Cut(model.get_submodule(name), self.tokens))
         if head:
@@ -92,6 +133,31 @@ class Prompt:
 
     def names(self, model: nn.Module) -> Sequence[str]:
         return trainable(model)
+
+    def as_exported(self, model: nn.Module, tensors: Tensors) -> tuple["Prompt", dict[str, Tensor]]:
+        """The same with whole prompts."""
+        plain = dict(tensors)
+        for name in tensors:
+            if name.endswith(LEFT):
+                around = name.removesuffix(LEFT)
+                plain[f"{around}prompt"] = plain.pop(name) @ plain.pop(f"{around}{RIGHT}")
+        return replace(self, rank=0), plain
+
+    def _appended(self, block: nn.Module, like: nn.Linear, convolution: nn.Conv2d) -> nn.Module:
+        if not self.rank:
+            return Appended(block, _prompt(self.tokens, like, convolution), self.dropout)
+        if self.rank > like.out_features:
+            raise PlanError(
+                f"rank = {self.rank}: prompts of this model are {like.out_features} wide: set the "
+                "method's rank to that or less"
+            )
+        whole = _prompt(self.tokens, like, convolution)
+        left = nn.Parameter(whole.detach()[:, : self.rank].clone())
+        rows = torch.empty(self.rank, like.out_features)
+        # of r rows each entry has the mean square 1 / d, and a product sums r of them
+        gain = (like.out_features / self.rank) ** 0.5
+        right = nn.Parameter(nn.init.orthogonal_(rows, gain).to(like.weight))
+        return AppendedProduct(block, left, right, self.dropout)
 
 
 def _prompt(tokens: int, like: nn.Linear, convolution: nn.Conv2d) -> nn.Parameter:

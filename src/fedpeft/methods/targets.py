@@ -85,6 +85,22 @@ def attention_projections(model: nn.Module, which: str) -> list[str]:
     return list(found)
 
 
+def target_layers(model: nn.Module, target: tuple[str, ...], head: str) -> list[str]:
+    """The whole names of the layers that a tuner goes into: those that a user named, or query and
+    value; without what is trained whole.
+
+    Raises:
+      PlanError: see `find_targets` and `attention_projections`.
+    """
+    wanted = find_targets(model, target, head) or attention_projections(model, "qv")
+    whole = set(excluded(model, wanted, head))
+    return [
+        name
+        for name, _ in model.named_modules()
+        if name not in whole and any(_ends(name, one) for one in wanted)
+    ]
+
+
 def find_targets(model: nn.Module, target: tuple[str, ...], head: str = "auto") -> list[str]:
     """The layers that a user named: by the last parts of their names, by a pattern with `*` for
     whole names, or all.

@@ -115,6 +115,8 @@ NOT_IN_ONE_FILE: Mapping[Fact, str] = {
     "none: leave out SCAFFOLD or error feedback",
     Fact.MIXED_RANKS: "ranks are assigned along the list of all clients, which nobody has yet: "
     "leave them out",
+    Fact.MIXED_TENSORS: "{other} {what}, by the list of all clients, which nobody has yet: "
+    "leave it out",
     Fact.MIXED_BUDGETS: "tiers are assigned along the list of all clients, which nobody has yet: "
     "leave them out",
     Fact.SERVER_NOISE: "client_dp adds noise whenever files are merged, so that a late client "

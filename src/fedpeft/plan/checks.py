@@ -37,6 +37,8 @@ CENTRAL: Mapping[Fact, str] = {
     Fact.CONTROL: "{other} shares control variates beside the update, scaled by how many "
     "answered, which the noise is not made for: set local.correction to something else than "
     '"scaffold"',
+    Fact.MIXED_TENSORS: "{other} {what}, so that the mean of a tensor is over fewer clients than "
+    'the noise is made for: set by = "round" and one count, or leave it out',
     Fact.GIVES_UP: "min_replies: a round that is given up for want of one reply tells of that "
     "client. Set it to 1",
     Fact.LENGTH_TELLS: "{other} {what}, and rounds.jsonl has the bytes of each client, without "

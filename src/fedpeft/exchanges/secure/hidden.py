@@ -29,6 +29,8 @@ HIDDEN_FROM: Mapping[Fact, str] = {
     "leave it out",
     Fact.REVEALS: "{other} {what}, which sums are to hide: leave it out",
     Fact.MIXED_RANKS: "a secure sum is of updates of one layout: leave out ranks",
+    Fact.MIXED_TENSORS: "{other} {what}, and a secure sum is of updates of one layout: "
+    "leave it out",
     Fact.CONTROL: "control variates are not of the updates' size: leave SCAFFOLD out of a "
     "secure sum",
     Fact.SERVER_NOISE: "{other} has work to do where each update arrives, and secure "
