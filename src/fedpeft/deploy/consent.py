@@ -94,6 +94,8 @@ def consent_to(
 
 def _times(plan: Plan, client: ClientId, clients: Sequence[ClientId]) -> int:
     """In how many rounds the client takes part; at most, where the sampler learns."""
+    if not plan.rounds:  # a part that adds noise to what it asks before them does so once
+        return int(hasattr(plan.private_part, "before_rounds"))
     if learns(plan):
         sampler: Any = plan.sampler
         return int(sampler.most(plan.rounds, plan.cohort, len(clients)))
@@ -162,19 +164,22 @@ def _noise(plans: Mapping[int, Plan], times: int, earlier: int, unit: str) -> st
     plan = plans[0]
     part = plan.private_part  # the same in all phases, or none is private
     if part is None or not part.event.accounted:
-        summed = [one.exchange.sums for one in plans.values()]
-        some = "" if all(summed) else " in some rounds"
-        seen = "the change as it is" if plan.rounds else "what is sent as it is"
-        return f"none: the server sees {seen}" + (
-            f", but only added to those of others{some}" if any(summed) else ""
-        )
+        return _seen_as_it_is(plans.values())
     event, delta = part.event, plan.privacy.delta or 0.0
     spent = epsilon(event, times * (earlier + 1), delta, plan.privacy.accountant)
     where = "the server adds it after it has seen the change" if event.central else "added here"
     runs = f" after {earlier + 1} {unit}" if earlier else ""
-    return (
-        f"hides each {event.unit}: epsilon = {spent:.3g} at delta = {delta:g}{runs} over all "
-        f"rounds; {where}"
+    if plan.rounds:
+        runs += " over all rounds"
+    return f"hides each {event.unit}: epsilon = {spent:.3g} at delta = {delta:g}{runs}; {where}"
+
+
+def _seen_as_it_is(plans: Collection[Plan]) -> str:
+    summed = [plan.exchange.sums for plan in plans]
+    some = "" if all(summed) else " in some rounds"
+    seen = "the change" if any(plan.rounds for plan in plans) else "what is sent"
+    return f"none: the server sees {seen} as it is" + (
+        f", but only added to those of others{some}" if any(summed) else ""
     )
 
 

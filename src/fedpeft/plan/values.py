@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedpeft.core.facts import Fact, offered_by
-from fedpeft.core.interfaces import Local, Stage
+from fedpeft.core.interfaces import Stage
 from fedpeft.core.types import Event
 from fedpeft.errors import PlanError, unknown
 from fedpeft.plan.tables import Privacy
@@ -159,14 +159,13 @@ def quantizes(task: Any) -> bool:
     return getattr(task, "quantize", None) is not None
 
 
-def private_part(local: Local, stages: Sequence[Stage]) -> Local | Stage | None:
+def private_part(parts: Sequence[Any]) -> Any:
     """The one part that adds noise, if any.
 
     Raises:
       PlanError: there are several.
     """
-    parts: list[Local | Stage] = [local, *stages]
-    found = [part for part in parts if part.event is not None]
+    found = [part for part in parts if getattr(part, "event", None) is not None]
     if len(found) > 1:
         listed = " and ".join(type(part).__name__ for part in found)
         raise PlanError(
