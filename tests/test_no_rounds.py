@@ -24,6 +24,7 @@ from fedpeft.evaluation.measure import measure
 from fedpeft.forecasts.forecast import forecast
 from fedpeft.plan.calibration import round_seed
 from fedpeft.plan.plan import Plan
+from fedpeft.registry import find, names
 from fedpeft.rounds.ledger import Ledger
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.post import encode_start
@@ -37,6 +38,13 @@ from fedpeft.wire.payloads import encode_answer
 NUMBERS = {"class_means": 27, "class_covariances": 27, "ridge_head": 91, "virtual_features": 51}
 """What a client tells of 3 classes of 8 features: 24 sums and 3 counts, 64 products, 24 squares."""
 every = pytest.mark.parametrize("name", NUMBERS)
+
+
+def test_every_algorithm_that_begins_before_rounds_is_tested_here() -> None:
+    begins = {
+        name for name in names("algorithm") if hasattr(find("algorithm", name), "before_rounds")
+    }
+    assert begins == NUMBERS.keys()
 
 
 def without_rounds(name: str, **changes: Any) -> Plan:
@@ -92,6 +100,15 @@ def test_it_costs_what_the_forecast_says() -> None:
     found = forecast(plan).traffic
     _, ledger = made(open_site(plan), plan)
     assert found.whole and found.total(1) == ledger.bytes_up and found.total(0) == ledger.bytes_down
+
+
+def test_the_command_that_looks_ahead_knows_plans_of_no_rounds(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(
+        'task = "parts:Points"\ndata = "parts:Blobs"\nmethod = "full"\nrounds = 0\n'
+        'algorithms = ["class_means"]\npartition = {name = "iid", clients = 3}\n'
+    )
+    told = fedpeft("plan", tmp_path / "plan.toml")
+    assert told.exit_code == 0, told.output
 
 
 def test_algorithms_ask_in_their_order_and_owners_measure_what_comes_of_it() -> None:

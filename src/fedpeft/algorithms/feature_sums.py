@@ -25,7 +25,8 @@ MOST = 2**24
 
 
 def sums_layout(params: Tensors, head: str) -> Layout:
-    """Of an answer: by class the sums, (classes, features), and the counts, (classes,)."""
+    """The layout of an answer: by class the sums, (classes, features), and the counts,
+    (classes,)."""
     shape = list(params[linear_head(params, head, PHASE)].shape)
     return [(SUMS, shape, "float32"), (COUNTS, shape[:1], "float32")]
 
