@@ -9,8 +9,9 @@ import pytest
 import torch
 from rounds import Recording, Tampering, changed, distance, on, points_plan
 from running import fedpeft
-from test_agreement import TOKEN, node_of, said, site_of
+from test_agreement import node_of, said, site_of
 from test_law_algorithms import Scattered
+from town import TOKEN
 
 from fedpeft import PlanError
 from fedpeft.codecs.dense import Dense

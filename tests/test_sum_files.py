@@ -155,8 +155,11 @@ def test_sums_that_no_client_has_are_named(
 
 
 def test_a_file_that_counts_far_more_than_others_is_named(sums: Study, tmp_path: Path) -> None:
-    many = lambda told: {name: x * 1e4 for name, x in told.items()}
-    examples = int(many(in_file(sums, sums.files[0]).tensors["class_means"])["counts"].sum())
+
+    def many(told: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: x * 1e4 for name, x in told.items()}
+
+    examples = int(many(dict(in_file(sums, sums.files[0]).tensors["class_means"]))["counts"].sum())
     bad = forged(sums, tmp_path / "bad.safetensors", many, examples=examples)
     with pytest.raises(ContributionError, match="--max-examples") as caught:
         merge(sums.path, [*sums.files[1:], bad], tmp_path / "merged", Rules())

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.evaluation.measure import measure
@@ -53,15 +54,16 @@ def run_cells(path: Path, out: Path) -> Iterator[dict[str, str]]:
     if out.exists():
         with out.open(newline="") as file:
             known = {(row["head"], row["seed"]): row for row in csv.DictReader(file)}
-    sites: dict[int, Site] = {}
+    sites: dict[tuple[int, Any], Site] = {}
     for cell in study.cells:
         name = cell.labels["head"], str(cell.seed)
         if name not in known:
-            if cell.seed not in sites:
-                sites.clear()
+            division = cell.seed, cell.plan.partition
+            if division not in sites:
+                sites.clear()  # one model and its features at a time
                 seen = replace(cell.plan, rounds=ENOUGH, algorithms=(), weighting="examples")
-                sites[cell.seed] = open_site(seen)
-            known[name] = row_of(study.name, cell, sites[cell.seed])
+                sites[division] = open_site(seen)
+            known[name] = row_of(study.name, cell, sites[division])
         yield known[name]
 
 

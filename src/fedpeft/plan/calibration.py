@@ -83,11 +83,9 @@ def with_noise(plan: Plan, noise: float | None) -> Plan:
     """The same with another noise multiplier in its private part."""
     part = plan.private_part
     noisy = replace(part, noise_multiplier=noise)
-    stages, algorithms = (
-        tuple(noisy if one is part else one for one in parts)
-        for parts in (plan.stages, plan.algorithms)
-    )
     local = noisy if plan.local is part else plan.local
+    stages = tuple(noisy if stage is part else stage for stage in plan.stages)
+    algorithms = tuple(noisy if one is part else one for one in plan.algorithms)
     return replace(plan, local=local, stages=stages, algorithms=algorithms)
 
 
