@@ -11,7 +11,7 @@ from rounds import Recording, Tampering, changed, distance, on, points_plan
 from running import fedpeft
 from test_agreement import node_of, said, site_of
 from test_law_algorithms import Scattered
-from town import TOKEN
+from town import TOKEN, engine, town
 
 from fedpeft import PlanError
 from fedpeft.codecs.dense import Dense
@@ -61,9 +61,9 @@ def made(site: Site, plan: Plan) -> tuple[State, Ledger]:
 def test_the_head_is_the_one_with_which_training_would_begin(name: str, points: Site) -> None:
     state, ledger = made(points, without_rounds(name))
     plan = points_plan(algorithms=[name], rounds=1)
-    engine = Recording(on(points, plan))
-    list(federate(plan, engine, start(plan, points.params())))
-    begun = plan.downlink.decode(engine.jobs[-1].payload)
+    asked = Recording(on(points, plan))
+    list(federate(plan, asked, start(plan, points.params())))
+    begun = plan.downlink.decode(asked.jobs[-1].payload)
     assert equal(state.params, {name: begun[name] for name in state.params})
     assert state.round == 0 and not ledger.failed and not ledger.note and not ledger.weights
     assert list(ledger.up) == list(points.data.clients)
@@ -80,6 +80,29 @@ def test_engines_make_the_same_head(name: str, points: Site, tmp_path: Path) -> 
     [(three, _)] = federate(plan, Cohort(site), start(plan, site.params()))
     begun = site.params()
     assert distance(changed(three.params, begun), changed(one.params, begun)) <= 1e-4
+
+
+@every
+def test_flower_makes_it_at_nodes_that_hold_to_their_owners_agreements(
+    name: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("flwr")
+    plan = without_rounds(name, partition={"name": "dirichlet", "clients": 3, "alpha": 10.0})
+    site = open_site(plan)
+    nodes = engine(site, town(site, tmp_path), [], 30)
+    nodes.gather()
+    [(state, ledger)] = federate(plan, nodes, start(plan, site.params()))
+    alone, here = made(site, plan)
+    assert not ledger.failed and equal(state.params, alone.params)
+    assert ledger.up == here.up
+
+
+def test_a_schedule_of_training_is_no_obstacle(points: Site) -> None:
+    lr = {"from": 0.1, "to": 0.01, "shape": "cosine"}
+    plan = without_rounds("class_means", local={"lr": lr, "batch_size": 16})
+    assert equal(
+        made(points, plan)[0].params, made(points, without_rounds("class_means"))[0].params
+    )
 
 
 @every
@@ -122,9 +145,9 @@ def test_algorithms_ask_in_their_order_and_owners_measure_what_comes_of_it() -> 
         partition={"name": "dirichlet", "clients": 4, "alpha": 10.0, "held_out": 0.2},
     )
     site = open_site(plan)
-    engine = Recording(on(site, plan))
-    [(state, ledger)] = federate(plan, engine, start(plan, site.params()))
-    asked = [job.phase for job in engine.jobs]
+    recording = Recording(on(site, plan))
+    [(state, ledger)] = federate(plan, recording, start(plan, site.params()))
+    asked = [job.phase for job in recording.jobs]
     assert asked == ["class_means"] * 4 + ["class_moments"] * 4 + ["evaluate"] * 4
     assert ledger.reports["owners"]["metrics"]["accuracy"]["pooled"] > 0.9
     alone, _ = made(site, replace(plan, algorithms=plan.algorithms[1:]))
@@ -166,8 +189,8 @@ def test_after_a_kill_all_is_asked_again_in_the_same_words(points: Site, tmp_pat
     site, folder = replace(points, plan=plan), create(plan, tmp_path / "run")
     engines = [Recording(on(site, plan)) for _ in range(2)]
     ends = []
-    for engine in engines:
-        assert len(list(execute(folder, site, engine))) == 1
+    for one in engines:
+        assert len(list(execute(folder, site, one))) == 1
         ends.append(load_tensors(folder.checkpoint)[0])
     assert engines[0].jobs == engines[1].jobs and equal(*ends)
     assert len(read_rounds(folder)) == 1
@@ -239,8 +262,8 @@ def test_a_client_that_claims_far_more_examples_than_others_is_refused(points: S
     told = {"sums": torch.ones(3, 8) * 1e7, "counts": torch.full((3,), 1e7)}
     lie = Reply(client, encode_answer(Message({"class_means": told}), Dense()))
     begun = start(plan, points.params())
-    engine = Tampering(on(points, plan), {client: lambda reply: lie})
-    [(state, ledger)] = federate(plan, Remote(engine), begun)
+    tampered = Tampering(on(points, plan), {client: lambda reply: lie})
+    [(state, ledger)] = federate(plan, Remote(tampered), begun)
     assert list(ledger.failed) == [client] and "weight_factor" in ledger.failed[client]
     away = Tampering(on(points, plan), {client: lambda reply: Failure(client, "away")})
     [(without, _)] = federate(plan, Remote(away), begun)
