@@ -7,74 +7,74 @@ Each cell is `federate` on its plan as `fedpeft sweep` runs it; kept features ag
 are not to 1e-5. A file that is there keeps its rows, and only cells that it lacks are run.
 """
 
-import csv
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fedpeft.engines.inprocess import InProcess
-from fedpeft.evaluation.measure import measure
+from fedpeft.evaluation.measure import held_out
 from fedpeft.plan.calibration import calibrate_noise
+from fedpeft.plan.plan import SCHEMA
+from fedpeft.registry import describe
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
-from fedpeft.storage.client_memory import Nowhere
+from fedpeft.storage.client_memory import Folder
 from fedpeft.studies.study import Cell, read_study
+from tools.results.rows import Result, read_results, write_results
 
-COLUMNS = ("study", "head", "seed", "accuracy", "bytes_up_each", "bytes_down_each", "epsilon")
 ENOUGH = 10
 """Rounds of a plan with which features are kept."""
 
 
-def row_of(study: str, cell: Cell, site: Site) -> dict[str, str]:
-    """What comes of a cell; `site` has its data and division."""
-    plan = calibrate_noise(cell.plan, site.data.clients)
+def run_cell(study: str, cell: Cell, site: Site) -> Result:
+    """What comes of a cell; `site` has its data and division.
+
+    Raises:
+      RuntimeError: an answer was not counted.
+    """
+    plan, clients = calibrate_noise(cell.plan, site.data.clients), len(site.data.clients)
     here = replace(site, plan=plan)
-    ends = list(federate(plan, InProcess(here, Nowhere()), start(plan, here.params())))
-    state, ledger = ends[-1]
+    with TemporaryDirectory() as folder:
+        store = Folder(Path(folder))
+        ends = list(federate(plan, InProcess(here, store), start(plan, here.params())))
+        state, ledger = ends[-1]
+        accuracy = held_out(here, state, store)["accuracy"]
     if any(one.failed or one.note for _, one in ends):
         raise RuntimeError(f"{cell.name}: {ledger.failed} {ledger.note}")
-    clients = len(site.data.clients)
     up, down = (sum(getattr(one, way) for _, one in ends) for way in ("bytes_up", "bytes_down"))
-    spent = ledger.privacy["epsilon"] if ledger.privacy else None
-    values = (
-        f"{measure(here, state.flat)['accuracy']:.4f}",
-        f"{up / clients:.0f}",
-        f"{down / clients:.0f}",
-        "" if spent is None else f"{spent:.3f}",
-    )
-    said = (study, cell.labels["head"], str(cell.seed), *values)
-    return dict(zip(COLUMNS, said, strict=True))
-
-
-def run_cells(path: Path, out: Path) -> Iterator[dict[str, str]]:
-    """The rows that `out` has, and those of the cells that it lacks."""
-    study, known = read_study(path), {}
-    if out.exists():
-        with out.open(newline="") as file:
-            known = {(row["head"], row["seed"]): row for row in csv.DictReader(file)}
-    sites: dict[tuple[int, Any], Site] = {}
-    for cell in study.cells:
-        name = cell.labels["head"], str(cell.seed)
-        if name not in known:
-            division = cell.seed, cell.plan.partition
-            if division not in sites:
-                sites.clear()  # one model and its features at a time
-                seen = replace(cell.plan, rounds=ENOUGH, algorithms=(), weighting="examples")
-                sites[division] = open_site(seen)
-            known[name] = row_of(study.name, cell, sites[division])
-        yield known[name]
+    values = {
+        "method": describe("method", plan.method)["name"],
+        "rounds": str(plan.rounds),
+        "clients": str(clients),
+        "cohort": str(cell.plan.cohort),
+        "accuracy_last": str(accuracy),
+        "bytes_up": str(up),
+        "bytes_down": str(down),
+    }
+    if ledger.privacy:
+        values["privacy.epsilon"] = str(ledger.privacy["epsilon"])
+    settings = "; ".join(cell.settings)
+    return Result(SCHEMA, study, cell.name, cell.seed, settings, cell.labels, values)
 
 
 def main(path: Path, out: Path) -> None:
-    rows = []
-    for row in run_cells(path, out):
-        rows.append(row)
-        with out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+    study = read_study(path)
+    known = {one.identity: one for one in read_results(out)} if out.exists() else {}
+    sites: dict[tuple[int, Any], Site] = {}
+    for cell in study.cells:
+        labels = tuple(sorted(cell.labels.items()))
+        if (study.name, labels, cell.seed, SCHEMA) in known:
+            continue
+        division = cell.seed, cell.plan.partition
+        if division not in sites:
+            sites.clear()  # one model and its features at a time
+            seen = replace(cell.plan, rounds=ENOUGH, algorithms=(), routing=())
+            sites[division] = open_site(replace(seen, weighting="examples"))
+        row = run_cell(study.name, cell, sites[division])
+        known[row.identity] = row
+        write_results(known.values(), out)
 
 
 if __name__ == "__main__":
