@@ -121,11 +121,9 @@ def _library(result: Result, form: Form) -> str:
 
 def _facts(result: Result) -> list[tuple[str, str]]:
     plan, state = result.plan, result.checkpoint.state
-    rounds = read_rounds(result.folder)
-    if plan.rounds:
-        rounds = rounds[: state.round]
-    else:  # a line of what was sent and measured without any
-        rounds = [{**line, "round": 0} for line in rounds]
+    # a plan of no rounds has a line too, of what was sent and measured without them
+    rounds = read_rounds(result.folder)[: state.round if plan.rounds else 1]
+    rounds = [{**line, "round": min(line["round"], plan.rounds)} for line in rounds]
     division = read_json(result.folder.partition) or {}
     planned = f" of {plan.rounds}" if state.round < plan.rounds else ""
     return [
