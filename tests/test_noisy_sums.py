@@ -10,6 +10,7 @@ import pytest
 import torch
 from rounds import Recording, Tampering, on, points_plan
 from running import PLAN, fedpeft
+from test_agreement import node_of, said, site_of
 from torch import Tensor
 
 from fedpeft.algorithms.noisy_sums import add_noise, check_shortened, shorten
@@ -18,13 +19,17 @@ from fedpeft.codecs.dense import Dense
 from fedpeft.core.accounting import epsilon
 from fedpeft.core.conversation import Message
 from fedpeft.core.secrets import Secret
+from fedpeft.core.seeds import fold
 from fedpeft.core.tensors import equal
-from fedpeft.core.types import Event, Reply
+from fedpeft.core.types import Event, Job, Reply
 from fedpeft.deploy.consent import consent_to
+from fedpeft.deploy.status import keep_facts, read_status
 from fedpeft.errors import PlanError
 from fedpeft.oneshot.contribution_header import read_header
+from fedpeft.plan.calibration import round_seed
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.loop import federate, start
+from fedpeft.rounds.post import encode_start
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.storage.client_memory import Folder
 from fedpeft.storage.files import load_tensors
@@ -218,3 +223,17 @@ def test_an_audit_by_canaries_says_that_it_has_none(points: Site) -> None:
     plan = private_plan()
     with pytest.raises(PlanError, match="nobody trains: there is no audit of it"):
         hatch(replace(points, plan=plan), 20, 1, seed=1)
+
+
+def test_a_nodes_owner_reads_of_the_release(tmp_path: Path) -> None:
+    site = site_of(**PRIVATE, algorithms=[MEANS])
+    plan, node = site.plan, node_of(site, tmp_path)
+    keep_facts(tmp_path, plan, "c000")
+    payload = encode_start(plan, start(plan, site.params()))
+    seed = fold(round_seed(plan, 0), "client", "c000")
+    job = Job(plan.run, 0, "c000", "class_means", seed, None, payload)
+    assert [said(node, job).head["kind"] for _ in range(2)] == ["reply"] * 2
+    [status] = read_status(tmp_path)
+    spent = epsilon(Event("example", 1.5), 1, 1e-3, "rdp")
+    told = f"{spent:.4g} at delta = 0.001 for one example, after 1 round of noisy sums"
+    assert (status.trained, status.released, status.spent) == (0, 1, told)
