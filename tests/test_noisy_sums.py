@@ -21,7 +21,7 @@ from fedpeft.core.conversation import Message
 from fedpeft.core.secrets import Secret
 from fedpeft.core.seeds import fold
 from fedpeft.core.tensors import equal
-from fedpeft.core.types import Event, Job, Reply
+from fedpeft.core.types import Event, Failure, Job, Reply
 from fedpeft.deploy.consent import consent_to
 from fedpeft.deploy.status import keep_facts, read_status
 from fedpeft.errors import PlanError
@@ -237,3 +237,11 @@ def test_a_nodes_owner_reads_of_the_release(tmp_path: Path) -> None:
     spent = epsilon(Event("example", 1.5), 1, 1e-3, "rdp")
     told = f"{spent:.4g} at delta = 0.001 for one example, after 1 round of noisy sums"
     assert (status.trained, status.released, status.spent) == (0, 1, told)
+
+
+def test_a_client_whose_noise_is_not_known_sends_nothing(points: Site) -> None:
+    plan = private_plan(means={"noise_multiplier": None}, target_epsilon=2.0)
+    payload = encode_start(plan, start(plan, points.params()))
+    job = Job(plan.run, 0, "c000", "class_means", 1, None, payload)
+    [reply] = on(points, plan).run([job])
+    assert isinstance(reply, Failure) and "not calibrated" in reply.reason

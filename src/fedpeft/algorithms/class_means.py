@@ -118,8 +118,13 @@ class ClassMeans:
         return {PHASE: self._answer}
 
     def _answer(self, client: Any, message: Message) -> Message:
-        if self.clip_norm is None or self.noise_multiplier is None:
+        if self.clip_norm is None:
             return answer_with_sums(client, message, self.head)
+        if self.noise_multiplier is None:  # nothing leaves without the noise that was agreed to
+            raise PlanError(
+                "the noise of class_means is not calibrated yet: use the plan of its site, "
+                "open_site(plan).plan, or give it a noise_multiplier"
+            )
         weight = linear_head(message.tensors["params"], self.head, PHASE)
         return Message(
             {PHASE: sum_with_noise(client, weight, self.clip_norm, self.noise_multiplier)}
