@@ -27,11 +27,13 @@ from fedpeft.algorithms.feature_sums import (
     ask_for_sums,
     begin_head,
     check_row_length,
+    sums_layout,
 )
 from fedpeft.compute.trainable import linear_head
 from fedpeft.core.conversation import Answer, Flow, Message
 from fedpeft.core.hooks import Handler, Inner
 from fedpeft.core.rounds import Round
+from fedpeft.core.tensors import Layout
 from fedpeft.core.types import State, Tensors
 
 
@@ -65,12 +67,19 @@ class ClassCovariances:
         """Raises PlanError where there is no linear head that is trained and shared."""
         linear_head(params, self.head, "class_covariances")
 
+    def answers(self, params: Tensors) -> Mapping[str, Layout]:
+        return {PHASE: sums_layout(params, self.head)}
+
+    def before_rounds(self, state: State, round: Round) -> Flow:
+        """All clients are asked, and the head is set."""
+        answers = yield ask_for_sums(state, round, self.head)
+        head = self._head_of(state.params, answers)
+        return replace(state, params={**state.params, **head})
+
     def round(self, state: State, round: Round, inner: Inner) -> Flow:
         """The head is set in round 0; all other rounds are the inner algorithm's."""
         if state.round == 0:
-            answers = yield ask_for_sums(state, round, self.head)
-            head = self._head_of(state.params, answers)
-            state = replace(state, params={**state.params, **head})
+            state = yield from self.before_rounds(state, round)
         return (yield from inner(state, round))
 
     def handlers(self) -> Mapping[str, Handler]:

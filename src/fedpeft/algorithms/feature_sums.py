@@ -24,13 +24,24 @@ MOST = 2**24
 """Examples of one class that a client can count: float32 holds no number above it and one more."""
 
 
+def sums_layout(params: Tensors, head: str) -> Layout:
+    """The layout of an answer: by class the sums, (classes, features), and the counts,
+    (classes,)."""
+    shape = list(params[linear_head(params, head, PHASE)].shape)
+    return [(SUMS, shape, "float32"), (COUNTS, shape[:1], "float32")]
+
+
 def ask_for_sums(state: State, round: Round, head: str) -> Ask:
-    """The question to all clients for their sums, (classes, features), and counts, (classes,)."""
-    shape = list(state.params[linear_head(state.params, head, PHASE)].shape)
-    layout: Layout = [(SUMS, shape, "float32"), (COUNTS, shape[:1], "float32")]
-    messages = round.messages(state, round.clients)
-    check, weight = check_sums(PHASE), count_examples(PHASE)
-    return Ask(PHASE, messages, lambda _: {PHASE: layout}, check, _longest_mean, weight=weight)
+    """The question to all clients for their sums and counts by class."""
+    layout = sums_layout(state.params, head)
+    return Ask(
+        PHASE,
+        round.messages(state, round.clients),
+        lambda _: {PHASE: layout},
+        check_sums(PHASE),
+        _longest_mean,
+        weight=count_examples(PHASE),
+    )
 
 
 def answer_with_sums(client: Any, message: Message, head: str) -> Message:

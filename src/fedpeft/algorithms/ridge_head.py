@@ -64,28 +64,39 @@ class RidgeHead:
         """Raises PlanError where there is no linear head that is trained and shared."""
         linear_head(params, self.head, "ridge_head")
 
+    def answers(self, params: Tensors) -> Mapping[str, Layout]:
+        classes, features = params[linear_head(params, self.head, PRODUCTS)].shape
+        layout: Layout = [
+            (SUMS, [classes, features], "float32"),
+            (COUNTS, [classes], "float32"),
+            (PRODUCTS, [features, features], "float32"),
+        ]
+        return {PRODUCTS: layout}
+
+    def before_rounds(self, state: State, round: Round) -> Flow:
+        """All clients are asked, and the head is set."""
+        answers = yield self._ask(state, round)
+        head = self._head_of(state.params, answers)
+        return replace(state, params={**state.params, **head})
+
     def round(self, state: State, round: Round, inner: Inner) -> Flow:
         """The head is set in round 0; all other rounds are the inner algorithm's."""
         if state.round == 0:
-            answers = yield self._ask(state, round)
-            head = self._head_of(state.params, answers)
-            state = replace(state, params={**state.params, **head})
+            state = yield from self.before_rounds(state, round)
         return (yield from inner(state, round))
 
     def handlers(self) -> Mapping[str, Handler]:
         return {PRODUCTS: self._answer}
 
     def _ask(self, state: State, round: Round) -> Ask:
-        classes, features = state.params[linear_head(state.params, self.head, PRODUCTS)].shape
-        layout: Layout = [
-            (SUMS, [classes, features], "float32"),
-            (COUNTS, [classes], "float32"),
-            (PRODUCTS, [features, features], "float32"),
-        ]
-        messages = round.messages(state, round.clients)
-        weight = count_examples(PRODUCTS)
+        layout = self.answers(state.params)
         return Ask(
-            PRODUCTS, messages, lambda _: {PRODUCTS: layout}, _check, _usual_length, weight=weight
+            PRODUCTS,
+            round.messages(state, round.clients),
+            lambda _: layout,
+            _check,
+            _usual_length,
+            weight=count_examples(PRODUCTS),
         )
 
     def _answer(self, client: Any, message: Message) -> Message:

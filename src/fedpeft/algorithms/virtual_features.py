@@ -89,28 +89,41 @@ class VirtualFeatures:
         """Raises PlanError where there is no linear head that is trained and shared."""
         linear_head(params, self.head, OWNER)
 
-    def round(self, state: State, round: Round, inner: Inner) -> Flow:
-        """The head is set in round 0; all other rounds are the inner algorithm's."""
-        if state.round == 0:
-            answers = yield self._ask(state, round)
-            head = self._head_of(state.params, answers, round)
-            state = replace(state, params={**state.params, **head})
-        return (yield from inner(state, round))
-
-    def handlers(self) -> Mapping[str, Handler]:
-        return {PHASE: self._answer}
-
-    def _ask(self, state: State, round: Round) -> Ask:
-        classes, features = state.params[linear_head(state.params, self.head, PHASE)].shape
+    def answers(self, params: Tensors) -> Mapping[str, Layout]:
+        classes, features = params[linear_head(params, self.head, PHASE)].shape
         square = [features] if self.covariance == "full" else []
         layout: Layout = [
             (COUNTS, [classes], "float32"),
             (SECOND, [classes, features, *square], "float32"),
             (SUMS, [classes, features], "float32"),
         ]
-        messages = round.messages(state, round.clients)
-        weight = count_examples(PHASE)
-        return Ask(PHASE, messages, lambda _: {PHASE: layout}, _check, _usual_length, weight=weight)
+        return {PHASE: layout}
+
+    def before_rounds(self, state: State, round: Round) -> Flow:
+        """All clients are asked, and the head is trained."""
+        answers = yield self._ask(state, round)
+        head = self._head_of(state.params, answers, round)
+        return replace(state, params={**state.params, **head})
+
+    def round(self, state: State, round: Round, inner: Inner) -> Flow:
+        """The head is set in round 0; all other rounds are the inner algorithm's."""
+        if state.round == 0:
+            state = yield from self.before_rounds(state, round)
+        return (yield from inner(state, round))
+
+    def handlers(self) -> Mapping[str, Handler]:
+        return {PHASE: self._answer}
+
+    def _ask(self, state: State, round: Round) -> Ask:
+        layout = self.answers(state.params)
+        return Ask(
+            PHASE,
+            round.messages(state, round.clients),
+            lambda _: layout,
+            _check,
+            _usual_length,
+            weight=count_examples(PHASE),
+        )
 
     def _answer(self, client: Any, message: Message) -> Message:
         weight = linear_head(message.tensors["params"], self.head, PHASE)

@@ -176,6 +176,7 @@ def _noise(plan: Plan) -> dict[str, Any]:
     if part is None:
         return {"privacy": None, "noise_in_messages": None}
     kind = "local" if part is plan.local else "stage"
+    kind = "algorithm" if any(part is one for one in plan.algorithms) else kind
     return {"privacy": describe(kind, part)["name"], "noise_in_messages": not part.event.central}
 
 

@@ -197,6 +197,11 @@ def _accounted(plan: Plan) -> Event:
             "this plan promises no epsilon, so that there is nothing to hold an audit against: "
             'set local = "dp_sgd", or a stage "client_dp" or "local_dp"'
         )
+    if any(part is one for one in plan.algorithms):
+        raise PlanError(
+            f"canaries train, and {type(part).__name__} adds noise to sums of features, which "
+            "nobody trains: there is no audit of it; its noise is held to the accountant's by tests"
+        )
     if not hasattr(part, "clip_norm"):
         raise PlanError(
             f"a canary is longer than the clip norm, and {type(part).__name__} has no clip_norm: "

@@ -168,11 +168,12 @@ def _privacy(found: "Forecast") -> Iterator[tuple[str, str]]:
     if spent["epsilon"] is None:
         yield "epsilon", f"none: this noise gives no {spent['unit']} a guarantee"
         return
+    times = f"{found.plan.rounds} rounds" if found.plan.rounds else "one message"
     yield (
         "epsilon",
         (
             f"{spent['epsilon']:.4g} at delta = {spent['delta']:g} for one {spent['unit']} after "
-            f"{found.plan.rounds} rounds (noise_multiplier = "
+            f"{times} (noise_multiplier = "
             f"{found.plan.private_part.noise_multiplier:.4g}, {spent['accountant']})"
         ),
     )

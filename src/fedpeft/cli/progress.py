@@ -106,7 +106,7 @@ def warnings(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"{summary['failed']} of {summary['asked']} replies were not counted; {where}"
     if worse := ended_worse(summary):
         yield worse
-    if still := summary["rounds_without_change"]:
+    if (still := summary["rounds_without_change"]) and summary["rounds"]:
         yield f"{still} of {summary['rounds']} rounds changed nothing; rounds.jsonl says why"
     if why := summary.get("one_after_another"):
         yield f"the engine {summary['engine']} trained clients one after another: {why}"

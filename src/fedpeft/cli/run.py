@@ -260,7 +260,9 @@ def _show(told: Audience, folder: "RunFolder", site: "Site", engine: Any) -> Non
     console, plan, clients = told.console, site.plan, len(site.data.clients)
     cohort = min(plan.cohort, clients)
     work = f"{plan.rounds} rounds, {cohort} of {clients} clients in each"
-    work = work if plan.rounds else f"{clients} clients measure and nobody trains"
+    if not plan.rounds:
+        asked = "send sums" if plan.hooks("before_rounds") else "measure"
+        work = f"{clients} clients {asked} and nobody trains"
     console.print(f"{plan.name}: {work}, in {folder.path}")
     if plan.cohort > clients:
         console.print(f"cohort = {plan.cohort} is more than there are clients: all take part")

@@ -32,6 +32,18 @@ class Algorithm(Protocol):
     def round(self, state: State, round: Round, inner: Inner) -> Flow: ...
 
 
+class BeforeRounds(Protocol):
+    """An algorithm that makes something of its clients' answers before anybody trains.
+
+    A plan with `rounds = 0` is these conversations alone, outermost first. Each gives the state as
+    it is then, in which no round is done. `answers` gives by phase the layout of one client's
+    answer, which an owner reads of and a file must have.
+    """
+
+    def before_rounds(self, state: State, round: Round) -> Flow: ...
+    def answers(self, params: Tensors) -> Mapping[str, Layout]: ...
+
+
 class Handles(Protocol):
     """A part with a client's side: by phase, what answers a message of that name.
 

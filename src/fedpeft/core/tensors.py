@@ -1,7 +1,7 @@
 """Arithmetic on named tensors. Pure: every function returns new tensors."""
 
 from collections.abc import Callable, Mapping
-from math import isfinite, sqrt
+from math import isfinite, prod, sqrt
 
 import torch
 from torch import Tensor
@@ -63,6 +63,11 @@ Layout = list[tuple[str, list[int], str]]
 
 def layout(a: Tensors) -> Layout:
     return [(name, list(x.shape), str(x.dtype).removeprefix("torch.")) for name, x in a.items()]
+
+
+def numbers_in(groups: Mapping[str, Layout]) -> int:
+    """How many numbers tensors of these layouts have together."""
+    return sum(prod(shape) for group in groups.values() for _, shape, _ in group)
 
 
 def zeros_of(expected: Layout) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.core.accounting import epsilon
+from fedpeft.core.tensors import numbers_in
 from fedpeft.core.types import ClientId, Tensors
 from fedpeft.core.views import View
 from fedpeft.plan.calibration import learns, select_cohort
@@ -76,18 +77,14 @@ def consent_to(
     # What any phase lets the server see is agreed to as well.
     plans = phase_plans(plan)
     times = _times(plan, client, clients)
-    rounds = f"{times} of {plan.rounds}, as the plan draws them; each answered once"
-    if not plan.rounds:
-        rounds = "none: nobody trains, and a model that the server sends is measured once"
     asked = _messages(plans.values(), declined)
     if by_file:
-        rounds = "one: you train once, and send the file yourself"
         asked = "none: no server asks anything; the file is sealed for the server alone"
     return Consent(
         (
             ("model", _model(site)),
             ("leaves here", _leaves(site, plans, client, clients)),
-            ("rounds", rounds),
+            ("rounds", _rounds(plan, times, by_file)),
             ("messages", asked),
             ("noise", _noise(plans, times, earlier, "files" if by_file else "runs")),
             ("not hidden", "; ".join(_visible(plans.values(), declined))),
@@ -97,11 +94,25 @@ def consent_to(
 
 def _times(plan: Plan, client: ClientId, clients: Sequence[ClientId]) -> int:
     """In how many rounds the client takes part; at most, where the sampler learns."""
+    if not plan.rounds:  # a part that adds noise to what it asks before them does so once
+        return int(hasattr(plan.private_part, "before_rounds"))
     if learns(plan):
         sampler: Any = plan.sampler
         return int(sampler.most(plan.rounds, plan.cohort, len(clients)))
     drawn = (select_cohort(plan_at(plan, k), clients, k) for k in range(plan.rounds))
     return sum(client in cohort for cohort in drawn)
+
+
+def _rounds(plan: Plan, times: int, by_file: bool) -> str:
+    if plan.rounds and by_file:
+        return "one: you train once, and send the file yourself"
+    if plan.rounds:
+        return f"{times} of {plan.rounds}, as the plan draws them; each answered once"
+    if by_file:
+        return "none: nobody trains; you count once, and send the file yourself"
+    if plan.hooks("before_rounds"):
+        return "none: nobody trains; each message below is answered once"
+    return "none: nobody trains, and a model that the server sends is measured once"
 
 
 def _model(site: Site) -> str:
@@ -115,10 +126,18 @@ def _leaves(
     site: Site, plans: Mapping[int, Plan], client: ClientId, clients: Sequence[ClientId]
 ) -> str:
     params = site.params()
+    if not site.plan.rounds:
+        return _leaves_without_rounds(site.plan, params)
     each = {_numbers(plan, params, plan.view(client, k, clients)) for k, plan in plans.items()}
     whole = sum(x.numel() for x in site.model.parameters())
     most = "at most " if len(each) > 1 else ""
     return f"{most}{max(each):,} numbers a round (of {whole:,} in the model), and no example"
+
+
+def _leaves_without_rounds(plan: Plan, params: Tensors) -> str:
+    """The sums of which a head is made; counts of an evaluation stand with what is not hidden."""
+    numbers = sum(numbers_in(answers(params)) for answers in plan.hooks("answers"))
+    return f"{numbers:,} numbers once, and no example" if numbers else "no change of the model"
 
 
 def _numbers(plan: Plan, params: Tensors, view: View) -> int:
@@ -131,9 +150,11 @@ def _numbers(plan: Plan, params: Tensors, view: View) -> int:
     return numbers
 
 
-def _messages(plans: Iterable[Plan], declined: Collection[str]) -> str:
+def _messages(plans: Collection[Plan], declined: Collection[str]) -> str:
     every = {phase for plan in plans for phase in plan.handlers()}
     others = sorted(every - set(declined))
+    if not any(plan.rounds for plan in plans):
+        return f"{', '.join(others) or 'none'}; no other is answered"
     if not others:
         return "a model to train, and its change back; every other message is refused"
     return f"a model to train, and its change back; {', '.join(others)}; no other is answered"
@@ -143,18 +164,22 @@ def _noise(plans: Mapping[int, Plan], times: int, earlier: int, unit: str) -> st
     plan = plans[0]
     part = plan.private_part  # the same in all phases, or none is private
     if part is None or not part.event.accounted:
-        summed = [one.exchange.sums for one in plans.values()]
-        some = "" if all(summed) else " in some rounds"
-        return "none: the server sees the change as it is" + (
-            f", but only added to those of others{some}" if any(summed) else ""
-        )
+        return _seen_as_it_is(plans.values())
     event, delta = part.event, plan.privacy.delta or 0.0
     spent = epsilon(event, times * (earlier + 1), delta, plan.privacy.accountant)
     where = "the server adds it after it has seen the change" if event.central else "added here"
     runs = f" after {earlier + 1} {unit}" if earlier else ""
-    return (
-        f"hides each {event.unit}: epsilon = {spent:.3g} at delta = {delta:g}{runs} over all "
-        f"rounds; {where}"
+    if plan.rounds:
+        runs += " over all rounds"
+    return f"hides each {event.unit}: epsilon = {spent:.3g} at delta = {delta:g}{runs}; {where}"
+
+
+def _seen_as_it_is(plans: Collection[Plan]) -> str:
+    summed = [plan.exchange.sums for plan in plans]
+    some = "" if all(summed) else " in some rounds"
+    seen = "the change" if any(plan.rounds for plan in plans) else "what is sent"
+    return f"none: the server sees {seen} as it is" + (
+        f", but only added to those of others{some}" if any(summed) else ""
     )
 
 
@@ -168,8 +193,13 @@ def _visible_in(plan: Plan, declined: Collection[str]) -> Iterator[str]:
     yield "that this site takes part, and when"
     if plan.weighting != "uniform" and not plan.exchange.sums:
         yield "how many examples there are here"
-    if plan.private_part is None and not plan.exchange.sums:
+    if plan.rounds and plan.private_part is None and not plan.exchange.sums:
         yield "the mean loss in training"
+    yield from _told_beside(plan, declined)
+
+
+def _told_beside(plan: Plan, declined: Collection[str]) -> Iterator[str]:
+    """What parts tell the server, where the owner does not decline their messages."""
     for part in plan.each_part():
         asked = set(part.handlers()) if hasattr(part, "handlers") else set()
         if not asked or not asked <= set(declined):

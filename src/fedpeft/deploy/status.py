@@ -19,7 +19,7 @@ from fedpeft.storage.files import private_folder, write_atomically
 
 FACTS = "node.json"
 TRAINED = "fit"
-"""The phase whose answers noise hides, and privacy accounts for."""
+"""The phase whose answers noise hides, and privacy accounts for, unless a part hides its own."""
 
 
 @dataclass
@@ -68,6 +68,12 @@ class NodeStatus:
         return sum(len(run.rounds.get(TRAINED, ())) for run in self.runs.values())
 
     @property
+    def released(self) -> int:
+        """How many answers, over all runs, the plan's noise was added to."""
+        phases = (self.facts.get("privacy") or {}).get("phases", [TRAINED])
+        return sum(len(run.rounds.get(phase, ())) for run in self.runs.values() for phase in phases)
+
+    @property
     def spent(self) -> str:
         """The ε that these rounds come to, in words."""
         if "privacy" not in self.facts:
@@ -77,16 +83,17 @@ class NodeStatus:
             return "none is accounted: the plan adds no noise that hides anything"
         try:
             event = Event(**private["event"])
-            value = epsilon(event, self.trained, private["delta"], private["accountant"])
+            value = epsilon(event, self.released, private["delta"], private["accountant"])
         except (FedpeftError, KeyError, TypeError, AssertionError) as error:
             return f"cannot be computed: {reason_of(error)}"
         if not isfinite(value):
             return f"not bounded: the plan's noise gives no {event.unit} a guarantee"
         who = ", if the server adds the plan's noise" if event.central else ""
-        rounds = "round" if self.trained == 1 else "rounds"
+        what = "of training" if TRAINED in private.get("phases", [TRAINED]) else "of noisy sums"
+        rounds = "round" if self.released == 1 else "rounds"
         return (
             f"{value:.4g} at delta = {private['delta']:g} for one {event.unit}, after "
-            f"{self.trained} {rounds} of training{who}"
+            f"{self.released} {rounds} {what}{who}"
         )
 
 
@@ -100,6 +107,8 @@ def keep_facts(folder: Path, plan: Plan, client: ClientId) -> None:
             "event": {name: getattr(part.event, name) for name in names},
             "delta": plan.privacy.delta or 0.0,
             "accountant": plan.privacy.accountant,
+            # a part that adds noise to answers of its own hides these, and no training
+            "phases": sorted(part.handlers()) if hasattr(part, "handlers") else [TRAINED],
         }
     facts = {"client": client, "plan": plan.name, "rounds": plan.rounds, "privacy": private}
     place = private_folder(folder / plan.fingerprint) / FACTS

@@ -50,8 +50,7 @@ def model_card(result: Result, out: Path, form: Form, base: Base | None = None) 
     parts = [
         _front_matter(result, form),
         f"# {plan.name}: {named}, {result.method}",
-        f"{made} `{named}`, trained by federated learning with fedpeft: the "
-        "examples stayed with the clients, and only the tensors that were trained travelled.",
+        f"{made} `{named}`, {_how_learned(result)}",
         _table(_facts(result)),
         "## How to load it",
         _exact(result, form, merged=form == "model" and hasattr(plan.method, "config")),
@@ -62,6 +61,19 @@ def model_card(result: Result, out: Path, form: Form, base: Base | None = None) 
         _code("toml", plan.toml()),
     ]
     return "\n\n".join(parts)
+
+
+def _how_learned(result: Result) -> str:
+    plan = result.plan
+    if plan.rounds or not plan.hooks("before_rounds"):
+        return (
+            "trained by federated learning with fedpeft: the examples stayed with the clients, and "
+            "only the tensors that were trained travelled."
+        )
+    return (
+        "with a head that nobody trained: fedpeft made it of sums of features, which the clients "
+        "sent once, and the examples stayed with them."
+    )
 
 
 def _how_to_repeat(result: Result) -> str:
@@ -109,7 +121,9 @@ def _library(result: Result, form: Form) -> str:
 
 def _facts(result: Result) -> list[tuple[str, str]]:
     plan, state = result.plan, result.checkpoint.state
-    rounds = read_rounds(result.folder)[: state.round]
+    # a plan of no rounds has a line too, of what was sent and measured without them
+    rounds = read_rounds(result.folder)[: state.round if plan.rounds else 1]
+    rounds = [{**line, "round": min(line["round"], plan.rounds)} for line in rounds]
     division = read_json(result.folder.partition) or {}
     planned = f" of {plan.rounds}" if state.round < plan.rounds else ""
     return [

@@ -55,7 +55,9 @@ def write_provenance(result: Result, folder: Path) -> None:
 
 def describe_run(result: Result, files: Sequence[ListedFile]) -> list[Entity]:
     """The entities of the crate: the folder, the run, what went in and what came out."""
-    rounds = read_rounds(result.folder)[: result.checkpoint.state.round]
+    # a plan of no rounds has a line too, of who answered without them
+    done = result.checkpoint.state.round if result.plan.rounds else 1
+    rounds = read_rounds(result.folder)[:done]
     made, base = _time(result), _base(result)
     software, inputs = list(_software(result)), list(_inputs(result))
     outputs, clients = list(_outputs(result, rounds)), list(_participants(rounds))

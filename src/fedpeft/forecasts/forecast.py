@@ -128,8 +128,7 @@ def _spent(plan: Plan, clients: Sequence[str]) -> Mapping[str, Any] | None:
     if plan.private_part is None:
         return None
     spending = Spending(plan, clients)
-    for round_ in range(plan.rounds):
-        spending.count_round(round_)
+    spending.count_whole()
     return spending.so_far()
 
 

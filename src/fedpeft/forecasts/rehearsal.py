@@ -40,7 +40,7 @@ class Traffic:
 
     Attributes:
       rounds: by round and client the bytes down and up, of the rounds that were rehearsed.
-      planned: the number of rounds of the plan.
+      planned: the number of rounds of the plan; of a plan of none there is one conversation.
       up_headers: of `rounds` in all, the part of what goes up that is frames and headers.
       varies: by direction, the codec whose sizes depend on the numbers.
       answers: the answers in the rehearsed rounds, in whose headers a loss is written out.
@@ -152,7 +152,7 @@ def rehearse(site: Site, seconds: float = SECONDS) -> Traffic:
                 notes.append(ledger.note)
             if len(rounds) >= LEAST_ROUNDS and perf_counter() - began > seconds:
                 break
-    return Traffic(rounds, plan.rounds, headers, _varying(site), answers, notes)
+    return Traffic(rounds, max(1, plan.rounds), headers, _varying(site), answers, notes)
 
 
 def _failures(ledger: Ledger) -> dict[ClientId, str]:
@@ -178,7 +178,7 @@ def _affordable(site: Site) -> int:
     """How many rounds are rehearsed."""
     numbers = sum(x.numel() for x in site.params().values())
     each = max(1, numbers * min(site.plan.cohort, len(site.data.clients)))
-    return min(site.plan.rounds, max(LEAST_ROUNDS, int(WORK / each)))
+    return min(max(1, site.plan.rounds), max(LEAST_ROUNDS, int(WORK / each)))
 
 
 def _varying(site: Site) -> dict[str, str]:

@@ -89,7 +89,7 @@ class Contributor:
 
     Attributes:
       reads: how its data are read otherwise than the plan says, in words.
-      steps: how many batches training takes.
+      steps: how many batches training takes; without rounds 1, as all are counted at once.
     """
 
     site: Site
@@ -98,7 +98,8 @@ class Contributor:
 
     @property
     def steps(self) -> int:
-        return self.site.plan.local.steps_for(self.site.data.size(self.client))
+        plan = self.site.plan
+        return plan.local.steps_for(self.site.data.size(self.client)) if plan.rounds else 1
 
     @property
     def examples(self) -> str:
@@ -179,13 +180,14 @@ def contribute(
     tick: Callable[[], None],
     store: Store | None = None,
 ) -> tuple[Header, bytes]:
-    """Train and give the file's header and bytes; `tick` is called after each batch.
+    """Train, or count where the plan has no rounds, and give the file's header and bytes; `tick` is
+    called after each batch, or once all are counted.
 
     Args:
       store: what the owner keeps, where files are masked.
 
     Raises:
-      RunError: training failed.
+      RunError: training or counting failed.
     """
     terms = invitation.terms
     site = replace(who.site, data=Counted(who.site.data, tick))
@@ -193,6 +195,8 @@ def contribute(
     # The loop runs for what it asks alone: the state that it comes to is thrown away, and the reply
     # is the file.
     [(_, ledger)] = federate(site.plan, engine, invitation.state)
+    if not site.plan.rounds:
+        tick()
     reply = engine.replies[0]
     if not isinstance(reply, Reply) or ledger.failed:
         raise RunError(f"{who.client!r} has nothing to send: {'; '.join(ledger.failed.values())}")

@@ -2,8 +2,8 @@
 
 A safetensors file with one tensor of bytes, and two entries of metadata:
 
-    sealed     the frame that a client of round 0 sends in the loop, sealed for the server and
-               bound to the header
+    sealed     the frame that a client sends in the loop, in round 0 or, without rounds, before it;
+               sealed for the server and bound to the header
     header     who, for which study, made from what: readable by anyone, changed by nobody
     signature  Ed25519 over header and sealed bytes; empty for none
 
@@ -15,29 +15,23 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fedpeft.core.conversation import PARAMS
-from fedpeft.core.rounds import update_layout
-from fedpeft.core.tensors import Layout, finite, norm
-from fedpeft.core.types import ClientId, Update
-from fedpeft.errors import RunError, WireError
+from fedpeft.core.types import ClientId
+from fedpeft.errors import RunError
+from fedpeft.oneshot.answers import Size, most_numbers, size_of
 from fedpeft.oneshot.contribution_header import (
     Header,
     Statement,
     cut_short,
-    hides_size,
     read_header,
 )
 from fedpeft.oneshot.invitation import Invitation, Terms
 from fedpeft.oneshot.keys import SealError, Trust, is_signed, seal, sign, unseal
 from fedpeft.oneshot.rejections import ContributionError, Rejection
-from fedpeft.plan.coding import downlink_coding, uplink_coding
-from fedpeft.rounds.client import weight
 from fedpeft.storage.files import open_regular
 from fedpeft.wire import bounded_json
 from fedpeft.wire.frames import Body
-from fedpeft.wire.payloads import decode_answer, decode_sent, unpack
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -45,8 +39,8 @@ if TYPE_CHECKING:
 
 HEADER_LIMIT = 1 << 16
 ENTRY_LIMIT, SLACK = 16, 1 << 20
-"""A file may have so many bytes for each trained number, and so many beside: above what any codec
-makes of them."""
+"""A file may have so many bytes for each number that it may hold, and so many beside: above what
+any codec makes of them."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +48,21 @@ class Contribution:
     """One that fits its study.
 
     Attributes:
-      content: the whole file; `frame`: what the client sends.
-      weight: how much it counts in the mean; `length`: the norm of its update; both 0 where masks
-        hide them.
+      content: the whole file; `frame`: what the client sends; `size`: how much of it there is.
     """
 
     header: Header
     content: bytes
     frame: bytes
-    weight: float
-    length: float
+    size: Size
+
+    @property
+    def weight(self) -> float:
+        return self.size.weight
+
+    @property
+    def length(self) -> float:
+        return self.size.length
 
 
 def write_contribution(
@@ -124,7 +123,7 @@ def read_contribution(
       ContributionError: it is not.
       OSError: it cannot be read.
     """
-    most = ENTRY_LIMIT * sum(x.numel() for x in invitation.state.params.values()) + SLACK
+    most = ENTRY_LIMIT * most_numbers(invitation) + SLACK
     try:
         with open_regular(file) as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -164,11 +163,7 @@ def open_contribution(
         raise ContributionError(
             Rejection.DAMAGED, file, f"it holds {len(frame)} bytes and says {header.bytes}"
         )
-    if invitation.plan.exchange.sums:
-        _check_masked(header, frame, file, invitation)
-        return Contribution(header, content, frame, 0.0, 0.0)
-    update = _update(header, frame, file, invitation)
-    return Contribution(header, content, frame, update.weight, float(norm(update.delta)))
+    return Contribution(header, content, frame, size_of(header, frame, file, invitation))
 
 
 def _parts(content: bytes, file: Path | str) -> tuple[str, str, memoryview]:
@@ -278,73 +273,3 @@ def _check_owner(header: Header, file: Path | str, invitation: Invitation) -> No
             f"{', '.join(sorted(roster.keys))}: leave the file out"
         )
         raise ContributionError(Rejection.FOREIGN, file, words)
-
-
-def _check_masked(header: Header, frame: bytes, file: Path | str, invitation: Invitation) -> None:
-    """What can be seen of masked integers: how many there are, and of how many owners."""
-    exchange: Any = invitation.plan.exchange
-    expected = exchange.expected(expected_update(invitation, header.client))
-    owners = len(invitation.roster.keys) if invitation.roster else 0
-    try:
-        message = decode_answer(frame, invitation.plan.lossless, expected)
-        if message.values != {"clients": owners}:
-            raise WireError("it is masked for another number of owners than the roster has")
-        if header.examples is not None:
-            raise WireError("it tells how many examples its owner has, which masks are to hide")
-    except WireError as error:
-        words = f"{cut_short(error)}; let its owner make it with this version"
-        raise ContributionError(Rejection.TENSORS, file, words) from None
-
-
-def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitation) -> Update:
-    """What the loop would make of the frame, where it enters."""
-    plan = invitation.plan
-    try:
-        expected = expected_update(invitation, header.client)
-        how = uplink_coding(plan, 0, header.client)
-        update = unpack(header.client, frame, plan.uplink, expected, how)
-    except WireError as error:
-        raise ContributionError(
-            Rejection.TENSORS, file, f"{cut_short(error)}; it must hold what the plan trains"
-        ) from None
-    if not finite(update.delta):
-        words = (
-            "it holds NaN or infinities: training diverged; "
-            "let the client train with a lower local.lr"
-        )
-        raise ContributionError(Rejection.NOT_FINITE, file, words)
-    try:
-        # A client that could leave out the number, by which its weight is judged, could count as
-        # much as it likes.
-        if (header.examples is None) != hides_size(plan):
-            raise ValueError(
-                f"it {'tells' if hides_size(plan) else 'does not tell'} how many examples its "
-                "client has"
-            )
-        for check in plan.hooks("check_update"):
-            check(update, invitation.state, plan)
-        counts = update.told.get("class_counts")
-        if counts and sum(counts) != header.examples:
-            raise ValueError(
-                f"it says {header.examples} examples, and its class counts {sum(counts)}"
-            )
-    except ValueError as error:
-        raise ContributionError(
-            Rejection.WEIGHT, file, f"{error}; make it with this version"
-        ) from None
-    # The weight inside of the seal must be that of the number outside, which is the one that people
-    # see.
-    if update.weight != (due := weight(plan, header.examples or 0)):
-        words = (
-            f"it wants to count {update.weight:g}, and should {due:g}; make it with this version"
-        )
-        raise ContributionError(Rejection.WEIGHT, file, words)
-    return update
-
-
-def expected_update(invitation: Invitation, client: ClientId) -> Layout:
-    """The layout of what a client of the study sends."""
-    plan = invitation.plan
-    groups = {PARAMS, *plan.shares({})}
-    sent = decode_sent(invitation.payload, plan.downlink, groups, downlink_coding(plan, 0))
-    return update_layout(sent, plan.view(client, 0, [client]), plan.local_shares)

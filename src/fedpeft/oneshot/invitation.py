@@ -1,6 +1,6 @@
 """An invitation: a folder that holds all that a client needs, and nothing that it must not see.
 
-    plan.toml        the whole plan, of one round, its labels named
+    plan.toml        the whole plan, of one round or none, its labels named
     checkpoint/      the starting tensors, as the checkpoint of a run before its first round
     invitation.json  the study's id, and what a client's own base model, labels and transforms must
                      be
@@ -72,10 +72,11 @@ def server_key(path: Path) -> Path:
 
 def check_plan(plan: Plan) -> None:
     """Raises PlanError for a plan that one file from each client cannot carry out."""
-    if plan.rounds != 1:
+    if plan.rounds > 1:
         raise PlanError(
             f"rounds = {plan.rounds}: a file for each client is one round. "
-            "Set rounds = 1, and local.epochs to all the epochs that a client is to train for"
+            "Set rounds = 1, and local.epochs to all the epochs that a client is to train for; or "
+            "rounds = 0 for a head from sums of features, which nobody trains"
         )
     if plan.asking:  # before the facts, which name no key of the plan
         raise PlanError(
@@ -83,7 +84,28 @@ def check_plan(plan: Plan) -> None:
             'one. Set evaluate_at = ["server"] here; the merged model is measured at the owners by '
             "a plan with rounds = 0 and --start MERGED"
         )
+    if not plan.rounds:
+        _check_one_question(plan)
+        return
+    for one in plan.each_part():
+        if hasattr(one, "before_rounds"):
+            raise PlanError(
+                f"{type(one).__name__} asks each client before the first round, and a file for "
+                "each is one answer: leave it out, or set rounds = 0 for its head alone"
+            )
     refuse(plan, NOT_IN_ONE_FILE)
+
+
+def _check_one_question(plan: Plan) -> None:
+    """Raises PlanError for a plan of no rounds that one file from each client cannot carry out."""
+    begins = [type(one).__name__ for one in plan.each_part() if hasattr(one, "before_rounds")]
+    if len(begins) != 1:
+        raise PlanError(
+            f"{' and '.join(begins)} ask one after another, and a file for each client is one "
+            "answer: leave all but one of them out"
+        )
+    # That part is the only one that asks, as nobody trains.
+    refuse(plan, {fact: why for fact, why in NOT_IN_ONE_FILE.items() if fact not in OF_ASKING})
 
 
 def masked(plan: Plan) -> Plan:
@@ -124,6 +146,8 @@ NOT_IN_ONE_FILE: Mapping[Fact, str] = {
     'local = "dp_sgd", whose noise is in the file',
 }
 """What one file from each client cannot carry out, and what to do."""
+OF_ASKING = (Fact.MANY_MESSAGES,)
+"""Of these, what is looked at otherwise in a plan of no rounds."""
 
 
 def invite(plan: Plan, path: Path) -> Terms:

@@ -12,7 +12,8 @@ from fedpeft.errors import RunError
 from fedpeft.exchanges.secure.masked_files import MaskedFiles, masking_key
 from fedpeft.exchanges.secure.secret_sharing import public
 from fedpeft.oneshot import rosters
-from fedpeft.oneshot.contribution import expected_update, write_signed
+from fedpeft.oneshot.answers import expected_update
+from fedpeft.oneshot.contribution import write_signed
 from fedpeft.oneshot.invitation import FILE, Invitation, server_key
 from fedpeft.oneshot.keys import check_name, require, write_private
 from fedpeft.oneshot.seat import NoExamples, Seat, check_own_key, note_joined, take_seat

@@ -61,7 +61,7 @@ def write_run(
     run = create(plan, folder)
     write_json(run.partition, _division(plan, every))
     # So the run goes on from the invitation's tensors, and not from those that the model has here.
-    save_checkpoint(run.checkpoint, plan, study.state, environment(plan, site.device))
+    save_checkpoint(run.start, plan, study.state, environment(plan, site.device))
     [record] = execute(run, site, Answered.of(every))
     if record.failed or record.note:
         raise RunError("; ".join(filter(None, [record.note, *record.failed.values()])))

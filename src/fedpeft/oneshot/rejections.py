@@ -24,6 +24,7 @@ class Rejection(Enum):
     TAMPERED = "tampered with"
     TENSORS = "wrong tensors"
     NOT_FINITE = "not finite"
+    SUMS = "sums of no examples"
     WEIGHT = "wrong weight"
     NORM = "absurd norm"
     EXAMPLES = "absurd number of examples"

@@ -147,13 +147,13 @@ def check_beside(every: Came, before: Came, rules: Rules, start: Tensors) -> Non
       before: those of `every` that were merged already.
       start: what all began with.
     """
-    lengths = {client: one.length for client, (_, one) in every.items()}
+    sizes = {client: one.size for client, (_, one) in every.items()}
+    lengths = {client: size.length for client, size in sizes.items()}
     weights = {client: one.weight for client, (_, one) in every.items()}
     for client in _largest_first(lengths):
         if words := _too_long(client, lengths, rules, start):
-            raise ContributionError(
-                Rejection.NORM, every[client][0], words.format(_mend(client, before))
-            )
+            words = f"its {sizes[client].of} is {words.format(_mend(client, before))}"
+            raise ContributionError(Rejection.NORM, every[client][0], words)
     for client in _largest_first(weights):
         if words := _too_heavy(client, weights, rules):
             raise ContributionError(
@@ -187,10 +187,7 @@ def _too_long(
         most = FARTHEST * max(float(norm(start)), least)
         why = f", {FARTHEST:g} times what training starts from"
     if length > most:
-        return (
-            f"its update is {length:.4g} long, at most {most:.4g} is allowed{why}; {{}}, or raise "
-            "--max-norm"
-        )
+        return f"{length:.4g} long, at most {most:.4g} is allowed{why}; {{}}, or raise --max-norm"
     usual = median(others) if others else 0.0
     factor = rules.norm_factor * (LONE if len(others) == 1 else 1)
     # A lone other one that did not move at all is no measure of how far is too far.
@@ -198,7 +195,7 @@ def _too_long(
         return ""
     beside = f"the median of the other {len(others)}" if len(others) > 1 else "the only other one"
     return (
-        f"its update is {length:.4g} long, {beside} is {usual:.4g}, and at most {factor:g} times "
+        f"{length:.4g} long, {beside} is {usual:.4g}, and at most {factor:g} times "
         "that is allowed; {}, or raise --norm-factor"
     )
 

@@ -63,8 +63,7 @@ def calibrate_noise(plan: Plan, clients: Sequence[ClientId]) -> Plan:
     ):
         return plan
     spending = Spending(plan, clients)
-    for round_ in range(plan.rounds):
-        spending.count_round(round_)
+    spending.count_whole()
     noise = calibrate(
         lambda z: replace(part, noise_multiplier=z).event,
         spending.most,
@@ -84,8 +83,10 @@ def with_noise(plan: Plan, noise: float | None) -> Plan:
     """The same with another noise multiplier in its private part."""
     part = plan.private_part
     noisy = replace(part, noise_multiplier=noise)
+    local = noisy if plan.local is part else plan.local
     stages = tuple(noisy if stage is part else stage for stage in plan.stages)
-    return replace(plan, local=noisy if plan.local is part else plan.local, stages=stages)
+    algorithms = tuple(noisy if one is part else one for one in plan.algorithms)
+    return replace(plan, local=local, stages=stages, algorithms=algorithms)
 
 
 @dataclass
@@ -107,6 +108,14 @@ class Spending:
             # Nobody knows beforehand whom it will draw, so that the account takes the bound.
             return int(sampler.most(self.rounds, self.plan.cohort, len(self.clients)))
         return max(self.times.values(), default=0)
+
+    def count_whole(self) -> None:
+        """Count those whom the whole plan draws; without rounds, all whom its noisy part asks
+        once before them."""
+        for round_ in range(self.plan.rounds):
+            self.count_round(round_)
+        if not self.plan.rounds and hasattr(self.plan.private_part, "before_rounds"):
+            self.count(self.clients)
 
     def count_round(self, round_: int) -> None:
         """Count those whom the plan draws for a round."""
@@ -152,10 +161,11 @@ def resume_accounting(plan: Plan, clients: Sequence[ClientId], round_: int) -> S
         )
     # The account is drawn anew and not read from the checkpoint, so that a resume cannot lose
     # count.
-    for k in range(max(plan.rounds, round_)):
-        whole.count_round(k)
-        if k < round_:
-            so_far.count_round(k)
+    whole.count_whole()
+    for k in range(round_):
+        so_far.count_round(k)
+        if k >= plan.rounds:
+            whole.count_round(k)
     if plan.privacy.target_epsilon is not None:
         spent = epsilon(part.event, whole.most, plan.privacy.delta or 0, plan.privacy.accountant)
         if spent > plan.privacy.target_epsilon * (1 + TOLERANCE):

@@ -163,8 +163,8 @@ class Plan:
 
     @property
     def private_part(self) -> Any:
-        """The part of the local training or the stages that adds noise, or None."""
-        return private_part(self.local, self.stages)
+        """The part of the local training, the stages or the algorithms that adds noise, or None."""
+        return private_part([self.local, *self.stages, *self.algorithms])
 
     @property
     def norm_bound(self) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedpeft.core.facts import Fact, offered_by
-from fedpeft.core.interfaces import Local, Stage
+from fedpeft.core.interfaces import Stage
 from fedpeft.core.types import Event
 from fedpeft.errors import PlanError, unknown
 from fedpeft.plan.tables import Privacy
@@ -52,14 +52,33 @@ def _check_uncoupled(plan: Any) -> None:
 def _check_counts(plan: Any) -> None:
     """Raises PlanError for too few rounds, clients or evaluations."""
     for key in ("rounds", "cohort", "evaluate_every"):
-        # A plan of no rounds asks owners how a model does, and trains nobody.
-        least = 0 if key == "rounds" and plan.asking else 1
+        least = 0 if key == "rounds" else 1
         if getattr(plan, key) < least:
             raise PlanError(f"{key} must be at least {least}, got {getattr(plan, key)}")
+    if not plan.rounds:
+        _check_no_rounds(plan)
     if plan.patience < 0 or (plan.patience and not plan.select):
         raise PlanError(
             f"patience = {plan.patience}: it is a number of evaluations without a better one, 0 "
             'for never, and select says by which metric, e.g. select = "accuracy"'
+        )
+
+
+def _check_no_rounds(plan: Any) -> None:
+    """Raises PlanError where a plan that trains nobody has nothing to do, or an algorithm that
+    needs rounds beside one that does not."""
+    begins = [one for one in plan.algorithms if hasattr(one, "before_rounds")]
+    if not begins and not plan.asking:
+        raise PlanError(
+            "rounds must be at least 1, got 0: without them nobody trains, which is for a head "
+            'from sums of features, e.g. algorithms = ["class_means"], or to measure a model, '
+            'evaluate_at = ["owners"]'
+        )
+    others = [type(one).__name__ for one in plan.algorithms if one not in begins]
+    if begins and others:
+        raise PlanError(
+            f"rounds = 0 trains nobody, and {others[0]} is about training: leave it out, or "
+            "algorithms = [] to measure a model as it is"
         )
 
 
@@ -140,14 +159,13 @@ def quantizes(task: Any) -> bool:
     return getattr(task, "quantize", None) is not None
 
 
-def private_part(local: Local, stages: Sequence[Stage]) -> Local | Stage | None:
+def private_part(parts: Sequence[Any]) -> Any:
     """The one part that adds noise, if any.
 
     Raises:
       PlanError: there are several.
     """
-    parts: list[Local | Stage] = [local, *stages]
-    found = [part for part in parts if part.event is not None]
+    found = [part for part in parts if getattr(part, "event", None) is not None]
     if len(found) > 1:
         listed = " and ".join(type(part).__name__ for part in found)
         raise PlanError(

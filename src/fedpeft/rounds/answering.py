@@ -1,6 +1,6 @@
 """The client that answers a message, as the handlers of algorithms see it."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,14 @@ from fedpeft.core.views import View
 from fedpeft.errors import PlanError, RunError
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import has_kept
+from fedpeft.rounds.noise_keys import NoiseKey, key_of_answer
+from fedpeft.rounds.noise_keys import digest_examples as digest_examples
 from fedpeft.rounds.received import Received
 from fedpeft.rounds.site import Site, threads
+
+
+def _unnamed(client: ClientId) -> str:
+    raise RuntimeError(f"nobody names the examples of {client!r}, from which noise would follow")
 
 
 @dataclass
@@ -27,6 +33,7 @@ class Client:
       view: what it sees of the server's tensors in this round.
       memory: what it remembers, by owner.
       changed: whether a handler has told it to remember something.
+      digest: gives a name for the examples of a client, for `secret`.
     """
 
     site: Site
@@ -36,6 +43,7 @@ class Client:
     found: Received
     memory: dict[str, Tensors]
     changed: bool = False
+    digest: Callable[[ClientId], str] = _unnamed
 
     @property
     def name(self) -> ClientId:
@@ -45,6 +53,12 @@ class Client:
     def received(self) -> Tensors:
         """What of the server's parameters it trains."""
         return self.found.trained
+
+    def secret(self) -> NoiseKey | None:
+        """What the noise of an answer is drawn from, in private plans."""
+        if not self.site.plan.private_part:
+            return None
+        return key_of_answer(self.store, self.job, self.digest(self.name))
 
     def recall(self, owner: str) -> Tensors:
         """What an algorithm of that name remembers here; empty at first."""

@@ -3,12 +3,10 @@ byte."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from hashlib import blake2b
+from functools import lru_cache, partial
 from math import ceil, isfinite
 from typing import Any, TypeAlias, TypeVar
 
-import torch
 from torch import Tensor
 
 from fedpeft.compute.objective import Objective
@@ -42,7 +40,7 @@ from fedpeft.plan.coding import (
 from fedpeft.plan.plan import Plan, intersect
 from fedpeft.plan.reading import plan_at
 from fedpeft.plan.values import shares_optimizer_state
-from fedpeft.rounds.answering import Client, check_memory
+from fedpeft.rounds.answering import Client, check_memory, digest_examples
 from fedpeft.rounds.received import Received, check_received
 from fedpeft.rounds.site import Site, threads
 from fedpeft.storage.files import StoreError, disk_errors
@@ -135,7 +133,7 @@ class Worker:
         set_(self, "clients", plan.known_clients(site.data.clients))
         set_(self, "own", {name: x.to("meta") for name, x in own.items()})
         kinds = len(set(plan.ranks or (0,)))
-        set_(self, "digest", lru_cache(maxsize=1024)(self._digest))
+        set_(self, "digest", lru_cache(maxsize=1024)(partial(digest_examples, site.data)))
         # the clients of a round with one view receive the same bytes, and nobody writes to what
         # they hold
         set_(self, "receive", lru_cache(maxsize=max(2, kinds))(self._received))
@@ -208,7 +206,7 @@ class Worker:
         with disk_errors():
             memory = split_prefixes(self.store.load(job.client, job.accepted, job))
         found = self._found(job, view, memory)
-        return Client(self.site, self.store, job, view, found, memory)
+        return Client(self.site, self.store, job, view, found, memory, digest=self.digest)
 
     def _found(self, job: Job, view: View, memory: Mapping[str, Tensors]) -> Received:
         """What came, read with what this client holds of the last message, if that is needed."""
@@ -219,7 +217,7 @@ class Worker:
         return self._received(job.payload, view, job.phase, job.round, held)
 
     def _training(self, client: Client) -> ClientRound:
-        context = self._context(client.job, client.view.budget)
+        context = self._context(client)
         hidden = context.secret if self.site.plan.local.event else None
         seed = client.job.seed
         # Under a guarantee for examples these draws are secret too: with public ones, one more
@@ -319,32 +317,12 @@ class Worker:
         size = opened.context.size
         return Update(client.name, shared, weight(plan, size), metrics, told=told)
 
-    def _context(self, job: Job, budget: float) -> Context:
-        plan, size = self.site.plan, self.site.data.size(job.client)
-        secret = None
-        if plan.private_part:
-            # of everything that a reply depends on, the examples too: the same noise on two
-            # replies would take itself away
-            asked = blake2b(job.payload).hexdigest()
-            with disk_errors():
-                own = self.store.secret(job.client)
-            examples = self.digest(job.client)
-            place = (job.run, job.round, job.phase, job.seed, job.accepted, job.step)
-            secret = own.at(*place, asked, examples)
+    def _context(self, client: Client) -> Context:
+        plan, job = self.site.plan, client.job
+        size = self.site.data.size(job.client)
         steps = plan.local.steps_for(size)
         about = job.run, job.round, plan.rounds, job.client
-        return Context(*about, size, steps, job.seed, secret, budget)
-
-    def _digest(self, client: ClientId) -> str:
-        """A name for the examples that a client trains on."""
-        found = blake2b(digest_size=16)
-        for batch in self.site.data.training(client):
-            for name, x in sorted(batch.items()):
-                found.update(name.encode())
-                found.update(
-                    x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-                )
-        return found.hexdigest()
+        return Context(*about, size, steps, job.seed, client.secret(), client.view.budget)
 
     def train(
         self,

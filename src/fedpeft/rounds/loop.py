@@ -1,6 +1,6 @@
 """Federated training in rounds: each is a conversation that an algorithm leads."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -64,8 +64,8 @@ def federate(
     """Yield the state and the ledger after each round, from `state` on.
 
     The server's noise is drawn from `secret`; if there is none, from one that nobody keeps. A plan
-    of no rounds, which asks its clients how a model does, yields the state as it is once, with the
-    ledger of that.
+    of no rounds trains nobody. It asks what its algorithms ask before the first round, and how the
+    model does, and yields once: the state that comes of that, in which no round is done.
 
     Args:
       classes: what labels are called, where neither the plan nor an engine in this process tells.
@@ -85,7 +85,10 @@ def federate(
     secret, clients, run = secret or Secret.fresh(), engine.clients, plan.run
     spending = resume_accounting(plan, clients, state.round)
     if not plan.rounds:
-        yield state, ask_owners(plan, engine, state, classes)
+        state, ledger = _hold(plan, engine, state, secret, classes, _begin)
+        spending.count_whole()
+        ledger.privacy = spending.so_far()
+        yield state, ledger
     while state.round < plan.rounds:
         now, ledger = plan_at(plan, state.round), Ledger(state.round)
         admission = Admission.of(now, state, ledger, claims=beside is None)
@@ -103,19 +106,44 @@ def ask_owners(plan: Plan, engine: Engine, state: State, classes: Sequence[str] 
     Returns:
       What it cost, with what was told in `reports`.
     """
-    ledger, secret = Ledger(state.round), Secret.fresh()
-    beside = _local(plan, engine)
+
+    def measure(state: State, round: Round, ledger: Ledger) -> Flow:
+        yield from _measure(state, round, ledger)
+        return state
+
+    return _hold(plan, engine, state, Secret.fresh(), classes, measure)[1]
+
+
+def _hold(
+    plan: Plan,
+    engine: Engine,
+    state: State,
+    secret: Secret,
+    classes: Sequence[str],
+    lead: Callable[[State, Round, Ledger], Flow],
+) -> tuple[State, Ledger]:
+    """Hold a conversation that is no round; gives what it comes to, and what it cost."""
+    beside, ledger = _local(plan, engine), Ledger(state.round)
     classes = _known_classes(plan, beside, classes)
     now = plan_at(plan, state.round)
     admission = Admission.of(now, state, ledger, claims=beside is None)
     round = _open_round(now, state, engine.clients, secret, admission, beside, plan.run, classes)
+    after = converse(lead(state, round, ledger), Post(now, engine, admission, ledger, plan.run))
+    return after, ledger
 
-    def flow() -> Flow:
-        yield from _measure(state, round, ledger)
-        return state
 
-    converse(flow(), Post(now, engine, admission, ledger, plan.run))
-    return ledger
+def _begin(state: State, round: Round, ledger: Ledger) -> Flow:
+    """What the algorithms make before the first round, outermost first, and how it does."""
+    after = state
+    for one in round.plan.algorithms:
+        if hasattr(one, "before_rounds"):
+            after = yield from one.before_rounds(after, round)
+    if after is not state:
+        after = _keep_finite(state, after, ledger)
+        if ledger.failed.keys() == ledger.down.keys():
+            ledger.report("note", "no client's answer was counted: nothing changes")
+    yield from _measure(after, round, ledger)
+    return after
 
 
 def _lead(plan: Plan, state: State, round: Round, ledger: Ledger) -> Flow:
@@ -231,6 +259,14 @@ def _guard(plan: Plan, before: State, after: State, ledger: Ledger) -> State:
         )
     if not plan.algorithms and not plan.server_steps:  # federated averaging has looked at it
         return after
+    # The round counts as done. It follows from the state and the answers, so that to repeat it
+    # would give the same numbers.
+    return _keep_finite(replace(before, round=after.round), after, ledger)
+
+
+def _keep_finite(before: State, after: State, ledger: Ledger) -> State:
+    """What comes of a conversation, or what was there before where it holds numbers that are
+    none."""
     groups = {"params": after.params, **after.shared, **after.memory}
     for owner, tensors in groups.items():
         for name, x in tensors.items():
@@ -239,7 +275,5 @@ def _guard(plan: Plan, before: State, after: State, ledger: Ledger) -> State:
                 ledger.report(
                     "note", f"this round makes {where!r} infinite or no number: nothing changes"
                 )
-                # The round counts as done. It follows from the state and the answers, so that to
-                # repeat it would give the same numbers.
-                return replace(before, round=before.round + 1)
+                return before
     return after

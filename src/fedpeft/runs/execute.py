@@ -170,7 +170,9 @@ def resume_state(folder: RunFolder, site: Site) -> State:
         saved = None
         write_atomically(folder.rounds, b"")
         rmtree(folder.clients, ignore_errors=True)  # a stored reply would be sent without training
-    state = saved.state if saved else fresh
+    # Without rounds all is asked again, in the same words: what came of the answers must not be in
+    # the question.
+    state = saved.state if saved and site.plan.rounds else fresh
     if sorted(layout(state.params)) != sorted(layout(fresh.params)):
         raise RunError(
             f"{folder.checkpoint} holds other tensors than the plan's model has with these "

@@ -101,9 +101,12 @@ def _client(ledger: Ledger, client: ClientId) -> dict[str, Any]:
 
 def changed_nothing(summary: Mapping[str, Any]) -> str:
     """Why a finished run is of no use, in words, if no round of it changed anything."""
-    rounds = summary.get("rounds")
-    if not rounds or summary.get("rounds_without_change") != rounds:
+    # a plan of no rounds has one line of a conversation that may come to something
+    still = summary.get("rounds_without_change")
+    if not still or still < summary.get("rounds", 0):
         return ""
+    if not summary.get("rounds"):
+        return "nothing came of the clients' answers; rounds.jsonl says why"
     return (
         "no round changed anything, so that the model is the one that the run began with; "
         "rounds.jsonl says why"
