@@ -69,7 +69,10 @@ def test_the_screen_says_what_stays_visible() -> None:
     assert told(plain)["noise"] == "none: the server sees the change as it is"
     assert told(summed)["noise"].endswith("only added to those of others")
     assert "shares" in told(summed)["messages"] and "vote" not in told(summed)["messages"]
-    assert "sum of its examples' features" in told(site_of(head_start="class_means"))["not hidden"]
+    first = told(site_of(head_start="class_means"))
+    assert "sum of its examples' features" in first["not hidden"]
+    # the head of 3 classes and 8 features, and a count for each class
+    assert f"{3 * 8 + 3} more before the first, and no example" in first["leaves here"]
 
 
 def test_the_screen_says_what_any_phase_lets_the_server_see() -> None:

@@ -131,13 +131,20 @@ def _leaves(
     each = {_numbers(plan, params, plan.view(client, k, clients)) for k, plan in plans.items()}
     whole = sum(x.numel() for x in site.model.parameters())
     most = "at most " if len(each) > 1 else ""
-    return f"{most}{max(each):,} numbers a round (of {whole:,} in the model), and no example"
+    before = _numbers_before(plans[0], params)
+    more = f", {before:,} more before the first" if before else ""
+    return f"{most}{max(each):,} numbers a round (of {whole:,} in the model){more}, and no example"
 
 
 def _leaves_without_rounds(plan: Plan, params: Tensors) -> str:
     """The sums of which a head is made; counts of an evaluation stand with what is not hidden."""
-    numbers = sum(numbers_in(answers(params)) for answers in plan.hooks("answers"))
+    numbers = _numbers_before(plan, params)
     return f"{numbers:,} numbers once, and no example" if numbers else "no change of the model"
+
+
+def _numbers_before(plan: Plan, params: Tensors) -> int:
+    """How many numbers a client sends before it trains."""
+    return sum(numbers_in(answers(params)) for answers in plan.hooks("answers"))
 
 
 def _numbers(plan: Plan, params: Tensors, view: View) -> int:
