@@ -299,3 +299,18 @@ def test_plans_trust_files_and_lists_in_any_form(encoding: str, tmp_path: Path) 
     lists.write_bytes(json.dumps({"a": [0, 1]}).encode(encoding))
     table = Table({"label": [0, 1]})
     assert list(Lists(file=str(lists)).split(table, None).parts) == ["a"]  # type: ignore[arg-type]
+
+
+def test_a_place_stands_for_a_name_in_a_table_too(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    for label in ("a", "b"):
+        save_picture(folder / label / "1.png")
+    plan = read_plan({"data": {"name": str(folder), "skip_unreadable": True}})
+    assert (
+        plan.data
+        == read_plan(
+            {"data": {"name": "images", "path": str(folder), "skip_unreadable": True}}
+        ).data
+    )
+    with pytest.raises(PlanError, match=r"no data called 'picture'.* no file or folder"):
+        read_plan({"data": {"name": "picture", "skip_unreadable": True}})

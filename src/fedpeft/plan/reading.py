@@ -191,7 +191,17 @@ def _table(key: str, value: Any) -> dict[str, Any] | None:
     else."""
     if isinstance(value, str):
         return source(value, names("data")) if key == "data" else {"name": value}
-    return dict(value) if isinstance(value, Mapping) else None
+    if not isinstance(value, Mapping):
+        return None
+    return _with_source(dict(value)) if key == "data" else dict(value)
+
+
+def _with_source(value: dict[str, Any]) -> dict[str, Any]:
+    """A table of data in which a file or folder stands for a name, as it may alone."""
+    name = value.get("name")
+    if not isinstance(name, str) or name in names("data") or ":" in name or "path" in value:
+        return value
+    return {**value, **source(name, names("data"))}
 
 
 def _expand(values: dict[str, Any], code: Code) -> dict[str, Any]:
@@ -205,7 +215,7 @@ def _expand(values: dict[str, Any], code: Code) -> dict[str, Any]:
                 f"{values['task']!r} is neither a name nor a table"
             )
         values["task"] = {**task, "model": values.pop("model")}
-    if isinstance(values.get("data"), str):
+    if isinstance(values.get("data"), (str, Mapping)):
         values["data"] = _table("data", values["data"])
     uplink = values.get("uplink", "dense")
     values["stages"] = _each(values.pop("stages"), lambda stage: _with_codec(stage, uplink, code))
