@@ -106,3 +106,10 @@ def test_a_model_without_keys_and_values_is_refused() -> None:
     fused.add_module("head", nn.Linear(4, 2))
     with pytest.raises(PlanError, match="no attention with linear layers of their own for keys"):
         method(SMALL).inject(fused)
+
+
+def test_a_run_tells_before_it_begins_that_nothing_will_be_exported() -> None:
+    notes = open_site(read_plan(PLAN)).notes
+    assert any("the adapters beside its keys and values" in line for line in notes)
+    plain = open_site(read_plan({**PLAN, "method": "head", "routing": []})).notes
+    assert not any("nothing to export" in line for line in plain)

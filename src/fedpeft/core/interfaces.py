@@ -168,7 +168,7 @@ class Data(Protocol):
 
 
 class Method(Protocol):
-    """What is trained, and so what travels.
+    """What is trained, and so what travels. `not_exported` may say which layers no library has.
 
     Attributes:
       pretrained: whether the base starts from its pre-trained weights.

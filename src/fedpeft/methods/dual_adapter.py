@@ -3,6 +3,7 @@ arXiv:2308.12305), read in the authors' code."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,7 @@ class DualAdapter:
     reduction: int = 16
     zero_up: bool = True
     head: str = "auto"
+    not_exported: ClassVar[str] = "its two adapters side by side"
 
     def __post_init__(self) -> None:
         if self.reduction < 1:

@@ -4,6 +4,7 @@ arXiv:2308.09160), read in the authors' code."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,7 @@ class Perfix:
     base: str = "frozen"
     pretrained: bool = True
     head: str = "auto"
+    not_exported: ClassVar[str] = "the adapters beside its keys and values"
 
     def __post_init__(self) -> None:
         if self.width < 1:

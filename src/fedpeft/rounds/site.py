@@ -58,8 +58,15 @@ class Site:
 
     @property
     def notes(self) -> list[str]:
-        """Lines for the user: what of the model is new or left out, and which features are kept."""
-        return [*notes_on(self.model), *([self.kept.note] if self.kept.note else [])]
+        """Lines for the user: what of the model is new or left out, which features are kept, and
+        what cannot be had of the result."""
+        lines = [*notes_on(self.model), *([self.kept.note] if self.kept.note else [])]
+        if layers := getattr(self.plan.method, "not_exported", ""):
+            lines.append(
+                f"the result of this method stays in fedpeft: transformers and peft do not know "
+                f"{layers}, so that there will be nothing to export"
+            )
+        return lines
 
     def params(self) -> Tensors:
         """What the method trains, as it is before the first round."""
