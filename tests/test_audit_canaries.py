@@ -275,7 +275,9 @@ def test_sound_mechanisms_are_not_refuted(kind: str) -> None:
 @every
 def test_more_rounds_are_accounted_and_seen(kind: str) -> None:
     site = site_with(kind, 2.0, 400)
-    one, several = (audit_canaries(site, 200, rounds) for rounds in (1, 6))
+    steps: list[int] = []
+    one, several = (audit_canaries(site, 200, rounds, 0, steps.append) for rounds in (1, 6))
+    assert steps == [steps[0]] * steps[0] + [steps[-1]] * steps[-1]  # as many as were told
     assert several["epsilon_upper"] > 2 * one["epsilon_upper"]
     assert several["epsilon_lower"] > one["epsilon_lower"] + 0.5 and several["holds"]
 
@@ -388,6 +390,16 @@ def test_the_command_audits_a_plan_and_a_run(tmp_path: Path) -> None:
     assert all(path.read_bytes() == content for path, content in before.items())
     old = fedpeft("attack", run, "--canaries", 100, "--json", "--allow-code=parts")
     assert old.exit_code == 0 and json.loads(old.stdout) == found
+
+
+def test_a_promise_that_is_refuted_ends_the_command_with_1(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    broken = '"test_audit_canaries:WeakClientDp", far = 1e6'
+    text = PLAN.replace("target_epsilon = 8", "target_epsilon = 1")
+    plan.write_text(text.replace('"client_dp"', broken))
+    given = ("--canaries", 300, "--rounds", 1, "--allow-code=parts")
+    told = fedpeft("audit", plan, *given, "--allow-code=test_audit_canaries")
+    assert told.exit_code == 1 and "gives away more than it promises" in told.output
 
 
 def test_what_the_command_is_not_given(tmp_path: Path) -> None:

@@ -34,7 +34,11 @@ REHEARSALS = 8
 
 
 def audit_canaries(
-    site: Site, count: int, rounds: int = 0, seed: int = 0, tick: Callable[[], None] = lambda: None
+    site: Site,
+    count: int,
+    rounds: int = 0,
+    seed: int = 0,
+    tick: Callable[[int], None] = lambda total: None,
 ) -> dict[str, Any]:
     """A lower bound of ε beside the accountant's upper one, as plain values.
 
@@ -43,6 +47,7 @@ def audit_canaries(
     Args:
       rounds: in which each canary takes part; 0 for as many as the client of the plan that takes
         part most often.
+      tick: called at each of so many steps, with their number.
 
     Raises:
       PlanError: see `hatch`; or a number of rounds below 0.
@@ -54,10 +59,11 @@ def audit_canaries(
     rounds = rounds or count_participations(site)
     canaries = hatch(site, count, rounds, seed)
     event, delta = canaries.event, plan.privacy.delta or 0.0
+    steps = rounds * len(canaries.site.data.clients)
     scores = torch.zeros(count, dtype=torch.float64)
     with threads(plan.compute.threads):
         number = choose_number(event, rounds, count, delta)
-        for seen in observe_rounds(canaries, seed, tick):
+        for seen in observe_rounds(canaries, seed, lambda: tick(steps)):
             scores += likelihood_ratio(seen, event)
     guesses = guess(scores, canaries.included, number)
     lower = bound_epsilon(guesses, delta)

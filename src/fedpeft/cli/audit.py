@@ -86,7 +86,8 @@ def audit_plan(
     as visible as any can be, each there or not by the toss of a coin. How many of the coins can be
     told from what comes out gives a lower bound of epsilon, beside the upper bound of the
     accountant. No example is read for it but to open the plan. The result is kept in a RUN's
-    folder.
+    folder. A lower bound above the upper one refutes the plan's promise, and the command ends
+    with 1.
     """
     from fedpeft.audits.attack import Effort
 
@@ -100,6 +101,8 @@ def audit_plan(
         found = _attack(path, code, device, client, Effort(pictures, steps, messages))
         told = describe_leaks(found)
     typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(told))
+    if not found.get("holds", True):
+        raise typer.Exit(1)  # so that a script notices a promise that is not kept
 
 
 def _measure_epsilon(
@@ -117,7 +120,11 @@ def _measure_epsilon(
     site = open_run_site(_exact(plan), device)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("letting canaries out", total=None)
-        found = audit_canaries(site, canaries, rounds, seed, lambda: progress.advance(bar))
+
+        def tick(steps: int) -> None:
+            progress.update(bar, advance=1, total=steps)
+
+        found = audit_canaries(site, canaries, rounds, seed, tick)
     if folder:
         write_json(folder.audit, found)
     return found
