@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import slow_but
 from rounds import points_plan
 from running import fedpeft
 
@@ -201,7 +202,7 @@ def test_what_a_coin_decides_is_what_the_accountants_neighbours_differ_in() -> N
 
 
 @every
-@pytest.mark.parametrize("clip_norm", [0.02, 5.0])
+@pytest.mark.parametrize("clip_norm", slow_but([0.02], [0.02, 5.0]))
 def test_a_canary_that_is_in_moves_what_is_seen_by_one_unit(kind: str, clip_norm: float) -> None:
     """And the noise is what the accountant is told: the mechanisms' own clipping and noise."""
     site = site_with(kind, 0.5, settings={"clip_norm": clip_norm})

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import slow_but
 from parts import Blobs, FailingDisk, Odd, Points, Raising
 from rounds import PRIVATE, Recording, distance, staged
 
@@ -160,7 +161,9 @@ def test_batches_of_other_shapes_go_apart(tmp_path: Path) -> None:
     assert not check(open_site(plan), plan, tmp_path).alone
 
 
-@pytest.mark.parametrize("method", ["lora", "prompt", "bias", {"name": "lora", "dropout": 0.2}])
+@pytest.mark.parametrize(
+    "method", slow_but(["prompt"], ["lora", "prompt", "bias", {"name": "lora", "dropout": 0.2}])
+)
 def test_a_transformer_with_its_clients_dropout(tmp_path: Path, method: Any) -> None:
     partition = {"name": "dirichlet", "clients": 90, "alpha": 1.0}
     plan = read_plan(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import slow_but
 from method_models import Classify, model_of
 from rounds import distance
 from test_cohort import TOLERANCE, both, read
@@ -48,7 +49,7 @@ class Tiny(Classify):
         return rows
 
 
-@pytest.mark.parametrize("optimizer", names("optimizer"))
+@pytest.mark.parametrize("optimizer", slow_but(["adamw"], names("optimizer")))
 @pytest.mark.parametrize("method", names("method"))
 def test_every_method_together_is_one_after_another(
     method: str, optimizer: str, tmp_path: Path

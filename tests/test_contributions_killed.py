@@ -17,7 +17,11 @@ RENAMES = ("os.rename",)
 ALL = (*RENAMES, "open", "os.remove", "os.mkdir", "os.rmdir")
 
 
-@pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "one-after-another"])
+@pytest.mark.parametrize(
+    "exchange",
+    [True, pytest.param(False, marks=pytest.mark.slow)],
+    ids=["exchanged", "one-after-another"],
+)
 @pytest.mark.parametrize(
     "events", [RENAMES, pytest.param(ALL, marks=pytest.mark.slow)], ids=["renames", "all"]
 )

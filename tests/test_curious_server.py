@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import slow_but
 from rounds import POINTS
 
 from benchmarks.federation import until
@@ -47,11 +48,17 @@ SEVERAL = {
 }
 
 
+FAST = (
+    *("plain", "plain, class means", "class means in a phase", "plain, vote", "plain, fisher"),
+    *("local_dp", "client_dp", "dp_sgd", "secure sum, keys"),
+)
+
+
 def asked(kind: str, folder: Path, **changes: Any) -> Curious:
     return interrogate(kind, {**SEVERAL, **kinds().get(kind, {}), **changes}, folder)
 
 
-@pytest.mark.parametrize("kind", sorted(kinds()))
+@pytest.mark.parametrize("kind", slow_but(FAST, sorted(kinds())))
 def test_a_node_answers_its_plan_and_nothing_else(kind: str, tmp_path: Path) -> None:
     found = asked(kind, tmp_path)
     assert list_breaches([found]) == []

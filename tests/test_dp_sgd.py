@@ -296,6 +296,7 @@ def test_values_out_of_range(settings: dict[str, Any], reason: str) -> None:
         DpSgd(**settings)
 
 
+@pytest.mark.slow
 def test_it_learns_at_epsilon_8(points: Site) -> None:
     local = {"name": "dp_sgd", "lr": 0.5, "batch_size": 8, "rate": 0.5, "steps": 4}
     plan = points_plan(**DP, target_epsilon=8.0, local=local, rounds=8, cohort=12)

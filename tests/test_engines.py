@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marks import slow_but
 from parts import Blobs, DiesAfterSaving, FailingDisk, Fatal, Points, Raising
 
 from fedpeft.core.interfaces import Store
@@ -173,7 +174,10 @@ def test_a_worker_that_cannot_start_says_why(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", ["IndexError", "TypeError", "AttributeError", "AssertionError", "OSError"]
+    "error",
+    slow_but(
+        ["OSError"], ["IndexError", "TypeError", "AttributeError", "AssertionError", "OSError"]
+    ),
 )
 def test_whatever_a_task_raises_is_its_clients_failure_in_the_same_words(
     site: Site, error: str

@@ -151,6 +151,7 @@ def sites(plan: Plan) -> tuple[Site, Site]:
     return open_site(replace(plan, compute=replace(plan.compute, features=False))), open_site(plan)
 
 
+@pytest.mark.slow
 def test_rounds_and_metrics_are_those_of_the_whole_model(sites: tuple[Site, Site]) -> None:
     without, site = sites
     assert without.kept.cut is None

@@ -278,7 +278,8 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert_same_end(out, undisturbed(plan, tmp_path / "undisturbed"))
 
 
-@pytest.mark.parametrize("engine", ["inprocess", pytest.param("processes", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["inprocess", "processes"])
 def test_a_disk_that_is_full_for_a_clients_memory_loses_nothing(
     tmp_path: Path, engine: str
 ) -> None:
@@ -307,6 +308,7 @@ def test_a_disk_that_is_full_for_a_clients_memory_loses_nothing(
     )
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_full_disk(tmp_path: Path) -> None:
     """As `fedpeft run | head` leaves it."""
     plan, out = write(tmp_path / "plan.toml", BLOBS), tmp_path / "run"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from marks import slow_but
 from method_models import Classify, batch_of, injected
 from rounds import plan_of, run
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ def test_small_gradients_are_not_lost_in_float16(kind: str) -> None:
     )
 
 
-@narrow
+@pytest.mark.parametrize("precision", slow_but(["bfloat16"], sorted(TOLERANCES)))
 def test_training_lowers_the_loss_and_what_travels_is_float32(digits: Site, precision: str) -> None:
     local = {"lr": 0.05, "batch_size": 16, "precision": precision}
     rounds = run(digits, plan_of(local=local, rounds=4, cohort=6))

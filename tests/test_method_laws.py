@@ -232,13 +232,14 @@ def test_a_method_survives_pickling_and_the_plan(spec: Mapping[str, Any]) -> Non
     assert read_plan(plan.toml()).method == made
 
 
+QUICK = ("adapter", "bias", "lora", "prompt")
 RATES = {"scratch": 0.02, "vera": 0.5, "vera small": 0.5, "ia3": 0.5, "head": 0.3}
 
 
 @pytest.mark.parametrize(
     "variant",
     [
-        pytest.param(v, id=v.replace(" ", "-"))
+        pytest.param(v, id=v.replace(" ", "-"), marks=() if v in QUICK else pytest.mark.slow)
         for v, s in VARIANTS.items()
         if s["name"] not in MISFITS["vit"]
     ],

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from marks import slow_but
 from rounds import last, plan_of, run
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -177,7 +178,7 @@ def test_only_bfloat16_needs_anything_where_nothing_is_packed() -> None:
     assert not isinstance(layers[1].forward, Forward)
 
 
-@pytest.mark.parametrize("method", ["lora", "bias", "adapter"])
+@pytest.mark.parametrize("method", slow_but(["lora"], ["lora", "bias", "adapter"]))
 def test_a_round_with_prepared_weights_is_the_plain_round_but_for_rounding(method: str) -> None:
     plan = plan_of(method=method, rounds=1)
     every = [("float32", False), *PREPARED]

@@ -39,6 +39,7 @@ def test_every_axis_is_there_at_both_scales() -> None:
     assert {f"{axis}-{scale}" for axis in AXES for scale in ("small", "paper")} <= names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
 def test_every_study_expands_to_plans(file: Path) -> None:
     study = read_study(file)

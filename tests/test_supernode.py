@@ -100,9 +100,9 @@ with listen(folder / "couriers") as server:
     ("flower", "status"),
     [
         ("courier --kill; sleep 30", BROKEN),
-        ("courier --term; sleep 30", BROKEN),
+        pytest.param("courier --term; sleep 30", BROKEN, marks=pytest.mark.slow),
         ("courier --kill; sleep 0.5; courier; sleep 2", 7),
-        ("courier --long; courier --kill; sleep 2.5", 7),
+        pytest.param("courier --long; courier --kill; sleep 2.5", 7, marks=pytest.mark.slow),
     ],
 )
 def test_a_courier_that_is_killed_breaks_a_supernode_that_sends_no_other(

@@ -67,6 +67,7 @@ def test_hugging_faces_trainer_takes_the_steps_of_descent(network: str) -> None:
     assert ours.value == pytest.approx(theirs.value, rel=1e-5) and ours.weight == theirs.weight
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_the_step_of_the_whole() -> None:
     """Two batches of 30, accumulated, are one of 60: the loss takes any factor of a trainer's."""
     even: dict[str, Any] = {"partition": {"name": "iid", "clients": 3}, "cohort": 3}
