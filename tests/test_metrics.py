@@ -121,6 +121,7 @@ def test_what_comes_of_a_confusion_matrix_is_scikit_learns(classes: int) -> None
         reference.f1_score(truth, guess, average="macro")
     )
     assert value("accuracy", counts) == pytest.approx(reference.accuracy_score(truth, guess))
+    assert value("matthews", counts) == pytest.approx(reference.matthews_corrcoef(truth, guess))
     each = build("metric", "class_f1").measure(counts)
     assert list(each) == [f"f1 of class {k}" for k in range(classes)]
     assert list(each.values()) == pytest.approx(
@@ -134,6 +135,13 @@ def test_a_class_that_nobody_has_is_in_no_mean() -> None:
     counts = counted(logits, torch.tensor([0, 0, 1]), False)
     assert value("balanced_accuracy", counts) == pytest.approx((1 / 2 + 1) / 2)
     assert value("macro_f1", counts) == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert value("matthews", counts) == pytest.approx(0.5)  # (1·1 − 1·0) / √(2·1·2·1)
+
+
+def test_where_all_are_taken_for_one_class_nothing_correlates() -> None:
+    logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
+    for truth in ([0, 0, 1], [0, 0, 0]):
+        assert value("matthews", counted(logits, torch.tensor(truth), False)) == 0
 
 
 def test_sensitivity_and_specificity_are_shares_of_the_second_class() -> None:

@@ -131,6 +131,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "class_f1": "fedpeft.metrics.confusion:ClassF1",
         "ece": "fedpeft.metrics.calibration:Ece",
         "macro_f1": "fedpeft.metrics.confusion:MacroF1",
+        "matthews": "fedpeft.metrics.confusion:Matthews",
         "perplexity": "fedpeft.metrics.sums:Perplexity",
         "sensitivity": "fedpeft.metrics.thresholds:Sensitivity",
         "specificity": "fedpeft.metrics.thresholds:Specificity",

@@ -34,6 +34,24 @@ def f1_scores(confusion: Tensor) -> Tensor:
     return 2 * right / (confusion.sum(-1) + confusion.sum(-2))
 
 
+def correlations(confusion: Tensor) -> Tensor:
+    """Matthews' correlation of truth and prediction, (...), in its form for any number of classes
+    (Gorodkin, 2004): with s examples, c of them right, t_k of class k and p_k taken for it,
+
+        (c·s − Σ t_k·p_k) / √((s² − Σ p_k²)·(s² − Σ t_k²))
+
+    It is 0 where all are of one class, or taken for one, as in scikit-learn.
+    """
+    truth, taken = confusion.sum(-1), confusion.sum(-2)
+    examples, right = truth.sum(-1), confusion.diagonal(dim1=-2, dim2=-1).sum(-1)
+    together = right * examples - (truth * taken).sum(-1)
+    # Roots first: of many examples the product of both squares would be lost to rounding.
+    apart = (examples**2 - taken.square().sum(-1)).sqrt() * (
+        examples**2 - truth.square().sum(-1)
+    ).sqrt()
+    return torch.where(apart > 0, together / apart, torch.zeros_like(apart))
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """The share of right predictions; its interval is Wilson's (1927)."""
@@ -84,6 +102,24 @@ class MacroF1:
 
     def interval(self, counts: Counts) -> Interval | None:
         return None if counts.confusion is None else bootstrap(counts.confusion, _mean_f1)
+
+
+@dataclass(frozen=True)
+class Matthews:
+    """Matthews' correlation of truth and prediction, from -1 to 1; its interval is a
+    bootstrap's."""
+
+    needs: ClassVar[Mapping[Fact, str]] = NEEDS_CLASSES
+    reads: ClassVar[frozenset[str]] = frozenset()
+    resamples: ClassVar[bool] = True
+
+    def measure(self, counts: Counts) -> Mapping[str, float]:
+        if counts.confusion is None:
+            return {}
+        return {"matthews": float(correlations(counts.confusion.double()))}
+
+    def interval(self, counts: Counts) -> Interval | None:
+        return None if counts.confusion is None else bootstrap(counts.confusion, correlations)
 
 
 @dataclass(frozen=True)
