@@ -270,7 +270,7 @@ def test_sound_mechanisms_are_not_refuted(kind: str) -> None:
     assert sum(one["epsilon_lower"] > 0.3 for one in found) >= 4  # and it does see something
 
 
-@every
+@pytest.mark.parametrize("kind", slow_but(["client_dp"], KINDS))
 def test_more_rounds_are_accounted_and_seen(kind: str) -> None:
     site = site_with(kind, 2.0, 400)
     steps: list[int] = []

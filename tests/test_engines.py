@@ -98,6 +98,7 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_job_costs_nothing(
     assert same(got, reference(site, replace(plan, task=Points()), tmp_path / "here"))
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_before_it_answers_does_not_train_twice(
     site: Site, tmp_path: Path
 ) -> None:
@@ -143,6 +144,7 @@ def jobs_of(site: Site, plan: Plan, round: int) -> list[Job]:
     ]
 
 
+@pytest.mark.slow
 def test_who_leaves_in_the_middle_of_a_round_finds_nothing_of_it_in_the_next(site: Site) -> None:
     plan = plan_of(local={"lr": 0.05}, server="average", stages=[])
     here = InProcess(replace(site, plan=plan))

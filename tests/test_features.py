@@ -177,6 +177,7 @@ def test_rounds_and_metrics_are_those_of_the_whole_model(sites: tuple[Site, Site
     )
 
 
+@pytest.mark.slow
 def test_class_means_and_terms_see_the_kept_features(sites: tuple[Site, Site]) -> None:
     """Nothing comes into the head then; what is kept is its input."""
     heads, features = [], []
@@ -225,6 +226,7 @@ def test_a_file_is_found_again_and_mended_where_it_is_another(plan: Plan, cache:
     assert sorted(cache.iterdir()) == files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "files"),
     [

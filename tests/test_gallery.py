@@ -141,6 +141,7 @@ def test_the_page_holds_its_pictures(page_file: Path) -> None:
     assert images[0]["alt"] == "a cat: held out" and EVIL in page.words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pictures_are_seen_and_hidden(browser: Any, page_file: Path, scheme: str) -> None:
     with opened_at(browser, page_file, scheme) as opened:

@@ -202,6 +202,7 @@ def at_the_gate(tmp_path: Path) -> Iterator["tuple[subprocess.Popen[str], Path, 
         os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_a_killed_parent(
     at_the_gate: "tuple[subprocess.Popen[str], Path, list[int]]",
 ) -> None:

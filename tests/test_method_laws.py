@@ -271,6 +271,7 @@ def test_federated_rounds_on_digits_lower_the_loss(variant: str) -> None:
     assert equal(site.model.state_dict(), before)
 
 
+@pytest.mark.slow
 def test_two_sites_begin_with_the_same_bits() -> None:
     def site(spec: Mapping[str, Any]) -> nn.Module:
         return read_plan({"method": dict(spec), "seed": 4}).model(("a", "b"))

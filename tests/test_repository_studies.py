@@ -48,6 +48,7 @@ def test_every_study_expands_to_plans(file: Path) -> None:
         assert read_plan(cell.plan.toml()).fingerprint == cell.plan.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file", [f for f in STUDIES if not f.stem.startswith("methods")], ids=lambda file: file.stem
 )
@@ -69,6 +70,7 @@ def test_every_study_has_three_seeds_and_the_honest_rows(file: Path) -> None:
             assert cell.plan.cohort == every, "a client that never trains is no baseline"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", AXES)
 def test_the_digits_can_be_divided_as_the_small_studies_say(axis: str) -> None:
     study = read_study(ROOT / "studies" / f"{axis}-small.toml")

@@ -115,6 +115,7 @@ def test_another_example_is_noticed(site: Site, halfway: RunFolder) -> None:
     run(halfway, site)  # begun by an earlier version, which did not look
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_work_on_one_run(halfway: RunFolder) -> None:
     attempt = (
         "import sys; from pathlib import Path\n"
