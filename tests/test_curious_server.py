@@ -50,7 +50,7 @@ SEVERAL = {
 
 FAST = (
     *("plain", "plain, class means", "class means in a phase", "plain, vote", "plain, fisher"),
-    *("local_dp", "client_dp", "dp_sgd", "secure sum, keys"),
+    *("local_dp", "client_dp", "dp_sgd", "secure sum"),
 )
 
 

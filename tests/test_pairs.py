@@ -90,7 +90,7 @@ def spec_of(chosen: dict[str, str]) -> dict[str, Any]:
         "rounds": 2,
         "cohort": 3,
         "task": "image-classification",
-        "data": "digits",
+        "data": {"name": "digits", "subset": 900},
         "local": {
             "optimizer": chosen["optimizer"],
             "correction": chosen["correction"],
