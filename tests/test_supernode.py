@@ -2,6 +2,7 @@
 that breaks."""
 
 import json
+import re
 import shlex
 import socket
 import subprocess
@@ -217,3 +218,29 @@ def test_a_second_supernode_of_a_machine_has_a_port_of_its_own(
             assert with_free_port(own, said.append) == own
     assert with_free_port(["--superlink", "x:1"], said.append) == ["--superlink", "x:1"]
     assert len(said) == 1
+
+
+@pytest.mark.slow
+def test_of_several_that_begin_at_once_each_comes_to_a_port(tmp_path: Path) -> None:
+    """All find the usual port free, and one gets it: the others begin again with another."""
+    began = []
+    for name in ("a", "b", "c"):
+        to = ["--node", str(tmp_path / name), "--", "--superlink", "127.0.0.1:1", "--insecure"]
+        command = [sys.executable, "-m", "fedpeft", "supernode", *to]
+        with (tmp_path / f"{name}.log").open("wb") as log:
+            began.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
+    ends = time.monotonic() + 120
+
+    def ports() -> set[str]:
+        logs = [(tmp_path / f"{name}.log").read_text() for name in ("a", "b", "c")]
+        return {port for log in logs for port in re.findall(r"running on \S+:(\d+)", log)}
+
+    try:
+        while len(ports()) < 3 and time.monotonic() < ends:
+            time.sleep(0.5)
+        assert len(ports()) == 3
+    finally:
+        for process in began:
+            process.terminate()
+        for process in began:
+            process.wait(timeout=30)

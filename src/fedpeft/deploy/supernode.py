@@ -78,21 +78,17 @@ def supernode(folder: Path, arguments: Sequence[str], say: Callable[[str], None]
                 [str(_make_command(folder, path)), os.environ.get("PATH", os.defpath)]
             ),
         }
-        command = [
-            sys.executable,
-            # Else the script's own folder would come first among those that modules are imported
-            # from.
-            "-P",
-            flower_supernode.__file__,
-            *with_free_port(arguments, say),
-            "--node-config",
-            f'node="{folder}"',
-        ]
+        # Without -P the script's own folder would come first among those that modules are imported
+        # from.
+        command = [sys.executable, "-P", flower_supernode.__file__]
+        config = ["--node-config", f'node="{folder}"']
         # An exit and no sudden end, so that what stands under `finally` is done.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
         def once() -> int:
-            process = subprocess.Popen(command, env=environment)
+            # Anew each time: of several that begin at once all find the port free, and one gets it.
+            words = [*command, *with_free_port(arguments, say), *config]
+            process = subprocess.Popen(words, env=environment)
             try:
                 return _until_ended(process, server, work, couriers, alive)
             finally:
