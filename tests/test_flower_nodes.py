@@ -152,6 +152,21 @@ def test_nodes_with_data_of_their_own_and_none_at_the_server(
     assert ended.exit_code == 2 and "is of nodes with data of their own" in ended.stderr
 
 
+@pytest.mark.parametrize("where", ["owners", "server"])
+def test_an_owner_is_measured_on_the_share_that_the_plan_sets_apart(
+    where: str, tmp_path: Path
+) -> None:
+    """Only where it is measured: nobody would ask for the share otherwise."""
+    own = OwnData(str(own_data(tmp_path / "north.npz", "ab")))
+    settings = {"partition.held_out": 0.25, "evaluate_at": [where]}
+    pairs = [f"{key}={value!r}" for key, value in settings.items()]
+    whole = node_site(read_plan(OWN), own, "north").data
+    data = node_site(read_plan(OWN, pairs), own, "north").data
+    held = sum(int(batch["mask"].sum()) for batch in data.held_out("north"))
+    assert held == (whole.size("north") // 4 if where == "owners" else 0)
+    assert data.size("north") + held == whole.size("north")
+
+
 def refused(plan: Plan, words: str, **changes: Any) -> None:
     with pytest.raises(PlanError, match=re.escape(words)):
         node_site(replace(plan, **changes), OwnData("nowhere"), "a")

@@ -6,6 +6,7 @@ natural clients know theirs by the column that names them.
 """
 
 from collections.abc import Callable, Mapping
+from logging import getLogger
 from typing import Any
 
 import torch
@@ -41,6 +42,22 @@ def divide(partition: Partition, examples: Examples, seed: int) -> Division:
         notes["own_held_out"] = sum(map(len, [*apart.values(), *tested.values()]))
         notes["clients_without_own"] = len(parts) - len(have)
     return Division(parts, notes, apart, tested)
+
+
+def divide_one(client: ClientId, examples: Examples, share: float, seed: int) -> Division:
+    """The examples of an owner that is alone with them: it is measured on those that lie there as a
+    test split, or where there are none on a share set apart."""
+    train, test = (torch.arange(len(side)) for side in (examples.train, examples.test))
+    if len(test) or not share:
+        return Division({client: train}, tested={client: test})
+    parts, apart = hold_out_own({client: train}, labels_of(examples.train), share, seed)
+    getLogger("fedpeft").warning(
+        "%s of %s examples are held out, to be measured on: partition.held_out = %g",
+        f"{sum(map(len, apart.values())):,}",
+        f"{len(train):,}",
+        share,
+    )
+    return Division(parts, apart=apart)
 
 
 def hold_out_own(

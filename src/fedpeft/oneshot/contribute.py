@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.interfaces import Data, Store
-from fedpeft.core.types import Batch, ClientId, Division, Failure, Job, Reply
+from fedpeft.core.types import Batch, ClientId, Failure, Job, Reply
 from fedpeft.data.class_order import in_order
+from fedpeft.data.divide import divide_one
 from fedpeft.errors import DataError, RunError
 from fedpeft.evaluation.probe import check_gradients
 from fedpeft.oneshot.contribution import write_signed
@@ -143,8 +144,9 @@ def own_site(
     examples = in_order(own.examples(), plan.classes, data.path)
     if look is not None:
         look(examples)
-    train, test = (torch.arange(len(side)) for side in (examples.train, examples.test))
-    division = Division({name: train}, tested={name: test})
+    # Where nobody measures at the owners, a share set apart would be lost.
+    share = getattr(plan.partition, "held_out", None) if plan.asking else None
+    division = divide_one(name, examples, share or 0.0, plan.seed)
     site = site_of(plan, examples, division, device)
     # As before a run: without gradients of single examples, training would raise no error and learn
     # nothing.
