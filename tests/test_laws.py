@@ -48,10 +48,11 @@ def fitting(one: tuple[str, ...]) -> bool:
         if not name:
             continue
         noise = {"noise_multiplier": 0.1} if name in PRIVATE else {}
-        holder = holder_of(build(kind, {"name": name, **noise}))
-        if place == 1:  # a downlink's loss is known to the server
-            holder = replace(holder, offers=holder.offers - {Fact.LOSSY})
-        holders.append(holder)
+        part = build(kind, {"name": name, **noise})
+        for holder in (holder_of(one) for one in (part, getattr(part, "codec", None)) if one):
+            if place == 1:  # a downlink's loss is known to the server
+                holder = replace(holder, offers=holder.offers - {Fact.LOSSY})
+            holders.append(holder)
     try:
         check_holders(holders)
     except PlanError:

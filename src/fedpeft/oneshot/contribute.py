@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fedpeft.core.interfaces import Data, Store
 from fedpeft.core.types import Batch, ClientId, Failure, Job, Reply
-from fedpeft.data.class_order import in_order
 from fedpeft.data.divide import divide_one
 from fedpeft.errors import DataError, RunError
 from fedpeft.evaluation.probe import check_gradients
@@ -140,8 +139,7 @@ def own_site(
     Raises:
       DataError: the data cannot be read, or have a label that the plan does not name.
     """
-    own = replace(plan, data=data.source(plan.data))
-    examples = in_order(own.examples(), plan.classes, data.path)
+    examples = data.examples(plan)
     if look is not None:
         look(examples)
     # Where nobody measures at the owners, a share set apart would be lost.

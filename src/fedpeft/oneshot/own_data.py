@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from fedpeft.core.types import Examples
+from fedpeft.data.class_order import in_order
 from fedpeft.data.short_forms import source
 from fedpeft.errors import DataError, PlanError
+from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import set_key
 from fedpeft.registry import build, describe, names
 from fedpeft.storage.locate import locate
@@ -59,6 +62,15 @@ class OwnData:
         for pair in self.settings:
             set_key(values, pair)
         return build("data", values["data"], path="data")
+
+    def examples(self, plan: Plan) -> Examples:
+        """The owner's examples, with labels that number the plan's classes.
+
+        Raises:
+          DataError: they cannot be read, or have a label that the plan does not name.
+        """
+        own = replace(plan, data=self.source(plan.data))
+        return in_order(own.examples(), plan.classes, self.path)
 
 
 def own_data(path: str, settings: Sequence[str]) -> OwnData:
