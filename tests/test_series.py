@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from fedpeft import DataError
+from fedpeft.core.numbers import read_numbers
 from fedpeft.data.series import Series
-from fedpeft.data.time_steps import find_gaps, read_numbers, read_times
+from fedpeft.data.time_steps import find_gaps, read_times
 
 
 def write_series(file: Path, columns: dict[str, Sequence[Any]], start: str = "2014-01-01") -> Path:
@@ -174,5 +175,5 @@ def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
 
 
 def test_numbers_and_their_absence() -> None:
-    read = read_numbers([1, "2.5", None, " NA "], "x")
+    read = read_numbers([1, "2.5", None, " NA "], "x", "")
     assert read[:2].tolist() == [1, 2.5] and read[2:].isnan().all()

@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedpeft.core.numbers import read_numbers
 from fedpeft.core.types import Examples, Table
 from fedpeft.data.dataset_columns import PLAIN, Rows
 from fedpeft.data.reading import CsvForm, read_splits
 from fedpeft.data.splits import check_fraction
-from fedpeft.data.time_steps import Times, find_gaps, holds_numbers, read_numbers, read_times
+from fedpeft.data.time_steps import Times, find_gaps, holds_numbers, read_times
 from fedpeft.errors import DataError, PlanError, unknown
 
 TIMES = ("time", "date", "datetime", "timestamp", "ds")
 """What columns of times are usually called, the likelier names first."""
 PERIODS = ("", "month")
+REMEDY = "name other columns in data.columns, or write it as 3.5, or as NA where nobody measured"
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class Series:
         left_out["rows without a time"] += int(times.at.isnan().sum())
         owners = self._owners(rows)
         for name in self._columns(rows, time):
-            numbers = read_numbers(rows.values(name), f"{self.path}: column {name!r}")
+            numbers = read_numbers(rows.values(name), f"{self.path}: column {name!r}", REMEDY)
             for client, places in self._members(name, owners, times).items():
                 yield self._course(client, name, numbers, times, places, left_out)
 

@@ -71,24 +71,6 @@ def _seconds(time: datetime | float) -> float:
     return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
-def read_numbers(values: Sequence[Any], where: str) -> Tensor:
-    """Measured values (rows,) in float64; not a number where `NA`, nothing or infinity stands.
-
-    Raises:
-      DataError: a value is no number.
-    """
-    found = []
-    for row, value in enumerate(values):
-        number = read_number(value)
-        if number is None:
-            raise DataError(
-                f"{where} holds {value!r} in row {row + 1}, which is no number: name other columns "
-                "in data.columns, or write it as 3.5, or as NA where nobody measured"
-            )
-        found.append(number)
-    return torch.tensor(found, dtype=torch.float64)
-
-
 def holds_numbers(values: Sequence[Any]) -> bool:
     """Whether a column is numbers and missing values, with one number at least."""
     read = [read_number(value) for value in values]

@@ -8,7 +8,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from fedpeft.core.numbers import read_number
+from fedpeft.core.numbers import read_numbers
 from fedpeft.core.types import Table, Tensors
 from fedpeft.errors import DataError
 from fedpeft.tasks import scoring
@@ -148,16 +148,8 @@ def read_column(table: Table, name: str, task: str) -> Tensor:
             'set data.label = "none", or to another column'
         )
     plain = values.tolist() if isinstance(values, Tensor) else list(values)
-    found = []
-    for row, value in enumerate(plain):
-        number = read_number(value)
-        if number is None:
-            raise DataError(
-                f"the column {name!r} holds {value!r} in example {row + 1}, which is no number: "
-                "write 3.5, write NA where nobody measured, and number categories, such as 0 and 1"
-            )
-        found.append(number)
-    return torch.tensor(found, dtype=torch.float64)
+    remedy = "write 3.5, write NA where nobody measured, and number categories, such as 0 and 1"
+    return read_numbers(plain, f"the column {name!r}", remedy, "example")
 
 
 def check_measured(rows: Tensors, task: str) -> None:
