@@ -288,7 +288,7 @@ def test_a_mechanism_that_does_not_clip_is_found(kind: str) -> None:
     assert not found["holds"] and found["epsilon_lower"] > 1.5 * found["epsilon_upper"]
 
 
-@every
+@pytest.mark.parametrize("kind", slow_but(["client_dp"], KINDS))
 def test_a_quarter_of_the_noise_is_found(kind: str) -> None:
     site = site_with(kind, 2.0, 1000)
     found = audit_canaries(weakened(site, less=0.25), 1000, 1)

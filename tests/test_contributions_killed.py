@@ -17,14 +17,13 @@ RENAMES = ("os.rename",)
 ALL = (*RENAMES, "open", "os.remove", "os.mkdir", "os.rmdir")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "exchange",
-    [True, pytest.param(False, marks=pytest.mark.slow)],
+    [True, False],
     ids=["exchanged", "one-after-another"],
 )
-@pytest.mark.parametrize(
-    "events", [RENAMES, pytest.param(ALL, marks=pytest.mark.slow)], ids=["renames", "all"]
-)
+@pytest.mark.parametrize("events", [RENAMES, ALL], ids=["renames", "all"])
 def test_a_kill_leaves_the_old_merge_or_the_new_one(
     events: tuple[str, ...], exchange: bool, four: Study, tmp_path: Path
 ) -> None:

@@ -110,6 +110,7 @@ def test_a_worker_that_is_killed_before_it_answers_does_not_train_twice(
     assert same(got, reference(site, plan, tmp_path / "here"))
 
 
+@pytest.mark.slow
 def test_a_client_that_kills_every_worker_is_a_named_failure_and_the_rest_are_averaged(
     site: Site, tmp_path: Path
 ) -> None:

@@ -9,6 +9,8 @@ from fedpeft.storage.hub import reaches
 
 LOOKS = """
 import os
+
+import pytest
 from fedpeft.data.reading import CsvForm, read_splits
 from fedpeft.errors import FedpeftError
 from fedpeft.tasks.pretrained import config_of
@@ -31,6 +33,7 @@ def closed_port() -> int:
         return int(held.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_asked_once() -> None:
     """Without it each file is tried for half a minute."""
     began = monotonic()

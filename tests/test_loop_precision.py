@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from marks import slow_but
 from method_models import Classify, batch_of, injected
 from rounds import plan_of, run
 from torch import Tensor, nn
@@ -79,7 +78,8 @@ def test_small_gradients_are_not_lost_in_float16(kind: str) -> None:
     )
 
 
-@pytest.mark.parametrize("precision", slow_but(["bfloat16"], sorted(TOLERANCES)))
+@pytest.mark.slow
+@narrow
 def test_training_lowers_the_loss_and_what_travels_is_float32(digits: Site, precision: str) -> None:
     local = {"lr": 0.05, "batch_size": 16, "precision": precision}
     rounds = run(digits, plan_of(local=local, rounds=4, cohort=6))

@@ -11,7 +11,6 @@ import pytest
 import torch
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
-from marks import slow_but
 from rounds import POINTS, Tampering, last, on, points_plan, run
 
 from fedpeft.core.accounting import calibrate, epsilon
@@ -246,9 +245,8 @@ def test_without_noise_and_clipping_a_run_is_the_same(points: Site) -> None:
         )
 
 
-@pytest.mark.parametrize(
-    "private", slow_but([EXAMPLE], [EXAMPLE, CLIENT, LOCAL]), ids=["example", "client", "local"]
-)
+@pytest.mark.slow
+@KINDS
 def test_engines_agree_to_the_bit_for_one_secret_and_not_for_two(
     points: Site, private: dict[str, Any]
 ) -> None:
