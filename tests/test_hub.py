@@ -5,12 +5,12 @@ import subprocess
 import sys
 from time import monotonic
 
+import pytest
+
 from fedpeft.storage.hub import reaches
 
 LOOKS = """
 import os
-
-import pytest
 from fedpeft.data.reading import CsvForm, read_splits
 from fedpeft.errors import FedpeftError
 from fedpeft.tasks.pretrained import config_of
