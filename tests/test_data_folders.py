@@ -147,7 +147,7 @@ def test_what_is_no_picture_is_counted_and_named(
     assert got.classes == ("a", "b") and len(got.train) + len(got.test) == 10
     assert got.left_out == expected
     [line] = [record.getMessage() for record in caplog.records]
-    assert "left out are" in line and "3 .xml files" in line and "2 hidden files" in line
+    assert "left out:" in line and "3 .xml files" in line and "2 hidden files" in line
     notes = divide(IID(2), got, 1).notes
     assert notes["left out: .xml files"] == 3
     assert source(str(tmp_path), names("data"))["name"] == "images"
@@ -201,7 +201,7 @@ def test_all_bad_files_are_told_at_once_with_how_to_go_on(
     assert all(str(file) in text for file in bad[:10]) and "and 2 more" in text
     assert text.endswith("set data.skip_unreadable = true") and text.count("Mend it") == 1
     rest = Images(str(tmp_path), skip_unreadable=True).load()
-    assert "are left out" in caplog.text
+    assert "left out: 12 pictures that cannot be read" in caplog.text
     assert (len(list(rest.train.columns["image"])), len(rest.test)) == (19, 5)
     assert rest.left_out == {"pictures that cannot be read": 12}
 

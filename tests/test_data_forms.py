@@ -205,7 +205,7 @@ def test_metadata_names_pictures(described: Path, caplog: pytest.LogCaptureFixtu
     assert len(list(got.test.columns["image"])) == 2
     assert got.train.columns["hospital"] == ["north"] * 4
     assert got.train.columns["folder"] == ["scans"] * 4
-    assert "1 pictures that no metadata file names, the first train/scans/more.png" in caplog.text
+    assert "1 picture that no metadata file names, the first train/scans/more.png" in caplog.text
 
 
 def test_one_metadata_file_for_all_splits(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_unreadable_pictures_are_an_error_or_are_counted(
         list(got.train.columns["image"]) + list(got.test.columns["image"])
     got = Images(str(tmp_path), test_fraction=0.4, skip_unreadable=True).load()
     [told] = [m for m in caplog.messages if "the first" in m]
-    assert told.startswith("1 of 6 pictures are left out; the first: ") and "1.png" in told
+    assert told.startswith("left out: 1 of 6 pictures; the first: ") and "1.png" in told
     assert len(got.train) + len(got.test) == 5
 
 

@@ -21,6 +21,7 @@ from fedpeft.data.inspect import inspect
 from fedpeft.data.pictures import Pictures, pair
 from fedpeft.data.table import HubTable
 from fedpeft.data.volumes import choose_slice, volume_format
+from fedpeft.errors import say_count
 
 pydicom = pytest.importorskip("pydicom", reason="fedpeft[medical] is not installed")
 nibabel = pytest.importorskip("nibabel", reason="fedpeft[medical] is not installed")
@@ -188,7 +189,7 @@ def test_files_of_which_no_picture_can_be_made_are_left_out_and_named(
     assert got.left_out == bad
     assert len(got.train) + len(got.test) == 14 and got.classes == ("healthy", "ill")
     for why in bad:
-        [line] = [m for m in caplog.messages if f"left out are 1 {why}, first " in m]
+        [line] = [m for m in caplog.messages if f"left out: {say_count(1, why)}, first " in m]
         assert re.search(r"/ill/\w+\.(dcm|nii)", line)
     [told] = [m for m in caplog.messages if "several slices" in m]
     assert "14 of 20 medical files have several slices: the middle one is taken" in told

@@ -252,8 +252,8 @@ def test_folders_have_pictures_and_masks_of_their_names(
     assert found.train.columns["folder"] == ["here"] * 2
     assert found.test.columns["file"] == ["test/z.png"]
     assert np.array_equal(np.asarray(found.test.columns["mask"].upright(0)), np.asarray(mask))
-    assert "1 pictures without a mask of their name" in caplog.text
-    assert "1 masks without a picture of their name" in caplog.text
+    assert "1 picture without a mask of the same name" in caplog.text
+    assert "1 mask without a picture of the same name" in caplog.text
     with pytest.raises(DataError, match=r"no pictures with masks to train on: put name\.png"):
         PicturesWithMasks(str(tmp_path / "test/masks")).load()
 

@@ -307,7 +307,7 @@ def test_rows_without_a_number_are_left_out_once_and_told(
     assert len(examples.train) == 114
     left_out = {"rows without 'time'": 1, "rows without 'event'": 1, "rows without 'risk'": 4}
     assert examples.left_out == left_out
-    assert "left out are 1 rows without 'time'; 1 rows" in caplog.text
+    assert "left out: 1 row without 'time'; 1 row" in caplog.text
     filled = {"missing": "mean", "mean": [0.0, 0.0], "std": [1.0, 1.0]}
     caplog.clear()
     with caplog.at_level(WARNING, "fedpeft"):

@@ -70,3 +70,34 @@ def explain_install(extra: str) -> str:
     packages = [f"'{name.strip()}'" for name, _, marker in pairs if marker.strip() in marks]
     alone = f", or its packages alone: pip install {' '.join(packages)}" if packages else ""
     return f"pip install 'fedpeft[{extra}]'{alone}"
+
+
+OF_ONE = {"are": "is", "have": "has", "do": "does", "were": "was"}
+
+
+def say_count(count: int, things: str) -> str:
+    """How many there are, in words: `3 pictures that are empty`, and `1 picture that is empty`.
+
+    Of one thing, the first word of `things` that ends with an s is put into the singular, and the
+    first verb after it.
+    """
+    if count != 1:
+        return f"{count:,} {things}"
+    words = things.split(" ")
+    noun = next((at for at, word in enumerate(words) if word.endswith("s")), 0)
+    words[noun] = _singular(words[noun])
+    for at in range(noun + 1, len(words)):
+        if words[at] in OF_ONE:
+            words[at] = OF_ONE[words[at]]
+            break
+    return " ".join(["1", *words])
+
+
+def _singular(noun: str) -> str:
+    if noun == "series":  # the same in both
+        return noun
+    if noun.endswith("ies"):
+        return noun.removesuffix("ies") + "y"
+    if noun.endswith(("sses", "xes", "ches")):
+        return noun.removesuffix("es")
+    return noun.removesuffix("s")

@@ -38,6 +38,9 @@ FORMERLY = "attack"
 """What `audit` was called before it measured epsilon too; it still works, and no list shows it."""
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 class Commands(TyperGroup):
     """What the user can mend is one line on standard error; with --debug, the whole traceback.
 
@@ -91,9 +94,9 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return 2, f"error: {' '.join(str(error).split())}"
     if isinstance(error, OSError):
         reason = error.strerror or " ".join(str(error).split())
-        return 1, f"error: {reason}" + (
-            f": {os.fsdecode(error.filename)}" if error.filename else ""
-        )
+        where = f": {os.fsdecode(error.filename)}" if error.filename else ""
+        remedy = ". Make room there and go on: what was whole before is kept"
+        return 1, f"error: {reason}{where}{remedy if error.errno in NO_ROOM else ''}"
     return 130, "interrupted"
 
 

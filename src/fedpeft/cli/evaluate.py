@@ -10,6 +10,7 @@ import typer
 
 from fedpeft.cli import benchmarks, owners
 from fedpeft.cli.options import AllowCode, AsJson, Debug, Device, RunPath, allowed_code
+from fedpeft.errors import say_count
 
 if TYPE_CHECKING:
     from fedpeft.core.types import State
@@ -252,7 +253,9 @@ def _own_held_out(found: dict[str, Any] | None) -> list[str]:
         values = (
             f"{name} {_show_value(one['each'][client])}" for name, one in found["metrics"].items()
         )
-        lines.append(f"    {client:<{width}}  {'   '.join(values)}   {count:,} examples")
+        lines.append(
+            f"    {client:<{width}}  {'   '.join(values)}   {say_count(count, 'examples')}"
+        )
     if len(examples) > SHOWN:
         lines.append(f"    and {len(examples) - SHOWN:,} more clients, which --json lists")
     return lines

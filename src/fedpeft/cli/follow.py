@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fedpeft.errors import RunError
+from fedpeft.errors import RunError, say_count
 
 if TYPE_CHECKING:
     from fedpeft.cli.audience import Audience
@@ -70,9 +70,8 @@ def until_done(told: "Audience", folder: "RunFolder", plan: "Plan") -> dict[str,
     from fedpeft.deploy.submit import follow, how_to_stop
     from fedpeft.runs.folder import read_json
 
-    told.say(
-        f"{plan.name}: {plan.rounds} rounds, in {folder.path}; it goes on without this terminal"
-    )
+    rounds = say_count(plan.rounds, "rounds")
+    told.say(f"{plan.name}: {rounds}, in {folder.path}; it goes on without this terminal")
     try:
         if told.quiet:
             for _ in told.tracking.follow(folder.path, follow(folder, lambda words: None)):

@@ -19,6 +19,7 @@ from fedpeft.cli.options import (
     check_owner,
     resolve,
 )
+from fedpeft.errors import say_count
 
 if TYPE_CHECKING:
     from fedpeft.deploy.node import Node
@@ -122,7 +123,7 @@ def _tell_ready(worker: "Node") -> None:
     """What this node holds, and what to do beside it."""
     site, who = worker.site, worker.client
     typer.echo(
-        f"{who}: {site.data.size(who)} examples, plan {site.plan.fingerprint}, base "
+        f"{who}: {say_count(site.data.size(who), 'examples')}, plan {site.plan.fingerprint}, base "
         f"{worker.terms['base']}"
     )
     typer.echo(

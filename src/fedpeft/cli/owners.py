@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedpeft.errors import say_count
+
 if TYPE_CHECKING:
     from fedpeft.core.interfaces import Store
     from fedpeft.core.types import State
@@ -84,7 +86,8 @@ def owner_lines(told: Mapping[str, Any] | None) -> Iterator[str]:
     if told is None:
         return
     examples, metrics = told["examples"], told["metrics"]
-    yield f"at {len(examples):,} owners, on {sum(examples.values()):,} held-out examples of theirs"
+    counted = say_count(sum(examples.values()), "held-out examples")
+    yield f"at {say_count(len(examples), 'owners')}, on {counted} of theirs"
     for name, found in metrics.items():
         interval = found["interval"]
         ends = f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
@@ -95,14 +98,14 @@ def owner_lines(told: Mapping[str, Any] | None) -> Iterator[str]:
     width = max(map(len, examples), default=0)
     for client, count in list(examples.items())[:SHOWN]:
         values = (f"{name} {_show(found['each'][client])}" for name, found in metrics.items())
-        yield f"    {client:<{width}}  {'   '.join(values)}   {count:,} examples"
+        yield f"    {client:<{width}}  {'   '.join(values)}   {say_count(count, 'examples')}"
     if len(examples) > SHOWN:
         yield f"    and {len(examples) - SHOWN:,} more owners, which --json lists"
     if without := told["without"]:
-        yield f"  {len(without):,} owners have no held-out examples: {_some(without)}"
+        yield f"  {say_count(len(without), 'owners have no held-out examples')}: {_some(without)}"
     if missing := {**told["failed"], **told["not_asked"]}:
         client, reason = next(iter(missing.items()))
-        yield f"  {len(missing):,} owners did not answer, first {client}: {reason}"
+        yield f"  {say_count(len(missing), 'owners')} did not answer, first {client}: {reason}"
     yield f"  {told['bytes_up']:,} bytes came up and {told['bytes_down']:,} went down"
 
 

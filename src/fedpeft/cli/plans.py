@@ -16,6 +16,7 @@ from fedpeft.cli.options import (
     allowed_code,
     resolve,
 )
+from fedpeft.errors import say_count
 
 if TYPE_CHECKING:
     from fedpeft.forecasts.forecast import Forecast
@@ -107,7 +108,8 @@ def _lines(
     found: "Forecast", link: "Link | None", pace: "Pace | None"
 ) -> Iterator[tuple[str, str]]:
     plan = found.plan
-    yield "plan", f"{plan.name}: {plan.rounds} rounds, {found.cohort} of {found.clients} clients"
+    clients = say_count(found.clients, "clients")
+    yield "plan", f"{plan.name}: {say_count(plan.rounds, 'rounds')}, {found.cohort} of {clients}"
     yield from _traffic(found, link)
     yield from _work(found, pace)
     yield from _memory(found)
@@ -168,7 +170,7 @@ def _privacy(found: "Forecast") -> Iterator[tuple[str, str]]:
     if spent["epsilon"] is None:
         yield "epsilon", f"none: this noise gives no {spent['unit']} a guarantee"
         return
-    times = f"{found.plan.rounds} rounds" if found.plan.rounds else "one message"
+    times = say_count(found.plan.rounds, "rounds") if found.plan.rounds else "one message"
     yield (
         "epsilon",
         (

@@ -13,6 +13,7 @@ import typer
 
 from fedpeft.cli.options import AsJson, Debug, Device
 from fedpeft.core.units import duration
+from fedpeft.errors import say_count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -133,7 +134,8 @@ def _estimate(
         return
     together = f", {jobs} at a time" if jobs > 1 else ""
     console.print(
-        f"{cell_store.study.name}: {found.cells} cells, {found.finished} of them finished; "
+        f"{cell_store.study.name}: {say_count(found.cells, 'cells')}, "
+        f"{found.finished} of them finished; "
         f"the rest takes about {duration(found.hours * 3600)}{together} ({found.source})"
     )
 
@@ -154,7 +156,9 @@ def _sweep(
     outcomes = list(done)
     left = _without(cells, done)
     again = f", {len(done)} of them finished before" if done else ""
-    console.print(f"{cell_store.study.name}: {len(cells)} cells{again}, in {cell_store.out}")
+    console.print(
+        f"{cell_store.study.name}: {say_count(len(cells), 'cells')}{again}, in {cell_store.out}"
+    )
     bar = _bar(console)
     shown = bar if console.is_terminal else nullcontext()
     with lock_run(RunFolder(cell_store.out)), _interruptible(cell_store), shown:

@@ -8,7 +8,7 @@ picture of 12 bits. The values between the two ends of a window are spread over 
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
-from fedpeft.errors import DataError
+from fedpeft.errors import DataError, say_count
 
 Window: TypeAlias = str | tuple[float, float] | None
 Span: TypeAlias = tuple[float, float]
@@ -107,7 +107,8 @@ def usual_window(pictures: Iterator[Any]) -> tuple[Span, str] | None:
     if most < least:
         raise DataError("the pictures of floating-point numbers hold no finite value")
     ends = _span(whole, least, most)
-    seen = f"{count:,} pictures have more than 8 bits, with values from {least:g} to {most:g}"
+    seen = say_count(count, "pictures have more than 8 bits")
+    seen += f", with values from {least:g} to {most:g}"
     what = f"{seen}: {ends[0]:g} becomes black and {ends[1]:g} white"
     return ends, f"{what}. Set data.window to choose other values"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedpeft.core.types import Examples, Table
 from fedpeft.data.pictures import Pictures
-from fedpeft.errors import DataError
+from fedpeft.errors import DataError, say_count
 
 Unfit: TypeAlias = Callable[[Table], Mapping[str, Sequence[int]]]
 
@@ -33,11 +33,11 @@ def leave_out_unfit(examples: Examples, task: object) -> Examples:
     counts = Counter(examples.left_out)
     for found in both:
         counts.update(_count(found))
-    told = "; ".join(f"{n:,} {why}" for why, n in counts.items())
-    getLogger("fedpeft").warning("left out are %s", told)
+    told = "; ".join(say_count(n, why) for why, n in counts.items())
+    getLogger("fedpeft").warning("left out: %s", told)
     train, test = _without(examples.train, both[0]), _without(examples.test, both[1])
     if len(examples.train) and not len(train):
-        raise DataError(f"no example is left to train on: left out are {told}")
+        raise DataError(f"no example is left to train on; left out: {told}")
     return replace(examples, train=train, test=test, left_out=dict(counts))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedpeft.data.splits import split_named
 from fedpeft.data.volumes import volume_format
-from fedpeft.errors import DataError
+from fedpeft.errors import DataError, say_count
 
 STUBS = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")
 """Formats that Pillow knows by name and cannot read by itself."""
@@ -132,7 +132,9 @@ def find_pictures(roots: Sequence[Path]) -> Found:
             else:
                 found.left_out[_reason(place.name, loose=True)] += 1
     if not found.files:
-        seen = "".join(f"; there are {count} {what}" for what, count in found.left_out.items())
+        seen = "".join(
+            f"; left out: {say_count(count, what)}" for what, count in found.left_out.items()
+        )
         raise DataError(
             f"{', '.join(map(str, roots))} has no pictures with labels: each must lie in a folder "
             f"called like its class{seen}"

@@ -17,7 +17,7 @@ from fedpeft.data.pictures import Pictures, pair_tables
 from fedpeft.data.slices import check_slices_apart, find_unfit, spread_slices
 from fedpeft.data.splits import check_fraction, hold_out, some
 from fedpeft.data.volumes import MIDDLE, Slice, check_slice
-from fedpeft.errors import DataError, unknown
+from fedpeft.errors import DataError, say_count, unknown
 from fedpeft.registry import unwritten
 from fedpeft.storage.locate import locate
 
@@ -123,8 +123,9 @@ class Images:
             left_out["pictures that cannot be read"] += len(reasons)
             first = reasons[0].removesuffix(f". {REMEDY}")
             getLogger("fedpeft").warning(
-                "%d of %d pictures are left out; the first: %s", len(reasons), len(files), first
-            )
+                "left out: %d of %s; the first: %s",
+                len(reasons), say_count(len(files), "pictures"), first,
+            )  # fmt: skip
         return good
 
 
@@ -147,7 +148,7 @@ def _tell(classes: list[str], label: Tensor, left_out: Mapping[str, int], root: 
     """Say what is left out, and what looks wrong."""
     log = getLogger("fedpeft").warning
     if left_out:
-        log("%s: left out are %s", root, "; ".join(f"{n:,} {what}" for what, n in left_out.items()))
+        log("%s: left out: %s", root, "; ".join(say_count(n, what) for what, n in left_out.items()))
     counts = torch.bincount(label, minlength=len(classes)).tolist()
     none = [name for name, count in zip(classes, counts, strict=True) if not count]
     if none:

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedpeft.core.types import Examples
 from fedpeft.data.client_data import Partitioned, lengths
 from fedpeft.data.pictures import Pictures
-from fedpeft.errors import DataError
+from fedpeft.errors import DataError, say_count
 
 CLASSES = 12
 """So many classes get a line; of more, the smallest do."""
@@ -43,15 +43,15 @@ class Report:
     @property
     def lines(self) -> list[str]:
         """One screen of text."""
-        held = f"{self.test:,} are held out"
-        lines = [f"{self.train:,} examples to train on; {held}"]
+        held = "1 is held out" if self.test == 1 else f"{self.test:,} are held out"
+        lines = [f"{say_count(self.train, 'examples')} to train on; {held}"]
         if self.classes:
             lines += ["", *_class_lines(self.classes)]
         for title, rows in (
             ("pictures", self.pictures),
             ("texts", self.texts),
             ("other columns", self.columns),
-            ("left out", [f"{count:,} {what}" for what, count in self.left_out.items()]),
+            ("left out", [say_count(count, what) for what, count in self.left_out.items()]),
         ):
             lines += ["", title, *(f"  {row}" for row in rows)] if rows else []
         return lines
@@ -96,7 +96,7 @@ def _class_lines(classes: Mapping[str, tuple[int, int]]) -> Iterator[str]:
     names = [name for name in classes if name in shown]
     which = f", of which these are the {CLASSES} smallest" if len(classes) > CLASSES else ""
     width = max(len("class"), *map(len, names))
-    yield f"{len(classes):,} classes{which}"
+    yield f"{say_count(len(classes), 'classes')}{which}"
     yield f"  {'class':<{width}}  {'train':>9}  {'held out':>9}"
     for name in names:
         train, test = classes[name]

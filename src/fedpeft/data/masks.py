@@ -17,14 +17,14 @@ from fedpeft.data.metadata import split_of
 from fedpeft.data.pictures import Pictures, pair_tables
 from fedpeft.data.slices import leave_out_unfit_volumes
 from fedpeft.data.splits import check_fraction, hold_out, some
-from fedpeft.errors import DataError
+from fedpeft.errors import DataError, say_count
 from fedpeft.storage.locate import locate
 
 Pairs: TypeAlias = list[tuple[Path, Path]]
 """Pictures, each with its mask."""
 MASKS, IMAGES = "masks", "images"
-ALONE = "pictures without a mask of their name"
-UNUSED = "masks without a picture of their name"
+ALONE = "pictures without a mask of the same name"
+UNUSED = "masks without a picture of the same name"
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class PicturesWithMasks:
         found = _find_pairs(root, left_out)
         train, held = _divided(found, root, left_out)
         if left_out:
-            told = "; ".join(f"{n:,} {what}" for what, n in left_out.items())
-            getLogger("fedpeft").warning("%s: left out are %s", root, told)
+            told = "; ".join(say_count(n, what) for what, n in left_out.items())
+            getLogger("fedpeft").warning("%s: left out: %s", root, told)
         if not train:
             raise DataError(
                 f"{root} holds no pictures with masks to train on: put name.png into a folder "

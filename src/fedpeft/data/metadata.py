@@ -10,7 +10,7 @@ from typing import Any
 
 from fedpeft.data.folders import is_of_the_system, is_picture
 from fedpeft.data.splits import TEST, TRAIN, VALIDATION
-from fedpeft.errors import DataError
+from fedpeft.errors import DataError, say_count
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE = "file_name"
@@ -61,8 +61,8 @@ def join_pictures(tables: Sequence[tuple[Path, Any]], root: Path) -> dict[str, A
     beside = [path for path in _pictures_below(root) if path not in named]
     if beside:
         getLogger("fedpeft").warning(
-            "%s: left out are %s pictures that no metadata file names, the first %s",
-            root, f"{len(beside):,}", beside[0],
+            "%s: left out: %s, the first %s",
+            root, say_count(len(beside), "pictures that no metadata file names"), beside[0],
         )  # fmt: skip
     return {split: datasets.concatenate_datasets(rows) for split, rows in parts.items()}
 

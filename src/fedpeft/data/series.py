@@ -15,7 +15,7 @@ from fedpeft.data.dataset_columns import PLAIN, Rows
 from fedpeft.data.reading import CsvForm, read_splits
 from fedpeft.data.splits import check_fraction
 from fedpeft.data.time_steps import Times, find_gaps, holds_numbers, read_times
-from fedpeft.errors import DataError, PlanError, unknown
+from fedpeft.errors import DataError, PlanError, say_count, unknown
 
 TIMES = ("time", "date", "datetime", "timestamp", "ds")
 """What columns of times are usually called, the likelier names first."""
@@ -272,5 +272,5 @@ def _windows(values: Tensor, starts: Tensor, width: int) -> Tensor:
 
 
 def _told(left_out: Counter[str]) -> str:
-    told = [f"{n:,} {why}" for why, n in left_out.items() if n]
+    told = [say_count(n, why) for why, n in left_out.items() if n]
     return f"; left out: {', '.join(told)}" if told else ""

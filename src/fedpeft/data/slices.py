@@ -19,7 +19,7 @@ from fedpeft.data.volumes import (
     open_volume,
     volume_format,
 )
-from fedpeft.errors import PlanError
+from fedpeft.errors import PlanError, say_count
 
 
 def check_slices_apart(chosen: Slice, plan: Any) -> None:
@@ -60,7 +60,7 @@ def find_unfit(pictures: Pictures, where: Any) -> Mapping[str, list[int]]:
             found.setdefault(str(error), []).append(at)
     log = getLogger("fedpeft").warning
     for why, places in found.items():
-        log("%s: left out are %s %s, first %s", where, f"{len(places):,}", why,
+        log("%s: left out: %s, first %s", where, say_count(len(places), why),
             _name_of(pictures.items[pictures.index[places[0]]]))  # fmt: skip
     if several:
         log("%s: %s of %s medical files have several slices: %s (data.slice)",

@@ -14,7 +14,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from fedpeft.errors import FedpeftError, WireError
+from fedpeft.errors import FedpeftError, WireError, say_count
 from fedpeft.registry import REGISTERED, Code
 from fedpeft.storage.files import check_writable
 from fedpeft.wire.sockets import SOCKET, Envelope, ask
@@ -236,7 +236,7 @@ def site(
     own, others = split_settings(settings or ()) if data else ([], settings or ())
     try:
         read = read_plan(plan or "", others, code)
-        yield Finding("plan", f"{read.name}, {read.rounds} rounds")
+        yield Finding("plan", f"{read.name}, {say_count(read.rounds, 'rounds')}")
         if data is None or name is None:
             here = server_site(read)
         else:
@@ -245,7 +245,9 @@ def site(
             "base model", f"fingerprint {terms_of(here)['base']}; it must be the same everywhere"
         )
         counted = sum(map(here.data.size, here.data.clients))
-        yield Finding("data", f"{counted} training examples of {len(here.data.clients)} clients")
+        yield Finding(
+            "data", f"{say_count(counted, 'training examples')} of {len(here.data.clients)} clients"
+        )
         yield from _tokens(describe_full_texts(here.plan.task, here.data))
         if name is not None and data is not None:
             clients = here.plan.known_clients(here.data.clients)

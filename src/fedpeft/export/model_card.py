@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from fedpeft import __version__
 from fedpeft.core.facts import Fact, offered_by
+from fedpeft.errors import say_count
 from fedpeft.export.adapter_folder import Base
 from fedpeft.results.result import Result
 from fedpeft.runs.folder import read_json, read_rounds
@@ -131,7 +132,7 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         *([("whose", f"the client `{result.client}`'s own model")] if result.client else []),
         ("clients", str(division.get("clients", "unknown"))),
         ("rounds", f"{state.round}{planned}"),
-        ("cohort", f"{plan.cohort} clients a round"),
+        ("cohort", f"{say_count(plan.cohort, 'clients')} a round"),
         *_traffic_lines(rounds),
         *_metric_lines(result, rounds),
         ("seed", str(plan.seed)),

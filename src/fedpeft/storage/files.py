@@ -50,6 +50,9 @@ def write_atomically(path: Path, content: bytes, private: bool = False) -> None:
 
     Args:
       private: only its owner can read it, from its first byte on.
+
+    Raises:
+      OSError: with the file's name, which a full disk does not tell by itself.
     """
     part = path.with_name(f".{path.name}.part")
     part.unlink(missing_ok=True)  # of a kill, or a link that somebody put there
@@ -59,9 +62,11 @@ def write_atomically(path: Path, content: bytes, private: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):  # a full disk needs the room; what went wrong first is what is told
             part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not error.filename:
+            error.filename = str(path)
         raise
 
 
