@@ -90,12 +90,12 @@ def spec_of(chosen: dict[str, str]) -> dict[str, Any]:
         "rounds": 2,
         "cohort": 3,
         "task": "image-classification",
-        "data": {"name": "digits", "subset": 900},
+        "data": {"name": "digits", "subset": 450},
         "local": {
             "optimizer": chosen["optimizer"],
             "correction": chosen["correction"],
             "lr": 0.001,
-            "batch_size": 16,
+            "batch_size": 8,
         },
     }
 
