@@ -204,8 +204,8 @@ def test_what_is_not_understood_is_left_out_before_the_data_are_divided(
         == 10
     )
     told = caplog.messages[0]
-    assert "1 conversations that have no message of the assistant" in told
-    assert "1 conversations that have no answer within max_length = 9 tokens" in told
+    assert "1 conversation that has no message of the assistant" in told
+    assert "1 conversation that has no answer within max_length = 9 tokens" in told
     notes = vars(site.data)["notes"]
     assert sum(n for why, n in notes.items() if why.startswith("left out: ")) == 2
     file.write_text((json.dumps({"messages": turns("one"), "k": 1}) + "\n") * 2)

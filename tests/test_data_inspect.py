@@ -45,7 +45,7 @@ def test_pictures_are_counted_and_measured(scans: Path) -> None:
         "values: from 7 to 4000; half of the pictures reach 250",
     ]
     lines = found.lines
-    assert "3 classes" in lines and "  1 .xml files" in lines
+    assert "3 classes" in lines and "  1 .xml file" in lines
     assert any(line.startswith("  rare") and line.endswith("none here") for line in lines)
     assert len(lines) < 24
 

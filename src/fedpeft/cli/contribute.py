@@ -11,7 +11,6 @@ import typer
 from fedpeft.cli.consent import WithoutAsking, ask_for_consent
 from fedpeft.cli.data_report import describe_data, show_data
 from fedpeft.cli.options import AllowCode, Debug, Device, allowed_code, check_owner
-from fedpeft.errors import say_count
 
 if TYPE_CHECKING:
     from fedpeft.oneshot.contribute import Contributor
@@ -126,9 +125,8 @@ def contribute_file(
         header, content = train(study, who, signer, lambda: bar.update(1), seat.store)
     every = _release(study, releases, header, again)
     _write(out, seat.keep(who, content))
-    signed = "signed" if key else "unsigned"
-    count = say_count(who.site.data.size(who.client), "examples")
-    typer.echo(f"{out}: {size(len(content))} from {count} of {header.client}, {signed}")
+    count, signed = who.site.data.size(who.client), "signed" if key else "unsigned"
+    typer.echo(f"{out}: {size(len(content))} from {count} examples of {header.client}, {signed}")
     _tell(header, every)
 
 

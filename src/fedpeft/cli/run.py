@@ -23,7 +23,6 @@ from fedpeft.cli.options import (
     is_debugging,
     resolve,
 )
-from fedpeft.errors import say_count
 
 if TYPE_CHECKING:
     from fedpeft.plan.plan import Plan
@@ -260,12 +259,10 @@ def _show(told: Audience, folder: "RunFolder", site: "Site", engine: Any) -> Non
 
     console, plan, clients = told.console, site.plan, len(site.data.clients)
     cohort = min(plan.cohort, clients)
-    work = (
-        f"{say_count(plan.rounds, 'rounds')}, {cohort} of {say_count(clients, 'clients')} in each"
-    )
+    work = f"{plan.rounds} rounds, {cohort} of {clients} clients in each"
     if not plan.rounds:
         asked = "send sums" if plan.hooks("before_rounds") else "measure"
-        work = f"{say_count(clients, 'clients')} {asked} and nobody trains"
+        work = f"{clients} clients {asked} and nobody trains"
     console.print(f"{plan.name}: {work}, in {folder.path}")
     if plan.cohort > clients:
         console.print(f"cohort = {plan.cohort} is more than there are clients: all take part")
