@@ -179,6 +179,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     "task": {
         "causal-lm": "fedpeft.tasks.causal_lm:CausalLM",
         "embedding": "fedpeft.tasks.embedding:Embedding",
+        "factorization": "fedpeft.tasks.factorization:Factorization",
         "few-shot": "fedpeft.tasks.few_shot:FewShot",
         "forecast": "fedpeft.tasks.forecasting:Forecasting",
         "image-classification": "fedpeft.tasks.image_classification:ImageClassification",
