@@ -18,6 +18,7 @@ from fedpeft.registry import build, describe, find, names, settings_of
 EVERY = [(kind, name) for kind in sorted(CATALOGUE) for name in sorted(names(kind))]
 PARTS = [(kind, name) for kind, name in EVERY if kind != "engine"]
 NEEDED: dict[tuple[str, str], dict[str, Any]] = {
+    ("algorithm", "transfer_components"): {"targets": ["here"]},
     ("data", "arrays"): {"path": "some.npz"},
     ("data", "images"): {"path": "some/folder"},
     ("data", "masks"): {"path": "some/folder"},
