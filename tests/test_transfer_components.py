@@ -150,7 +150,7 @@ def test_moments_that_no_features_have_are_refused(name: str, change: Any, match
     def lie(reply: Any) -> Any:
         if next(asked):  # what comes after the moments
             return reply
-        layout = site.plan.algorithms[0].answers(site.params())
+        layout = TransferComponents(("c003",)).answers(site.params())
         told = decode_answer(reply.payload, Dense(), layout).tensors[PHASE]
         grown = Message({PHASE: {**told, name: change(told[name])}})
         return Reply("c001", encode_answer(grown, Dense()))

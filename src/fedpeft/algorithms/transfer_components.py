@@ -198,7 +198,8 @@ def components(apart: Tensor, scatter: Tensor, number: int, gamma: float) -> Ten
     rows = rows / rows.norm(dim=1, keepdim=True)
     # An eigenvector may be turned round: its largest entry is to be positive.
     largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
-    return rows * largest.sign()
+    turned: Tensor = rows * largest.sign()
+    return turned
 
 
 def _projection(params: Tensors) -> str:

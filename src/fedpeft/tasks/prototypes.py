@@ -20,7 +20,7 @@ def batch_losses(z: Tensor, label: Tensor, mask: Tensor, scale: float) -> Tensor
 
 def all_losses(z: Tensor, label: Tensor, mask: Tensor, scale: float) -> Tensor:
     """The same of many examples, (n,), without a matrix of all pairs."""
-    classes = label.unique()
+    classes = torch.unique(label)
     groups = (classes[:, None] == label) & (mask > 0)
     return group_losses(z, groups.to(z), z.new_ones(len(classes)), scale)
 
@@ -59,16 +59,16 @@ def episode_hits(
     draws: torch.Generator,
     times: int,
 ) -> Summed:
-    """Of each example how often it was asked in an episode, and how often the nearest mean of
-    `shots` examples was that of its class; nothing is asked where fewer than `ways` classes have
-    enough examples.
+    """Count for each example how often an episode asked for its class, and how often the nearest
+    mean of `shots` examples was that of its class. Nothing is asked where fewer than `ways` classes
+    have enough examples.
 
     Args:
       z: embeddings, (n, features).
       times: how many episodes.
     """
     right, asked = z.new_zeros(len(z)), z.new_zeros(len(z))
-    places = [(label == c).nonzero()[:, 0] for c in label.unique()]
+    places = [(label == c).nonzero()[:, 0] for c in torch.unique(label)]
     enough = [one for one in places if len(one) >= shots + queries]
     for support, query in _episodes(enough, ways, shots, queries, draws, times):
         means = z[support].mean(1)
