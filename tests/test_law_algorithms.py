@@ -33,6 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "drawn": {"pattern": "*.plora_?.{}", "groups": 4, "counts": [1, 2], "by": "client"},
     "subset": {"trains": ["*.bias"]},
     "tiers": {"budgets": [1.0, 0.25]},
+    "transfer_components": {"targets": ["c001"]},
 }
 """What a part must be given; a new one whose defaults do is not here."""
 LOW_RANK = {
@@ -48,6 +49,7 @@ OWNERS = {
 }
 SLOTS = {"algorithm": "algorithms", "routing": "routing", "evaluation": "evaluate_at"}
 PARALLEL = {"name": "plora", "modules": 4, "target": ["first"], "head": "head"}
+RANDOM = {"name": "random_features", "pairs": 16, "components": 4, "head": "head"}
 OF_RANKS = {
     "ranks": LOW_RANK,
     "annealed": {**LOW_RANK, "aggregator": "flexlora"},
@@ -67,6 +69,7 @@ def plan_of(kind: str, name: str, **changes: Any) -> Plan:
         "tiers": {"uplink": "randk"},
         "minimax": {"weighting": "uniform"},
         "owners": OWNERS,
+        "transfer_components": {"method": RANDOM},
     }
     beside = needs.get(name, {})
     return read_plan({**POINTS, **plain, **beside, slot: [part], **changes})

@@ -53,9 +53,10 @@ MISFITS = {
     "vit": {"prefix"},
     "bert": {"prefix", "prompt"},
     "llama": {"prompt", "bias"},  # a Llama has no biases
-    "lm": {"prompt", "bias", "head"},  # and its output layer is not new
+    "lm": {"prompt", "bias", "head", "random_features"},  # and its output layer is not new
 }
-CHANGES_AT_ONCE = ("prompt", "prefix")  # random tokens are in the way from the start
+# random tokens are in the way from the start, and a head is another one
+CHANGES_AT_ONCE = ("prompt", "prefix", "random_features")
 # Of the published adapter.
 NEVER_LEARN = ("adapter.down.weight", "adapter.down.bias", "adapter.up.weight")
 WITHOUT_EFFECT = (

@@ -18,6 +18,7 @@ from fedpeft.registry import build, describe, find, names, settings_of
 EVERY = [(kind, name) for kind in sorted(CATALOGUE) for name in sorted(names(kind))]
 PARTS = [(kind, name) for kind, name in EVERY if kind != "engine"]
 NEEDED: dict[tuple[str, str], dict[str, Any]] = {
+    ("algorithm", "transfer_components"): {"targets": ["here"]},
     ("data", "arrays"): {"path": "some.npz"},
     ("data", "images"): {"path": "some/folder"},
     ("data", "masks"): {"path": "some/folder"},
@@ -34,6 +35,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("routing", "ranks"): {"ranks": [2, 4]},
     ("routing", "subset"): {"trains": ["classifier.*"]},
     ("routing", "tiers"): {"budgets": [1.0, 0.25]},
+    ("task", "factorization"): {"columns": ["film"], "sizes": [9]},
     ("task", "module"): {"module": "networks:Linear", "arguments": {"features": 8, "classes": 3}},
     ("task", "regression"): {"features": ["age", "size"]},
     ("task", "semantic-segmentation"): {"model": "some/folder", "labels": ["ground", "road"]},

@@ -22,6 +22,7 @@ BOARDS = [
 ]
 PREFERENCE = PLANS[0].with_stem("dolly-preference-stories260k")
 TAGS = PLANS[0].with_stem("fewrel-tags-minilm")
+FEW_SHOT = PLANS[0].with_stem("fewrel-few-shot-minilm")
 SERIES = PLANS[0].with_stem("victoria-demand-linear")
 SURVIVAL = [PLANS[0].with_stem(f"survival-{name}") for name in ("cox", "discrete")]
 GLUE = PLANS[0].parent / "glue"
@@ -44,6 +45,7 @@ DIGITS = [PLANS[0].with_stem(f"digits-{name}") for name in ("dp", "client-dp", "
         FROM_THE_HUB,
         PICTURES,
         TAGS,
+        FEW_SHOT,
         SERIES,
         *SURVIVAL,
         *DIGITS,

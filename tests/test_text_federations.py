@@ -26,7 +26,7 @@ from fedpeft.oneshot.rules import Rules
 from fedpeft.storage.client_memory import Folder
 from fedpeft.storage.files import load_tensors
 
-KINDS = ("pair", "several", "tokens", "answers", "embedding")
+KINDS = ("pair", "several", "tokens", "answers", "embedding", "few-shot")
 
 
 def few(daily: str) -> pytest.MarkDecorator:
@@ -67,6 +67,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, dict[str, An
         "tokens": {"name": "token-classification", "labels": ["O", "B-X", "I-X"], **bert},
         "answers": {"name": "seq2seq", "source": "text", "answer": "second", **t5},
         "embedding": {"name": "embedding", "first": "text", "second": "second", **bert},
+        "few-shot": {"name": "few-shot", "group": "second", **bert},
     }
     return {kind: run_of(task, file, rounds=1) for kind, task in made.items()}
 
@@ -129,7 +130,7 @@ def test_examples_have_gradients_of_their_own_or_say_that_they_have_none(
     kind: str, tasks: Mapping[str, Any]
 ) -> None:
     site = open_site(read_plan(tasks[kind]))
-    if kind == "embedding":
+    if kind in ("embedding", "few-shot"):
         with pytest.raises(PlanError, match="none has a gradient of its own"):
             check_gradients(site)
     else:
@@ -140,4 +141,4 @@ def test_the_plans_of_the_guide_are_plans() -> None:
     page = (Path(__file__).parents[1] / "docs" / "guide" / "texts.md").read_text()
     plans = re.findall("```toml\n(.*?)```", page, re.S)
     named = [type(read_plan(plan).task).__name__ for plan in plans]
-    assert named == ["TextClassification"] * 2 + ["TokenClassification", "Seq2Seq"]
+    assert named == ["TextClassification"] * 2 + ["TokenClassification", "FewShot", "Seq2Seq"]

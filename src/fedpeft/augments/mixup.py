@@ -11,6 +11,7 @@ from torch import Tensor
 from fedpeft.core.interfaces import OTHER, SHARE
 from fedpeft.core.types import Batch
 from fedpeft.errors import PlanError
+from fedpeft.registry import unwritten
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,15 @@ class Mixup:
 
     Attributes:
       alpha: α; the smaller it is, the nearer is a to 0 or 1. At 0 nothing is mixed.
+      fold: whether a is the larger one of a and 1 − a, so that an example stays most of itself, as
+        in MixFM (arXiv:2206.08661) with α = ½.
 
     Raises:
       ValueError: α is negative or not finite.
     """
 
     alpha: float = 0.2
+    fold: bool = unwritten(False)
     couples_examples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -47,6 +51,7 @@ class Mixup:
             )
         seed = int(torch.randint(2**62, (), generator=generator))
         share = float(np.random.default_rng(seed).beta(self.alpha, self.alpha))
+        share = max(share, 1 - share) if self.fold else share
         order = partners(batch["mask"], generator)
         mixed = {name: torch.lerp(batch[name][order], batch[name], share) for name in names}
         other = {OTHER: batch["label"][order], SHARE: torch.full_like(batch["mask"], share)}
