@@ -1,0 +1,72 @@
+"""Frames of video files by `av` (see `clips`, which imports this where such files are)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+
+from fedpeft.core.moments import choose_frames
+from fedpeft.data.clips import BROKEN, EMPTY, UnreadableClip
+
+
+def read_frames(path: Path, wanted: int) -> tuple[Sequence[Any], int]:
+    """See `clips.read_clip`.
+
+    The frames are counted before any is decoded, and then all up to the last that is wanted are,
+    in their order: a file need not tell how many it has, and to jump into one is exact in few
+    formats.
+    """
+    total = _count(path)
+    if not wanted:
+        return list(_decoded(path, [0])[0].values()), total
+    made, seen = _decoded(path, choose_frames(total, wanted))
+    if seen < total and len(made) < len(set(choose_frames(total, wanted))):
+        # a file that is cut off has fewer than it says
+        total = seen
+        made, _ = _decoded(path, choose_frames(total, wanted))
+    return [made[place] for place in choose_frames(total, wanted)], total
+
+
+def _count(path: Path) -> int:
+    """The number of frames that a file says it has."""
+    try:
+        with av.open(str(path)) as file:
+            if not file.streams.video:
+                raise UnreadableClip(EMPTY)
+            # the last packet has nothing in it
+            total = sum(1 for packet in file.demux(file.streams.video[0]) if packet.size)
+    except (av.error.FFmpegError, OSError, ValueError):
+        raise UnreadableClip(BROKEN) from None
+    if not total:
+        raise UnreadableClip(EMPTY)
+    return total
+
+
+def _decoded(path: Path, places: Sequence[int]) -> tuple[dict[int, Any], int]:
+    """The frames at these places, as far as there are such, and how many were decoded.
+
+    Raises:
+      UnreadableClip: not even one can be.
+    """
+    made, seen, last = {}, 0, max(places)
+    try:
+        with av.open(str(path)) as file:
+            for place, frame in enumerate(file.decode(file.streams.video[0])):
+                seen = place + 1
+                if place in places:
+                    made[place] = _upright(frame)
+                if place == last:
+                    break
+    except (av.error.FFmpegError, OSError, ValueError):  # what was decoded before is kept
+        pass
+    if not seen:
+        raise UnreadableClip(BROKEN)
+    return made, seen
+
+
+def _upright(frame: Any) -> Any:
+    """A frame as it is to be shown: phones record lying pictures, and say how to turn them."""
+    turned = int(frame.rotation)
+    picture = frame.to_image()
+    return picture.rotate(turned, expand=True) if turned else picture
