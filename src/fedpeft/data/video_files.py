@@ -29,15 +29,16 @@ def read_frames(path: Path, wanted: int) -> tuple[Sequence[Any], int]:
 
 
 def _count(path: Path) -> int:
-    """The number of frames that a file says it has."""
+    """The number of frames that a file has, before the place where it is cut off, if it is."""
+    total = 0
     try:
         with av.open(str(path)) as file:
-            if not file.streams.video:
-                raise UnreadableClip(EMPTY)
-            # the last packet has nothing in it
-            total = sum(1 for packet in file.demux(file.streams.video[0]) if packet.size)
+            if file.streams.video:
+                for packet in file.demux(file.streams.video[0]):
+                    total += packet.size > 0  # the last has nothing in it
     except (av.error.FFmpegError, OSError, ValueError):
-        raise UnreadableClip(BROKEN) from None
+        if not total:
+            raise UnreadableClip(BROKEN) from None
     if not total:
         raise UnreadableClip(EMPTY)
     return total

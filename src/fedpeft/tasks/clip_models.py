@@ -40,9 +40,9 @@ def build_clip_model(
 ) -> nn.Module:
     """A model with a new head for clips of so many frames of this size.
 
-    A video model may be one for others: it is then asked whether it takes these as it is, as
-    TimeSformer takes other sizes, and else made for them, which VideoMAE is, since its positions
-    are computed.
+    A video model may be one for others. Where only the size is another, it is asked whether it
+    takes these as it is, as TimeSformer does. Else it is made for them, which VideoMAE can be,
+    since its positions are computed.
 
     Raises:
       PlanError: it takes no such clips.
@@ -57,7 +57,9 @@ def build_clip_model(
     _check_tubelets(name, frames)
     model = classifier(auto, name, classes, pretrained)
     changes = _changes(model.config, frames, see)
-    if not changes or not (why := _refusal(model, frames, see)):
+    # with other frames than it is configured for, TimeSformer takes them for patches, in silence
+    of_size_alone = not any(key in changes for key in FRAMES)
+    if of_size_alone and (not changes or not _refusal(model, frames, see)):
         return model
     try:
         model = classifier(auto, name, classes, pretrained, changes=changes)
