@@ -23,6 +23,7 @@ BOARDS = [
 PREFERENCE = PLANS[0].with_stem("dolly-preference-stories260k")
 TAGS = PLANS[0].with_stem("fewrel-tags-minilm")
 SERIES = PLANS[0].with_stem("victoria-demand-linear")
+MOVING = PLANS[0].with_stem("moving-digits")
 SURVIVAL = [PLANS[0].with_stem(f"survival-{name}") for name in ("cox", "discrete")]
 GLUE = PLANS[0].parent / "glue"
 RATES = {
@@ -45,6 +46,7 @@ DIGITS = [PLANS[0].with_stem(f"digits-{name}") for name in ("dp", "client-dp", "
         PICTURES,
         TAGS,
         SERIES,
+        MOVING,
         *SURVIVAL,
         *DIGITS,
     ],

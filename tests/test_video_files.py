@@ -1,4 +1,4 @@
-"""Video files, which `av` writes here and reads: frames, files that are cut off, turned pictures."""
+"""Video files, which `av` writes here and reads: frames, what is cut off, turned pictures."""
 
 from fractions import Fraction
 from pathlib import Path

@@ -1,5 +1,6 @@
 """Clips in folders: which frames are chosen, splits, and what is left out."""
 
+from itertools import pairwise
 from logging import WARNING
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def test_folders_that_hold_no_clips(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no folder"):
         Videos(str(tmp_path / "gone")).load()
     for key in ({"subset": -1}, {"test_fraction": 1.0}):
-        with pytest.raises(ValueError, match="subset is a number|must be between"):
+        with pytest.raises(ValueError, match=r"subset is a number|must be between"):
             Videos("x", **key)  # type: ignore[arg-type]
 
 
@@ -132,7 +133,7 @@ def test_digits_move_and_no_frame_tells_how() -> None:
     assert video.shape == (4 * 1438, 8, 1, 8, 8) and len(got.test) == 4 * 359
     assert label is not None and label[:5].tolist() == [0, 1, 2, 3, 0]
     for clip, step in zip(video[40:44], (1, -1, 3, -3), strict=True):
-        for before, after in zip(clip, clip[1:], strict=False):
+        for before, after in pairwise(clip):
             assert torch.equal(torch.roll(before, step, -1), after)
         # the frames of all four are the same, in other orders
         frames = {tuple(frame.flatten().tolist()) for frame in clip}

@@ -13,9 +13,8 @@ from fedpeft.data.clips import BROKEN, EMPTY, UnreadableClip
 def read_frames(path: Path, wanted: int) -> tuple[Sequence[Any], int]:
     """See `clips.read_clip`.
 
-    The frames are counted before any is decoded, and then all up to the last that is wanted are,
-    in their order: a file need not tell how many it has, and to jump into one is exact in few
-    formats.
+    The frames are counted first, as a file need not tell how many it has. Then all up to the last
+    that is wanted are decoded in their order: a jump into a file is exact in few formats.
     """
     total = _count(path)
     if not wanted:
