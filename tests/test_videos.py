@@ -82,7 +82,7 @@ def test_what_is_no_clip_is_left_out_and_counted(
     }
     assert len(got.train) + len(got.test) == 10
     [line] = [one for one in caplog.messages if "first " in one]
-    assert line.startswith("left out are 2 videos that cannot be read, first ")
+    assert line.startswith("left out: 2 videos that cannot be read, first ")
 
 
 def test_folders_that_hold_no_clips(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_folders_that_hold_no_clips(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no videos with labels"):
         Videos(str(tmp_path)).load()
     (tmp_path / "clap" / "a.gif").write_text("text")
-    with pytest.raises(DataError, match="no video can be used: there are 1 videos that cannot"):
+    with pytest.raises(DataError, match="no video can be used: left out: 1 video that cannot"):
         Videos(str(tmp_path)).load()
     (tmp_path / "wave").mkdir()
     (tmp_path / "wave" / "a.doc").write_text("text")

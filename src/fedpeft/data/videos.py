@@ -13,7 +13,7 @@ from fedpeft.data.class_folders import number_files, tell_folder
 from fedpeft.data.clips import VIDEOS, UnreadableClip, VideoClip, read_clip
 from fedpeft.data.folders import find_examples, find_sides
 from fedpeft.data.splits import check_fraction, hold_out, some
-from fedpeft.errors import DataError
+from fedpeft.errors import DataError, say_count
 from fedpeft.storage.locate import locate
 
 
@@ -91,10 +91,11 @@ def _readable(files: Sequence[tuple[str, Path]], left_out: Counter[str]) -> list
             bad.setdefault(str(error), []).append(file)
     for why, places in bad.items():
         left_out[why] += len(places)
-        getLogger("fedpeft").warning("left out are %s %s, first %s", len(places), why, places[0])
+        told = say_count(len(places), why)
+        getLogger("fedpeft").warning("left out: %s, first %s", told, places[0])
     if files and not good:
-        told = "; ".join(f"{len(places)} {why}" for why, places in bad.items())
-        raise DataError(f"no video can be used: there are {told}, first {files[0][1]}")
+        told = "; ".join(say_count(len(places), why) for why, places in bad.items())
+        raise DataError(f"no video can be used: left out: {told}, first {files[0][1]}")
     return good
 
 

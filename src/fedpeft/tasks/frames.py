@@ -73,6 +73,6 @@ def _chosen(frames: Any, wanted: int, place: int) -> list[Any]:
 def _tell_short(short: int, every: int, wanted: int) -> None:
     if short:
         getLogger("fedpeft").warning(
-            "%d of %d clips have fewer than %d frames: some of these are taken several times",
-            short, every, wanted,
+            "of %d clips, %d with fewer than %d frames: some of these are taken several times",
+            every, short, wanted,
         )  # fmt: skip
