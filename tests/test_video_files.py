@@ -2,7 +2,6 @@
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +13,15 @@ from fedpeft.data.videos import Videos
 av = pytest.importorskip("av", reason="fedpeft[video] is not installed")
 
 
-def save_video(file: Path, values: list[int], codec: str = "mpeg4", size: Any = (64, 48)) -> Path:
+def save_video(
+    file: Path, values: list[int], codec: str = "mpeg4", size: tuple[int, int] = (64, 48)
+) -> Path:
     """A video of a frame of one grey for each value."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(file), "w") as out:
         stream = out.add_stream(codec, rate=Fraction(8))
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
         for value in values:
             pixels = np.full((size[1], size[0], 3), value, np.uint8)
             out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))

@@ -100,7 +100,7 @@ def test_folders_that_hold_no_clips(tmp_path: Path) -> None:
         Videos(str(tmp_path / "gone")).load()
     for key in ({"subset": -1}, {"test_fraction": 1.0}):
         with pytest.raises(ValueError, match=r"subset is a number|must be between"):
-            Videos("x", **key)  # type: ignore[arg-type]
+            Videos("x", **key)
 
 
 def test_a_clip_that_broke_since_is_named(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def frames_fitted(video: Tensor, wanted: int, see: ImageInput) -> Tensor:
         x = with_channels(some.flatten(0, 1), see.channels)
         if not fits:
             x = (see.fit_tensor(x.float() / 255) * 255).round().to(torch.uint8)
-        found.append(x.unflatten(0, some.shape[:2]))
+        found.append(x.reshape(*some.shape[:2], *x.shape[1:]))
     return torch.cat(found)
 
 

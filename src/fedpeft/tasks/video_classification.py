@@ -104,7 +104,7 @@ class VideoClassification:
 
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:
         x = rows["video"].float() / 255
-        x = self.input.normalised(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        x = self.input.normalised(x.flatten(0, 1)).reshape(x.shape)
         if generator is not None and self.flip:
             chosen = (torch.rand(len(x), generator=generator) < 0.5).to(x.device)
             x = torch.where(chosen[:, None, None, None, None], x.flip(-1), x)
@@ -134,7 +134,7 @@ class VideoClassification:
             each: Tensor = model(pixel_values=x.flatten(0, 1)).logits
         # a linear head makes of mean features the mean of the logits
         every = {LOGITS: each, **seen}
-        return {key: y.unflatten(0, x.shape[:2]).mean(1) for key, y in every.items()}
+        return {key: y.reshape(*x.shape[:2], *y.shape[1:]).mean(1) for key, y in every.items()}
 
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         return scoring.losses(outputs, batch)
