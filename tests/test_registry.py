@@ -25,6 +25,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("data", "memory"): {"train": {"label": [0, 1]}},
     ("data", "series"): {"path": "some.csv"},
     ("data", "table"): {"path": "some/table"},
+    ("data", "videos"): {"path": "some/folder"},
     ("local", "trainer"): {"trainer": "own_trainers:make"},
     ("partition", "column"): {"column": "writer"},
     ("partition", "redrawn"): {"subset": 100},

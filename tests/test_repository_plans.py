@@ -24,6 +24,7 @@ PREFERENCE = PLANS[0].with_stem("dolly-preference-stories260k")
 TAGS = PLANS[0].with_stem("fewrel-tags-minilm")
 FEW_SHOT = PLANS[0].with_stem("fewrel-few-shot-minilm")
 SERIES = PLANS[0].with_stem("victoria-demand-linear")
+MOVING = PLANS[0].with_stem("moving-digits")
 SURVIVAL = [PLANS[0].with_stem(f"survival-{name}") for name in ("cox", "discrete")]
 GLUE = PLANS[0].parent / "glue"
 RATES = {
@@ -47,6 +48,7 @@ DIGITS = [PLANS[0].with_stem(f"digits-{name}") for name in ("dp", "client-dp", "
         TAGS,
         FEW_SHOT,
         SERIES,
+        MOVING,
         *SURVIVAL,
         *DIGITS,
     ],

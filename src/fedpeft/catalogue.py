@@ -71,8 +71,10 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "images": "fedpeft.data.images:Images",
         "masks": "fedpeft.data.masks:PicturesWithMasks",
         "memory": "fedpeft.data.in_memory:Memory",
+        "moving": "fedpeft.data.moving:MovingDigits",
         "series": "fedpeft.data.series:Series",
         "table": "fedpeft.data.table:HubTable",
+        "videos": "fedpeft.data.videos:Videos",
     },
     "engine": {
         "auto": "fedpeft.engines.auto:Auto",
@@ -194,6 +196,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "text-classification": "fedpeft.tasks.text_classification:TextClassification",
         "text-to-image": "fedpeft.tasks.text_to_image:TextToImage",
         "token-classification": "fedpeft.tasks.token_classification:TokenClassification",
+        "video-classification": "fedpeft.tasks.video_classification:VideoClassification",
     },
     "term": {
         "distillation": "fedpeft.terms.distillation:Distillation",

@@ -1,8 +1,9 @@
-"""What lies in a folder of pictures: splits, classes, pictures, and files that are no pictures."""
+"""What lies in a folder of pictures or videos: splits, classes, examples, and files that are
+none."""
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -42,6 +43,26 @@ def is_of_the_system(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM
 
 
+@dataclass(frozen=True)
+class FileKind:
+    """Which files are examples, and what to call them.
+
+    Attributes:
+      plural: what they are, e.g. "pictures".
+      accepts: whether a file is one, by its name.
+      reader: what reads them, for errors.
+      ending: of files that it reads.
+    """
+
+    plural: str
+    accepts: Callable[[str], bool]
+    reader: str
+    ending: str
+
+
+PICTURES = FileKind("pictures", is_picture, "Pillow", ".png")
+
+
 @dataclass
 class Found:
     """What lies in the folders of one side.
@@ -66,7 +87,7 @@ class Sides:
     left_out: Counter[str]
 
 
-def find_sides(root: Path) -> Sides:
+def find_sides(root: Path, kind: FileKind = PICTURES) -> Sides:
     """The folders whose folders are the classes.
 
     Folders called like a split, such as `Training`, are one if they hold folders themselves. Where
@@ -84,7 +105,7 @@ def find_sides(root: Path) -> Sides:
     }
     if not by_split["train"]:
         if len(folders) == 1 and any(split_named(f.name) == "train" for f in _folders(folders[0])):
-            return find_sides(folders[0])
+            return find_sides(folders[0], kind)
         if folders and all(splits.get(folder) for folder in folders):
             names = ", ".join(folder.name for folder in folders)
             raise DataError(f"{root} holds the splits {names}, and none to train on: add train/")
@@ -96,9 +117,9 @@ def find_sides(root: Path) -> Sides:
         if place in used or is_of_the_system(place.name):
             continue
         files = [place] if place.is_file() else [file for file, _ in _walk(place)]
-        pictures = sum(is_picture(file.name) for file in files)
-        if pictures:
-            left_out[f"pictures in {place.name}, beside the splits that are used"] += pictures
+        number = sum(kind.accepts(file.name) for file in files)
+        if number:
+            left_out[f"{kind.plural} in {place.name}, beside the splits that are used"] += number
     return Sides(
         [_inner(folder) for folder in by_split["train"]],
         [_inner(folder) for folder in test],
@@ -114,68 +135,68 @@ def _inner(split: Path) -> Path:
     return split
 
 
-def find_pictures(roots: Sequence[Path]) -> Found:
-    """The pictures below `<class>/`, at any depth, of all these folders together.
+def find_examples(roots: Sequence[Path], kind: FileKind = PICTURES) -> Found:
+    """The examples below `<class>/`, at any depth, of all these folders together.
 
     Raises:
-      DataError: a class has files, but no pictures, or there is no class with pictures at all.
+      DataError: a class has files, but no examples, or there is no class with examples at all.
     """
     found = Found()
     for root in roots:
         for place in sorted(root.iterdir()):
             if place.is_dir() and not is_of_the_system(place.name):
-                _look_into(place, found)
+                _look_into(place, found, kind)
             elif place.is_dir():
                 found.left_out["files in hidden folders or those of the system"] += sum(
                     1 for _ in _walk(place)
                 )
             else:
-                found.left_out[_reason(place.name, loose=True)] += 1
+                found.left_out[_reason(place.name, kind, loose=True)] += 1
     if not found.files:
         seen = "".join(
             f"; left out: {say_count(count, what)}" for what, count in found.left_out.items()
         )
         raise DataError(
-            f"{', '.join(map(str, roots))} has no pictures with labels: each must lie in a folder "
-            f"called like its class{seen}"
+            f"{', '.join(map(str, roots))} has no {kind.plural} with labels: each must lie in a "
+            f"folder called like its class{seen}"
         )
     found.classes = sorted(set(found.classes))
     found.files.sort(key=lambda one: one[0])
     return found
 
 
-def _look_into(folder: Path, found: Found) -> None:
-    """Add the pictures of one class."""
+def _look_into(folder: Path, found: Found, kind: FileKind) -> None:
+    """Add the examples of one class."""
     others = Counter[str]()
-    pictures = []
+    examples = []
     for file, hidden in sorted(_walk(folder)):
-        if not hidden and is_picture(file.name):
-            pictures.append(file)
+        if not hidden and kind.accepts(file.name):
+            examples.append(file)
         elif hidden and not is_of_the_system(file.name):
             others["files in hidden folders or those of the system"] += 1
         else:
-            others[_reason(file.name)] += 1
+            others[_reason(file.name, kind)] += 1
     readable = [what for what in others if what.endswith(" files") and what != HIDDEN]
-    if not pictures and readable:
+    if not examples and readable:
         seen = ", ".join(f"{others[what]} {what}" for what in readable)
         raise DataError(
-            f"{folder} has no pictures that Pillow reads, but {seen}: convert them, e.g. to .png, "
-            "or take the folder away"
+            f"{folder} has no {kind.plural} that {kind.reader} reads, but {seen}: convert them, "
+            f"e.g. to {kind.ending}, or take the folder away"
         )
     found.classes.append(folder.name)
-    found.files += [(folder.name, file) for file in pictures]
+    found.files += [(folder.name, file) for file in examples]
     found.left_out.update(others)
 
 
 HIDDEN = "hidden files"
 
 
-def _reason(name: str, loose: bool = False) -> str:
+def _reason(name: str, kind: FileKind, loose: bool = False) -> str:
     """Why a file is left out."""
     if is_of_the_system(name):
         return HIDDEN if name.startswith(".") else "files of the system"
-    if loose and is_picture(name):
-        return "pictures in no folder of a class"
+    if loose and kind.accepts(name):
+        return f"{kind.plural} in no folder of a class"
     return f"{Path(name).suffix.lower() or 'nameless'} files"
 
 

@@ -1,7 +1,6 @@
 """Folders of pictures, one folder a class."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -11,13 +10,14 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.types import Examples, Table
+from fedpeft.data.class_folders import number_files, tell_folder
 from fedpeft.data.depth import Window, check_window
-from fedpeft.data.folders import find_pictures, find_sides
+from fedpeft.data.folders import find_examples, find_sides
 from fedpeft.data.pictures import Pictures, pair_tables
 from fedpeft.data.slices import check_slices_apart, find_unfit, spread_slices
 from fedpeft.data.splits import check_fraction, hold_out, some
 from fedpeft.data.volumes import MIDDLE, Slice, check_slice
-from fedpeft.errors import DataError, say_count, unknown
+from fedpeft.errors import DataError, say_count
 from fedpeft.registry import unwritten
 from fedpeft.storage.locate import locate
 
@@ -79,23 +79,23 @@ class Images:
         if root is None or not root.is_dir():
             raise DataError(f"there is no folder {self.path!r} here or in $FEDPEFT_DATA")
         sides = find_sides(root)
-        found = find_pictures(sides.train)
+        found = find_examples(sides.train)
         left_out = sides.left_out + found.left_out
         files = self._readable(found.files, left_out)
         classes = found.classes
-        label = _labels(files, classes)
+        label = number_files(files, classes)
         if sides.test:
-            apart = find_pictures(sides.test)
+            apart = find_examples(sides.test)
             left_out += apart.left_out
             held = self._readable(apart.files, left_out)
-            held_label = _labels(held, classes)
+            held_label = number_files(held, classes)
         else:
             kept, out = hold_out(label, self.test_fraction, self.seed)
             held, held_label = [files[k] for k in out.tolist()], label[out]
             files, label = [files[k] for k in kept.tolist()], label[kept]
         chosen = some(torch.arange(len(files)), self.subset, self.seed)
         files, label = [files[k] for k in chosen.tolist()], label[chosen]
-        _tell(classes, label, left_out, root)
+        tell_folder(classes, label, left_out, root, "pictures")
         tables = (
             spread_slices(_table(files, label, self._pictures(files), root)),
             spread_slices(_table(held, held_label, self._pictures(held), root)),
@@ -129,29 +129,6 @@ class Images:
         return good
 
 
-def _labels(files: list[tuple[str, Path]], classes: list[str]) -> Tensor:
-    number = {name: k for k, name in enumerate(classes)}
-    for name, file in files:
-        if name not in number:
-            raise DataError(
-                f"{file} is held out, and nothing is trained on: " + unknown("class", name, classes)
-            )
-    return torch.tensor([number[name] for name, _ in files], dtype=torch.int64)
-
-
 def _table(files: list[tuple[str, Path]], label: Tensor, pictures: Pictures, root: Path) -> Table:
     names = [str(file.relative_to(root)) for _, file in files]
     return Table({"label": label, "image": pictures, "file": names})
-
-
-def _tell(classes: list[str], label: Tensor, left_out: Mapping[str, int], root: Path) -> None:
-    """Say what is left out, and what looks wrong."""
-    log = getLogger("fedpeft").warning
-    if left_out:
-        log("%s: left out: %s", root, "; ".join(say_count(n, what) for what, n in left_out.items()))
-    counts = torch.bincount(label, minlength=len(classes)).tolist()
-    none = [name for name, count in zip(classes, counts, strict=True) if not count]
-    if none:
-        log("%s: there are no pictures to train on of the class %s", root, ", ".join(none))
-    if len(classes) - len(none) == 1:
-        log("%s: all pictures are of one class, so that there is nothing to tell apart", root)

@@ -212,7 +212,9 @@ def _of_columns(columns: Mapping[str, Any]) -> Iterator[str]:
     """Columns that are neither inputs nor labels, and how many values they have: natural clients
     are found so."""
     for name, values in columns.items():
-        if name in ("label", "image", "text", "file") or isinstance(values, Tensor | Pictures):
+        if name in ("label", "image", "video", "text", "file") or isinstance(
+            values, Tensor | Pictures
+        ):
             continue
         known = [value for value in values if value is not None]
         gaps = f", {len(values) - len(known):,} missing" if len(known) < len(values) else ""

@@ -55,6 +55,8 @@ def processor(see: ImageInput) -> dict[str, object]:
 
 def _kind(see: ImageInput) -> str:
     """A processor of `transformers` that does what `see` says, and nothing else."""
+    if see.of_clips:
+        return "VideoMAEImageProcessor"
     if see.reversed:
         return "MobileViTImageProcessor"
     if see.keeps_shape:
@@ -66,7 +68,7 @@ def _cut(see: ImageInput) -> dict[str, object]:
     """What a processor is told of the size before the middle is cut out; nothing where nothing is
     cut off."""
     if see.plain and not see.keeps_shape:
-        return {}
+        return {"do_center_crop": False} if see.of_clips else {}
     tall, wide = see.resized
     size = {"shortest_edge": tall} if see.keeps_shape else {"height": tall, "width": wide}
     crop = {"height": see.height, "width": see.width}

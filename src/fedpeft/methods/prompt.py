@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from math import prod
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from fedpeft.methods.peft_tuners import check_dropout
 from fedpeft.methods.transformer_layout import blocks, mlp_outputs, name_model, trained_head
 from fedpeft.registry import unwritten
 
+Patching: TypeAlias = nn.Conv2d | nn.Conv3d
+"""What cuts patches out of a picture, or blocks of them out of a video."""
 LEFT, RIGHT = "prompt_left", "prompt_right"
 """The factors of a prompt of low rank."""
 
@@ -75,7 +78,8 @@ class Prompt:
 
     Deep: every block has its own tokens; they are appended to its input and cut off its output.
     Shallow: the first block's tokens stay until the last block. The entries start as U(-v, v) with
-    v = sqrt(6 / (3·p² + d)) for patches of p pixels a side and width d. The authors of FedPEFT
+    v = sqrt(6 / (3·p² + d)) for patches of p pixels a side and width d; for p²·t where
+    a patch is of t frames of a video. The authors of FedPEFT
     append where VPT inserts after the class token; as prompts have no position the two compute the
     same.
 
@@ -143,7 +147,7 @@ class Prompt:
                 plain[f"{around}prompt"] = plain.pop(name) @ plain.pop(f"{around}{RIGHT}")
         return replace(self, rank=0), plain
 
-    def _appended(self, block: nn.Module, like: nn.Linear, convolution: nn.Conv2d) -> nn.Module:
+    def _appended(self, block: nn.Module, like: nn.Linear, convolution: Patching) -> nn.Module:
         if not self.rank:
             return Appended(block, _prompt(self.tokens, like, convolution), self.dropout)
         if self.rank > like.out_features:
@@ -160,16 +164,16 @@ class Prompt:
         return AppendedProduct(block, left, right, self.dropout)
 
 
-def _prompt(tokens: int, like: nn.Linear, convolution: nn.Conv2d) -> nn.Parameter:
-    height, width = (int(side) for side in convolution.kernel_size)
-    bound = (6 / (3 * height * width + like.out_features)) ** 0.5
+def _prompt(tokens: int, like: nn.Linear, convolution: Patching) -> nn.Parameter:
+    pixels = prod(int(side) for side in convolution.kernel_size)
+    bound = (6 / (3 * pixels + like.out_features)) ** 0.5
     prompt = torch.empty(
         tokens, like.out_features, device=like.weight.device, dtype=like.weight.dtype
     )
     return nn.Parameter(nn.init.uniform_(prompt, -bound, bound))
 
 
-def _plain_vit(model: nn.Module) -> tuple[list[str], nn.Conv2d]:
+def _plain_vit(model: nn.Module) -> tuple[list[str], Patching]:
     """The blocks' names and the convolution that cuts patches.
 
     Raises:
@@ -177,7 +181,9 @@ def _plain_vit(model: nn.Module) -> tuple[list[str], nn.Conv2d]:
     """
     stacks = blocks(model)
     patches = [
-        m for n, m in model.named_modules() if "patch_embed" in n and isinstance(m, nn.Conv2d)
+        m
+        for n, m in model.named_modules()
+        if "patch_embed" in n and isinstance(m, nn.Conv2d | nn.Conv3d)
     ]
     if len(stacks) != 1 or len(patches) != 1:
         raise PlanError(

@@ -16,7 +16,7 @@ from fedpeft.errors import DataError
 from fedpeft.registry import unwritten
 from fedpeft.tasks import scoring
 from fedpeft.tasks.loader import IMAGES, Loader
-from fedpeft.tasks.pixels import ImageInput, image_input
+from fedpeft.tasks.pixels import ImageInput, image_input, with_channels
 from fedpeft.tasks.positions import fit_size
 from fedpeft.tasks.pretrained import classifier
 from fedpeft.tasks.targets import LEARNED, ONE, Target
@@ -122,7 +122,7 @@ class ImageClassification:
             # The batch takes pictures of this size for ready ones.
             image = (see.fit_tensor(image.float() / 255) * 255).round().to(torch.uint8)
         wanted = self.learned.read(table, "image classification")
-        return {"image": _with_channels(image, self.input.channels), **wanted}
+        return {"image": with_channels(image, self.input.channels), **wanted}
 
     def _decoded(self, pictures: Iterable[Any]) -> Tensor:
         import numpy as np
@@ -177,20 +177,6 @@ class ImageClassification:
     def conclude(self, sums: Mapping[str, Weighted]) -> dict[str, float]:
         """The metrics as numbers; see `scoring.derive_metrics`."""
         return scoring.derive_metrics(sums)
-
-
-def _with_channels(image: Tensor, channels: int) -> Tensor:
-    """Grey for a model of one channel, grey repeated or what is beyond colour (opacity) dropped for
-    one of more."""
-    has = image.shape[1]
-    if channels == has:
-        return image
-    colours = image[:, : has - 1] if has in (2, 4) else image
-    if channels == 1:
-        return colours.float().mean(1, keepdim=True).round().to(torch.uint8)
-    if colours.shape[1] in (1, channels):
-        return colours.expand(-1, channels, -1, -1)
-    raise DataError(f"the pictures have {has} channels, the model takes {channels}")
 
 
 def _crop(x: Tensor, by: int, generator: torch.Generator) -> Tensor:

@@ -53,6 +53,27 @@ IMAGES = Loader(
     "image-classification",
     usage=(READS_PICTURES, TELLS_CLASS),
 )
+CLIPS = Loader(
+    "AutoModelForVideoClassification",
+    "AutoImageProcessor",
+    "video-classification",
+    usage=(
+        "# frames: PIL pictures of one clip, evenly over its time, as many as the model takes",
+        'inputs = processor(frames, return_tensors="pt")',
+        TELLS_CLASS,
+    ),
+)
+FRAMES = Loader(
+    "AutoModelForImageClassification",
+    "AutoImageProcessor",
+    "image-classification",
+    usage=(
+        "# frames: PIL pictures of one clip, evenly over its time",
+        'inputs = processor(images=frames, return_tensors="pt")',
+        "print(model.config.id2label[int(model(**inputs).logits.mean(0).argmax())])",
+    ),
+)
+"""An image model that sees a clip frame by frame."""
 TEXTS = Loader(
     "AutoModelForSequenceClassification",
     TOKENIZER,

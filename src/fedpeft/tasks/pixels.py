@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from fedpeft.errors import DataError
 from fedpeft.storage.locate import locate
 from fedpeft.tasks.pretrained import NO_CODE, config_of
 
@@ -47,6 +48,7 @@ class ImageInput:
       keeps_shape: whether a picture keeps its shape, so that only the shorter of its sides gets the
         pixels that `resized` says.
       resample: the filter, in Pillow's counting.
+      of_clips: whether it is a frame of those that a model sees together.
     """
 
     height: int
@@ -58,6 +60,7 @@ class ImageInput:
     resized: tuple[int, ...] = ()
     keeps_shape: bool = False
     resample: int = BICUBIC
+    of_clips: bool = False
 
     @property
     def plain(self) -> bool:
@@ -240,7 +243,9 @@ def _scale(processor: Any) -> tuple[float, float]:
     if not getattr(processor, "do_rescale", True):
         return 255.0, 0.0
     factor = getattr(processor, "rescale_factor", None) or 1 / 255
-    return 255 * factor, 1.0 if getattr(processor, "rescale_offset", False) else 0.0
+    # ViViT's calls it otherwise
+    less = getattr(processor, "rescale_offset", False) or getattr(processor, "offset", False)
+    return 255 * factor, 1.0 if less else 0.0
 
 
 def _tell_difference(processor: Any, see: ImageInput, name: str) -> None:
@@ -259,6 +264,7 @@ def _tell_difference(processor: Any, see: ImageInput, name: str) -> None:
     except Exception as error:  # foreign code; what it cannot do, its user sees elsewhere
         getLogger("fedpeft").warning("the processor of %r cannot be compared: %s", name, error)
         return
+    theirs = theirs.flatten(0, theirs.ndim - 4)  # those of videos make a clip of it
     ours = see.normalised(_as_tensor(see.fit(picture)))
     if theirs.shape != ours.shape:
         what = f"pixels of shape {list(theirs.shape[1:])}, here they are {list(ours.shape[1:])}"
@@ -275,3 +281,24 @@ def _as_tensor(picture: Any) -> Tensor:
     import numpy as np
 
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
+
+
+def with_channels(image: Tensor, channels: int) -> Tensor:
+    """Grey for a model of one channel, grey repeated or what is beyond colour (opacity) dropped for
+    one of more.
+
+    Args:
+      image: uint8 (n, channels, height, width).
+
+    Raises:
+      DataError: neither makes so many channels.
+    """
+    has = image.shape[1]
+    if channels == has:
+        return image
+    colours = image[:, : has - 1] if has in (2, 4) else image
+    if channels == 1:
+        return colours.float().mean(1, keepdim=True).round().to(torch.uint8)
+    if colours.shape[1] in (1, channels):
+        return colours.expand(-1, channels, -1, -1)
+    raise DataError(f"the pictures have {has} channels, the model takes {channels}")

@@ -61,10 +61,16 @@ def config_of(name: str) -> Any:
 
 
 def classifier(
-    auto: Any, name: str, classes: Sequence[str], pretrained: bool, problem_type: str = ""
+    auto: Any,
+    name: str,
+    classes: Sequence[str],
+    pretrained: bool,
+    problem_type: str = "",
+    changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> nn.Module:
-    """A model for classification in float32: `auto` is the `AutoModelFor...` of the task, and
-    `problem_type` what its configuration is to say, if anything.
+    """A model for classification in float32: `auto` is the `AutoModelFor...` of the task,
+    `problem_type` what its configuration is to say, if anything, and `changes` other values of its
+    keys.
 
     The head is new, so its weights come from torch's default generator, as do all of them with
     `pretrained = false`.
@@ -75,6 +81,8 @@ def classifier(
     config.num_labels = len(classes)
     if problem_type:
         config.problem_type = problem_type
+    for key, value in changes.items():
+        setattr(config, key, value)
     if not pretrained:
         model = _check_weights(auto.from_config(config, dtype=torch.float32, **NO_CODE), name)
         note_new(model, find_new(model, output_layers(model, config), NOTHING))
