@@ -32,6 +32,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "ifca": "fedpeft.algorithms.ifca:IFCA",
         "minimax": "fedpeft.algorithms.minimax:Minimax",
         "overlap": "fedpeft.algorithms.overlap:Overlap",
+        "prototypes": "fedpeft.algorithms.prototypes:Prototypes",
         "q_ffl": "fedpeft.algorithms.q_ffl:QFFL",
         "reg_mean": "fedpeft.algorithms.reg_mean:RegMean",
         "ridge_head": "fedpeft.algorithms.ridge_head:RidgeHead",
@@ -195,6 +196,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "distillation": "fedpeft.terms.distillation:Distillation",
         "moon": "fedpeft.terms.moon:Moon",
         "not_true": "fedpeft.terms.not_true:NotTrueDistillation",
+        "prototypes": "fedpeft.terms.prototypes:PrototypeContrast",
     },
     "tracker": {
         "mlflow": "fedpeft.trackers.mlflow:MLflow",

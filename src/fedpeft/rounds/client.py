@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedpeft.compute.objective import Objective
 from fedpeft.compute.trainable import tensors_of
-from fedpeft.core.conversation import PARAMS
+from fedpeft.core.conversation import PARAMS, Message
 from fedpeft.core.hooks import Handler
 from fedpeft.core.interfaces import Coding, Store
 from fedpeft.core.low_rank import EXACT, in_step, merge_exact
@@ -280,7 +280,17 @@ class Worker:
         if still:
             on = {name: x.to(site.device) for name, x in still.items()}
             objective = replace(self.objective, held=on)
+        if given := self._given(message):
+            objective = replace(objective, given=given)
         return Received(message, own, start, objective)
+
+    def _given(self, message: Message) -> dict[str, Tensor]:
+        """What of a message the terms of the loss compare with, on the site's device."""
+        return {
+            f"{owner}/{name}": x.to(self.site.device)
+            for owner in sorted(set(self.site.plan.hooks("given_by")))
+            for name, x in message.tensors.get(owner, {}).items()
+        }
 
     def _closed(self, opened: ClientRound, delta: Tensors, kept: Tensors, totals: Tensors) -> bytes:
         plan, job, client = self.site.plan, opened.job, opened.client
