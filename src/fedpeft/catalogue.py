@@ -28,6 +28,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "class_covariances": "fedpeft.algorithms.class_covariances:ClassCovariances",
         "class_means": "fedpeft.algorithms.class_means:ClassMeans",
         "fedbuff": "fedpeft.algorithms.fedbuff:FedBuff",
+        "fedfmc": "fedpeft.algorithms.fedfmc:FedFMC",
         "fisher": "fedpeft.algorithms.fisher:Fisher",
         "ifca": "fedpeft.algorithms.ifca:IFCA",
         "minimax": "fedpeft.algorithms.minimax:Minimax",
