@@ -147,25 +147,15 @@ class FedFMC:
         if len(states) > 1:
             chosen = dict((yield from self.ifca.choose(states, round)))
         answers = yield self._ask(states, chosen, round)
-        informed = [dict(zeros_like(one.params)) for one in states]
-        heard = 0
-        for answer in answers:
-            heard += 1
-            into = informed[chosen[answer.client]]
-            for name, x in answer.message.tensors[PHASE].items():
-                into[name] = into[name] + x
-        information = [{n: x / max(heard, 1) for n, x in one.items()} for one in informed]
-        weights = [1.0] * len(states)
+        information, heard = _mean_information(states, chosen, answers)
         params = merge_by_information(
-            [one.params for one in states], information, weights, self.floor
+            [one.params for one in states], information, [1.0] * len(states), self.floor
         )
         total = {n: torch.stack([one[n] for one in information]).sum(0) for n in params}
         kept = {**add_prefix(ANCHOR, params), **add_prefix(INFORMATION, total)}
-        server = round.plan.server.init(params)
-        others = {n: x for n, x in states[0].memory.items() if n != SERVER}
-        memory = {**others, OWNER: kept, **({SERVER: server} if server else {})}
         sizes = [list(chosen.values()).count(k) for k in range(len(states))]
         round.report(OWNER, {"merged": sizes, "heard": heard})
+        memory = {**_begun_again(states[0], params, round), OWNER: kept}
         return replace(states[0], params=params, memory=memory)
 
     def _ask(self, states: Sequence[State], chosen: Choices, round: Round) -> Ask:
@@ -180,6 +170,28 @@ class FedFMC:
             return {PHASE: [(name, list(x.shape), "float32") for name, x in trained.items()]}
 
         return Ask(PHASE, to, expects, check_squares, weight=squared_length)
+
+
+def _mean_information(
+    states: Sequence[State], chosen: Choices, answers: Iterator[Answer]
+) -> tuple[list[dict[str, Tensor]], int]:
+    """By model the sum of F of those who chose it, by the number of all who told; and that
+    number."""
+    sums = [zeros_like(one.params) for one in states]
+    heard = 0
+    for answer in answers:
+        heard, told = heard + 1, answer.message.tensors[PHASE]
+        into = sums[chosen[answer.client]]
+        into.update({name: into[name] + x for name, x in told.items()})
+    return [{name: x / max(heard, 1) for name, x in one.items()} for one in sums], heard
+
+
+def _begun_again(state: State, params: Tensors, round: Round) -> dict[str, Tensors]:
+    """What the server remembers of a state, with an optimizer that knows nothing but these
+    parameters."""
+    server = round.plan.server.init(params)
+    others = {owner: x for owner, x in state.memory.items() if owner != SERVER}
+    return {**others, SERVER: server} if server else others
 
 
 def consolidate(

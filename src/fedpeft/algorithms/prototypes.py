@@ -88,7 +88,7 @@ class Prototypes:
         return {OWNER: layout}
 
     def receives(self, phase: str, layout: Mapping[str, Layout]) -> Mapping[str, Layout] | None:
-        """What goes to "fit", but for the prototypes, on which features do not depend."""
+        """What goes to "fit", without the prototypes, on which features do not depend."""
         return {group: one for group, one in layout.items() if group != OWNER}
 
     def round(self, state: State, round: Round, inner: Inner) -> Flow:

@@ -276,21 +276,20 @@ class Worker:
             for name, x in message.tensors.get(owner, {}).items()
         }
         start = {**own, **beside} if beside else own
-        objective = self.objective
-        if still:
-            on = {name: x.to(site.device) for name, x in still.items()}
-            objective = replace(self.objective, held=on)
-        if given := self._given(message):
-            objective = replace(objective, given=given)
-        return Received(message, own, start, objective)
+        return Received(message, own, start, self._objective_with(still, message))
 
-    def _given(self, message: Message) -> dict[str, Tensor]:
-        """What of a message the terms of the loss compare with, on the site's device."""
-        return {
-            f"{owner}/{name}": x.to(self.site.device)
-            for owner in sorted(set(self.site.plan.hooks("given_by")))
+    def _objective_with(self, still: Tensors, message: Message) -> Objective:
+        """The loss with what came and is not trained, and what its terms read of a message."""
+        device, owners = self.site.device, sorted(set(self.site.plan.hooks("given_by")))
+        on = {name: x.to(device) for name, x in still.items()}
+        given = {
+            f"{owner}/{name}": x.to(device)
+            for owner in owners
             for name, x in message.tensors.get(owner, {}).items()
         }
+        # one object for all who receive nothing of the kind, as clients of one may take steps
+        # together
+        return replace(self.objective, held=on, given=given) if on or given else self.objective
 
     def _closed(self, opened: ClientRound, delta: Tensors, kept: Tensors, totals: Tensors) -> bytes:
         plan, job, client = self.site.plan, opened.job, opened.client
