@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from rounds import Recording, on, points_plan, run
-from test_ifca import begun, bowls, bowls_plan, ends
+from test_ifca import begun, bowls, ends
 
 from fedpeft import PlanError
 from fedpeft.algorithms.fedfmc import FedFMC, consolidate
@@ -76,8 +76,8 @@ def test_the_rounds_before_are_those_of_ifca_to_the_bit() -> None:
     mine, theirs = run(site, forks), run(site, choices)
     for (state, ledger), (other, others) in zip(mine[:2], theirs[:2], strict=True):
         assert equal(state.flat, other.flat) and ledger.reports == others.reports
-    assert len(forks.algorithms[0].models(mine[1][0])) == 2
-    assert len(forks.algorithms[0].models(mine[2][0])) == 1
+    assert len(FedFMC(fork=2).models(mine[1][0])) == 2
+    assert len(FedFMC(fork=2).models(mine[2][0])) == 1
 
 
 def test_without_pull_and_with_one_model_it_is_the_mean_to_the_bit(points: Site) -> None:
@@ -121,15 +121,13 @@ def test_without_information_the_models_mean_is_merged() -> None:
 
 
 def test_what_is_asked_and_when() -> None:
-    plan = bowls_plan(rounds=3, **forked())
     site = bowls(PAIR, rounds=3, **forked())
     engine = Recording(on(site, site.plan))
     list(federate(site.plan, engine, start(site.plan, site.params())))
     phases = [job.phase for job in engine.jobs if job.round > 0]
     assert phases == ["ifca"] * 2 + ["fedfmc"] * 2 + ["fit"] * 4
     assert all(isinstance(reply, Reply) for reply in engine.replies)
-    part = plan.algorithms[0]
-    assert part.asks_in == {"ifca": frozenset({0, 1}), "fedfmc": frozenset({1})}
+    assert FedFMC(fork=1).asks_in == {"ifca": frozenset({0, 1}), "fedfmc": frozenset({1})}
     told = dict(consent_to(site, "a", ["a", "b"]).lines)["not hidden"]
     assert "least loss" in told and "squared gradient" in told
 

@@ -41,6 +41,7 @@ PLAN: Mapping[str, Any] = {
 }
 FORK = {"name": "fedfmc", "fork": 5}
 VARIANTS: Mapping[str, tuple[dict[str, Any], int]] = {
+    # collapses are counted, which takes more seeds than a mean does
     "federated averaging": ({}, 3),
     "alone": ({"routing": [{"name": "personal", "patterns": ["*"]}]}, 3),
     "ifca, one draw": ({"algorithms": [{"name": "ifca", "draws": 1, "least": 0.0}]}, 10),
