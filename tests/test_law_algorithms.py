@@ -26,6 +26,7 @@ from fedpeft.storage.client_memory import Folder
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "fedbuff": {"buffer": 3},
+    "fedfmc": {"fork": 1},
     "personal": {"patterns": ["*.bias"]},
     "ranks": {"ranks": [2, 4]},
     "annealed": {"start": 4, "to": 2, "warm": 1, "until": 3},

@@ -82,24 +82,34 @@ class Fisher:
             return merge_by_information(changes, told, weights, self.floor)
 
         asked = inner, state, round
-        return (yield from merge_anew(asked, PHASE, _as_float32, _check, merge, weight=_whole))
+        return (
+            yield from merge_anew(
+                asked, PHASE, _as_float32, check_squares, merge, weight=squared_length
+            )
+        )
 
     def handlers(self) -> Mapping[str, Handler]:
         return {PHASE: self._answer}
 
     def _answer(self, client: Any, message: Message) -> Message:
         """A client's message: F without the floor, for what it trains."""
-        site, objective = client.site, client.found.objective
-        on = {name: x.to(site.device) for name, x in client.received.items()}
-        total = {name: torch.zeros_like(x, dtype=torch.float32) for name, x in on.items()}
-        examples = 0.0
-        with evaluation_mode(site.model):
-            for batch in map(site.on_device, site.data.training(client.name)):
-                for name, each in objective.gradients(on, batch).items():
-                    mask = batch["mask"].view(-1, *[1] * (each.ndim - 1))
-                    total[name] += (each.float().square() * mask).sum(0)
-                examples += float(batch["mask"].sum())
-        return Message({PHASE: {n: x.cpu() / max(examples, 1.0) for n, x in total.items()}})
+        return Message({PHASE: mean_squared_gradient(client)})
+
+
+def mean_squared_gradient(client: Any) -> dict[str, Tensor]:
+    """The mean over a client's examples of the squared gradient of the loss at what it received,
+    for each number that it trains."""
+    site, objective = client.site, client.found.objective
+    on = {name: x.to(site.device) for name, x in client.received.items()}
+    total = {name: torch.zeros_like(x, dtype=torch.float32) for name, x in on.items()}
+    examples = 0.0
+    with evaluation_mode(site.model):
+        for batch in map(site.on_device, site.data.training(client.name)):
+            for name, each in objective.gradients(on, batch).items():
+                mask = batch["mask"].view(-1, *[1] * (each.ndim - 1))
+                total[name] += (each.float().square() * mask).sum(0)
+            examples += float(batch["mask"].sum())
+    return {name: x.cpu() / max(examples, 1.0) for name, x in total.items()}
 
 
 def merge_by_information(
@@ -121,13 +131,14 @@ def _as_float32(delta: Tensors) -> Layout:
     return [(name, shape, "float32") for name, shape, _ in layout(delta)]
 
 
-def _check(client: ClientId, message: Message) -> None:
+def check_squares(client: ClientId, message: Message) -> None:
     """Raises ValueError for a value that is no square."""
-    if any((x < 0).any() for x in message.tensors[PHASE].values()):
+    if any((x < 0).any() for group in message.tensors.values() for x in group.values()):
         raise ValueError("its Fisher information is negative somewhere")
 
 
-def _whole(message: Message) -> float:
+def squared_length(message: Message) -> float:
     """What a client's information claims to count: its sum, the mean squared length of the
     gradient."""
-    return sum(float(x.double().sum()) for x in message.tensors[PHASE].values())
+    squares = [x for group in message.tensors.values() for x in group.values()]
+    return sum(float(x.double().sum()) for x in squares)

@@ -103,17 +103,17 @@ class IFCA:
 
     def models(self, state: State) -> Sequence[Tensors]:
         """The parameters of each model; before the first round there is one alone."""
-        return [one.params for one in self._apart(state)]
+        return [one.params for one in self.apart(state)]
 
     def round(self, state: State, round: Round, inner: Inner) -> Flow:
         """The clients choose, and then the inner algorithm has a round for each model."""
         if self.clusters == 1:
             return (yield from inner(state, round))
-        states, draws = self._apart(state), 1
+        states, draws = self.apart(state), 1
         if len(states) < self.clusters:
             states, chosen, draws = yield from self._begin(state, round)
         else:
-            chosen = yield from self._choices(states, round)
+            chosen = yield from self.choose(states, round)
         groups = _groups(chosen, self.clusters)
         sizes = [len(group) for group in groups]
         round.report(OWNER, {"sizes": sizes, "empty": sizes.count(0), "draws": draws})
@@ -141,7 +141,7 @@ class IFCA:
         ]
         return {OWNER: every}
 
-    def _apart(self, state: State) -> list[State]:
+    def apart(self, state: State) -> list[State]:
         """The state of each model; of the first alone where there are no others yet."""
         others = {owner: x for owner, x in state.memory.items() if owner != OWNER}
         kept, first = state.memory.get(OWNER, {}), replace(state, memory=others)
@@ -170,12 +170,12 @@ class IFCA:
         self, state: State, round: Round
     ) -> Generator[Ask, Iterator[Answer], tuple[list[State], Choices, int]]:
         """The models of the first round, what clients chose, and how often noise was drawn."""
-        first, best, most = self._apart(state)[0], None, -1
+        first, best, most = self.apart(state)[0], None, -1
         for number in range(self.draws):
             draws = [generator(round.seed, OWNER, number, k) for k in range(1, self.clusters)]
             others = [replace(first, params=blurred(first.params, self.spread, d)) for d in draws]
             states = [first, *others]
-            chosen = yield from self._choices(states, round)
+            chosen = yield from self.choose(states, round)
             smallest = min(map(len, _groups(chosen, self.clusters)))
             if smallest > most:
                 best, most = (states, chosen), smallest
@@ -184,7 +184,7 @@ class IFCA:
         assert best is not None
         return *best, number + 1
 
-    def _choices(
+    def choose(
         self, states: Sequence[State], round: Round
     ) -> Generator[Ask, Iterator[Answer], Choices]:
         """By client the model that it chose, of those who answered."""

@@ -47,7 +47,8 @@ class _Beside:
 
     Attributes:
       head: the module whose input they need.
-      held: the outputs of the models that they compare with, as `<model>/<output>`.
+      held: the outputs of the models that they compare with, as `<model>/<output>`, and what is
+        shared with them.
     """
 
     head: str | None = None
@@ -64,6 +65,7 @@ class Objective:
       precision: of the pass; with bfloat16 and float16 the matrix products run in it, the small
         tensors and their gradients stay as they are.
       held: further tensors that are swapped in, and not trained.
+      given: what the server shares with terms of the loss, as `<owner>/<name>`.
       micro_batch: examples whose gradient is taken at a time; 0 for all of a batch.
     """
 
@@ -72,6 +74,7 @@ class Objective:
     precision: str = "float32"
     held: Tensors = field(default_factory=dict)
     micro_batch: int = 0
+    given: Tensors = field(default_factory=dict)
     _outputs: ModelCall = field(init=False, repr=False, compare=False)
     _losses: ModelCall = field(init=False, repr=False, compare=False)
     _gradient: ModelCall = field(init=False, repr=False, compare=False)
@@ -103,7 +106,8 @@ class Objective:
             return _Beside()
         with _autocast(self.precision, batch):
             head = self._head(added)
-            return _Beside(head, added.terms, self._compared(params, batch, added, head))
+            held = {**self.given, **self._compared(params, batch, added, head)}
+            return _Beside(head, added.terms, held)
 
     def _given(self, model: nn.Module, batch: Batch, beside: _Beside) -> Tensor:
         """The losses of a call. A gradient of them may be taken after it, when the model has its

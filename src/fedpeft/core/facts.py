@@ -32,6 +32,7 @@ class Fact(Enum):
     SEVERAL_MODELS = "has several models, of which each client chooses one"
     TURNS = "lets other tensors stand still in each round"
     REMEMBERS = "makes clients remember something for the next round"
+    SHARES_PROTOTYPES = "shares means of features by class"
     SENDS_LATER = "sends in a later round what it leaves out now"
     CONTROL = "shares control variates"
     PLAIN_STEPS = "takes steps that are sums of gradients"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedpeft.compute.objective import Objective
 from fedpeft.compute.trainable import tensors_of
-from fedpeft.core.conversation import PARAMS
+from fedpeft.core.conversation import PARAMS, Message
 from fedpeft.core.hooks import Handler
 from fedpeft.core.interfaces import Coding, Store
 from fedpeft.core.low_rank import EXACT, in_step, merge_exact
@@ -276,11 +276,20 @@ class Worker:
             for name, x in message.tensors.get(owner, {}).items()
         }
         start = {**own, **beside} if beside else own
-        objective = self.objective
-        if still:
-            on = {name: x.to(site.device) for name, x in still.items()}
-            objective = replace(self.objective, held=on)
-        return Received(message, own, start, objective)
+        return Received(message, own, start, self._objective_with(still, message))
+
+    def _objective_with(self, still: Tensors, message: Message) -> Objective:
+        """The loss with what came and is not trained, and what its terms read of a message."""
+        device, owners = self.site.device, sorted(set(self.site.plan.hooks("given_by")))
+        on = {name: x.to(device) for name, x in still.items()}
+        given = {
+            f"{owner}/{name}": x.to(device)
+            for owner in owners
+            for name, x in message.tensors.get(owner, {}).items()
+        }
+        # one object for all who receive nothing of the kind, as clients of one may take steps
+        # together
+        return replace(self.objective, held=on, given=given) if on or given else self.objective
 
     def _closed(self, opened: ClientRound, delta: Tensors, kept: Tensors, totals: Tensors) -> bytes:
         plan, job, client = self.site.plan, opened.job, opened.client
