@@ -24,6 +24,7 @@ PREFERENCE = PLANS[0].with_stem("dolly-preference-stories260k")
 TAGS = PLANS[0].with_stem("fewrel-tags-minilm")
 SERIES = PLANS[0].with_stem("victoria-demand-linear")
 SURVIVAL = [PLANS[0].with_stem(f"survival-{name}") for name in ("cox", "discrete")]
+SPEECH = PLANS[0].with_stem("spoken-digits")
 GLUE = PLANS[0].parent / "glue"
 RATES = {
     **dict.fromkeys(("cola", "mnli", "qnli", "qqp", "sst2", "stsb"), 1e-3),
@@ -46,6 +47,7 @@ DIGITS = [PLANS[0].with_stem(f"digits-{name}") for name in ("dp", "client-dp", "
         TAGS,
         SERIES,
         *SURVIVAL,
+        SPEECH,
         *DIGITS,
     ],
     ids=lambda file: file.stem,
