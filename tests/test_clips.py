@@ -5,6 +5,7 @@ import logging
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,9 @@ def test_floats_and_flac_are_read_by_soundfile(tmp_path: Path) -> None:
     import soundfile
 
     file = write_floats(tmp_path / "a.wav", [0.1, -0.7, 0.0])
-    np.testing.assert_array_equal(Clips([file], [0])[0].samples, np.float32([0.1, -0.7, 0.0]))
+    np.testing.assert_array_equal(
+        Clips([file], [0])[0].samples, np.array([0.1, -0.7, 0.0], np.float32)
+    )
     ramp = np.arange(-50, 50) / 64
     soundfile.write(tmp_path / "a.flac", ramp, 44_100, subtype="PCM_24")
     sound = Clips([tmp_path / "a.flac"], [0])[0]
@@ -110,7 +113,7 @@ def test_hours_are_told_by_their_head(reader: str, tmp_path: Path) -> None:
     assert Clips([write_hours(tmp_path / "a.wav", 2)], [0]).seconds(0) == 7200
 
 
-def load(folder: Path, **other: str) -> Examples:
+def load(folder: Path, **other: Any) -> Examples:
     return HubTable(str(folder), label="none", **other).load()
 
 

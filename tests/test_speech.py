@@ -76,7 +76,8 @@ def test_another_rate_keeps_a_tone(rate: int) -> None:
 
 def test_the_loss_is_that_of_transformers(root: Path) -> None:
     task = task_of(root)
-    rows, model = task.prepare(table_of(root, ["one two", "nine"])), task.build([]).eval()
+    model: Any = task.build([]).eval()
+    rows = task.prepare(table_of(root, ["one two", "nine"]))
     batch = task.batch(rows, None)
     for k, loss in enumerate(losses_of(task, model.requires_grad_(False), batch)):
         alone = task.batch({name: x[k : k + 1] for name, x in rows.items()}, None)
@@ -316,8 +317,8 @@ def test_digits_of_tones_are_learned(tmp_path: Path) -> None:
     local = {"epochs": 3, "batch_size": 16, "lr": 0.001, "optimizer": "adamw"}
     made = done(
         tmp_path / "run",
-        **run_of(tmp_path, method="full", rounds=12, local=local, evaluate_every=3),
+        **run_of(tmp_path, method="full", rounds=20, local=local, evaluate_every=5),
     )
     found = scores(made.folder)
-    assert found[-1]["loss"] < 0.5 * found[0]["loss"]
+    assert found[-1]["loss"] < 0.3 * found[0]["loss"]
     assert found[-1]["wer"] < 0.2 < 0.7 < found[0]["wer"]

@@ -196,14 +196,15 @@ def _from_bytes(data: bytes, width: int) -> NDArray[np.float32]:
     have no sign and their middle at 128."""
     data = data[: len(data) // width * width]
     if width == 1:
-        return (np.frombuffer(data, np.uint8).astype(np.float32) - 128) / 128
+        unsigned = np.frombuffer(data, np.uint8).astype(np.int16)
+        return np.asarray((unsigned - 128) / 128, dtype=np.float32)
     if width == 3:
         # the three bytes become the upper ones of four, so that the sign is where it belongs
         wide = np.zeros((len(data) // 3, 4), np.uint8)
         wide[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
         data, width = wide.tobytes(), 4
-    numbers = np.frombuffer(data, f"<i{width}").astype(np.float64)
-    return (numbers / 2 ** (8 * width - 1)).astype(np.float32)
+    numbers = np.frombuffer(data, f"<i{width}")
+    return np.asarray(numbers / 2 ** (8 * width - 1), dtype=np.float32)
 
 
 def _missing() -> PlanError:

@@ -25,6 +25,7 @@ from fedpeft.export.model_card import base_name, model_card
 from fedpeft.export.model_folder import is_plain, own_layers, save_model, save_with_code
 from fedpeft.export.nearest_factors import prepare_result
 from fedpeft.export.provenance import write_provenance
+from fedpeft.export.serving import serving_section
 from fedpeft.registry import REGISTERED, Code
 from fedpeft.results.result import Result, fill, read_result
 from fedpeft.tasks.pretrained import quiet
@@ -63,6 +64,7 @@ def export_run(
     result = prepare_result(read, rank)
     with _new_folder(out) as folder, quiet():
         card = _write(result, folder, out, merge)
+        card += serving_section(result, folder, out)
         save_inputs(result.plan.task, folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
         write_provenance(read, folder)
