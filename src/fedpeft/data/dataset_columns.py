@@ -110,12 +110,12 @@ class Rows:
         for name in names.values():
             if name and name not in self.columns:
                 raise DataError(f"{self.path}: " + unknown("column", name, self.columns))
-        places, spoken = index.tolist(), names["audio"]
+        places = index.tolist()
         columns: dict[str, Any] = {} if label is None else {"label": label}
         columns |= self._decoded(names, places)
         if names["text"]:
             columns["text"] = self._texts(names, places)
-        taken = {*columns, *(name for key, name in names.items() if key != "text" or not spoken)}
+        taken = {*columns, *_renamed(names)}
         for name in self.columns:
             if name not in taken and self.kind(name) in (*PLAIN, *LISTS, "chat"):
                 values = self.values(name)
@@ -148,6 +148,11 @@ class Rows:
 
     def _arrow(self, name: str) -> Any:
         return self.dataset.with_format("arrow")[:].column(name)
+
+
+def _renamed(names: Mapping[str, str]) -> set[str]:
+    """The columns that lose their own names."""
+    return {name for key, name in names.items() if key != "text" or not names["audio"]}
 
 
 def _is_chat(feature: Any) -> bool:
