@@ -60,7 +60,12 @@ def config_of(folder: Path) -> dict[str, Any]:
 def test_an_adapter_keeps_the_rules_of_vllm(root: Path, tmp_path: Path, case: str) -> None:
     folder = exported(root, tmp_path, SERVED[case])
     config = config_of(folder)
-    keeps = {"peft_type": "LORA", "bias": "none", "modules_to_save": None, "use_dora": False}
+    keeps: dict[str, Any] = {
+        "peft_type": "LORA",
+        "bias": "none",
+        "modules_to_save": None,
+        "use_dora": False,
+    }
     keeps |= {"rank_pattern": {}, "alpha_pattern": {}}
     assert {name: config[name] for name in keeps} == keeps
     assert config["lora_alpha"] and config["target_modules"]

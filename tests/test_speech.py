@@ -129,7 +129,7 @@ def test_words_and_characters_of_all_clips_count_together(root: Path) -> None:
 
 def test_what_is_written_is_what_transformers_writes(root: Path) -> None:
     task = task_of(root)
-    model = task.build([]).eval().requires_grad_(False)
+    model: Any = task.build([]).eval().requires_grad_(False)
     batch = task.batch(task.prepare(table_of(root, ["one"] * (MEASURED + 2))), None)
     told = model.generate(input_features=batch["input_features"], max_new_tokens=8)
     mask = torch.ones(MEASURED + 2)
