@@ -311,6 +311,7 @@ def scores(folder: Any) -> list[Mapping[str, float]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # two minutes where two cores do the work of six
 def test_digits_of_tones_are_learned(tmp_path: Path) -> None:
     write_clips(tmp_path / "digits")
     write_model(tmp_path / "whisper")
