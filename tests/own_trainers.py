@@ -85,4 +85,16 @@ def broken(training: ClientTraining, size: int, how: str) -> Loop | None:
     return loop(training, also=BROKEN[how])
 
 
+def supervised(training: ClientTraining, size: int) -> Any:
+    """At clients with so many examples TRL's trainer, with a data set of the kind that it takes."""
+    if len(training.examples) != size:
+        return loop(training)
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    places = Dataset.from_dict({"place": list(range(size))})
+    arguments = SFTConfig(str(training.folder), report_to="none", use_cpu=True, bf16=False)
+    return SFTTrainer(training.model, arguments, train_dataset=places)
+
+
 NO_FUNCTION = 3

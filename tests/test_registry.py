@@ -41,6 +41,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("task", "regression"): {"features": ["age", "size"]},
     ("task", "semantic-segmentation"): {"model": "some/folder", "labels": ["ground", "road"]},
     ("task", "seq2seq"): {"model": "some/folder"},
+    ("task", "speech-to-text"): {"model": "some/folder"},
     ("task", "survival"): {"features": 3},
     ("task", "token-classification"): {"labels": ["O", "B-PER"]},
     ("task", "text-to-image"): {"model": "some/folder"},

@@ -26,6 +26,7 @@ FEW_SHOT = PLANS[0].with_stem("fewrel-few-shot-minilm")
 SERIES = PLANS[0].with_stem("victoria-demand-linear")
 MOVING = PLANS[0].with_stem("moving-digits")
 SURVIVAL = [PLANS[0].with_stem(f"survival-{name}") for name in ("cox", "discrete")]
+SPEECH = PLANS[0].with_stem("spoken-digits")
 GLUE = PLANS[0].parent / "glue"
 RATES = {
     **dict.fromkeys(("cola", "mnli", "qnli", "qqp", "sst2", "stsb"), 1e-3),
@@ -50,6 +51,7 @@ DIGITS = [PLANS[0].with_stem(f"digits-{name}") for name in ("dp", "client-dp", "
         SERIES,
         MOVING,
         *SURVIVAL,
+        SPEECH,
         *DIGITS,
     ],
     ids=lambda file: file.stem,

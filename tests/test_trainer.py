@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,19 @@ def test_a_trainer_that_goes_wrong_costs_its_client_alone(how: str, words: str) 
     assert list(ledger.failed) == [victim] and words in ledger.failed[victim]
     assert "\n" not in ledger.failed[victim] and len(ledger.up) == 3
     assert equal(base, dict(site.model.state_dict()))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # TRL's own, of what it will take away
+@pytest.mark.skipif(find_spec("trl") is None, reason="trl is not installed")
+def test_a_trainer_of_trls_asks_for_a_model_of_transformers() -> None:
+    """The guide says so: it fails alone, and not in silence."""
+    sizes = _sizes()
+    victim = next(name for name, size in sizes.items() if [*sizes.values()].count(size) == 1)
+    site = site_of(by("supervised", size=sizes[victim]), "linear", rounds=1)
+    [(_, ledger)] = run(site, site.plan)
+    assert list(ledger.failed) == [victim]
+    assert "'ClientModel' object has no attribute 'config'" in ledger.failed[victim]
 
 
 def _streams() -> tuple[Any, ...]:

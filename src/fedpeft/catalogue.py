@@ -194,6 +194,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "regression": "fedpeft.tasks.regression:Regression",
         "semantic-segmentation": "fedpeft.tasks.semantic_segmentation:SemanticSegmentation",
         "seq2seq": "fedpeft.tasks.seq2seq:Seq2Seq",
+        "speech-to-text": "fedpeft.tasks.speech_to_text:SpeechToText",
         "survival": "fedpeft.tasks.survival:Survival",
         "text-classification": "fedpeft.tasks.text_classification:TextClassification",
         "text-to-image": "fedpeft.tasks.text_to_image:TextToImage",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fedpeft.compute.model_split import Cut, blank, find_cut
 from fedpeft.compute.objective import Objective, forward_losses
-from fedpeft.compute.scores import conclude
+from fedpeft.compute.scores import conclude, forward_measured
 from fedpeft.compute.token_losses import is_large
 from fedpeft.core.interfaces import Task
 from fedpeft.core.outputs import FEATURES as OUTPUT
@@ -102,6 +102,11 @@ class Featured:
             return self.forward(model, batch)
         return forward_losses(self.task)(model, batch)
 
+    def forward_measured(self, model: nn.Module, batch: Batch) -> Outputs:
+        if FEATURES in batch:
+            return self.forward(model, batch)
+        return forward_measured(self.task)(model, batch)
+
     def chunks(self, batch: Batch) -> Iterator[Batch]:
         """The task's, unless there are features, which it does not know of."""
         chunks = getattr(self.task, "chunks", None)
@@ -169,6 +174,8 @@ def _keep(
     test: Tensors,
     setting: str,
 ) -> FeatureCache:
+    if hasattr(task, "forward_measured"):
+        return FeatureCache()  # held-out examples go through the model more than once
     device = next(model.parameters()).device
     few = {name: x[:PROBE] for name, x in train.items()}
     batch = _batch(task, few, device)

@@ -76,7 +76,7 @@ def _score_together(
     task: Task, model: nn.Module, params: Tensors, batches: Iterable[Batch]
 ) -> Iterator[tuple[Batch, Mapping[str, Tensor | Summed]]]:
     """All batches as one, whose outputs are made batch by batch; nothing of none."""
-    pairs = list(_each(task, model, params, batches, forward_losses(task)))
+    pairs = list(_each(task, model, params, batches, forward_measured(task)))
     if not pairs:
         return
     batch = _join_columns([one for one, _ in pairs])
@@ -127,11 +127,17 @@ def outputs_of(
 
 def _metrics(task: Task, model: nn.Module, batch: Batch) -> Mapping[str, Tensor | Summed]:
     """The metrics of a batch, in parts where the task's outputs are large."""
-    chunks, forward = getattr(task, "chunks", None), forward_losses(task)
+    chunks, forward = getattr(task, "chunks", None), forward_measured(task)
     if chunks is None:
         return task.metrics(forward(model, batch), batch)
     found = [task.metrics(forward(model, part), part) for part in chunks(batch)]
     return {name: _join_parts([one[name] for one in found]) for name in found[0]}
+
+
+def forward_measured(task: Task) -> Callable[[nn.Module, Batch], Outputs]:
+    """The task's pass over held-out examples."""
+    own: Callable[[nn.Module, Batch], Outputs] | None = getattr(task, "forward_measured", None)
+    return forward_losses(task) if own is None else own
 
 
 def _join_parts(values: Sequence[Tensor | Summed]) -> Tensor | Summed:

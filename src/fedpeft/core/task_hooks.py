@@ -2,6 +2,7 @@
 subset."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from torch import nn
@@ -22,6 +23,13 @@ class ForwardsLosses(Protocol):
     need."""
 
     def forward_losses(self, model: nn.Module, batch: Batch) -> Outputs: ...
+
+
+class ForwardsMeasured(Protocol):
+    """A task whose metrics need more of a held-out batch than its losses do, such as what a model
+    writes by itself: `forward_measured` gives it beside the outputs."""
+
+    def forward_measured(self, model: nn.Module, batch: Batch) -> Outputs: ...
 
 
 class WithExample(Protocol):
@@ -64,6 +72,24 @@ class HasOpenings(Protocol):
     writes, and the text that is the truth."""
 
     def openings(self, table: Table, number: int) -> list[tuple[list[int], str]]: ...
+
+
+class SavesItself(Protocol):
+    """A tokenizer, a processor or the like of `transformers`."""
+
+    def save_pretrained(self, folder: Path) -> object: ...
+
+
+class WithReaders(Protocol):
+    """A task whose models need more than a tokenizer or an image processor to read their inputs:
+    `readers` go into each export.
+
+    Attributes:
+      readers: what makes the inputs.
+    """
+
+    @property
+    def readers(self) -> Sequence[SavesItself]: ...
 
 
 class ComparesWithBase(Protocol):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from math import isfinite
 
-LESS_IS_BETTER = ("loss", "perplexity", "mae", "rmse", "ece")
+LESS_IS_BETTER = ("loss", "perplexity", "mae", "rmse", "ece", "wer", "cer")
 """Metrics whose best value is the lowest; of all others it is the highest."""
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")

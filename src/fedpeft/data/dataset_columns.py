@@ -8,11 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from fedpeft.core.types import Table
+from fedpeft.data.clips import Clips, is_sound
 from fedpeft.data.pictures import Pictures
 from fedpeft.errors import DataError, unknown
 
 PLAIN = ("string", "number", "class")
 """Kinds of columns that have one plain value a row."""
+SOUNDS = ("audio", "string", "binary", "struct", "dict")
+"""Kinds of columns that recordings may be read from."""
 LISTS = ("list", "largelist", "sequence")
 """Kinds of columns that have a list a row: words and their tags, several labels."""
 CHAT = (("role", "content"), ("from", "value"))
@@ -73,6 +76,17 @@ class Rows:
             )
         return given
 
+    def sound(self, given: str) -> str:
+        """The column of recordings: the one that the plan names, one by its type, or one called
+        `audio` with paths that end as those of recordings do; "" for none."""
+        if given:
+            return self.named("audio", given, (), SOUNDS)
+        declared = [name for name in self.columns if self.kind(name) == "audio"]
+        if declared or "audio" not in self.columns or self.kind("audio") != "string":
+            return next(iter(declared), "")
+        first = next((value for value in self.values("audio") if value), "")
+        return "audio" if is_sound(first) else ""
+
     def class_names(self, name: str) -> list[str]:
         """The names that a class column declares, in the order of their ids."""
         return list(self.dataset.features[name].names) if self.kind(name) == "class" else []
@@ -87,7 +101,8 @@ class Rows:
 
     def table(self, names: Mapping[str, str], index: Tensor, label: Tensor | None) -> Table:
         """The rows `index`: `label` if any, the columns that are called otherwise here, all other
-        columns of plain values and of lists, and those of lists of messages.
+        columns of plain values and of lists, and those of lists of messages. Beside recordings the
+        column of texts keeps its name too, since it may be the transcripts'.
 
         Raises:
           DataError: a column is not there, or a text is missing.
@@ -97,27 +112,34 @@ class Rows:
                 raise DataError(f"{self.path}: " + unknown("column", name, self.columns))
         places = index.tolist()
         columns: dict[str, Any] = {} if label is None else {"label": label}
-        columns |= self._pictures(names, places)
+        columns |= self._decoded(names, places)
         if names["text"]:
-            columns["text"] = self._texts(names["text"], places)
-        taken = {*columns, *names.values()}
+            columns["text"] = self._texts(names, places)
+        taken = {*columns, *_renamed(names)}
         for name in self.columns:
             if name not in taken and self.kind(name) in (*PLAIN, *LISTS, "chat"):
                 values = self.values(name)
                 columns[name] = [values[place] for place in places]
         return Table(columns)
 
-    def _pictures(self, names: Mapping[str, str], places: Sequence[int]) -> dict[str, Pictures]:
+    def _decoded(
+        self, names: Mapping[str, str], places: Sequence[int]
+    ) -> dict[str, Pictures | Clips]:
+        """The columns of pictures and of recordings."""
+        kinds = {"image": Pictures, "mask": Pictures, "audio": Clips}
         return {
-            key: Pictures(self._arrow(names[key]), places, self.folder)
-            for key in ("image", "mask")
+            key: kind(self._arrow(names[key]), places, self.folder)
+            for key, kind in kinds.items()
             if names[key]
         }
 
-    def _texts(self, name: str, places: Sequence[int]) -> list[str]:
+    def _texts(self, names: Mapping[str, str], places: Sequence[int]) -> list[str | None]:
+        name = names["text"]
         values = self._arrow(name).to_pylist()
         texts = [values[place] for place in places]
-        if missing := sum(text is None for text in texts):
+        missing = sum(text is None for text in texts)
+        # a task that reads recordings leaves out those without a transcript
+        if missing and not names["audio"]:
             raise DataError(
                 f"{missing} of {len(texts)} examples of {self.path} have no {name!r}: "
                 f"leave them out with data.where = \"{name} != ''\""
@@ -126,6 +148,11 @@ class Rows:
 
     def _arrow(self, name: str) -> Any:
         return self.dataset.with_format("arrow")[:].column(name)
+
+
+def _renamed(names: Mapping[str, str]) -> set[str]:
+    """The columns that lose their own names."""
+    return {name for key, name in names.items() if key != "text" or not names["audio"]}
 
 
 def _is_chat(feature: Any) -> bool:

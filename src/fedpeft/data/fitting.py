@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.types import Examples, Table
+from fedpeft.data.clips import Clips
 from fedpeft.data.pictures import Pictures
 from fedpeft.errors import DataError, say_count
 
@@ -59,6 +60,6 @@ def choose_rows(table: Table, rows: Sequence[int]) -> Table:
 def _chosen(column: Any, rows: Sequence[int]) -> Any:
     if isinstance(column, Tensor):
         return column[torch.tensor(rows, dtype=torch.int64)]
-    if isinstance(column, Pictures):
+    if isinstance(column, Pictures | Clips):
         return replace(column, index=[column.index[row] for row in rows])
     return [column[row] for row in rows]

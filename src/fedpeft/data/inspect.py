@@ -14,9 +14,12 @@ from torch import Tensor
 
 from fedpeft.core.types import Examples
 from fedpeft.data.client_data import Partitioned, lengths
+from fedpeft.data.clips import Clips
 from fedpeft.data.pictures import Pictures
 from fedpeft.errors import DataError, say_count
 
+PASSED = (Tensor, Pictures, Clips)
+"""Columns whose values are not counted."""
 CLASSES = 12
 """So many classes get a line; of more, the smallest do."""
 
@@ -215,6 +218,7 @@ def _of_columns(columns: Mapping[str, Any]) -> Iterator[str]:
         if name in ("label", "image", "video", "text", "file") or isinstance(
             values, Tensor | Pictures
         ):
+        if name in ("label", "image", "text", "file") or isinstance(values, PASSED):
             continue
         known = [value for value in values if value is not None]
         gaps = f", {len(values) - len(known):,} missing" if len(known) < len(values) else ""

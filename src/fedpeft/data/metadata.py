@@ -1,13 +1,14 @@
-"""Folders of pictures that a table describes: `metadata.csv` or `metadata.jsonl`, the form that the
-image folders of Hugging Face `datasets` document."""
+"""Folders of pictures or recordings that a table describes: `metadata.csv` or `metadata.jsonl`, the
+form that the image and audio folders of Hugging Face `datasets` document."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from logging import getLogger
 from os import walk
 from pathlib import Path, PurePosixPath
 from re import split as cut
 from typing import Any
 
+from fedpeft.data.clips import is_sound
 from fedpeft.data.folders import is_of_the_system, is_picture
 from fedpeft.data.splits import TEST, TRAIN, VALIDATION
 from fedpeft.errors import DataError, say_count
@@ -42,7 +43,7 @@ def find_metadata(found: Path) -> list[Path]:
 
 
 def join_pictures(tables: Sequence[tuple[Path, Any]], root: Path) -> dict[str, Any]:
-    """By split the rows of all tables, with the pictures' paths from `root` on.
+    """By split the rows of all tables, with the paths of pictures or recordings from `root` on.
 
     Raises:
       DataError: a table names no files, or a file is none of a picture below `root`.
@@ -58,23 +59,24 @@ def join_pictures(tables: Sequence[tuple[Path, Any]], root: Path) -> dict[str, A
         for split in dict.fromkeys(splits):
             places = [place for place, own in enumerate(splits) if own == split]
             parts.setdefault(split, []).append(rows.select(places))
-    beside = [path for path in _pictures_below(root) if path not in named]
-    if beside:
-        getLogger("fedpeft").warning(
-            "%s: left out: %s, the first %s",
-            root, say_count(len(beside), "pictures that no metadata file names"), beside[0],
-        )  # fmt: skip
+    for what, fits in (("pictures", is_picture), ("recordings", is_sound)):
+        beside = [path for path in _files_below(root, fits) if path not in named]
+        if beside:
+            getLogger("fedpeft").warning(
+                "%s: left out: %s, the first %s",
+                root, say_count(len(beside), f"{what} that no metadata file names"), beside[0],
+            )  # fmt: skip
     return {split: datasets.concatenate_datasets(rows) for split, rows in parts.items()}
 
 
 def _with_paths(file: Path, rows: Any, root: Path) -> tuple[Any, list[str], list[str]]:
-    """A table whose columns of files are called after the pictures, the first one's paths, and
+    """A table whose columns of files are called after what these are, the first one's paths, and
     those of the others."""
     columns = [name for name in rows.column_names if name == FILE or name.endswith(f"_{FILE}")]
     if not columns:
         raise DataError(
             f"{file} has the columns {', '.join(rows.column_names)}: a metadata file needs "
-            f"{FILE!r}, each picture's path from the file's own folder"
+            f"{FILE!r}, each file's path from the table's own folder"
         )
     start = PurePosixPath(file.parent.relative_to(root).as_posix())
     first: list[str] = []
@@ -82,7 +84,7 @@ def _with_paths(file: Path, rows: Any, root: Path) -> tuple[Any, list[str], list
     for name in columns:
         values = [str(value).replace("\\", "/") for value in rows[name]]
         paths = [str(start / value) for value in values]
-        called = "image" if name == FILE else name.removesuffix(f"_{FILE}")
+        called = _kind(values) if name == FILE else name.removesuffix(f"_{FILE}")
         if called != name and called in rows.column_names:
             raise DataError(f"{file} has both columns {name!r} and {called!r}: leave one out")
         rows = rows.remove_columns(name).add_column(called, paths)
@@ -95,10 +97,15 @@ def _with_paths(file: Path, rows: Any, root: Path) -> tuple[Any, list[str], list
     return rows, first, others
 
 
-def _pictures_below(root: Path) -> list[str]:
+def _kind(paths: Sequence[str]) -> str:
+    """What files are called that their table calls by `file_name` alone."""
+    return "audio" if any(map(is_sound, paths)) else "image"
+
+
+def _files_below(root: Path, fits: Callable[[str], bool]) -> list[str]:
     found = []
     for at, folders, files in walk(root):
         folders[:] = [name for name in folders if not is_of_the_system(name)]
         inside = Path(at).relative_to(root)
-        found += [(inside / name).as_posix() for name in files if is_picture(name)]
+        found += [(inside / name).as_posix() for name in files if fits(name)]
     return sorted(found)

@@ -39,8 +39,8 @@ _AND = re.compile(r"\s+and\s+(?=[^\s!=]+\s*!?=)")
 
 @dataclass(frozen=True)
 class HubTable:
-    """Rows of pictures or text. Gives `image`, `text` and `label`; every other plain column keeps
-    its name and values.
+    """Rows of pictures, text or recordings. Gives `image`, `text`, `audio` and `label`; every other
+    plain column keeps its name and values.
 
     Attributes:
       path: a file, a folder whose files are called train, validation and test, or a dataset of the
@@ -61,6 +61,8 @@ class HubTable:
         it is not a comma and UTF-8.
       window: which values of pictures with more than 8 bits become black and white; see `Images`.
       slice: which slices of medical files, which are known by their paths; see `Images`.
+      audio: the column of recordings, for speech; empty for one of that type, or for "audio" where
+        that has paths of recordings.
 
     Raises:
       ValueError: a value out of range, or a condition that is none.
@@ -82,6 +84,7 @@ class HubTable:
     window: Window = None
     mask: str = unwritten("")
     slice: Slice = unwritten(MIDDLE)
+    audio: str = unwritten("")
 
     def __post_init__(self) -> None:
         check_window(self.window)
@@ -178,7 +181,7 @@ class HubTable:
 
     def _names(self, rows: Rows) -> dict[str, str]:
         """The columns that are the picture, the text and the label."""
-        mask = self._mask(rows)
+        mask, audio = self._mask(rows), rows.sound(self.audio)
         declared = _declared(rows, mask)
         names = {
             "image": rows.named(
@@ -188,6 +191,7 @@ class HubTable:
                 PICTURES,
             ),
             "mask": mask,
+            "audio": audio,
             "text": rows.named("text", self.text, TEXT, ["string"]),
             "label": "" if self.label == NONE else rows.named("label", self.label, LABEL, PLAIN),
         }

@@ -19,12 +19,11 @@ from tempfile import TemporaryDirectory
 
 from fedpeft.errors import RunError
 from fedpeft.export.adapter_folder import merge_adapter, save_adapter, wrap_adapter
+from fedpeft.export.beside import save_beside
 from fedpeft.export.denoiser_folder import save_denoiser
-from fedpeft.export.inputs import save_inputs
 from fedpeft.export.model_card import base_name, model_card
 from fedpeft.export.model_folder import is_plain, own_layers, save_model, save_with_code
 from fedpeft.export.nearest_factors import prepare_result
-from fedpeft.export.provenance import write_provenance
 from fedpeft.registry import REGISTERED, Code
 from fedpeft.results.result import Result, fill, read_result
 from fedpeft.tasks.pretrained import quiet
@@ -63,9 +62,7 @@ def export_run(
     result = prepare_result(read, rank)
     with _new_folder(out) as folder, quiet():
         card = _write(result, folder, out, merge)
-        save_inputs(result.plan.task, folder)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        write_provenance(read, folder)
+        save_beside(card, result, read, folder, out)
         for file in _files(folder):  # safetensors makes files for their owner only
             file.chmod((folder / "README.md").stat().st_mode)
     return _files(out)

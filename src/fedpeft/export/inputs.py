@@ -13,13 +13,15 @@ from fedpeft.tasks.text_classification import padding_token, tokenizer
 
 def save_inputs(task: object, out: Path) -> None:
     """Write preprocessor_config.json, or the tokenizer's files; and what else a library reads, as
-    the task's attribute `extra_files` says it."""
+    the task's attributes `readers` and `extra_files` say it."""
     see = getattr(task, "input", None)
     if isinstance(see, ImageInput):
         values = json.dumps(processor(see), indent=2)
         (out / "preprocessor_config.json").write_text(values + "\n", encoding="utf-8")
     if reads_texts(task):
         _save_tokenizer(task, out)
+    for one in getattr(task, "readers", ()):
+        one.save_pretrained(str(out))
     for path, values in getattr(task, "extra_files", {}).items():
         (out / path).parent.mkdir(exist_ok=True)
         (out / path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -172,9 +172,36 @@ def sequence_model(name: str, pretrained: bool) -> nn.Module:
             f"model {name!r} has no encoder and decoder, as T5 and BART have: name such a model, "
             'or use task = "causal-lm"'
         )
+    return _whole(AutoModelForSeq2SeqLM, name, config, pretrained)
+
+
+def speech_model(name: str, pretrained: bool) -> nn.Module:
+    """A model that writes what it hears, with its own output layer, in float32; with `pretrained =
+    false` from torch's default generator. It masks no features in training, which would draw from
+    NumPy's global stream.
+
+    Raises:
+      PlanError: no such model, or one without an encoder for sound.
+    """
+    from transformers import AutoModelForSpeechSeq2Seq
+
+    config = config_of(name)
+    known = type(config) in AutoModelForSpeechSeq2Seq._model_mapping
+    if not known or not getattr(config, "is_encoder_decoder", False):
+        raise PlanError(
+            f"model {name!r} has no encoder that hears and decoder that writes: name a model of "
+            "the kind of Whisper"
+        )
+    if getattr(config, "apply_spec_augment", False):
+        config.apply_spec_augment = False
+    return _whole(AutoModelForSpeechSeq2Seq, name, config, pretrained)
+
+
+def _whole(auto: Any, name: str, config: Any, pretrained: bool) -> nn.Module:
+    """A model of which nothing is new, as saved or as the generator draws it."""
     if pretrained:
-        return _fitting(*_load(AutoModelForSeq2SeqLM, name, config), name)
-    made = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32, **NO_CODE)
+        return _fitting(*_load(auto, name, config), name)
+    made = auto.from_config(config, dtype=torch.float32, **NO_CODE)
     note_output(made)
     return _check_weights(made, name)
 

@@ -130,7 +130,7 @@ class TextClassification:
     def prepare(self, table: Table) -> Tensors:
         """`input_ids` (int32) and `attention_mask` (bool) of shape (n, tokens of the longest text),
         of pairs `token_type_ids` where the model has some; and `label` or `target`."""
-        texts = [scoring.column(table, "text", "text classification")]
+        texts = [scoring.read_texts(table, "text", "text classification")]
         check_length(self.model, self.base, self.max_length)
         if self.text_pair:
             texts.append(scoring.read_texts(table, self.text_pair, "text classification of pairs"))
