@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
@@ -23,8 +24,10 @@ SIDE = 16
 SIGNS = {
     "llava": ("<image>",),
     "qwen2_vl": ("<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>"),
-    "idefics3": ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>")
-    + tuple(f"<row_{i + 1}_col_{j + 1}>" for i in range(6) for j in range(6)),
+    "idefics3": (
+        *("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"),
+        *(f"<row_{i + 1}_col_{j + 1}>" for i in range(6) for j in range(6)),
+    ),
     "gemma3": ("<start_of_image>", "<image_soft_token>", "<end_of_image>"),
 }
 FIRST = ("<pad>", "<unk>", "<s>", "</s>")
@@ -59,12 +62,13 @@ VISION = {
 }
 
 
-def save_vlm(folder: Path, family: str, template: bool = True) -> Path:
-    """The model and its processor; `template` is whether there is a chat template."""
+def save_vlm(folder: Path, family: str, template: bool = True, **text: int) -> Path:
+    """The model and its processor; `template` is whether there is a chat template, and `text` are
+    other sizes of the part that writes."""
     read = _tokenizer(family)
     ids = {sign: read.convert_tokens_to_ids(sign) for sign in SIGNS[family]}
     with seed_torch(4):
-        _MODELS[family](ids, len(read)).save_pretrained(folder)
+        _MODELS[family](ids, {**TEXT, **text, "vocab_size": len(read)}).save_pretrained(folder)
     placeholder = "".join(SIGNS[family][k] for k in _WRITTEN[family])
     chat = TEMPLATE.format(image=placeholder) if template else None
     _PROCESSORS[family](read, chat).save_pretrained(folder)
@@ -92,7 +96,7 @@ def _tokenizer(family: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=words, **named, **more)
 
 
-def _llava(ids: dict[str, int], size: int) -> Any:
+def _llava(ids: dict[str, int], text: dict[str, Any]) -> Any:
     from transformers import (
         CLIPVisionConfig,
         LlamaConfig,
@@ -103,21 +107,21 @@ def _llava(ids: dict[str, int], size: int) -> Any:
     return LlavaForConditionalGeneration(
         LlavaConfig(
             vision_config=CLIPVisionConfig(**VISION),
-            text_config=LlamaConfig(vocab_size=size, **TEXT),
+            text_config=LlamaConfig(**text),
             image_token_id=ids["<image>"],
             vision_feature_layer=-1,
         )
     )
 
 
-def _qwen(ids: dict[str, int], size: int) -> Any:
+def _qwen(ids: dict[str, int], text: dict[str, Any]) -> Any:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-    text = {key: x for key, x in TEXT.items() if key != "head_dim"}
+    text = {key: x for key, x in text.items() if key != "head_dim"}
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
     return Qwen2VLForConditionalGeneration(
         Qwen2VLConfig(
-            text_config={**text, "vocab_size": size, "rope_parameters": rope},
+            text_config={**text, "rope_parameters": rope},
             vision_config={
                 "depth": 2,
                 "embed_dim": 16,
@@ -134,13 +138,13 @@ def _qwen(ids: dict[str, int], size: int) -> Any:
     )
 
 
-def _idefics(ids: dict[str, int], size: int) -> Any:
+def _idefics(ids: dict[str, int], text: dict[str, Any]) -> Any:
     from transformers import Idefics3Config, Idefics3ForConditionalGeneration, LlamaConfig
 
     return Idefics3ForConditionalGeneration(
         Idefics3Config(
             vision_config={**VISION, "patch_size": 4},
-            text_config=LlamaConfig(vocab_size=size, **TEXT),
+            text_config=LlamaConfig(**text),
             image_token_id=ids["<image>"],
             scale_factor=2,
             pad_token_id=0,
@@ -148,14 +152,13 @@ def _idefics(ids: dict[str, int], size: int) -> Any:
     )
 
 
-def _gemma(ids: dict[str, int], size: int) -> Any:
+def _gemma(ids: dict[str, int], text: dict[str, Any]) -> Any:
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-    return Gemma3ForConditionalGeneration(
+    model = Gemma3ForConditionalGeneration(
         Gemma3Config(
             text_config={
-                **TEXT,
-                "vocab_size": size,
+                **text,
                 "sliding_window": 16,
                 "layer_types": ["sliding_attention", "full_attention"],
             },
@@ -166,6 +169,9 @@ def _gemma(ids: dict[str, int], size: int) -> Any:
             image_token_index=ids["<image_soft_token>"],
         )
     )
+    # which begins at zero, so that nothing would be seen of a picture
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.2)
+    return model
 
 
 def _see_llava(read: Any, chat: str | None) -> Any:
@@ -185,12 +191,12 @@ def _see_llava(read: Any, chat: str | None) -> Any:
 
 
 def _see_qwen(read: Any, chat: str | None) -> Any:
-    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
-    pixels = Qwen2VLImageProcessor(
-        patch_size=4, size={"shortest_edge": SIDE**2, "longest_edge": 4 * SIDE**2}
-    )
-    return Qwen2VLProcessor(pixels, read, None, chat_template=chat)
+    size = {"shortest_edge": SIDE**2, "longest_edge": 4 * SIDE**2}
+    pixels = Qwen2VLImageProcessor(patch_size=4, size=size)
+    films = Qwen2VLVideoProcessor(patch_size=4, size=size)
+    return Qwen2VLProcessor(pixels, read, films, chat_template=chat)
 
 
 def _see_idefics(read: Any, chat: str | None) -> Any:

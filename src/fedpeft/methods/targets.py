@@ -153,9 +153,7 @@ def _projections_within(model: nn.Module, part: str, which: str) -> list[str]:
     inner = model.get_submodule(part)
     wanted = attention_projections(inner, which)
     return [
-        f"{part}.{name}"
-        for name in linear_layers(inner)
-        if any(_ends(name, one) for one in wanted)
+        f"{part}.{name}" for name in linear_layers(inner) if any(_ends(name, one) for one in wanted)
     ]
 
 

@@ -22,7 +22,7 @@ from fedpeft.tasks.loader import Loader
 from fedpeft.tasks.picture_chats import PictureChats
 from fedpeft.tasks.token_classification import UNCOUNTED, sum_losses
 
-QUANTIZE = ("nf4", "bfloat16")
+QUANTIZE = ("bfloat16",)
 MEASURED = 16
 """Examples that are measured together."""
 MEASURED_TOKENS = 2**12
@@ -48,11 +48,12 @@ class ImageTextToText:
       messages: the column of conversations: lists of {role, content}, or JSON of such lists; the
         picture is shown where a user's text has `<image>`, or in the first message of the user.
       question, answer: where there is no such column, the columns of what is asked and of the
-        answer; data.text names the column that is `text` here.
+        answer; data.text names the column that is `text` here, which is what is asked where both
+        of these are others.
       prompt: what is asked of every picture where there is no column of questions.
       max_length: tokens that the text of an example is cut to, at its end; those of the picture
         come on top.
-      quantize: see `CausalLM`.
+      quantize: "bfloat16" holds the frozen linear layers and embeddings in 16 bits; see `CausalLM`.
 
     Raises:
       ValueError: a value out of range.
@@ -75,9 +76,7 @@ class ImageTextToText:
         if self.quantize not in (None, *QUANTIZE):
             raise ValueError(unknown("quantize", str(self.quantize), QUANTIZE))
         if self.max_length < 2:
-            raise ValueError(
-                f"max_length is a number of tokens, at least 2, got {self.max_length}"
-            )
+            raise ValueError(f"max_length is a number of tokens, at least 2, got {self.max_length}")
         if not self.prompt.strip():
             raise ValueError("prompt is what is asked of a picture, got an empty text")
 
@@ -128,7 +127,7 @@ class ImageTextToText:
 
     def _tell(self, table: Table) -> None:
         """Say what is asked where the data have no questions."""
-        if not {self.messages, self.question} & set(table.columns):
+        if self.messages not in table.columns and self._chats.questions(table) is None:
             getLogger("fedpeft").warning(
                 "the data have no column %r and no %r: of each picture is asked %r",
                 self.messages, self.question, self.prompt,

@@ -1,6 +1,6 @@
 """Conversations about a picture each, as the inputs that a model's processor makes of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from logging import getLogger
@@ -26,7 +26,7 @@ from fedpeft.tasks.picture_rows import PER_TOKEN
 from fedpeft.tasks.rendering import Rendered, Renderer, inside, tell_cut
 from fedpeft.tasks.token_rows import UNCOUNTED
 
-TASK = "a task on pictures and texts"
+TASK, TEXT = "a task on pictures and texts", "text"
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,29 @@ class PictureChats:
             turns = read_conversation(table.columns[self.messages][row], pictured=True)
             return self.show_once(turns)
         answer = scoring.column(table, self.answer, TASK)[row]
-        asked = table.columns.get(self.question)
+        asked = self.questions(table)
         question = self.prompt if asked is None else asked[row]
         for name, text in ((self.question, question), (self.answer, answer)):
             if not (isinstance(text, str) and text.strip()):
                 raise NotUnderstood(f"have no {name!r}")
         return self.show_once(ask_and_answer(question, None, answer))
+
+    def questions(self, table: Table) -> Any:
+        """The column of what is asked, if there is one: a table may have made it its `text`.
+
+        Raises:
+          DataError: it would be taken for the answers.
+        """
+        if self.question in table.columns:
+            return table.columns[self.question]
+        if self.answer != TEXT:
+            return table.columns.get(TEXT)
+        if "answer" in table.columns:
+            raise DataError(
+                "the data have a column 'answer', and 'text' would be learned: set data.text, or "
+                "task.answer, to the column of answers"
+            )
+        return None
 
     def show_once(self, turns: Conversation) -> Conversation:
         """The conversation with the picture where the user's text has its mark, or in the user's
@@ -89,10 +106,13 @@ class PictureChats:
         shown = [sum(turn.content.count(mark) for mark in marks) for turn in turns]
         if sum(shown) > 1:
             raise NotUnderstood("show more pictures than one")
+        last = max(k for k, turn in enumerate(turns) if turn.role == "assistant")
         users = [k for k, turn in enumerate(turns) if turn.role == "user"]
         places = [k for k, number in enumerate(shown) if number] or users[:1]
         if not set(places) & set(users):
             raise NotUnderstood("show their picture outside of what the user says")
+        if places[0] > last:
+            raise NotUnderstood("show their picture after the last answer")
         plain = [replace(turn, content=_without(turn.content, marks)) for turn in turns]
         return tuple(self._shown(turn, k in places, own) for k, turn in enumerate(plain))
 
@@ -106,44 +126,43 @@ class PictureChats:
         kept.
 
         The assistant's tokens are told in the text as it is before the processor puts the tokens of
-        the picture into it, which changes nothing behind the picture; this is checked.
+        the picture into it. That changes nothing before the picture and behind it, which is
+        checked.
 
         Raises:
           NotUnderstood: it makes nothing of it, or no answer is left.
         """
         text, spans = self.render.spans(turns)
         how = special_tokens(self._processor, text)
-        tokens = self._processor.tokenizer(
-            text, return_offsets_mapping=True, verbose=False, **how
-        )
+        tokens = self._processor.tokenizer(text, return_offsets_mapping=True, verbose=False, **how)
         ids, said = list(tokens["input_ids"]), inside(tokens["offset_mapping"], spans)
         most = self.max_length
         kept = Rendered(ids[:most], said[:most], (len(ids[most:]), sum(said[most:])))
-        if not any(kept.said):
+        if not any(kept.said[1:]):
             raise NotUnderstood(f"have no answer within max_length = {most} tokens")
         made = self._processed(text, picture, how)
-        first = said.index(True)
-        whole = made["input_ids"][0].tolist()
-        if whole[len(whole) - len(ids[first:]) :] != ids[first:]:
-            raise NotUnderstood(
-                "the processor changes behind their picture, so that nobody can tell what the "
-                "assistant says"
-            )
-        return self._labelled(made, whole, kept, first), kept
+        return self._labelled(made, ids, kept), kept
 
-    def _labelled(
-        self, made: dict[str, Any], whole: list[int], kept: Rendered, first: int
-    ) -> dict[str, Any]:
-        """The processor's inputs, cut, with labels from the first of the answer's tokens on."""
-        length = len(whole) - kept.left[0]
+    def _labelled(self, made: dict[str, Any], ids: list[int], kept: Rendered) -> dict[str, Any]:
+        """The processor's inputs, cut to what is kept, with labels."""
+        whole = made["input_ids"][0].tolist()
+        before, behind = _alike(ids, whole)
+        added, length = len(whole) - len(ids), len(whole) - kept.left[0]
+        if len(kept.ids) < behind:
+            raise NotUnderstood(f"have no picture within max_length = {self.max_length} tokens")
         if self.most and length > self.most:
-            raise NotUnderstood(f"are longer than the model's {self.most} tokens with their picture")
+            raise NotUnderstood(
+                f"are longer than the model's {self.most} tokens with their picture"
+            )
         told = torch.full((length,), UNCOUNTED)
-        answers = [
-            one if said else UNCOUNTED
-            for one, said in zip(kept.ids[first:], kept.said[first:], strict=True)
-        ]
-        told[length - len(answers) :] = torch.tensor(answers)
+        for place, (token, said) in enumerate(zip(kept.ids, kept.said, strict=True)):
+            if not said:
+                continue
+            if before <= place < behind:
+                raise NotUnderstood(
+                    "the processor changes, so that nobody can tell what the assistant says"
+                )
+            told[place if place < before else place + added] = token
         cut = {name: x[:, :length] if name in PER_TOKEN else x for name, x in made.items()}
         return {**cut, "labels": told}
 
@@ -185,9 +204,7 @@ class PictureChats:
 
     def _processed(self, text: str, picture: Any, how: Mapping[str, bool]) -> dict[str, Any]:
         try:
-            return dict(
-                self._processor(text=[text], images=[picture], return_tensors="pt", **how)
-            )
+            return dict(self._processor(text=[text], images=[picture], return_tensors="pt", **how))
         except Exception as error:  # foreign code, which raises what its author likes
             why = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise NotUnderstood(f"the model's processor refuses ({why})") from None
@@ -201,18 +218,28 @@ def picture_at(table: Table, row: int) -> Any:
       DataError: the data have no pictures.
     """
     pictures = scoring.column(table, "image", TASK)
+    count: Callable[[int], int] | None = getattr(pictures, "number_at", None)
+    number = 1 if count is None else count(row)
+    if number != 1:
+        raise NotUnderstood("have more pictures than one" if number else "have no picture")
     try:
         found = pictures[row]
     except DataError as error:
-        getLogger("fedpeft").warning("row %s: %s", f"{row:,}", error)
-        raise NotUnderstood("have no picture that can be read") from None
-    if isinstance(found, list | tuple) and len(found) == 1:
-        found = found[0]
-    if isinstance(found, list | tuple) and found:
-        raise NotUnderstood("have more pictures than one")
+        getLogger("fedpeft").warning("left out is an example: %s", error)
+        raise NotUnderstood("have a picture that cannot be read") from None
     if not hasattr(found, "convert"):
-        raise NotUnderstood("have no picture")
+        raise NotUnderstood(f"have no picture, but {type(found).__name__}")
     return found.convert("RGB")
+
+
+def _alike(ids: list[int], whole: list[int]) -> tuple[int, int]:
+    """How far the tokens of a text are those that a processor made of it, and from where on they
+    are again: in between lies the place of the picture."""
+    most = min(len(ids), len(whole))
+    before = next((k for k in range(most) if ids[k] != whole[k]), most)
+    rest = most - before
+    behind = next((k for k in range(1, rest + 1) if ids[-k] != whole[-k]), rest + 1)
+    return before, len(ids) - (behind - 1)
 
 
 def _without(text: str, marks: set[str]) -> str:

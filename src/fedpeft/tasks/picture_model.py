@@ -14,7 +14,7 @@ from fedpeft.tasks import text_classification, vocabulary
 from fedpeft.tasks.chat_templates import OWN, chat_template
 from fedpeft.tasks.loader import Loader
 from fedpeft.tasks.picture_processor import picture_processor, placeholder
-from fedpeft.tasks.pretrained import language_model
+from fedpeft.tasks.pretrained import config_of, language_model
 
 AUTO, READER = "AutoModelForImageTextToText", "AutoProcessor"
 LANGUAGE, VISION = "language", "vision"
@@ -39,14 +39,14 @@ def picture_model(base: str, pretrained: bool, quantize: str | None) -> nn.Modul
     Raises:
       PlanError: no such model, or one that sees no pictures.
     """
-    try:
-        model = language_model(base, pretrained, quantize, AUTO)
-    except ValueError as error:
-        first = str(error).splitlines()[0]
+    from transformers import AutoModelForImageTextToText
+
+    if type(config := config_of(base)) not in AutoModelForImageTextToText._model_mapping:
         raise PlanError(
-            f"model {base!r} is none that sees a picture and writes, as LLaVA, Qwen-VL, SmolVLM "
-            f"and Gemma 3 do: {first}"
-        ) from None
+            f"model {base!r} ({config.model_type}) is none that sees a picture and writes, as "
+            "LLaVA, Qwen-VL, SmolVLM and Gemma 3 do"
+        )
+    model = language_model(base, pretrained, quantize, AUTO)
     mark_parts(model, _find_parts(model))
     return model
 
@@ -107,7 +107,13 @@ def processor_settings(base: str, template: str) -> dict[str, Any]:
     }
 
 
-_APART = ("image_processor", "tokenizer", "video_processor", "chat_template", "image_processor_type")
+_APART = (
+    "image_processor",
+    "tokenizer",
+    "video_processor",
+    "chat_template",
+    "image_processor_type",
+)
 """What is told apart; and the class of the image processor, which differs with what is installed
 while what it does should not."""
 

@@ -126,9 +126,7 @@ def language_model(
             "made of"
         )
     if quantize == HALF:
-        return _half(
-            _fitting(*_load(kind, name, config, dtype=torch.bfloat16), name), name
-        )
+        return _half(_fitting(*_load(kind, name, config, dtype=torch.bfloat16), name), name)
     if find_spec("bitsandbytes") is None:
         raise PlanError(f'quantize = "{quantize}" needs bitsandbytes: {explain_install("4bit")}')
     # it tells of a kernel to download, for a product that is not used
