@@ -19,6 +19,7 @@ COLOURS = {
     "blue": (30, 40, 230),
     "white": (255, 255, 255),
 }
+ASKED = "what colour is this"
 SIDE = 16
 """Pixels a side, of which each family makes four tokens or more."""
 SIGNS = {
@@ -241,3 +242,21 @@ def save_squares(folder: Path, number: int = 24) -> Path:
 def write_table(file: Path, rows: Sequence[dict[str, Any]]) -> Path:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+def task_of(folder: Path, **settings: Any) -> dict[str, Any]:
+    name = {"name": "image-text-to-text", "model": str(folder)}
+    return {**name, "prompt": ASKED, "max_length": 32, **settings}
+
+
+def changes(folder: Path, table: Path, **other: Any) -> dict[str, Any]:
+    return {
+        "task": task_of(folder),
+        "data": {"name": "table", "path": str(table), "label": "none", "test_fraction": 0.25},
+        "partition": {"name": "column", "column": "who"},
+        "method": {"name": "lora", "rank": 2},
+        "local": {"batch_size": 4, "lr": 0.02, "optimizer": "adamw"},
+        "rounds": 1,
+        "cohort": 2,
+        **other,
+    }

@@ -40,9 +40,11 @@ class WithLongestExample(Protocol):
 
 
 class OwnInputs(Protocol):
-    """A task whose inputs are made by more than a tokenizer or the pixels of a picture: `settings`
-    tells as plain values what becomes of an example, by which two sites are compared, and
-    `save_inputs` writes the files that make a library do the same."""
+    """A task whose inputs are made by more than a tokenizer or the pixels of a picture.
+
+    `settings` tells as plain values what becomes of an example, by which two sites are compared.
+    `save_inputs` writes the files that make a library do the same.
+    """
 
     def settings(self) -> Mapping[str, Any]: ...
     def save_inputs(self, folder: Path) -> None: ...

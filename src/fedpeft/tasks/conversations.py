@@ -95,11 +95,18 @@ def _read_turn(message: Any, pictured: bool) -> Turn:
     )
     if not isinstance(role, str) or role not in ROLES:
         raise NotUnderstood(f"have a message whose role is none of {', '.join(ROLES)}")
-    if pictured and isinstance(content, Sequence) and not isinstance(content, str):
-        content = "".join(_read_part(part) for part in content)
+    if pictured:
+        content = _read_parts(content)
     if not isinstance(content, str):
         raise NotUnderstood("have a message whose content is no text")
     return Turn(ROLES[role], content)
+
+
+def _read_parts(content: Any) -> Any:
+    """The text of a list of parts; anything else as it is."""
+    if isinstance(content, str) or not isinstance(content, Sequence):
+        return content
+    return "".join(_read_part(part) for part in content)
 
 
 def _read_part(part: Any) -> str:

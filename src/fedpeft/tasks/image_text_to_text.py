@@ -83,7 +83,7 @@ class ImageTextToText:
     @property
     def base(self) -> str:
         """The folder, or the hub name, that `transformers` loads."""
-        return picture_model.resolve_name(self.model)
+        return picture_model.find_model(self.model)
 
     @property
     def loader(self) -> Loader:
@@ -92,7 +92,7 @@ class ImageTextToText:
 
     @property
     def _chats(self) -> PictureChats:
-        most = picture_model.longest_text(self.base)
+        most = picture_model.most_tokens(self.base)
         columns = (self.messages, self.question, self.answer, self.prompt)
         return PictureChats(self.base, self.template, self.max_length, most, *columns)
 
@@ -104,7 +104,7 @@ class ImageTextToText:
     def unfit(self, table: Table) -> Mapping[str, list[int]]:
         """By reason the rows of which nothing is learned; each is made once for that, and once more
         when it is prepared."""
-        picture_model.check_length(self.model, self.base, self.max_length)
+        picture_model.check_text_length(self.model, self.base, self.max_length)
         return self._chats.unfit(table)
 
     def prepare(self, table: Table) -> Tensors:
@@ -121,7 +121,7 @@ class ImageTextToText:
         examples = chats.examples(table)
         picture_rows.check_columns(examples, self.model)
         rows = picture_rows.stack_examples(examples, picture_model.padding(self.base))
-        picture_model.check_tokens(self.model, self.base, rows)
+        picture_model.check_vocabulary(self.model, self.base, rows)
         self._tell(table)
         return rows if table.labels is None else {**rows, "label": table.labels}
 

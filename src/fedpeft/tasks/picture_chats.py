@@ -103,18 +103,9 @@ class PictureChats:
         """
         own = placeholder(self._processor)
         marks = {PICTURE, own} - {""}
-        shown = [sum(turn.content.count(mark) for mark in marks) for turn in turns]
-        if sum(shown) > 1:
-            raise NotUnderstood("show more pictures than one")
-        last = max(k for k, turn in enumerate(turns) if turn.role == "assistant")
-        users = [k for k, turn in enumerate(turns) if turn.role == "user"]
-        places = [k for k, number in enumerate(shown) if number] or users[:1]
-        if not set(places) & set(users):
-            raise NotUnderstood("show their picture outside of what the user says")
-        if places[0] > last:
-            raise NotUnderstood("show their picture after the last answer")
+        place = _place_of(turns, marks)
         plain = [replace(turn, content=_without(turn.content, marks)) for turn in turns]
-        return tuple(self._shown(turn, k in places, own) for k, turn in enumerate(plain))
+        return tuple(self._shown(turn, k == place, own) for k, turn in enumerate(plain))
 
     def _shown(self, turn: Turn, here: bool, mark: str) -> Turn:
         if self.template == OWN:
@@ -125,9 +116,8 @@ class PictureChats:
         """What the processor makes of an example, with `labels` (tokens,), and what of its text is
         kept.
 
-        The assistant's tokens are told in the text as it is before the processor puts the tokens of
-        the picture into it. That changes nothing before the picture and behind it, which is
-        checked.
+        The assistant's tokens are found in the text before the processor puts those of the picture
+        into it. That changes nothing before the picture and behind it, which is checked.
 
         Raises:
           NotUnderstood: it makes nothing of it, or no answer is left.
@@ -230,6 +220,27 @@ def picture_at(table: Table, row: int) -> Any:
     if not hasattr(found, "convert"):
         raise NotUnderstood(f"have no picture, but {type(found).__name__}")
     return found.convert("RGB")
+
+
+def _place_of(turns: Conversation, marks: set[str]) -> int:
+    """The message that shows the picture.
+
+    Raises:
+      NotUnderstood: there are several marks, or one outside of what the user says, or no answer
+        follows it.
+    """
+    shown = [sum(turn.content.count(mark) for mark in marks) for turn in turns]
+    if sum(shown) > 1:
+        raise NotUnderstood("show more pictures than one")
+    roles = [turn.role for turn in turns]
+    if "user" not in roles:
+        raise NotUnderstood("have no message of the user")
+    place = shown.index(1) if any(shown) else roles.index("user")
+    if roles[place] != "user":
+        raise NotUnderstood("show their picture outside of what the user says")
+    if "assistant" not in roles[place:]:
+        raise NotUnderstood("show their picture after the last answer")
+    return place
 
 
 def _alike(ids: list[int], whole: list[int]) -> tuple[int, int]:

@@ -27,7 +27,7 @@ SIDE = 64
 """Pixels a side of the picture that stands for any."""
 
 
-def resolve_name(model: str) -> str:
+def find_model(model: str) -> str:
     """The folder or hub name of a model."""
     found = locate(model)
     return str(found) if found else model
@@ -79,17 +79,17 @@ def padding(base: str) -> int:
     return text_classification.padding_token(base)
 
 
-def longest_text(base: str) -> int:
+def most_tokens(base: str) -> int:
     """How many tokens a model takes, a picture's among them; 0 where it has no limit."""
     return text_classification.longest_text(base)
 
 
-def check_length(model: str, base: str, length: int) -> None:
+def check_text_length(model: str, base: str, length: int) -> None:
     """Raises PlanError for texts longer than the model takes."""
     text_classification.check_length(model, base, length)
 
 
-def check_tokens(model: str, base: str, rows: Tensors) -> None:
+def check_vocabulary(model: str, base: str, rows: Tensors) -> None:
     """Raises what `vocabulary.check_tokens` does, for rows of `input_ids`."""
     read = picture_processor(base).tokenizer
     ids: Tensor = rows["input_ids"]

@@ -200,7 +200,7 @@ def tell_cut(made: Sequence[Rendered], most: int, subject: str) -> None:
 
 
 def inside(places: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Of each token, whether it begins within one of the spans, which are in order."""
+    """Tell of each token whether it begins within one of the spans, which are in order."""
     said, at = [], 0
     for begin, end in places:
         while at < len(spans) and spans[at][1] <= begin:
