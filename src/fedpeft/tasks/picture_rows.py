@@ -116,7 +116,10 @@ def _filled(each: Sequence[Tensor], value: int) -> Tensor:
     most = [max(sizes) for sizes in zip(*(x.shape for x in each), strict=True)]
     filled = each[0].new_full((len(each), *most), value)
     for row, x in enumerate(each):
-        filled[(row, *(slice(0, size) for size in x.shape))] = x
+        room = filled[row]
+        for axis, size in enumerate(x.shape):
+            room = room.narrow(axis, 0, size)
+        room.copy_(x)
     return filled
 
 
