@@ -114,7 +114,7 @@ def test_of_every_named_template_an_answer_is_what_comes_after_its_opening(
 ) -> None:
     render = Renderer(chatters["none"], name, 500)
     chat = read_conversation(SAID)
-    text, spans = render._spans(chat)
+    text, spans = render.spans(chat)
     end = {"chatml": "<|im_end|>\n", "llama3": "<|eot_id|>"}.get(name, "</s>")
     between = " " if name == "vicuna" else ""
     assert [text[a:b] for a, b in spans] == [f"{between}three{end}", f"{between}five six{end}"]
@@ -123,14 +123,14 @@ def test_of_every_named_template_an_answer_is_what_comes_after_its_opening(
 
 
 def test_one_turn_of_alpaca_is_alpacas_prompt(chatters: dict[str, str]) -> None:
-    text, _ = Renderer(chatters["none"], "alpaca", 500)._spans(
+    text, _ = Renderer(chatters["none"], "alpaca", 500).spans(
         read_conversation(turns("one", "two"))
     )
     assert text == "<s>" + alpaca("one") + "two</s>"
 
 
 def test_vicunas_prompt_is_fastchats(chatters: dict[str, str]) -> None:
-    text, _ = Renderer(chatters["none"], "vicuna", 500)._spans(
+    text, _ = Renderer(chatters["none"], "vicuna", 500).spans(
         read_conversation(turns("one", "two", "three", "four"))
     )
     assert text == (

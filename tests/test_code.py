@@ -167,7 +167,8 @@ def test_python_files_of_a_tokenizer_are_not_run(
 
 
 def test_no_plan_can_turn_it_on() -> None:
-    for task in ("image-classification", "text-classification", "causal-lm", "text-to-image"):
+    named = ("image-classification", "text-classification", "causal-lm", "text-to-image")
+    for task in (*named, "image-text-to-text"):
         with pytest.raises(PlanError, match="no key called 'trust_remote_code'"):
             read_plan({"task": {"name": task, "trust_remote_code": True}})
 

@@ -37,6 +37,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("routing", "subset"): {"trains": ["classifier.*"]},
     ("routing", "tiers"): {"budgets": [1.0, 0.25]},
     ("task", "factorization"): {"columns": ["film"], "sizes": [9]},
+    ("task", "image-text-to-text"): {"model": "some/folder"},
     ("task", "module"): {"module": "networks:Linear", "arguments": {"features": 8, "classes": 3}},
     ("task", "regression"): {"features": ["age", "size"]},
     ("task", "semantic-segmentation"): {"model": "some/folder", "labels": ["ground", "road"]},

@@ -46,6 +46,7 @@ DIGITS = [PLANS[0].with_stem(f"digits-{name}") for name in ("dp", "client-dp", "
         PREFERENCE,
         FROM_THE_HUB,
         PICTURES,
+        PICTURES.with_stem("emoji-llava"),
         TAGS,
         FEW_SHOT,
         SERIES,

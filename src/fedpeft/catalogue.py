@@ -189,6 +189,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "few-shot": "fedpeft.tasks.few_shot:FewShot",
         "forecast": "fedpeft.tasks.forecasting:Forecasting",
         "image-classification": "fedpeft.tasks.image_classification:ImageClassification",
+        "image-text-to-text": "fedpeft.tasks.image_text_to_text:ImageTextToText",
         "module": "fedpeft.tasks.module:ModuleTask",
         "preference": "fedpeft.tasks.preference:Preference",
         "regression": "fedpeft.tasks.regression:Regression",

@@ -1,6 +1,6 @@
 """What of a model is trained: marking it, naming it, reading it, writing it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +19,7 @@ STATISTICS = ("running_mean", "running_var")
 """How torch calls the running statistics of a normalisation, the last part of their names."""
 
 
-_MARK = "fedpeft_new_layers"
+_MARK, _PARTS = "fedpeft_new_layers", "fedpeft_parts"
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,18 @@ def new_layers(model: nn.Module) -> NewLayers:
     """What is new in a model; nothing where nobody noted it."""
     noted = getattr(model, _MARK, None)
     return noted if isinstance(noted, NewLayers) else NewLayers()
+
+
+def mark_parts(model: nn.Module, parts: Mapping[str, str]) -> None:
+    """Note on the model itself which of its modules are which part of it, by the parts' names."""
+    setattr(model, _PARTS, dict(parts))
+
+
+def parts_of(model: nn.Module) -> Mapping[str, str]:
+    """The module of each part of a model that has several, such as "vision" and "language"; none
+    where nobody noted them."""
+    noted = getattr(model, _PARTS, None)
+    return noted if isinstance(noted, dict) else {}
 
 
 def is_statistic(name: str) -> bool:

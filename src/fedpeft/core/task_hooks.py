@@ -4,11 +4,12 @@ subset."""
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
 from fedpeft.core.outputs import Outputs
-from fedpeft.core.types import Batch, Table, Weighted
+from fedpeft.core.types import Batch, Table, Tensors, Weighted
 
 
 class InChunks(Protocol):
@@ -37,6 +38,24 @@ class WithExample(Protocol):
     gradient on it is not trained, in any process."""
 
     def example(self) -> Batch: ...
+
+
+class WithLongestExample(Protocol):
+    """A task whose example cannot just be repeated: `longest_example` is one as long as the task
+    lets it be, by which costs are forecast."""
+
+    def longest_example(self) -> Batch: ...
+
+
+class OwnInputs(Protocol):
+    """A task whose inputs are made by more than a tokenizer or the pixels of a picture.
+
+    `settings` tells as plain values what becomes of an example, by which two sites are compared.
+    `save_inputs` writes the files that make a library do the same.
+    """
+
+    def settings(self) -> Mapping[str, Any]: ...
+    def save_inputs(self, folder: Path) -> None: ...
 
 
 class LeavesOut(Protocol):
@@ -90,6 +109,11 @@ class WithReaders(Protocol):
 
     @property
     def readers(self) -> Sequence[SavesItself]: ...
+class HasOpeningInputs(Protocol):
+    """A task whose models write of more than tokens: `opening_inputs` gives what they take beside
+    those of `openings`, by the names of the model's arguments."""
+
+    def opening_inputs(self, table: Table, number: int) -> list[Tensors]: ...
 
 
 class ComparesWithBase(Protocol):

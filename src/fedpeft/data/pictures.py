@@ -31,8 +31,8 @@ class Pictures:
     table.
 
     Attributes:
-      items: paths, or Arrow scalars: bytes, a path, or a struct of `bytes` and `path` as `datasets`
-        keeps them.
+      items: paths, or Arrow scalars: bytes, a path, a struct of `bytes` and `path` as `datasets`
+        keeps them, or a list of one of these.
       index: which of the items, in order.
       folder: what relative paths are relative to.
       window: which values of pictures with more than 8 bits become black and white.
@@ -83,9 +83,23 @@ class Pictures:
         held = self._held(at)
         return held.get("bytes") or Path(_place(self.folder, held["path"]))
 
-    def _held(self, at: int) -> dict[str, Any]:
+    def number_at(self, at: int) -> int:
+        """How many pictures an item holds: 0 of an empty one, more where it is a list."""
+        return len([one for one in self._listed(at) if one])
+
+    def _listed(self, at: int) -> list[Any]:
         item = self.items[self.index[at]]
         plain = item.as_py() if hasattr(item, "as_py") else item
+        return plain if isinstance(plain, list) else [plain]
+
+    def _held(self, at: int) -> dict[str, Any]:
+        several = self._listed(at)
+        if len(several) > 1:
+            raise DataError(
+                f"picture number {self.index[at]} is a list of {len(several)}, and an example has "
+                f"one. {self.remedy}"
+            )
+        plain = next(iter(several), None)
         if isinstance(plain, dict):
             return plain
         return {"path" if isinstance(plain, str | Path) else "bytes": plain}

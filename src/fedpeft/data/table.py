@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.types import Examples, Table
-from fedpeft.data.dataset_columns import PLAIN, Rows
+from fedpeft.data.dataset_columns import LISTS, PLAIN, Rows
 from fedpeft.data.depth import Window, check_window
 from fedpeft.data.pictures import Pictures, pair_tables
 from fedpeft.data.reading import CsvForm, read_splits
@@ -188,7 +188,8 @@ class HubTable:
                 "image",
                 self.image,
                 [*(n for n in IMAGE if n in declared), *declared, *IMAGE],
-                PICTURES,
+                # a column of lists is one of pictures where the plan says so
+                (*PICTURES, *LISTS) if self.image else PICTURES,
             ),
             "mask": mask,
             "audio": audio,

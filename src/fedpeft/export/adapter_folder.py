@@ -132,13 +132,24 @@ def _base(model: Any, result: Result) -> Base:
     place = model.config._name_or_path
     stock = AutoConfig.from_pretrained(place, **NO_CODE).to_dict()
     ours = model.config.to_dict()
-    settings = {key: x for key, x in ours.items() if key not in LABELS and x != stock.get(key)}
+    settings = {
+        key: x for key, x in ours.items() if key not in LABELS and _differs(x, stock.get(key))
+    }
     if result.loader.classifies:
         names = dict(enumerate(result.classes))
         named = AutoConfig.from_pretrained(place, id2label=names, **NO_CODE)
         if named.num_labels != len(names):  # PVT counts them apart from their names
             settings["num_labels"] = len(names)
     return Base(place, settings)
+
+
+def _differs(x: Any, stock: Any) -> bool:
+    """Whether a setting is another than the base's. The configuration of a part of a model, as of
+    its vision tower, is compared key by key: loading alone notes a dtype in it."""
+    if isinstance(x, dict) and isinstance(stock, dict) and "model_type" in x:
+        keys = {*x, *stock} - {*LABELS}
+        return any(_differs(x.get(key), stock.get(key)) for key in keys)
+    return bool(x != stock)
 
 
 def _unlike(model: nn.Module, base: Base, result: Result) -> list[str]:

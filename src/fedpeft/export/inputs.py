@@ -1,6 +1,7 @@
 """What makes a model's inputs, as the run made them: an image processor, or a tokenizer."""
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fedpeft.tasks.text_classification import padding_token, tokenizer
 def save_inputs(task: object, out: Path) -> None:
     """Write preprocessor_config.json, or the tokenizer's files; and what else a library reads, as
     the task's attributes `readers` and `extra_files` say it."""
+    the task's attribute `extra_files` says it, or its method `save_inputs` writes it."""
     see = getattr(task, "input", None)
     if isinstance(see, ImageInput):
         values = json.dumps(processor(see), indent=2)
@@ -22,6 +24,9 @@ def save_inputs(task: object, out: Path) -> None:
         _save_tokenizer(task, out)
     for one in getattr(task, "readers", ()):
         one.save_pretrained(str(out))
+    save: Callable[[Path], None] | None = getattr(task, "save_inputs", None)
+    if save is not None:
+        save(out)
     for path, values in getattr(task, "extra_files", {}).items():
         (out / path).parent.mkdir(exist_ok=True)
         (out / path).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

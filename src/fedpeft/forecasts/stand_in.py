@@ -183,7 +183,10 @@ def _example(task: Any) -> Batch:
             f"{type(task).__name__} has no example to stand in for yours: plan with the examples, "
             "and leave --examples out"
         )
-    one: Batch = task.example()
+    if hasattr(task, "longest_example"):
+        one: Batch = task.longest_example()
+        return {name: x[:1] for name, x in one.items()}
+    one = task.example()
     longest = getattr(task, "max_length", 0)
     some = {name: x[:1] for name, x in one.items() if name != "mask"}
     if not longest:

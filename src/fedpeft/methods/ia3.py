@@ -46,7 +46,9 @@ class IA3:
         from it too."""
         from peft import IA3Config
 
-        outputs = find_targets(model, self.target, self.head) or attention_projections(model, "kv")
+        outputs = find_targets(model, self.target, self.head, "kv") or attention_projections(
+            model, "kv"
+        )
         inputs = find_targets(model, self.feedforward, self.head) or (
             [] if self.target else mlp_outputs(model)
         )

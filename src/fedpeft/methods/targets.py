@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from fedpeft.compute.trainable import new_layers, within
+from fedpeft.compute.trainable import new_layers, parts_of, within
 from fedpeft.errors import PlanError, unknown
 from fedpeft.methods.transformer_layout import is_linear, name_model, trained_head
 
@@ -101,12 +101,15 @@ def target_layers(model: nn.Module, target: tuple[str, ...], head: str) -> list[
     ]
 
 
-def find_targets(model: nn.Module, target: tuple[str, ...], head: str = "auto") -> list[str]:
+def find_targets(
+    model: nn.Module, target: tuple[str, ...], head: str = "auto", which: str = "qv"
+) -> list[str]:
     """The layers that a user named: by the last parts of their names, by a pattern with `*` for
-    whole names, or all.
+    whole names, by the part of the model that they lie in, or all.
 
     Args:
       head: see `trained_head`; what is trained whole takes no tuner.
+      which: the attention's projections that a part of the model stands for.
 
     Raises:
       PlanError: the model has no such layer, or only one that is trained whole.
@@ -116,6 +119,9 @@ def find_targets(model: nn.Module, target: tuple[str, ...], head: str = "auto") 
     for one in target:
         if one == ALL:
             found |= dict.fromkeys(name for name in _every_linear(model) if name not in whole)
+            continue
+        if one in (parts := parts_of(model)):
+            found |= dict.fromkeys(_projections_within(model, parts[one], which))
             continue
         meant = _meant(model, one)
         if set(meant) <= whole:
@@ -140,6 +146,15 @@ def excluded(model: nn.Module, targets: list[str], head: str) -> list[str]:
     """The modules among those that the targets mean which are trained whole."""
     whole = trained_whole(model, head)
     return [name for name in whole if any(_ends(name, one) for one in targets)]
+
+
+def _projections_within(model: nn.Module, part: str, which: str) -> list[str]:
+    """The whole names of the attention's projections in one part of a model."""
+    inner = model.get_submodule(part)
+    wanted = attention_projections(inner, which)
+    return [
+        f"{part}.{name}" for name in linear_layers(inner) if any(_ends(name, one) for one in wanted)
+    ]
 
 
 def _every_linear(model: nn.Module) -> Iterator[str]:
@@ -172,7 +187,7 @@ def _unknown_layer(model: nn.Module, one: str) -> PlanError:
             f"{name_model(model)}: no linear layer has a name like {one!r}; a pattern is of whole "
             f"names, such as {first!r}"
         )
-    last = {name.rpartition(".")[2] for name in linear_layers(model)} | {ALL}
+    last = {name.rpartition(".")[2] for name in linear_layers(model)} | {ALL, *parts_of(model)}
     return PlanError(f"{name_model(model)}: " + unknown("layer", one, last))
 
 

@@ -1,6 +1,7 @@
 """Names for what two sites must have alike: labels, frozen weights, transforms."""
 
 import json
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
 
@@ -58,6 +59,7 @@ def transforms_digest(task: Any) -> str:
         own = tokenizer_settings(getattr(task, "tokenizer", None) or tokenizer(task.base))
         if getattr(task, "template", "") == OWN:
             own = {**own, "chat_template": chat_template(task.base, OWN)}
-    if isinstance(task, TextToImage):
-        own = task.settings()
+    settings: Callable[[], dict[str, Any]] | None = getattr(task, "settings", None)
+    if settings is not None:
+        own = settings()
     return digest(json.dumps([describe("task", task), own], sort_keys=True, default=str).encode())

@@ -1,6 +1,6 @@
 """What a model that writes makes of held-out prompts, before its tuning and after."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +49,18 @@ def sample_answers(site: Site, state: State, number: int, length: int = LENGTH) 
             "samples are of a language or text-to-image model that all clients share; leave out "
             "--sample"
         )
-    pairs = task.openings(plan.examples().test, number)
+    held_out = plan.examples().test
+    pairs = task.openings(held_out, number)
+    beside = [{}] * len(pairs)
+    if hasattr(task, "opening_inputs"):
+        beside = task.opening_inputs(held_out, number)
+    begun = [(ids, more) for (ids, _), more in zip(pairs, beside, strict=True)]
     most = getattr(task, "max_answer", length)
     model: Any = plan.model(site.classes).eval()
     with threads(plan.compute.threads):
-        before = [_continue_text(model, task, ids, most) for ids, _ in pairs]
+        before = [_continue_text(model, task, ids, more, most) for ids, more in begun]
         with_params(plan, model, state.flat)
-        after = [_continue_text(model, task, ids, most) for ids, _ in pairs]
+        after = [_continue_text(model, task, ids, more, most) for ids, more in begun]
     read = tokenizer(task.base)
     return [
         Sample(str(read.decode(ids, skip_special_tokens=True)), first, then, truth)
@@ -68,11 +73,14 @@ def are_answers(task: Any) -> bool:
     return hasattr(task, "openings") and getattr(task, "template", "") != "none"
 
 
-def _continue_text(model: Any, task: Any, ids: Sequence[int], length: int) -> str:
+def _continue_text(
+    model: Any, task: Any, ids: Sequence[int], more: Mapping[str, Any], length: int
+) -> str:
     prompt, template = torch.tensor([ids]), getattr(task, "template", "")
     # a decoder of its own does not say again what the encoder has read
     given = 0 if model.config.is_encoder_decoder else len(ids)
     out = model.generate(
+        **more,
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=length,

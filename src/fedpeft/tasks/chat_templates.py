@@ -60,18 +60,19 @@ STOPS: Mapping[str, str] = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>"}
 """What ends an answer, where that is not the token that ends a text."""
 
 
-def chat_template(base: str, name: str) -> str:
+def chat_template(base: str, name: str, reader: Any = None) -> str:
     """The Jinja text of a template's name.
 
     Args:
       base: the folder or hub name of the model.
+      reader: its tokenizer, where that is a part of a processor.
 
     Raises:
       PlanError: the tokenizer has no template of its own.
     """
     if name != OWN:
         return NAMED[name]
-    read: Any = tokenizer(base)
+    read: Any = tokenizer(base) if reader is None else reader
     try:
         return str(read.get_chat_template())
     except ValueError:

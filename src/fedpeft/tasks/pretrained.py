@@ -96,9 +96,11 @@ def classifier(
     return _renew_head(model, config, outputs)
 
 
-def language_model(name: str, pretrained: bool, quantize: str | None = None) -> nn.Module:
+def language_model(
+    name: str, pretrained: bool, quantize: str | None = None, auto: str = "AutoModelForCausalLM"
+) -> nn.Module:
     """A decoder with its own output layer, in float32; with `pretrained = false` from torch's
-    default generator.
+    default generator. `auto` is its class of `transformers`, which may see pictures too.
 
     With `quantize = "bfloat16"` the weights of linear layers and embeddings stay in the file that
     they are mapped from, if it has them in bfloat16, and are rounded to it if not.
@@ -111,15 +113,16 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
     Raises:
       PlanError: no such model, or nothing to quantize it from or with.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    import transformers
+    from transformers import BitsAndBytesConfig
 
-    config = config_of(name)
+    config, kind = config_of(name), getattr(transformers, auto)
     if quantize is None and not pretrained:
-        made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **NO_CODE)
+        made = kind.from_config(config, dtype=torch.float32, **NO_CODE)
         note_output(made)
         return _check_weights(made, name)
     if quantize is None:
-        return _fitting(*_load(AutoModelForCausalLM, name, config), name)
+        return _fitting(*_load(kind, name, config), name)
     if not pretrained:
         raise PlanError(
             f'quantize = "{quantize}": a model that is trained whole stays in float32; leave out '
@@ -131,9 +134,7 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
             "made of"
         )
     if quantize == HALF:
-        return _half(
-            _fitting(*_load(AutoModelForCausalLM, name, config, dtype=torch.bfloat16), name), name
-        )
+        return _half(_fitting(*_load(kind, name, config, dtype=torch.bfloat16), name), name)
     if find_spec("bitsandbytes") is None:
         raise PlanError(f'quantize = "{quantize}" needs bitsandbytes: {explain_install("4bit")}')
     # it tells of a kernel to download, for a product that is not used
@@ -142,7 +143,7 @@ def language_model(name: str, pretrained: bool, quantize: str | None = None) -> 
         load_in_4bit=True, bnb_4bit_quant_type=quantize, bnb_4bit_compute_dtype=torch.float32
     )
     settings = {"quantization_config": how, "device_map": {"": "cpu"}}
-    loaded = _load(AutoModelForCausalLM, name, config, **settings)
+    loaded = _load(kind, name, config, **settings)
     return prepare_quantized(_fitting(*loaded, name))
 
 

@@ -3,7 +3,7 @@ says."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from logging import getLogger
 from typing import Any
@@ -55,15 +55,18 @@ class Renderer:
       base: the folder or hub name of the model.
       name: of the template.
       max_length: tokens that are kept; what is beyond is cut off.
+      reader: the model's tokenizer, where that is a part of a processor.
     """
 
     base: str
     name: str
     max_length: int
+    reader: Any = field(default=None, repr=False, compare=False)
     _read: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_read", tokenizer(self.base))
+        read = tokenizer(self.base) if self.reader is None else self.reader
+        object.__setattr__(self, "_read", read)
 
     @cached_property
     def template(self) -> str:
@@ -78,7 +81,7 @@ class Renderer:
                 "(it is no fast one), so that the assistant's cannot be told: convert it to a "
                 "tokenizer.json"
             )
-        text = chat_template(self.base, self.name)
+        text = chat_template(self.base, self.name, self.reader)
         if not MARKED.search(text):
             self._check_beginnings(text)
         return text
@@ -92,23 +95,31 @@ class Renderer:
         Raises:
           NotUnderstood: the template refuses it, or nobody can tell what the assistant says.
         """
-        text, spans = self._spans(turns)
+        text, spans = self.spans(turns)
         spans = spans[sum(turn.role == "assistant" for turn in turns[:after]) :]
         made = self._read(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         ids = list(made["input_ids"])
-        said = _inside(made["offset_mapping"], spans)
+        said = inside(made["offset_mapping"], spans)
         most = self.max_length
         return Rendered(ids[:most], said[:most], (len(ids[most:]), sum(said[most:])))
 
     def opening(self, turns: Conversation) -> list[int]:
         """The tokens after which the assistant is to speak."""
-        text = self._text(turns, self.template, open_=True)
+        text = self.opening_text(turns)
         return list(self._read(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def _spans(self, turns: Conversation) -> tuple[str, list[tuple[int, int]]]:
-        """The text, and where in it the assistant speaks, from and to."""
+    def opening_text(self, turns: Conversation) -> str:
+        """The text after which the assistant is to speak."""
+        return self._text(turns, self.template, open_=True)
+
+    def spans(self, turns: Conversation) -> tuple[str, list[tuple[int, int]]]:
+        """The text, and where in it the assistant speaks, from and to.
+
+        Raises:
+          NotUnderstood: the template refuses it, or nobody can tell what the assistant says.
+        """
         template = self.template
         if MARKED.search(template):
             return self._marked(turns, template)
@@ -159,10 +170,13 @@ class Renderer:
     def _check_beginnings(self, template: str) -> None:
         """Raises PlanError for a template that writes the first messages otherwise where others
         follow."""
-        whole = self._text(TRIED, template)
+        # templates of models that see have lists of parts, and may pass over a plain text
+        parts = None if self.reader is None or self.name != OWN else 0
+        tried = [replace(turn, pictures=parts) for turn in TRIED]
+        whole = self._text(tried, template)
         for number in (1, 3):
-            before = self._text(TRIED[:number], template, open_=True)
-            after = self._text(TRIED[: number + 1], template)
+            before = self._text(tried[:number], template, open_=True)
+            after = self._text(tried[: number + 1], template)
             if whole.startswith(after) and after.startswith(before):
                 continue
             other = "" if self.name != OWN else ', or set template = "chatml"'
@@ -185,8 +199,8 @@ def tell_cut(made: Sequence[Rendered], most: int, subject: str) -> None:
         )  # fmt: skip
 
 
-def _inside(places: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Of each token, whether it begins within one of the spans, which are in order."""
+def inside(places: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """Tell of each token whether it begins within one of the spans, which are in order."""
     said, at = [], 0
     for begin, end in places:
         while at < len(spans) and spans[at][1] <= begin:
