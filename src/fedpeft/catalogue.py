@@ -181,6 +181,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "embedding": "fedpeft.tasks.embedding:Embedding",
         "forecast": "fedpeft.tasks.forecasting:Forecasting",
         "image-classification": "fedpeft.tasks.image_classification:ImageClassification",
+        "image-text": "fedpeft.tasks.image_text:ImageText",
         "module": "fedpeft.tasks.module:ModuleTask",
         "preference": "fedpeft.tasks.preference:Preference",
         "regression": "fedpeft.tasks.regression:Regression",

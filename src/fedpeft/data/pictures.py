@@ -83,6 +83,11 @@ class Pictures:
         held = self._held(at)
         return held.get("bytes") or Path(_place(self.folder, held["path"]))
 
+    def is_missing(self, at: int) -> bool:
+        """Whether a row has neither a picture's bytes nor a path to one."""
+        held = self._held(at)
+        return not held.get("bytes") and not held.get("path")
+
     def _held(self, at: int) -> dict[str, Any]:
         item = self.items[self.index[at]]
         plain = item.as_py() if hasattr(item, "as_py") else item
