@@ -155,6 +155,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "drawn": "fedpeft.routing.drawn:DrawnGroups",
         "personal": "fedpeft.routing.personal:Personal",
         "ranks": "fedpeft.routing.ranks:Ranks",
+        "scopes": "fedpeft.routing.scopes:Scopes",
         "subset": "fedpeft.routing.subset:Subset",
         "tiers": "fedpeft.routing.tiers:Tiers",
     },
