@@ -56,7 +56,7 @@ def read_pixels(table: Table, seen: Tensor, see: ImageInput) -> Tensor:
     Raises:
       DataError: a picture cannot be read.
     """
-    pictures = table.columns.get("image")
+    pictures: Any = table.columns.get("image")
     size = len(seen), see.channels, see.height, see.width
     if isinstance(pictures, Tensor):
         return _fitted(pictures, see)
