@@ -58,8 +58,8 @@ def write_tables(data: Path, out: Path) -> list[str]:
 
 def _without(column: Any, gone: Sequence[bool]) -> Any:
     """An Arrow column with gaps."""
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.compute as pc
+    import pyarrow as pa
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
 
     return pc.if_else(pa.array(gone), None, column.combine_chunks())
 
