@@ -32,6 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "annealed": {"start": 4, "to": 2, "warm": 1, "until": 3},
     "alternate": {"turns": ["*.bias", "*.weight"]},
     "drawn": {"pattern": "*.plora_?.{}", "groups": 4, "counts": [1, 2], "by": "client"},
+    "scopes": {"scopes": {"*.bias": ["*[02468]"]}},
     "subset": {"trains": ["*.bias"]},
     "tiers": {"budgets": [1.0, 0.25]},
     "transfer_components": {"targets": ["c001"]},

@@ -17,6 +17,7 @@ FROM_THE_HUB = PLANS[0].with_stem("cifar100-vit-base")
 LANGUAGE = [PLANS[0].with_stem(f"{name}-stories260k") for name in ("dolly", "shakespeare")]
 EMBEDDING = PLANS[0].with_stem("dolly-embedding")
 PICTURES = PLANS[0].with_stem("emoji-diffusion")
+TOWERS = PLANS[0].with_stem("emoji-towers")
 BOARDS = [
     PLANS[0].with_stem(f"flowertune-{name}") for name in ("nlp", "finance", "medical", "code")
 ]
@@ -47,6 +48,7 @@ DIGITS = [PLANS[0].with_stem(f"digits-{name}") for name in ("dp", "client-dp", "
         FROM_THE_HUB,
         PICTURES,
         PICTURES.with_stem("emoji-llava"),
+        TOWERS,
         TAGS,
         FEW_SHOT,
         SERIES,

@@ -231,6 +231,36 @@ def encoder_model(name: str, pretrained: bool) -> nn.Module:
     return model
 
 
+def two_tower_model(name: str, pretrained: bool) -> nn.Module:
+    """A model with a tower for pictures and one for texts, such as CLIP, in float32; with
+    `pretrained = false` from torch's default generator.
+
+    Raises:
+      PlanError: no such model, or one that does not tell pictures' and texts' features.
+    """
+    from transformers import AutoModel
+
+    config = config_of(name)
+    if not (hasattr(config, "vision_config") and hasattr(config, "text_config")):
+        raise PlanError(
+            f"model {name!r} ({config.model_type}) has not two towers, and image-text needs one "
+            "for pictures and one for captions: name a model such as CLIP or SigLIP"
+        )
+    if pretrained:
+        model, report = _load(AutoModel, name, config)
+        check_loaded(model, name, report, ())
+    else:
+        model = _check_weights(AutoModel.from_config(config, dtype=torch.float32, **NO_CODE), name)
+    wanted = ("get_image_features", "get_text_features", "logit_scale")
+    if lacking := [one for one in wanted if not hasattr(model, one)]:
+        raise PlanError(
+            f"model {name!r} is a {type(model).__name__} without {', '.join(lacking)}, and its "
+            "towers do not make embeddings to compare: name a model such as CLIP or SigLIP"
+        )
+    mark_new_layers(model, headless=True)
+    return model
+
+
 def forecaster(config: Any, name: str, pretrained: bool) -> nn.Module:
     """A PatchTST with its head for forecasts, in float32; with `pretrained = false` from torch's
     default generator. So is a head that the checkpoint has not, or of another horizon.
