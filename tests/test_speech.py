@@ -19,7 +19,7 @@ from text_runs import RUN, Exported, check_processes, check_stacked, save_sequen
 from fedpeft import DataError, PlanError, evaluate, open_site, read_plan
 from fedpeft.core.sound import Sound
 from fedpeft.core.types import Table, Weighted
-from fedpeft.data.clips import Clips
+from fedpeft.data.recordings import Clips
 from fedpeft.runs.folder import read_rounds
 from fedpeft.tasks.edit_distance import count_errors
 from fedpeft.tasks.hearing import hear, resample

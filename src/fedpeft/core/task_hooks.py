@@ -3,7 +3,6 @@ subset."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 from typing import Any, Protocol
 
 from torch import nn
@@ -109,6 +108,8 @@ class WithReaders(Protocol):
 
     @property
     def readers(self) -> Sequence[SavesItself]: ...
+
+
 class HasOpeningInputs(Protocol):
     """A task whose models write of more than tokens: `opening_inputs` gives what they take beside
     those of `openings`, by the names of the model's arguments."""

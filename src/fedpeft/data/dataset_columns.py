@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from fedpeft.core.types import Table
-from fedpeft.data.clips import Clips, is_sound
 from fedpeft.data.pictures import Pictures
+from fedpeft.data.recordings import Clips, is_sound
 from fedpeft.errors import DataError, unknown
 
 PLAIN = ("string", "number", "class")

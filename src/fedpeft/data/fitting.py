@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.types import Examples, Table
-from fedpeft.data.clips import Clips
 from fedpeft.data.pictures import Pictures
+from fedpeft.data.recordings import Clips
 from fedpeft.errors import DataError, say_count
 
 Unfit: TypeAlias = Callable[[Table], Mapping[str, Sequence[int]]]

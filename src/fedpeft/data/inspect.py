@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fedpeft.core.types import Examples
 from fedpeft.data.client_data import Partitioned, lengths
-from fedpeft.data.clips import Clips
 from fedpeft.data.pictures import Pictures
+from fedpeft.data.recordings import Clips
 from fedpeft.errors import DataError, say_count
 
 PASSED = (Tensor, Pictures, Clips)
@@ -215,10 +215,7 @@ def _of_columns(columns: Mapping[str, Any]) -> Iterator[str]:
     """Columns that are neither inputs nor labels, and how many values they have: natural clients
     are found so."""
     for name, values in columns.items():
-        if name in ("label", "image", "video", "text", "file") or isinstance(
-            values, Tensor | Pictures
-        ):
-        if name in ("label", "image", "text", "file") or isinstance(values, PASSED):
+        if name in ("label", "image", "video", "text", "file") or isinstance(values, PASSED):
             continue
         known = [value for value in values if value is not None]
         gaps = f", {len(values) - len(known):,} missing" if len(known) < len(values) else ""

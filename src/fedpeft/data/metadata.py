@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from re import split as cut
 from typing import Any
 
-from fedpeft.data.clips import is_sound
 from fedpeft.data.folders import is_of_the_system, is_picture
+from fedpeft.data.recordings import is_sound
 from fedpeft.data.splits import TEST, TRAIN, VALIDATION
 from fedpeft.errors import DataError, say_count
 

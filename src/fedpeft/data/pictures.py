@@ -87,13 +87,12 @@ class Pictures:
         """How many pictures an item holds: 0 of an empty one, more where it is a list."""
         return len([one for one in self._listed(at) if one])
 
-    def _listed(self, at: int) -> list[Any]:
     def is_missing(self, at: int) -> bool:
         """Whether a row has neither a picture's bytes nor a path to one."""
         held = self._held(at)
         return not held.get("bytes") and not held.get("path")
 
-    def _held(self, at: int) -> dict[str, Any]:
+    def _listed(self, at: int) -> list[Any]:
         item = self.items[self.index[at]]
         plain = item.as_py() if hasattr(item, "as_py") else item
         return plain if isinstance(plain, list) else [plain]

@@ -14,8 +14,8 @@ from fedpeft.tasks.text_classification import padding_token, tokenizer
 
 def save_inputs(task: object, out: Path) -> None:
     """Write preprocessor_config.json, or the tokenizer's files; and what else a library reads, as
-    the task's attributes `readers` and `extra_files` say it."""
-    the task's attribute `extra_files` says it, or its method `save_inputs` writes it."""
+    the task's attributes `readers` and `extra_files` say it, or its method `save_inputs` writes
+    it."""
     see = getattr(task, "input", None)
     if isinstance(see, ImageInput):
         values = json.dumps(processor(see), indent=2)

@@ -14,7 +14,7 @@ from sound_files import RATE, write_floats, write_hours, write_ints, write_table
 from fedpeft import DataError, PlanError, read_plan
 from fedpeft.core.sound import UnreadableSound
 from fedpeft.core.types import Examples
-from fedpeft.data.clips import Clips, read_sound
+from fedpeft.data.recordings import Clips, read_sound
 from fedpeft.data.table import HubTable
 from fedpeft.tasks.text_classification import TextClassification
 
