@@ -173,8 +173,8 @@ def test_rows_of_which_nothing_is_learned_are_counted_and_the_rest_goes_on(
         {"asked": "what " * 30},
     ]
     file = write_rows(tmp_path / "rows.jsonl", [good, *({**good, **one} for one in bad), good])
-    data = {"name": "table", "path": str(file), "label": "none", "image": "image"}
-    data = {**data, "test_fraction": 0}
+    data: dict[str, Any] = {"name": "table", "path": str(file), "label": "none"}
+    data |= {"image": "image", "test_fraction": 0}
     task = task_of(llava, question="asked", answer="reply")
     plan = read_plan({"task": task, "data": data, "partition": {"name": "iid", "clients": 1}})
     with caplog.at_level(logging.WARNING, "fedpeft"):
@@ -213,7 +213,7 @@ def test_forms_of_conversations(llava: Path) -> None:
     answered = [{"role": "user", "content": "a"}, said[1]]
     sound = [{"role": "user", "content": [{"type": "audio"}]}, parts[1]]
     talks = [parts, late, marked, said, answered, sound, late[:1], None]
-    columns = {"image": [square("red")] * len(talks), "messages": talks}
+    columns: dict[str, list[Any]] = {"image": [square("red")] * len(talks), "messages": talks}
     assert {why.removeprefix("examples that "): rows for why, rows in task.unfit(
         Table(columns)
     ).items()} == {

@@ -122,8 +122,9 @@ def main() -> None:
     print(measure(site, site.params()))
     for state, _ in federate(plan, InProcess(site), start(plan, site.params())):
         print(state.round, measure(site, state.params), flush=True)
-    write(site.model, state.params)
-    site.model.save_pretrained(args.out)
+    model: Any = site.model
+    write(model, state.params)
+    model.save_pretrained(args.out)
     file = args.out / "model.safetensors"
     half = {name: x.half().contiguous() for name, x in load_file(file).items()}
     save_file(half, file, {"format": "pt"})

@@ -51,7 +51,7 @@ def sample_answers(site: Site, state: State, number: int, length: int = LENGTH) 
         )
     held_out = plan.examples().test
     pairs = task.openings(held_out, number)
-    beside = [{}] * len(pairs)
+    beside: list[dict[str, Any]] = [{}] * len(pairs)
     if hasattr(task, "opening_inputs"):
         beside = task.opening_inputs(held_out, number)
     begun = [(ids, more) for (ids, _), more in zip(pairs, beside, strict=True)]
