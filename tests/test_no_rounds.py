@@ -45,7 +45,8 @@ def test_every_algorithm_that_begins_before_rounds_is_tested_here() -> None:
     begins = {
         name for name in names("algorithm") if hasattr(find("algorithm", name), "before_rounds")
     }
-    assert begins == NUMBERS.keys()
+    # It needs a target client and random features: tests/test_transfer_components.py has it.
+    assert begins - {"transfer_components"} == NUMBERS.keys()
 
 
 def without_rounds(name: str, **changes: Any) -> Plan:
