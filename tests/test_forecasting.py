@@ -24,6 +24,7 @@ from fedpeft import (
 from fedpeft.core.seeds import seed_torch
 from fedpeft.core.types import Table
 from fedpeft.evaluation.own_held_out import own_held_out
+from fedpeft.oneshot.fingerprints import transforms_digest
 from fedpeft.runs.execute import open_run_site
 from fedpeft.storage.client_memory import Nowhere
 from fedpeft.tasks.forecasting import Forecasting, LinearForecaster
@@ -247,3 +248,9 @@ def test_the_task_tells_an_example_of_its_form(file: Path) -> None:
     assert {k: x.shape[1:] for k, x in task.example().items()} == {
         k: x.shape[1:] for k, x in real.items()
     }
+
+
+def test_sites_compare_the_settings_of_the_model() -> None:
+    tasks = [Forecasting(model="patchtst", settings={"d_model": width}) for width in (16, 32)]
+    assert transforms_digest(tasks[0]) != transforms_digest(tasks[1])
+    assert transforms_digest(tasks[0]) == transforms_digest(tasks[0])

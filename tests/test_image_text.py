@@ -18,8 +18,10 @@ from fedpeft.compute.objective import Objective
 from fedpeft.core.outputs import PREDICTION
 from fedpeft.core.types import Table, Weighted
 from fedpeft.data.pictures import Pictures
+from fedpeft.oneshot.fingerprints import transforms_digest
 from fedpeft.tasks import contrast
 from fedpeft.tasks.image_text import ImageText
+from fedpeft.tasks.pixels import image_input
 
 EYE, TWO = torch.eye(2), torch.ones(2, dtype=torch.bool)
 APART = torch.eye(2, dtype=torch.bool)
@@ -259,3 +261,14 @@ def test_two_pairs_are_enough(clip: Path, file: Path) -> None:
     plan = read_plan({**changes, "data": {**changes["data"], "test_fraction": 0.5}})
     [(_, ledger)] = federate(plan, InProcess(open_site(plan)))
     assert not ledger.failed and ledger.metrics["loss"].value == pytest.approx(0, abs=1e-6)
+
+
+def test_sites_compare_both_what_the_pictures_and_what_the_captions_become(tmp_path: Path) -> None:
+    folder = save_clip(tmp_path / "clip")
+    task = ImageText(str(folder))
+    before, file = transforms_digest(task), folder / "processor_config.json"
+    told = json.loads(file.read_text())
+    told["image_processor"]["image_mean"] = [0.1, 0.2, 0.3]
+    file.write_text(json.dumps(told))
+    image_input.cache_clear()
+    assert transforms_digest(task) != before

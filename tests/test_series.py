@@ -157,7 +157,7 @@ def test_parquet_is_read_as_csv_is(tmp_path: Path) -> None:
         ("time,x,who\n1,2,\n2,3,a\n", {"client": "who"}, "1 of 2 rows have no client"),
         ("time,x\n1,2\n", {"period": "month"}, "needs dates"),
         ("time,x\n1,2\n2,3\n", {}, "lower data.context or data.horizon"),
-        ("time,x\n1,2\n2,NA\n3,4\n4,5\n", {}, "1 missing values"),
+        ("time,x\n1,2\n2,NA\n3,4\n4,5\n", {}, "1 missing value,"),
     ],
 )
 def test_what_is_wrong_with_series_is_told(

@@ -1,6 +1,7 @@
 """Transcripts of speech: what is heard and told, which clips are left out, what errors count, and
 runs on spoken digits that tones stand for."""
 
+import json
 import logging
 import math
 from collections.abc import Mapping
@@ -20,9 +21,10 @@ from fedpeft import DataError, PlanError, evaluate, open_site, read_plan
 from fedpeft.core.sound import Sound
 from fedpeft.core.types import Table, Weighted
 from fedpeft.data.recordings import Clips
+from fedpeft.oneshot.fingerprints import transforms_digest
 from fedpeft.runs.folder import read_rounds
 from fedpeft.tasks.edit_distance import count_errors
-from fedpeft.tasks.hearing import hear, resample
+from fedpeft.tasks.hearing import extractor, hear, resample, speech_tokenizer
 from fedpeft.tasks.speech_to_text import MEASURED, WRITTEN, SpeechToText
 from tools.spoken_digits import write_clips, write_model
 
@@ -276,13 +278,25 @@ def test_a_language_stands_before_each_transcript(tmp_path: Path) -> None:
     )
     (row,) = german._labels(["ab"])
     assert german._texts([row]) == plain._texts([row]) == ["ab"]
-    read = german.readers[0].tokenizer
+    read = speech_tokenizer(german.base, german.language)
     assert read.convert_ids_to_tokens(row) == [
         *("<|de|>", "<|transcribe|>", "<|notimestamps|>", "a", "b", "<|endoftext|>")
     ]
     assert len(plain._labels(["ab"])[0]) == 4
     with pytest.raises(PlanError, match=r"task\.language = 'klingon'"):
         SpeechToText(str(tmp_path / "whisper"), language="klingon")._labels(["a"])
+
+
+def test_sites_compare_the_extractor_and_the_tokenizer(tmp_path: Path) -> None:
+    folder = tmp_path / "whisper"
+    write_model(folder, width=16)
+    task = SpeechToText(str(folder))
+    before, file = transforms_digest(task), folder / "preprocessor_config.json"
+    assert transforms_digest(task) == before
+    assert "nine" in task.input_settings()["tokenizer"]["does"]["model"]["vocab"]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "dither": 0.5}))
+    extractor.cache_clear()
+    assert transforms_digest(task) != before
 
 
 def _save_whisper_tokenizer(folder: Path) -> None:

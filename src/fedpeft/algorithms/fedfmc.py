@@ -84,7 +84,8 @@ class FedFMC:
         if not (self.pull >= 0 and isfinite(self.pull)):
             raise ValueError(f"pull must be at least 0 and finite, got {self.pull}")
         # each of them checks its own values as it is made
-        assert Fisher(self.floor) and self.ifca
+        Fisher(self.floor)
+        IFCA(self.clusters, self.spread, self.least, self.draws)
 
     @property
     def ifca(self) -> IFCA:

@@ -36,8 +36,8 @@ class Term(Protocol):
     `loss` gives one value an example, shape (batch,). `held` has the outputs of other models on the
     same batch, as `<model>/<output>`; they come without gradients, and without dropout. "received"
     is the model that the client started this round from; "previous" is the one that it ended its
-    last round with, and the received one at first. A term with `given_by` has what an algorithm
-    of that name shares, as `<owner>/<name>`.
+    last round with, and the received one at first. What an algorithm shares is there by `given_by`.
+
     Attributes:
       weight: what the term counts beside the task's loss; at 0 it is not computed.
       compares: the models that it needs in `held`.

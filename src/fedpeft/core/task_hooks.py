@@ -49,11 +49,12 @@ class WithLongestExample(Protocol):
 class OwnInputs(Protocol):
     """A task whose inputs are made by more than a tokenizer or the pixels of a picture.
 
-    `settings` tells as plain values what becomes of an example, by which two sites are compared.
+    `input_settings` tells as plain values what becomes of an example, by which two sites are
+    compared.
     `save_inputs` writes the files that make a library do the same.
     """
 
-    def settings(self) -> Mapping[str, Any]: ...
+    def input_settings(self) -> Mapping[str, Any]: ...
     def save_inputs(self, folder: Path) -> None: ...
 
 
@@ -90,24 +91,6 @@ class HasOpenings(Protocol):
     writes, and the text that is the truth."""
 
     def openings(self, table: Table, number: int) -> list[tuple[list[int], str]]: ...
-
-
-class SavesItself(Protocol):
-    """A tokenizer, a processor or the like of `transformers`."""
-
-    def save_pretrained(self, folder: Path) -> object: ...
-
-
-class WithReaders(Protocol):
-    """A task whose models need more than a tokenizer or an image processor to read their inputs:
-    `readers` go into each export.
-
-    Attributes:
-      readers: what makes the inputs.
-    """
-
-    @property
-    def readers(self) -> Sequence[SavesItself]: ...
 
 
 class HasOpeningInputs(Protocol):

@@ -14,16 +14,13 @@ from fedpeft.tasks.text_classification import padding_token, tokenizer
 
 def save_inputs(task: object, out: Path) -> None:
     """Write preprocessor_config.json, or the tokenizer's files; and what else a library reads, as
-    the task's attributes `readers` and `extra_files` say it, or its method `save_inputs` writes
-    it."""
+    the task's attribute `extra_files` says it, or its method `save_inputs` writes it."""
     see = getattr(task, "input", None)
     if isinstance(see, ImageInput):
         values = json.dumps(processor(see), indent=2)
         (out / "preprocessor_config.json").write_text(values + "\n", encoding="utf-8")
     if reads_texts(task):
         _save_tokenizer(task, out)
-    for one in getattr(task, "readers", ()):
-        one.save_pretrained(str(out))
     save: Callable[[Path], None] | None = getattr(task, "save_inputs", None)
     if save is not None:
         save(out)

@@ -51,15 +51,18 @@ def base_fingerprint(plan: Plan, model: nn.Module | None = None) -> str:
 def transforms_digest(task: Any) -> str:
     """A name for what becomes of an example before the model sees it, as it is here: also what
     comes with the model."""
-    own: Any = None
+    parts: list[Any] = []
     see = getattr(task, "input", None)
     if isinstance(see, ImageInput):
-        own = processor(see)
+        parts.append(processor(see))
     if reads_texts(task):
-        own = tokenizer_settings(getattr(task, "tokenizer", None) or tokenizer(task.base))
+        read = tokenizer_settings(getattr(task, "tokenizer", None) or tokenizer(task.base))
         if getattr(task, "template", "") == OWN:
-            own = {**own, "chat_template": chat_template(task.base, OWN)}
-    settings: Callable[[], dict[str, Any]] | None = getattr(task, "settings", None)
+            read = {**read, "chat_template": chat_template(task.base, OWN)}
+        parts.append(read)
+    settings: Callable[[], dict[str, Any]] | None = getattr(task, "input_settings", None)
     if settings is not None:
-        own = settings()
+        parts.append(settings())
+    # of one part the form is that of earlier versions, whose names of transforms still count
+    own = parts[0] if len(parts) == 1 else parts or None
     return digest(json.dumps([describe("task", task), own], sort_keys=True, default=str).encode())

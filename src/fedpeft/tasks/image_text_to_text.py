@@ -200,7 +200,7 @@ class ImageTextToText:
         for at in range(0, rows, number):
             yield picture_rows.some_rows(batch, at, number)
 
-    def settings(self) -> dict[str, Any]:
+    def input_settings(self) -> dict[str, Any]:
         """What becomes of a picture and a text before the model sees them, as plain values."""
         return picture_model.processor_settings(self.base, self.template)
 

@@ -4,6 +4,7 @@ arXiv:2212.04356)."""
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +25,12 @@ from fedpeft.tasks.hearing import (
 )
 from fedpeft.tasks.loader import Loader
 from fedpeft.tasks.pretrained import config_of, quiet, speech_model
-from fedpeft.tasks.text_classification import pad_tokens, padding_token, resolve_name
+from fedpeft.tasks.text_classification import (
+    pad_tokens,
+    padding_token,
+    resolve_name,
+    tokenizer_settings,
+)
 from fedpeft.tasks.token_classification import UNCOUNTED, sum_losses
 from fedpeft.tasks.vocabulary import check_tokens
 
@@ -101,10 +107,16 @@ class SpeechToText:
             unit="clips",
         )
 
-    @property
-    def readers(self) -> tuple[Any, ...]:
-        """What makes the model's inputs, and can save itself."""
-        return (speech_processor(self.base, self.language),)
+    def input_settings(self) -> dict[str, Any]:
+        """What becomes of a clip and a transcript before the model sees them, as plain values."""
+        return {
+            "extractor": extractor(self.base).to_dict(),
+            "tokenizer": tokenizer_settings(speech_tokenizer(self.base, self.language)),
+        }
+
+    def save_inputs(self, folder: Path) -> None:
+        """Write the files of the feature extractor and the tokenizer."""
+        speech_processor(self.base, self.language).save_pretrained(str(folder))
 
     @property
     def _most_written(self) -> int:

@@ -136,7 +136,7 @@ class TextToImage:
             for n, x in add_prefix(name, tensors_of(part)).items()
         }
 
-    def settings(self) -> dict[str, Any]:
+    def input_settings(self) -> dict[str, Any]:
         """What becomes of captions and pictures before the denoiser sees them, except `beside`, as
         plain values."""
         size, module = self.encoding()
