@@ -3,7 +3,6 @@ pictures of several sizes lie in a batch, and what becomes of a run."""
 
 import logging
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from method_models import losses_of
 from text_runs import write_rows
 from tiny_vlm import (
     ASKED,
-    FAMILIES,
+    EVERY,
     SIDE,
     SIGNS,
     changes,
@@ -31,15 +30,7 @@ from fedpeft.core.types import Table
 from fedpeft.tasks.image_text_to_text import ImageTextToText
 from fedpeft.tasks.picture_rows import crop_rows, model_inputs, stack_examples
 
-FILMS = pytest.mark.skipif(
-    find_spec("torchvision") is None, reason="Qwen-VL's processor needs torchvision"
-)
 NOT = -100
-EVERY = [
-    "llava",
-    *(pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES[2:]),
-    pytest.param("qwen2_vl", marks=[pytest.mark.slow, FILMS]),
-]
 
 
 @pytest.fixture(scope="module", params=EVERY)

@@ -2,14 +2,22 @@
 seen."""
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from text_runs import Exported, check_processes, write_rows
-from tiny_vlm import COLOURS, FAMILIES, SIDE, changes, save_squares, save_vlm, square, task_of
+from tiny_vlm import (
+    COLOURS,
+    EVERY,
+    SIDE,
+    changes,
+    save_squares,
+    save_vlm,
+    square,
+    task_of,
+)
 from torch import Tensor
 
 from fedpeft import InProcess, PlanError, federate, open_site, read_plan, start
@@ -29,15 +37,7 @@ from fedpeft.storage.files import load_tensors
 from fedpeft.tasks.image_text_to_text import ImageTextToText
 from fedpeft.tasks.picture_rows import model_inputs
 
-FILMS = pytest.mark.skipif(
-    find_spec("torchvision") is None, reason="Qwen-VL's processor needs torchvision"
-)
 NOT = -100
-EVERY = [
-    "llava",
-    *(pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES[2:]),
-    pytest.param("qwen2_vl", marks=[pytest.mark.slow, FILMS]),
-]
 
 
 @pytest.fixture(scope="module", params=EVERY)

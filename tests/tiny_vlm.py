@@ -3,9 +3,11 @@ four colours with what is asked of them."""
 
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
@@ -13,6 +15,15 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from fedpeft.core.seeds import seed_torch
 
 FAMILIES = ("llava", "qwen2_vl", "idefics3", "gemma3")
+FILMS = pytest.mark.skipif(
+    find_spec("torchvision") is None, reason="Qwen-VL's processor needs torchvision"
+)
+EVERY = [
+    "llava",
+    *(pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES[2:]),
+    pytest.param("qwen2_vl", marks=[pytest.mark.slow, FILMS]),
+]
+"""The families as values of a test, of which the normal run tries the first."""
 COLOURS = {
     "red": (220, 30, 30),
     "green": (20, 200, 40),
