@@ -217,6 +217,17 @@ def test_code_of_a_processor_s_own_is_told(
     assert "it does what none of its keys says" in caplog.text
 
 
+def test_a_processor_that_cannot_be_read_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, *FAMILIES["DINOv2"][:2])
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "Unheard"}')
+    with caplog.at_level(WARNING, "fedpeft"):
+        see = ImageClassification(str(tmp_path)).input
+    assert see.mean == see.std == (0.5,)
+    assert "a mean and deviation of 0.5 are taken; task.mean and task.std set" in caplog.text
+
+
 @pytest.mark.parametrize("family", ["vit", "deit", "ijepa", "siglip", "dinov2", "beit"])
 def test_positions_are_interpolated_as_transformers_does(tmp_path: Path, family: str) -> None:
     folder = save_family(tmp_path, family, "AutoModelForImageClassification")

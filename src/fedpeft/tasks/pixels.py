@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from logging import getLogger
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -11,12 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from fedpeft.errors import DataError
+from fedpeft.errors import DataError, reason_of
 from fedpeft.storage.locate import locate
 from fedpeft.tasks.pretrained import NO_CODE, config_of
 
 BICUBIC = 3
 """Filters are counted as Pillow does."""
+PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
 FILTERS: Mapping[str, int] = MappingProxyType(
     {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 )
@@ -133,7 +139,12 @@ def image_input(name: str) -> ImageInput:
     try:
         processor = AutoImageProcessor.from_pretrained(place, **NO_CODE)
         told = type(processor).get_image_processor_dict(place, **NO_CODE)[0]
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
+        if any((Path(place) / file).exists() for file in PROCESSOR_FILES):
+            getLogger("fedpeft").warning(
+                "%s has a processor that cannot be read here: a mean and deviation of 0.5 are "
+                "taken; task.mean and task.std set others (%s)", name, reason_of(error),
+            )  # fmt: skip
         return ImageInput(*(own or (224, 224)), channels, (0.5,), (0.5,))
     mean, std = _normalisation(processor)
     see = ImageInput(
