@@ -100,6 +100,18 @@ def test_clients_in_a_stack_train_them() -> None:
         torch.testing.assert_close(got[name], x, rtol=0, atol=2e-4)
 
 
+def test_a_client_outside_of_every_scope_is_told_so_and_the_rest_goes_on() -> None:
+    plan = points_plan(
+        method="full", rounds=1, cohort=8,
+        routing=[{"name": "scopes", "scopes": {"*": ["*[02468]"]}}],
+    )  # fmt: skip
+    site = open_site(plan)
+    [(_, ledger)] = federate(plan, on(site, plan), start(plan, site.params()))
+    assert 0 < len(ledger.failed) < 8
+    for client, why in ledger.failed.items():
+        assert f"leaves {client} nothing to train in round 1" in why
+
+
 def test_scopes_that_say_nothing_are_told() -> None:
     with pytest.raises(PlanError, match="scopes are by pattern"):
         points_plan(routing=[{"name": "scopes", "scopes": {}}])

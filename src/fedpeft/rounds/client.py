@@ -224,6 +224,11 @@ class Worker:
         # example would shift those of the others.
         dropout = hidden.at("dropout").seed if hidden else fold(seed, "dropout")
         personal = client.recall("personal") or self.personal
+        if not (client.found.trained or personal):
+            raise ValueError(
+                f"the plan's routing leaves {client.name} nothing to train in round "
+                f"{client.job.round + 1}: give it at least one tensor, or leave it out"
+            )
         return ClientRound(client, personal, context, dropout)
 
     def _answered(self, client: Client) -> Reply:
