@@ -183,7 +183,6 @@ def construct(
       PlanError: see `build`.
     """
     schema: dict[str, Field[Any]] = {f.name: f for f in fields(cls) if f.init}
-    hints = get_type_hints(cls)
     for key in settings:
         if key not in schema:
             raise PlanError(f"{what}: {_unknown_key(schema, settings, str(key), code)}")
@@ -191,7 +190,7 @@ def construct(
         if key not in settings and f.default is MISSING and f.default_factory is MISSING:
             raise PlanError(f"{what} needs the key {key!r}")
     values = {
-        key: _value(schema[key], hints[key], value, f"{path}.{key}", code)
+        key: _value(cls, schema[key], value, f"{path}.{key}", code)
         for key, value in settings.items()
     }
     try:
@@ -228,9 +227,26 @@ def _places(
     return [*found, *deeper]
 
 
-def _value(slot: Field[Any], hint: Any, value: Any, path: str, code: Code) -> Any:
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a class's fields; kept, since they are text that is evaluated anew each time."""
+    return get_type_hints(cls)
+
+
+@cache
+def _validator(cls: type, key: str) -> TypeAdapter[Any]:
+    """What checks the values of a field; kept, since to build one takes longer than all checks.
+
+    It is kept by class and key, not by type: pydantic tries the members of a union in their order,
+    and two unions of another order are equal.
+    """
+    return TypeAdapter(_hints(cls)[key])
+
+
+def _value(cls: type, slot: Field[Any], value: Any, path: str, code: Code) -> Any:
+    """The checked value of one field of `cls`."""
     if "kind" in slot.metadata:
-        return _part(slot, hint, value, path, code)
+        return _part(slot, _hints(cls)[slot.name], value, path, code)
     if "table" in slot.metadata:
         return _table(slot.metadata["table"], value, path, code)
     if "tables" in slot.metadata:
@@ -240,7 +256,7 @@ def _value(slot: Field[Any], hint: Any, value: Any, path: str, code: Code) -> An
     if "code" in slot.metadata and isinstance(value, str):
         code.check(value, path)
     try:
-        return TypeAdapter(hint).validate_python(value)
+        return _validator(cls, slot.name).validate_python(value)
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise PlanError(f"{path} = {value!r}: {reason[0].lower()}{reason[1:]}") from None
