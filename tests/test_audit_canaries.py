@@ -214,6 +214,7 @@ def test_a_canary_that_is_in_moves_what_is_seen_by_one_unit(kind: str, clip_norm
     assert abs(float(together[0, 1])) < 0.25  # each round has noise of its own
 
 
+@pytest.mark.slow
 def test_poisson_draws_are_seen_too() -> None:
     site = site_with("dp_sgd", 0.5, settings={"rate": 0.3, "steps": 4})
     canaries, seen = seen_of(site, 600)
@@ -261,7 +262,7 @@ def test_one_audit_is_the_same_twice_and_another_with_another_seed(kind: str) ->
     assert found[0] == found[1] and found[0]["included"] != found[2]["included"]
 
 
-@every
+@pytest.mark.parametrize("kind", slow_but(["dp_sgd", "client_dp"], KINDS))
 def test_sound_mechanisms_are_not_refuted(kind: str) -> None:
     """Eight audits of each: five in a hundred may be, and none is by far."""
     site = site_with(kind, 1.0, 240, accountant="rdp")
@@ -270,7 +271,8 @@ def test_sound_mechanisms_are_not_refuted(kind: str) -> None:
     assert sum(one["epsilon_lower"] > 0.3 for one in found) >= 4  # and it does see something
 
 
-@pytest.mark.parametrize("kind", slow_but(["client_dp"], KINDS))
+@pytest.mark.slow
+@every
 def test_more_rounds_are_accounted_and_seen(kind: str) -> None:
     site = site_with(kind, 2.0, 400)
     steps: list[int] = []
@@ -280,7 +282,7 @@ def test_more_rounds_are_accounted_and_seen(kind: str) -> None:
     assert several["epsilon_lower"] > one["epsilon_lower"] + 0.5 and several["holds"]
 
 
-@every
+@pytest.mark.parametrize("kind", slow_but(["dp_sgd", "client_dp"], KINDS))
 def test_a_mechanism_that_does_not_clip_is_found(kind: str) -> None:
     site = site_with(kind, 2.0, 600)
     assert audit_canaries(site, 300, 1)["holds"]

@@ -17,6 +17,7 @@ from fedpeft.rounds.site import Site
 from fedpeft.storage.client_memory import Folder
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_named_and_its_client_goes_to_another(
     points: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
