@@ -26,6 +26,7 @@ from fedpeft.oneshot.keys import (
     signing_key,
     unseal,
 )
+from fedpeft.oneshot.rejections import ContributionError
 from fedpeft.oneshot.rules import Rules
 from fedpeft.plan.reading import read_plan
 from fedpeft.runs.folder import read_json
@@ -101,6 +102,34 @@ def test_what_is_taken_out_was_never_there(four: Study, tmp_path: Path) -> None:
     assert not equal(tensors(tmp_path / "merged"), tensors(tmp_path / "without"))
     change(tmp_path / "merged", remove=[four.read(four.files[0]).header.client])
     assert tree(tmp_path / "merged") == tree(tmp_path / "without")
+
+
+def test_a_merge_of_merges_is_the_merge_of_all(four: Study, tmp_path: Path) -> None:
+    """Two regions, then the country, with a hospital that belongs to none."""
+    north, south, country, whole = (tmp_path / name for name in ("north", "south", "of", "whole"))
+    merge(four.path, four.files[2:3], north, Rules())
+    merge(four.path, four.files[:2], south, Rules())
+    merge(four.path, [north, four.files[3]], country, Rules())
+    change(country, add=[south])
+    merge(four.path, four.files, whole, Rules())
+    order = Path("study/order.json")
+    (country / order).unlink(), (whole / order).unlink()  # of arrival, which is another one
+    assert tree(country) == tree(whole)
+    change(country, remove=["c000"])
+    change(whole, remove=["c000"])
+    assert equal(tensors(country), tensors(whole))
+
+
+def test_a_folder_that_is_no_merge_and_a_client_of_two_regions(four: Study, tmp_path: Path) -> None:
+    north, south = tmp_path / "north", tmp_path / "south"
+    merge(four.path, four.files[:2], north, Rules())
+    merge(four.path, four.files[1:], south, Rules())
+    with pytest.raises(RunError, match=r"study is a folder and no merge: give contribution files"):
+        merge(four.path, [four.path], tmp_path / "out", Rules())
+    twice = r"'c001' is in .*north.* too; a client counts once"
+    with pytest.raises(ContributionError, match=twice):
+        merge(four.path, [north, south], tmp_path / "out", Rules())
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_merge_is_a_run_like_any_other(four: Study, tmp_path: Path) -> None:

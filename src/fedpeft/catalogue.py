@@ -9,6 +9,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "class_rows": "fedpeft.aggregators.class_rows:ClassRows",
         "compensated": "fedpeft.aggregators.compensated:Compensated",
         "fedask": "fedpeft.aggregators.fedask:FedASK",
+        "exact_mean": "fedpeft.aggregators.exact_mean:ExactMean",
         "fedex": "fedpeft.aggregators.fedex:FedEx",
         "fedit": "fedpeft.aggregators.fedit:FedIT",
         "flexlora": "fedpeft.aggregators.flexlora:FlexLoRA",

@@ -14,6 +14,7 @@ EXAMPLES = """\
   fedpeft merge study *.safetensors -o merged --trust trusted    signed by those in the list only
   fedpeft merge merged --add hospital-c.safetensors              a late client
   fedpeft merge merged --add hospital-d.safetensors --trust hospital-d.pub    with a key that is new
+  fedpeft merge study north/ south/ late.safetensors -o country  regions' merges: the files in them
   fedpeft merge merged --remove hospital-a                       as if it had never sent a file
 """
 WIDTH = 40  # characters of an accuracy of 1
@@ -84,7 +85,8 @@ def merge_files(
 ) -> None:
     """Merge contribution files into a run's folder.
 
-    DIR is the folder of an invitation, or with --add and --remove that of what was merged.
+    DIR is the folder of an invitation, or with --add and --remove that of what was merged. A FILE
+    may be a merged folder too, which stands for all files in it.
     A file that is not as it must be is named, and nothing is merged then. Masked files are merged
     when all of the roster are there, and none is added later or taken out. --trust, --norm-factor,
     --max-norm and --max-examples stay with the merge, and hold for the files that it has already

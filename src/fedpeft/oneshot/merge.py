@@ -3,7 +3,8 @@
 Beside what a run has, `contributions/` holds each file as it came, and `study/` the invitation, the
 server's key, what is asked of a file, and in which order they came. Whenever a file comes or goes
 the model is computed again from those that are there, in the order of the clients' names: it cannot
-depend on when each came, and nothing is left of one that is gone.
+depend on when each came, and nothing is left of one that is gone. A merged folder stands for the
+files in it, so that a merge of merges is the merge of all, to the bit.
 """
 
 from collections.abc import Callable, Sequence
@@ -77,6 +78,7 @@ def merge(
     """Merge files into the new run folder `out`; returns its summary.
 
     Args:
+      files: of contributions, or merged folders, whose files are meant.
       code: which modules the invitation's plan may name.
 
     Raises:
@@ -113,6 +115,7 @@ def change(
     summary.
 
     Args:
+      add: files, or merged folders, whose files are meant.
       asked: of the rules so far those that hold from now on, for what is merged already too.
       code: which modules the plan may name.
 
@@ -182,12 +185,28 @@ def _without(kept: Came, remove: Sequence[ClientId]) -> Came:
     return {client: one for client, one in kept.items() if client not in remove}
 
 
+def _files_of(path: Path) -> Sequence[Path]:
+    """A file itself; of a merged folder, such as a region's, the files that were merged in it.
+
+    Raises:
+      RunError: the folder is none of these.
+    """
+    if not path.is_dir():
+        return [path]
+    if not is_merged(path):
+        raise RunError(
+            f"{path} is a folder and no merge: give contribution files, such as {path}/*"
+            ".safetensors, or folders that `fedpeft merge` wrote"
+        )
+    return sorted(Merged(path).contributions.glob("*.safetensors"))
+
+
 def _admit(
     study: Invitation, key: "X25519PrivateKey", rules: Rules, before: Came, files: Sequence[Path]
 ) -> Came:
     """Those before and new ones, each good for itself and beside all others."""
     trust, every = Trust(rules.trust), dict(before)
-    for file in ahead(files):
+    for file in ahead([file for path in files for file in _files_of(path)]):
         one = read_contribution(file, study, key, trust)
         client = one.header.client
         if client in every:
