@@ -89,7 +89,7 @@ class ExactSum:
             raise ValueError(f"a tensor of {tuple(x.shape)} comes to {tuple(self.like.shape)}")
         self.weight += Fraction(weight)
         lying = (x.detach().reshape(-1), self.rough, self.first, self.second)
-        for each, rough, first, second in zip(*(y.split(BLOCK) for y in lying), strict=True):
+        for each, rough, first, second in zip(*(torch.split(y, BLOCK) for y in lying), strict=True):
             product = each.double() * weight
             rough += product
             # What is too large is not cut into whole numbers, as integers would overflow.
