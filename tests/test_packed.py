@@ -179,7 +179,10 @@ def test_only_bfloat16_needs_anything_where_nothing_is_packed() -> None:
 
 
 @pytest.mark.parametrize("method", slow_but(["lora"], ["lora", "bias", "adapter"]))
-def test_a_round_with_prepared_weights_is_the_plain_round_but_for_rounding(method: str) -> None:
+def test_a_round_with_prepared_weights_is_the_plain_round_but_for_rounding(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     plan = plan_of(method=method, rounds=1)
     every = [("float32", False), *PREPARED]
     sites = {
@@ -200,6 +203,23 @@ def test_a_round_with_prepared_weights_is_the_plain_round_but_for_rounding(metho
         environment(plan, "cpu")["base"]
         == f"float32, {'packed' if can_pack('float32') else 'plain'}"
     )
+
+
+def test_weights_are_laid_out_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With units of 256 bits a laid-out product is as slow as a plain one, and takes a copy."""
+    plan = plan_of(method="lora", rounds=1)
+    narrow = replace(plan, compute=replace(plan.compute, base_dtype="bfloat16"))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert environment(plan, "cpu")["base"] == "float32, plain"
+    assert not any(isinstance(x.forward, Forward) for x in open_site(plan).model.modules())
+    assert not caplog.records
+    open_site(narrow)
+    assert "has no instructions for it" in caplog.text and 'for speed set "float32"' in caplog.text
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert environment(plan, "cpu")["base"] == "float32, packed"
+    assert any(isinstance(x.forward, Forward) for x in open_site(plan).model.modules())
 
 
 def test_a_plan_names_a_precision_that_there_is() -> None:

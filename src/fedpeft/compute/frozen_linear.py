@@ -46,6 +46,28 @@ def can_pack(base_dtype: str) -> bool:
     return torch.equal(given, ones)
 
 
+def gains_by_packing(base_dtype: str) -> bool:
+    """Whether laid-out weights are multiplied faster on this processor: by its instructions and not
+    by a timing, so that a run has the same bits each time.
+
+    With units of 512 bits a product takes half the time, with those of 256 bits as long as a plain
+    one (docs/performance.md).
+    """
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and can_pack(base_dtype)
+
+
+def slowed_by(base_dtype: str) -> str:
+    """What to know of products in that type on this processor; empty where nothing is."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if base_dtype != "bfloat16" or not capability.startswith(("AVX2", "DEFAULT")):
+        return ""
+    return (
+        "compute.base_dtype = 'bfloat16': this processor has no instructions for it, so that a "
+        f"product takes many times as long as in float32 ({capability}). It spares memory alone: "
+        'for speed set "float32"'
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Packed:
     """x ↦ x·Wᵀ + b for constants W (out, in) and b (out,), and as `back` its derivative g ↦ g·W.

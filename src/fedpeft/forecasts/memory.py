@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from fedpeft.compute.device_memory import available
-from fedpeft.compute.frozen_linear import can_pack
+from fedpeft.compute.frozen_linear import gains_by_packing
 from fedpeft.core.facts import Fact
 from fedpeft.core.types import Tensors
 from fedpeft.engines.vectorized.engine import HELD, MOST, room
@@ -113,7 +113,7 @@ class Requirements:
         if getattr(self.plan.task, "quantize", None):
             return {"weights": int(weights - linear + linear * FOUR_BITS)}
         compute = self.plan.compute
-        if not (compute.pack and linear and can_pack(compute.base_dtype)):
+        if not (compute.pack and linear and gains_by_packing(compute.base_dtype)):
             return {"weights": weights}
         copies = 2 if compute.base_dtype == "float32" else 1
         return {"weights": weights, "weights laid out for the kernels": copies * linear}

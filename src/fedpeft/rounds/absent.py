@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from fedpeft.compute.frozen_linear import prepare_frozen
 from fedpeft.core.interfaces import Data
 from fedpeft.core.types import Batch, ClientId
 from fedpeft.data.class_order import in_order
 from fedpeft.data.client_data import Partitioned
 from fedpeft.errors import DataError
 from fedpeft.plan.plan import Plan
+from fedpeft.rounds.prepare import prepare_compute
 from fedpeft.rounds.site import Site
 
 
@@ -80,5 +80,5 @@ def absent_site(
       test: the server's own held-out examples, if it has some.
     """
     model = model.to(device)
-    prepare_frozen(model, plan.method.names(model), plan.compute.base_dtype, plan.compute.pack)
+    prepare_compute(plan, model, plan.method.names(model))
     return Site(plan, model, Contributors(sizes, test), plan.classes, device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from logging import getLogger
 
 import torch
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 from fedpeft.compute.checkpointing import enable_checkpointing
 from fedpeft.compute.device_memory import give_back_freed, reuse_freed
 from fedpeft.compute.first_pass import check_pass
-from fedpeft.compute.frozen_linear import prepare_frozen
+from fedpeft.compute.frozen_linear import gains_by_packing, prepare_frozen, slowed_by
 from fedpeft.compute.trainable import is_statistic
 from fedpeft.core.low_rank import is_factor
 from fedpeft.core.tensors import bytes_moved, count, move_to
@@ -40,7 +41,7 @@ def prepare_model(plan: Plan, classes: Sequence[str], rows: Tensors, device: str
     model = plan.model(classes).to(device)
     names = plan.method.names(model)
     check_trained(plan, names)
-    prepare_frozen(model, names, plan.compute.base_dtype, plan.compute.pack)
+    prepare_compute(plan, model, names)
     if plan.compute.micro_batch:
         _check_parts(names)
     if rows and count(rows):
@@ -52,6 +53,15 @@ def prepare_model(plan: Plan, classes: Sequence[str], rows: Tensors, device: str
             small = batch if example is None else move_to(example(), device)
             enable_checkpointing(plan.task, model, names, {"mask": torch.ones(1), **small})
     return model
+
+
+def prepare_compute(plan: Plan, model: nn.Module, trained: Sequence[str]) -> None:
+    """Prepare how frozen weights are multiplied, and say what is slow of it here."""
+    how = plan.compute
+    on_cpu = all(x.device.type == "cpu" for x in model.parameters())
+    if on_cpu and (words := slowed_by(how.base_dtype)):
+        getLogger("fedpeft").warning("%s", words)
+    prepare_frozen(model, trained, how.base_dtype, how.pack and gains_by_packing(how.base_dtype))
 
 
 def _check_parts(names: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from torch.nn import Module
 
 from fedpeft import __version__
 from fedpeft.compute.device_memory import available
-from fedpeft.compute.frozen_linear import can_pack
+from fedpeft.compute.frozen_linear import gains_by_packing
 from fedpeft.plan.plan import Plan
 
 WHOLE_COPIES = 3
@@ -31,7 +31,7 @@ def environment(plan: Plan, device: str) -> dict[str, Any]:
             versions[name] = "none"
     packed = (
         "packed"
-        if plan.compute.pack and device == "cpu" and can_pack(plan.compute.base_dtype)
+        if plan.compute.pack and device == "cpu" and gains_by_packing(plan.compute.base_dtype)
         else "plain"
     )
     base = f"{plan.compute.base_dtype}, {packed}"
