@@ -1,4 +1,5 @@
-"""What was measured beside the rounds: a lower bound of epsilon, and a merge after each file."""
+"""What was measured beside the rounds: a lower bound of epsilon, a merge after each file, and how
+near to the truth are the answers that a model writes."""
 
 from collections.abc import Iterator
 
@@ -27,6 +28,35 @@ def audits(section: Section) -> ReportTable:
         if (told := cell.audit)
     ]
     return ReportTable("audits", "Epsilon, measured and promised", head, rows)
+
+
+WRITERS = {"before": "untuned model", "after": "tuned model"}
+"""By the key of samples.json, whose answers were scored."""
+
+
+def rouge_scores(section: Section) -> ReportTable:
+    """Two lines for each run whose sampled answers were scored: of the untuned model and of the
+    tuned one, the mean F1 over the answers."""
+    scored = [
+        (group, cell, told, told.rouge)
+        for group in section.groups
+        for cell in group.cells
+        if (told := cell.samples) and told.rouge
+    ]
+    names = list(
+        dict.fromkeys(name for *_, by in scored for values in by.values() for name in values)
+    )
+    rows = [
+        [
+            *(word(group.label), integer(cell.seed), integer(told.round)),
+            *(integer(len(told.samples)), word(WRITERS.get(writer, writer))),
+            *(number(values.get(name), f"{values.get(name) or 0:.4f}") for name in names),
+        ]
+        for group, cell, told, by in scored
+        for writer, values in by.items()
+    ]
+    head = ("group", "seed", "after round", "answers", "written by", *names)
+    return ReportTable("rouge", "ROUGE of sampled answers", head, rows)
 
 
 def arrivals(section: Section) -> ReportTable:
