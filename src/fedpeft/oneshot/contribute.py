@@ -191,9 +191,8 @@ def _check_measurable(site: Site, client: ClientId) -> None:
     """Raises DataError for an owner that is to measure, and has nothing to measure on."""
     if site.plan.asking and not site.count_own_held_out(client):
         raise DataError(
-            f"{client!r} has no held-out examples, and its file is to say how the model does on "
-            "them: put examples that it did not train on into a test split of its data (a folder "
-            "test/, a column split), or send no file"
+            f"{client!r} has no held-out examples, on which its file is to say how the model does. "
+            "Put examples that it did not train on into a test split of its data, or send no file"
         )
 
 

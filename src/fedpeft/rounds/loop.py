@@ -170,7 +170,7 @@ def _measure(state: State, round: Round, ledger: Ledger) -> Generator[Ask, Itera
 
 
 def unmeasured(plan: Plan, reports: Mapping[str, Any]) -> dict[ClientId, str]:
-    """Who was asked how the state does and told nothing, and why."""
+    """Those who were asked how the state does and told nothing, each with the reason."""
     told = [reports.get(one.told_as, {}) for one in plan.asking]
     return {client: why for one in told for client, why in one.get("failed", {}).items()}
 
