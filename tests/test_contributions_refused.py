@@ -359,5 +359,5 @@ def test_mutated_frames_that_are_sealed_and_signed(count: int, four: Study, tmp_
 
 def test_owners_are_not_asked_by_files_and_the_message_says_what_to_do(tmp_path: Path) -> None:
     plan = read_plan({"rounds": 1, "evaluate_at": ["owners"]})
-    with pytest.raises(PlanError, match=r'Set evaluate_at = \["server"\] here; .* --start MERGED'):
+    with pytest.raises(PlanError, match=r'Set evaluate_at = \["server"\] here, .* --start MERGED'):
         invite(plan, tmp_path / "study")

@@ -31,8 +31,9 @@ from fedpeft.errors import PlanError, RunError
 from fedpeft.exchanges.secure.masked_files import MaskedFiles
 from fedpeft.oneshot.contribute import Contributor, from_partition
 from fedpeft.oneshot.contribution import write_signed
-from fedpeft.oneshot.invitation import invite, masked, read_invitation
+from fedpeft.oneshot.invitation import invite, read_invitation
 from fedpeft.oneshot.joining import join_owner, make_roster, withdraw
+from fedpeft.oneshot.one_file import masked
 from fedpeft.oneshot.rejections import ContributionError, Rejection
 from fedpeft.oneshot.rules import Rules
 from fedpeft.oneshot.seat import take_seat

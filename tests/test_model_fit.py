@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from chatting import save_chatter
 from families import change_config, change_weights, save_family
 from torch import nn
 
@@ -145,3 +146,25 @@ def test_an_adapter_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(PlanError, match=r"saved adapter and no model: .*method.init = "):
         text_model(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["lora", "layernorm", "named"])
+def test_a_head_that_is_the_embedding_is_not_left_out_in_silence(
+    method: str, tmp_path: Path
+) -> None:
+    """A tied output layer goes by the embedding's name, under which these methods train nothing."""
+    task = {"name": "causal-lm", "model": str(save_chatter(tmp_path))}
+    own: dict[str, Any] = {"trains": ["*q_proj*"]} if method == "named" else {}
+    words = r'head = "lm_head" would train nothing .* are .model.embed_tokens.weight. \(tied'
+    with pytest.raises(PlanError, match=words) as refused:
+        _model(task, {"name": method, "head": "lm_head", **own})
+    assert ("target = " in str(refused.value)) == (method == "lora")
+    assert _model(task, {"name": method, **own})[1]  # without it, as ever
+
+
+def test_a_tied_head_may_be_trained_as_the_embedding_or_by_factors(tmp_path: Path) -> None:
+    task = {"name": "causal-lm", "model": str(save_chatter(tmp_path))}
+    _, names = _model(task, {"name": "head", "head": "lm_head"})
+    assert names == ["model.embed_tokens.weight"]
+    _, names = _model(task, {"name": "lora", "target": ["lm_head"]})
+    assert [name.split(".")[0] for name in names] == ["lm_head", "lm_head"]

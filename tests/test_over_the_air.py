@@ -15,7 +15,7 @@ from fedpeft.core.tensors import equal, sub
 from fedpeft.core.types import State, Update
 from fedpeft.deploy.terms import check_node_plan
 from fedpeft.exchanges.over_the_air import OverTheAir, stable, stable_of
-from fedpeft.oneshot.invitation import NOT_IN_ONE_FILE
+from fedpeft.oneshot.one_file import NOT_IN_ONE_FILE
 from fedpeft.plan.checks import refuse
 from fedpeft.rounds.ledger import Ledger
 from fedpeft.rounds.site import Site

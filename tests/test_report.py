@@ -152,6 +152,14 @@ def test_sampled_answers_are_shown_as_they_are(tmp_path: Path) -> None:
         words in page.words for words in (*said.values(), "Sampled answers", "untuned model")
     )
     assert "<img src=x" not in text
+    assert "ROUGE of sampled answers" not in page.words
+    scores = {"before": {"rouge1": 0.1234, "rougeL": 0.1}, "after": {"rouge1": 0.5, "rougeL": 0.25}}
+    told = {"round": 1, "samples": [said], "rouge": scores}
+    (folder / "samples.json").write_text(json.dumps(told))
+    assert fedpeft("report", folder, "-o", tmp_path / "page.html").exit_code == 0
+    words = Page((tmp_path / "page.html").read_text()).words
+    at = words[words.index("ROUGE of sampled answers") :]
+    assert all(word in at for word in ("rouge1", "0.1234", "0.2500", "tuned model"))
     (folder / "samples.json").write_text('{"round": 1, "samples": [{"given": 3}]}')
     broken = fedpeft("report", folder, "-o", tmp_path / "page.html")
     assert broken.exit_code != 0 and "samples.json is damaged" in broken.stderr

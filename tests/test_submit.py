@@ -12,6 +12,7 @@ from fedpeft.deploy.doctor import nodes
 from fedpeft.deploy.server import say_to_followers
 from fedpeft.errors import RunError
 from fedpeft.runs.folder import RunFolder, write_json
+from fedpeft.runs.summary import UNFINISHED
 
 
 def test_a_run_that_stays_pending_is_told_of_once(
@@ -51,6 +52,26 @@ def test_who_follows_hears_what_the_servers_part_says(
         "hospital-b cannot serve: the plan here is not the run's",
     ]
     assert all(re.match(pattern, line) for line in heard)
+
+
+def test_who_follows_waits_for_the_comparison_that_a_summary_gets_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, looks = RunFolder(tmp_path), list[float]()
+    write_json(folder.summary, {"full_not_measured": UNFINISHED, "full_params": None})
+
+    def wait(seconds: float) -> None:
+        looks.append(seconds)
+        assert len(looks) < 4, "it never ends"
+        if len(looks) == 2:
+            write_json(folder.summary, {"full_not_measured": None, "full_params": 10})
+
+    monkeypatch.setattr(submit, "sleep", wait)
+    assert list(submit.follow(folder, print)) == [] and len(looks) == 2
+    # the server's part was killed while it measured that: the summary is there as it was left
+    write_json(folder.summary, {"full_not_measured": UNFINISHED})
+    submit.end_file(folder).write_text("no room for the whole model")
+    assert list(submit.follow(folder, print)) == [] and len(looks) == 2
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from fedpeft.core.conversation import Message
 from fedpeft.core.tensors import equal
 from fedpeft.errors import PlanError
 from fedpeft.oneshot.contribution import write_contribution
-from fedpeft.oneshot.invitation import check_plan
 from fedpeft.oneshot.keys import signing_key
+from fedpeft.oneshot.one_file import check_plan
 from fedpeft.oneshot.rejections import ContributionError, Rejection
 from fedpeft.oneshot.rules import Rules
 from fedpeft.plan.reading import read_plan
@@ -211,7 +211,10 @@ def test_an_owner_with_some_of_the_classes_counts_its_own_data(tmp_path: Path) -
             ["rounds=0", "algorithms=['class_means', 'ridge_head']"],
             "ClassMeans and RidgeHead ask one after another",
         ),
-        (["rounds=0", "evaluate_at=['owners']", "task='parts:ClassedPoints'"], "second message"),
+        (
+            ["rounds=0", "evaluate_at=['owners']", "task='parts:ClassedPoints'"],
+            "OwnerEvaluation ask",
+        ),
         (["rounds=0", "routing=[{name='ranks', ranks=[1, 2]}]"], "ranks"),
     ],
 )

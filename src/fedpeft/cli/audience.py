@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from fedpeft.watching.tracking import Tracking
 
 
+FEW_OWNERS = 12
+"""Owners that get a line of their own at the end of a run; `fedpeft evaluate` shows more."""
+
+
 def _trackers() -> list[str]:
     from fedpeft.registry import names
 
@@ -86,6 +90,7 @@ def report_run(told: Audience, folder: "RunFolder", summary: Mapping[str, Any]) 
     Raises:
       Exit: no round of it changed anything.
     """
+    from fedpeft.cli.owners import owner_lines
     from fedpeft.cli.progress import summary_table, warnings
     from fedpeft.runs.record import changed_nothing
 
@@ -99,6 +104,8 @@ def report_run(told: Audience, folder: "RunFolder", summary: Mapping[str, Any]) 
         if early := summary.get("ended_early"):
             console.print(early)
         console.print(summary_table(summary))
+        for line in owner_lines(summary.get("owners"), FEW_OWNERS):
+            console.print(line)
         console.print(f"results: {folder.path}")
     if why := changed_nothing(summary):
         typer.echo(f"error: {why}", err=True)

@@ -88,7 +88,8 @@ def contribute_file(
 
     DIR is the folder of an invitation. What leaves is shown first, and you are asked once. The file
     holds what was learned, sealed for the server alone. All your examples are trained on but those
-    that lie in a test split. Of a private plan a second file is another release of the same
+    that lie in a test split, or a share that the plan holds out; where the plan measures a model,
+    the file holds counts of these. Of a private plan a second file is another release of the same
     examples, so it is made with --again only. Of a study of masked files there is one file, which
     a second call writes again.
     """
@@ -125,8 +126,8 @@ def contribute_file(
         header, content = train(study, who, signer, lambda: bar.update(1), seat.store)
     every = _release(study, releases, header, again)
     _write(out, seat.keep(who, content))
-    count, signed = who.site.data.size(who.client), "signed" if key else "unsigned"
-    typer.echo(f"{out}: {size(len(content))} from {count} examples of {header.client}, {signed}")
+    signed = "signed" if key else "unsigned"
+    typer.echo(f"{out}: {size(len(content))} from {who.words}, {signed}")
     _tell(header, every)
 
 

@@ -11,6 +11,8 @@ from fedpeft.cli.options import AllowCode, Debug, PlanFile, Settings, allowed_co
 EXAMPLES = """\
   fedpeft invite -o study                                          handwritten digits at five sites
   fedpeft invite plan.toml -o study --set rounds=1 --set local.epochs=10
+  fedpeft invite plan.toml -o measuring --start merged --set rounds=0 \\
+      --set 'evaluate_at=["owners"]'                       the owners measure what was merged
   fedpeft invite -o open --set weighting=uniform --set 'exchange={name="secure",threshold=3}'
 """
 ROSTER_EXAMPLES = """\
@@ -24,6 +26,14 @@ def write_invitation(
     ],
     plan: PlanFile = None,
     settings: Settings = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Begin with what the run in this folder came to; with rounds = 0 its owners "
+            "measure it.",
+        ),
+    ] = None,
     allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
@@ -38,7 +48,7 @@ def write_invitation(
     from fedpeft.oneshot.invitation import server_key
 
     invited = resolve(plan, settings, "one-shot", allowed_code(allow_code))
-    terms = write(invited, out)
+    terms = write(invited, out, start)
     typer.echo(
         f"study {terms.study}\n{out} (for the clients)\n{server_key(out)} (keep it to yourself)"
     )

@@ -9,6 +9,7 @@ import click
 import typer
 
 from fedpeft.cli.options import AllowCode, AsJson, Debug, allowed_code
+from fedpeft.cli.owners import owner_lines
 
 EXAMPLES = """\
   fedpeft merge study *.safetensors -o merged --trust trusted    signed by those in the list only
@@ -130,6 +131,8 @@ def _show(summary: Mapping[str, Any], out: Path, evaluate: bool, as_json: bool) 
         typer.echo(json.dumps({**summary, "arrivals": arrivals}, indent=2))
         return
     for line in _curve(arrivals):
+        typer.echo(line)
+    for line in owner_lines(summary.get("owners")):
         typer.echo(line)
     count = summary["clients"]
     typer.echo(f"{count} contribution{'' if count == 1 else 's'} merged in {out}")

@@ -38,12 +38,26 @@ def with_owners(run: Path, plan: "Plan", at_owners: bool, metrics: Sequence[str]
     if is_merged(run) or plan.nodes.names is not None:
         raise RunError(
             f"the examples of {run}'s owners lie with them, and this command asks only clients of "
-            'a simulation: give the nodes a plan with rounds = 0 and evaluate_at = ["owners"], and '
-            f"run it with --start {run}"
+            f"a simulation: {_how_to_ask(run, plan, is_merged(run))}"
         )
     if plan.asking:
         return plan
     return replace(plan, evaluate_at=(*plan.evaluate_at, build("evaluation", "owners")))
+
+
+def _how_to_ask(run: Path, plan: "Plan", by_file: bool) -> str:
+    """How owners that are elsewhere are asked, in words."""
+    heads = " --set 'algorithms=[]'" if plan.hooks("before_rounds") else ""
+    asking = f"--start {run} --set rounds=0 --set 'evaluate_at=[\"owners\"]'{heads}"
+    if by_file:
+        return (
+            "invite them to send a file of counts, and merge these files (`fedpeft invite "
+            f"{run / 'plan.toml'} {asking} -o measuring`)"
+        )
+    return (
+        'give the nodes a plan with rounds = 0 and evaluate_at = ["owners"], and run it with '
+        f"--start {run}"
+    )
 
 
 def measure_examples(
@@ -81,26 +95,28 @@ def _ask(folder: "RunFolder", site: "Site", state: "State", store: "Store") -> d
     return told
 
 
-def owner_lines(told: Mapping[str, Any] | None) -> Iterator[str]:
-    """A line a metric, one an owner, and who is left out."""
+def owner_lines(told: Mapping[str, Any] | None, most: int = SHOWN) -> Iterator[str]:
+    """A line a metric, one an owner, of `most` of them, and who is left out; values that have a
+    95 % interval have it in brackets."""
     if told is None:
         return
     examples, metrics = told["examples"], told["metrics"]
     counted = say_count(sum(examples.values()), "held-out examples")
     yield f"at {say_count(len(examples), 'owners')}, on {counted} of theirs"
     for name, found in metrics.items():
-        interval = found["interval"]
-        ends = f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
         yield (
             f"  {name:<12}mean {_show(found['mean'])}   worst tenth {_show(found['worst_tenth'])}"
-            f"   all together {_show(found['pooled'])}{ends}"
+            f"   all together {_show(found['pooled'], found['interval'])}"
         )
     width = max(map(len, examples), default=0)
-    for client, count in list(examples.items())[:SHOWN]:
-        values = (f"{name} {_show(found['each'][client])}" for name, found in metrics.items())
+    for client, count in list(examples.items())[:most]:
+        values = (
+            f"{name} {_show(found['each'][client], found['intervals'].get(client))}"
+            for name, found in metrics.items()
+        )
         yield f"    {client:<{width}}  {'   '.join(values)}   {say_count(count, 'examples')}"
-    if len(examples) > SHOWN:
-        yield f"    and {len(examples) - SHOWN:,} more owners, which --json lists"
+    if len(examples) > most:
+        yield f"    and {len(examples) - most:,} more owners, which --json lists"
     if without := told["without"]:
         yield f"  {say_count(len(without), 'owners have no held-out examples')}: {_some(without)}"
     if missing := {**told["failed"], **told["not_asked"]}:
@@ -114,5 +130,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + more
 
 
-def _show(value: float | None) -> str:
-    return "no value" if value is None else f"{value:.4f}"
+def _show(value: float | None, interval: Sequence[float] | None = None) -> str:
+    if value is None:
+        return "no value"
+    return f"{value:.4f} ({interval[0]:.4f} to {interval[1]:.4f})" if interval else f"{value:.4f}"

@@ -142,21 +142,9 @@ def _results(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     else:
         for name, value in (summary.get("held_out_last") or {}).items():
             yield f"held-out {name}, last", _number(value)
-    yield from _at_owners(summary.get("owners") or {})
     if privacy := summary.get("privacy"):
         at = f" at δ = {privacy['delta']:g}" if privacy["delta"] else ""
         yield f"ε for one {privacy['unit']}{at}", _epsilon(privacy)
-
-
-def _at_owners(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What owners measured: of each metric the mean and the worst tenth; and who did not."""
-    for name, found in told.get("metrics", {}).items():
-        yield f"{name} at the owners, mean", _number(found["mean"])
-        yield f"{name} at the owners, worst tenth", _number(found["worst_tenth"])
-    if without := told.get("without"):
-        yield "owners without held-out examples", f"{len(without)}"
-    if missing := {**told.get("failed", {}), **told.get("not_asked", {})}:
-        yield "owners that did not answer", f"{len(missing)}"
 
 
 Cost: TypeAlias = tuple[str, float | None, float | None, Callable[[float], str]]

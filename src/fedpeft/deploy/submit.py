@@ -21,6 +21,7 @@ from fedpeft.errors import RunError, explain_install
 from fedpeft.plan.plan import Plan
 from fedpeft.runs.folder import RunFolder, read_json, read_rounds, write_json
 from fedpeft.runs.record import RoundRecord
+from fedpeft.runs.summary import UNFINISHED
 
 ROOM = 1 << 16  # bytes without which nothing can be written
 POLL = 0.3  # seconds between two looks at the folder
@@ -128,7 +129,7 @@ def follow(folder: RunFolder, tell: Callable[[str], None]) -> Iterator[RoundReco
         for values in read_rounds(folder)[done:]:
             done += 1
             yield RoundRecord(**values)
-        if folder.summary.exists():
+        if _is_whole(folder, over):
             return
         if over:
             raise RunError(_why(folder))
@@ -147,7 +148,14 @@ def _tell_new(folder: RunFolder, heard: int, tell: Callable[[str], None]) -> int
 
 def _is_over(folder: RunFolder) -> bool:
     """Whether the server's part left word that it ended, or was seen to be dead."""
-    return was_killed(folder) or folder.summary.exists() or end_file(folder).exists()
+    return was_killed(folder) or end_file(folder).exists()
+
+
+def _is_whole(folder: RunFolder, over: bool) -> bool:
+    """Whether the summary is there, with the comparison that it gets last; of a part that ended, as
+    it was left."""
+    summary = read_json(folder.summary)
+    return summary is not None and (over or summary.get("full_not_measured") != UNFINISHED)
 
 
 def _why(folder: RunFolder) -> str:

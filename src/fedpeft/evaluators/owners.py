@@ -7,7 +7,6 @@ makes of it. So this is in `reveals`, and goes with no noise and no secure sum.
 
 from collections.abc import Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass
-from statistics import median
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -92,14 +91,14 @@ class OwnerEvaluation:
 
         messages = round.messages(state, round.clients)
         most = max(METRICS, len(names or ()))
-        answers = yield Ask(PHASE, messages, lambda _: {PHASE: layout}, check, metrics=most)
-        every = {answer.client: answer.message for answer in answers}
-        for client, why in _implausible(every, round.plan.admission.weight_factor).items():
-            round.refuse(client, why)
-            del every[client]
+        answers = yield Ask(
+            PHASE, messages, lambda _: {PHASE: layout}, check, metrics=most, weight=_examples
+        )
         each = {
-            client: counts_of(said.tensors[PHASE], _totals(said), classes)
-            for client, said in every.items()
+            answer.client: counts_of(
+                answer.message.tensors[PHASE], _totals(answer.message), classes
+            )
+            for answer in answers
         }
         return tabulate(each, round.plan.metrics, task)
 
@@ -109,6 +108,10 @@ class OwnerEvaluation:
         classes = len(client.site.classes) if tells_classes(plan.task) else 0
         found = client.score_held_out(classes, plan.metrics_read)
         return Message({PHASE: found.tally}, {"metrics": found.totals})
+
+
+def _examples(message: Message) -> float:
+    return float(message.tensors[PHASE][EXAMPLES])
 
 
 def _totals(message: Message) -> dict[str, Weighted]:
@@ -185,15 +188,3 @@ def _check_accuracy(told: Weighted, right: int, examples: int) -> None:
             f"its accuracy is {told.total:g} of {told.weight:g}, and by its confusion matrix "
             f"{right:,} of {examples:,}"
         )
-
-
-def _implausible(every: Mapping[ClientId, Message], factor: float) -> dict[ClientId, str]:
-    """Who claims far more examples than others do, and why that is refused."""
-    claims = {client: int(said.tensors[PHASE][EXAMPLES]) for client, said in every.items()}
-    middle = median([claim for claim in claims.values() if claim] or [0])
-    return {
-        client: f"{PHASE}: it counts {claim:,} examples, the median is {middle:,.0f}, and at most "
-        f"{factor:g} times that is let in (weight_factor)"
-        for client, claim in claims.items()
-        if claim > factor * middle
-    }

@@ -96,10 +96,12 @@ def inject_tuner(
 
 @contextmanager
 def known_warnings_ignored() -> Iterator[None]:
-    """Without two warnings that `peft` causes and a user can do nothing about."""
+    """Without three warnings that `peft` causes and a user can do nothing about."""
     with catch_warnings():
         # A LayerNorm has no in and out features.
         filterwarnings("ignore", "Unsupported layer type", UserWarning)
         # Peft asks transformers for it.
         filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        # A merged export gives the tuned layer a weight of its own.
+        filterwarnings("ignore", "Model has `tie_word_embeddings", UserWarning)
         yield

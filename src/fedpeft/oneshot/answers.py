@@ -50,21 +50,18 @@ def size_of(header: Header, frame: bytes, file: Path | str, invitation: Invitati
 
 def most_numbers(invitation: Invitation) -> int:
     """How many numbers a file has at most, whoever sends it."""
-    plan, params = invitation.plan, invitation.state.params
-    if plan.rounds:
-        return sum(x.numel() for x in params.values())
-    return sum(numbers_in(answers(params)) for answers in plan.hooks("answers"))
+    if invitation.plan.rounds:
+        return sum(x.numel() for x in invitation.state.params.values())
+    return numbers_in(_question(invitation, "anyone").expects("anyone"))
 
 
 def _question(invitation: Invitation, client: ClientId) -> Ask:
     """What the loop would ask one client in a plan of no rounds, which has one such question."""
     plan = invitation.plan
-    [begins] = plan.hooks("before_rounds")
-    alone = [client]
-    flow = begins(
-        invitation.state, Round(0, plan, alone, alone, seed=round_seed(plan, 0), run=plan.run)
-    )
-    ask: Ask = next(flow)
+    [asks] = [*plan.hooks("before_rounds"), *(one.measure for one in plan.asking)]
+    alone, seed = [client], round_seed(plan, 0)
+    round = Round(0, plan, alone, alone, seed=seed, run=plan.run, classes=plan.classes)
+    ask: Ask = next(asks(invitation.state, round))
     return ask
 
 
@@ -105,8 +102,8 @@ def _check_header(header: Header, size: Size, file: Path | str, hidden: bool) ->
         return
     if hidden or told != size.weight:
         words = (
-            f"its header says {told} examples, and its {size.of} are of {size.weight:g}; "
-            "make it with this version"
+            f"its header says {told} examples, and its answer to {size.of!r} is of "
+            f"{size.weight:g}; make it with this version"
         )
         raise ContributionError(Rejection.WEIGHT, file, words)
 

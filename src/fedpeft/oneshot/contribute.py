@@ -10,7 +10,7 @@ from torch import Tensor
 from fedpeft.core.interfaces import Data, Store
 from fedpeft.core.types import Batch, ClientId, Failure, Job, Reply
 from fedpeft.data.divide import divide_one
-from fedpeft.errors import DataError, RunError
+from fedpeft.errors import DataError, RunError, say_count
 from fedpeft.evaluation.probe import check_gradients
 from fedpeft.oneshot.contribution import write_signed
 from fedpeft.oneshot.contribution_header import Header, hides_size
@@ -19,7 +19,7 @@ from fedpeft.oneshot.keys import check_name
 from fedpeft.oneshot.own_data import OwnData
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.client import Worker
-from fedpeft.rounds.loop import federate
+from fedpeft.rounds.loop import federate, unmeasured
 from fedpeft.rounds.site import Onlooker, Site, site_of
 from fedpeft.runs.execute import open_run_site
 from fedpeft.storage.client_memory import Nowhere
@@ -102,6 +102,18 @@ class Contributor:
         return plan.local.steps_for(self.site.data.size(self.client)) if plan.rounds else 1
 
     @property
+    def counted(self) -> int:
+        """How many examples its file is of: those to train on, or those to be measured on."""
+        site, client = self.site, self.client
+        return site.count_own_held_out(client) if site.plan.asking else site.data.size(client)
+
+    @property
+    def words(self) -> str:
+        """What its file is of."""
+        held_out = "held-out " if self.site.plan.asking else ""
+        return f"{say_count(self.counted, f'{held_out}examples')} of {self.client}"
+
+    @property
     def examples(self) -> str:
         """A digest of the examples to train on."""
         return Worker(self.site, Nowhere()).digest(self.client)
@@ -128,6 +140,7 @@ def from_own_data(
     check_name(name)
     _check_here(invitation)
     site = own_site(invitation.plan, data, name, device, look)
+    _check_measurable(site, name)
     return Contributor(site, name, data.told)
 
 
@@ -142,8 +155,8 @@ def own_site(
     examples = data.examples(plan)
     if look is not None:
         look(examples)
-    # Where nobody measures at the owners, a share set apart would be lost.
-    share = getattr(plan.partition, "held_out", None) if plan.asking else None
+    # Whoever measures: a model is measured at its owners by a later plan too.
+    share = getattr(plan.partition, "held_out", None)
     division = divide_one(name, examples, share or 0.0, plan.seed)
     site = site_of(plan, examples, division, device)
     # As before a run: without gradients of single examples, training would raise no error and learn
@@ -170,7 +183,17 @@ def from_partition(
             f"--client {number}: the plan's partition has {len(clients)} clients, counted from 0"
         )
     check_name(clients[number])
+    _check_measurable(site, clients[number])
     return Contributor(site, clients[number])
+
+
+def _check_measurable(site: Site, client: ClientId) -> None:
+    """Raises DataError for an owner that is to measure, and has nothing to measure on."""
+    if site.plan.asking and not site.count_own_held_out(client):
+        raise DataError(
+            f"{client!r} has no held-out examples, on which its file is to say how the model does. "
+            "Put examples that it did not train on into a test split of its data, or send no file"
+        )
 
 
 def contribute(
@@ -198,9 +221,10 @@ def contribute(
     if not site.plan.rounds:
         tick()
     reply = engine.replies[0]
-    if not isinstance(reply, Reply) or ledger.failed:
-        raise RunError(f"{who.client!r} has nothing to send: {'; '.join(ledger.failed.values())}")
-    examples = None if hides_size(site.plan) else site.data.size(who.client)
+    failed = [*ledger.failed.values(), *unmeasured(site.plan, ledger.reports).values()]
+    if not isinstance(reply, Reply) or failed:
+        raise RunError(f"{who.client!r} has nothing to send: {'; '.join(failed)}")
+    examples = None if hides_size(site.plan) else who.counted
     told = examples, ledger.privacy, list(who.reads) or None
     return write_signed(terms, who.client, reply.payload, key, *told)
 

@@ -16,27 +16,25 @@ from secrets import token_hex
 from typing import Any
 
 from fedpeft.compute.trainable import read
-from fedpeft.core.facts import Fact
 from fedpeft.core.signatures import PUBLIC
 from fedpeft.core.types import State
-from fedpeft.errors import PlanError, RunError
-from fedpeft.exchanges.secure.exchange import Secure
-from fedpeft.exchanges.secure.masked_files import MaskedFiles
-from fedpeft.exchanges.secure.roster import LEAST, Roster
+from fedpeft.errors import RunError
+from fedpeft.exchanges.secure.roster import Roster
 from fedpeft.oneshot.fingerprints import base_fingerprint as base_fingerprint
 from fedpeft.oneshot.fingerprints import digest
 from fedpeft.oneshot.fingerprints import labels_digest as labels_digest
 from fedpeft.oneshot.fingerprints import transforms_digest as transforms_digest
 from fedpeft.oneshot.keys import make_sealing_key, require
+from fedpeft.oneshot.one_file import check_plan, masked
 from fedpeft.oneshot.rosters import read_roster
 from fedpeft.oneshot.terms import FORMAT
 from fedpeft.oneshot.terms import Terms as Terms
 from fedpeft.plan.calibration import calibrate_noise
-from fedpeft.plan.checks import refuse
 from fedpeft.plan.plan import Plan
 from fedpeft.registry import REGISTERED, Code
 from fedpeft.rounds.loop import start
 from fedpeft.rounds.post import encode_start
+from fedpeft.runs.beginning import begin_with
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.environment import environment
 from fedpeft.runs.folder import RunFolder, read_json, reopen, write_json
@@ -70,92 +68,16 @@ def server_key(path: Path) -> Path:
     return path.with_name(f"{path.name}.key")
 
 
-def check_plan(plan: Plan) -> None:
-    """Raises PlanError for a plan that one file from each client cannot carry out."""
-    if plan.rounds > 1:
-        raise PlanError(
-            f"rounds = {plan.rounds}: a file for each client is one round. "
-            "Set rounds = 1, and local.epochs to all the epochs that a client is to train for; or "
-            "rounds = 0 for a head from sums of features, which nobody trains"
-        )
-    if plan.asking:  # before the facts, which name no key of the plan
-        raise PlanError(
-            'evaluate_at: to ask "owners" takes a second message, and a file for each client is '
-            'one. Set evaluate_at = ["server"] here; the merged model is measured at the owners by '
-            "a plan with rounds = 0 and --start MERGED"
-        )
-    if not plan.rounds:
-        _check_one_question(plan)
-        return
-    for one in plan.each_part():
-        if hasattr(one, "before_rounds"):
-            raise PlanError(
-                f"{type(one).__name__} asks each client before the first round, and a file for "
-                "each is one answer: leave it out, or set rounds = 0 for its head alone"
-            )
-    refuse(plan, NOT_IN_ONE_FILE)
-
-
-def _check_one_question(plan: Plan) -> None:
-    """Raises PlanError for a plan of no rounds that one file from each client cannot carry out."""
-    begins = [type(one).__name__ for one in plan.each_part() if hasattr(one, "before_rounds")]
-    if len(begins) != 1:
-        raise PlanError(
-            f"{' and '.join(begins)} ask one after another, and a file for each client is one "
-            "answer: leave all but one of them out"
-        )
-    # That part is the only one that asks, as nobody trains.
-    refuse(plan, {fact: why for fact, why in NOT_IN_ONE_FILE.items() if fact not in OF_ASKING})
-
-
-def masked(plan: Plan) -> Plan:
-    """The plan with a secure sum of one masked file from each owner in the place of one that asks
-    several times.
-
-    Its `threshold`, of clients that must answer, becomes the least number of owners.
-    """
-    own = plan.exchange
-    if not isinstance(own, Secure):
-        return plan
-    least = max(LEAST, own.threshold)
-    return replace(
-        plan,
-        exchange=MaskedFiles(least, own.limit, own.max_norm, own.max_weight, own.bits, own.keys),
-    )
-
-
-NOT_IN_ONE_FILE: Mapping[Fact, str] = {
-    Fact.ASYNCHRONOUS: "asynchronous steps are many: leave out fedbuff",
-    Fact.HANDS_OVER: "local.as_published hands momentum from client to client, and here each "
-    "trains alone",
-    Fact.MANY_MESSAGES: "{other} asks each client more than once, and a file for each is one "
-    "answer: leave it out",
-    Fact.SIMULATES: "{other} {what}, and who hands in a file is real: leave it out",
-    Fact.PERSONAL: "personal tensors are for clients that come back for the next round, and there "
-    "is none: leave them out",
-    Fact.REMEMBERS: "{other} makes clients remember something for the next round, and there is "
-    "none: leave out SCAFFOLD or error feedback",
-    Fact.MIXED_RANKS: "ranks are assigned along the list of all clients, which nobody has yet: "
-    "leave them out",
-    Fact.MIXED_TENSORS: "{other} {what}, by the list of all clients, which nobody has yet: "
-    "leave it out",
-    Fact.MIXED_BUDGETS: "tiers are assigned along the list of all clients, which nobody has yet: "
-    "leave them out",
-    Fact.SERVER_NOISE: "client_dp adds noise whenever files are merged, so that a late client "
-    'would make a second release of all the others: take stages = ["local_dp"] or '
-    'local = "dp_sgd", whose noise is in the file',
-}
-"""What one file from each client cannot carry out, and what to do."""
-OF_ASKING = (Fact.MANY_MESSAGES,)
-"""Of these, what is looked at otherwise in a plan of no rounds."""
-
-
-def invite(plan: Plan, path: Path) -> Terms:
+def invite(plan: Plan, path: Path, begin: Path | None = None) -> Terms:
     """Write an invitation at `path`, and the server's key beside it.
+
+    Args:
+      begin: the folder of a run; clients start from what it came to, in the place of the method's
+        own start.
 
     Raises:
       PlanError: one file from each client cannot carry out the plan.
-      RunError: something is there.
+      RunError: something is there, or the run has other tensors than the plan's model.
       DataError: the plan names no classes, and its data, which would tell, cannot be read.
     """
     require()
@@ -173,6 +95,8 @@ def invite(plan: Plan, path: Path) -> Terms:
     )
     model = plan.model(plan.classes)
     state = start(plan, read(model, plan.method.names(model)))
+    if begin is not None:
+        state = begin_with(plan, state, begin)
     path.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(path)
     folder.plan.write_text(plan.toml(), encoding="utf-8")

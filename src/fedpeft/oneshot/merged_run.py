@@ -10,14 +10,14 @@ from typing import Any
 
 from fedpeft.core.types import ClientId, Failure, Job, Reply
 from fedpeft.core.units import finite_or_none
-from fedpeft.errors import RunError
+from fedpeft.errors import PlanError, RunError
 from fedpeft.evaluation.measure import measure
 from fedpeft.oneshot.contribution import Contribution
 from fedpeft.oneshot.invitation import Invitation, base_fingerprint
 from fedpeft.plan.plan import Plan
 from fedpeft.results.exhibit import draws, exhibit_at_end
 from fedpeft.rounds.absent import absent_site, held_out_of
-from fedpeft.rounds.loop import federate
+from fedpeft.rounds.loop import federate, unmeasured
 from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import save_checkpoint
 from fedpeft.runs.environment import environment
@@ -55,16 +55,23 @@ def write_run(
     Raises:
       RunError: too few contributions for the plan, or the base model here is not the study's.
       DataError: the held-out examples cannot be read.
+      PlanError: `evaluate`, of files that change no model.
     """
     plan = _plan(study, len(every))
+    if evaluate and plan.asking:
+        raise PlanError(
+            "--evaluate shows what each file adds to the model, and these files measure a model "
+            "that none of them changes: leave it out"
+        )
     site = _site(plan, study, every, evaluate)
     run = create(plan, folder)
     write_json(run.partition, _division(plan, every))
     # So the run goes on from the invitation's tensors, and not from those that the model has here.
     save_checkpoint(run.start, plan, study.state, environment(plan, site.device))
     [record] = execute(run, site, Answered.of(every))
-    if record.failed or record.note:
-        raise RunError("; ".join(filter(None, [record.note, *record.failed.values()])))
+    failed = [*record.failed.values(), *unmeasured(plan, record.reports).values()]
+    if failed or record.note:
+        raise RunError("; ".join(filter(None, [record.note, *failed])))
     rmtree(run.clients, ignore_errors=True)
     # The noise of a private plan is in the files: here none was drawn.
     run.secrets[0].unlink(missing_ok=True)
@@ -83,7 +90,8 @@ def _division(plan: Plan, every: Sequence[Contribution]) -> dict[str, Any]:
     division = {
         "fingerprint": None,
         "clients": len(every),
-        "size": {header.client: header.examples for header in headers},
+        # What a file that measures tells is of its held-out examples alone.
+        "size": {one.client: None if plan.asking else one.examples for one in headers},
         "classes": plan.classes,
     }
     reads = {header.client: header.reads for header in headers if header.reads}

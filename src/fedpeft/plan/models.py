@@ -10,6 +10,7 @@ from torch import nn
 from fedpeft.compute.batch_statistics import freeze_statistics
 from fedpeft.compute.first_pass import leave_out_unreached
 from fedpeft.compute.frozen_encoder import still_encoder
+from fedpeft.compute.tied_weights import check_tied, tied_to
 from fedpeft.compute.trainable import mark_new_layers, new_layers
 from fedpeft.core.seeds import fold, seed_torch
 from fedpeft.core.types import Examples
@@ -45,6 +46,7 @@ def build_model(plan: Any, classes: Sequence[str]) -> nn.Module:
         beside = [x for name, x in model.named_parameters() if name in set(noted.beside)]
         # By identity, as methods may give the base's parameters other names.
         halves = {id(x) for x in model.parameters() if x.dtype == torch.bfloat16}
+        tied = tied_to(model, plan.method)
         try:
             model = plan.method.inject(model)
         except RuntimeError as error:  # torch's word for codes that are asked for a gradient
@@ -54,6 +56,7 @@ def build_model(plan: Any, classes: Sequence[str]) -> nn.Module:
                 f"{type(plan.method).__name__} cannot train what is quantized: leave out "
                 f'task.quantize, or the method, e.g. for "lora" ({error})'
             ) from None
+    check_tied(model, plan.method, tied)
     if halves:
         _widen_added(model, halves, type(plan.method).__name__)
     # a wrapper, such as a prefix needs, is another module

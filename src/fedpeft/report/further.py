@@ -5,7 +5,7 @@ from typing import Any
 
 from fedpeft.report import tables
 from fedpeft.report.groups import Section
-from fedpeft.report.measured import arrivals, audits
+from fedpeft.report.measured import arrivals, audits, rouge_scores
 from fedpeft.report.owners import confusion_tables, owner_table
 from fedpeft.report.tables import ReportTable
 
@@ -16,6 +16,7 @@ def further_tables(section: Section) -> dict[str, Any]:
         "audits": audits(section),
         "arrivals": arrivals(section),
         "owners": owner_table(section),
+        "rouge": rouge_scores(section),
         "confusions": confusion_tables(section),
     }
 

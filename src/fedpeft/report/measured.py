@@ -1,6 +1,7 @@
-"""What was measured beside the rounds: a lower bound of epsilon, and a merge after each file."""
+"""What was measured beside the rounds: a lower bound of epsilon, a merge after each file, and how
+near to the truth are the answers that a model writes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from fedpeft.report.groups import Section
 from fedpeft.report.rows import format_value
@@ -27,6 +28,37 @@ def audits(section: Section) -> ReportTable:
         if (told := cell.audit)
     ]
     return ReportTable("audits", "Epsilon, measured and promised", head, rows)
+
+
+WRITERS = {"before": "untuned model", "after": "tuned model"}
+"""By the key of samples.json, whose answers were scored."""
+
+
+def rouge_scores(section: Section) -> ReportTable:
+    """Two lines for each run whose sampled answers were scored: of the untuned model and of the
+    tuned one, the mean F1 over the answers."""
+    scored = list(_scored(section))
+    names = list(dict.fromkeys(name for _, values in scored for name in values))
+    rows = [[*about, *(_score(values.get(name)) for name in names)] for about, values in scored]
+    head = ("group", "seed", "after round", "answers", "written by", *names)
+    return ReportTable("rouge", "ROUGE of sampled answers", head, rows)
+
+
+def _scored(section: Section) -> Iterator[tuple[list[Entry], Mapping[str, float | None]]]:
+    """Whose answers were scored, and by score their mean."""
+    for group in section.groups:
+        for cell in group.cells:
+            told = cell.samples
+            if told is None:
+                continue
+            about = [word(group.label), integer(cell.seed), integer(told.round)]
+            for writer, values in (told.rouge or {}).items():
+                answers = [integer(len(told.samples)), word(WRITERS.get(writer, writer))]
+                yield [*about, *answers], values
+
+
+def _score(value: float | None) -> Entry:
+    return number(value, "" if value is None else f"{value:.4f}")
 
 
 def arrivals(section: Section) -> ReportTable:

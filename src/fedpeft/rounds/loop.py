@@ -1,6 +1,6 @@
 """Federated training in rounds: each is a conversation that an algorithm leads."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,7 +9,7 @@ from fedpeft.core.conversation import Answer, Ask, Flow, converse
 from fedpeft.core.interfaces import Engine, Store
 from fedpeft.core.rounds import Bench, Round
 from fedpeft.core.secrets import Secret
-from fedpeft.core.types import State, Tensors
+from fedpeft.core.types import ClientId, State, Tensors
 from fedpeft.errors import PlanError
 from fedpeft.plan.calibration import (
     Spending,
@@ -167,6 +167,12 @@ def _measure(state: State, round: Round, ledger: Ledger) -> Generator[Ask, Itera
             del ledger.failed[client]
         cost = {"bytes_up": ledger.bytes_up - up, "bytes_down": ledger.bytes_down - down}
         ledger.report(one.told_as, {**told, "failed": failed, "not_asked": before, **cost})
+
+
+def unmeasured(plan: Plan, reports: Mapping[str, Any]) -> dict[ClientId, str]:
+    """Those who were asked how the state does and told nothing, each with the reason."""
+    told = [reports.get(one.told_as, {}) for one in plan.asking]
+    return {client: why for one in told for client, why in one.get("failed", {}).items()}
 
 
 def _local(plan: Plan, engine: Engine) -> LocalEngine | None:

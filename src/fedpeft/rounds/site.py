@@ -15,7 +15,7 @@ from fedpeft.compute.first_pass import notes_on
 from fedpeft.compute.trainable import read
 from fedpeft.core.interfaces import Data, Task
 from fedpeft.core.tensors import move_to
-from fedpeft.core.types import Batch, Division, Examples, Tensors, Update
+from fedpeft.core.types import Batch, ClientId, Division, Examples, Tensors, Update
 from fedpeft.data.client_data import Partitioned, lengths, set_apart
 from fedpeft.data.divide import divide
 from fedpeft.errors import DataError
@@ -71,6 +71,10 @@ class Site:
     def params(self) -> Tensors:
         """What the method trains, as it is before the first round."""
         return read(self.model, self.plan.method.names(self.model))
+
+    def count_own_held_out(self, client: ClientId) -> int:
+        """How many held-out examples of its own a client has here."""
+        return self.data.own_size(client) if isinstance(self.data, Partitioned) else 0
 
     def sent(self, update: Update) -> Update:
         """What leaves its client, who may be an attacker of a simulation."""

@@ -15,6 +15,9 @@ from fedpeft.runs.folder import RunFolder, read_json, read_rounds, write_json
 from fedpeft.runs.measured import measure_clients, measure_start
 from fedpeft.runs.selection import Best
 
+UNFINISHED = "it was not finished"
+"""Why a summary has no comparison with full fine-tuning, while that is still measured."""
+
 
 def summarize(
     folder: RunFolder, site: Site, choice: Choice | None = None, alone: str = ""
@@ -49,7 +52,7 @@ def summarize(
         "trainable_params": sum(x.numel() for x in site.params().values()),
         **_traffic(rounds),
         **_against_full(rounds, None),
-        "full_not_measured": "it was not finished",
+        "full_not_measured": UNFINISHED,
         "seconds": round(sum(r["seconds"] for r in rounds), 3),
         "peak_rss_bytes": peak,
         "partition": (read_json(folder.partition) or {}).get("fingerprint"),
