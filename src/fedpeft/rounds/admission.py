@@ -12,7 +12,7 @@ from itertools import chain, islice
 from statistics import median
 from typing import Any, TypeVar
 
-from fedpeft.core.conversation import Answer, Ask, Message
+from fedpeft.core.conversation import DELTA, Answer, Ask, Message
 from fedpeft.core.tensors import finite
 from fedpeft.core.types import ClientId, State
 from fedpeft.core.views import EVERYTHING
@@ -84,7 +84,9 @@ class Admission:
         try:
             round, view = ask.rounds.get(client, self.state.round), ask.views.get(client)
             how = uplink_coding(self.plan, round, client, view or EVERYTHING)
-            message = decode_answer(payload, codec, ask.expects(client), how, ask.metrics)
+            expected = ask.expects(client)
+            optional = self.plan.optional_groups(expected[DELTA]) if ask.updates else ()
+            message = decode_answer(payload, codec, expected, how, ask.metrics, optional)
             if ask.updates:
                 message = self._update(client, message)
             elif not all(finite(tensors) for tensors in message.tensors.values()):
