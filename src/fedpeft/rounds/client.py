@@ -372,8 +372,8 @@ class Worker:
         except Exception as error:  # parts that users write may raise anything
             if self.site.plan.private_part and not isinstance(error, PlanError | WireError):
                 words = "its words stay here, as they may tell of an example"
-                return Failure(client, f"{type(error).__name__}: {words}")
-            return Failure(client, reason_of(error))
+                return Failure(client, f"{type(error).__name__}: {words}", answered=True)
+            return Failure(client, reason_of(error), answered=True)
 
 
 def weight(plan: Plan, size: int) -> float:
