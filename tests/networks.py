@@ -3,7 +3,7 @@ way."""
 
 from time import sleep
 
-from torch import Tensor, nn, rand_like
+from torch import Tensor, cat, nn, rand_like
 
 
 class Linear(nn.Module):
@@ -42,6 +42,22 @@ class Tied(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.second(self.first(x).tanh()).tanh())
+        return logits
+
+
+class Towers(nn.Module):
+    """One tower for each half of the point's features, and a head on both."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.half = features // 2
+        self.left = nn.Linear(self.half, 8)
+        self.right = nn.Linear(features - self.half, 8)
+        self.head = nn.Linear(16, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sides = [self.left(x[:, : self.half]).relu(), self.right(x[:, self.half :]).relu()]
+        logits: Tensor = self.head(cat(sides, 1))
         return logits
 
 
@@ -121,4 +137,5 @@ NETWORKS = {
     "hidden": Hidden,
     "shaken": Shaken,
     "slow": Slow,
+    "towers": Towers,
 }

@@ -42,6 +42,19 @@ class Blobs:
 
 
 @dataclass(frozen=True)
+class HalfBlobs(Blobs):
+    """The same, with noise in the second half of the features."""
+
+    def load(self) -> Examples:
+        found, half = super().load(), self.features // 2
+        draws = torch.Generator().manual_seed(1)
+        for table in (found.train, found.test):
+            noise = torch.randn(len(table), self.features - half, generator=draws)
+            table.columns["point"][:, half:] = noise
+        return found
+
+
+@dataclass(frozen=True)
 class Points:
     """Classify points with one of `NETWORKS`."""
 

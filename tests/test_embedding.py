@@ -78,10 +78,24 @@ def test_each_second_text_is_told_from_the_others_of_its_batch() -> None:
     outputs = told((1, 0), (1, 0), (0, 1), (0, 1))
     batch = {"second/input_ids": torch.tensor([[1], [2]])}
     assert task.losses(outputs, batch).tolist() == pytest.approx([-log(3 / 4)] * 2)
-    found = task.metrics(told((1, 0), (0, 1), (0, 1), (0, 1)), batch)
+    found = task.metrics(outputs, batch)
     assert found["accuracy"].tolist() == [1, 1] and found["mrr"].tolist() == [1, 1]
     found = task.metrics(told((1, 0), (0, 1), (0, 1), (1, 0)), batch)
     assert found["accuracy"].tolist() == [0, 0] and found["mrr"].tolist() == [0.5, 0.5]
+
+
+def test_a_model_that_gives_all_texts_one_vector_finds_nothing() -> None:
+    """Each text is last among the four; the one that fills the batch up is none of them, and
+    neither is a text beside the same one."""
+    task = Embedding()
+    ids = torch.tensor([[1], [2], [3], [4], [9]])
+    mask = torch.tensor([1.0, 1, 1, 1, 0])
+    outputs = told(*[(0.6, 0.8)] * 10)
+    found = task.metrics(outputs, {"second/input_ids": ids, "mask": mask})
+    assert found["accuracy"][:4].tolist() == [0] * 4
+    assert found["mrr"][:4].tolist() == [0.25] * 4
+    alike = task.metrics(outputs, {"second/input_ids": torch.ones_like(ids), "mask": mask})
+    assert alike["accuracy"][:4].tolist() == [1] * 4, "there is no other text to be told from"
 
 
 def test_what_fills_a_batch_up_and_the_same_text_are_no_counterexamples() -> None:

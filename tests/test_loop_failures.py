@@ -41,6 +41,37 @@ from fedpeft.storage.client_memory import Folder
 from fedpeft.wire.payloads import pack, unpack
 
 
+@pytest.mark.parametrize("answered", [True, False], ids=["says so", "silent"])
+def test_a_client_that_declines_one_question_is_asked_the_others(
+    points: Site, answered: bool
+) -> None:
+    plan = points_plan(algorithms=["class_means"], cohort=24, rounds=1)
+    client = points.data.clients[3]
+    seen: list[int] = []
+
+    def decline(reply: Reply | Failure) -> Reply | Failure:
+        seen.append(len(seen))
+        return Failure(client, "declined", answered) if len(seen) == 1 else reply
+
+    engine = Tampering(on(points, plan), {client: decline})
+    [(_, ledger)] = federate(plan, engine, start(plan, points.params()))
+    assert len(seen) == 1 + answered and (client in ledger.weights) == answered
+    if answered:
+        assert not ledger.failed
+        assert ledger.note == f"{client} counts, but did not answer all: declined"
+    else:
+        assert ledger.failed == {client: "declined"} and not ledger.note
+
+
+def test_of_two_questions_that_failed_both_reasons_are_told(points: Site) -> None:
+    plan = points_plan(algorithms=["class_means"], cohort=24, rounds=1)
+    client, whys = points.data.clients[3], iter(["no labels", "no memory"])
+    fail: Callable[[Reply | Failure], Failure] = lambda _: Failure(client, next(whys), True)
+    engine = Tampering(on(points, plan), {client: fail})
+    [(_, ledger)] = federate(plan, engine, start(plan, points.params()))
+    assert ledger.failed == {client: "no labels; no memory"} and len(ledger.weights) == 23
+
+
 def test_a_reply_that_was_not_counted_leaves_no_memory(points: Site, tmp_path: Path) -> None:
     """With too few replies the round counts for nothing, so what the clients kept of it counts for
     nothing either."""

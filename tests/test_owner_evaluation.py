@@ -359,6 +359,30 @@ def test_who_does_not_answer_counts_in_training_all_the_same(points: Site) -> No
     assert len(ledger.weights) == 4 and not ledger.failed and not ledger.note
 
 
+@pytest.mark.parametrize("answered", [True, False], ids=["says so", "silent"])
+def test_who_says_that_it_failed_to_train_is_measured(points: Site, answered: bool) -> None:
+    """One that is silent is not asked again, as each question would wait for it."""
+    client = points.data.clients[0]
+    asked: list[str] = []
+
+    class Failing:
+        clients = points.data.clients
+        inner = InProcess(points)
+
+        def run(self, jobs: Any) -> Iterator[Reply | Failure]:
+            for job in jobs:
+                asked.extend([job.phase] * (job.client == client))
+                lost = job.phase == "fit" and job.client == client
+                yield Failure(client, "diverged", answered) if lost else self.inner.worker(job)
+
+    plan = replace(points.plan, rounds=1, cohort=4)
+    [(_, ledger)] = run(plan, Failing(), points)
+    assert ledger.failed == {client: "diverged"} and len(ledger.weights) == 3
+    assert told(ledger)["failed"] == {}
+    assert told(ledger)["not_asked"] == ({} if answered else {client: "diverged"})
+    assert asked == (["fit", PHASE] if answered else ["fit"])
+
+
 def test_no_rounds_measure_the_model_as_it_is(points: Site) -> None:
     plan = replace(points.plan, rounds=0)
     begun = start(plan, points.params())

@@ -94,7 +94,7 @@ def test_a_false_gram_matrix_costs_its_client_alone(
 
     engine = Tampering(on(site, plan), dict.fromkeys(site.data.clients, second))
     [(state, ledger)] = federate(plan, engine, start(plan, site.params()))
-    assert len(ledger.weights) == 4 and ledger.note.count("did not answer afterwards") == 1
+    assert len(ledger.weights) == 4 and ledger.note.count("did not answer all") == 1
     assert min(seen) in ledger.note and words in ledger.note
     assert distance(state.params, start(plan, site.params()).params) < 100
 

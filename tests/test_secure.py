@@ -96,7 +96,7 @@ def test_who_drops_out_costs_its_own_update_and_no_other(
     assert sorted(ledger.weights) == sorted(after.accepted) == counted
     if phase == "unmask":
         assert not ledger.failed and all(
-            f"{c} counts, but did not answer afterwards" in ledger.note for c in lost
+            f"{c} counts, but did not answer all" in ledger.note for c in lost
         )
     else:
         assert ledger.failed == dict.fromkeys(lost, f"lost in {phase}") and not ledger.note

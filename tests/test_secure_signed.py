@@ -210,7 +210,7 @@ def test_who_does_not_sign_the_story_is_in_the_sum_all_the_same(
     engine = Losing(on(points, plan, Folder(tmp_path / "signed", PRIVATE)), lost={"story": lost})
     after, ledger = next(federate(plan, engine, start(plan, points.params())))
     assert equal(after.params, plain.params) and len(ledger.weights) == 6
-    assert all(f"{name} counts, but did not answer afterwards" in ledger.note for name in lost)
+    assert all(f"{name} counts, but did not answer all" in ledger.note for name in lost)
 
 
 def test_a_client_knows_its_own_keys_of_this_session(points: Site, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_a_voter_that_fails_loses_its_vote_alone(voting: Site) -> None:
     )
     assert ledger.vote is not None and ledger.vote["failed"] == [first]
     assert first in ledger.weights and not ledger.failed
-    assert ledger.note == f"{first} counts, but did not answer afterwards: away"
+    assert ledger.note == f"{first} counts, but did not answer all: away"
 
 
 def test_a_resume_is_not_noticed_and_the_rounds_tell_of_the_vote(

@@ -79,6 +79,11 @@ def kinds() -> dict[str, dict[str, Any]]:
         "plain, ridge head": {"algorithms": ["ridge_head"]},
         "plain, virtual features": {"algorithms": ["virtual_features"]},
         "plain, fisher": {"algorithms": ["fisher"]},
+        "plain, fedmfs": {
+            "algorithms": [
+                {"name": "fedmfs", "groups": {"slopes": ["*.weight"], "offsets": ["*.bias"]}}
+            ],
+        },
         "class means in a phase": {
             "phase": [{"until": 2, "set": ["algorithms=['class_means']"]}],
         },

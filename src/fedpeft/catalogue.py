@@ -30,6 +30,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "class_means": "fedpeft.algorithms.class_means:ClassMeans",
         "fedbuff": "fedpeft.algorithms.fedbuff:FedBuff",
         "fedfmc": "fedpeft.algorithms.fedfmc:FedFMC",
+        "fedmfs": "fedpeft.algorithms.fedmfs:FedMFS",
         "fisher": "fedpeft.algorithms.fisher:Fisher",
         "ifca": "fedpeft.algorithms.ifca:IFCA",
         "minimax": "fedpeft.algorithms.minimax:Minimax",

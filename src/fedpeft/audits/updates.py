@@ -15,4 +15,5 @@ def read_update(worker: Worker, job: Job, reply: Reply) -> tuple[Received, Tenso
     found = worker.receive(job.payload, view, job.phase, job.round)
     expected = update_layout(found.message, view, plan.local_shares)
     how = uplink_coding(plan, job.round, job.client, view)
-    return found, unpack(job.client, reply.payload, plan.uplink, expected, how).delta
+    optional = plan.optional_groups(expected)
+    return found, unpack(job.client, reply.payload, plan.uplink, expected, how, optional).delta

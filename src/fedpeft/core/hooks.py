@@ -5,7 +5,7 @@ A plan collects each hook from all its parts: an algorithm, an aggregator or an 
 messages, tell values beside an update, or narrow what a client sees.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from fedpeft.core.conversation import Answer, Ask, Flow, Message
@@ -82,6 +82,19 @@ class Tells(Protocol):
 
     def tell(self, client: Any) -> Mapping[str, Any]: ...
     def check_update(self, update: Update, state: State, plan: Any) -> None: ...
+
+
+class SendsLess(Protocol):
+    """A part by which a client sends less than it has trained: it leaves groups of tensors out of
+    its update, each as a whole. The mean of a tensor is over those who sent it.
+
+    `may_leave_out` gives of the names of an update the groups that the server takes an update
+    without. `leave_out` gives the names that this client leaves out, which must be such groups; it
+    gets the `rounds.answering.Client` and what that has trained, its personal tensors too.
+    """
+
+    def may_leave_out(self, names: Sequence[str]) -> Sequence[Collection[str]]: ...
+    def leave_out(self, client: Any, trained: Tensors) -> Collection[str]: ...
 
 
 class Routing(Protocol):

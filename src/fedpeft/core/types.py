@@ -212,8 +212,16 @@ class Reply:
 
 @dataclass(frozen=True)
 class Failure:
+    """Why a message has no reply.
+
+    Attributes:
+      answered: whether the client itself says so. It is asked the round's other questions then; one
+        from which nothing came is not, as each of them would wait for it.
+    """
+
     client: ClientId
     reason: str
+    answered: bool = False
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,8 @@ def _leaves(
         return _leaves_without_rounds(site.plan, params)
     each = {_numbers(plan, params, plan.view(client, k, clients)) for k, plan in plans.items()}
     whole = sum(x.numel() for x in site.model.parameters())
-    most = "at most " if len(each) > 1 else ""
+    fewer = any(plan.hooks("leave_out") for plan in plans.values())
+    most = "at most " if len(each) > 1 or fewer else ""
     before = _numbers_before(plans[0], params)
     more = f", {before:,} more before the first" if before else ""
     return f"{most}{max(each):,} numbers a round (of {whole:,} in the model){more}, and no example"

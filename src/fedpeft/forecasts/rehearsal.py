@@ -139,7 +139,7 @@ def rehearse(site: Site, seconds: float = SECONDS) -> Traffic:
     """
     plan = site.plan
     rounds: list[dict[ClientId, tuple[int, int]]] = []
-    headers, answers, notes, began = 0, 0, list[str](), perf_counter()
+    headers, answers, notes, began = 0, 0, _note_choices(plan), perf_counter()
     with TemporaryDirectory() as folder:
         engine = _engine(site, Path(folder))
         for ledger in islice(_ledgers(plan, engine), _affordable(site)):
@@ -153,6 +153,12 @@ def rehearse(site: Site, seconds: float = SECONDS) -> Traffic:
             if len(rounds) >= LEAST_ROUNDS and perf_counter() - began > seconds:
                 break
     return Traffic(rounds, max(1, plan.rounds), headers, _varying(site), answers, notes)
+
+
+def _note_choices(plan: Plan) -> list[str]:
+    if not plan.hooks("leave_out"):
+        return []
+    return ["what a client leaves out depends on what it learns: the bytes up are about so"]
 
 
 def _failures(ledger: Ledger) -> dict[ClientId, str]:

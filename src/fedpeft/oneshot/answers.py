@@ -130,7 +130,8 @@ def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitati
     try:
         expected = expected_update(invitation, header.client)
         how = uplink_coding(plan, 0, header.client)
-        update = unpack(header.client, frame, plan.uplink, expected, how)
+        optional = plan.optional_groups(expected)
+        update = unpack(header.client, frame, plan.uplink, expected, how, optional)
     except WireError as error:
         raise ContributionError(
             Rejection.TENSORS, file, f"{cut_short(error)}; it must hold what the plan trains"

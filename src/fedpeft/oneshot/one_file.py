@@ -80,7 +80,7 @@ NOT_IN_ONE_FILE: Mapping[Fact, str] = {
     "none: leave out SCAFFOLD or error feedback",
     Fact.MIXED_RANKS: "ranks are assigned along the list of all clients, which nobody has yet: "
     "leave them out",
-    Fact.MIXED_TENSORS: "{other} {what}, by the list of all clients, which nobody has yet: "
+    Fact.MIXED_VIEWS: "{other} {what}, by the list of all clients, which nobody has yet: "
     "leave it out",
     Fact.MIXED_BUDGETS: "tiers are assigned along the list of all clients, which nobody has yet: "
     "leave them out",

@@ -2,7 +2,7 @@
 changes."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -301,6 +301,11 @@ class Plan:
                 allowed: Mapping[str, Layout] | None = one.receives(phase, fit)
                 return allowed
         return fit
+
+    def optional_groups(self, update: Layout) -> list[Collection[str]]:
+        """Groups of an update's tensors, each of which a client may leave out as a whole."""
+        names = [name for name, _, _ in update]
+        return [group for groups in self.hooks("may_leave_out") for group in groups(names)]
 
     def first_state(self, params: Tensors) -> State:
         """The state before the first round, of the parameters that travel; all that is shared

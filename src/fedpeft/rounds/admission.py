@@ -12,9 +12,9 @@ from itertools import chain, islice
 from statistics import median
 from typing import Any, TypeVar
 
-from fedpeft.core.conversation import Answer, Ask, Message
+from fedpeft.core.conversation import DELTA, Answer, Ask, Message
 from fedpeft.core.tensors import finite
-from fedpeft.core.types import ClientId, State
+from fedpeft.core.types import ClientId, Failure, State
 from fedpeft.core.views import EVERYTHING
 from fedpeft.errors import WireError
 from fedpeft.plan.coding import answer_codec, uplink_coding
@@ -62,19 +62,29 @@ class Admission:
         """Those who are asked; the ledger tells of the others."""
         most = self.plan.admission.max_refusals
         for client in clients:
-            if self.refused.get(client, 0) >= most and client not in self.ledger.failed:
+            if self.refused.get(client, 0) >= most and client not in self.ledger.out:
                 self.ledger.down[client] = 0
                 self.ledger.refusals[client] = self.refused[client]
                 self.ledger.failed[client] = (
                     f"left out: {self.refused[client]} of its updates were refused"
                 )
-        # A failure is final for its round. Nobody takes an empty place, so that who else is drawn,
-        # and what a guarantee counts, stay as the plan says.
-        return [client for client in clients if client not in self.ledger.failed]
+                self.ledger.out.add(client)
+        # Nobody takes an empty place, so that who else is drawn, and what a guarantee counts, stay
+        # as the plan says.
+        return [client for client in clients if client not in self.ledger.out]
+
+    def miss(self, failure: Failure) -> None:
+        """Note that a client has not replied. A silent one is asked nothing more in this round,
+        which would otherwise wait for it again and again."""
+        self.ledger.fail(failure.client, failure.reason)
+        if not failure.answered:
+            self.ledger.out.add(failure.client)
 
     def refuse(self, client: ClientId, reason: str) -> None:
-        """Note that what came of this client is not what it must be."""
-        self.ledger.failed[client] = reason
+        """Note that what came of this client is not what it must be; it is asked nothing more in
+        this round."""
+        self.ledger.fail(client, reason)
+        self.ledger.out.add(client)
         self.refused[client] = self.ledger.refusals[client] = self.refused.get(client, 0) + 1
 
     def decode(self, ask: Ask, client: ClientId, payload: bytes) -> Message | None:
@@ -84,7 +94,9 @@ class Admission:
         try:
             round, view = ask.rounds.get(client, self.state.round), ask.views.get(client)
             how = uplink_coding(self.plan, round, client, view or EVERYTHING)
-            message = decode_answer(payload, codec, ask.expects(client), how, ask.metrics)
+            expected = ask.expects(client)
+            optional = self.plan.optional_groups(expected[DELTA]) if ask.updates else ()
+            message = decode_answer(payload, codec, expected, how, ask.metrics, optional)
             if ask.updates:
                 message = self._update(client, message)
             elif not all(finite(tensors) for tensors in message.tensors.values()):

@@ -1,6 +1,6 @@
 """The client that answers a message, as the handlers of algorithms see it."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,20 +84,27 @@ class Client:
             counts += torch.bincount(label[mask > 0], minlength=classes)
         return [int(count) for count in counts]
 
-    def outputs(self, head: str | None = None) -> Iterator[tuple[Batch, Outputs]]:
-        """What the model that it received makes of the examples that it trains on.
-
-        A client's own tensors are in their places.
+    def outputs(
+        self,
+        head: str | None = None,
+        params: Tensors | None = None,
+        batches: Iterable[Batch] | None = None,
+    ) -> Iterator[tuple[Batch, Outputs]]:
+        """What a model makes of examples.
 
         Args:
           head: the module whose input comes as `features`.
+          params: of all that it trains; None for the model that it received with its own tensors in
+            their places.
+          batches: of examples of its own; None for those that it trains on.
         """
-        site, params = self.site, {**self.received, **self.recall("personal")}
+        site = self.site
+        params = {**self.received, **self.recall("personal")} if params is None else params
+        batches = site.data.training(self.name) if batches is None else batches
         held = {**self.found.objective.held, **params}
         on = {name: x.to(site.device) for name, x in held.items()}
-        batches = map(site.on_device, site.data.training(self.name))
         with threads(site.plan.compute.threads):
-            yield from outputs_of(site.task, site.model, on, batches, head)
+            yield from outputs_of(site.task, site.model, on, map(site.on_device, batches), head)
 
     def score_held_out(self, classes: int, reads: Collection[str]) -> HeldOut:
         """What its model makes of the examples that it holds out, of which there may be none.
@@ -131,6 +138,27 @@ class Client:
         if apart is None or self.name not in apart.clients:
             return {}
         return self.measure(params, apart.training(self.name))
+
+
+def without_left_out(
+    shared: Tensors,
+    client: Client,
+    leaves: Sequence[Callable[..., Collection[str]]],
+    start: Tensors,
+    delta: Tensors,
+) -> Tensors:
+    """What of its changes a client sends.
+
+    Args:
+      shared: those that its view sends.
+      leaves: the `leave_out` of the plan's parts.
+      start, delta: what it trained from, and all changes.
+    """
+    if not leaves:
+        return shared
+    trained = {name: start[name] + x for name, x in delta.items()}
+    out = {name for leave_out in leaves for name in leave_out(client, trained)}
+    return {name: x for name, x in shared.items() if name not in out}
 
 
 def check_memory(memory: Mapping[str, Tensors], client: Client, plan: Plan) -> None:

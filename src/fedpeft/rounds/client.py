@@ -1,7 +1,7 @@
 """A client's side of a round. Every engine runs this, so simulation and deployment share it to the
 byte."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from math import ceil, isfinite
@@ -40,7 +40,7 @@ from fedpeft.plan.coding import (
 from fedpeft.plan.plan import Plan, intersect
 from fedpeft.plan.reading import plan_at
 from fedpeft.plan.values import shares_optimizer_state
-from fedpeft.rounds.answering import Client, check_memory, digest_examples
+from fedpeft.rounds.answering import Client, check_memory, digest_examples, without_left_out
 from fedpeft.rounds.received import Received, check_received
 from fedpeft.rounds.site import Site, threads
 from fedpeft.storage.files import StoreError, disk_errors
@@ -112,6 +112,7 @@ class Worker:
     clients: Sequence[ClientId] = field(init=False, repr=False)
     routes: Sequence[Callable[..., View]] = field(init=False, repr=False)
     tells: Sequence[Callable[[Client], Mapping[str, Any]]] = field(init=False, repr=False)
+    leaves: Sequence[Callable[..., Collection[str]]] = field(init=False, repr=False)
     receive: Callable[[bytes, View, str, int], Received] = field(init=False, repr=False)
     digest: Callable[[ClientId], str] = field(init=False, repr=False)
     leaked: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict)
@@ -130,6 +131,7 @@ class Worker:
         set_(self, "handlers", plan.handlers())
         set_(self, "routes", plan.hooks("view"))
         set_(self, "tells", plan.hooks("tell"))
+        set_(self, "leaves", plan.hooks("leave_out"))
         set_(self, "clients", plan.known_clients(site.data.clients))
         set_(self, "own", {name: x.to("meta") for name, x in own.items()})
         kinds = len(set(plan.ranks or (0,)))
@@ -325,6 +327,7 @@ class Worker:
         if totals:
             metrics["loss"] = Weighted(float(totals["loss"]), float(totals["examples"]))
         shared = {n: x for n, x in delta.items() if n in opened.received}
+        shared = without_left_out(shared, client, self.leaves, opened.start, delta)
         told: dict[str, Any] = {}
         for tell in self.tells:
             told |= tell(client)
@@ -369,8 +372,8 @@ class Worker:
         except Exception as error:  # parts that users write may raise anything
             if self.site.plan.private_part and not isinstance(error, PlanError | WireError):
                 words = "its words stay here, as they may tell of an example"
-                return Failure(client, f"{type(error).__name__}: {words}")
-            return Failure(client, reason_of(error))
+                return Failure(client, f"{type(error).__name__}: {words}", answered=True)
+            return Failure(client, reason_of(error), answered=True)
 
 
 def weight(plan: Plan, size: int) -> float:

@@ -16,6 +16,7 @@ class Ledger:
       up_headers: the part of `up` that is frames and headers rather than tensors, over all clients.
       weights: by client how much its update counts in the mean.
       failed: by client, why its reply was not counted.
+      out: who is asked nothing more in this round.
       refusals: how often so far, by client, of those whose update was refused in this round or who
         were left out.
       metrics: what the clients measured while they trained.
@@ -31,6 +32,7 @@ class Ledger:
     up_headers: int = 0
     weights: dict[ClientId, float] = field(default_factory=dict)
     failed: dict[ClientId, str] = field(default_factory=dict)
+    out: set[ClientId] = field(default_factory=set)
     refusals: dict[ClientId, int] = field(default_factory=dict)
     metrics: dict[str, Weighted] = field(default_factory=dict)
     note: str = ""
@@ -66,9 +68,14 @@ class Ledger:
         else:
             self.reports[name] = value
 
+    def fail(self, client: ClientId, reason: str) -> None:
+        """Note why a client did not answer; of several questions all reasons are told."""
+        known = self.failed.get(client, "")
+        self.failed[client] = "; ".join(dict.fromkeys(filter(None, [known, reason])))
+
     def close(self) -> None:
-        """A client whose update counts is no failure, though it may have left later asks
+        """A client whose update counts is no failure, though it may have left other questions
         unanswered."""
         for client in [client for client in self.weights if client in self.failed]:
             reason = self.failed.pop(client)
-            self.report("note", f"{client} counts, but did not answer afterwards: {reason}")
+            self.report("note", f"{client} counts, but did not answer all: {reason}")

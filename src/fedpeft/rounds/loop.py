@@ -160,13 +160,15 @@ def _measure(state: State, round: Round, ledger: Ledger) -> Generator[Ask, Itera
     """Ask the clients how a state does. Who does not answer that has failed in nothing else, so
     that the reasons stand with what was told."""
     for one in round.plan.asking:
-        before, up, down = dict(ledger.failed), ledger.bytes_up, ledger.bytes_down
+        before, out = ledger.failed, set(ledger.out)
+        up, down = ledger.bytes_up, ledger.bytes_down
+        # who said itself why it failed in training is asked all the same
+        left = {client: why for client, why in before.items() if client in out}
+        ledger.failed = {}
         told = yield from one.measure(state, round)
-        failed = {client: why for client, why in ledger.failed.items() if client not in before}
-        for client in failed:
-            del ledger.failed[client]
+        failed, ledger.failed, ledger.out = ledger.failed, before, out
         cost = {"bytes_up": ledger.bytes_up - up, "bytes_down": ledger.bytes_down - down}
-        ledger.report(one.told_as, {**told, "failed": failed, "not_asked": before, **cost})
+        ledger.report(one.told_as, {**told, "failed": failed, "not_asked": left, **cost})
 
 
 def unmeasured(plan: Plan, reports: Mapping[str, Any]) -> dict[ClientId, str]:

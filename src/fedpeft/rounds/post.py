@@ -165,7 +165,7 @@ class Post:
     ) -> Iterator[Answer]:
         for reply in self.engine.run(jobs):
             if not isinstance(reply, Reply):
-                self.ledger.failed[reply.client] = reply.reason
+                self.admission.miss(reply)
                 continue
             client, payload = reply.client, reply.payload
             # What crossed the wire is counted, whether it is let in or not.

@@ -71,8 +71,8 @@ class DrawnGroups:
 
     @property
     def offers(self) -> frozenset[Fact]:
-        own = {Fact.TURNS} | ({Fact.MIXED_TENSORS} if self.differs else set())
-        return frozenset(own)
+        mixed = {Fact.MIXED_TENSORS, Fact.MIXED_VIEWS} if self.differs else set()
+        return frozenset({Fact.TURNS} | mixed)
 
     @property
     def needs(self) -> Mapping[Fact, str]:

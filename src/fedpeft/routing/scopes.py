@@ -34,7 +34,7 @@ class Scopes:
 
     scopes: Mapping[str, tuple[str, ...]]
     outside: str = ABSENT
-    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.MIXED_TENSORS})
+    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.MIXED_TENSORS, Fact.MIXED_VIEWS})
     needs: ClassVar[Mapping[Fact, str]] = {
         Fact.PLAIN_MEAN: "scopes let clients of one round train different tensors, and "
         '{aggregator} takes updates of one layout: set aggregator = "mean", or leave scopes out',

@@ -8,7 +8,7 @@ Tensors of the main group ("params" or "delta") go under their own names, those 
 as `<group>/<name>`: one blob, whose codec sees all of them.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -101,11 +101,13 @@ def decode_answer(
     expected: Expected,
     how: Coding = Coding(),
     metrics: int = METRICS,
+    optional: Sequence[Collection[str]] = (),
 ) -> Message:
     """What a client said. The declared layout is checked before a tensor is allocated.
 
     Args:
       metrics: how many it may hold at most.
+      optional: groups of names, each of which may be missing as a whole.
 
     Raises:
       WireError: the blob is corrupt, or holds other names, shapes or dtypes than expected, or a
@@ -113,12 +115,23 @@ def decode_answer(
     """
     header, body = unframe(blob, nested=True)
     values = _values(header, metrics)
-    wanted = flat_layout(expected)
-    check_layout(layout_of(body), wanted, body)
+    declared = layout_of(body)
+    wanted = _without_missing(flat_layout(expected), declared, optional)
+    check_layout(declared, wanted, body)
     main = next((group for group in expected if group in MAIN), "")
     others = [group for group in expected if group != main]
     flat = codec.decode(body, _expecting(how, wanted))
     return Message(split(flat, others, main or DELTA), values)
+
+
+def _without_missing(
+    expected: Layout, declared: Layout, optional: Sequence[Collection[str]]
+) -> Layout:
+    """What is expected without the optional groups of which nothing came; of one that came in part
+    all is expected."""
+    came = {name for name, _, _ in declared}
+    missing = {name for group in optional if came.isdisjoint(group) for name in group}
+    return [one for one in expected if one[0] not in missing] if missing else expected
 
 
 def _expecting(how: Coding, layout: Layout) -> Coding:
@@ -215,11 +228,17 @@ def pack(update: Update, codec: Codec) -> bytes:
 
 
 def unpack(
-    client: ClientId, blob: bytes, codec: Codec, expected: Layout, how: Coding = Coding()
+    client: ClientId,
+    blob: bytes,
+    codec: Codec,
+    expected: Layout,
+    how: Coding = Coding(),
+    optional: Sequence[Collection[str]] = (),
 ) -> Update:
-    """The inverse of `pack`.
+    """The inverse of `pack`; `optional` as in `decode_answer`.
 
     Raises:
       WireError: see `decode_answer` and `update_of`.
     """
-    return update_of(client, decode_answer(blob, codec, {DELTA: expected}, how))
+    message = decode_answer(blob, codec, {DELTA: expected}, how, optional=optional)
+    return update_of(client, message)

@@ -177,7 +177,7 @@ class Flower:
                 reason = f"its node did not do the work: {message.error.reason}"
                 yield (
                     message.metadata.reply_to_message_id,
-                    Envelope({"kind": "failed", "reason": reason}),
+                    Envelope({"kind": "lost", "reason": reason}),
                 )
                 continue
             try:
@@ -185,7 +185,7 @@ class Flower:
             except WireError as error:
                 yield (
                     message.metadata.reply_to_message_id,
-                    Envelope({"kind": "failed", "reason": str(error)}),
+                    Envelope({"kind": "lost", "reason": str(error)}),
                 )
 
     def _fetched(self, asked: Mapping[str, Any]) -> "Iterator[Message]":
@@ -279,9 +279,8 @@ class Flower:
             if answer.head.get("kind") == "reply":
                 done[client] = Reply(client, answer.body)
             else:
-                done[client] = Failure(
-                    client, words(answer.head.get("reason", "its node's answer has no sense"))
-                )
+                reason = words(answer.head.get("reason", "its node's answer has no sense"))
+                done[client] = Failure(client, reason, answered=answer.head.get("kind") == "failed")
         return done
 
     def _broken_off(self, asked: dict[str, ClientId]) -> dict[ClientId, Failure]:

@@ -63,5 +63,5 @@ def result(client: ClientId, answer: Envelope) -> Reply | Failure:
     if answer.head["kind"] == "disk":
         raise StoreError(*answer.head["error"])
     if answer.head["kind"] == "failed":
-        return Failure(client, answer.head["reason"])
+        return Failure(client, answer.head["reason"], answered=True)
     return Reply(client, answer.body)
