@@ -111,6 +111,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "bias": "fedpeft.methods.bias:Bias",
         "dora": "fedpeft.methods.dora:DoRA",
         "dual_adapter": "fedpeft.methods.dual_adapter:DualAdapter",
+        "early_exits": "fedpeft.methods.early_exits:EarlyExits",
         "ffa": "fedpeft.methods.ffa:FFA",
         "full": "fedpeft.methods.full:Full",
         "head": "fedpeft.methods.head:Head",
@@ -158,6 +159,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     "routing": {
         "alternate": "fedpeft.routing.alternate:Alternate",
         "annealed": "fedpeft.routing.annealed:Annealed",
+        "depths": "fedpeft.routing.depths:Depths",
         "drawn": "fedpeft.routing.drawn:DrawnGroups",
         "personal": "fedpeft.routing.personal:Personal",
         "ranks": "fedpeft.routing.ranks:Ranks",

@@ -25,6 +25,8 @@ class Fact(Enum):
     LOW_RANK = "trains low-rank factors"
     MIXED_RANKS = "gives clients different ranks"
     MIXED_TENSORS = "lets clients of one round train different tensors"
+    DEPTHS = "can end after some of its blocks"
+    SEVERAL_LOGITS = "gives logits in several places"
     MIXED_BUDGETS = "lets codecs keep more entries of some clients than of others"
     MIXES_ENTRIES = "mixes entries with each other"
     PERSONAL = "keeps tensors with each client"
