@@ -208,6 +208,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     },
     "term": {
         "distillation": "fedpeft.terms.distillation:Distillation",
+        "exits": "fedpeft.terms.exits:ExitDistillation",
         "moon": "fedpeft.terms.moon:Moon",
         "not_true": "fedpeft.terms.not_true:NotTrueDistillation",
         "prototypes": "fedpeft.terms.prototypes:PrototypeContrast",
