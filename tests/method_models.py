@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fedpeft.compute import further
 from fedpeft.core.interfaces import Method
 from fedpeft.core.outputs import LOGITS, Outputs, head_input
 from fedpeft.core.seeds import seed_torch
@@ -95,8 +96,7 @@ class Classify:
 
 def losses_of(task: Any, model: nn.Module, batch: Batch) -> Tensor:
     """The task's losses of a forward pass."""
-    losses: Tensor = task.losses(task.forward(model, batch), batch)
-    return losses
+    return further.losses_of(task, task.forward(model, batch), batch)
 
 
 def method(spec: Mapping[str, Any] | str) -> Method:

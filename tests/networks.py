@@ -3,7 +3,7 @@ way."""
 
 from time import sleep
 
-from torch import Tensor, cat, nn, rand_like
+from torch import Tensor, cat, nn, rand_like, randn
 
 
 class Linear(nn.Module):
@@ -128,7 +128,42 @@ class Slow(nn.Module):
         return logits
 
 
+class Block(nn.Module):
+    """What a transformer's block is to a method: an attention, an MLP and two skips."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attention = nn.Linear(width, width)
+        self.up = nn.Linear(width, width)
+        self.down = nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = hidden + self.attention(hidden.mean(1, keepdim=True)).tanh()
+        changed: Tensor = hidden + self.down(self.up(hidden).tanh())
+        return changed
+
+
+class Blocks(nn.Module):
+    """A class token and a token for each feature go through three blocks."""
+
+    def __init__(self, features: int, classes: int, width: int = 6) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(1, width)
+        self.cls_token = nn.Parameter(0.1 * randn(1, 1, width))
+        self.layers = nn.ModuleList([Block(width) for _ in range(3)])
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = cat([self.cls_token.expand(len(x), -1, -1), self.embedding(x[..., None])], 1)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        logits: Tensor = self.head(self.norm(hidden)[:, 0])
+        return logits
+
+
 NETWORKS = {
+    "blocks": Blocks,
     "dropping": Dropping,
     "linear": Linear,
     "convolution": Convolution,

@@ -32,6 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ranks": {"ranks": [2, 4]},
     "annealed": {"start": 4, "to": 2, "warm": 1, "until": 3},
     "alternate": {"turns": ["*.bias", "*.weight"]},
+    "depths": {"depths": [1, 3, 2]},
     "drawn": {"pattern": "*.plora_?.{}", "groups": 4, "counts": [1, 2], "by": "client"},
     "scopes": {"scopes": {"*.bias": ["*[02468]"]}},
     "subset": {"trains": ["*.bias"]},
@@ -53,7 +54,12 @@ OWNERS = {
 SLOTS = {"algorithm": "algorithms", "routing": "routing", "evaluation": "evaluate_at"}
 PARALLEL = {"name": "plora", "modules": 4, "target": ["first"], "head": "head"}
 RANDOM = {"name": "random_features", "pairs": 16, "components": 4, "head": "head"}
+BLOCKS = {
+    "task": {"name": "parts:Points", "network": "blocks"},
+    "method": {"name": "early_exits", "exits": [1, 2, 3], "inner": "full"},
+}
 OF_RANKS = {
+    "depths": BLOCKS,
     "ranks": LOW_RANK,
     "annealed": {**LOW_RANK, "aggregator": "flexlora"},
     "drawn": {"task": LOW_RANK["task"], "method": PARALLEL},

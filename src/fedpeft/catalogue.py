@@ -113,6 +113,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "bias": "fedpeft.methods.bias:Bias",
         "dora": "fedpeft.methods.dora:DoRA",
         "dual_adapter": "fedpeft.methods.dual_adapter:DualAdapter",
+        "early_exits": "fedpeft.methods.early_exits:EarlyExits",
         "ffa": "fedpeft.methods.ffa:FFA",
         "full": "fedpeft.methods.full:Full",
         "head": "fedpeft.methods.head:Head",
@@ -160,6 +161,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     "routing": {
         "alternate": "fedpeft.routing.alternate:Alternate",
         "annealed": "fedpeft.routing.annealed:Annealed",
+        "depths": "fedpeft.routing.depths:Depths",
         "drawn": "fedpeft.routing.drawn:DrawnGroups",
         "personal": "fedpeft.routing.personal:Personal",
         "ranks": "fedpeft.routing.ranks:Ranks",
@@ -208,6 +210,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
     },
     "term": {
         "distillation": "fedpeft.terms.distillation:Distillation",
+        "exits": "fedpeft.terms.exits:ExitDistillation",
         "moon": "fedpeft.terms.moon:Moon",
         "not_true": "fedpeft.terms.not_true:NotTrueDistillation",
         "prototypes": "fedpeft.terms.prototypes:PrototypeContrast",

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from math import isfinite
 
+from fedpeft.compute.further import losses_of
 from fedpeft.core.interfaces import Task
 from fedpeft.core.outputs import Outputs
 from fedpeft.core.types import Batch, Update
@@ -16,7 +17,7 @@ def mean_loss(task: Task, outputs: Iterable[tuple[Batch, Outputs]]) -> float:
     example."""
     total, examples = 0.0, 0.0
     for batch, found in outputs:
-        losses, mask = task.losses(found, batch).float(), batch["mask"]
+        losses, mask = losses_of(task, found, batch).float(), batch["mask"]
         total, examples = total + float((losses * mask).sum()), examples + float(mask.sum())
     return total / examples
 

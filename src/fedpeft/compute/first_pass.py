@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedpeft.compute.further import losses_of
 from fedpeft.compute.objective import forward_losses
 from fedpeft.compute.reference import with_base
 from fedpeft.compute.trainable import head_of, mark_new_layers, new_layers, within
@@ -107,7 +108,7 @@ def _losses(task: Task, method: Method, model: nn.Module, batch: Batch) -> Tenso
     try:
         with seed_torch(0), evaluation_mode(model):
             batch = with_base(task, model, batch)
-            return task.losses(forward_losses(task)(model, batch), batch)
+            return losses_of(task, forward_losses(task)(model, batch), batch)
     except FedpeftError:
         raise
     except Exception as error:  # whatever a model raises

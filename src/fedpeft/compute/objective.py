@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fedpeft.compute.further import losses_of
 from fedpeft.compute.reference import with_base
 from fedpeft.compute.trainable import head_of
 from fedpeft.core.facts import Fact
@@ -138,9 +139,9 @@ class Objective:
             outputs = self.task.forward(model, batch, head)
         else:
             outputs = forward_losses(self.task)(model, batch)
-        losses = self.task.losses(outputs, batch)
+        losses = losses_of(self.task, outputs, batch)
         if OTHER in batch:
-            others = self.task.losses(outputs, {**batch, "label": batch[OTHER]})
+            others = losses_of(self.task, outputs, {**batch, "label": batch[OTHER]})
             losses = torch.lerp(others, losses, batch[SHARE].to(losses))
         for term in terms:
             losses = losses + term.weight * term.loss(outputs, batch, held)
@@ -186,7 +187,7 @@ class Objective:
         leaves = {n: x.detach().requires_grad_() for n, x in params.items() if n not in known}
         # BatchNorm writes into the buffers it is called with: into copies, so that a job leaves no
         # trace.
-        every = {n: params[n] if n in params else self.model.get_buffer(n) for n in self._buffers}
+        every = {n: params[n] if n in params else self._buffer(n) for n in self._buffers}
         buffers = {n: x.detach().clone() for n, x in every.items()}
         called, total = {**leaves, **buffers}, batch["mask"].sum()
         found: list[Sequence[Tensor | None]] = []
@@ -202,6 +203,10 @@ class Objective:
         ]
         gradient = dict(zip(leaves, sums, strict=True))
         return gradient, torch.cat(losses), {n: x for n, x in buffers.items() if n in params}
+
+    def _buffer(self, name: str) -> Tensor:
+        """A buffer that is not trained: the client's, or else the model's."""
+        return self.held[name] if name in self.held else self.model.get_buffer(name)
 
     def _parts(self, batch: Batch) -> Iterator[Batch]:
         """The batch as a whole, or so many examples of it at a time."""

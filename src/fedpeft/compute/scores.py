@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedpeft.compute.further import by_place, metrics_of
 from fedpeft.compute.objective import ModelCall, forward_losses
 from fedpeft.compute.reference import with_base
 from fedpeft.core.interfaces import Task
@@ -50,10 +51,15 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def conclude(task: Task, sums: Mapping[str, Weighted]) -> dict[str, float]:
-    """The metrics as numbers; some tasks make several sums into one (their method `conclude`)."""
+    """The metrics as numbers; some tasks make several sums into one (their method `conclude`).
+    Those of further logits are called "accuracy at block 3"."""
     own: Callable[[Mapping[str, Weighted]], dict[str, float]] | None
     own = getattr(task, "conclude", None)
-    return {name: one.value for name, one in sums.items()} if own is None else own(sums)
+    found: dict[str, float] = {}
+    for place, some in by_place(sums).items():
+        values = {name: one.value for name, one in some.items()} if own is None else own(some)
+        found |= {f"{name} at {place}" if place else name: x for name, x in values.items()}
+    return found
 
 
 def score_batches(
@@ -82,7 +88,7 @@ def _score_together(
     batch = _join_columns([one for one, _ in pairs])
     outputs = _join_columns([made for _, made in pairs])
     with torch.inference_mode():
-        values = task.metrics(outputs, batch)
+        values = metrics_of(task, outputs, batch)
     yield batch, values
 
 
@@ -101,7 +107,7 @@ def scores_and_logits(
 
     def both(model: nn.Module, batch: Batch) -> tuple[Mapping[str, Tensor | Summed], Tensor]:
         outputs = task.forward(model, batch)
-        return task.metrics(outputs, batch), outputs[LOGITS]
+        return metrics_of(task, outputs, batch), outputs[LOGITS]
 
     yield from _each(task, model, params, batches, both)
 
@@ -129,8 +135,8 @@ def _metrics(task: Task, model: nn.Module, batch: Batch) -> Mapping[str, Tensor 
     """The metrics of a batch, in parts where the task's outputs are large."""
     chunks, forward = getattr(task, "chunks", None), forward_measured(task)
     if chunks is None:
-        return task.metrics(forward(model, batch), batch)
-    found = [task.metrics(forward(model, part), part) for part in chunks(batch)]
+        return metrics_of(task, forward(model, batch), batch)
+    found = [metrics_of(task, forward(model, part), part) for part in chunks(batch)]
     return {name: _join_parts([one[name] for one in found]) for name in found[0]}
 
 

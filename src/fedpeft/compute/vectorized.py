@@ -95,7 +95,8 @@ class StackedObjective:
 
         leaves = {name: x.detach().requires_grad_() for name, x in params.items()}
         # copies, as some models count in their buffers: the base is never written to
-        buffers = {name: x.clone() for name, x in self.one.model.named_buffers()}
+        held = self.one.held
+        buffers = {n: held.get(n, x).clone() for n, x in self.one.model.named_buffers()}
         with torch.enable_grad():
             models = {} if added is None else added.models
             each = vmap(losses, randomness="error")(leaves, batch, models)

@@ -26,6 +26,8 @@ class Fact(Enum):
     MIXED_RANKS = "gives clients different ranks"
     MIXED_TENSORS = "lets clients of one round send different tensors"
     MIXED_VIEWS = "gives clients of one round different tensors to train"
+    DEPTHS = "can end after some of its blocks"
+    SEVERAL_LOGITS = "gives logits in several places"
     MIXED_BUDGETS = "lets codecs keep more entries of some clients than of others"
     MIXES_ENTRIES = "mixes entries with each other"
     PERSONAL = "keeps tensors with each client"

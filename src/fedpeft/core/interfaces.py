@@ -33,10 +33,10 @@ from fedpeft.core.types import (
 class Term(Protocol):
     """A term that local training adds to the loss of each example: `weight` times `loss`.
 
-    `loss` gives one value an example, shape (batch,). `held` has the outputs of other models on the
-    same batch, as `<model>/<output>`; they come without gradients, and without dropout. "received"
-    is the model that the client started this round from; "previous" is the one that it ended its
-    last round with, and the received one at first. What an algorithm shares is there by `given_by`.
+    `loss` gives one value an example, (batch,). `held` has the outputs of other models on the batch
+    as `<model>/<output>`, without gradients and dropout. "received" is the model that the client
+    started this round from, "previous" its own last one, or else the received one. What is shared
+    by an algorithm is there, by `given_by`, and where `reads_round` is true, `round`, from 0.
 
     Attributes:
       weight: what the term counts beside the task's loss; at 0 it is not computed.

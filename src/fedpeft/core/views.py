@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from fedpeft.core.low_rank import cut
@@ -29,6 +30,8 @@ class View:
       keeps: patterns of tensors that never travel. Each client has its own.
       rank: the rank of LoRA's factors; None for the method's.
       budget: what share of their usual entries sparse codecs keep, in both directions.
+      sets: patterns of the model's buffers, each with the value that such have at this client.
+        Nothing of it travels, since a client knows its view.
     """
 
     receives: tuple[Condition, ...] = ()
@@ -36,6 +39,7 @@ class View:
     keeps: tuple[str, ...] = ()
     rank: int | None = None
     budget: float = 1.0
+    sets: tuple[tuple[str, float], ...] = ()
 
     def __and__(self, other: "View") -> "View":
         """What both views let through."""
@@ -48,6 +52,7 @@ class View:
             tuple(dict.fromkeys((*self.keeps, *other.keeps))),
             min(ranks, default=None),
             min(self.budget, other.budget),
+            tuple(dict.fromkeys((*self.sets, *other.sets))),
         )
 
     def select(self, params: Tensors) -> dict[str, Tensor]:
@@ -66,6 +71,15 @@ class View:
     def kept(self, params: Tensors) -> dict[str, Tensor]:
         """What of the parameters is each client's own."""
         return {name: x for name, x in params.items() if meets(name, [self.keeps])}
+
+    def buffers(self, own: Tensors) -> dict[str, Tensor]:
+        """The buffers of a model, `own`, that have another value at this client."""
+        return {
+            name: torch.full_like(x, value)
+            for pattern, value in self.sets
+            for name, x in own.items()
+            if meets(name, [(pattern,)])
+        }
 
     def _travels(self, name: str) -> bool:
         own = bool(self.keeps) and meets(name, [self.keeps])

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from fedpeft.compute.further import by_place
 from fedpeft.compute.held_out import tells_classes
 from fedpeft.compute.tally import (
     CONFIDENCE,
@@ -80,17 +81,17 @@ class OwnerEvaluation:
         classes = tuple(round.classes) if tells_classes(task) else ()
         layout = tally_layout(len(classes), round.plan.metrics_read)
         names = getattr(task, "measures", None)
-
+        places = [place for told in round.plan.hooks("logits_at") for place in told]
         own_check = getattr(task, "check_sums", None)
 
         def check(client: ClientId, message: Message) -> None:
             _check_tally(message.tensors[PHASE], len(classes))
-            _check_totals(message, names)
+            _check_totals(message, names, places)
             if own_check is not None:
                 own_check(message.values.get("metrics", {}), int(message.tensors[PHASE][EXAMPLES]))
 
         messages = round.messages(state, round.clients)
-        most = max(METRICS, len(names or ()))
+        most = max(METRICS, len(names or ()) * (1 + len(places)))
         answers = yield Ask(
             PHASE, messages, lambda _: {PHASE: layout}, check, metrics=most, weight=_examples
         )
@@ -168,17 +169,30 @@ def _check_confidence(sums: Tensor, counts: Tensor) -> None:
             )
 
 
-def _check_totals(message: Message, names: Collection[str] | None) -> None:
-    """Raises ValueError for metrics that are not the task's, or not of the examples."""
+def _check_totals(message: Message, names: Collection[str] | None, places: Collection[str]) -> None:
+    """Raises ValueError for metrics that are not the task's, or not of the examples.
+
+    Args:
+      places: of further logits, some of which an owner may have.
+    """
     tally, totals = message.tensors[PHASE], message.values.get("metrics", {})
     examples = int(tally[EXAMPLES])
     if not examples and totals:
         raise ValueError(f"it tells {', '.join(totals)[:80]} of no examples")
-    if names is not None and examples and set(totals) != set(names):
-        told = ", ".join(sorted(totals))[:80] or "nothing"
-        raise ValueError(f"it tells {told}; this task's metrics are {', '.join(sorted(names))}")
+    if examples and names is not None:
+        _check_names(totals, names, places)
     if "accuracy" in totals and CONFUSION in tally:
         _check_accuracy(totals["accuracy"], int(tally[CONFUSION].diagonal().sum()), examples)
+
+
+def _check_names(
+    totals: Mapping[str, Weighted], names: Collection[str], places: Collection[str]
+) -> None:
+    """Raises ValueError where not just the task's metrics are told, at places that there are."""
+    for place, some in by_place(totals).items():
+        if set(some) != set(names) or place not in ("", *places):
+            told = ", ".join(sorted(totals))[:80] or "nothing"
+            raise ValueError(f"it tells {told}; this task's metrics are {', '.join(sorted(names))}")
 
 
 def _check_accuracy(told: Weighted, right: int, examples: int) -> None:

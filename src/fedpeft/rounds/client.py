@@ -41,7 +41,7 @@ from fedpeft.plan.plan import Plan, intersect
 from fedpeft.plan.reading import plan_at
 from fedpeft.plan.values import shares_optimizer_state
 from fedpeft.rounds.answering import Client, check_memory, digest_examples, without_left_out
-from fedpeft.rounds.received import Received, check_received
+from fedpeft.rounds.received import Received, check_received, given_to_terms
 from fedpeft.rounds.site import Site, threads
 from fedpeft.storage.files import StoreError, disk_errors
 from fedpeft.wire.payloads import decode_sent, encode_answer, flatten, message_of
@@ -277,23 +277,21 @@ class Worker:
         still |= merge_exact(site.model, message.tensors.get(EXACT, {}))
         if view.rank is not None:
             still |= in_step(tensors_of(site.model), params)
+        if view.sets:
+            still |= view.buffers(dict(site.model.named_buffers()))
         beside = {
             f"{owner}/{name}": x
             for owner in plan.local_shares
             for name, x in message.tensors.get(owner, {}).items()
         }
         start = {**own, **beside} if beside else own
-        return Received(message, own, start, self._objective_with(still, message))
+        return Received(message, own, start, self._objective_with(still, message, round))
 
-    def _objective_with(self, still: Tensors, message: Message) -> Objective:
-        """The loss with what came and is not trained, and what its terms read of a message."""
-        device, owners = self.site.device, sorted(set(self.site.plan.hooks("given_by")))
-        on = {name: x.to(device) for name, x in still.items()}
-        given = {
-            f"{owner}/{name}": x.to(device)
-            for owner in owners
-            for name, x in message.tensors.get(owner, {}).items()
-        }
+    def _objective_with(self, still: Tensors, message: Message, round: int) -> Objective:
+        """The loss with what came and is not trained, and what its terms read of a message and of
+        its round."""
+        on = {name: x.to(self.site.device) for name, x in still.items()}
+        given = given_to_terms(self.site.plan, message, round, self.site.device)
         # one object for all who receive nothing of the kind, as clients of one may take steps
         # together
         return replace(self.objective, held=on, given=given) if on or given else self.objective

@@ -2,12 +2,17 @@
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from fedpeft.compute.objective import Objective
 from fedpeft.core.conversation import PARAMS, Expected, Message
 from fedpeft.core.low_rank import EXACT, pairs
+from fedpeft.core.outputs import ROUND
 from fedpeft.core.tensors import finite, layout
 from fedpeft.core.types import Tensors
 from fedpeft.errors import WireError
+from fedpeft.plan.plan import Plan
 from fedpeft.wire.payloads import check_layout
 
 
@@ -61,6 +66,19 @@ def check_received(message: Message, phase: str, allowed: Expected, own: Tensors
         needed = phase == "fit" or group == PARAMS
         if needed and expected and group not in message.tensors:
             raise WireError(f"the message {phase!r} lacks {group!r}, which this plan sends")
+
+
+def given_to_terms(plan: Plan, message: Message, round: int, device: str) -> dict[str, Tensor]:
+    """What terms of the loss get beside outputs: as `<owner>/<name>` what owners share with them,
+    and the round's number, where a term reads it."""
+    given = {
+        f"{owner}/{name}": x.to(device)
+        for owner in sorted(set(plan.hooks("given_by")))
+        for name, x in message.tensors.get(owner, {}).items()
+    }
+    if any(plan.hooks("reads_round")):
+        given[ROUND] = torch.tensor(float(round), device=device)
+    return given
 
 
 def _check_exact(tensors: Tensors, own: Tensors) -> None:
