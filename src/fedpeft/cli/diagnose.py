@@ -121,10 +121,8 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         ("  corrected bound", _number(distance["corrected_bound"])),
     ]
     if run := found.get("run"):
-        words = (
-            f"{say_count(run['rounds'], 'rounds')}, τ {run['update']['whole']:.3g}, "
-            f"{run['to_one_round']:.3g} from one round's end"
-        )
+        rounds, whole = say_count(run["rounds"], "rounds"), run["update"]["whole"]
+        words = f"{rounds}, τ {whole:.3g}, {run['to_one_round']:.3g} from one round's end"
         rows.append(("the run itself", words))
     width = max(len(name) for name, _ in rows)
     return [*(f"{name:<{width}}  {value}" for name, value in rows), "", found["words"]]

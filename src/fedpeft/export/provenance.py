@@ -41,7 +41,7 @@ EPOCH = "SOURCE_DATE_EPOCH"
 Entity: TypeAlias = dict[str, Any]
 
 
-def write_provenance(result: Result, folder: Path, rank: int) -> None:
+def write_provenance(result: Result, folder: Path, rank: int = 0) -> None:
     """Write the plan and the crate into a folder that holds everything else already; `rank` is that
     of the LoRA that was made of the result's change, 0 where it was written as it is.
 
