@@ -14,7 +14,7 @@ from fedpeft import read_plan
 from fedpeft.catalogue import CATALOGUE
 from fedpeft.cli.app import app
 from fedpeft.cli.part_keys import keys_of, read_source
-from fedpeft.core.units import duration, size
+from fedpeft.core.units import duration, say_epsilon, size
 from fedpeft.registry import import_target, names
 
 
@@ -277,6 +277,18 @@ def test_bytes_are_read_in_units_of_1024(count: int, text: str) -> None:
 )
 def test_seconds_are_read_in_fitting_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("bound", "text"),
+    [
+        *((7.989682908839349, "7.99"), (8.0, "8"), (2.0001, "2.01"), (3.0000000000000004, "3")),
+        *((0.00123456, "0.00124"), (12345.6, "12400"), (0.0, "0")),
+        *((None, "not bounded"), (float("inf"), "not bounded")),
+    ],
+)
+def test_an_epsilon_is_never_told_too_low(bound: float | None, text: str) -> None:
+    assert say_epsilon(bound) == text
 
 
 def test_a_run_in_which_nothing_changed_fails(plan: Path, tmp_path: Path) -> None:

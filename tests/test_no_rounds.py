@@ -173,7 +173,7 @@ def test_after_training_it_makes_the_head_anew(tmp_path: Path) -> None:
     head = ("--set", "rounds=0", "--set", "algorithms=['class_means']", "--start", first)
     told = fedpeft("run", tmp_path / "plan.toml", *head, "--out", second)
     assert told.exit_code == 0, told.output
-    assert "3 clients send sums and nobody trains" in told.output
+    assert "sums from 3 clients, and nobody trains" in told.output
     before, after = (
         load_tensors(run / "checkpoint/state.safetensors")[0] for run in (first, second)
     )

@@ -14,6 +14,7 @@ from town import TOKEN
 
 from fedpeft.core.accounting import epsilon
 from fedpeft.core.numbering import number_ranges
+from fedpeft.core.units import say_epsilon
 from fedpeft.deploy.answers import ANSWERS
 from fedpeft.deploy.consent import Consent
 from fedpeft.deploy.refusals import LONGEST, REASONS, REFUSALS, Refusals
@@ -64,9 +65,9 @@ def test_epsilon_is_of_the_rounds_answered_and_not_of_all_planned(tmp_path: Path
     part = site.plan.private_part
     assert part is not None
     [status] = read_status(tmp_path)
+    bound = say_epsilon(epsilon(part.event, 2, 1e-5, "rdp"))
     assert status.spent == (
-        f"{epsilon(part.event, 2, 1e-5, 'rdp'):.4g} at delta = 1e-05 for one {part.event.unit}, "
-        "after 2 rounds of training"
+        f"{bound} at delta = 1e-05 for one {part.event.unit}, after 2 rounds of training"
     )
     facts = tmp_path / site.plan.fingerprint / FACTS
     values = json.loads(facts.read_text())
@@ -170,6 +171,17 @@ def test_what_is_no_node_is_refused(tmp_path: Path) -> None:
     keep_facts(tmp_path, site.plan, "c000")
     assert is_node(tmp_path) and read_status(tmp_path)[0].runs == {}
     assert (tmp_path / site.plan.fingerprint / FACTS).stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_of_nodes_names_them(tmp_path: Path) -> None:
+    plan = site_of().plan
+    for client in ("a", "b"):
+        keep_facts(tmp_path / client, plan, client)
+    (tmp_path / "notes").mkdir()
+    told = fedpeft("watch", tmp_path, "--once")
+    assert told.exit_code == 2
+    assert f"`fedpeft watch {tmp_path / 'a'}` or `fedpeft watch {tmp_path / 'b'}`" in told.stderr
+    assert "notes" not in told.stderr
 
 
 def test_a_later_plan_comes_first(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from fedpeft.core.secrets import Secret
 from fedpeft.core.seeds import fold
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Event, Failure, Job, Reply
+from fedpeft.core.units import say_epsilon
 from fedpeft.deploy.consent import consent_to
 from fedpeft.deploy.status import keep_facts, read_status
 from fedpeft.errors import PlanError
@@ -112,7 +113,7 @@ def test_the_ledger_and_the_consent_tell_epsilon_of_one_release(points: Site) ->
     }
     lines = dict(consent_to(replace(points, plan=plan), "c000", points.data.clients).lines)
     assert lines["noise"] == (
-        f"hides each example: epsilon = {spent:.3g} at delta = 0.001; added here"
+        f"hides each example: epsilon = {say_epsilon(spent)} at delta = 0.001; added here"
     )
     assert lines["not hidden"] == "that this site takes part, and when"
     assert lines["leaves here"] == "27 numbers once, and no example"
@@ -235,7 +236,7 @@ def test_a_nodes_owner_reads_of_the_release(tmp_path: Path) -> None:
     assert [said(node, job).head["kind"] for _ in range(2)] == ["reply"] * 2
     [status] = read_status(tmp_path)
     spent = epsilon(Event("example", 1.5), 1, 1e-3, "rdp")
-    told = f"{spent:.4g} at delta = 0.001 for one example, after 1 round of noisy sums"
+    told = f"{say_epsilon(spent)} at delta = 0.001 for one example, after 1 round of noisy sums"
     assert (status.trained, status.released, status.spent) == (0, 1, told)
 
 

@@ -9,6 +9,7 @@ from contributions import ONE_ROUND, Study, study
 from running import PLAN, fedpeft
 
 from fedpeft import RunError, read_plan
+from fedpeft.core.units import say_epsilon
 from fedpeft.oneshot.invitation import invite
 from fedpeft.oneshot.releases import FILE, Release, Releases, words
 
@@ -36,13 +37,17 @@ def test_a_second_file_is_refused_and_with_again_counted(private: Path, tmp_path
     assert made(private, first, memory, "--client", 0)[0] == 0
     [kept] = Releases(memory)._read()
     assert kept.client == "c000" and kept.delta == 1e-3 and kept.epsilon is not None
-    one, two = f"epsilon {kept.epsilon:.4g} at delta 0.001", f"epsilon {2 * kept.epsilon:.4g}"
+    one, two = (f"epsilon {say_epsilon(times * kept.epsilon)}" for times in (1, 2))
     code, said = made(private, tmp_path / "b", memory, "--client", 0)
     assert code == 2 and not (tmp_path / "b").exists()
-    assert f"a file for this study already, {one}." in said and f"{two} at delta 0.002" in said
+    assert (
+        f"a file for this study already, {one} at delta 0.001." in said
+        and f"{two} at delta 0.002" in said
+    )
     assert "--again" in said and len(Releases(memory)._read()) == 1
     code, said = made(private, tmp_path / "b", memory, "--client", 0, "--again")
     assert code == 0 and f"with the 1 made before: {two} at delta 0.002" in said
+    assert f"privacy: {one}, delta 0.001, " in said
     code, said = made(private, tmp_path / "c", memory, "--client", 0)
     assert code == 2 and "2 files for this study already" in said and "at delta 0.003" in said
     assert made(private, tmp_path / "d", memory, "--client", 1)[0] == 0

@@ -79,7 +79,7 @@ def test_a_lost_checkpoint_does_not_start_the_run_anew(site: Site, halfway: RunF
 def test_lost_or_damaged_lines_are_named(site: Site, halfway: RunFolder) -> None:
     lines = halfway.rounds.read_bytes().splitlines(keepends=True)
     halfway.rounds.write_bytes(lines[0])
-    with pytest.raises(RunError, match="tells of 1 rounds, the checkpoint of 2"):
+    with pytest.raises(RunError, match="tells of 1 round, the checkpoint of 2"):
         run(halfway, site)
     halfway.rounds.write_bytes(lines[1])
     with pytest.raises(RunError, match="line 1 is damaged or out of order"):

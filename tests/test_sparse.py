@@ -17,6 +17,7 @@ from fedpeft.compute.trainable import read, tensors_of, write
 from fedpeft.core.low_rank import A, B, pairs
 from fedpeft.export.export import export_run
 from fedpeft.export.nearest_factors import _factors
+from fedpeft.export.provenance import CRATE
 from fedpeft.methods.sparse import Scattered, Sparse
 from fedpeft.plan.models import build_model
 from fedpeft.plan.plan import Plan
@@ -116,6 +117,9 @@ def test_lora_begins_with_the_nearest_factors_of_the_change(
     with caplog.at_level(logging.WARNING, "fedpeft"):
         export_run(ran.folder.path, tmp_path / "start", rank=4)
     assert "LoRA of rank 4 keeps" in caplog.text and "rest is left out" in caplog.text
+    crate = json.loads((tmp_path / "start" / CRATE).read_text())["@graph"]
+    told = {one["name"]: one.get("value") for one in crate if one["@type"] == "PropertyValue"}
+    assert told["rank of the LoRA nearest to the change"] == 4
     settings = json.loads((tmp_path / "start" / "adapter_config.json").read_text())
     assert settings["r"] == 4 and settings["target_modules"] == ["q_proj", "v_proj"]
     second = read_plan({"method": {"name": "lora", "rank": 4, "init": str(tmp_path / "start")}})

@@ -17,7 +17,7 @@ from fedpeft.core.types import ClientId, State, Tensors, Update, Weighted
 class Mean:
     """Σ w·Δ / Σ w in float32 or wider, holding one running mean however large the cohort.
 
-    The mean moves by w / Σ w towards each update, the sum running to and with it: unlike a sum of
+    The mean moves by w / Σ w towards each update, the sum running to and with it. Unlike a sum of
     w·Δ it is no larger than the updates are, and of one update, or of equal ones, it is that one to
     the bit. Updates of opposite sign near the end of their type still overflow, in the step from
     one to the other; the loop keeps its state then.

@@ -19,9 +19,9 @@ class Scaffold:
     of N clients sent.
 
     c travels as the group "c"; cᵢ is this client's memory. Both are zero at first. `path` is how
-    far the steps carry a gradient that is always 1: K·η for K plain steps at a constant rate.
-    Δ / path is a mean gradient only where steps are sums of gradients: a plan takes no optimizer
-    but SGD beside this. The parameters move by the plan's own server optimizer.
+    far the steps carry a gradient that is always 1: K·η for K plain steps at a constant rate. The
+    quotient Δ / path is a mean gradient only where steps are sums of gradients. So a plan takes no
+    optimizer but SGD beside this. The parameters move by the plan's own server optimizer.
 
     c is exactly the mean of the clients' control variates with `weighting = "uniform"`; by
     examples, a client with more of them counts more in it, as in the model.

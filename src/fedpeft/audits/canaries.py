@@ -2,10 +2,10 @@
 
 A canary's loss is linear, ℓᵢ(w) = s·L·⟨uᵢ, w⟩, so that its gradient is s·L·uᵢ wherever training
 stands. The directions uᵢ are of length 1 and have no coordinate in common: a canary shows on its
-own coordinates, and on no other's (the Dirac canaries of Nasr et al., 2023, arXiv:2302.07956, and
-of Steinke et al., 2023, arXiv:2305.08846, with some coordinates instead of one; they may lie in
-different tensors, as a clip norm is that of all tensors as one vector). L is ten times the clip
-norm: what reaches the noise is as long as anything may be.
+own coordinates, and on no other's. They are the Dirac canaries of Nasr et al., 2023
+(arXiv:2302.07956), and of Steinke et al., 2023 (arXiv:2305.08846), with some coordinates instead
+of one. They may lie in different tensors, as a clip norm is that of all tensors as one vector. L
+is ten times the clip norm: what reaches the noise is as long as anything may be.
 
 What a coin decides is what the accountant's neighbours differ in:
 

@@ -159,6 +159,7 @@ for name, command, examples in (
     ("node", node.node, node.EXAMPLES),
     ("supernode", supernode.start_supernode, supernode.EXAMPLES),
     ("app", bundle.bundle, bundle.EXAMPLES),
+    ("bundle", bundle.bundle_plan, bundle.OFFLINE_EXAMPLES),
     ("doctor", doctor.doctor, doctor.EXAMPLES),
     ("diagnose", diagnose.diagnose_plan, diagnose.EXAMPLES),
     ("audit", audit.audit_plan, audit.EXAMPLES),

@@ -9,6 +9,8 @@ import click
 import typer
 
 from fedpeft.cli.options import AllowCode, AsJson, Debug, Device, allowed_code
+from fedpeft.core.units import say_epsilon
+from fedpeft.errors import say_count
 
 if TYPE_CHECKING:
     from fedpeft.plan.plan import Plan
@@ -190,7 +192,7 @@ def describe_bounds(found: Mapping[str, Any]) -> Iterator[str]:
     )
     yield (
         f"{found['canaries']} canaries, each one {unit}, {found['included']} of them in, "
-        f"{rounds} round{'s' if rounds > 1 else ''}"
+        f"{say_count(rounds, 'rounds')}"
     )
     yield (
         f"{found['guesses']} guesses, {found['right']} right; {found['guesses'] // 2} is chance, "
@@ -198,7 +200,7 @@ def describe_bounds(found: Mapping[str, Any]) -> Iterator[str]:
     )
     yield ""
     lower, upper = found["epsilon_lower"], found["epsilon_upper"]
-    claimed = "no bound: there is no noise" if upper is None else f"{upper:.3g}"
+    claimed = "no bound: there is no noise" if upper is None else say_epsilon(upper)
     yield f"epsilon at delta = {found['delta']:g}"
     yield f"  at least   {lower:.3g}   measured, with {found['confidence']:.0%} confidence"
     yield f"  at most    {claimed}   by the accountant ({found['accountant']}), the same rounds"
@@ -217,8 +219,8 @@ def describe_bounds(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def describe_leaks(found: Mapping[str, Any]) -> Iterator[str]:
-    messages = f"{found['messages']} message{'s' if found['messages'] > 1 else ''}"
-    client = f"{found['client']} with {found['examples']} examples"
+    messages = f"{say_count(found['messages'], 'messages')}"
+    client = f"{found['client']} with {say_count(found['examples'], 'examples')}"
     yield f"{found['plan']}: {found['method']}, {client}, {messages}"
     if found["privacy"] is not None:
         own = (

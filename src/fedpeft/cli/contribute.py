@@ -9,6 +9,7 @@ import click
 import typer
 
 from fedpeft.cli.consent import WithoutAsking, ask_for_consent
+from fedpeft.cli.contribution_lines import describe_file, describe_guarantees
 from fedpeft.cli.data_report import describe_data, show_data
 from fedpeft.cli.options import AllowCode, Debug, Device, allowed_code, check_owner
 
@@ -94,7 +95,6 @@ def contribute_file(
     a second call writes again.
     """
     check_owner(data, name, client, settings or ())
-    from fedpeft.core.units import size
     from fedpeft.oneshot.contribute import contribute as train
     from fedpeft.oneshot.invitation import read_invitation
     from fedpeft.oneshot.keys import require, signing_key
@@ -126,9 +126,9 @@ def contribute_file(
         header, content = train(study, who, signer, lambda: bar.update(1), seat.store)
     every = _release(study, releases, header, again)
     _write(out, seat.keep(who, content))
-    signed = "signed" if key else "unsigned"
-    typer.echo(f"{out}: {size(len(content))} from {who.words}, {signed}")
-    _tell(header, every)
+    typer.echo(f"{out}: {describe_file(header, content, who.words)}")
+    for line in describe_guarantees(header, every):
+        typer.echo(line)
 
 
 def _release(
@@ -174,14 +174,3 @@ def _ask(study: "Invitation", who: "Contributor", releases: "Releases", yes: boo
     earlier = len(releases.of(study.terms.study, who.client))
     consent = consent_to(who.site, who.client, [who.client], earlier, by_file=True)
     ask_for_consent(consent, releases.agreement(study.terms.study, who.client), yes)
-
-
-def _tell(header: "Header", every: "Sequence[Release]") -> None:
-    """What the file guarantees, and what it does together with those made before."""
-    from fedpeft.oneshot.releases import words
-
-    if header.privacy:
-        told = (f"{word} {value}" for word, value in header.privacy.items())
-        typer.echo(f"privacy: {', '.join(told)}")
-    if len(every) > 1:
-        typer.echo(f"with the {len(every) - 1} made before: {words(every)}, if all are sent")

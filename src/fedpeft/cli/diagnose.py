@@ -9,6 +9,7 @@ import click
 import typer
 
 from fedpeft.cli.options import AllowCode, AsJson, Debug, Device, Settings, allowed_code, resolve
+from fedpeft.errors import say_count
 
 EXAMPLES = """\
   fedpeft diagnose                                     the plan of `fedpeft run`, within a minute
@@ -91,7 +92,8 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
     rows = [
         (
             "same work",
-            f"{found['rounds']} rounds or one, {found['clients']} clients, "
+            f"{say_count(found['rounds'], 'rounds')} or one, "
+            f"{say_count(found['clients'], 'clients')}, "
             f"{found['steps']:.4g} steps each",
         ),
         (f"held-out {held['metric']}", f"{per_round}, one round {held['one']:.4f}"),
@@ -119,10 +121,8 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         ("  corrected bound", _number(distance["corrected_bound"])),
     ]
     if run := found.get("run"):
-        words = (
-            f"{run['rounds']} rounds, τ {run['update']['whole']:.3g}, "
-            f"{run['to_one_round']:.3g} from one round's end"
-        )
+        rounds, whole = say_count(run["rounds"], "rounds"), run["update"]["whole"]
+        words = f"{rounds}, τ {whole:.3g}, {run['to_one_round']:.3g} from one round's end"
         rows.append(("the run itself", words))
     width = max(len(name) for name, _ in rows)
     return [*(f"{name:<{width}}  {value}" for name, value in rows), "", found["words"]]

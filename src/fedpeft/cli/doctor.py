@@ -70,8 +70,8 @@ def doctor(
     from fedpeft.deploy import doctor as look
 
     plan, data = _plan_or_data(what, data)
-    code, beside_data = allowed_code(allow_code), (plan, superlink, root, key, node, federation)
-    findings = [] if data and not any(beside_data) else list(look.versions())
+    code, connects = allowed_code(allow_code), any((superlink, root, key, node, federation))
+    findings = list(look.libraries(plan, settings, code, connects, data))
     if root:
         findings += look.certificate(root)
     if key:

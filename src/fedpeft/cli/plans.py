@@ -164,6 +164,8 @@ def _memory(found: "Forecast") -> Iterator[tuple[str, str]]:
 
 
 def _privacy(found: "Forecast") -> Iterator[tuple[str, str]]:
+    from fedpeft.core.units import say_epsilon
+
     spent = found.privacy
     if spent is None:
         return
@@ -174,8 +176,8 @@ def _privacy(found: "Forecast") -> Iterator[tuple[str, str]]:
     yield (
         "epsilon",
         (
-            f"{spent['epsilon']:.4g} at delta = {spent['delta']:g} for one {spent['unit']} after "
-            f"{times} (noise_multiplier = "
+            f"{say_epsilon(spent['epsilon'])} at delta = {spent['delta']:g} for one "
+            f"{spent['unit']} after {times} (noise_multiplier = "
             f"{found.plan.private_part.noise_multiplier:.4g}, {spent['accountant']})"
         ),
     )

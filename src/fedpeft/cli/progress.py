@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from rich.box import SIMPLE
 from rich.table import Table
 
-from fedpeft.core.units import duration, size
+from fedpeft.core.units import duration, say_epsilon, size
+from fedpeft.errors import say_count
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from fedpeft.core.interfaces import Engine
     from fedpeft.core.types import Failure, Job, Reply
+    from fedpeft.plan.plan import Plan
     from fedpeft.runs.record import RoundRecord
 
 
@@ -79,11 +81,21 @@ def _metric(record: "RoundRecord") -> str:
 
 
 def _epsilon(privacy: Mapping[str, Any]) -> str:
-    return "not bounded" if privacy["epsilon"] is None else f"{privacy['epsilon']:.2f}"
+    return say_epsilon(privacy["epsilon"])
 
 
 def _number(value: float | None) -> str:
     return "   -  " if value is None else f"{value:.4f}"
+
+
+def describe_work(plan: "Plan", clients: int) -> str:
+    """What a run is about to do: "30 rounds, 8 of 32 clients in each"."""
+    if plan.rounds:
+        cohort = min(plan.cohort, clients)
+        of = say_count(clients, "clients")
+        return f"{say_count(plan.rounds, 'rounds')}, {cohort} of {of} in each"
+    asked = "sums from" if plan.hooks("before_rounds") else "measured at"
+    return f"{asked} {say_count(clients, 'clients')}, and nobody trains"
 
 
 def failure_line(record: "RoundRecord") -> str:
@@ -107,7 +119,8 @@ def warnings(summary: Mapping[str, Any]) -> Iterator[str]:
     if worse := ended_worse(summary):
         yield worse
     if (still := summary["rounds_without_change"]) and summary["rounds"]:
-        yield f"{still} of {summary['rounds']} rounds changed nothing; rounds.jsonl says why"
+        rounds = say_count(summary["rounds"], "rounds")
+        yield f"{still} of {rounds} changed nothing; rounds.jsonl says why"
     if why := summary.get("one_after_another"):
         yield f"the engine {summary['engine']} trained clients one after another: {why}"
     if (privacy := summary.get("privacy")) and privacy["epsilon"] is None:
@@ -117,7 +130,8 @@ def warnings(summary: Mapping[str, Any]) -> Iterator[str]:
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """Accuracy, parameters and bytes, these against full fine-tuning."""
     table = Table(box=SIMPLE, show_edge=False, pad_edge=False)
-    table.add_column(f"{summary['name']}: {summary['method']}, {summary['rounds']} rounds")
+    rounds = say_count(summary["rounds"], "rounds")
+    table.add_column(f"{summary['name']}: {summary['method']}, {rounds}")
     for heading in ("this run", "full fine-tuning", "share"):
         table.add_column(heading, justify="right")
     for label, value in _results(summary):

@@ -254,16 +254,12 @@ def _work(told: Audience, folder: "RunFolder", site: "Site", engine: Any) -> Non
 def _show(told: Audience, folder: "RunFolder", site: "Site", engine: Any) -> None:
     """A line for each round, and below them, in a terminal, how many clients of this round have
     answered."""
-    from fedpeft.cli.progress import Watched, show_rounds
+    from fedpeft.cli.progress import Watched, describe_work, show_rounds
     from fedpeft.runs.execute import execute
 
     console, plan, clients = told.console, site.plan, len(site.data.clients)
     cohort = min(plan.cohort, clients)
-    work = f"{plan.rounds} rounds, {cohort} of {clients} clients in each"
-    if not plan.rounds:
-        asked = "send sums" if plan.hooks("before_rounds") else "measure"
-        work = f"{clients} clients {asked} and nobody trains"
-    console.print(f"{plan.name}: {work}, in {folder.path}")
+    console.print(f"{plan.name}: {describe_work(plan, clients)}, in {folder.path}")
     if plan.cohort > clients:
         console.print(f"cohort = {plan.cohort} is more than there are clients: all take part")
     for note in site.notes:

@@ -4,8 +4,8 @@ Two codes, whichever is shorter; n and k settle which, so nothing is said about 
 
 * a bitmap of n bits;
 * Elias and Fano's (Elias, 1974, "Efficient storage and retrieval by content and address of static
-  files"): the low l = floor(log2(n / k)) bits of each number as they are, and of the rest h_i a
-  bitmap with the bits h_i + i set, which needs k + (n >> l) bits.
+  files"). The low l = floor(log2(n / k)) bits of each number stay as they are. Of the rest
+  h_i there is a bitmap with the bits h_i + i set, which needs k + (n >> l) bits.
 """
 
 import numpy as np

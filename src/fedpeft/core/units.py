@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from decimal import ROUND_CEILING, Context, Decimal
 from math import isfinite
 
 LESS_IS_BETTER = ("loss", "perplexity", "mae", "rmse", "ece", "wer", "cer")
@@ -29,6 +30,18 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def say_epsilon(bound: float | None) -> str:
+    """An upper bound of ε in three digits, for people: "7.99"; "not bounded" of None and infinity.
+
+    It is rounded up, so that no more is promised than the accountant found.
+    """
+    if bound is None or not isfinite(bound):
+        return "not bounded"
+    # twelve digits first: what an accountant's last bits say must not lift 3.0 to 3.01
+    exact = Decimal(f"{bound:.12g}")
+    return f"{Context(prec=3, rounding=ROUND_CEILING).plus(exact):f}"
 
 
 def now() -> str:

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from fedpeft.core.seeds import fold
 from fedpeft.core.types import ClientId, Job
 from fedpeft.deploy.answers import Answers
-from fedpeft.errors import PlanError
+from fedpeft.errors import PlanError, say_count
 from fedpeft.plan.calibration import learns, round_seed, select_cohort
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import phase_plans, plan_at
@@ -98,7 +98,8 @@ class Agreement:
         after = any(job.round in rounds for rounds in self._rounds_of(job))
         if not 0 <= job.round < self.plan.rounds and not after:
             raise Refused(
-                f"asked for round {job.round}, and the plan has {self.plan.rounds} rounds"
+                f"asked for round {job.round}, and the plan has "
+                f"{say_count(self.plan.rounds, 'rounds')}"
             )
 
     def _check_phase(self, job: Job) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from fedpeft.core.accounting import epsilon
 from fedpeft.core.tensors import numbers_in
 from fedpeft.core.types import ClientId, Tensors
+from fedpeft.core.units import say_epsilon
 from fedpeft.core.views import View
 from fedpeft.plan.calibration import learns, select_cohort
 from fedpeft.plan.plan import Plan
@@ -179,7 +180,8 @@ def _noise(plans: Mapping[int, Plan], times: int, earlier: int, unit: str) -> st
     runs = f" after {earlier + 1} {unit}" if earlier else ""
     if plan.rounds:
         runs += " over all rounds"
-    return f"hides each {event.unit}: epsilon = {spent:.3g} at delta = {delta:g}{runs}; {where}"
+    bound = f"epsilon = {say_epsilon(spent)} at delta = {delta:g}"
+    return f"hides each {event.unit}: {bound}{runs}; {where}"
 
 
 def _seen_as_it_is(plans: Collection[Plan]) -> str:

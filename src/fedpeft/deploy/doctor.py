@@ -50,21 +50,52 @@ class Finding:
         return not self.remedy
 
 
-def versions() -> Iterator[Finding]:
-    """The libraries, and what Flower does beside its work."""
+def libraries(
+    plan: Path | None,
+    settings: list[str] | None,
+    code: Code,
+    connects: bool,
+    data: str | None,
+) -> Iterator[Finding]:
+    """The libraries that every plan needs; and where this machine `connects` to others, the plan is
+    for nodes, or there is no plan, Flower too. Data alone need none of them."""
+    if data and plan is None and not connects:
+        return
+    yield versions()
+    if connects or plan is None or uses_flower(plan, settings, code):
+        yield from flower()
+
+
+def versions() -> Finding:
+    """The libraries that every plan needs."""
     seen = ", ".join(f"{name} {_version(name)}" for name in ("fedpeft", *LIBRARIES))
     missing = [name for name in LIBRARIES if _version(name) == "none"]
     python = f"python {sys.version_info[0]}.{sys.version_info[1]}"
-    yield Finding(
+    return Finding(
         "versions", f"{python}, {seen}", f"install {', '.join(missing)}" if missing else ""
     )
-    flower = _version("flwr")
-    yield Finding("flower", flower, "" if flower == FLOWER else f"pip install flwr=={FLOWER}")
+
+
+def flower() -> Iterator[Finding]:
+    """Flower's version, and what it does beside its work."""
+    seen = _version("flwr")
+    yield Finding("flower", seen, "" if seen == FLOWER else f"pip install flwr=={FLOWER}")
     for name, (wanted, otherwise) in SWITCHES.items():
         seen = os.environ.get(name, "not set")
         yield Finding(
             name, seen, "" if seen == wanted else f"export {name}={wanted}; else {otherwise}"
         )
+
+
+def uses_flower(plan: Path, settings: list[str] | None, code: Code = REGISTERED) -> bool:
+    """Whether a plan is for nodes; of one that cannot be read another finding tells."""
+    from fedpeft.plan.reading import read_plan
+
+    try:
+        read = read_plan(plan, settings or (), code)
+    except FedpeftError:
+        return False
+    return read.engine == "flower" or read.nodes.names is not None
 
 
 def _version(name: str) -> str:

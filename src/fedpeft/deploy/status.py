@@ -10,10 +10,11 @@ from typing import Any
 
 from fedpeft.core.accounting import epsilon
 from fedpeft.core.types import ClientId, Event
+from fedpeft.core.units import say_epsilon
 from fedpeft.deploy.answers import ANSWERS
 from fedpeft.deploy.consent import FILE
 from fedpeft.deploy.refusals import REFUSALS, Refusal, Refusals
-from fedpeft.errors import FedpeftError, RunError, reason_of
+from fedpeft.errors import FedpeftError, RunError, reason_of, say_count
 from fedpeft.plan.plan import Plan
 from fedpeft.storage.files import private_folder, write_atomically
 
@@ -90,10 +91,9 @@ class NodeStatus:
             return f"not bounded: the plan's noise gives no {event.unit} a guarantee"
         who = ", if the server adds the plan's noise" if event.central else ""
         what = "of training" if TRAINED in private.get("phases", [TRAINED]) else "of noisy sums"
-        rounds = "round" if self.released == 1 else "rounds"
         return (
-            f"{value:.4g} at delta = {private['delta']:g} for one {event.unit}, after "
-            f"{self.released} {rounds} {what}{who}"
+            f"{say_epsilon(value)} at delta = {private['delta']:g} for one {event.unit}, after "
+            f"{say_count(self.released, 'rounds')} {what}{who}"
         )
 
 

@@ -114,7 +114,8 @@ def node_site(
     if name not in (plan.nodes.names or ()):
         known = ", ".join(plan.nodes.names or ()) or "none"
         raise PlanError(
-            f"the plan names no node {name!r}: its nodes are {known}; set nodes = [...] in it"
+            f"the plan names no node {name!r}: its nodes are {known}; "
+            f"set nodes = [{name!r}, ...] in it, with the names of all owners"
         )
     return own_site(
         calibrate_noise(check_labels_named(plan), plan.nodes.names or ()), data, name, device, look

@@ -49,13 +49,18 @@ def list_base_files(name: str, weights: bool = True) -> BaseFiles:
     Args:
       weights: whether the weights were used, and not the configuration alone.
     """
-    place = locate(name)
-    if place is not None:
-        return BaseFiles("", False, _listed(place, weights))
-    snapshot = _in_cache(name)
-    if snapshot is None:
+    place = find_base(name)
+    if place is None:
         return BaseFiles("", "/" in name, ())
-    return BaseFiles(snapshot.name, True, _listed(snapshot, weights))
+    if locate(name) is not None:
+        return BaseFiles("", False, _listed(place, weights))
+    return BaseFiles(place.name, True, _listed(place, weights))
+
+
+def find_base(name: str) -> Path | None:
+    """Where the model `name` lies on this machine: a folder, a file, or a version in the hub's
+    cache; None where it does not."""
+    return locate(name) or (_in_cache(name) if name else None)
 
 
 def list_file(path: Path, folder: Path) -> ListedFile:

@@ -9,7 +9,9 @@ from fedpeft.export.serving import serving_section
 from fedpeft.results.result import Result
 
 
-def save_beside(card: str, result: Result, read: Result, folder: Path, out: Path) -> None:
+def save_beside(
+    card: str, result: Result, read: Result, folder: Path, out: Path, rank: int
+) -> None:
     """Write it.
 
     Args:
@@ -17,8 +19,9 @@ def save_beside(card: str, result: Result, read: Result, folder: Path, out: Path
       read: the run's own, which provenance is about.
       folder: where the export lies now.
       out: what the card calls it.
+      rank: of the LoRA that the result's change was written as, 0 where it is as it was.
     """
     save_inputs(result.plan.task, folder)
     whole = card + serving_section(result, folder, out)
     (folder / "README.md").write_text(whole, encoding="utf-8")
-    write_provenance(read, folder)
+    write_provenance(read, folder, rank)

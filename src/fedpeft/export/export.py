@@ -62,7 +62,7 @@ def export_run(
     result = prepare_result(read, rank)
     with _new_folder(out) as folder, quiet():
         card = _write(result, folder, out, merge)
-        save_beside(card, result, read, folder, out)
+        save_beside(card, result, read, folder, out, rank)
         for file in _files(folder):  # safetensors makes files for their owner only
             file.chmod((folder / "README.md").stat().st_mode)
     return _files(out)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from fedpeft import __version__
 from fedpeft.core.facts import Fact, offered_by
+from fedpeft.core.units import say_epsilon
 from fedpeft.errors import say_count
 from fedpeft.export.adapter_folder import Base
 from fedpeft.results.result import Result
@@ -190,7 +191,9 @@ def _bytes(total: int, messages: int) -> str:
 def _privacy(privacy: Mapping[str, Any]) -> str:
     if privacy["epsilon"] is None:
         return f"none: noise without a guarantee for any {privacy['unit']}"
-    counted = f"ε = {privacy['epsilon']:.4g}, δ = {privacy['delta']:g} for one {privacy['unit']}"
+    counted = (
+        f"ε = {say_epsilon(privacy['epsilon'])}, δ = {privacy['delta']:g} for one {privacy['unit']}"
+    )
     return f"{counted}, accountant {privacy['accountant']}"
 
 

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from fedpeft import __version__
 from fedpeft.core.numbering import number_ranges
+from fedpeft.errors import say_count
 from fedpeft.export.base_files import ListedFile, list_base_files, list_file
 from fedpeft.export.model_card import base_name
 from fedpeft.results.result import Result
@@ -40,26 +41,27 @@ EPOCH = "SOURCE_DATE_EPOCH"
 Entity: TypeAlias = dict[str, Any]
 
 
-def write_provenance(result: Result, folder: Path) -> None:
-    """Write the plan and the crate into a folder that holds everything else already.
+def write_provenance(result: Result, folder: Path, rank: int = 0) -> None:
+    """Write the plan and the crate into a folder that holds everything else already; `rank` is that
+    of the LoRA that was made of the result's change, 0 where it was written as it is.
 
     Equal folders of the same run get equal bytes: the only time in it is that at which the run
     wrote its result, or SOURCE_DATE_EPOCH.
     """
     (folder / PLAN).write_text(result.plan.toml(), encoding="utf-8")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CRATE)
-    graph = describe_run(result, [list_file(path, folder) for path in files])
+    graph = describe_run(result, [list_file(path, folder) for path in files], rank)
     text = json.dumps({"@context": CONTEXT, "@graph": graph}, indent=2, ensure_ascii=False)
     (folder / CRATE).write_text(text + "\n", encoding="utf-8")
 
 
-def describe_run(result: Result, files: Sequence[ListedFile]) -> list[Entity]:
+def describe_run(result: Result, files: Sequence[ListedFile], rank: int = 0) -> list[Entity]:
     """The entities of the crate: the folder, the run, what went in and what came out."""
     # a plan of no rounds has a line too, of who answered without them
     done = result.checkpoint.state.round if result.plan.rounds else 1
     rounds = read_rounds(result.folder)[:done]
     made, base = _time(result), _base(result)
-    software, inputs = list(_software(result)), list(_inputs(result))
+    software, inputs = list(_software(result)), list(_inputs(result, rank))
     outputs, clients = list(_outputs(result, rounds)), list(_participants(rounds))
     parts = [_file(one) for one in files]
     plan = next(one for one in parts if one["@id"] == PLAN)
@@ -120,7 +122,8 @@ def _told(result: Result, rounds: Sequence[Mapping[str, Any]]) -> str:
         return f"The plan {plan.name} was carried out by files that clients made, merged at once."
     note = f" The model is that of client {_own(result, rounds)}." if result.client else ""
     return (
-        f"The plan {plan.name} was carried out for {done} of {plan.rounds} rounds. The examples "
+        f"The plan {plan.name} was carried out for {done} of "
+        f"{say_count(plan.rounds, 'rounds')}. The examples "
         f"stayed with the clients.{note}"
     )
 
@@ -189,7 +192,7 @@ def _base(result: Result) -> list[Entity]:
     return [{**model, "hasPart": _links(files)} if files else model, *files]
 
 
-def _inputs(result: Result) -> Iterator[Entity]:
+def _inputs(result: Result, rank: int) -> Iterator[Entity]:
     plan, division = result.plan, read_json(result.folder.partition) or {}
     told = {
         "plan fingerprint": plan.fingerprint,
@@ -198,6 +201,7 @@ def _inputs(result: Result) -> Iterator[Entity]:
         "clients": division.get("clients"),
         "cohort": plan.cohort,
         "partition fingerprint": division.get("fingerprint"),
+        "rank of the LoRA nearest to the change": rank or None,
     }
     yield from _values("input", told)
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from fedpeft.compute.device_memory import available
-from fedpeft.errors import PlanError
+from fedpeft.errors import PlanError, say_count
 from fedpeft.forecasts.backbone import Backbone, describe_backbone
 from fedpeft.forecasts.blueprint import draw_blueprint, fill_trained
 from fedpeft.forecasts.costs import Training, cost_training
@@ -144,7 +144,8 @@ def _notes(
     if not traffic.whole:
         done = len(traffic.rounds)
         yield (
-            f"{done} of {plan.rounds} rounds were rehearsed; the others count as these on average"
+            f"{done} of {say_count(plan.rounds, 'rounds')} were rehearsed; "
+            "the others count as these on average"
         )
     for way, codec in traffic.varies.items():
         yield f"the sizes of the codec {codec!r} ({way}) depend on the numbers: they are about so"

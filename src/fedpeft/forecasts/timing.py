@@ -12,7 +12,7 @@ from typing import Any
 from fedpeft.core.types import Job
 from fedpeft.engines.auto import STARTING, Choice, choose, typical
 from fedpeft.engines.processes import processors
-from fedpeft.errors import FedpeftError, PlanError
+from fedpeft.errors import FedpeftError, PlanError, say_count
 from fedpeft.evaluation.measure import held_out
 from fedpeft.plan.plan import Plan
 from fedpeft.registry import find
@@ -84,7 +84,9 @@ def measure_pace(plan: Plan, seconds: float = SECONDS) -> Pace:
         cohort = min(plan.cohort, len(site.data.clients))
         if choice in HERE and client * cohort <= seconds:
             round_, number = _round_seconds(site, choice, Path(folder) / "rounds", seconds)
-            return Pace(opening, round_, evaluation, choice, f"{number} rounds of the plan")
+            return Pace(
+                opening, round_, evaluation, choice, f"{say_count(number, 'rounds')} of the plan"
+            )
     if choice != "processes":
         source = "steps of one client, times the clients of a round"
         return Pace(opening, client * cohort, evaluation, choice, source)

@@ -29,7 +29,7 @@ class Zeroth:
     Two forward passes a step, no backward pass, and no memory of activations. The change lies in
     the K directions, which are those of the codec `ferret` at the same density: as uplink it sends
     K small numbers and loses nothing but their rounding. FedKSeed has Gaussian directions, takes
-    one of them in each step, and rebuilds the model from all scalars of all rounds; here they are
+    one of them in each step, and rebuilds the model from all scalars of all rounds. Here they are
     orthogonal, new in each round, and mixed. z is about √K long, so that `lr` must be about K
     times smaller than that of descent. Dropout differs between the two passes: leave it out.
 

@@ -44,7 +44,7 @@ def average_precision_of(curve: Curve) -> float:
     """Σ (Rₖ − Rₖ₋₁)·Pₖ over falling thresholds, with recall R and precision P; NaN without a
     positive.
 
-    Where scores of one bin count as equal, they are not, and the sum would be too low: the i-th of
+    Where scores of one bin count as equal, they are not, and the sum would be too low. The i-th of
     p positives in a bin with n negatives then has n·i / (p + 1) of these before it, as in a random
     order. Its sum over i is an integral by the midpoint rule.
     """

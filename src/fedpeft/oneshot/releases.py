@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from fedpeft.core.types import ClientId
+from fedpeft.core.units import say_epsilon
 from fedpeft.errors import RunError
 from fedpeft.runs.folder import RunFolder, lock_run, read_json
 from fedpeft.storage.files import write_atomically
@@ -113,4 +114,4 @@ def words(every: Sequence[Release]) -> str:
         return "which guarantees nothing"
     epsilon = sum(epsilon or 0.0 for epsilon, _ in spent)
     delta = sum(delta or 0.0 for _, delta in spent)
-    return f"epsilon {epsilon:.4g} at delta {delta:.4g}"
+    return f"epsilon {say_epsilon(epsilon)} at delta {delta:.4g}"

@@ -54,7 +54,7 @@ def merge_into_copy(model: nn.Module, params: Tensors) -> dict[str, Tensor]:
 
 def multiply_factors(model: nn.Module, state: Tensors) -> dict[str, Tensor]:
     """What is trained as weights alone: W + (α/r)·(E + B·A) by their names in the model, in place
-    of A, B and E, for E what an aggregator merged into the base; they stand for the state where the
+    of A, B and E. E is what an aggregator merged into the base. They stand for the state where the
     model's B is zero."""
     sides = {layer: {"left": b, "right": a} for layer, (a, b) in low_rank.pairs(state).items()}
     products = {

@@ -3,6 +3,7 @@ near to the truth are the answers that a model writes."""
 
 from collections.abc import Iterator, Mapping
 
+from fedpeft.core.units import say_epsilon
 from fedpeft.report.groups import Section
 from fedpeft.report.rows import format_value
 from fedpeft.report.tables import Entry, ReportTable, integer, number, word
@@ -20,7 +21,7 @@ def audits(section: Section) -> ReportTable:
             *(integer(told.canaries), integer(told.rounds)),
             *(integer(told.guesses), integer(told.right)),
             number(told.epsilon_lower, f"{told.epsilon_lower:.3g}"),
-            number(told.epsilon_upper, f"{told.epsilon_upper or 0:.3g}"),
+            number(told.epsilon_upper, say_epsilon(told.epsilon_upper)),
             number(told.delta, f"{told.delta:g}"),
         ]
         for group in section.groups

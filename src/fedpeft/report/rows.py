@@ -7,7 +7,7 @@ expression.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fedpeft.core.units import size
+from fedpeft.core.units import say_epsilon, size
 from fedpeft.evaluation.statistics import Estimate
 from fedpeft.report.axes import PlanAxis, label
 from fedpeft.report.groups import CENTRALISED, Group, Measure, Section
@@ -171,7 +171,7 @@ def _budgets(groups: Sequence[Group]) -> Iterator[Row]:
                 "group": group.label,
                 "round": at,
                 "epsilon": epsilon,
-                "value": f"{epsilon:.3g}",
+                "value": say_epsilon(epsilon),
                 "told": told,
             }
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedpeft.core.facts import Fact
-from fedpeft.errors import RunError
+from fedpeft.errors import RunError, say_count
 from fedpeft.plan.checks import refuse
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import plan_at, rounds_to_check
@@ -63,13 +63,14 @@ def _longer(folder: RunFolder, plan: Plan, rounds: int) -> Plan:
         )
     if plan.nodes.names is not None or plan.engine == "flower":
         raise RunError(
-            f"{folder.path} is of nodes, which agreed to {plan.rounds} rounds: begin a new run, "
-            "with method.init for what this one learned"
+            f"{folder.path} is of nodes, which agreed to {say_count(plan.rounds, 'rounds')}: "
+            "begin a new run, with method.init for what this one learned"
         )
     if plan.private_part is not None:
         raise RunError(
-            f"{folder.path} is private, and what it promises is for {plan.rounds} rounds: begin a "
-            "new run, whose plan says how many there are"
+            f"{folder.path} is private, and what it promises is for "
+            f"{say_count(plan.rounds, 'rounds')}: begin a new run, "
+            "whose plan says how many there are"
         )
     for at in rounds_to_check(plan):
         refuse(plan_at(plan, at), NOT_LONGER)

@@ -30,7 +30,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from fedpeft.errors import FedpeftError, RunError
+from fedpeft.errors import FedpeftError, RunError, say_count
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.registry import REGISTERED, Code, describe
@@ -262,7 +262,8 @@ def keep_rounds(folder: RunFolder, done: int) -> None:
     found = len(read_rounds(folder))
     if not done <= found <= done + 1:
         raise RunError(
-            f"{folder.path} cannot be continued: {folder.rounds.name} tells of {found} rounds, "
+            f"{folder.path} cannot be continued: {folder.rounds.name} tells of "
+            f"{say_count(found, 'rounds')}, "
             f"{'the checkpoint of ' + str(done) if done else 'and there is no checkpoint'}"
         )
     if folder.rounds.exists():

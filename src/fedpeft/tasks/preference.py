@@ -32,10 +32,10 @@ MEASURED = 8
 class Preference:
     """A pair of answers to one prompt, the chosen one and the rejected one.
 
-    With log π the sum of an answer's log-probabilities by the model in training and log π_ref that
-    by the model that the run starts from, and
-    h = (log π(chosen) − log π_ref(chosen)) − (log π(rejected) − log π_ref(rejected)),
-    the loss is −log σ(β·h) for "dpo" (arXiv:2305.18290, Eq. 7) and (h − 1/(2β))² for "ipo"
+    Let log π be the sum of an answer's log-probabilities by the model in training, let log π_ref be
+    that by the model that the run starts from, and let
+    h = (log π(chosen) − log π_ref(chosen)) − (log π(rejected) − log π_ref(rejected)).
+    The loss is −log σ(β·h) for "dpo" (arXiv:2305.18290, Eq. 7) and (h − 1/(2β))² for "ipo"
     (arXiv:2310.12036, Eq. 17). The reference is the base, also of a method that trains all of it,
     and in every round; where a method begins with a saved adapter (`init`), it is the base with
     that. A template makes the texts, and what counts is what the assistant says after the turns

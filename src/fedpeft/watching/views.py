@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import median
 from time import time
 
-from fedpeft.core.units import LESS_IS_BETTER, duration
+from fedpeft.core.units import LESS_IS_BETTER, duration, say_epsilon
+from fedpeft.deploy.status import is_node
 from fedpeft.errors import RunError
 from fedpeft.report.reading import KeptRun, find_runs, read_cell
 from fedpeft.runs.folder import RunFolder
@@ -44,8 +45,15 @@ def look(folder: Path, before: Mapping[str, RunView]) -> dict[str, RunView]:
         for path in find_runs([folder])
     }
     if not found:
-        raise RunError(f"there is no run at or below {folder}")
+        raise RunError(f"there is no run at or below {folder}{_nodes_below(folder)}")
     return {name: _view(path, before.get(name)) for name, path in found.items()}
+
+
+def _nodes_below(folder: Path) -> str:
+    """The nodes that lie in a folder, for whoever named the folder that holds them all."""
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    nodes = [f"`fedpeft watch {path}`" for path in inside if path.is_dir() and is_node(path)]
+    return f", but nodes are: watch one of them, by {' or '.join(nodes)}" if nodes else ""
 
 
 def _view(path: Path, before: RunView | None) -> RunView:
@@ -95,9 +103,8 @@ def budget(cell: KeptRun) -> str:
     spent = [r.privacy for r in cell.rounds if r.privacy and r.privacy.epsilon is not None]
     if not spent:
         return ""
-    return f"{spent[-1].epsilon:.4g}" + (
-        f" at delta {spent[-1].delta:g}" if spent[-1].delta else ""
-    )
+    where = f" at delta {spent[-1].delta:g}" if spent[-1].delta else ""
+    return say_epsilon(spent[-1].epsilon) + where
 
 
 def traffic(cell: KeptRun) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Weighted updates as integers modulo 2^k, and the masks that hide them until they are added up.
 
 An entry of Δ becomes round(w·Δ·2^f) for the largest f with which n clients' sum cannot leave
-±2^(k−1); the weight is one more entry. f follows from the plan and n, which all clients know, so
+±2^(k−1). The weight is one more entry. f follows from the plan and n, which all clients know, so
 integers add up to what the rounded values do.
 
 w·Δ is a float64 before it is rounded, and the sum is one after it: both have 53 significant bits.
