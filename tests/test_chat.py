@@ -339,3 +339,11 @@ def test_plans_without_conversations_have_the_names_that_they_had() -> None:
 
 def test_the_tokenizers_own_template_may_be_any_of_several(chatters: dict[str, str]) -> None:
     assert chat_template(chatters["marked"], "own") == MARKED
+
+
+def test_data_without_conversations_and_without_instructions_are_told_of_both(
+    chatters: dict[str, str],
+) -> None:
+    words = "without conversations in a column 'messages' learns from a column 'instruction'"
+    with pytest.raises(DataError, match=words):
+        _task(chatters["plain"], template="chatml").unfit(Table({"who": ["ann"]}))

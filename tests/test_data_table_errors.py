@@ -89,3 +89,15 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert sizes == [(6, 4), (6, 4)]
     assert sorted("cut.png" in reason for reason in reasons) == [False, True]
     assert any("gone.png cannot be read" in reason for reason in reasons)
+
+
+def test_a_column_of_several_kinds_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scores = [0.5, "high", 1.0, 0.25]
+    rows = [{"text": "a", "label": "xy"[k % 2], "score": score} for k, score in enumerate(scores)]
+    write_json(tmp_path / "x.jsonl", rows)
+    table = HubTable(str(tmp_path / "x.jsonl"), test_fraction=0.5).load()
+    assert "score" not in table.train.columns
+    [said] = caplog.messages
+    assert "the column 'score' is not read: its values are of several kinds" in said

@@ -156,15 +156,25 @@ def test_nodes_with_data_of_their_own_and_none_at_the_server(
 def test_an_owner_is_measured_on_the_share_that_the_plan_sets_apart(
     where: str, tmp_path: Path
 ) -> None:
-    """Only where it is measured: nobody would ask for the share otherwise."""
+    """Whoever measures: a later plan may ask the owner how the model does on the same share."""
     own = OwnData(str(own_data(tmp_path / "north.npz", "ab")))
     settings = {"partition.held_out": 0.25, "evaluate_at": [where]}
     pairs = [f"{key}={value!r}" for key, value in settings.items()]
     whole = node_site(read_plan(OWN), own, "north").data
     data = node_site(read_plan(OWN, pairs), own, "north").data
     held = sum(int(batch["mask"].sum()) for batch in data.held_out("north"))
-    assert held == (whole.size("north") // 4 if where == "owners" else 0)
+    assert held == whole.size("north") // 4
     assert data.size("north") + held == whole.size("north")
+
+
+def test_an_owner_that_has_nothing_to_be_measured_on_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = OwnData(str(own_data(tmp_path / "north.npz", "ab")))
+    for where in ("server", "owners"):
+        node_site(read_plan(OWN, [f"evaluate_at=['{where}']"]), own, "north")
+        told = "north has no held-out examples, so that it trains and measures nothing"
+        assert (told in caplog.text) == (where == "owners")
 
 
 def refused(plan: Plan, words: str, **changes: Any) -> None:

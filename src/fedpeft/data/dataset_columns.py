@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ SOUNDS = ("audio", "string", "binary", "struct", "dict")
 """Kinds of columns that recordings may be read from."""
 LISTS = ("list", "largelist", "sequence")
 """Kinds of columns that have a list a row: words and their tags, several labels."""
+MIXED = "json"
+"""The kind of a column of a JSON file that `datasets` cannot give one type."""
+MIXED_TOLD = (
+    "%s: the column %r is not read: its values are of several kinds, such as numbers and texts. "
+    "Write them all in one"
+)
 CHAT = (("role", "content"), ("from", "value"))
 """What the two sides of a message are called."""
 
@@ -121,6 +128,12 @@ class Rows:
                 values = self.values(name)
                 columns[name] = [values[place] for place in places]
         return Table(columns)
+
+    def tell_mixed(self) -> None:
+        """Say which columns are not read, as no task can know what their values are."""
+        for name in self.columns:
+            if self.kind(name) == MIXED:
+                getLogger("fedpeft").warning(MIXED_TOLD, self.path, name)
 
     def _decoded(
         self, names: Mapping[str, str], places: Sequence[int]

@@ -104,6 +104,8 @@ class HubTable:
         form = CsvForm(self.separator, self.encoding)
         splits, folder = read_splits(self.path, self.config, form)
         found = {name: Rows(dataset, folder, self.path) for name, dataset in splits.items()}
+        for side in found.values():
+            side.tell_mixed()
         train = self._train(found)
         names = self._names(train)
         test = self._test(found, train, names["label"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from logging import getLogger
 from secrets import token_hex
 from typing import Any
 
@@ -117,9 +118,15 @@ def node_site(
             f"the plan names no node {name!r}: its nodes are {known}; "
             f"set nodes = [{name!r}, ...] in it, with the names of all owners"
         )
-    return own_site(
-        calibrate_noise(check_labels_named(plan), plan.nodes.names or ()), data, name, device, look
-    )
+    plan = calibrate_noise(check_labels_named(plan), plan.nodes.names or ())
+    site = own_site(plan, data, name, device, look)
+    if plan.asking and not site.count_own_held_out(name):
+        getLogger("fedpeft").warning(
+            "%s has no held-out examples, so that it trains and measures nothing: put some into a "
+            "test split of its data, or set partition.held_out in the plan",
+            name,
+        )
+    return site
 
 
 def rehearsal_site(

@@ -53,9 +53,9 @@ class Chats:
         """
         if self.messages in table.columns:
             return read_conversation(table.columns[self.messages][row])
+        task = f"a chat template without conversations in a column {self.messages!r}"
         asked, answer = (
-            scoring.column(table, name, "a chat template (or from conversations)")[row]
-            for name in (self.instruction, self.response)
+            scoring.column(table, name, task)[row] for name in (self.instruction, self.response)
         )
         if not asked or not answer:
             raise NotUnderstood(f"have no {self.instruction!r} or no {self.response!r}")
