@@ -4,8 +4,9 @@
 
 It writes a table of comma-separated values: by sampler and seed, which is that of the links too,
 the simulated seconds until the common held-out examples are that well known (empty where they never
-are), those of all rounds, the accuracy at the end, and how often the clients took part that did
-least and most. The file may be there with fewer rows; only those that it lacks are run.
+are), those of all rounds and of the usual one (the median), the accuracy at the end, and how often
+the clients took part that did least and most. The file may be there with fewer rows; only those
+that it lacks are run.
 """
 
 import csv
@@ -14,21 +15,22 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from fedpeft.engines.inprocess import InProcess
+from fedpeft.engines.vectorized.engine import Cohort
 from fedpeft.evaluation.measure import measure
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
 
-CLIENTS, COHORT, ROUNDS, SEEDS = 20, 4, 150, (1, 42, 3407)
+CLIENTS, COHORT, ROUNDS, SEEDS = 20, 4, 100, (1, 42, 3407)
 # The messages of a head are small, so that at this bandwidth they take about as long as computing.
 LINKS: Mapping[str, Any] = {"name": "bandit", "bandwidth": 20e3, "reference": 1.0}
 PLAN: Mapping[str, Any] = {
     "method": "head",
-    "engine": "inprocess",
+    "engine": "cohort",
     "partition": {"name": "dirichlet", "clients": CLIENTS, "alpha": 0.3},
     "cohort": COHORT,
     "rounds": ROUNDS,
@@ -45,16 +47,16 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "bandit": {},
     "bandit, share 0.1": {"fair_share": 0.1},
     "bandit, share 0.2": {"fair_share": 0.2},
-    "bandit, 45 visits": {"visits": 45},
+    "bandit, 30 visits": {"visits": 30},
     "channels, uniform": {"policy": "uniform", **SHARED},
     "channels, max-min": SHARED,
     "channels, sum": {"matching": "sum", **SHARED},
 }
 """By name what the sampler is given beside the links."""
-TARGETS = (80, 85, 90)
+TARGETS = (90, 95, 97)
 COLUMNS = (
     *("variant", "seed", *(f"to {target}" for target in TARGETS)),
-    *("seconds", "accuracy", "least", "most"),
+    *("seconds", "usual round", "accuracy", "least", "most"),
 )
 
 
@@ -69,20 +71,22 @@ def run_cell(site: Site) -> dict[str, Any]:
     Raises:
       RuntimeError: an answer was not counted.
     """
-    plan, accuracy, seconds = site.plan, 0.0, 0.0
+    plan, accuracy, seconds, each = site.plan, 0.0, 0.0, list[float]()
     reached: dict[str, float] = {}
     times = Counter(dict.fromkeys(site.data.clients, 0))
-    for state, ledger in federate(plan, InProcess(site), start(plan, site.params())):
+    for state, ledger in federate(plan, Cohort(site), start(plan, site.params())):
         if ledger.failed or ledger.note:
             raise RuntimeError(f"round {ledger.round}: {ledger.failed} {ledger.note}")
         times.update(ledger.cohort)
         seconds = ledger.reports["bandit"]["run_seconds"]
+        each.append(ledger.reports["bandit"]["round_seconds"])
         accuracy = 100 * measure(site, state.flat)["accuracy"]
         for target in TARGETS:
             if accuracy >= target:
                 reached.setdefault(f"to {target}", round(seconds, 1))
+    told = {"seconds": round(seconds, 1), "usual round": round(median(each), 2)}
     used = {"least": min(times.values()), "most": max(times.values())}
-    return {**reached, "seconds": round(seconds, 1), "accuracy": round(accuracy, 2), **used}
+    return {**reached, **told, "accuracy": round(accuracy, 2), **used}
 
 
 def main() -> None:

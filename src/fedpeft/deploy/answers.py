@@ -92,7 +92,7 @@ class Answers:
         return self.digests.get(_key(token, job), {})
 
     def rounds(self, token: str, apart: Collection[str] = ()) -> set[int]:
-        """The rounds of a run in which anything was answered, but for some phases."""
+        """The rounds of a run in which anything was answered, without those of some phases."""
         return {round for run, round, phase in self.digests if run == token and phase not in apart}
 
     def agree_again(self) -> None:

@@ -1,14 +1,14 @@
 """Clients drawn as the arms of a bandit, so that rounds over simulated radio links are short.
 
-After low-latency federated learning over wireless channels with differential privacy
-(arXiv:2106.13039): rewards by upper confidence bounds, a virtual queue for each client's share of
-the rounds, clients that retire when their privacy budget is spent, and a matching of clients to
-channels. There is no published code, so that the reward and the links are a reading of it.
+It follows low-latency federated learning over wireless channels with differential privacy
+(arXiv:2106.13039). Rewards count by upper confidence bounds, and a virtual queue keeps a share of
+the rounds for each client. Clients retire when their privacy budget is spent, and may be matched to
+channels. There is no published code, so that the reward and the links are a reading of the paper.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, log
+from math import log
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -26,6 +26,8 @@ ARMS, QUEUE, CLOCK = "arms", "queue", "clock"
 """What it remembers: of a client it has drawn, `arms/<client>` with plays and sum of rewards by
 channel, shape (channels, 2), and `queue/<client>` with the queue and the rounds done when it was
 that long; the seconds of all rounds."""
+MOST = {"reward_weight": 1e9, "snr_spread": 100, "pace": 1e9, "pace_spread": 10, "channels": 1000}
+"""Beyond these, numbers of a simulation leave what a float holds."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,11 @@ class Bandit:
         for key in ("bandwidth", "reference"):
             if not 0 < getattr(self, key) < float("inf"):
                 raise ValueError(f"{key} must be above 0 and finite, got {getattr(self, key)}")
-        for key in ("reward_weight", "snr_spread", "pace", "pace_spread", "channels"):
-            if not 0 <= getattr(self, key) < float("inf"):
-                raise ValueError(f"{key} must be at least 0 and finite, got {getattr(self, key)}")
-        if not isfinite(self.snr):
-            raise ValueError(f"snr must be finite, in decibels, got {self.snr}")
+        for key, most in MOST.items():
+            if not 0 <= getattr(self, key) <= most:
+                raise ValueError(f"{key} must be 0 to {most:g}, got {getattr(self, key)}")
+        if not abs(self.snr) <= 100:
+            raise ValueError(f"snr is in decibels, -100 to 100, got {self.snr}")
         if not 0 <= self.fair_share <= 1:
             raise ValueError(f"fair_share is a share of all rounds, 0 to 1, got {self.fair_share}")
         if self.visits is not None and self.visits < 1:
@@ -177,7 +179,7 @@ class Bandit:
     ) -> dict[ClientId, int]:
         """The channel of each client of a round.
 
-        It is matched anew for those who were drawn, with the scores by which they were: a best
+        It is matched again for those who were drawn, with the scores by which they were: a best
         matching of all clients is a best one of these too.
         """
         if not self.channels or not drawn:

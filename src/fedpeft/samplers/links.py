@@ -1,7 +1,7 @@
 """Simulated radio links between clients and the server: how long a client takes for a round."""
 
 from dataclasses import dataclass
-from math import exp, log1p, log2
+from math import exp, log, log1p
 
 import torch
 
@@ -16,7 +16,7 @@ class Links:
     """T = 8·(down + up) / R + pace, with the rate R = B·log2(1 + SNR·|h|²) in bits a second.
 
     A client's signal-to-noise ratio on a channel is drawn once, normal in decibels, and so is how
-    long it computes, exp(σ·z) times the usual. The fading h is drawn anew in each round, and |h|²
+    long it computes, exp(σ·z) times the usual. The fading h is drawn for each round, and |h|²
     is exponential with the mean 1 (Rayleigh fading). All draws come from `seed`, so that samplers
     can be compared on the same links.
 
@@ -54,9 +54,6 @@ class Links:
 
 
 def rate(bandwidth: float, decibels: float, gain: float) -> float:
-    """B·log2(1 + SNR·|h|²), in bits a second, of a ratio in decibels (Shannon, 1948).
-
-    For ratios so small that 1 + x is 1 it is the first term of the series, which is above 0.
-    """
-    ratio = 10 ** (decibels / 10) * gain
-    return bandwidth * (log2(1 + ratio) if ratio > 1e-9 else ratio / 0.6931471805599453)
+    """B·log2(1 + SNR·|h|²), in bits a second, of a ratio in decibels (Shannon, 1948)."""
+    # log1p: for a deep fade 1 + x is 1, and nothing would ever arrive.
+    return bandwidth * log1p(10 ** (decibels / 10) * gain) / log(2)
