@@ -77,7 +77,7 @@ def test_matchings_are_the_best_of_all(shape: tuple[int, int]) -> None:
         [tall[row, column] for column, row in enumerate(rows)]
         for rows in permutations(range(tall.shape[0]), tall.shape[1])
     ]
-    found = {rule: [scores[pair] for pair in match(scores, rule)] for rule in ("max_min", "sum")}  # type: ignore[arg-type]
+    found = {rule: [scores[pair] for pair in match(scores, rule)] for rule in ("max_min", "sum")}
     assert sum(found["sum"]) == max(map(sum, every))
     floor = max(map(min, every))
     assert min(found["max_min"]) == floor
@@ -180,7 +180,11 @@ def run(site: Site, state: State | None = None, **changes: Any) -> list[tuple[St
 
 def test_clients_retire_and_a_resume_goes_on_alike(points: Site) -> None:
     """Of 24 clients 10 a round, each twice: four rounds of 10, then 8, and then nobody is left."""
-    changes = {"cohort": 10, "rounds": 7, "sampler": {"name": "bandit", "visits": 2}}
+    changes: dict[str, Any] = {
+        "cohort": 10,
+        "rounds": 7,
+        "sampler": {"name": "bandit", "visits": 2},
+    }
     rounds = run(points, **changes)
     drawn = [ledger.cohort for _, ledger in rounds]
     assert sum(map(len, drawn)) == 48 and drawn[-1] == ()
@@ -197,7 +201,12 @@ def test_clients_retire_and_a_resume_goes_on_alike(points: Site) -> None:
 def test_privacy_is_accounted_for_as_many_releases_as_visits(points: Site) -> None:
     """One round is one plain Gaussian, the second another one, and no further one comes: with
     nobody left, nothing is released, and no noise either."""
-    changes = {"rounds": 3, "cohort": 24, "sampler": {"name": "bandit", "visits": 2}, **PRIVATE}
+    changes: dict[str, Any] = {
+        "rounds": 3,
+        "cohort": 24,
+        "sampler": {"name": "bandit", "visits": 2},
+        **PRIVATE,
+    }
     rounds = run(points, **changes)
     spent = [ledger.privacy["epsilon"] for _, ledger in rounds if ledger.privacy]
     event = points_plan(**changes).private_part.event
@@ -210,7 +219,7 @@ def test_privacy_is_accounted_for_as_many_releases_as_visits(points: Site) -> No
 
 @pytest.mark.slow
 def test_workers_of_their_own_draw_the_same(points: Site) -> None:
-    changes = {"rounds": 3, "sampler": {"name": "bandit", "channels": 4}}
+    changes: dict[str, Any] = {"rounds": 3, "sampler": {"name": "bandit", "channels": 4}}
     want = run(points, **changes)
     plan = points_plan(**changes, engine="processes")
     engine = Processes(replace(points, plan=plan), workers=2)
