@@ -170,6 +170,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "tiers": "fedpeft.routing.tiers:Tiers",
     },
     "sampler": {
+        "bandit": "fedpeft.samplers.bandit:Bandit",
         "sequential_chain": "fedpeft.samplers.sequential_chain:SequentialChain",
         "uniform": "fedpeft.samplers.uniform:Uniform",
     },

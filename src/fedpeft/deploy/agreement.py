@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 from fedpeft.core.seeds import fold
 from fedpeft.core.types import ClientId, Job
@@ -50,7 +51,7 @@ class Agreement:
           Refused: the owner did not agree to it.
         """
         self._check_run(token)
-        self._check_round(job)
+        self._check_round(token, job)
         digest = digest_of(job)
         known = self.answers.asked(token, job)
         most = self._times(job)
@@ -69,7 +70,7 @@ class Agreement:
                 f"{self.answers.runs}: start `fedpeft node` with --again to agree to one more"
             )
 
-    def _check_round(self, job: Job) -> None:
+    def _check_round(self, token: str, job: Job) -> None:
         plan = self.plan
         self._check_number(job)
         # With seeds of its own choice a server could have the same examples under noise of many
@@ -84,13 +85,31 @@ class Agreement:
             raise Refused(f"asked for message number {job.step}, and a round begins with number 0")
         self._check_phase(job)
         now = self._at(job.round)
-        everyone = any(job.phase in phases for phases in now.hooks("asks_everyone"))
-        if everyone or learns(plan):  # whom a sampler that learns draws, only the server can tell
+        everyone = {phase for phases in now.hooks("asks_everyone") for phase in phases}
+        if job.phase in everyone:
+            return
+        if learns(plan):
+            self._check_bound(token, job, everyone)
             return
         drawn = select_cohort(now, self.clients, job.round)
         if self.client not in drawn:
             raise Refused(
                 f"asked to take part in round {job.round}, for which the plan draws others"
+            )
+
+    def _check_bound(self, token: str, job: Job, everyone: Collection[str]) -> None:
+        """Raises Refused for a further round than those that a sampler that learns may draw.
+
+        Whom it draws, only the server can tell; how often at most, the plan says, and noise is
+        accounted for no more.
+        """
+        sampler: Any = self.plan.sampler
+        most = sampler.most(self.plan.rounds, self.plan.cohort, len(self.clients))
+        answered = self.answers.rounds(token, apart=everyone)
+        if job.round not in answered and len(answered) >= most:
+            raise Refused(
+                f"asked to take part in round {job.round}, and this node has taken part in "
+                f"{say_count(len(answered), 'round')}, of which the plan allows {most}"
             )
 
     def _check_number(self, job: Job) -> None:

@@ -11,7 +11,7 @@ Both lie in the node's folder under the plan's fingerprint, beside the folders o
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -90,6 +90,10 @@ class Answers:
     def asked(self, token: str, job: Job) -> Mapping[str, str]:
         """What was asked in the run for the job's phase and round, with what was answered."""
         return self.digests.get(_key(token, job), {})
+
+    def rounds(self, token: str, apart: Collection[str] = ()) -> set[int]:
+        """The rounds of a run in which anything was answered, without those of some phases."""
+        return {round for run, round, phase in self.digests if run == token and phase not in apart}
 
     def agree_again(self) -> None:
         """The owner agrees to one more run of the plan."""

@@ -108,6 +108,9 @@ def _rounds(plan: Plan, times: int, by_file: bool) -> str:
     if plan.rounds and by_file:
         return "one: you train once, and send the file yourself"
     if plan.rounds:
+        if learns(plan):
+            most = f"at most {times} of {plan.rounds}"
+            return f"{most}, as the server learns whom to draw; each answered once"
         return f"{times} of {plan.rounds}, as the plan draws them; each answered once"
     if by_file:
         return "none: nobody trains; you count once, and send the file yourself"

@@ -12,6 +12,7 @@ class Ledger:
     """What one round cost and who took part; bytes are counted on the payloads, never computed.
 
     Attributes:
+      cohort: who was drawn, whether they were asked, and answered, or not.
       down, up: bytes by client, frames and headers included.
       up_headers: the part of `up` that is frames and headers rather than tensors, over all clients.
       weights: by client how much its update counts in the mean.
@@ -38,6 +39,7 @@ class Ledger:
     note: str = ""
     privacy: dict[str, Any] | None = None
     reports: dict[str, Any] = field(default_factory=dict)
+    cohort: tuple[ClientId, ...] = ()
 
     @property
     def bytes_down(self) -> int:

@@ -147,8 +147,12 @@ def _begin(state: State, round: Round, ledger: Ledger) -> Flow:
 
 
 def _lead(plan: Plan, state: State, round: Round, ledger: Ledger) -> Flow:
-    """The round's algorithms, and then the evaluations of what they come to."""
-    after = yield from compose(round.plan.algorithms)(state, round)
+    """The round's algorithms, if anybody was drawn, and the evaluations of what they come to."""
+    if not round.cohort:  # a sampler may have nobody left
+        ledger.report("note", "the sampler draws nobody: nothing changes")
+        after = replace(state, round=state.round + 1)
+    else:
+        after = yield from compose(round.plan.algorithms)(state, round)
     # Owners measure the state that stays: one that the guard refuses is thrown away.
     after = _guard(round.plan, state, after, ledger)
     if plan.is_evaluated(after.round):
@@ -242,6 +246,7 @@ def _account(spending: Spending, round: Round, ledger: Ledger) -> None:
     # Those who were drawn count, whether they answered or not: so they were counted when the noise
     # was calibrated.
     spending.count(round.cohort)
+    ledger.cohort = tuple(round.cohort)
     ledger.privacy = spending.so_far()
     ledger.close()
 
