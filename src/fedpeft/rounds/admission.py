@@ -79,13 +79,20 @@ class Admission:
         self.ledger.failed[client] = reason
         self.refused[client] = self.ledger.refusals[client] = self.refused.get(client, 0) + 1
 
-    def decode(self, ask: Ask, client: ClientId, payload: bytes) -> Message | None:
-        """An answer's message, or None after noting why it is refused."""
+    def decode(
+        self, ask: Ask, client: ClientId, payload: bytes, sent: Message | None = None
+    ) -> Message | None:
+        """An answer's message, or None after noting why it is refused.
+
+        Args:
+          sent: what the client had received, for a codec that reads it.
+        """
         # An update may be rounded; a count, a score or a key must arrive as it was said.
         codec = self.plan.uplink if ask.updates else answer_codec(self.plan, ask.phase)
         try:
             round, view = ask.rounds.get(client, self.state.round), ask.views.get(client)
-            how = uplink_coding(self.plan, round, client, view or EVERYTHING)
+            sent = sent if ask.updates else None
+            how = uplink_coding(self.plan, round, client, view or EVERYTHING, sent)
             message = decode_answer(payload, codec, ask.expects(client), how, ask.metrics)
             if ask.updates:
                 message = self._update(client, message)
