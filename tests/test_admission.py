@@ -9,7 +9,7 @@ import pytest
 import torch
 from rounds import Tampering, on, points_plan, round_of, run
 
-from fedpeft.core.conversation import Answer
+from fedpeft.core.conversation import PARAMS, Answer, Message
 from fedpeft.core.tensors import equal, layout, scale
 from fedpeft.core.types import Failure, Reply, State, Update
 from fedpeft.errors import PlanError
@@ -86,6 +86,82 @@ def test_later_ones_are_held_against_what_was_let_in_before() -> None:
 
 def test_where_the_usual_length_is_nothing_nothing_is_refused() -> None:
     assert let_in(admission(), 0, 0, 1e9) == [0, 0, 1e9]
+
+
+def sent_and_changed(sent: float, *lengths: float) -> list[Answer]:
+    """Changes of so many lengths of parameters that are `sent` long, as are others that stay."""
+    params = {"a": torch.tensor([sent, 0.0]), "other": torch.tensor([1e6])}
+    messages = [message_of(one) for one in of_lengths(*lengths)]
+    return [Answer(f"c{k}", one, Message({PARAMS: params})) for k, one in enumerate(messages)]
+
+
+def names_let_in(rules: Admission, answers: Iterable[Answer]) -> list[str]:
+    ask = round_of(rules.plan, rules.state, [], rules.ledger).ask_to_fit([], {})
+    return [answer.client for answer in rules.bounded(ask, answers)]
+
+
+def test_a_change_no_longer_than_what_it_changes_is_let_in() -> None:
+    """A in FedSA-LoRA: weight decay alone in a client's first step, a gradient in its second."""
+    rules = admission()
+    assert names_let_in(rules, sent_and_changed(1.63, 1.6e-4, 1.6e-4, 1.6e-4, 0.32, 1.6)) == [
+        *("c0", "c1", "c2", "c3", "c4")
+    ]
+    # of a thousand times an honest one, and of one a little longer, the usual ones decide
+    rules.norms = [1.6e-4] * 9
+    assert names_let_in(rules, sent_and_changed(1.63, 320.0, 1.64, 1.62, 1.6e-4)) == ["c2", "c3"]
+    assert rules.refused == {"c0": 1, "c1": 1}
+
+
+def test_a_rate_that_rises_from_nothing_loses_no_update(points: Site) -> None:
+    rising = [{"until": 1, "set": ["local.lr=1e-12"]}]
+    plan = points_plan(cohort=6, rounds=3, phase=rising)
+    zeros = {name: torch.zeros_like(x) for name, x in points.params().items()}
+    bounded = run(points, plan, state=start(plan, zeros))
+    free = replace(plan, admission=replace(plan.admission, norm_factor=float("inf")))
+    assert equal(bounded[-1][0].params, run(points, free, state=start(free, zeros))[-1][0].params)
+    assert bounded[-1][0].refusals == {} and not any(one.failed for _, one in bounded)
+    assert bounded[1][1].reports["norm_factor"].startswith("6 of 6 are more than 100 times")
+    # A liar in that round is told from those who train.
+    liar = sorted(bounded[1][1].weights)[1]
+    engine = Tampering(on(points, plan), {liar: longer(plan, points, 1e3)})
+    _, told = next(federate(plan, engine, bounded[0][0]))
+    assert list(told.failed) == [liar] and "of 6 is" in told.failed[liar]
+
+
+def test_where_most_of_a_round_are_long_they_are_what_is_usual() -> None:
+    """FFA-LoRA, whose B is zero at first, with a learning rate that rises from next to nothing."""
+    rules = admission(norm_factor=10)
+    rules.norms = [1e-6] * 30
+    # The liar is held against them, and one that is as short as before is still let in.
+    assert let_in(rules, 1.0, 1e-6, 2.0, 2000.0, 3.0, 1.5, 2.5) == pytest.approx(
+        [1e-6, 1.0, 2.0, 3.0, 1.5, 2.5]
+    )
+    assert rules.norms == pytest.approx([1.0, 2.0, 3.0, 1.5, 2.5])
+    assert (
+        list(rules.ledger.failed) == ["c3"]
+        and "the median of 6 is 2.25," in (rules.ledger.failed["c3"])
+    )
+    assert rules.ledger.reports["norm_factor"] == (
+        "6 of 7 are more than 10 times the usual 1e-06: their own median, 2.25, is usual from now "
+        "on"
+    )
+
+
+@pytest.mark.parametrize(
+    ("lengths", "let"),
+    [
+        ([1e3, 1e3], []),
+        ([1e3, 1e3, 1e3], [1e3, 1e3, 1e3]),
+        ([1e3, 1.0, 1e3, 1e3, 1e3], [1.0]),
+        ([1e3, 1.0, 1e3, 1e3, 1e3, 1e3], [1.0, 1e3, 1e3, 1e3, 1e3, 1e3]),
+        ([1e3] * 6 + [1.0] * 6, [1.0] * 6),
+    ],
+    ids=["two", "all of three", "four of five", "five of six", "half"],
+)
+def test_how_many_change_what_is_usual(lengths: list[float], let: list[float]) -> None:
+    rules = admission(norm_factor=10)
+    rules.norms = [1.0] * 20
+    assert let_in(rules, *lengths) == let
 
 
 def test_no_bound_and_nothing_waits() -> None:

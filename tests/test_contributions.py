@@ -235,6 +235,12 @@ def test_other_plans_in_any_order(settings: tuple[str, ...], tmp_path: Path) -> 
     assert (header.privacy is not None) == (header.examples is None) == ("delta=1e-3" in settings)
 
 
+def test_files_of_weights_are_read_with_what_was_sent(four: Study, tmp_path: Path) -> None:
+    made = study(tmp_path, 'uplink={name="weights",codec="dense"}')
+    for file, plain in zip(made.files, four.files, strict=True):
+        assert made.read(file).size.length == pytest.approx(four.read(plain).size.length, rel=1e-5)
+
+
 def test_an_invitation_that_was_changed(four: Study, tmp_path: Path) -> None:
     invite(read_plan(PLAN, ONE_ROUND), tmp_path / "study")
     plan = tmp_path / "study" / "plan.toml"

@@ -25,6 +25,7 @@ SETTINGS = {
     "topk, float16": {"name": "topk", "values": "float16"},
     "topk, sign": {"name": "topk", "values": "sign"},
     "ternary, all": {"name": "ternary", "threshold": 0.0},
+    "ternary, but vectors": {"name": "ternary", "spares_vectors": True},
 }
 """Codecs with other settings than their own, to which the same laws apply."""
 every = pytest.mark.parametrize("name", [*sorted(names("codec")), *SETTINGS])

@@ -33,7 +33,12 @@ ROOMS = {
 }
 ROOMS["aggregator"].remove("class_rows")  # rows of a head, which these models do not have
 UPLINKS = [n for n in ROOMS["codec"] if not getattr(build("codec", n), "follows", False)]
-DOWNLINKS = [n for n in ROOMS["codec"] if Fact.SPARSE not in offered_by(build("codec", n))]
+DOWNLINKS = [
+    name
+    for name in ROOMS["codec"]
+    if Fact.SPARSE not in offered_by(codec := build("codec", name))
+    and not getattr(codec, "reads_sent", False)
+]
 
 
 MOST = 1200

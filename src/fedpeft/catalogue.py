@@ -56,6 +56,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "bfloat16": "fedpeft.codecs.bfloat16:BFloat16",
         "dense": "fedpeft.codecs.dense:Dense",
         "difference": "fedpeft.codecs.difference:Difference",
+        "weights": "fedpeft.codecs.weights:Weights",
         "ferret": "fedpeft.codecs.ferret:Ferret",
         "float16": "fedpeft.codecs.float16:Float16",
         "int8": "fedpeft.codecs.int8:Int8",

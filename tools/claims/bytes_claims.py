@@ -26,13 +26,18 @@ OTHERS = {
     "lora-dense": "LoRA, dense",
     "lora-sign-error-feedback": "LoRA, sign, error feedback",
     "lora-top-1-signs-error-feedback": "LoRA, top 1 %, signs, error feedback",
+    "lora-top-4-signs-error-feedback": "LoRA, top 4 %, signs, error feedback",
     "lora-ferret-1-64-error-feedback": "LoRA, ferret 1/64, error feedback",
     "lora-flasc-top-25-both-ways": "LoRA, FLASC, top 25 % both ways",
     "ef21-sign": "head, sign, EF21",
     "ef21-top-10-signs": "head, top 10 %, signs, EF21",
     "ef21-top-1": "head, top 1 %, EF21",
     "ef21-random-10": "head, random 10 %, EF21",
+    "ternary-weights": "head, ternary weights",
+    "ternary-weights-fttq": "head, ternary weights, FTTQ",
+    "ternary-weights-fttq-latent": "head, ternary weights of latent FTTQ",
     "centralised-head": "centralised, head, dense",
+    "local-only-head": "local only, head",
 }
 REAL = {
     "head-dense": "head, dense",

@@ -14,6 +14,6 @@ def read_update(worker: Worker, job: Job, reply: Reply) -> tuple[Received, Tenso
     view = plan.view(job.client, job.round, worker.clients)
     found = worker.receive(job.payload, view, job.phase, job.round)
     expected = update_layout(found.message, view, plan.local_shares)
-    how = uplink_coding(plan, job.round, job.client, view)
+    how = uplink_coding(plan, job.round, job.client, view, found.message)
     optional = plan.optional_groups(expected)
     return found, unpack(job.client, reply.payload, plan.uplink, expected, how, optional).delta

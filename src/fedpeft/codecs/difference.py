@@ -55,7 +55,7 @@ class Difference:
     _whole: Codec = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if getattr(self.codec, "follows", False):
+        if getattr(self.codec, "follows", False) or getattr(self.codec, "reads_sent", False):
             raise ValueError("difference wraps a codec that needs no memory, such as ternary")
         object.__setattr__(self, "_whole", build("codec", "dense"))
 

@@ -1,7 +1,7 @@
 """Entries of −w, 0 and w: about 1.5 bits each (T-FedAvg; Xu et al., 2020, arXiv:2003.03564, after
 ternary weight networks; Li et al., 2016, arXiv:1605.04711)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,18 +25,21 @@ class Ternary:
 
     Integers travel as they are. The length of what is sent tells how many entries are in S.
 
-    body = w of each floating-point tensor, float32 | one bit for each of their entries, 1 in S |
+    body = w of each tensor that is rounded, float32 | one bit for each of their entries, 1 in S |
            one bit for each in S, 1 for a negative one | the other tensors
 
     Attributes:
       threshold: D in means of |x|. 0.7 is that of ternary weight networks; T-FedAvg's clients have
         0.07, its server 0.05, with which nearly all entries are in S.
+      spares_vectors: whether tensors of fewer than two dimensions, as biases and norms, travel as
+        they are. So do T-FedAvg's.
 
     Raises:
       ValueError: `threshold` is not in [0, 1).
     """
 
     threshold: float = 0.7
+    spares_vectors: bool = False
     offers: ClassVar[frozenset[Fact]] = frozenset({Fact.LOSSY, Fact.LENGTH_TELLS})
 
     def __post_init__(self) -> None:
@@ -49,15 +52,18 @@ class Ternary:
         floats = {
             name: x.detach().reshape(-1).cpu()
             for name, x in tensors.items()
-            if x.is_floating_point()
+            if self._is_rounded(x.dtype, x.shape)
         }
         inside = {name: self._inside(name, x) for name, x in floats.items()}
         scales = {name: mean_magnitude(name, x[inside[name]]) for name, x in floats.items()}
         marks = [inside[name] & (scale > 0) for name, scale in scales.items()]
         signs = [x[mark] < 0 for x, mark in zip(floats.values(), marks, strict=True)]
-        rest = join(x for x in tensors.values() if not x.is_floating_point())
+        rest = join(x.detach() for name, x in tensors.items() if name not in floats)
         bits = (pack_bits(torch.cat(each)) for each in (marks, signs) if each)
         return encode_tensors([], tensors, join(scales.values()) + b"".join(bits) + rest)
+
+    def _is_rounded(self, dtype: torch.dtype, shape: Sequence[int]) -> bool:
+        return dtype.is_floating_point and (len(shape) >= 2 or not self.spares_vectors)
 
     def _inside(self, name: str, x: Tensor) -> Tensor:
         """Which entries are in S."""
@@ -68,8 +74,9 @@ class Ternary:
     def decode(self, blob: bytes, how: Coding = Coding()) -> Tensors:
         """Raises WireError on anything that `encode` cannot have made."""
         shapes, _, body = decode_tensors(blob)
-        every = kinds(shapes)
-        counts = [count for count, dtype in every if dtype.is_floating_point]
+        pairs = zip(shapes, kinds(shapes), strict=True)
+        rounded = [self._is_rounded(dtype, shape) for (_, shape, _), (_, dtype) in pairs]
+        counts = [count for (count, _), one in zip(kinds(shapes), rounded, strict=True) if one]
         start = 4 * len(counts)
         end = start + bytes_for(sum(counts))
         if len(body) < end:
@@ -77,22 +84,24 @@ class Ternary:
         [scales] = cut(body[:start], [(len(counts), torch.float32)])
         check_scales(scales)
         marks = unpack_bits(body[start:end], sum(counts))
-        return _restored(shapes, scales, marks, body[end:])
+        return _restored(shapes, rounded, scales, marks, body[end:])
 
 
-def _restored(shapes: Layout, scales: Tensor, marks: Tensor, body: Body) -> Mapping[str, Tensor]:
-    every = kinds(shapes)
+def _restored(
+    shapes: Layout, rounded: Sequence[bool], scales: Tensor, marks: Tensor, body: Body
+) -> Mapping[str, Tensor]:
+    every = list(zip(kinds(shapes), rounded, strict=True))
     marked = int(marks.sum())
-    others = [kind for kind in every if not kind[1].is_floating_point]
+    others = [kind for kind, has_scale in every if not has_scale]
     signs, *rest = cut(body, [(bytes_for(marked), torch.uint8), *others])
     whole = torch.zeros(len(marks))
     whole[marks] = 1 - 2 * unpack_bits(signs.numpy().data, marked).float()
-    counts = [count for count, dtype in every if dtype.is_floating_point]
+    counts = [count for (count, _), has_scale in every if has_scale]
     scaled = zip(torch.split(whole, counts), scales, strict=True)
     left = iter(rest)
     found = {}
-    for (name, shape, _), (_, dtype) in zip(shapes, every, strict=True):
-        if dtype.is_floating_point:
+    for (name, shape, _), ((_, dtype), has_scale) in zip(shapes, every, strict=True):
+        if has_scale:
             sign, scale = next(scaled)
             found[name] = (sign * scale).to(dtype).reshape(shape)
         else:

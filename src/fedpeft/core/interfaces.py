@@ -289,7 +289,7 @@ class Coding:
       layout: what the receiver expects, where it knows; empty otherwise, and for a sender who does
         not rely on it.
       budget: what share of its usual entries a sparse codec keeps; see `core.views.View`.
-      held: what the receiver has of the last message, for a codec that follows.
+      held: what both ends have of an earlier message, for a codec that needs it.
     """
 
     direction: str = "up"
@@ -308,8 +308,8 @@ class Coding:
 
 class Codec(Protocol):
     """Tensors to bytes and back. `decode(encode(x, how), how)` keeps names, shapes and dtypes, and
-    is idempotent; the same tensors at the same place give the same bytes. One for the way down may
-    have `follows = True`: `how.held` is then what a client was sent last.
+    is idempotent; the same tensors at the same place give the same bytes. `how.held` is what was
+    sent last, on the way down if it `follows`, on the way up if it `reads_sent`.
     """
 
     def encode(self, tensors: Tensors, how: Coding = Coding()) -> bytes: ...

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from fedpeft.core.conversation import DELTA, PARAMS, Ask, Message
 from fedpeft.core.secrets import Secret
 from fedpeft.core.tensors import Layout, layout, norm
@@ -127,10 +129,15 @@ class Round:
 def update_layout(sent: Message, view: View, shares: Sequence[str] = ()) -> Layout:
     """The layout of the update of a client that received `sent`; `shares` are the groups whose
     changes it sends back beside those of the parameters."""
-    changes = dict(view.trained(sent.tensors[PARAMS]))
+    return layout(find_changed(sent, view, shares))
+
+
+def find_changed(sent: Message, view: View, shares: Sequence[str] = ()) -> dict[str, Tensor]:
+    """What a client that received `sent` changes, as it was before, under the update's names."""
+    changed = view.trained(sent.tensors.get(PARAMS, {}))
     for group in shares:
-        changes |= {f"{group}/{name}": x for name, x in sent.tensors.get(group, {}).items()}
-    return layout(changes)
+        changed |= {f"{group}/{name}": x for name, x in sent.tensors.get(group, {}).items()}
+    return changed
 
 
 def update_length(delta: Tensors) -> float:

@@ -129,7 +129,8 @@ def _update(header: Header, frame: bytes, file: Path | str, invitation: Invitati
     plan = invitation.plan
     try:
         expected = expected_update(invitation, header.client)
-        how = uplink_coding(plan, 0, header.client)
+        view = plan.view(header.client, 0, [header.client])
+        how = uplink_coding(plan, 0, header.client, view, _sent(invitation))
         optional = plan.optional_groups(expected)
         update = unpack(header.client, frame, plan.uplink, expected, how, optional)
     except WireError as error:
@@ -175,6 +176,12 @@ def _check_claims(header: Header, update: Update, invitation: Invitation) -> Non
 def expected_update(invitation: Invitation, client: ClientId) -> Layout:
     """The layout of what a client of the study sends."""
     plan = invitation.plan
+    view = plan.view(client, 0, [client])
+    return update_layout(_sent(invitation), view, plan.local_shares)
+
+
+def _sent(invitation: Invitation) -> Message:
+    """What a client of the study trains from."""
+    plan = invitation.plan
     groups = {PARAMS, *plan.shares({})}
-    sent = decode_sent(invitation.payload, plan.downlink, groups, downlink_coding(plan, 0))
-    return update_layout(sent, plan.view(client, 0, [client]), plan.local_shares)
+    return decode_sent(invitation.payload, plan.downlink, groups, downlink_coding(plan, 0))

@@ -1,7 +1,9 @@
 """By which codec a message travels, and what codecs are told of it: both ends know it, and none of
 it travels."""
 
+from fedpeft.core.conversation import Message
 from fedpeft.core.interfaces import Codec, Coding
+from fedpeft.core.rounds import find_changed
 from fedpeft.core.types import ClientId, Tensors
 from fedpeft.core.views import EVERYTHING, View
 from fedpeft.plan.calibration import round_seed
@@ -36,10 +38,23 @@ def is_in_step(accepted: int | None, round: int) -> bool:
     return accepted is not None and accepted == round - 1
 
 
-def uplink_coding(plan: Plan, round: int, client: ClientId, view: View = EVERYTHING) -> Coding:
-    """The coding of what a client sends in a round."""
+def uplink_coding(
+    plan: Plan,
+    round: int,
+    client: ClientId,
+    view: View = EVERYTHING,
+    sent: Message | None = None,
+) -> Coding:
+    """The coding of what a client sends in a round.
+
+    Args:
+      sent: what it received, where it answers with an update of that.
+    """
     root = round_seed(plan, round)
-    return Coding("up", root, round, budget=view.budget, path=("client", client))
+    held = None
+    if sent is not None and getattr(plan.uplink, "reads_sent", False):
+        held = find_changed(sent, view, plan.local_shares)
+    return Coding("up", root, round, budget=view.budget, path=("client", client), held=held)
 
 
 def answer_codec(plan: Plan, phase: str) -> Codec:

@@ -32,9 +32,11 @@ class AdmissionRules:
 
     Attributes:
       min_replies: with fewer good replies a round changes nothing.
-      norm_factor: an update may be so many times as long as the median of the last ones; infinity
-        for any length. Left out: 100, or infinity where a guarantee for clients bounds the length,
-        or secure aggregation hides it.
+      norm_factor: an update may be so many times as long as the median of the last ones, and as
+        long as what it changes whatever they were; infinity for any length. Where most of a round
+        are longer than that, and all or five of them at least, they are what is usual from then on.
+        Left out: 100, or infinity where a guarantee for clients bounds the length, or secure
+        aggregation hides it.
       max_refusals: a client of which so many updates were refused is asked no more.
       weight_factor: where weights are claims, as numbers of examples are, an update may count so
         many times as much as the median of the last ones. In simulations the sizes are known, and

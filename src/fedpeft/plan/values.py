@@ -90,6 +90,11 @@ def check_codecs(plan: Any) -> None:
             f"uplink = {plan.uplink}: what goes up is a change already: set the codec in it as the "
             'uplink, with stages = ["error_feedback"]'
         )
+    if getattr(plan.downlink, "reads_sent", False):
+        raise PlanError(
+            f"downlink = {plan.downlink}: what goes down are weights already: set the codec in it "
+            "as the downlink"
+        )
     if Fact.SPARSE in offered_by(plan.downlink):
         _check_sparse_downlink(plan)
     for i, stage in enumerate(plan.stages):

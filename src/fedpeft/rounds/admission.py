@@ -1,18 +1,19 @@
 """Admission: what is asked of an answer before any algorithm sees it.
 
-An update must be what the plan sends (names, shapes, types, checksum), finite, and no longer than
-`norm_factor` times the median of those let in before. What came and is not so is refused: it costs
-its client that round, with a reason in the ledger, and after `max_refusals` of them the client is
-asked no more.
+An update must be what the plan sends (names, shapes, types, checksum) and finite. It may be as long
+as what it changes, and beyond that `norm_factor` times the median of those let in before. What came
+and is not so is refused: it costs its client that round, with a reason in the ledger, and after
+`max_refusals` of them the client is asked no more.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
-from fedpeft.core.conversation import DELTA, Answer, Ask, Message
+from fedpeft.core.conversation import DELTA, PARAMS, Answer, Ask, Message
+from fedpeft.core.rounds import update_length
 from fedpeft.core.tensors import finite
 from fedpeft.core.types import ClientId, Failure, State
 from fedpeft.core.views import EVERYTHING
@@ -22,10 +23,11 @@ from fedpeft.plan.plan import Plan
 from fedpeft.rounds.ledger import Ledger
 from fedpeft.wire.payloads import decode_answer, message_of, update_of
 
-Thing = TypeVar("Thing")
 FEW = 8
 """Updates of the first round that wait for each other, as there are none before them to be held
 against."""
+FEWEST = 3
+"""Answers that must be there for any of them to change what is usual."""
 WINDOW = 100
 """Lengths that the median is of: old ones go, since later rounds take shorter steps."""
 
@@ -87,13 +89,20 @@ class Admission:
         self.ledger.out.add(client)
         self.refused[client] = self.ledger.refusals[client] = self.refused.get(client, 0) + 1
 
-    def decode(self, ask: Ask, client: ClientId, payload: bytes) -> Message | None:
-        """An answer's message, or None after noting why it is refused."""
+    def decode(
+        self, ask: Ask, client: ClientId, payload: bytes, sent: Message | None = None
+    ) -> Message | None:
+        """An answer's message, or None after noting why it is refused.
+
+        Args:
+          sent: what the client had received, for a codec that reads it.
+        """
         # An update may be rounded; a count, a score or a key must arrive as it was said.
         codec = self.plan.uplink if ask.updates else answer_codec(self.plan, ask.phase)
         try:
             round, view = ask.rounds.get(client, self.state.round), ask.views.get(client)
-            how = uplink_coding(self.plan, round, client, view or EVERYTHING)
+            sent = sent if ask.updates else None
+            how = uplink_coding(self.plan, round, client, view or EVERYTHING, sent)
             expected = ask.expects(client)
             optional = self.plan.optional_groups(expected[DELTA]) if ask.updates else ()
             message = decode_answer(payload, codec, expected, how, ask.metrics, optional)
@@ -128,7 +137,7 @@ class Admission:
         return message_of(update) if self.plan.stages else message
 
     def bounded(self, ask: Ask, answers: Iterable[Answer]) -> Iterator[Answer]:
-        """Those that are not far longer than usual; see `within_usual`."""
+        """Those that are not far longer than usual; see `UsualSize`."""
         # Updates that all count alike claim nothing; other answers count whatever the weighting.
         claims = not ask.updates or self.plan.weighting != "uniform"
         if ask.weight is not None and self.claims and claims:
@@ -143,8 +152,9 @@ class Admission:
 
         lengths = ((answer, length(answer.message)) for answer in answers)
         # Other answers have lengths of a kind of their own: they are held against each other alone.
-        norms = self.norms if ask.updates else []
-        yield from within_usual(lengths, factor, norms, refuse, "norm_factor")
+        norms, room = (self.norms, length_received) if ask.updates else ([], no_room)
+        usual = UsualSize("norm_factor", factor, norms, refuse, self.ledger.report, room)
+        yield from usual.let_in(lengths)
 
     def _weighed(self, ask: Ask, answers: Iterable[Answer]) -> Iterator[Answer]:
         """Those that do not claim to count far more than is usual."""
@@ -158,7 +168,8 @@ class Admission:
 
         weights = ((answer, weight(answer.message)) for answer in answers)
         known = self.weights if ask.updates else []
-        return within_usual(weights, factor, known, refuse, "weight_factor")
+        usual = UsualSize("weight_factor", factor, known, refuse, self.ledger.report)
+        return usual.let_in(weights)
 
     def after(self, state: State) -> State:
         """The state with what admission has learnt of the clients."""
@@ -170,41 +181,106 @@ class Admission:
         )
 
 
-def within_usual(
-    things: Iterable[tuple[Thing, float]],
-    factor: float,
-    known: list[float],
-    refuse: Callable[[Thing, str], None],
-    key: str,
-) -> Iterator[Thing]:
-    """The things that are not far larger than the ones before, by their sizes; `known` learns of
-    them.
+def no_room(answer: Answer) -> float:
+    """Where the usual size alone says what is too large."""
+    return 0.0
 
-    The first few of all are held against each other; without them, nothing is known of what is
-    usual.
 
-    Args:
-      key: what the plan calls the factor, for the reason.
+def length_received(answer: Answer) -> float:
+    """How long the parameters are that a client was sent and changes.
+
+    A change that is no longer than they are replaces them at most. It is far from what one length
+    of 1e9 does, and honest ones differ by any factor: where B of LoRA is zero, A has no gradient in
+    a client's first step, and has one in its second.
     """
-    things = iter(things)
-    # Without this a run's first round would be open, and one update of 1e9 can end a run.
-    first = [] if known else list(islice(things, FEW))
-    together = [size for _, size in first]
-    for place, (thing, size) in enumerate(chain(first, things)):
-        # A client that stood still, or has no example, says nothing of what is usual.
-        others = [other for other in (together if place < len(first) else known) if other]
-        middle = median(others) if others else size
-        if size > factor * middle:
-            refuse(thing, _too_large(size, len(others), middle, factor, key))
-            continue
-        known.append(size)
-        del known[:-WINDOW]
-        yield thing
+    sent = answer.sent.tensors.get(PARAMS, {})
+    changed = answer.message.tensors.get(DELTA, {})
+    return update_length({name: sent[name] for name in changed if name in sent})
 
 
-def _too_large(size: float, others: int, middle: float, factor: float, key: str) -> str:
-    what = f"{size:.4g} long" if key == "norm_factor" else f"{size:.4g}"
-    return (
-        f"{what}, the median of {others} is {middle:.4g}, and at most {factor:g} times that is let "
-        f"in ({key})"
-    )
+@dataclass(frozen=True)
+class UsualSize:
+    """How large what comes may be, beside what came before and what comes with it.
+
+    Attributes:
+      key: what the plan calls the factor, for the reason.
+      factor: an answer may be so many times as large as the median of those let in before.
+      known: sizes of those; it learns of new ones.
+      refuse: takes an answer, and why it is not let in.
+      report: takes a name, and what befell what is usual.
+      room: how large an answer may be whatever is usual.
+    """
+
+    key: str
+    factor: float
+    known: list[float]
+    refuse: Callable[[Answer, str], None]
+    report: Callable[[str, str], None]
+    room: Callable[[Answer], float] = no_room
+
+    def let_in(self, answers: Iterable[tuple[Answer, float]]) -> Iterator[Answer]:
+        """The answers that are not far larger than usual, by their sizes.
+
+        The first few of all are held against each other; without them, nothing is known of what is
+        usual. Those far above the usual wait until all have come, and come last if they are let in.
+        """
+        answers = iter(answers)
+        # Without this a run's first round would be open, and one update of 1e9 can end a run.
+        first = [] if self.known else list(islice(answers, FEW))
+        together = [size for _, size in first]
+        large: list[tuple[Answer, float, str]] = []
+        usual = 0
+        for place, (answer, size) in enumerate(chain(first, answers)):
+            # A client that stood still, or has no example, says nothing of what is usual.
+            others = [x for x in (together if place < len(first) else self.known) if x]
+            middle = median(others) if others else size
+            if size > self.factor * middle and size > self.room(answer):
+                large.append((answer, size, self._too_large(size, len(others), middle)))
+                continue
+            usual += 1
+            self._learn(size)
+            yield answer
+        yield from self._judge(large, usual + len(large))
+
+    def _judge(self, large: list[tuple[Answer, float, str]], came: int) -> Iterator[Answer]:
+        """Of those that are far above the usual, the ones that are let in after all.
+
+        Where most of what came together is, it is the usual that has changed: a learning rate that
+        rises from next to nothing, or a B that is zero in the first round alone, does that to all
+        clients. They are then held against each other.
+        """
+        if len(large) < most_of(came):
+            for answer, _, why in large:
+                self.refuse(answer, why)
+            return
+        middle = median(size for _, size, _ in large)
+        self.report(
+            self.key,
+            f"{len(large)} of {came} are more than {self.factor:g} times the usual "
+            f"{median(self.known or [0.0]):.4g}: their own median, {middle:.4g}, is usual from "
+            "now on",
+        )
+        self.known.clear()
+        for answer, size, _ in large:
+            if size > self.factor * middle:
+                self.refuse(answer, self._too_large(size, len(large), middle))
+                continue
+            self._learn(size)
+            yield answer
+
+    def _learn(self, size: float) -> None:
+        self.known.append(size)
+        del self.known[:-WINDOW]
+
+    def _too_large(self, size: float, others: int, middle: float) -> str:
+        what = f"{size:.4g} long" if self.key == "norm_factor" else f"{size:.4g}"
+        return (
+            f"{what}, the median of {others} is {middle:.4g}, and at most {self.factor:g} times "
+            f"that is let in ({self.key})"
+        )
+
+
+def most_of(came: int) -> int:
+    """How many of those that came together can change what is usual: more than half, and a few at
+    least, so that a small round with two liars in it cannot."""
+    return max(came // 2 + 1, min(came, FEW // 2 + 1), FEWEST)

@@ -310,7 +310,7 @@ class Worker:
         update = self.site.sent(update)
         check_memory(memory, client, self.whole or plan)
         _check_converged(update, {**personal, **memory["local"]}, hidden=plan.exchange.sums)
-        how = uplink_coding(plan, job.round, job.client, client.view)
+        how = uplink_coding(plan, job.round, job.client, client.view, client.found.message)
         payload = encode_answer(message_of(update), plan.uplink, how)
         with disk_errors():
             # The reply lies on the disk before it leaves, so that it is the same after a kill at

@@ -170,7 +170,7 @@ class Post:
             client, payload = reply.client, reply.payload
             # What crossed the wire is counted, whether it is let in or not.
             self.ledger.up[client] = self.ledger.up.get(client, 0) + len(payload)
-            message = self.admission.decode(ask, client, payload)
+            message = self.admission.decode(ask, client, payload, sent[client].read)
             if message is not None:
                 self.ledger.up_headers += headers(payload)
                 yield Answer(client, message, sent[client].read)

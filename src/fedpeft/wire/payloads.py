@@ -136,7 +136,7 @@ def _without_missing(
 
 def _expecting(how: Coding, layout: Layout) -> Coding:
     """The same for a receiver who knows the layout; `replace` takes five times as long."""
-    return Coding(how.direction, how.root, how.round, layout, how.budget, how.path)
+    return Coding(how.direction, how.root, how.round, layout, how.budget, how.path, how.held)
 
 
 def check_layout(declared: Layout, expected: Layout, body: bytes = b"") -> None:
