@@ -52,6 +52,23 @@ def crate_of(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def test_what_was_asked_of_an_export_is_told(tmp_path: Path) -> None:
+    run = kept_run(tmp_path / "run")
+    asked = {"merge": True, "lora-rank": 8}
+    write_provenance(read_result(run), _empty(tmp_path / "asked"), asked)
+    write_provenance(read_result(run), _empty(tmp_path / "plain"))
+    told = [
+        values_of(crate, crate["#run"]["object"])
+        for crate in (crate_of(tmp_path / "asked"), crate_of(tmp_path / "plain"))
+    ]
+    assert told[0] == {**told[1], **asked}
+
+
+def _empty(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 def values_of(
     crate: Mapping[str, Mapping[str, Any]], links: list[dict[str, str]]
 ) -> dict[str, Any]:

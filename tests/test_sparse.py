@@ -119,7 +119,7 @@ def test_lora_begins_with_the_nearest_factors_of_the_change(
     assert "LoRA of rank 4 keeps" in caplog.text and "rest is left out" in caplog.text
     crate = json.loads((tmp_path / "start" / CRATE).read_text())["@graph"]
     told = {one["name"]: one.get("value") for one in crate if one["@type"] == "PropertyValue"}
-    assert told["rank of the LoRA nearest to the change"] == 4
+    assert told["lora-rank"] == 4
     settings = json.loads((tmp_path / "start" / "adapter_config.json").read_text())
     assert settings["r"] == 4 and settings["target_modules"] == ["q_proj", "v_proj"]
     second = read_plan({"method": {"name": "lora", "rank": 4, "init": str(tmp_path / "start")}})

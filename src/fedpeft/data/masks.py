@@ -16,7 +16,7 @@ from fedpeft.data.folders import is_of_the_system, is_picture
 from fedpeft.data.metadata import split_of
 from fedpeft.data.pictures import Pictures, pair_tables
 from fedpeft.data.slices import leave_out_unfit_volumes
-from fedpeft.data.splits import check_fraction, hold_out, some
+from fedpeft.data.splits import check_fraction, check_subset, hold_out, some
 from fedpeft.errors import DataError, say_count
 from fedpeft.storage.locate import locate
 
@@ -59,8 +59,7 @@ class PicturesWithMasks:
     def __post_init__(self) -> None:
         check_window(self.window)
         check_fraction(self.test_fraction)
-        if self.subset < 0:
-            raise ValueError(f"subset is a number of pictures, 0 for all, got {self.subset}")
+        check_subset(self.subset, "pictures")
 
     def load(self) -> Examples:
         root = locate(self.path)
@@ -86,6 +85,11 @@ class PicturesWithMasks:
             leave_out_unfit_volumes(_table(one, root), self.path, left_out) for one in (train, held)
         )
         return Examples(*pair_tables(first, second, self.window), (), dict(left_out))
+
+
+def holds_masks(root: Path) -> bool:
+    """Whether there is a picture with a mask of its name in a folder or below."""
+    return bool(_find_pairs(root, Counter()))
 
 
 def _divided(pairs: Pairs, root: Path, left_out: Counter[str]) -> tuple[Pairs, Pairs]:

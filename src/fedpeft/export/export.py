@@ -62,10 +62,16 @@ def export_run(
     result = prepare_result(read, rank)
     with _new_folder(out) as folder, quiet():
         card = _write(result, folder, out, merge)
-        save_beside(card, result, read, folder, out, rank)
+        save_beside(card, result, read, folder, out, _asked(merge, best, rank))
         for file in _files(folder):  # safetensors makes files for their owner only
             file.chmod((folder / "README.md").stat().st_mode)
     return _files(out)
+
+
+def _asked(merge: bool, best: bool, rank: int) -> dict[str, int | bool]:
+    """What the files alone do not tell; whose model it is stands in the crate by its number."""
+    every = {"merge": merge, "best": best, "lora-rank": rank}
+    return {name: value for name, value in every.items() if value}
 
 
 def _files(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
@@ -41,27 +42,34 @@ EPOCH = "SOURCE_DATE_EPOCH"
 Entity: TypeAlias = dict[str, Any]
 
 
-def write_provenance(result: Result, folder: Path, rank: int = 0) -> None:
-    """Write the plan and the crate into a folder that holds everything else already; `rank` is that
-    of the LoRA that was made of the result's change, 0 where it was written as it is.
+def write_provenance(
+    result: Result, folder: Path, options: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Write the plan and the crate into a folder that holds everything else already.
 
     Equal folders of the same run get equal bytes: the only time in it is that at which the run
     wrote its result, or SOURCE_DATE_EPOCH.
+
+    Args:
+      options: what was asked of the export, by the names of the command's options.
     """
     (folder / PLAN).write_text(result.plan.toml(), encoding="utf-8")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CRATE)
-    graph = describe_run(result, [list_file(path, folder) for path in files], rank)
+    graph = describe_run(result, [list_file(path, folder) for path in files], options)
     text = json.dumps({"@context": CONTEXT, "@graph": graph}, indent=2, ensure_ascii=False)
     (folder / CRATE).write_text(text + "\n", encoding="utf-8")
 
 
-def describe_run(result: Result, files: Sequence[ListedFile], rank: int = 0) -> list[Entity]:
+def describe_run(
+    result: Result, files: Sequence[ListedFile], options: Mapping[str, Any]
+) -> list[Entity]:
     """The entities of the crate: the folder, the run, what went in and what came out."""
     # a plan of no rounds has a line too, of who answered without them
     done = result.checkpoint.state.round if result.plan.rounds else 1
     rounds = read_rounds(result.folder)[:done]
     made, base = _time(result), _base(result)
-    software, inputs = list(_software(result)), list(_inputs(result, rank))
+    software = list(_software(result))
+    inputs = [*_inputs(result), *_values("export-option", options)]
     outputs, clients = list(_outputs(result, rounds)), list(_participants(rounds))
     parts = [_file(one) for one in files]
     plan = next(one for one in parts if one["@id"] == PLAN)
@@ -192,7 +200,7 @@ def _base(result: Result) -> list[Entity]:
     return [{**model, "hasPart": _links(files)} if files else model, *files]
 
 
-def _inputs(result: Result, rank: int) -> Iterator[Entity]:
+def _inputs(result: Result) -> Iterator[Entity]:
     plan, division = result.plan, read_json(result.folder.partition) or {}
     told = {
         "plan fingerprint": plan.fingerprint,
@@ -201,7 +209,6 @@ def _inputs(result: Result, rank: int) -> Iterator[Entity]:
         "clients": division.get("clients"),
         "cohort": plan.cohort,
         "partition fingerprint": division.get("fingerprint"),
-        "rank of the LoRA nearest to the change": rank or None,
     }
     yield from _values("input", told)
 
