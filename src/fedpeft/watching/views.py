@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from time import time
 
-from fedpeft.core.units import LESS_IS_BETTER, duration
+from fedpeft.core.units import duration, is_less_better
 from fedpeft.errors import RunError
 from fedpeft.report.reading import KeptRun, find_runs, read_cell
 from fedpeft.runs.folder import RunFolder
@@ -70,7 +70,7 @@ def curve(cell: KeptRun) -> tuple[str, list[float]]:
 
 def best(name: str, values: Sequence[float]) -> float:
     """The best of a metric's values, of which there is at least one."""
-    return min(values) if name in LESS_IS_BETTER else max(values)
+    return min(values) if is_less_better(name) else max(values)
 
 
 def state(view: RunView) -> str:
