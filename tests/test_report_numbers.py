@@ -9,7 +9,8 @@ from cells import write_cell, write_study
 
 from fedpeft.evaluation.statistics import estimate, estimate_or_none, pareto
 from fedpeft.report.axes import axes, label
-from fedpeft.report.groups import Section, sections
+from fedpeft.report.groups import Measure, Section, sections
+from fedpeft.report.measured import metrics
 from fedpeft.report.page import _describe_results
 from fedpeft.report.reading import read_cells
 from fedpeft.report.rows import across, bars, costs, curves, divisions, spreads
@@ -354,3 +355,21 @@ def test_runs_that_ended_worse_than_they_began_are_named_with_both_numbers(tmp_p
     assert said == [
         "1 run is worse at the end than at the beginning: run-1, accuracy from 75.00 % to 50.00 %."
     ]
+
+
+def test_what_else_was_measured_has_a_table_where_there_is_such(tmp_path: Path) -> None:
+    """Two seeds with 0.5 and 0.7 at an early exit, after rounds that do not count."""
+    for seed, value in ((1, 0.5), (2, 0.7)):
+        cell = write_cell(tmp_path / f"{seed}", [0.1, 0.9], seed=seed)
+        lines = [json.loads(one) for one in (cell / "rounds.jsonl").read_text().splitlines()]
+        for at, one in enumerate(lines):
+            one["held_out"] |= {"accuracy at block 3": value * at, "loss at block 3": 2.0}
+        (cell / "rounds.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    rows = [[entry.text for entry in row] for row in metrics(only(tmp_path)).rows]
+    assert [row[1:] for row in rows] == [
+        ["accuracy at block 3", "60.0 (50.0 to 70.0) %"],
+        ["loss at block 3", "2.000 (2.000 to 2.000)"],
+    ]
+    write_cell(tmp_path / "plain" / "1", [0.1, 0.9])
+    assert not metrics(only(tmp_path / "plain")).rows
+    assert Measure("loss at block 3").lower_is_better and not Measure("auroc at 5").lower_is_better

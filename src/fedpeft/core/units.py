@@ -11,6 +11,11 @@ LESS_IS_BETTER = ("loss", "perplexity", "mae", "rmse", "ece", "wer", "cer")
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
+def is_less_better(metric: str) -> bool:
+    """Whether a metric's best value is the lowest; one "at" some place is as it is elsewhere."""
+    return metric.partition(" at ")[0] in LESS_IS_BETTER
+
+
 def size(count: float) -> str:
     """Bytes in the largest unit of 1,024 that leaves at least 1: "87.3 KiB"."""
     power = 0

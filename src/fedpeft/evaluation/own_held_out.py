@@ -7,7 +7,7 @@ from typing import Any
 from fedpeft.compute.scores import conclude, evaluate
 from fedpeft.core.interfaces import Store
 from fedpeft.core.types import ClientId, State, Weighted
-from fedpeft.core.units import LESS_IS_BETTER, finite_or_none
+from fedpeft.core.units import finite_or_none, is_less_better
 from fedpeft.data.client_data import Partitioned
 from fedpeft.evaluation.client_model import client_params, on_site
 from fedpeft.evaluation.measure import measure
@@ -61,7 +61,7 @@ def over_clients(site: Site, state: State, store: Store) -> dict[str, dict[str, 
     tenth = max(1, len(each) // 10)
     spread: dict[str, dict[str, float]] = {}
     for name in each[0] if each else {}:
-        values = sorted((metrics[name] for metrics in each), reverse=name in LESS_IS_BETTER)
+        values = sorted((metrics[name] for metrics in each), reverse=is_less_better(name))
         spread[name] = {
             "mean": sum(values) / len(values),
             "worst_tenth": sum(values[:tenth]) / tenth,
@@ -77,7 +77,7 @@ def _measure(site: Site, state: State, store: Store, client: ClientId) -> Mappin
 
 
 def _over_clients(each: Mapping[ClientId, float], weighted: float, name: str) -> dict[str, Any]:
-    values = sorted(each.values(), reverse=name in LESS_IS_BETTER)
+    values = sorted(each.values(), reverse=is_less_better(name))
     tenth = max(1, len(values) // 10)
     spread = finite_or_none(
         {

@@ -12,7 +12,7 @@ from fedpeft.compute.scores import conclude
 from fedpeft.compute.tally import Counts, Curve
 from fedpeft.core.interfaces import Task
 from fedpeft.core.types import ClientId
-from fedpeft.core.units import LESS_IS_BETTER, finite_or_none
+from fedpeft.core.units import finite_or_none, is_less_better
 from fedpeft.metrics.confusion import Accuracy
 from fedpeft.metrics.intervals import Interval
 
@@ -116,7 +116,7 @@ def _intervals(counts: Counts, metrics: Sequence[Any], resample: bool) -> dict[s
 def _spread(own: Mapping[ClientId, float], name: str) -> dict[str, float | None]:
     """The mean over the owners and over the worst tenth of them; those of whom a metric is no
     number, such as an AUROC of one class, are in neither."""
-    known = sorted((x for x in own.values() if isfinite(x)), reverse=name in LESS_IS_BETTER)
+    known = sorted((x for x in own.values() if isfinite(x)), reverse=is_less_better(name))
     if not known:
         return {"mean": None, "worst_tenth": None}
     tenth = max(1, len(known) // 10)

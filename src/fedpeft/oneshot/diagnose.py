@@ -17,7 +17,7 @@ from fedpeft.core.low_rank import EXACT, B
 from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import norm, sub, take_prefix
 from fedpeft.core.types import ClientId, State, Summed, Tensors
-from fedpeft.core.units import LESS_IS_BETTER
+from fedpeft.core.units import is_less_better
 from fedpeft.errors import PlanError, RunError
 from fedpeft.oneshot.theory import beyond, coins, corrected_bound, paper_bound, secants
 from fedpeft.oneshot.trajectories import Way, both_ways, check_comparable
@@ -223,7 +223,7 @@ def _held_out(site: Site, many: Way, one: Way, tolerance: float) -> dict[str, An
     metric, first = _scores(site, many.states[0])
     curve = [first, *(_scores(site, state)[1] for state in many.states[1:])]
     single, last = _scores(site, one.states[-1])[1], curve[-1]
-    sign = -1 if metric in LESS_IS_BETTER else 1
+    sign = -1 if is_less_better(metric) else 1
     total = float(last.weights.sum())
     # Paired by example: what both models get right, or both wrong, makes the interval no wider.
     lost = sign * (last.totals - single.totals)

@@ -5,14 +5,16 @@ from typing import Any
 
 from fedpeft.report import tables
 from fedpeft.report.groups import Section
-from fedpeft.report.measured import arrivals, audits, rouge_scores
+from fedpeft.report.measured import arrivals, audits, metrics, rouge_scores
 from fedpeft.report.owners import confusion_tables, owner_table
 from fedpeft.report.tables import ReportTable
 
 
 def further_tables(section: Section) -> dict[str, Any]:
-    """By the page's name for it, what was measured of privacy, of a merge and at the owners."""
+    """By the page's name for it, what was measured beside the metric, of privacy, of a merge and at
+    the owners."""
     return {
+        "metrics": metrics(section),
         "audits": audits(section),
         "arrivals": arrivals(section),
         "owners": owner_table(section),

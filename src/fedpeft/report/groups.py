@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import PurePath
 from typing import Any
 
-from fedpeft.core.units import LESS_IS_BETTER
+from fedpeft.core.units import is_less_better
 from fedpeft.evaluation.statistics import Estimate, estimate_or_none, pareto
 from fedpeft.report.axes import PlanAxis, axes, label
 from fedpeft.report.reading import KeptRun
@@ -28,11 +28,11 @@ class Measure:
 
     @property
     def lower_is_better(self) -> bool:
-        return self.name in LESS_IS_BETTER
+        return is_less_better(self.name)
 
     @property
     def percent(self) -> bool:
-        return self.name == "accuracy"
+        return self.name.partition(" at ")[0] == "accuracy"
 
     def worth(self, value: float) -> float:
         return -value if self.lower_is_better else value

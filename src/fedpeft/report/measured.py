@@ -4,9 +4,12 @@ near to the truth are the answers that a model writes."""
 from collections.abc import Iterator, Mapping
 
 from fedpeft.core.units import say_epsilon
-from fedpeft.report.groups import Section
-from fedpeft.report.rows import format_value
+from fedpeft.report.groups import Group, Measure, Section
+from fedpeft.report.rows import format_value, with_interval
 from fedpeft.report.tables import Entry, ReportTable, integer, number, word
+
+LINES = 200
+"""Lines of the further metrics: of a hundred classes each may have one of its own."""
 
 
 def audits(section: Section) -> ReportTable:
@@ -60,6 +63,30 @@ def _scored(section: Section) -> Iterator[tuple[list[Entry], Mapping[str, float 
 
 def _score(value: float | None) -> Entry:
     return number(value, "" if value is None else f"{value:.4f}")
+
+
+def metrics(section: Section) -> ReportTable:
+    """A line for each group and each held-out metric beside the one that the report compares by and
+    the loss; none where nothing else was measured."""
+    told = dict.fromkeys(
+        name for cell in section.cells for one in cell.rounds for name in one.held_out or {}
+    )
+    names = [name for name in told if name not in (section.measure.name, "loss")]
+    rows = [
+        [word(group.label), word(name), _after(group, Measure(name))]
+        for group in section.groups
+        for name in names
+    ]
+    title = "Further metrics"
+    if len(rows) > LINES:
+        title += f" (the first {LINES} of {len(rows):,} lines)"
+    return ReportTable("metrics", title, ("group", "metric", "after the last round"), rows[:LINES])
+
+
+def _after(group: Group, measure: Measure) -> Entry:
+    """A metric after the last round, over finished runs."""
+    found = group.over(lambda cell: list(cell.measured(measure.name).values())[-1])
+    return number(found.mean if found else None, with_interval(found, measure))
 
 
 def arrivals(section: Section) -> ReportTable:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedpeft.core.units import LESS_IS_BETTER, finite_or_none
+from fedpeft.core.units import finite_or_none, is_less_better
 from fedpeft.evaluation.client_accuracy import client_accuracy
 from fedpeft.evaluation.client_model import has_one_model
 from fedpeft.evaluation.measure import held_out
@@ -70,4 +70,4 @@ def is_worse(name: str, after: float | None, before: float) -> bool:
     """Whether a metric got worse; one that is not finite any more did."""
     if after is None:
         return True
-    return after > before if name in LESS_IS_BETTER else after < before
+    return after > before if is_less_better(name) else after < before

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedpeft.core.units import LESS_IS_BETTER
+from fedpeft.core.units import is_less_better
 from fedpeft.errors import PlanError
 from fedpeft.plan.plan import Plan
 
@@ -72,7 +72,7 @@ class Best:
     def _beats(self, value: float) -> bool:
         if self.value is None:
             return True
-        return value < self.value if self.metric in LESS_IS_BETTER else value > self.value
+        return value < self.value if is_less_better(self.metric) else value > self.value
 
 
 def measured_in(line: Mapping[str, Any]) -> dict[str, float | None]:

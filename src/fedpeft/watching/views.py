@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from time import time
 
-from fedpeft.core.units import LESS_IS_BETTER, duration, say_epsilon
+from fedpeft.core.units import duration, is_less_better, say_epsilon
 from fedpeft.deploy.status import is_node
 from fedpeft.errors import RunError
 from fedpeft.report.reading import KeptRun, find_runs, read_cell
@@ -78,7 +78,7 @@ def curve(cell: KeptRun) -> tuple[str, list[float]]:
 
 def best(name: str, values: Sequence[float]) -> float:
     """The best of a metric's values, of which there is at least one."""
-    return min(values) if name in LESS_IS_BETTER else max(values)
+    return min(values) if is_less_better(name) else max(values)
 
 
 def state(view: RunView) -> str:
