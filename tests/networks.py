@@ -50,13 +50,13 @@ class Towers(nn.Module):
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
-        self.half = features // 2
-        self.left = nn.Linear(self.half, 8)
-        self.right = nn.Linear(features - self.half, 8)
+        self.middle = features // 2
+        self.left = nn.Linear(self.middle, 8)
+        self.right = nn.Linear(features - self.middle, 8)
         self.head = nn.Linear(16, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        sides = [self.left(x[:, : self.half]).relu(), self.right(x[:, self.half :]).relu()]
+        sides = [self.left(x[:, : self.middle]).relu(), self.right(x[:, self.middle :]).relu()]
         logits: Tensor = self.head(cat(sides, 1))
         return logits
 

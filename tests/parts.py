@@ -62,7 +62,8 @@ class Points:
     features: int = 8
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
-        return NETWORKS[self.network](self.features, len(classes))
+        network: nn.Module = NETWORKS[self.network](self.features, len(classes))
+        return network
 
     def prepare(self, table: Table) -> Tensors:
         return dict(table.columns)

@@ -3,7 +3,7 @@
 import re
 import tracemalloc
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -336,51 +336,6 @@ def test_metrics_that_the_counts_deny_are_refused(
     engine = Tampering(InProcess(points), {client: lambda _: Reply(client, payload)})
     [(_, ledger)] = run(plan, engine, points)
     assert words in told(ledger)["failed"][client]
-
-
-def test_who_does_not_answer_counts_in_training_all_the_same(points: Site) -> None:
-    """The round is no round without a change, and the reason stands with the evaluation."""
-    clients = points.data.clients
-
-    class Silent:
-        def __init__(self) -> None:
-            self.inner = InProcess(points)
-
-        clients = points.data.clients
-
-        def run(self, jobs: Any) -> Iterator[Reply | Failure]:
-            for job in jobs:
-                lost = job.phase == PHASE and job.client == clients[0]
-                yield Failure(job.client, "gone") if lost else self.inner.worker(job)
-
-    plan = replace(points.plan, rounds=1, cohort=4)
-    [(_, ledger)] = run(plan, Silent(), points)
-    assert told(ledger)["failed"] == {clients[0]: "gone"}
-    assert len(ledger.weights) == 4 and not ledger.failed and not ledger.note
-
-
-@pytest.mark.parametrize("answered", [True, False], ids=["says so", "silent"])
-def test_who_says_that_it_failed_to_train_is_measured(points: Site, answered: bool) -> None:
-    """One that is silent is not asked again, as each question would wait for it."""
-    client = points.data.clients[0]
-    asked: list[str] = []
-
-    class Failing:
-        clients = points.data.clients
-        inner = InProcess(points)
-
-        def run(self, jobs: Any) -> Iterator[Reply | Failure]:
-            for job in jobs:
-                asked.extend([job.phase] * (job.client == client))
-                lost = job.phase == "fit" and job.client == client
-                yield Failure(client, "diverged", answered) if lost else self.inner.worker(job)
-
-    plan = replace(points.plan, rounds=1, cohort=4)
-    [(_, ledger)] = run(plan, Failing(), points)
-    assert ledger.failed == {client: "diverged"} and len(ledger.weights) == 3
-    assert told(ledger)["failed"] == {}
-    assert told(ledger)["not_asked"] == ({} if answered else {client: "diverged"})
-    assert asked == (["fit", PHASE] if answered else ["fit"])
 
 
 def test_no_rounds_measure_the_model_as_it_is(points: Site) -> None:

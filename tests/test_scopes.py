@@ -13,7 +13,7 @@ from fedpeft import PlanError, federate, open_site, read_plan, start
 from fedpeft.core.types import State, Update
 from fedpeft.core.views import EVERYTHING
 from fedpeft.engines.vectorized.engine import Cohort
-from fedpeft.oneshot.invitation import check_plan
+from fedpeft.oneshot.one_file import check_plan
 from fedpeft.rounds.ledger import Ledger
 from fedpeft.routing.scopes import Scopes
 

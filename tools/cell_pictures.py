@@ -71,7 +71,7 @@ def otsu(values: NDArray[np.uint8]) -> int:
 def mask_of(cell: Cell) -> NDArray[np.uint8] | None:
     """The number of each pixel's label (64, 64), 255 for dark parts apart from the middle; None
     where the middle has none."""
-    from scipy import ndimage  # type: ignore[import-untyped]
+    from scipy import ndimage
 
     green = cell.pixels[..., 1]
     dark = ndimage.binary_fill_holes(green <= otsu(green))

@@ -18,7 +18,7 @@ CLINICS = ("young", "middle", "old")
 
 def write_table(file: Path) -> None:
     """All patients, a third of them for each clinic."""
-    from sklearn.datasets import load_diabetes  # type: ignore[import-untyped]
+    from sklearn.datasets import load_diabetes
 
     found = load_diabetes(scaled=False)
     age = found.data[:, found.feature_names.index("age")]

@@ -12,7 +12,7 @@ own ratings. It may be there with fewer rows; only those that it lacks are run.
 import csv
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -55,13 +55,18 @@ def select_ratings(source: Path, to: Path) -> dict[str, int]:
     chosen = set(sorted(enough, key=lambda user: (given[user], int(user)))[:USERS])
     rows = [row for row in rows if row[0] in chosen]
     number = {film: k for k, film in enumerate(sorted({row[1] for row in rows}, key=int))}
+    write_ratings(to, rows, number)
+    return {"users": len(chosen), "films": len(number), "ratings": len(rows)}
+
+
+def write_ratings(to: Path, rows: Sequence[tuple[str, str, str]], number: dict[str, int]) -> None:
+    """Write (user, film, rating) as a table of who liked what."""
     with to.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(("user", "film", "liked"))
         for user, film, rating in rows:
             liked = "yes" if float(rating) >= LIKED else "no"
             table.writerow((f"u{int(user):04}", number[film], liked))
-    return {"users": len(chosen), "films": len(number), "ratings": len(rows)}
 
 
 def open_variant(ratings: Path, films: int, variant: str, seed: int) -> Site:

@@ -100,11 +100,7 @@ class HubTable:
         check_slices_apart(self.slice, plan)
 
     def load(self) -> Examples:
-        form = CsvForm(self.separator, self.encoding)
-        splits, folder = read_splits(self.path, self.config, form)
-        found = {name: Rows(dataset, folder, self.path) for name, dataset in splits.items()}
-        for side in found.values():
-            side.tell_mixed()
+        found = self._read()
         train = self._train(found)
         names = self._names(train)
         test = self._test(found, train, names["label"])
@@ -127,6 +123,15 @@ class HubTable:
         if names["label"]:
             _tell(self.path, names["label"], ids[0], classes)
         return self._examples(tables[0], tables[1], classes)
+
+    def _read(self) -> dict[str, Rows]:
+        """The rows of each split, after telling what of them is mixed."""
+        form = CsvForm(self.separator, self.encoding)
+        splits, folder = read_splits(self.path, self.config, form)
+        found = {name: Rows(dataset, folder, self.path) for name, dataset in splits.items()}
+        for side in found.values():
+            side.tell_mixed()
+        return found
 
     def _examples(self, train: Table, test: Table, classes: tuple[str, ...]) -> Examples:
         left_out = Counter[str]()

@@ -76,7 +76,7 @@ class OwnHeads(nn.Module):
                 f"early_exits needs one row of features an example, and the model's head gets "
                 f"{x.ndim - 1} dimensions: use it for classification with a ViT or BERT"
             )
-        return x.unflatten(0, (count, -1)).transpose(0, 1)
+        return x.reshape(count, -1, x.shape[-1]).transpose(0, 1)
 
     def blank(self, x: Tensor) -> Tensor:
         count = len(self.exits)
@@ -115,9 +115,14 @@ class Ree(nn.Module):
         self.up, self.down = _linear(size, int(RATIO * size)), _linear(int(RATIO * size), size)
         self.head = head
 
+    def _place(self, block: int) -> Tensor:
+        layer = self.exit_layers[block]
+        assert isinstance(layer, Place)
+        return layer.place
+
     def forward(self, tokens: Tensor) -> Tensor:
         """m, (batch, 1 + t, d), of the class tokens (batch, t, d)."""
-        places = torch.stack([self.exit_layers[k].place for k in range(tokens.shape[1])])
+        places = torch.stack([self._place(k) for k in range(tokens.shape[1])])
         first = (self.meta + self.meta_place).expand(len(tokens), 1, -1)
         x = torch.cat([first, tokens + places], 1)
         x = x + self._attend(self.norm1(x))

@@ -79,8 +79,8 @@ def write_run(
         write_json(run.arrivals, {"arrivals": list(_arrivals(site, study, every))})
     summary = summarize(run, site)
     summary |= _updates(plan, record.clients)
-    if evaluate and draws(plan) and (failed := exhibit_at_end(run, plan)):
-        getLogger("fedpeft").warning(failed)
+    if evaluate and draws(plan) and (words := exhibit_at_end(run, plan)):
+        getLogger("fedpeft").warning(words)
     return summary
 
 

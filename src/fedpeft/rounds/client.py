@@ -324,8 +324,8 @@ class Worker:
         metrics = {}
         if totals:
             metrics["loss"] = Weighted(float(totals["loss"]), float(totals["examples"]))
-        shared = {n: x for n, x in delta.items() if n in opened.received}
-        shared = without_left_out(shared, client, self.leaves, opened.start, delta)
+        trained = {n: x for n, x in delta.items() if n in opened.received}
+        shared = without_left_out(trained, client, self.leaves, opened.start, delta)
         told: dict[str, Any] = {}
         for tell in self.tells:
             told |= tell(client)
