@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.types import Examples, Table
-from fedpeft.data.dataset_columns import LISTS, PLAIN, Rows
+from fedpeft.data.dataset_columns import LISTS, PLAIN, Rows, tell_mixed
 from fedpeft.data.depth import Window, check_window
 from fedpeft.data.pictures import Pictures, pair_tables
 from fedpeft.data.reading import CsvForm, read_splits
@@ -103,8 +103,7 @@ class HubTable:
         form = CsvForm(self.separator, self.encoding)
         splits, folder = read_splits(self.path, self.config, form)
         found = {name: Rows(dataset, folder, self.path) for name, dataset in splits.items()}
-        for side in found.values():
-            side.tell_mixed()
+        tell_mixed(found.values())
         train = self._train(found)
         names = self._names(train)
         test = self._test(found, train, names["label"])
