@@ -11,7 +11,7 @@ from exporting import SMALL, Done
 
 from fedpeft import __version__, read_plan
 from fedpeft.export.export import export_run
-from fedpeft.export.model_card import list_literal
+from fedpeft.export.model_card import list_literal, partition_words
 from fedpeft.runs.execute import execute, open_engine, open_run_site
 from fedpeft.runs.folder import create, read_json, read_rounds
 
@@ -85,3 +85,8 @@ def test_the_card_of_a_merge_says_what_repeats_it(runs: Mapping[str, Done], tmp_
     card = (tmp_path / "out" / "README.md").read_text()
     assert "`fedpeft merge STUDY FILES -o NEW` with the same files repeats it" in card
     assert "`fedpeft run plan.toml` with this" not in card
+
+
+def test_the_card_of_owners_with_data_of_their_own_names_no_partition() -> None:
+    assert partition_words({"fingerprint": None}).startswith("none: each client has examples")
+    assert partition_words({"fingerprint": "f1"}) == "`f1`"

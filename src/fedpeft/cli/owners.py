@@ -103,9 +103,11 @@ def owner_lines(told: Mapping[str, Any] | None, most: int = SHOWN) -> Iterator[s
     examples, metrics = told["examples"], told["metrics"]
     counted = say_count(sum(examples.values()), "held-out examples")
     yield f"at {say_count(len(examples), 'owners')}, on {counted} of theirs"
+    most_letters = max([12, *(len(name) + 2 for name in metrics)])
     for name, found in metrics.items():
         yield (
-            f"  {name:<12}mean {_show(found['mean'])}   worst tenth {_show(found['worst_tenth'])}"
+            f"  {name:<{most_letters}}mean {_show(found['mean'])}   "
+            f"worst tenth {_show(found['worst_tenth'])}"
             f"   all together {_show(found['pooled'], found['interval'])}"
         )
     width = max(map(len, examples), default=0)

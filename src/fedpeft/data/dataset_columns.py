@@ -1,6 +1,6 @@
 """One split of a Hugging Face dataset, and what its columns are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -129,12 +129,6 @@ class Rows:
                 columns[name] = [values[place] for place in places]
         return Table(columns)
 
-    def tell_mixed(self) -> None:
-        """Say which columns are not read, as no task can know what their values are."""
-        for name in self.columns:
-            if self.kind(name) == MIXED:
-                getLogger("fedpeft").warning(MIXED_TOLD, self.path, name)
-
     def _decoded(
         self, names: Mapping[str, str], places: Sequence[int]
     ) -> dict[str, Pictures | Clips]:
@@ -161,6 +155,13 @@ class Rows:
 
     def _arrow(self, name: str) -> Any:
         return self.dataset.with_format("arrow")[:].column(name)
+
+
+def tell_mixed(splits: Iterable[Rows]) -> None:
+    """Say which columns are not read, as no task can know what their values are."""
+    found = ((one.path, name) for one in splits for name in one.columns if one.kind(name) == MIXED)
+    for path, name in dict.fromkeys(found):
+        getLogger("fedpeft").warning(MIXED_TOLD, path, name)
 
 
 def _renamed(names: Mapping[str, str]) -> set[str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.core.types import Examples, Table
-from fedpeft.data.dataset_columns import LISTS, PLAIN, Rows
+from fedpeft.data.dataset_columns import LISTS, PLAIN, Rows, tell_mixed
 from fedpeft.data.depth import Window, check_window
 from fedpeft.data.pictures import Pictures, pair_tables
 from fedpeft.data.reading import CsvForm, read_splits
@@ -100,7 +100,10 @@ class HubTable:
         check_slices_apart(self.slice, plan)
 
     def load(self) -> Examples:
-        found = self._read()
+        form = CsvForm(self.separator, self.encoding)
+        splits, folder = read_splits(self.path, self.config, form)
+        found = {name: Rows(dataset, folder, self.path) for name, dataset in splits.items()}
+        tell_mixed(found.values())
         train = self._train(found)
         names = self._names(train)
         test = self._test(found, train, names["label"])
@@ -123,15 +126,6 @@ class HubTable:
         if names["label"]:
             _tell(self.path, names["label"], ids[0], classes)
         return self._examples(tables[0], tables[1], classes)
-
-    def _read(self) -> dict[str, Rows]:
-        """The rows of each split, after telling what of them is mixed."""
-        form = CsvForm(self.separator, self.encoding)
-        splits, folder = read_splits(self.path, self.config, form)
-        found = {name: Rows(dataset, folder, self.path) for name, dataset in splits.items()}
-        for side in found.values():
-            side.tell_mixed()
-        return found
 
     def _examples(self, train: Table, test: Table, classes: tuple[str, ...]) -> Examples:
         left_out = Counter[str]()

@@ -137,10 +137,16 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         *_traffic_lines(rounds),
         *_metric_lines(result, rounds),
         ("seed", str(plan.seed)),
-        ("partition", f"`{division.get('fingerprint')}`"),
+        ("partition", partition_words(division)),
         ("plan", f"`{plan.fingerprint}`"),
         *_versions(result.checkpoint.environment.get("versions", {})),
     ]
+
+
+def partition_words(division: Mapping[str, Any]) -> str:
+    """Owners who have examples of their own divide nothing."""
+    known = division.get("fingerprint")
+    return f"`{known}`" if known else "none: each client has examples of its own"
 
 
 def _model_facts(result: Result) -> list[tuple[str, str]]:

@@ -58,8 +58,8 @@ def most_numbers(invitation: Invitation) -> int:
 def _question(invitation: Invitation, client: ClientId) -> Ask:
     """What the loop would ask one client in a plan of no rounds, which has one such question."""
     plan = invitation.plan
-    asking: list[Any] = [one.measure for one in plan.asking]
-    [asks] = [*plan.hooks("before_rounds"), *asking]
+    every: list[Any] = [*plan.hooks("before_rounds"), *(one.measure for one in plan.asking)]
+    [asks] = every
     alone, seed = [client], round_seed(plan, 0)
     round = Round(0, plan, alone, alone, seed=seed, run=plan.run, classes=plan.classes)
     ask: Ask = next(asks(invitation.state, round))

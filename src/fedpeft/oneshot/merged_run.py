@@ -69,9 +69,9 @@ def write_run(
     # So the run goes on from the invitation's tensors, and not from those that the model has here.
     save_checkpoint(run.start, plan, study.state, environment(plan, site.device))
     [record] = execute(run, site, Answered.of(every))
-    failed = [*record.failed.values(), *unmeasured(plan, record.reports).values()]
-    if failed or record.note:
-        raise RunError("; ".join(filter(None, [record.note, *failed])))
+    missing = [*record.failed.values(), *unmeasured(plan, record.reports).values()]
+    if missing or record.note:
+        raise RunError("; ".join(filter(None, [record.note, *missing])))
     rmtree(run.clients, ignore_errors=True)
     # The noise of a private plan is in the files: here none was drawn.
     run.secrets[0].unlink(missing_ok=True)
