@@ -190,13 +190,13 @@ class FedMFS:
             raise ValueError("it holds no tensor: a client leaves out some groups, and not all")
 
     def _rank(self, values: Mapping[str, float], sizes: Mapping[str, float]) -> list[str]:
-        """The groups by falling priority, of equals the first."""
+        """The groups by falling priority, equals by their names."""
         worth, size = scale_to_one(values), scale_to_one(sizes)
         priority = {
             group: (1 - self.by_size) * worth[group] + self.by_size * (1 - size[group])
             for group in values
         }
-        return sorted(priority, key=lambda group: -priority[group])
+        return sorted(priority, key=lambda group: (-priority[group], group))
 
     def _loss_without(
         self,
@@ -220,9 +220,10 @@ class FedMFS:
     def _in_groups(self, names: Iterable[str]) -> dict[str, frozenset[str]]:
         """By group those of the names that are in it, of groups that have some."""
         every = list(names)
+        # by name, as the order of a plan's keys is no part of its fingerprint
         found = {
             group: frozenset(name for name in every if meets(name, [tuple(patterns)]))
-            for group, patterns in self.groups.items()
+            for group, patterns in sorted(self.groups.items())
         }
         return {group: some for group, some in found.items() if some}
 
