@@ -13,6 +13,7 @@ from fedpeft import PlanError, federate, open_site, read_plan, start
 from fedpeft.core.types import State, Update
 from fedpeft.core.views import EVERYTHING
 from fedpeft.engines.vectorized.engine import Cohort
+from fedpeft.oneshot.invitation import check_plan
 from fedpeft.rounds.ledger import Ledger
 from fedpeft.routing.scopes import Scopes
 
@@ -124,6 +125,12 @@ def test_scopes_that_say_nothing_are_told() -> None:
         run(open_site(plan), plan)
     with pytest.raises(PlanError, match="scopes let clients of one round train different tensors"):
         points_plan(aggregator="median", routing=[{"name": "scopes", "scopes": {"*": ["*"]}}])
+
+
+def test_one_file_from_each_client_has_no_scopes() -> None:
+    scopes = {"name": "scopes", "scopes": {"*.bias": ["*"]}}
+    with pytest.raises(PlanError, match="different tensors to train, by the list of all clients"):
+        check_plan(points_plan(rounds=1, routing=[scopes]))
 
 
 def test_a_plan_with_scopes_reads_back(tmp_path: Path) -> None:
