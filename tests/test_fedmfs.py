@@ -1,6 +1,6 @@
 """Clients that send the groups of tensors that do most for their size, and leave the others out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 from fedpeft import PlanError, federate, open_site, read_plan, start
 from fedpeft.algorithms.fedmfs import FedMFS, blank_columns, scale_to_one
 from fedpeft.algorithms.shapley import shapley_values
+from fedpeft.core.facts import Fact, offered_by
 from fedpeft.core.types import Failure, Reply, State, Tensors, Update
 from fedpeft.deploy.consent import consent_to
 from fedpeft.engines.vectorized.engine import Cohort
@@ -58,7 +59,7 @@ def held(plan: Plan) -> tuple[list[dict[str, Tensor]], State, Any]:
     return [dict(read(plan, reply).delta) for reply in engine.replies], state, ledger
 
 
-def sides(delta: Mapping[str, Any]) -> set[str]:
+def sides(delta: Iterable[str]) -> set[str]:
     return {name.partition(".")[0] for name in delta}
 
 
@@ -85,7 +86,7 @@ def test_shapley_values_by_hand_and_over_all_orders() -> None:
 
 def test_priorities_weigh_worth_and_size() -> None:
     """Worth 0, 1 and 1/2 of the range, and size 0, 1 and 0: 1/2, 1/2 and 3/4 at one half."""
-    groups = {name: [f"{name}.*"] for name in "abc"}
+    groups = {name: (f"{name}.*",) for name in "abc"}
     worth, size = {"a": -1.0, "b": 3.0, "c": 1.0}, {"a": 8.0, "b": 64.0, "c": 8.0}
     ranks = {by: FedMFS(groups, by_size=by)._rank(worth, size) for by in (0.0, 0.5, 1.0)}
     assert ranks == {0.0: ["b", "c", "a"], 0.5: ["c", "a", "b"], 1.0: ["a", "c", "b"]}
@@ -138,7 +139,7 @@ def test_a_mean_is_over_those_who_sent_a_group() -> None:
 
 def test_all_groups_are_federated_averaging_to_the_bit() -> None:
     plain, every = (towers(rounds=2, algorithms=some) for some in ([], [{**BY_VALUE, "keep": 2}]))
-    assert every.algorithms[0].reveals == frozenset()
+    assert offered_by(every.algorithms[0]) == {Fact.MIXED_TENSORS}
     site = open_site(plain)
     want, got = last(run(site, plain)), last(run(open_site(every), every))
     assert all(torch.equal(want[name], got[name]) for name in want)
@@ -247,7 +248,7 @@ def test_files_hold_what_their_clients_chose(tmp_path: Path) -> None:
     assert error.value.reason is Rejection.WEIGHT
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "compares": ({"aggregator": "median"}, "lets clients of one round send different tensors"),
     "sums": ({"exchange": {"name": "secure", "threshold": 2}}, "sum"),
     "air": ({"exchange": "over_the_air"}, "whom a sum hides"),

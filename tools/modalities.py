@@ -45,7 +45,7 @@ class Encoders(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """From (n, numbers) to (n, classes)."""
-        parts = x.split(list(WIDTHS.values()), 1)
+        parts = torch.split(x, list(WIDTHS.values()), 1)
         seen = [encoder(part).relu() for encoder, part in zip(self.encoders, parts, strict=True)]
         logits: Tensor = self.head(torch.cat(seen, 1))
         return logits
