@@ -1,6 +1,6 @@
 """Clients that send the groups of tensors that do most for their size, and leave the others out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 from fedpeft import PlanError, federate, open_site, read_plan, start
 from fedpeft.algorithms.fedmfs import FedMFS, blank_columns, scale_to_one
 from fedpeft.algorithms.shapley import shapley_values
+from fedpeft.core.facts import Fact, offered_by
 from fedpeft.core.types import Failure, Reply, State, Tensors, Update
 from fedpeft.deploy.consent import consent_to
 from fedpeft.engines.vectorized.engine import Cohort
@@ -58,7 +59,7 @@ def held(plan: Plan) -> tuple[list[dict[str, Tensor]], State, Any]:
     return [dict(read(plan, reply).delta) for reply in engine.replies], state, ledger
 
 
-def sides(delta: Mapping[str, Any]) -> set[str]:
+def sides(delta: Iterable[str]) -> set[str]:
     return {name.partition(".")[0] for name in delta}
 
 
@@ -138,7 +139,7 @@ def test_a_mean_is_over_those_who_sent_a_group() -> None:
 
 def test_all_groups_are_federated_averaging_to_the_bit() -> None:
     plain, every = (towers(rounds=2, algorithms=some) for some in ([], [{**BY_VALUE, "keep": 2}]))
-    assert getattr(every.algorithms[0], "reveals", None) == frozenset()
+    assert offered_by(every.algorithms[0]) == {Fact.MIXED_TENSORS}
     site = open_site(plain)
     want, got = last(run(site, plain)), last(run(open_site(every), every))
     assert all(torch.equal(want[name], got[name]) for name in want)

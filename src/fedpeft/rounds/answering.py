@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedpeft.compute.held_out import HeldOut, score_held_out
 from fedpeft.compute.scores import evaluate, outputs_of
@@ -146,7 +147,7 @@ def without_left_out(
     leaves: Sequence[Callable[..., Collection[str]]],
     start: Tensors,
     delta: Tensors,
-) -> Tensors:
+) -> dict[str, Tensor]:
     """What of its changes a client sends.
 
     Args:
@@ -155,7 +156,7 @@ def without_left_out(
       start, delta: what it trained from, and all changes.
     """
     if not leaves:
-        return shared
+        return dict(shared)
     trained = {name: start[name] + x for name, x in delta.items()}
     out = {name for leave_out in leaves for name in leave_out(client, trained)}
     return {name: x for name, x in shared.items() if name not in out}
