@@ -12,7 +12,7 @@ own ratings. It may be there with fewer rows; only those that it lacks are run.
 import csv
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -44,29 +44,30 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 COLUMNS = ("variant", "seed", "log loss", "accuracy", "users", "films", "ratings")
 
 
-def select_ratings(source: Path, to: Path) -> dict[str, int]:
-    """Write the chosen ratings, with films numbered from 0, and count them."""
+def read_chosen(source: Path) -> list[tuple[int, int, float]]:
+    """User, film and rating of the users and films that are kept."""
     with source.open(encoding="utf-8-sig", newline="") as file:
-        rows = [(one["userId"], one["movieId"], one["rating"]) for one in csv.DictReader(file)]
+        found = csv.DictReader(file)
+        rows = [(int(x["userId"]), int(x["movieId"]), float(x["rating"])) for x in found]
     seen = Counter(film for _, film, _ in rows)
     rows = [row for row in rows if seen[row[1]] >= OF_A_FILM]
     given = Counter(user for user, _, _ in rows)
     enough = [user for user, times in given.items() if times >= OF_A_USER]
-    chosen = set(sorted(enough, key=lambda user: (given[user], int(user)))[:USERS])
-    rows = [row for row in rows if row[0] in chosen]
-    number = {film: k for k, film in enumerate(sorted({row[1] for row in rows}, key=int))}
-    write_ratings(to, rows, number)
-    return {"users": len(chosen), "films": len(number), "ratings": len(rows)}
+    chosen = set(sorted(enough, key=lambda user: (given[user], user))[:USERS])
+    return [row for row in rows if row[0] in chosen]
 
 
-def write_ratings(to: Path, rows: Sequence[tuple[str, str, str]], number: dict[str, int]) -> None:
-    """Write (user, film, rating) as a table of who liked what."""
+def select_ratings(source: Path, to: Path) -> dict[str, int]:
+    """Write the chosen ratings, with films numbered from 0, and count them."""
+    rows = read_chosen(source)
+    number = {film: k for k, film in enumerate(sorted({film for _, film, _ in rows}))}
     with to.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(("user", "film", "liked"))
         for user, film, rating in rows:
-            liked = "yes" if float(rating) >= LIKED else "no"
-            table.writerow((f"u{int(user):04}", number[film], liked))
+            table.writerow((f"u{user:04}", number[film], "yes" if rating >= LIKED else "no"))
+    users = len({user for user, _, _ in rows})
+    return {"users": users, "films": len(number), "ratings": len(rows)}
 
 
 def open_variant(ratings: Path, films: int, variant: str, seed: int) -> Site:
