@@ -22,7 +22,7 @@ OTHERS = {
 
 @dataclass(frozen=True)
 class Weights:
-    """Of a change d from what the client received, θ, the message is C(θ + d), and it decodes to
+    """A change d from what the client received, θ, travels as C(θ + d) and decodes to
     C(θ + d) − θ. The server knows θ, since it sent it.
 
     So the mean of the changes leads to the mean of the clients' rounded weights, and what each C
@@ -57,7 +57,7 @@ class Weights:
 
     @property
     def offers(self) -> frozenset[Fact]:
-        """θ + d − θ is d but for rounding, so that no codec makes it exact."""
+        """θ + d − θ is d up to rounding, so that no codec makes it exact."""
         return offered_by(self.codec) | {Fact.LOSSY}
 
     def encode(self, tensors: Tensors, how: Coding = Coding()) -> bytes:
