@@ -1,5 +1,6 @@
 """Arrays in files and tensors in memory, and what is held out of them."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,44 @@ def test_holding_out_takes_the_same_share_of_every_class() -> None:
     assert sorted([*train.tolist(), *test.tolist()]) == list(range(100))
     with pytest.raises(DataError, match="leaves nothing on one side"):
         hold_out(label[:3], 0.2, seed=1)
+
+
+def test_arrays_of_an_hdf5_file_are_those_of_an_npz_file(tmp_path: Path) -> None:
+    """As features of slides have it: half precision, texts as labels, and arrays nobody reads."""
+    h5py = pytest.importorskip("h5py")
+    x, y = np.arange(20, dtype=np.float16).reshape(10, 2) / 4, np.array(list("ababababab"))
+    np.savez(tmp_path / "a.npz", features=x, label=y)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["slides/features"] = x
+        file["label"] = y.astype(h5py.string_dtype())
+        file["coordinates"] = np.zeros((3, 3))
+    from_npz = Arrays(str(tmp_path / "a.npz"), x_train="features", y_train="label").load()
+    assert isinstance(read_plan({"data": str(tmp_path / "a.h5")}).data, Arrays)
+    found = Arrays(str(tmp_path / "a.h5"), x_train="slides/features", y_train="label").load()
+    assert found.classes == from_npz.classes == ("a", "b")
+    for side, other in ((found.train, from_npz.train), (found.test, from_npz.test)):
+        assert side.columns["x"].dtype == torch.float32
+        assert all(torch.equal(side.columns[name], other.columns[name]) for name in side.columns)
+    with pytest.raises(DataError, match=r"Known: coordinates, label, slides/features"):
+        Arrays(str(tmp_path / "a.h5")).load()
+
+
+def test_a_file_that_is_no_hdf5_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    (tmp_path / "torn.h5").write_bytes(b"\x89HDF\r\n")
+    with pytest.raises(DataError, match=r"torn\.h5 cannot be read as HDF5: "):
+        Arrays(str(tmp_path / "torn.h5")).load()
+
+
+def test_without_h5py_the_error_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.h5").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(DataError, match=r"x\.h5 is HDF5, which h5py reads: .*fedpeft\[hdf5\]"):
+        Arrays(str(tmp_path / "x.h5")).load()
+
+
+def test_a_single_value_is_no_array_of_examples(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="array 'y_train' is a single value"):
+        saved(tmp_path / "a.npz", x_train=np.ones((4, 2)), y_train=np.int64(3))

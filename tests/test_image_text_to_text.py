@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from fedpeft import DataError, PlanError, open_site, read_plan
 from fedpeft.core.outputs import COUNTED, LOGITS
 from fedpeft.core.types import Table
+from fedpeft.forecasts.forecast import forecast
 from fedpeft.tasks.image_text_to_text import ImageTextToText
 from fedpeft.tasks.picture_rows import crop_rows, model_inputs, stack_examples
 
@@ -319,3 +320,21 @@ def test_costs_are_forecast_by_an_answer_as_long_as_may_be(llava: Path) -> None:
     assert long["input_ids"].shape[1] == 32 + 3  # four tokens in the place of one
     assert short["input_ids"].shape[1] < 20
     assert SIGNS["llava"] == ("<image>",) and isinstance(task.build([]), nn.Module)
+
+
+def test_a_plan_is_forecast_though_its_model_looks_at_values(folder: Path) -> None:
+    """LLaVA counts the places of a picture, and Idefics3 looks for pictures that are not black;
+    shapes tell neither. Owners' examples are not here, and the task has no classes to name."""
+    plan = read_plan(
+        {
+            "rounds": 1,
+            "cohort": 2,
+            "method": "lora",
+            "task": {"max_length": 32, **task_of(folder)},
+            "data": {"name": "table", "path": "theirs", "label": "none"},
+            "nodes": {"names": ["a", "b"]},
+        }
+    )
+    found = forecast(plan, examples_each=8)
+    assert found.training.error == "" and found.training.step_flop > 1e6
+    assert found.traffic.total(0) > 0 and not [x for x in found.notes if "weights are not" in x]

@@ -16,6 +16,7 @@ from fedpeft.core.types import Table
 from fedpeft.errors import PlanError
 from fedpeft.export.inputs import processor as processor_of
 from fedpeft.tasks.image_classification import ImageClassification
+from fedpeft.tasks.pixels import ImageInput
 from tools.models.small import config_for
 
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -268,3 +269,21 @@ def test_a_wide_model_trains_on_wide_pictures(tmp_path: Path) -> None:
     model: Any = task.build(["a", "b"])
     assert task.example()["pixel_values"].shape == (1, 3, 32, 48)
     assert task.forward(model, task.example())["logits"].shape == (1, 2)
+
+
+def test_a_line_of_pixels_is_not_enlarged_to_gigabytes() -> None:
+    """2 by 60,000 pixels, whose middle alone is seen, would become 64 by 1,920,000."""
+    see = ImageInput(48, 48, 3, (0.5,), (0.5,), resized=(64, 64), keeps_shape=True)
+    line = np.zeros((2, 60_000, 3), dtype=np.uint8)
+    line[:, 30_000:] = 255
+    for picture in (line, line.swapaxes(0, 1)):
+        left, top, right, below = see.reach(*picture.shape[:2])
+        assert sorted((right - left, below - top)) == [2, 32]
+        found = np.asarray(see.fit(Image.fromarray(np.ascontiguousarray(picture))))
+        x = see.fit_tensor(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 255)
+        for middle in (found[..., 0] / 255, x[0, 0].numpy()):
+            assert middle.shape == (48, 48)
+            half = middle if picture is line else middle.T
+            assert half[:, :5].max() < 0.01 and half[:, 43:].min() > 0.99
+    assert see.reach(100, 1600) == (0, 0, 1600, 100)
+    assert ImageInput(48, 48, 3, (0.5,), (0.5,)).reach(1, 9000) == (0, 0, 9000, 1)

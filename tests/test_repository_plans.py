@@ -28,6 +28,8 @@ SERIES = PLANS[0].with_stem("victoria-demand-linear")
 MOVING = PLANS[0].with_stem("moving-digits")
 SURVIVAL = [PLANS[0].with_stem(f"survival-{name}") for name in ("cox", "discrete")]
 SPEECH = PLANS[0].with_stem("spoken-digits")
+CELLS = [PLANS[0].with_stem(f"cells-{name}") for name in ("segmentation", "dicom")]
+DIABETES = PLANS[0].with_stem("diabetes-regression")
 GLUE = PLANS[0].parent / "glue"
 RATES = {
     **dict.fromkeys(("cola", "mnli", "qnli", "qqp", "sst2", "stsb"), 1e-3),
@@ -55,6 +57,8 @@ DIGITS = [PLANS[0].with_stem(f"digits-{name}") for name in ("dp", "client-dp", "
         MOVING,
         *SURVIVAL,
         SPEECH,
+        *CELLS,
+        DIABETES,
         *DIGITS,
     ],
     ids=lambda file: file.stem,

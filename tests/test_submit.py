@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -97,3 +98,18 @@ def test_the_doctor_counts_the_nodes_that_are_connected(
     plan.write_text(f"nodes = {names}\n" if names else "")
     [finding] = nodes(plan, [], "here")
     assert finding.seen == seen and finding.good == ("waiting" not in seen)
+
+
+def test_a_command_of_flower_s_that_hangs_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever follows a run asks again and again, and must see its end all the same."""
+    flwr = tmp_path / "flwr"
+    flwr.write_text("#!/bin/sh\nexec sleep 30\n")
+    flwr.chmod(0o755)
+    monkeypatch.setattr(submit, "LONGEST", 0.2)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(RunError, match=r"`flwr supernode` gave no answer for 0\.2 s: see whether"):
+        submit.count_online("here")
+    write_json(tmp_path / "federation.json", {"federation": "here", "run": 7})
+    assert submit.status(RunFolder(tmp_path)) == ""

@@ -45,23 +45,26 @@ def show_rounds(
 ) -> None:
     """A line for each round as it comes, then `after`."""
     spent: list[float] = []
+    shown = "held out"  # until the first round that is measured says what its metric is called
     for record in records:
+        shown = _metric(record) or shown
         spent.append(record.seconds)
         # the first has waited for worker processes: of three or more the median does not heed it
         left = median(spent) * (rounds - record.round) if len(spent) >= 3 else 0
-        console.print(round_line(record, rounds, left))
+        console.print(round_line(record, rounds, left, shown))
         if failure := failure_line(record):
             console.print(failure, style="yellow")
         after()
 
 
-def round_line(record: "RoundRecord", rounds: int, left: float) -> str:
-    """One round; `left` is the time in seconds that the others are likely to take, 0 if unknown."""
+def round_line(record: "RoundRecord", rounds: int, left: float, metric: str) -> str:
+    """One round with its held-out `metric`; `left` is the time in seconds that the others are
+    likely to take, 0 if unknown."""
     width = len(str(rounds))
     asked, failed = len(record.clients), len(record.failed)
     columns = [
         f"round {record.round:>{width}}/{rounds}" if rounds else "no training",
-        _metric(record),
+        f"{metric} {_number((record.held_out or {}).get(metric))}",
         f"loss {_number(record.metrics.get('loss'))}",
         f"{asked - failed}/{asked} answered",
         f"{size(record.bytes_up)} up",
@@ -72,12 +75,10 @@ def round_line(record: "RoundRecord", rounds: int, left: float) -> str:
 
 
 def _metric(record: "RoundRecord") -> str:
-    """The held-out metric that is no loss, as a rule the accuracy."""
-    measured = record.held_out or {}
-    name = next(
-        (name for name in measured if name != "loss"), "accuracy" if not measured else "loss"
-    )
-    return f"{name} {_number(measured.get(name))}"
+    """The name of the held-out metric that is no loss, as a rule the accuracy; "" where nothing was
+    measured."""
+    names = list(record.held_out or {})
+    return next((name for name in names if name != "loss"), "loss" if names else "")
 
 
 def _epsilon(privacy: Mapping[str, Any]) -> str:
@@ -153,8 +154,9 @@ def _results(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "accuracy, before the first round", f"{begun['metrics']['accuracy']:.4f}"
         yield "accuracy, last", f"{summary['accuracy_last']:.4f}"
         yield best, f"{summary['accuracy_best']:.4f}"
-    else:
-        for name, value in (summary.get("held_out_last") or {}).items():
+    told = ("accuracy", "loss") if summary["accuracy_last"] is not None else ()
+    for name, value in (summary.get("held_out_last") or {}).items():
+        if name not in told:
             yield f"held-out {name}, last", _number(value)
     if privacy := summary.get("privacy"):
         at = f" at δ = {privacy['delta']:g}" if privacy["delta"] else ""

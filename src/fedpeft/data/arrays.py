@@ -1,15 +1,15 @@
-"""NumPy arrays in one .npz file."""
+"""Arrays in one file, .npz or HDF5."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from fedpeft.core.types import Examples
+from fedpeft.data.array_files import read_arrays
 from fedpeft.data.in_memory import LABEL, NONE, Memory
 from fedpeft.data.splits import check_fraction
 from fedpeft.errors import DataError, unknown
@@ -32,7 +32,7 @@ class Arrays:
     is `time_train` and `time_test` in the file, or `time` where nothing but `x_train` is there.
 
     Attributes:
-      path: the file.
+      path: the file: .npz, or HDF5 (.h5, .hdf5), whose arrays in groups are `group/name`.
       x_train, y_train, x_test, y_test: names of the arrays. Without `x_test` in the file a part is
         held out. `y_train = "none"` is for data without classes.
       classes: names for the labels 0, 1, ...; empty for the distinct labels in order.
@@ -66,7 +66,7 @@ class Arrays:
         path = locate(self.path)
         if path is None:
             raise DataError(f"there is no file {self.path!r} here or in $FEDPEFT_DATA")
-        every = _read(path)
+        every = read_arrays(path)
         names = ["train", "test"] if self.x_test in every else ["train"]
         sides = [self._inputs_of(side, every, path) for side in names]
         classes: tuple[str, ...] = ()
@@ -124,25 +124,15 @@ class Arrays:
         )
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                raise DataError(
-                    f"{path} holds a single array; save inputs and labels together with numpy.savez"
-                )
-            return {key: loaded[key] for key in loaded.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as .npz without unpickling: {error}") from None
-
-
 def _array(every: Mapping[str, Any], key: str, path: Path) -> Any:
     if key not in every:
         raise DataError(
             f"{path}: {unknown('array', key, every)} Set data.x_train, data.y_train and so on"
         )
-    return every[key]
+    found = every[key]
+    if not found.ndim:
+        raise DataError(f"{path}: array {key!r} is a single value, and examples are its rows")
+    return found
 
 
 def _numbers_of(x: Any, name: str, path: Path, floats: Any = np.float32) -> torch.Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from fedpeft.core.types import Examples, Table
-from fedpeft.data.splits import some
+from fedpeft.data.splits import check_subset, some
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,7 @@ class Digits:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if self.subset < 0:
-            raise ValueError(f"subset is a number of pictures, 0 for all, got {self.subset}")
+        check_subset(self.subset, "pictures")
 
     def load(self) -> Examples:
         from sklearn.datasets import load_digits

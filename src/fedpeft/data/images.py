@@ -15,7 +15,7 @@ from fedpeft.data.depth import Window, check_window
 from fedpeft.data.folders import find_examples, find_sides
 from fedpeft.data.pictures import Pictures, pair_tables
 from fedpeft.data.slices import check_slices_apart, find_unfit, spread_slices
-from fedpeft.data.splits import check_fraction, hold_out, some
+from fedpeft.data.splits import check_fraction, check_subset, hold_out, some
 from fedpeft.data.volumes import MIDDLE, Slice, check_slice
 from fedpeft.errors import DataError, say_count
 from fedpeft.registry import unwritten
@@ -67,8 +67,7 @@ class Images:
         check_window(self.window)
         check_slice(self.slice)
         check_fraction(self.test_fraction)
-        if self.subset < 0:
-            raise ValueError(f"subset is a number of pictures, 0 for all, got {self.subset}")
+        check_subset(self.subset, "pictures")
 
     def check_plan(self, plan: Any) -> None:
         """Raises PlanError where slices of one file could be trained on and held out."""

@@ -16,7 +16,7 @@ from fedpeft.data.folders import is_of_the_system, is_picture
 from fedpeft.data.metadata import split_of
 from fedpeft.data.pictures import Pictures, pair_tables
 from fedpeft.data.slices import leave_out_unfit_volumes
-from fedpeft.data.splits import check_fraction, hold_out, some
+from fedpeft.data.splits import check_fraction, check_subset, hold_out, some
 from fedpeft.errors import DataError, say_count
 from fedpeft.storage.locate import locate
 
@@ -59,8 +59,7 @@ class PicturesWithMasks:
     def __post_init__(self) -> None:
         check_window(self.window)
         check_fraction(self.test_fraction)
-        if self.subset < 0:
-            raise ValueError(f"subset is a number of pictures, 0 for all, got {self.subset}")
+        check_subset(self.subset, "pictures")
 
     def load(self) -> Examples:
         root = locate(self.path)

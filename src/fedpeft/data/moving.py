@@ -8,7 +8,7 @@ from torch import Tensor
 from fedpeft.core.seeds import generator
 from fedpeft.core.types import Examples, Table
 from fedpeft.data.digits import Digits
-from fedpeft.data.splits import some
+from fedpeft.data.splits import check_subset, some
 
 STEPS = {"right": 1, "left": -1, "right fast": 3, "left fast": -3}
 """Pixels a frame, by class."""
@@ -39,8 +39,7 @@ class MovingDigits:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if self.subset < 0:
-            raise ValueError(f"subset is a number of clips, 0 for all, got {self.subset}")
+        check_subset(self.subset, "clips")
 
     def load(self) -> Examples:
         digits = Digits().load()

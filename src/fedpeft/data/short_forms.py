@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from fedpeft.data.array_files import ENDINGS
 from fedpeft.data.folders import is_of_the_system, is_picture
 from fedpeft.data.reading import BUILDERS
 from fedpeft.errors import PlanError, unknown
@@ -19,8 +20,8 @@ def source(text: str, known: Collection[str]) -> dict[str, Any]:
     """The plan's table for `text`: a name in `known` or "module:Class" first, then what lies there,
     then the hub.
 
-    `x.npz` is arrays, a folder of pictures without tables is images, and any other place is a
-    table.
+    `x.npz` and `x.h5` are arrays, a folder of pictures without tables is images, and any other
+    place is a table.
 
     Raises:
       PlanError: it is none of these.
@@ -28,7 +29,7 @@ def source(text: str, known: Collection[str]) -> dict[str, Any]:
     if text in known or ":" in text:
         return {"name": text}
     found = locate(text)
-    if text.lower().endswith(".npz"):
+    if text.lower().endswith(ENDINGS):
         return {"name": "arrays", "path": text}
     if found is not None and found.is_dir() and _holds_pictures_only(found):
         return {"name": "images", "path": text}

@@ -60,3 +60,9 @@ def check_fraction(fraction: float) -> None:
     """Refuse a `test_fraction` that is no share, or holds out everything."""
     if not 0 <= fraction < 1:
         raise ValueError(f"test_fraction must be between 0 and 1, got {fraction}; 0 holds out none")
+
+
+def check_subset(subset: int, what: str) -> None:
+    """Refuse a `subset` below 0; `what` a source counts, in words."""
+    if subset < 0:
+        raise ValueError(f"subset is a number of {what}, 0 for all, got {subset}")

@@ -16,7 +16,7 @@ from fedpeft.data.depth import Window, check_window
 from fedpeft.data.pictures import Pictures, pair_tables
 from fedpeft.data.reading import CsvForm, read_splits
 from fedpeft.data.slices import check_slices_apart, leave_out_unfit_volumes, spread_slices
-from fedpeft.data.splits import check_fraction, hold_out, some
+from fedpeft.data.splits import check_fraction, check_subset, hold_out, some
 from fedpeft.data.volumes import MIDDLE, Slice, check_slice
 from fedpeft.errors import DataError, unknown
 from fedpeft.registry import unwritten
@@ -92,8 +92,7 @@ class HubTable:
         if self.separator is not None and len(self.separator) != 1:
             raise ValueError(f"separator is one character, got {self.separator!r}")
         check_fraction(self.test_fraction)
-        if self.subset < 0:
-            raise ValueError(f"subset is a number of examples, 0 for all, got {self.subset}")
+        check_subset(self.subset, "examples")
         self._conditions()
 
     def check_plan(self, plan: Any) -> None:

@@ -12,7 +12,7 @@ from fedpeft.core.types import Examples, Table
 from fedpeft.data.class_folders import number_files, tell_folder
 from fedpeft.data.clips import VIDEOS, UnreadableClip, VideoClip, read_clip
 from fedpeft.data.folders import find_examples, find_sides
-from fedpeft.data.splits import check_fraction, hold_out, some
+from fedpeft.data.splits import check_fraction, check_subset, hold_out, some
 from fedpeft.errors import DataError, say_count
 from fedpeft.storage.locate import locate
 
@@ -46,8 +46,7 @@ class Videos:
 
     def __post_init__(self) -> None:
         check_fraction(self.test_fraction)
-        if self.subset < 0:
-            raise ValueError(f"subset is a number of videos, 0 for all, got {self.subset}")
+        check_subset(self.subset, "videos")
 
     def load(self) -> Examples:
         root = locate(self.path)

@@ -27,6 +27,8 @@ ROOM = 1 << 16  # bytes without which nothing can be written
 POLL = 0.3  # seconds between two looks at the folder
 # Seconds between two questions to the SuperLink, each a process with two seconds of work.
 ASK = 30.0
+# Seconds after which a command of Flower's is taken to hang; a busy machine needs ten of them.
+LONGEST = 120.0
 WAITS = 3  # answers that the run is pending until that is told
 PENDING = (
     "the SuperLink has not begun the run for %g s: others may come first, "
@@ -210,13 +212,20 @@ def _flwr(*words: str | Path) -> dict[str, Any]:
     command = str(beside) if beside.exists() else which("flwr")
     if command is None:
         raise RunError(f"Flower's command `flwr` is not there: {explain_install('flower')}")
-    made = subprocess.run(
-        [command, *map(str, words), "--format", "json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    try:
+        made = subprocess.run(
+            [command, *map(str, words), "--format", "json"],
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            timeout=LONGEST,
+        )
+    except subprocess.TimeoutExpired:
+        raise RunError(
+            f"`flwr {words[0]}` gave no answer for {LONGEST:g} s: see whether the SuperLink is "
+            "there, and try again"
+        ) from None
     try:
         answer = json.loads(made.stdout)
     except ValueError:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedpeft.compute.device_memory import available
 from fedpeft.compute.trainable import is_statistic
 from fedpeft.core.outputs import Outputs
-from fedpeft.core.seeds import generator
+from fedpeft.core.seeds import generator, seed_torch
 from fedpeft.core.tensors import move_to
 from fedpeft.core.types import Batch
 from fedpeft.errors import FedpeftError, PlanError
@@ -19,6 +20,8 @@ from fedpeft.plan.models import build_model
 from fedpeft.plan.plan import Plan
 
 META, CPU = "meta", "cpu"
+MOST_OF_MEMORY = 0.25
+"""The share of the free memory that a model with numbers may take in a forecast."""
 SPREAD = 0.02
 """The standard deviation of the numbers that stand in for what is trained."""
 
@@ -30,10 +33,12 @@ class Blueprint:
     Attributes:
       weights: whether the names were compared with those of the base's weights; without weights,
         layers that its checkpoint lacks are taken to be there.
+      looks: whether a batch does not go through shapes alone, since the model looks at values.
     """
 
     model: nn.Module
     weights: bool
+    looks: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,27 +103,63 @@ class MetaPlan:
 def draw_blueprint(plan: Plan, classes: Sequence[str]) -> Blueprint:
     """The plan's model on the meta device, its weights compared by name if they are here.
 
-    A quantized base is drawn as it was before: the names of what is trained are the same.
+    A quantized base is drawn as it was before: the names of what is trained are the same. A model
+    that looks at values is drawn with numbers first, where memory has room for them.
 
     Raises:
       PlanError: the model cannot be made of its configuration, or the method does not fit it.
     """
-    task = plan.unquantized.task
     for weights in (True, False):
-        meta = MetaPlan(MetaTask(task, weights), MetaMethod(plan.method), plan.local, plan.seed)
         try:
-            return Blueprint(build_model(meta, classes), weights)
-        except FedpeftError:
-            if not weights:
-                raise
+            return Blueprint(build_model(_meta_plan(plan, weights, META), classes), weights)
         except Exception as error:  # what libraries raise of a device without numbers
-            if not weights:
-                words = (str(error).strip().splitlines() or ["no reason given"])[0]
-                raise PlanError(
-                    f"the model cannot be drawn without its numbers: {words} "
-                    f"({type(error).__name__})"
-                ) from error
-    raise AssertionError("the second try returns or raises")
+            first = error
+    if not _has_room(plan, classes):
+        raise _as_plan_error(first) from first
+    try:
+        real, here = draw_with_numbers(plan, classes)
+    except FedpeftError:
+        raise
+    except Exception:  # numbers are not what was missing
+        raise _as_plan_error(first) from first
+    return Blueprint(real.to(META), here, looks=True)
+
+
+def _has_room(plan: Plan, classes: Sequence[str]) -> bool:
+    """Whether the free memory has room for the weights of the base, which the device meta draws."""
+    try:
+        model = MetaTask(plan.unquantized.task, False).build(classes, False)
+    except Exception:  # what was raised before says more
+        return False
+    size = sum(x.numel() * x.element_size() for x in model.parameters())
+    return size <= MOST_OF_MEMORY * available("cpu")
+
+
+def _as_plan_error(error: Exception) -> FedpeftError:
+    if isinstance(error, FedpeftError):
+        return error
+    words = (str(error).strip().splitlines() or ["no reason given"])[0]
+    return PlanError(
+        f"the model cannot be drawn without its numbers: {words} ({type(error).__name__})"
+    )
+
+
+def draw_with_numbers(plan: Plan, classes: Sequence[str]) -> tuple[nn.Module, bool]:
+    """The plan's model with weights, and whether they are the base's own, or random.
+
+    Raises:
+      PlanError: see `draw_blueprint`.
+    """
+    try:
+        return plan.model(classes), True
+    except FedpeftError:
+        with seed_torch(plan.seed):
+            return build_model(_meta_plan(plan, False, CPU), classes), False
+
+
+def _meta_plan(plan: Plan, weights: bool, device: str) -> MetaPlan:
+    task = MetaTask(plan.unquantized.task, weights, device)
+    return MetaPlan(task, MetaMethod(plan.method, device), plan.local, plan.seed)
 
 
 def fill_trained(model: nn.Module, names: Sequence[str], seed: int) -> nn.Module:

@@ -61,12 +61,15 @@ class Training:
         return self.step_flop * self.round_steps
 
 
-def cost_training(holdings: Holdings, model: nn.Module, params: Tensors) -> Training:
+def cost_training(
+    holdings: Holdings, model: nn.Module, params: Tensors, device: str = META
+) -> Training:
     """The cost of a step and of an evaluation.
 
     Args:
-      model: on the meta device except for what is trained.
+      model: on the meta device except for what is trained, or on the CPU with numbers.
       params: what is trained, with numbers.
+      device: where the model is.
     """
     plan, data = holdings.plan, holdings.data
     client = typical(data, data.clients)
@@ -76,13 +79,15 @@ def cost_training(holdings: Holdings, model: nn.Module, params: Tensors) -> Trai
         client, plan.local.steps_for(data.size(client)), cohort * sum(steps) / len(steps)
     )
     try:
-        return _with_costs(known, holdings, model, params)
+        return _with_costs(known, holdings, model, params, device)
     except Exception as error:  # what a model or a part raises of tensors without numbers
         words = (str(error).strip().splitlines() or ["no reason given"])[0]
         return replace(known, error=f"{type(error).__name__}: {words}")
 
 
-def _with_costs(known: Training, holdings: Holdings, model: nn.Module, params: Tensors) -> Training:
+def _with_costs(
+    known: Training, holdings: Holdings, model: nn.Module, params: Tensors, device: str
+) -> Training:
     plan, data = holdings.plan, holdings.data
     context = _context(plan, data, known)
     shared = {
@@ -93,14 +98,14 @@ def _with_costs(known: Training, holdings: Holdings, model: nn.Module, params: T
     start = {**params, **shared}
     batches = list(islice(plan.local.batches(data, start, context), LOOKED_AT))
     objective = Objective(model, plan.task)
-    meta = move_to(start, META)
+    begun = move_to(start, device)
     model.train()
     with Live():
-        carry = plan.local.begin(meta, {}, context)
+        carry = plan.local.begin(begun, {}, context)
     private = plan.local.event is not None
 
     def step(batch: Batch) -> Cost:
-        moved = move_to(batch, META)
+        moved = move_to(batch, device)
         return cost_of(lambda: plan.local.step(carry, moved, objective), fused=not private)
 
     costs = [step(batch) for batch in batches]
@@ -110,7 +115,7 @@ def _with_costs(known: Training, holdings: Holdings, model: nn.Module, params: T
         step_flop=sum(cost.flop for cost in costs) // len(costs),
         step_peak=costs[largest].peak,
         batch=len(batches[largest]["mask"]),
-        evaluation=_evaluation(plan, data, model, move_to(params, META)),
+        evaluation=_evaluation(plan, data, model, move_to(params, device)),
     )
 
 
@@ -134,7 +139,7 @@ def _evaluation(plan: Plan, data: Data, model: nn.Module, params: Tensors) -> Co
         first = next(batches, None)
     if first is None:
         return Cost(0, 0)
-    moved = move_to(first, META)
+    moved = move_to(first, str(next(iter(params.values())).device))
     one = cost_of(lambda: evaluate(plan.task, model, params, [moved]))
     rows = len(first["mask"]) + sum(len(batch["mask"]) for batch in batches)
     return Cost(one.flop * ceil(rows / len(first["mask"])), making.peak + one.peak)

@@ -3,16 +3,11 @@
 from torch import nn
 
 from fedpeft.compute.device_memory import available
-from fedpeft.core.seeds import seed_torch
 from fedpeft.errors import FedpeftError, PlanError
-from fedpeft.forecasts.blueprint import CPU, MetaMethod, MetaPlan, MetaTask
+from fedpeft.forecasts.blueprint import MOST_OF_MEMORY, draw_with_numbers
 from fedpeft.forecasts.costs import weight_bytes
 from fedpeft.forecasts.rehearsal import Traffic, rehearse
 from fedpeft.forecasts.stand_in import Holdings, stand_in_site
-from fedpeft.plan.models import build_model
-
-MOST_OF_MEMORY = 0.25
-"""The share of the free memory that a rehearsal with weights may take."""
 
 
 def rehearse_anyhow(
@@ -35,7 +30,7 @@ def rehearse_anyhow(
             f"({size:,} bytes) are too large for a rehearsal here ({free:,} bytes are free): plan "
             "on a machine with more memory"
         ) from first
-    real, here = _with_weights(holdings)
+    real, here = draw_with_numbers(holdings.plan, holdings.classes)
     try:
         found = rehearse(stand_in_site(holdings, real), seconds)
     except FedpeftError:
@@ -44,18 +39,6 @@ def rehearse_anyhow(
         raise PlanError(f"the plan's conversation fails: {_words(error)}") from error
     whose = "its weights" if here else "random weights"
     return found, [f"parts of this plan compute with the model: it was rehearsed with {whose}"]
-
-
-def _with_weights(holdings: Holdings) -> tuple[nn.Module, bool]:
-    """The model with numbers, and whether they are the base's own."""
-    plan, classes = holdings.plan, holdings.classes
-    try:
-        return plan.model(classes), True
-    except FedpeftError:
-        task = MetaTask(plan.unquantized.task, False, CPU)
-        drawn = MetaPlan(task, MetaMethod(plan.method, CPU), plan.local, plan.seed)
-        with seed_torch(plan.seed):
-            return build_model(drawn, classes), False
 
 
 def _words(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedpeft.compute.held_out import tells_classes
 from fedpeft.core.interfaces import Data
 from fedpeft.core.types import Batch, ClientId, Division, Examples
 from fedpeft.data.client_data import EVALUATION_BATCH, Partitioned, lengths, set_apart
@@ -17,7 +18,6 @@ from fedpeft.errors import DataError, FedpeftError, PlanError
 from fedpeft.plan.calibration import calibrate_noise
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.site import Site, threads
-from fedpeft.tasks.language import LanguageTask
 
 PER_TOKEN = ("input_ids", "attention_mask", "labels")
 """The columns of a text that grow with its length."""
@@ -159,12 +159,12 @@ def _numbered(plan: Plan) -> tuple[ClientId, ...]:
 
 
 def _known_classes(plan: Plan) -> tuple[str, ...]:
-    """Classes by the base's own configuration, where a plan without data names none.
+    """No classes, where a plan without data names none and its task needs none.
 
     Raises:
       PlanError: the task has classes, and nothing says which.
     """
-    if not isinstance(plan.task, LanguageTask):  # which has no classes
+    if tells_classes(plan.task):
         raise PlanError(
             "without the examples a plan must name its classes, on which the head's size depends: "
             '--set classes=["cat","dog"]'

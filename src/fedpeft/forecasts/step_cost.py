@@ -1,8 +1,9 @@
 """What a step costs, told without taking it: operations and live memory, on the meta device."""
 
+import os
 import weakref
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,23 @@ _VALUES = frozenset(
     ]
 )
 """What asks a tensor for its value; in inference mode it comes as it was called."""
+_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
+"""By which `transformers` leaves out checks of values, such as that a text has a place for each
+number of its picture: shapes alone would always fail them."""
 _FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+@contextmanager
+def _values_unchecked() -> Iterator[None]:
+    """`transformers` takes values as they come inside, and checks them again outside."""
+    before = os.environ.get(_CHECKS)
+    os.environ[_CHECKS] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_CHECKS)
+        if before is not None:
+            os.environ[_CHECKS] = before
 
 
 class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -40,6 +57,17 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._held: set[int] = set()
+        self._outside: list[Any] = []
+
+    def __enter__(self) -> Any:
+        unchecked = _values_unchecked()
+        unchecked.__enter__()
+        self._outside.append(unchecked)
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        self._outside.pop().__exit__(None, None, None)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

@@ -37,6 +37,9 @@ WARPED_FROM = 384
 """Pixels a side from which ConvNeXt's processor, and timm's rule behind it, cuts nothing off."""
 LEVIT = 256 / 224
 """LeViT's processor enlarges by this before it cuts; none of its attributes says so."""
+NARROW = 16
+"""How many times the shorter side the longer one may be; what lies beyond is cut off before a
+picture is enlarged, since only its middle is seen, and a line of pixels would fill the memory."""
 FAR = 0.1
 """Deviations of a channel by which a model's own processor may differ from what is made here, in
 the mean over the pixels of a picture of noise, before the log tells it."""
@@ -92,8 +95,19 @@ class ImageInput:
             return int(tall * height / width), tall
         return tall, int(tall * width / height)
 
+    def reach(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """The part of a picture of a size that is enlarged: its left, upper, right and lower
+        end."""
+        most = NARROW * min(height, width) if self.keeps_shape else max(height, width)
+        tall, wide = min(height, most), min(width, most)
+        left, top = (width - wide) // 2, (height - tall) // 2
+        return left, top, left + wide, top + tall
+
     def fit(self, picture: Any) -> Any:
         """The same of a PIL picture. Where there is nothing to cut out of, there is black."""
+        part = self.reach(picture.height, picture.width)
+        if part != (0, 0, picture.width, picture.height):
+            picture = picture.crop(part)
         tall, wide = self.enlarged(picture.height, picture.width)
         if (tall, wide) != (picture.height, picture.width):
             picture = picture.resize((wide, tall), self.resample)
@@ -105,6 +119,8 @@ class ImageInput:
     def fit_tensor(self, x: Tensor) -> Tensor:
         """The same of pictures in [0, 1], shape (n, channels, height, width), which stay on their
         device. Filters that torch lacks are replaced by the bicubic one."""
+        left, top, right, below = self.reach(*x.shape[-2:])
+        x = x[..., top:below, left:right]
         size = self.enlarged(*x.shape[-2:])
         if size != tuple(x.shape[-2:]):
             how = TORCH_FILTERS.get(self.resample, TORCH_FILTERS[BICUBIC])
