@@ -1,6 +1,7 @@
 """An owner's own data: all of them are trained on, read as the owner says, and that is told."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,16 @@ import numpy as np
 import pytest
 import torch
 from contributions import own_data as points
+from PIL import Image
 from running import fedpeft
 
 from fedpeft.data.arrays import Arrays
 from fedpeft.data.images import Images
+from fedpeft.data.masks import PicturesWithMasks
+from fedpeft.data.series import Series
+from fedpeft.data.short_forms import source
+from fedpeft.data.table import HubTable
+from fedpeft.data.videos import Videos
 from fedpeft.errors import DataError, PlanError
 from fedpeft.evaluation.client_accuracy import client_accuracy
 from fedpeft.evaluation.measure import held_out
@@ -130,3 +137,38 @@ def test_a_run_without_held_out_examples_measures_nothing(tmp_path: Path) -> Non
     assert held_out(site, state, Nowhere()) == {}
     assert client_accuracy(site, state, Nowhere()) is None
     assert torch.isfinite(state.params["weight"]).all()
+
+
+def test_a_source_without_a_short_form_reads_what_its_owners_have(tmp_path: Path) -> None:
+    """A table of series is a table by its name, and a folder of videos by its lack of pictures."""
+    series = Series("the-servers.csv", context=4, horizon=2)
+    (tmp_path / "mine.csv").write_text("time,load\n")
+    assert OwnData(str(tmp_path / "mine.csv")).source(series) == replace(
+        series, path=str(tmp_path / "mine.csv"), test_fraction=0.0
+    )
+    clips = tmp_path / "clips"
+    (clips / "falls").mkdir(parents=True)
+    (clips / "falls" / "1.mp4").touch()
+    assert type(OwnData(str(clips)).source(Videos("theirs"))) is Videos
+    (clips / "metadata.csv").write_text("file_name,label\n")
+    assert type(OwnData(str(clips)).source(Videos("theirs"))) is HubTable
+
+
+@pytest.mark.parametrize("pictures", [".", "images"])
+def test_an_owner_has_masks_beside_its_pictures(pictures: str, tmp_path: Path) -> None:
+    for k in range(3):
+        for place in (pictures, "masks"):
+            (tmp_path / "mine" / place).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (4, 4), k).save(tmp_path / "mine" / place / f"{k}.png")
+    theirs = PicturesWithMasks("theirs", window="minmax")
+    found = OwnData(str(tmp_path / "mine")).source(theirs)
+    assert found == replace(theirs, path=str(tmp_path / "mine"), test_fraction=0.0)
+    assert len(found.load().train) == 3
+    assert source(str(tmp_path / "mine"), [])["name"] == "masks"
+
+
+def test_a_class_may_be_called_masks(tmp_path: Path) -> None:
+    for place in ("masks", "hats"):
+        (tmp_path / "worn" / place).mkdir(parents=True)
+        Image.new("L", (4, 4)).save(tmp_path / "worn" / place / "1.png")
+    assert source(str(tmp_path / "worn"), [])["name"] == "images"

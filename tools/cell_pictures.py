@@ -1,4 +1,4 @@
-"""Blood cells of three owners, as pictures with masks and as DICOM files, and a small SegFormer with
+"""Blood cells of three owners, as pictures with masks and as DICOM files, and a SegFormer with
 random weights.
 
     python -m tools.cell_pictures FOLDER --data ../shared/data

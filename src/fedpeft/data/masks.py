@@ -87,6 +87,11 @@ class PicturesWithMasks:
         return Examples(*pair_tables(first, second, self.window), (), dict(left_out))
 
 
+def holds_masks(root: Path) -> bool:
+    """Whether there is a picture with a mask of its name in a folder or below."""
+    return bool(_find_pairs(root, Counter()))
+
+
 def _divided(pairs: Pairs, root: Path, left_out: Counter[str]) -> tuple[Pairs, Pairs]:
     """What is trained on and what is held out, as the folders are called."""
     splits: dict[str, Pairs] = {"train": [], "validation": [], "test": []}

@@ -8,10 +8,14 @@ from typing import Any
 
 from fedpeft.data.array_files import ENDINGS
 from fedpeft.data.folders import is_of_the_system, is_picture
+from fedpeft.data.masks import holds_masks
 from fedpeft.data.reading import BUILDERS
 from fedpeft.errors import PlanError, unknown
 from fedpeft.storage.locate import locate
 
+FORMS = ("arrays", "images", "masks", "table")
+"""The sources that a short form may stand for, which read the same examples from places of several
+kinds."""
 NOTES = (".", "dataset_", "state.")
 """What the names of files about a dataset begin with."""
 
@@ -20,8 +24,8 @@ def source(text: str, known: Collection[str]) -> dict[str, Any]:
     """The plan's table for `text`: a name in `known` or "module:Class" first, then what lies there,
     then the hub.
 
-    `x.npz` and `x.h5` are arrays, a folder of pictures without tables is images, and any other
-    place is a table.
+    `x.npz` and `x.h5` are arrays, a folder of pictures without tables is images, or masks where
+    there are some of their names in folders called so, and any other place is a table.
 
     Raises:
       PlanError: it is none of these.
@@ -32,7 +36,7 @@ def source(text: str, known: Collection[str]) -> dict[str, Any]:
     if text.lower().endswith(ENDINGS):
         return {"name": "arrays", "path": text}
     if found is not None and found.is_dir() and _holds_pictures_only(found):
-        return {"name": "images", "path": text}
+        return {"name": "masks" if holds_masks(found) else "images", "path": text}
     if found is not None or "/" in text:
         return {"name": "table", "path": text}
     raise PlanError(

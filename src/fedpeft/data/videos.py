@@ -12,6 +12,7 @@ from fedpeft.core.types import Examples, Table
 from fedpeft.data.class_folders import number_files, tell_folder
 from fedpeft.data.clips import VIDEOS, UnreadableClip, VideoClip, read_clip
 from fedpeft.data.folders import find_examples, find_sides
+from fedpeft.data.metadata import find_metadata
 from fedpeft.data.splits import check_fraction, check_subset, hold_out, some
 from fedpeft.errors import DataError, say_count
 from fedpeft.storage.locate import locate
@@ -47,6 +48,10 @@ class Videos:
     def __post_init__(self) -> None:
         check_fraction(self.test_fraction)
         check_subset(self.subset, "videos")
+
+    def reads(self, place: Path) -> bool:
+        """Whether a place is a folder of folders, and no table of videos."""
+        return place.is_dir() and not find_metadata(place)
 
     def load(self) -> Examples:
         root = locate(self.path)

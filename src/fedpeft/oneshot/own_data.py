@@ -1,12 +1,13 @@
 """An owner's own data: read as the plan reads its own, except for what the owner says of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from fedpeft.core.types import Examples
 from fedpeft.data.class_order import in_order
-from fedpeft.data.short_forms import source
+from fedpeft.data.short_forms import FORMS, source
 from fedpeft.errors import DataError, PlanError
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import set_key
@@ -38,7 +39,8 @@ class OwnData:
 
     def source(self, own: Any) -> Any:
         """The source of the data: the plan's, `own`, at another path where it reads such a thing,
-        else the usual one for it.
+        else the usual one for it. A source that no short form stands for, such as `series`, reads
+        any place unless its `reads` says otherwise.
 
         Nobody is measured on what a part of an owner's data would be held out for, so none is,
         unless the owner's settings say so. What lies there as a test split is not trained on.
@@ -47,14 +49,12 @@ class OwnData:
           DataError: nothing is there.
           PlanError: a setting is none of the source's keys, or out of range.
         """
-        if locate(self.path) is None:
+        place = locate(self.path)
+        if place is None:
             raise DataError(f"there is no file or folder {self.path!r} here or in $FEDPEFT_DATA")
         usual = build("data", source(self.path, names("data")))
-        keys = {f.name for f in fields(usual)}
-        found = usual
-        if type(own) is type(usual) and "path" in keys:
-            found = replace(own, path=self.path)
-        if "test_fraction" in keys:
+        found = replace(own, path=self.path) if _fits(own, usual, place) else usual
+        if "test_fraction" in _keys(found):
             found = replace(found, test_fraction=0.0)
         if not self.settings:
             return found
@@ -71,6 +71,18 @@ class OwnData:
         """
         own = replace(plan, data=self.source(plan.data))
         return in_order(own.examples(), plan.classes, self.path)
+
+
+def _keys(source: Any) -> set[str]:
+    return {f.name for f in fields(source)}
+
+
+def _fits(own: Any, usual: Any, place: Path) -> bool:
+    """Whether a plan's source reads what lies at a place."""
+    if "path" not in _keys(own):
+        return False
+    reads: Callable[[Path], bool] = getattr(own, "reads", lambda place: True)
+    return type(own) is type(usual) or (describe("data", own)["name"] not in FORMS and reads(place))
 
 
 def own_data(path: str, settings: Sequence[str]) -> OwnData:
