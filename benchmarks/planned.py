@@ -36,6 +36,7 @@ class Work:
 
 
 SHORT = ("rounds=2", "cohort=4", "engine=inprocess")
+BRIEF = ("rounds=2", "evaluate_every=2", "engine=inprocess")
 PLAN = "plans/"
 WORKS = (
     Work("digits-lora", "", SHORT),
@@ -63,6 +64,12 @@ WORKS = (
         f"{PLAN}cifar100-vit-tiny.toml",
         ("rounds=1", "cohort=2", "data.subset=320", "engine=inprocess"),
     ),
+    # $FEDPEFT_DATA must have what tools.cell_pictures, spoken_digits and diabetes_table write
+    Work("cells-segmentation", f"{PLAN}cells-segmentation.toml", (*BRIEF, "data.subset=200")),
+    Work("cells-dicom", f"{PLAN}cells-dicom.toml", (*BRIEF, "data.subset=120")),
+    Work("spoken-digits-lora", f"{PLAN}spoken-digits.toml", (*BRIEF, "method=lora")),
+    Work("emoji-llava", f"{PLAN}emoji-llava.toml", (*BRIEF, "cohort=2", "data.subset=200")),
+    Work("diabetes-regression", f"{PLAN}diabetes-regression.toml", BRIEF),
 )
 FIELDS = (
     *("plan", "engine", "rounds", "down_planned", "down_measured", "up_planned", "up_measured"),

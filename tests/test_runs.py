@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from cells import line as kept_line
 from rich.console import Console
 from running import SMALL, run
 
 from fedpeft import Folder, InProcess, Plan, federate, open_site, read_plan, start
-from fedpeft.cli.progress import summary_table, warnings
+from fedpeft.cli.progress import show_rounds, summary_table, warnings
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import State
 from fedpeft.evaluation.measure import full_payloads, measure
@@ -24,6 +25,7 @@ from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.folder import RunFolder, create, read_rounds, reopen
 from fedpeft.runs.measured import ended_worse
+from fedpeft.runs.record import RoundRecord
 from fedpeft.runs.summary import summarize
 
 
@@ -314,3 +316,32 @@ def test_clients_are_measured_one_by_one(plan: Plan, site: Site, undisturbed: Ru
     each = [measure(site, state.params, client)["accuracy"] for client in site.data.clients]
     found = over_clients(site, state, Folder(undisturbed.clients))["accuracy"]
     assert found == {"mean": pytest.approx(sum(each) / 6), "worst_tenth": min(each)}
+
+
+def test_a_round_that_was_not_measured_names_the_metric_of_those_that_were() -> None:
+    measured = kept_line(2, 0.5, 100, None, None)
+    records = [
+        RoundRecord(**{**measured, "round": at, "held_out": held})
+        for at, held in ((1, None), (2, {"loss": 0.5, "mae": 42.0}), (3, None))
+    ]
+    console = Console(width=120)
+    with console.capture() as shown:
+        show_rounds(console, 3, records)
+    assert [text.split("  ")[1] for text in shown.get().splitlines()] == [
+        "held out    -",
+        "mae 42.0000",
+        "mae    -",
+    ]
+
+
+def test_the_table_has_all_that_was_measured_beside_the_accuracy(
+    plan: Plan, site: Site, undisturbed: RunFolder
+) -> None:
+    held = {"accuracy": 0.9, "loss": 0.3, "wer": 0.05}
+    summary = {**summarize(undisturbed, site), "accuracy_last": 0.9, "held_out_last": held}
+    console = Console(width=120)
+    with console.capture() as shown:
+        console.print(summary_table(summary))
+    rows = [text.split() for text in shown.get().splitlines()]
+    assert ["held-out", "wer,", "last", "0.0500"] in rows
+    assert not [row for row in rows if row[:2] == ["held-out", "loss,"]]

@@ -147,20 +147,24 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
 
 def _results(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """How well the model does on held-out examples, and what it gives away at most."""
+    named: tuple[str, ...] = ()
     if summary["accuracy_last"] is not None:
-        best = f"accuracy, best (round {summary['best_round']})"
-        begun = summary.get("start") or {"round": 1, "metrics": {}}
-        if not begun["round"] and begun["metrics"].get("accuracy") is not None:
-            yield "accuracy, before the first round", f"{begun['metrics']['accuracy']:.4f}"
-        yield "accuracy, last", f"{summary['accuracy_last']:.4f}"
-        yield best, f"{summary['accuracy_best']:.4f}"
-    told = ("accuracy", "loss") if summary["accuracy_last"] is not None else ()
+        yield from _accuracies(summary)
+        named = "accuracy", "loss"
     for name, value in (summary.get("held_out_last") or {}).items():
-        if name not in told:
+        if name not in named:
             yield f"held-out {name}, last", _number(value)
     if privacy := summary.get("privacy"):
         at = f" at δ = {privacy['delta']:g}" if privacy["delta"] else ""
         yield f"ε for one {privacy['unit']}{at}", _epsilon(privacy)
+
+
+def _accuracies(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    begun = summary.get("start") or {"round": 1, "metrics": {}}
+    if not begun["round"] and begun["metrics"].get("accuracy") is not None:
+        yield "accuracy, before the first round", f"{begun['metrics']['accuracy']:.4f}"
+    yield "accuracy, last", f"{summary['accuracy_last']:.4f}"
+    yield f"accuracy, best (round {summary['best_round']})", f"{summary['accuracy_best']:.4f}"
 
 
 Cost: TypeAlias = tuple[str, float | None, float | None, Callable[[float], str]]
