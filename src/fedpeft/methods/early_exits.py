@@ -100,8 +100,9 @@ class EarlyExits:
     own, with equal weight, and measured as e.g. "accuracy at block 3"; the last exit is the model.
 
     routing = [{ name = "depths", depths = [3, 6, 9, 12] }] lets a client hold the blocks up to an
-    exit of its own, and heads = "own" is a head for each exit. heads = "recurrent" is ReeFL's: one
-    transformer layer and one head for all exits, which read the class tokens of all blocks so far.
+    exit of its own. With heads = "own" each exit has a head. With heads = "recurrent" there is
+    ReeFL's: one transformer layer and one head for all exits, which read the class tokens of all
+    blocks so far.
     With `modulate` what that layer makes of a block's class token goes on to the next block. Where
     the blocks are frozen, modulate = false lets the class tokens of an example be computed once.
 
