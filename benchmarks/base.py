@@ -33,7 +33,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.overhead import machine, pairs
+from benchmarks.machine import machine
+from benchmarks.overhead import pairs
 from benchmarks.work import CLASSES, Noise, TinyViT, Tokens
 from fedpeft import InProcess, Plan, federate, open_site, start
 from fedpeft.compute.frozen_linear import BASE_DTYPES, prepare_frozen

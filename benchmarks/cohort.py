@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.overhead import machine
+from benchmarks.machine import machine
 from benchmarks.work import LinearHead, Noise, TinyViT
 from fedpeft import InProcess, Plan, federate, open_site, start
 from fedpeft.engines.vectorized.engine import Cohort

@@ -299,7 +299,7 @@ def main() -> None:
         result = endured(root, chosen.rounds, chosen.nodes, chosen.share, chosen.seed)
     print(json.dumps(result, indent=2))
     if chosen.out:
-        from benchmarks.overhead import machine
+        from benchmarks.machine import machine
 
         path = chosen.out / "endurance.json"
         path.write_text(json.dumps({**result, "machine": machine(1)}, indent=2) + "\n")

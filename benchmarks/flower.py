@@ -196,7 +196,7 @@ def main() -> None:
             results["payload"] = payload(Path(inside) / "payload", chosen.bytes)
             print(json.dumps(results["payload"]), flush=True)
     if chosen.out:
-        from benchmarks.overhead import machine
+        from benchmarks.machine import machine
 
         path = chosen.out / "flower.json"
         before = json.loads(path.read_text()) if path.exists() else {}

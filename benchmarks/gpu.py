@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import cohort
-from benchmarks.overhead import machine
+from benchmarks.machine import machine
 from benchmarks.racing.models import vit
 from benchmarks.work import Noise, TinyViT, Tokens
 from fedpeft import Plan, open_site

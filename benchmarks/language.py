@@ -35,7 +35,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.overhead import machine, peak, resident
+from benchmarks.machine import machine
+from benchmarks.overhead import peak, resident
 from fedpeft import InProcess, Plan, Site, federate, open_site, read_plan, start
 from fedpeft.compute.device_memory import measure_activations
 from fedpeft.compute.frozen_linear import prepare_half

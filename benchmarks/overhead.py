@@ -24,13 +24,13 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.machine import machine
 from benchmarks.work import LinearHead, Noise, TinyViT, bare_round
 from fedpeft import InProcess, Plan, federate, open_site, start
 from fedpeft.local.descent import Descent
@@ -165,24 +165,6 @@ def peak() -> int:
         return int(marks[0].split()[1]) * 1024
     scale = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """What the figures were measured on."""
-    names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": len(names) or None,
-        "threads": threads,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "peft", "fedpeft")},
-    }
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 BENCHMARKS = {"few": few, "many": many, "memory": memory}

@@ -5,6 +5,10 @@
     python -m benchmarks.race --out benchmarks/results       # race.json, race.md and race.svg
     python -m benchmarks.race --list                         # what W1 to W6 are
 
+A record says which processor it is of, and how fast that multiplies: ratios differ between units of
+256 and 512 bits. A record that is there is written over only by one of a quiet machine, before and
+after; `--anyway` writes it all the same, and says what was not quiet.
+
 Racers of W1 to W3 (`--engines`): `loop`, the PyTorch loop without any federation; `fedpeft` in its
 ways; `flower`, its simulation on Ray; `pfl`, Apple's; `trainer`, a script with a Hugging Face
 `Trainer` for each client. Each is a process of its own and has all processors: threads of one
@@ -23,20 +27,21 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGTERM, signal
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.overhead import machine
+from benchmarks.machine import machine, measure_products, measure_quiet, say_noise
 from benchmarks.racing import telling
 from benchmarks.racing.others import OTHERS
 from benchmarks.racing.running import Racer, difference
 from benchmarks.racing.venvs import processors
 from benchmarks.racing.works import WORKS, Work, lay_out
 
+RECORD = "race.json"
 ENGINES = ("loop", "fedpeft", "flower", "pfl", "trainer")
 
 
@@ -113,6 +118,14 @@ def summary(running: dict[str, Racer], folder: Path) -> dict[str, Any]:
     return found
 
 
+def check_quiet(out: Path | None, anyway: bool, quiet: Mapping[str, float] | None = None) -> None:
+    """End with what to do where a record would be written over on a machine with other work."""
+    if anyway or out is None or not (out / RECORD).exists():
+        return
+    if reason := say_noise(quiet or measure_quiet()):
+        sys.exit(f"{out / RECORD} stays as it is: {reason}. Wait, or add --anyway")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -126,6 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--json", action="store_true", help="print the results as JSON, not as a table"
     )
     parser.add_argument("--out", type=Path, help="a folder for race.json, race.md and race.svg")
+    parser.add_argument(
+        "--anyway", action="store_true", help="write over a record on a machine with other work too"
+    )
     parser.add_argument("--list", action="store_true", help="say what the works are, and run none")
     args = parser.parse_args(arguments)
     if args.list:
@@ -135,17 +151,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n".join(f"{name}  {told[name]}" for name in args.only))
         return
     signal(SIGTERM, lambda *_: sys.exit(1))  # so that the racers are ended too
-    results: dict[str, Any] = {"machine": {**machine(processors()), "engines": args.engines}}
+    check_quiet(args.out, args.anyway)
+    results: dict[str, Any] = {
+        "machine": {**machine(processors()), "engines": args.engines},
+        "products": measure_products(processors()),
+        "quiet": {"before": measure_quiet()},
+    }
     for name in args.only:
         if name in WORKS:
             results[name] = race(name, WORKS[name], args.engines, args.repeats)
         else:
             print(f"{name}: {OTHERS[name].told} ...", flush=True, file=sys.stderr)
             results[name] = OTHERS[name].run()
+    # The load before is that of others; after it, it is the race's own.
+    results["quiet"]["after"] = {"load": 0.0, "spread": measure_quiet()["spread"]}
     print(json.dumps(results, indent=2) if args.json else telling.table(results))
     if args.out:
+        check_quiet(args.out, args.anyway, results["quiet"]["after"])
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "race.json").write_text(json.dumps(results, indent=2) + "\n")
+        (args.out / RECORD).write_text(json.dumps(results, indent=2) + "\n")
         (args.out / "race.md").write_text(telling.table(results))
         telling.plot(results, args.out / "race.svg")
 

@@ -29,7 +29,8 @@ from typing import Any
 import torch
 
 from benchmarks.gpu import Pictures
-from benchmarks.overhead import machine, peak, resident
+from benchmarks.machine import machine
+from benchmarks.overhead import peak, resident
 from benchmarks.work import CLASSES
 from fedpeft import InProcess, Plan, federate, open_site, start
 from fedpeft.algorithms.fedavg import average

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.overhead import machine
+from benchmarks.machine import machine
 from benchmarks.racing.works import VARIANTS, WORKS
 from fedpeft import Plan, open_site
 from fedpeft.compute.objective import Objective

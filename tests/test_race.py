@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from benchmarks import gpu, scale
+from benchmarks.machine import machine, measure_products, say_noise
+from benchmarks.race import check_quiet, race
 from benchmarks.race import main as race_main
-from benchmarks.race import race
 from benchmarks.racing import telling
 from benchmarks.racing.works import SMALL
 
@@ -54,6 +55,31 @@ def test_the_list_says_what_each_work_is(capsys: pytest.CaptureFixture[str]) -> 
         "W5",
         "W6",
     ]
+
+
+QUIET = {"load": 0.0, "spread": 0.0}
+
+
+def test_a_record_says_where_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.machine.SIDE", 64)
+    told, products = machine(1), measure_products(1)
+    assert told["cpu"] and told["cores"] and isinstance(told["instructions"], list)
+    assert products["plain"]["1 threads"] >= 0
+    results = {"machine": told, "products": products, "quiet": {"before": QUIET}}
+    text = telling.table(results)
+    assert "Products, plain: " in text and "Quiet, before: load of a core 0" in text
+
+
+def test_a_record_stays_where_the_machine_is_not_quiet(tmp_path: Path) -> None:
+    loud, uneven = {**QUIET, "load": 0.9}, {**QUIET, "spread": 0.5}
+    assert not say_noise(QUIET) and "load each core" in say_noise(loud)
+    check_quiet(tmp_path, False, loud)  # nothing is there to be written over
+    (tmp_path / "race.json").touch()
+    check_quiet(tmp_path, False, QUIET)
+    check_quiet(tmp_path, True, loud)
+    for noise in (loud, uneven):
+        with pytest.raises(SystemExit, match=r"stays as it is: .*add --anyway"):
+            check_quiet(tmp_path, False, noise)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which this would measure")

@@ -1,9 +1,11 @@
 """The results of a race as a table in Markdown and as a picture."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+ABOUT = ("machine", "products", "quiet")
+"""Of a race's results what is of no work."""
 HEAD = """| {name} | s a round | least to most | of the loop | first round after | MB | difference |
 |---|---|---|---|---|---|---|
 """
@@ -13,9 +15,9 @@ def table(results: Mapping[str, Any]) -> str:
     """One table for each work, below the machine that it was done on."""
     machine = results["machine"]
     said = [f"{key} {value}" for key, value in machine.items() if key not in ("cpu", "engines")]
-    parts = [f"{machine['cpu']}: {', '.join(said)}\n"]
+    parts = [f"{machine['cpu']}: {', '.join(said)}\n", *_speeds(results)]
     for name, found in results.items():
-        if name == "machine":
+        if name in ABOUT:
             continue
         rows = [f"| {key} | {value} |" for key, value in found.items() if key != "what"]
         if "racers" in found:
@@ -30,6 +32,15 @@ def table(results: Mapping[str, Any]) -> str:
         )
         parts.append(f"{name}: {found['what']}\n\n{head}" + "\n".join(rows) + f"\n{chose}{absent}")
     return "\n".join(parts)
+
+
+def _speeds(results: Mapping[str, Any]) -> Iterator[str]:
+    """How fast the processor multiplies, and how quiet it was."""
+    for kind, rates in results.get("products", {}).items():
+        told = ", ".join(f"{rate} on {threads}" for threads, rate in rates.items())
+        yield f"Products, {kind}: {told} (10^9 operations a second).\n"
+    for when, quiet in results.get("quiet", {}).items():
+        yield f"Quiet, {when}: load of a core {quiet['load']}, spread {quiet['spread']}.\n"
 
 
 def _row(racer: str, row: Mapping[str, Any]) -> str:
@@ -48,6 +59,7 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     values = [
         {"work": name, "racer": racer, "ratio": row["of_loop"]}
         for name, found in results.items()
+        if name not in ABOUT
         for racer, row in found.get("racers", {}).items()
         if "of_loop" in row
     ]
