@@ -26,6 +26,7 @@ SETTINGS = {
     "topk, sign": {"name": "topk", "values": "sign"},
     "ternary, all": {"name": "ternary", "threshold": 0.0},
     "ternary, but vectors": {"name": "ternary", "spares_vectors": True},
+    "ternary, but a and b": {"name": "ternary", "keeps": ["a", "b.*"]},
 }
 """Codecs with other settings than their own, to which the same laws apply."""
 every = pytest.mark.parametrize("name", [*sorted(names("codec")), *SETTINGS])

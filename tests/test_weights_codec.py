@@ -60,6 +60,9 @@ def test_vectors_may_be_spared() -> None:
     assert all(torch.equal(got[name], x[name]) for name in ("bias", "norm", "n"))
     assert equal(codec.decode(codec.encode(got)), got)
     assert list(codec.decode(codec.encode({"bias": x["bias"]}))) == ["bias"]
+    kept = build("codec", {"name": "ternary", "keeps": ["w"]})
+    got = kept.decode(kept.encode(x))
+    assert torch.equal(got["w"], x["w"]) and got["bias"].tolist() == pytest.approx([0.3, 0])
 
 
 def updates(site: Site, plan: Plan) -> tuple[Tensors, dict[str, Tensors], State]:

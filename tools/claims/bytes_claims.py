@@ -35,7 +35,7 @@ OTHERS = {
     "ef21-random-10": "head, random 10 %, EF21",
     "ternary-weights": "head, ternary weights",
     "ternary-weights-fttq": "head, ternary weights, FTTQ",
-    "ternary-weights-fttq-latent": "head, ternary weights of latent FTTQ",
+    "lora-ternary-weights-fttq-head-exact": "LoRA, ternary weights, FTTQ, head as it is",
     "centralised-head": "centralised, head, dense",
     "local-only-head": "local only, head",
 }

@@ -18,6 +18,8 @@ ROWS = {
     "ten-steps-nesterov-0.7-0.9": "ten steps, Nesterov 0.7, 0.9",
     "one-round-mean": "one round, the mean",
     "one-round-fisher": "one round, Fisher",
+    "overlap-mean": "overlap, the mean",
+    "overlap-compensated": "overlap, compensated",
 }
 PRIVATE = {"head": "the head", "lora": "LoRA", "head-then-lora": "the head, then LoRA"}
 

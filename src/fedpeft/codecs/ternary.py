@@ -14,6 +14,7 @@ from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Coding
 from fedpeft.core.tensors import Layout
 from fedpeft.core.types import Tensors
+from fedpeft.core.views import meets
 from fedpeft.errors import WireError
 from fedpeft.wire.frames import Body, cut, decode_tensors, encode_tensors, join, kinds
 
@@ -33,6 +34,8 @@ class Ternary:
         0.07, its server 0.05, with which nearly all entries are in S.
       spares_vectors: whether tensors of fewer than two dimensions, as biases and norms, travel as
         they are. So do T-FedAvg's.
+      keeps: patterns of names, as of file names, of tensors that travel as they are too, e.g.
+        ["classifier.*"]: T-FedAvg keeps the first and the last layer.
 
     Raises:
       ValueError: `threshold` is not in [0, 1).
@@ -40,6 +43,7 @@ class Ternary:
 
     threshold: float = 0.7
     spares_vectors: bool = False
+    keeps: tuple[str, ...] = ()
     offers: ClassVar[frozenset[Fact]] = frozenset({Fact.LOSSY, Fact.LENGTH_TELLS})
 
     def __post_init__(self) -> None:
@@ -52,7 +56,7 @@ class Ternary:
         floats = {
             name: x.detach().reshape(-1).cpu()
             for name, x in tensors.items()
-            if self._is_rounded(x.dtype, x.shape)
+            if self._is_rounded(name, x.dtype, x.shape)
         }
         inside = {name: self._inside(name, x) for name, x in floats.items()}
         scales = {name: mean_magnitude(name, x[inside[name]]) for name, x in floats.items()}
@@ -62,8 +66,10 @@ class Ternary:
         bits = (pack_bits(torch.cat(each)) for each in (marks, signs) if each)
         return encode_tensors([], tensors, join(scales.values()) + b"".join(bits) + rest)
 
-    def _is_rounded(self, dtype: torch.dtype, shape: Sequence[int]) -> bool:
-        return dtype.is_floating_point and (len(shape) >= 2 or not self.spares_vectors)
+    def _is_rounded(self, name: str, dtype: torch.dtype, shape: Sequence[int]) -> bool:
+        if not dtype.is_floating_point or (self.keeps and meets(name, [self.keeps])):
+            return False
+        return len(shape) >= 2 or not self.spares_vectors
 
     def _inside(self, name: str, x: Tensor) -> Tensor:
         """Which entries are in S."""
@@ -75,7 +81,7 @@ class Ternary:
         """Raises WireError on anything that `encode` cannot have made."""
         shapes, _, body = decode_tensors(blob)
         pairs = zip(shapes, kinds(shapes), strict=True)
-        rounded = [self._is_rounded(dtype, shape) for (_, shape, _), (_, dtype) in pairs]
+        rounded = [self._is_rounded(name, dtype, shape) for (name, shape, _), (_, dtype) in pairs]
         counts = [count for (count, _), one in zip(kinds(shapes), rounded, strict=True) if one]
         start = 4 * len(counts)
         end = start + bytes_for(sum(counts))
