@@ -18,6 +18,7 @@ from fedpeft.registry import build, describe, find, names, settings_of
 EVERY = [(kind, name) for kind in sorted(CATALOGUE) for name in sorted(names(kind))]
 PARTS = [(kind, name) for kind, name in EVERY if kind != "engine"]
 NEEDED: dict[tuple[str, str], dict[str, Any]] = {
+    ("algorithm", "fedmfs"): {"groups": {"picture": ("vision.*",), "text": ("text.*",)}},
     ("algorithm", "transfer_components"): {"targets": ["here"]},
     ("data", "arrays"): {"path": "some.npz"},
     ("data", "images"): {"path": "some/folder"},
@@ -27,10 +28,12 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("data", "table"): {"path": "some/table"},
     ("data", "videos"): {"path": "some/folder"},
     ("local", "trainer"): {"trainer": "own_trainers:make"},
+    ("method", "early_exits"): {"exits": (2, 4)},
     ("partition", "column"): {"column": "writer"},
     ("partition", "redrawn"): {"subset": 100},
     ("partition", "lists"): {"clients": {"here": (0, 1), "there": (2,)}},
     ("routing", "annealed"): {"start": 4, "to": 2, "warm": 1, "until": 3},
+    ("routing", "depths"): {"depths": (2, 4)},
     ("routing", "drawn"): {"pattern": "*.layers.{}.attention.*", "groups": 3},
     ("routing", "personal"): {"patterns": ["classifier.*"]},
     ("routing", "ranks"): {"ranks": [2, 4]},
