@@ -13,6 +13,7 @@ from running import PLAN, fedpeft
 from fedpeft import read_plan
 from fedpeft.catalogue import CATALOGUE
 from fedpeft.cli.app import app
+from fedpeft.cli.options import resolve
 from fedpeft.cli.part_keys import keys_of, read_source
 from fedpeft.core.units import duration, say_epsilon, size
 from fedpeft.registry import import_target, names
@@ -129,6 +130,20 @@ def test_the_plan_without_a_plan(tmp_path: Path) -> None:
     chosen = read_plan(fedpeft("show").stdout)
     assert (chosen.name, chosen.cohort, chosen.partition.clients) == ("digits", 8, 32)  # type: ignore[attr-defined]
     assert json.loads(fedpeft("partition", "--json").stdout)["clients"] == 32
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ([], "digits"),
+        (["data.subset=90"], "digits"),
+        (["data=tests"], "tests"),
+        (['data={name="images",path="x"}'], "run"),
+        (["data=tests", "name=mine"], "mine"),
+    ],
+)
+def test_the_plan_without_a_plan_is_called_as_its_data(settings: list[str], name: str) -> None:
+    assert resolve(None, settings).name == name
 
 
 def test_partition_draws_the_division_that_a_run_has(plan: Path, done: Path) -> None:

@@ -1,5 +1,7 @@
 """Options that several commands share, and the plan that they add up to."""
 
+import re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,8 +10,6 @@ import click
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from fedpeft.plan.plan import Plan
     from fedpeft.registry import Code
 
@@ -71,7 +71,7 @@ Debug = Annotated[
 
 
 def check_owner(
-    data: str | None, name: str | None, client: int | None, settings: "Sequence[str]" = ()
+    data: str | None, name: str | None, client: int | None, settings: Sequence[str] = ()
 ) -> None:
     """Either an owner's data and its name are given, or a client of the plan's partition.
 
@@ -113,4 +113,17 @@ def resolve(
 
     default = files("fedpeft") / "assets" / "plans" / f"{own}.toml"
     spec = default.read_text(encoding="utf-8") if plan is None else plan
-    return read_plan(spec, settings or (), OWN if code is None else code)
+    given = list(settings or ())
+    if plan is None and (name := _name_of_data(given)):
+        given = [f"name={name}", *given]
+    return read_plan(spec, given, OWN if code is None else code)
+
+
+def _name_of_data(settings: Sequence[str]) -> str:
+    """A name for a run of the package's own plan on other data; empty where it keeps its own."""
+    pairs = dict(one.partition("=")[::2] for one in settings)
+    other = pairs.get("data", pairs.get("data.path", ""))
+    if not other or "name" in pairs:
+        return ""
+    stem = Path(other.strip("\"'")).stem
+    return stem if re.fullmatch(r"\w[\w.-]{0,40}", stem) else "run"

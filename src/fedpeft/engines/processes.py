@@ -8,9 +8,9 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from logging import getLogger
+from logging import ERROR, getLogger
 from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -63,10 +63,24 @@ def make_answerer(plan: Plan, device: str, store: Store) -> Callable[[Job], Repl
     """A worker; where it cannot be made, what says why to each job, since a death would only tell a
     number."""
     try:
-        return Worker(open_site(plan, device), store)
+        with _told_already():
+            site = open_site(plan, device)
+        return Worker(site, store)
     except Exception as error:  # parts that users write may raise anything
         reason = f"its worker process could not start: {reason_of(error)}"
         return lambda job: Failure(job.client, reason)
+
+
+@contextmanager
+def _told_already() -> Iterator[None]:
+    """What is said of data and model when they are opened, the first process has said."""
+    log = getLogger("fedpeft")
+    before = log.level
+    log.setLevel(ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _beat(beat: Any) -> None:
