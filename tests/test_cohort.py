@@ -104,6 +104,7 @@ def points() -> Site:
 
 
 SPARSE = {n for n in names("codec") if Fact.SPARSE in offered_by(build("codec", n))}
+UPWARD = SPARSE | {n for n in names("codec") if getattr(build("codec", n), "reads_sent", False)}
 FOLLOWS = {n for n in names("codec") if getattr(build("codec", n), "follows", False)}
 SCAFFOLD: dict[str, Any] = {"local": {"correction": "scaffold"}}
 LOCALS: dict[str, dict[str, Any]] = {
@@ -117,7 +118,7 @@ LOCALS: dict[str, dict[str, Any]] = {
     "linear": {"local": {"schedule": "linear", "optimizer": "adamw"}},
     "clip": {"local": {"clip_norm": 0.1}},
     **{f"uplink {name}": {"uplink": name} for name in names("codec") if name not in FOLLOWS},
-    **{f"downlink {name}": {"downlink": name} for name in names("codec") if name not in SPARSE},
+    **{f"downlink {name}": {"downlink": name} for name in names("codec") if name not in UPWARD},
     **{
         name: {**staged(name), "uplink": "dense" if name in PRIVATE else "topk"}
         for name in names("stage")

@@ -71,7 +71,8 @@ def test_every_method_together_is_one_after_another(
         "rounds": 2,
         "cohort": 3,
     }
-    plan = read_plan({**settings, "method": method})
+    own = {"early_exits": {"exits": [1, 2]}}.get(method, {})
+    plan = read_plan({**settings, "method": {"name": method, **own}})
     engine, pairs = both(open_site(plan), plan, tmp_path)
     assert not engine.alone
     whole = []

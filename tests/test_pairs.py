@@ -35,11 +35,18 @@ UNFIT = {
     "partition": {"column", "lists", "redrawn"},
     # These change what clients were sent last, and go down alone.
     "uplink": {n for n in names("codec") if getattr(build("codec", n), "follows", False)},
-    # These drop parameters.
-    "downlink": {n for n in names("codec") if Fact.SPARSE in offered_by(build("codec", n))},
+    # These drop parameters, or are of a change to what was sent.
+    "downlink": {
+        name
+        for name in names("codec")
+        for part in [build("codec", name)]
+        if Fact.SPARSE in offered_by(part) or getattr(part, "reads_sent", False)
+    },
 }
 
 
+NEEDED: dict[str, dict[str, Any]] = {"early_exits": {"exits": [2, 4]}}
+"""What a method cannot do without."""
 PLAIN = {"server": "average", "correction": "none", "stage": "", "aggregator": "mean"}
 """What takes the place of parts that clash with others."""
 
@@ -47,7 +54,7 @@ PLAIN = {"server": "average", "correction": "none", "stage": "", "aggregator": "
 def sample(count: int) -> Iterator[dict[str, str]]:
     """`count` draws of one part of each kind that fit together, every part of every kind at least
     once in a long enough sample."""
-    rng = generator(33, "pairs")
+    rng = generator(43, "pairs")
     known = {key: sorted(set(names(kind)) - UNFIT.get(key, set())) for key, kind in KINDS.items()}
     orders = {
         key: torch.randperm(len(parts), generator=rng).tolist() for key, parts in known.items()
@@ -80,7 +87,7 @@ def fitting(chosen: dict[str, str]) -> Iterator[dict[str, str]]:
 def spec_of(chosen: dict[str, str]) -> dict[str, Any]:
     """A plan of the chosen parts."""
     return {
-        "method": chosen["method"],
+        "method": {"name": chosen["method"], **NEEDED.get(chosen["method"], {})},
         "aggregator": chosen["aggregator"],
         "server": chosen["server"],
         "uplink": chosen["uplink"],

@@ -98,7 +98,8 @@ def test_a_personal_tensor_that_diverges_is_a_named_failure(points: Site, tmp_pa
 @pytest.mark.parametrize("codec", sorted(names("codec")))
 def test_nothing_travels_through_every_codec(points: Site, tmp_path: Path, codec: str) -> None:
     part = build("codec", codec)
-    downlink = "dense" if Fact.SPARSE in offered_by(part) else codec
+    upward = Fact.SPARSE in offered_by(part) or getattr(part, "reads_sent", False)
+    downlink = "dense" if upward else codec
     uplink = "dense" if getattr(part, "follows", False) else codec
     plan = points_plan(rounds=2, uplink=uplink, downlink=downlink, **LOCAL_ONLY)
     assert all(

@@ -51,7 +51,9 @@ def bundle_plan(
     allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
-    """Pack a plan, its base model and all packages for a site without a network.
+    """Pack all for a site without a network.
+
+    A plan, its base model and all packages go into one folder.
 
     The folder DIR is for the Python version and the kind of machine that this command runs on.
     There `sh install.sh` makes an environment of it.

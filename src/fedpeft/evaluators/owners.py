@@ -49,9 +49,9 @@ class OwnerEvaluation:
     answers_with: ClassVar[Mapping[str, Any]] = {PHASE: {"name": "dense", "deflate": True}}
     reveals: ClassVar[frozenset[str]] = frozenset(
         {
-            "sums of the task's metrics over the held-out examples here; where these have classes, "
-            "how many are of each, which classes the model takes them for and, if the plan's "
-            "metrics need it, how many of its scores are how high"
+            "how many held-out examples there are here; sums of the task's metrics over "
+            "them; where they have classes, how many are of each, which classes the model takes "
+            "them for and, if the plan's metrics need it, how many of its scores are how high"
         }
     )
     forbids: ClassVar[Mapping[Fact, str]] = {
