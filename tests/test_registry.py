@@ -31,6 +31,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("partition", "redrawn"): {"subset": 100},
     ("partition", "lists"): {"clients": {"here": (0, 1), "there": (2,)}},
     ("routing", "annealed"): {"start": 4, "to": 2, "warm": 1, "until": 3},
+    ("routing", "depths"): {"depths": [3, 6]},
     ("routing", "drawn"): {"pattern": "*.layers.{}.attention.*", "groups": 3},
     ("routing", "personal"): {"patterns": ["classifier.*"]},
     ("routing", "ranks"): {"ranks": [2, 4]},
