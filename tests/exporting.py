@@ -36,7 +36,7 @@ SMALL: dict[str, Any] = {
 }
 RESIZED = {"name": "image-classification", "size": 16}
 # "prefix" is for models of texts, and runs of the others are not exported.
-LEFT_OUT = ("dual_adapter", "perfix", "prefix", "random_features")
+LEFT_OUT = ("dual_adapter", "early_exits", "perfix", "prefix", "random_features")
 CASES: dict[str, Mapping[str, Any]] = {
     **{name: {"method": name} for name in CATALOGUE["method"] if name not in LEFT_OUT},
     "adapter, shared": {"method": {"name": "adapter", "shared": True}},

@@ -288,7 +288,6 @@ def test_owners_measure_the_exits_that_they_hold() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method": {**EXITS, "exits": []}}, "exits must be numbers of blocks"),
         ({"method": {**EXITS, "exits": [2, 1]}}, "from 1 on and ascending"),
         ({"method": {**EXITS, "exits": [0]}}, "from 1 on and ascending"),
         ({"method": {**EXITS, "heads": "both"}}, "heads"),
@@ -303,6 +302,13 @@ def test_owners_measure_the_exits_that_they_hold() -> None:
 def test_plans_that_do_not_fit(changes: Any, words: str) -> None:
     with pytest.raises(PlanError, match=words):
         blocks_plan(**changes)
+
+
+def test_no_exits_are_one_after_every_block() -> None:
+    whole, listed = blocks_plan("early_exits"), blocks_plan(EXITS)
+    params = open_site(whole).params()
+    assert list(params) == list(open_site(listed).params()) and len(params) == 6
+    assert set(listed.method.logits_at) < set(whole.method.logits_at)  # type: ignore[attr-defined]
 
 
 def test_models_that_do_not_fit() -> None:

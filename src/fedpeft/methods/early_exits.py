@@ -1,7 +1,7 @@
 """Early exits: a model that tells classes after some of its blocks too, so that clients may hold as
 many blocks as they can (ReeFL; Lee et al., 2024, arXiv:2405.14791)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -25,6 +25,8 @@ from fedpeft.methods.transformer_layout import (
 from fedpeft.registry import part
 
 OWN, RECURRENT = "own", "recurrent"
+MOST = 256
+"""Blocks of a model, as far as names of exits go that a plan does not list."""
 AFTER = "score"
 """What decoders that classify call their head, which tells classes of all tokens."""
 
@@ -107,7 +109,8 @@ class EarlyExits:
     the blocks are frozen, modulate = false lets the class tokens of an example be computed once.
 
     Attributes:
-      exits: after which blocks, counted from 1, ascending. Blocks after the last one are not used.
+      exits: after which blocks, counted from 1, ascending; none for all. Blocks after the last one
+        are not used.
       inner: the method for the blocks: "head" for none, "lora", "adapter", ...
       heads: "own" or "recurrent".
       modulate: whether a recurrent layer changes what goes on between blocks.
@@ -116,19 +119,15 @@ class EarlyExits:
       ValueError: a value out of range, or exits in exits.
     """
 
-    exits: tuple[int, ...]
+    exits: tuple[int, ...] = ()
     inner: Method = part("method", "head")
     heads: str = OWN
     modulate: bool = True
     not_exported: ClassVar[str] = "its exits"
-    forbids: ClassVar[Mapping[Fact, str]] = {
-        Fact.NO_LOGITS: "early_exits makes logits of classes, and {other} {what}: leave it out for "
-        "another method",
-    }
 
     def __post_init__(self) -> None:
         ascending = sorted(set(self.exits))
-        if not self.exits or list(self.exits) != ascending or ascending[0] < 1:
+        if list(self.exits) != ascending or (ascending and ascending[0] < 1):
             raise ValueError(
                 "exits must be numbers of blocks, from 1 on and ascending, e.g. [3, 6, 9, 12]; got "
                 f"{list(self.exits)}"
@@ -157,14 +156,16 @@ class EarlyExits:
     @property
     def logits_at(self) -> tuple[str, ...]:
         """The places of further logits; the last exit's are the model's."""
-        return tuple(f"block {k}" for k in self.exits[:-1])
+        before = self.exits[:-1] if self.exits else range(1, MOST)
+        return tuple(f"block {k}" for k in before)
 
     def inject(self, model: nn.Module) -> nn.Module:
         """Raises PlanError for a model without a head to replace, or without these blocks."""
         model = self.inner.inject(model)
         name, stack = self._head(model), self._blocks(model)
+        exits = self.exits or tuple(range(1, len(stack) + 1))
         around, _, last = name.rpartition(".")
-        made = ExitHead(self._learned(model, name), self.exits[-1])
+        made = ExitHead(self._learned(model, name, exits), exits[-1])
         made = made.to(next(model.get_submodule(name).parameters()).device)
         made.exits.requires_grad_(True)
         setattr(model.get_submodule(around), last, made)
@@ -199,17 +200,17 @@ class EarlyExits:
                 f"{name_model(model)} has {len(stacks)} stacks of transformer blocks, and "
                 "early_exits is for one with one; use a ViT or BERT, or another method"
             )
-        if len(stacks[0]) < self.exits[-1]:
+        if len(stacks[0]) < max(self.exits, default=1):
             raise PlanError(
                 f"{name_model(model)} has {len(stacks[0])} blocks, and exits = {list(self.exits)} "
                 "needs more: use fewer"
             )
         return [model.get_submodule(name) for name in stacks[0]]
 
-    def _learned(self, model: nn.Module, name: str) -> nn.Module:
+    def _learned(self, model: nn.Module, name: str, exits: Sequence[int]) -> nn.Module:
         head = model.get_submodule(name)
         if self.heads == OWN:
-            return OwnHeads(head, self.exits)
+            return OwnHeads(head, exits)
         if not is_linear(head):
             raise PlanError(
                 f"the head {name!r} of {name_model(model)} is no linear layer, which a recurrent "
@@ -220,5 +221,5 @@ class EarlyExits:
                 f"{name_model(model)} has no class token before its tokens, which recurrent exits "
                 'read; use heads = "own", or a ViT'
             )
-        ree = Ree(head, features_of(head)[0], self.exits[-1])
-        return Modulating(ree, self.exits) if self.modulate else Recurrent(ree, self.exits)
+        ree = Ree(head, features_of(head)[0], exits[-1])
+        return Modulating(ree, exits) if self.modulate else Recurrent(ree, exits)

@@ -76,7 +76,7 @@ class Depths:
 
     def check_plan(self, plan: Any) -> None:
         """Raises PlanError for a depth without an exit."""
-        exits = getattr(plan.method, "exits", self.depths)
+        exits = getattr(plan.method, "exits", ()) or self.depths  # none stands for all blocks
         if wrong := sorted({*self.depths} - {*exits}):
             raise PlanError(
                 f"depths: {wrong[0]} is none of method.exits = {list(exits)}, so that a client of "
