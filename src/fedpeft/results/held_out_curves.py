@@ -109,9 +109,9 @@ def _windows(
 
 def _lines(site: Site, params: Tensors, batch: Batch) -> list[Tensor]:
     """What a model is given, what is true and what it tells, each (n, steps)."""
-    task: Any = site.task
+    task: Any = site.plan.task  # the site's may go on from features, and knows no lines
     with threads(site.plan.compute.threads):
-        ((batch, outputs),) = outputs_of(task, site.model, params, [batch])
+        ((batch, outputs),) = outputs_of(site.task, site.model, params, [batch])
         curves = task.curves(outputs, batch)
     return [curves[name].float().cpu() for name in LINES]
 
