@@ -49,6 +49,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("task", "seq2seq"): {"model": "some/folder"},
     ("task", "speech-to-text"): {"model": "some/folder"},
     ("task", "survival"): {"features": 3},
+    ("task", "time-ffm"): {"model": "some/folder"},
     ("task", "token-classification"): {"labels": ["O", "B-PER"]},
     ("task", "text-to-image"): {"model": "some/folder"},
 }

@@ -24,7 +24,10 @@ BOARDS = [
 PREFERENCE = PLANS[0].with_stem("dolly-preference-stories260k")
 TAGS = PLANS[0].with_stem("fewrel-tags-minilm")
 FEW_SHOT = PLANS[0].with_stem("fewrel-few-shot-minilm")
-SERIES = PLANS[0].with_stem("victoria-demand-linear")
+SERIES = [
+    PLANS[0].with_stem(name)
+    for name in ("victoria-demand-linear", "victoria-demand-time-ffm", "airport-weather-linear")
+]
 MOVING = PLANS[0].with_stem("moving-digits")
 SURVIVAL = [PLANS[0].with_stem(f"survival-{name}") for name in ("cox", "discrete")]
 SPEECH = PLANS[0].with_stem("spoken-digits")
@@ -53,7 +56,7 @@ DIGITS = [PLANS[0].with_stem(f"digits-{name}") for name in ("dp", "client-dp", "
         TOWERS,
         TAGS,
         FEW_SHOT,
-        SERIES,
+        *SERIES,
         MOVING,
         *SURVIVAL,
         SPEECH,

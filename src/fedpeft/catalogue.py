@@ -207,6 +207,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "survival": "fedpeft.tasks.survival:Survival",
         "text-classification": "fedpeft.tasks.text_classification:TextClassification",
         "text-to-image": "fedpeft.tasks.text_to_image:TextToImage",
+        "time-ffm": "fedpeft.tasks.time_ffm:TimeFfm",
         "token-classification": "fedpeft.tasks.token_classification:TokenClassification",
         "video-classification": "fedpeft.tasks.video_classification:VideoClassification",
     },

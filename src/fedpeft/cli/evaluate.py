@@ -13,6 +13,7 @@ from fedpeft.cli.options import AllowCode, AsJson, Debug, Device, RunPath, allow
 from fedpeft.errors import say_count
 
 if TYPE_CHECKING:
+    from fedpeft.core.interfaces import Store
     from fedpeft.core.types import State
     from fedpeft.plan.plan import Plan
     from fedpeft.rounds.site import Site
@@ -58,7 +59,10 @@ MetricNames = Annotated[
 SampleCount = Annotated[
     int,
     typer.Option(
-        metavar="N", min=0, help="Also what a model makes of N held-out prompts or captions."
+        metavar="N",
+        min=0,
+        help="Also what a model makes of N held-out prompts or captions, or of N windows of each "
+        "client.",
     ),
 ]
 BenchmarkName = Annotated[
@@ -135,7 +139,7 @@ def evaluate_run(
     measured = owners.with_owners(run, plan, at_owners, metric or ())
     site, store = measured_site(run, measured, device), Folder(folder.clients)
     if sample and not draws(plan):
-        found |= _samples(folder, site, state, sample)
+        found |= _samples(folder, site, state, store, sample)
     found |= owners.measure_examples(folder, site, state, store, per_client, at_owners)
     typer.echo(json.dumps(found, indent=2) if as_json else _table(found))
 
@@ -175,13 +179,18 @@ def _pictures(
     return {"captions": [one["caption"] for one in drawn["pictures"]], "clip": drawn["clip"]}
 
 
-def _samples(folder: "RunFolder", site: "Site", state: "State", number: int) -> dict[str, Any]:
+def _samples(
+    folder: "RunFolder", site: "Site", state: "State", store: "Store", number: int
+) -> dict[str, Any]:
     """What the model says, and how near it is to the truth; also kept in the folder, for the
     report."""
+    from fedpeft.results.held_out_curves import keep_curves, tells_curves
     from fedpeft.results.rouge import mean_rouge
     from fedpeft.results.samples import are_answers, sample_answers
     from fedpeft.runs.folder import write_json
 
+    if tells_curves(site.plan):
+        return {"windows": len(keep_curves(folder, site, state, store, number)["windows"])}
     made = sample_answers(site, state, number)
     found: dict[str, Any] = {"samples": [asdict(one) for one in made]}
     if made and are_answers(site.plan.task):
@@ -215,6 +224,9 @@ def _table(found: dict[str, Any]) -> str:
         lines += [
             f"  {name:<11} {_show_value(fmean(scored[key]))}" for name, key in columns.items()
         ]
+    if "windows" in found:
+        windows = say_count(found["windows"], "windows")
+        lines.append(f"kept for `fedpeft report`: {windows}")
     lines += _written(found)
     if "benchmark" in found:
         lines += ["", *benchmarks.lines(found["benchmark"])]

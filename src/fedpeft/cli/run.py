@@ -220,7 +220,7 @@ def _report_if_finished(told: Audience, path: Path) -> bool:
 
 
 def _finish(told: Audience, folder: "RunFolder", site: "Site", workers: int) -> None:
-    from fedpeft.results.exhibit import draws, exhibit_at_end
+    from fedpeft.results.kept_examples import keep_examples
     from fedpeft.runs.execute import open_engine
     from fedpeft.runs.folder import lock_run
     from fedpeft.runs.summary import summarize
@@ -236,11 +236,10 @@ def _finish(told: Audience, folder: "RunFolder", site: "Site", workers: int) -> 
                 _show(told, folder, site, engine)
         summary = summarize(folder, site, choice, getattr(engine, "alone", ""))
         told.tracking.close(finished=True)
-        if draws(site.plan):
-            with told.console.status("drawing pictures for `fedpeft report`"):
-                failed = exhibit_at_end(folder, site.plan, site.device)
-            if failed:
-                typer.echo(f"warning: {failed}", err=True)
+        with told.console.status("keeping examples for `fedpeft report`"):
+            failed = keep_examples(folder, site)
+        if failed:
+            typer.echo(f"warning: {failed}", err=True)
     report_run(told, folder, summary)
 
 

@@ -100,6 +100,13 @@ class HasOpeningInputs(Protocol):
     def opening_inputs(self, table: Table, number: int) -> list[Tensors]: ...
 
 
+class TellsCurves(Protocol):
+    """A task whose outputs are lines over steps, as forecasts are: `curves` gives what a model is
+    `given`, what it `told`, and the `truth`, each (batch, steps), of a held-out batch."""
+
+    def curves(self, outputs: Outputs, batch: Batch) -> Tensors: ...
+
+
 class ComparesWithBase(Protocol):
     """A task whose loss compares with the model that the run starts from.
 

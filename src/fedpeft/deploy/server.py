@@ -17,7 +17,7 @@ from fedpeft.engines.flower.engine import Flower, server_app
 from fedpeft.errors import RunError, reason_of
 from fedpeft.plan.reading import read_plan
 from fedpeft.registry import OWN
-from fedpeft.results.exhibit import draws, exhibit_at_end
+from fedpeft.results.kept_examples import keep_examples
 from fedpeft.rounds.site import Site
 from fedpeft.runs.environment import environment
 from fedpeft.runs.execute import execute
@@ -84,7 +84,7 @@ def _run(folder: RunFolder, site: Site, grid: "Grid") -> None:
             "not counted"
         )
     summarize(folder, site)
-    if draws(plan) and (failed := exhibit_at_end(folder, plan)):
+    if failed := keep_examples(folder, site):
         say(failed)
 
 

@@ -15,7 +15,7 @@ from fedpeft.evaluation.measure import measure
 from fedpeft.oneshot.contribution import Contribution
 from fedpeft.oneshot.invitation import Invitation, base_fingerprint
 from fedpeft.plan.plan import Plan
-from fedpeft.results.exhibit import draws, exhibit_at_end
+from fedpeft.results.kept_examples import keep_examples
 from fedpeft.rounds.absent import absent_site, held_out_of
 from fedpeft.rounds.loop import federate, unmeasured
 from fedpeft.rounds.site import Site
@@ -79,7 +79,7 @@ def write_run(
         write_json(run.arrivals, {"arrivals": list(_arrivals(site, study, every))})
     summary = summarize(run, site)
     summary |= _updates(plan, record.clients)
-    if evaluate and draws(plan) and (words := exhibit_at_end(run, plan)):
+    if evaluate and (words := keep_examples(run, site)):
         getLogger("fedpeft").warning(words)
     return summary
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedpeft.report import rows
 from fedpeft.report.axes import PlanAxis
+from fedpeft.report.continued import continued_figures
 from fedpeft.report.drawing import (
     Figure,
     altair,
@@ -45,6 +46,7 @@ def figures(section: Section) -> list[Figure]:
     along = [(axis, rows.bars(section, axis)) for axis in section.axes if axis.told]
     return [
         _curves(section),
+        *continued_figures(section),
         _cost(section, "up", "sent"),
         _cost(section, "down", "received"),
         *(_bars(section, axis, values) for axis, values in along if values),

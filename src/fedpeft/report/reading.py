@@ -21,6 +21,7 @@ from fedpeft.report.schema import (
     Benchmarks,
     KeptArrivals,
     KeptAudit,
+    KeptCurves,
     KeptDivision,
     KeptOwners,
     KeptPictures,
@@ -61,6 +62,7 @@ class KeptRun:
     audit: KeptAudit | None = None
     arrivals: KeptArrivals | None = None
     asked_owners: KeptOwners | None = None
+    curves: KeptCurves | None = None
 
     @property
     def owners(self) -> KeptOwners | None:
@@ -204,6 +206,7 @@ def read_cell(path: Path) -> KeptRun:
             _check_or_none(KeptAudit, audit, folder.audit),
             _read_arrivals(folder),
             _check_or_none(KeptOwners, read_json(folder.owners), folder.owners),
+            _check_or_none(KeptCurves, read_json(folder.curves), folder.curves),
         )
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.filename}: {error.strerror}") from None

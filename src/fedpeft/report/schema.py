@@ -216,6 +216,35 @@ class KeptArrivals:
 
 
 @dataclass(frozen=True)
+class KeptWindow:
+    """Steps that a model was given, the steps that followed, and what the base model and the run's
+    say of these; None where a value was not finite. It is number `place` of the `of` windows that
+    its client holds out; the client is empty where the windows are nobody's in particular."""
+
+    client: str
+    place: int
+    of: int
+    given: Sequence[Finite | None]
+    truth: Sequence[Finite | None]
+    before: Sequence[Finite | None]
+    after: Sequence[Finite | None]
+
+    def __post_init__(self) -> None:
+        if not self.given or {len(self.before), len(self.after)} != {len(self.truth)}:
+            raise ValueError("a window has a past, and as many steps in each of its futures")
+
+
+@dataclass(frozen=True)
+class KeptCurves:
+    """curves.json, of the checkpoint after so many rounds; of how many clients some were
+    chosen."""
+
+    round: int
+    clients: int
+    windows: Sequence[KeptWindow]
+
+
+@dataclass(frozen=True)
 class Picture:
     """What is held out with a caption, and what the base model and the run's draw of it from the
     same noise."""

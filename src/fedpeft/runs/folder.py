@@ -14,6 +14,7 @@
     audit.json     what `fedpeft audit --canaries` measured of its epsilon
     arrivals.json  what `fedpeft merge --evaluate` measured after each file
     pictures.json  what a text-to-image model draws, before its tuning and after
+    curves.json    how a model goes on from held-out lines, before its tuning and after
 
 A round's line is written before its checkpoint: a kill between the two leaves one line too many,
 never one too few, and a resume takes it away.
@@ -108,6 +109,10 @@ class RunFolder:
     @property
     def pictures(self) -> Path:
         return self.path / "pictures.json"
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.json"
 
 
 def vacant(path: Path) -> None:

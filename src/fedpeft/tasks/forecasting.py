@@ -198,6 +198,10 @@ class Forecasting:
         error = outputs[PREDICTION].float() - batch["future"]
         return {"loss": error.square().mean(1), "mae": error.abs().mean(1)}
 
+    def curves(self, outputs: Outputs, batch: Batch) -> Tensors:
+        """What a report draws, on the scale of the data."""
+        return {"given": batch["past"], "truth": batch["future"], "told": outputs[PREDICTION]}
+
 
 def _check_config(config: Any, name: str) -> None:
     """Make sure that a model is a PatchTST that gives numbers and mixes no channels.
