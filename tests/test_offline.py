@@ -111,6 +111,7 @@ def test_a_model_that_cannot_go_along_is_refused(
     assert not (tmp_path / "stick").exists()
 
 
+@pytest.mark.slow  # pip begins, and finds nothing
 def test_the_command_tells_what_it_could_not_fetch(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     told = fedpeft("bundle", "-o", tmp_path / "stick", "--wheels", tmp_path / "empty")

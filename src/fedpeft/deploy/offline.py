@@ -49,6 +49,7 @@ echo "installed: $here/fedpeft --help"
 COMMAND = """\
 #!/bin/sh
 here=$(cd "$(dirname "$0")" && pwd)
+[ -x "$here/env/bin/fedpeft" ] || { echo "first say: sh $here/install.sh" >&2; exit 2; }
 FEDPEFT_DATA="$here/models" HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 exec "$here/env/bin/fedpeft" "$@"
 """
 README = """\
