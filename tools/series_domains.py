@@ -25,7 +25,7 @@ from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import open_site
 from fedpeft.storage.client_memory import Folder
 
-STEPS, ROUNDS, SEEDS = 3000, 20, (1, 42, 3407)
+STEPS, ROUNDS, SEEDS = 3000, 12, (1, 42, 3407)
 CLIENTS = ("demand", "etth1", "etth2", "weather")
 COLUMNS = ("heads", "language model", "seed", "mean", *CLIENTS)
 
