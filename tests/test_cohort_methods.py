@@ -24,6 +24,8 @@ KEYS = ("k_proj.bias", "k_proj.perfix.up.bias")
 zero."""
 
 
+FAST = ("adapter", "dora", "dual_adapter", "lora", "prompt")
+"""Methods of the normal run."""
 EPS = {"adopt": {"eps": 0.01}}
 """ADOPT divides by the first gradient, and with its usual ε by what rounding leaves of a zero."""
 
@@ -50,7 +52,7 @@ class Tiny(Classify):
 
 
 @pytest.mark.parametrize("optimizer", slow_but(["adamw"], names("optimizer")))
-@pytest.mark.parametrize("method", names("method"))
+@pytest.mark.parametrize("method", slow_but(FAST, names("method")))
 def test_every_method_together_is_one_after_another(
     method: str, optimizer: str, tmp_path: Path
 ) -> None:

@@ -49,7 +49,7 @@ SEVERAL = {
 
 
 FAST = (
-    *("plain", "plain, class means", "class means in a phase", "plain, vote", "plain, fisher"),
+    *("plain", "class means in a phase"),
     *("local_dp", "client_dp", "dp_sgd", "secure sum"),
 )
 

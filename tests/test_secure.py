@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from marks import slow_but
 from rounds import Recording, on, points_plan
 from secure_rounds import (
     BY_SIZE,
@@ -188,7 +189,7 @@ def test_every_message_is_in_the_ledger(points: Site, tmp_path: Path) -> None:
     assert ledger.up_headers == ledger.bytes_up - 6 * (keys + masked + sealed + shares)
 
 
-@pytest.mark.parametrize("engine", [Processes, Cohort])
+@pytest.mark.parametrize("engine", slow_but([Cohort], [Processes, Cohort]))
 def test_engines_end_in_the_same_parameters(points: Site, tmp_path: Path, engine: type) -> None:
     plan = secure_plan()
     site = replace(points, plan=plan)

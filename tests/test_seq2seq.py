@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from exporting import done
+from marks import slow_but
 from method_models import losses_of
 from running import fedpeft
 from text_runs import (
@@ -30,7 +31,7 @@ from fedpeft.tasks.seq2seq import MEASURED, Seq2Seq
 PAIRS = {"source": ["good film", "very very bad film", "a"], "target": ["good", "bad film", ""]}
 
 
-@pytest.fixture(scope="module", params=["t5", "bart"])
+@pytest.fixture(scope="module", params=slow_but(["t5"], ["t5", "bart"]))
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
