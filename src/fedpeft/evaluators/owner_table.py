@@ -1,6 +1,6 @@
 """What owners counted, as plain values: each owner's metrics, and those of all together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from math import isfinite, nan
@@ -16,6 +16,9 @@ from fedpeft.core.units import finite_or_none, is_less_better
 from fedpeft.metrics.confusion import Accuracy
 from fedpeft.metrics.intervals import Interval
 
+CURVES, POINTS = 6, 100
+"""Classes whose ROC curves are told, and points of one."""
+
 
 def tabulate(each: Mapping[ClientId, Counts], metrics: Sequence[Any], task: Task) -> dict[str, Any]:
     """By metric, over the owners that have held-out examples.
@@ -29,7 +32,8 @@ def tabulate(each: Mapping[ClientId, Counts], metrics: Sequence[Any], task: Task
       `metrics` has, by name, `mean` (each owner counts once), `worst_tenth` of the owners (at least
       one), `pooled` (as if all examples lay in one place) with its 95 % `interval`, and `each` and
       `intervals` by owner. A number that is not finite, or has no interval, is None. `classes` and
-      `confusion`, truth by prediction, are of all examples.
+      `confusion`, truth by prediction, are of all examples, and so is `roc` where scores were
+      counted: by class points of the share of others taken for it and of those found.
     """
     measured = {client: counts for client, counts in each.items() if counts.examples}
     found: dict[str, Any] = {
@@ -54,9 +58,27 @@ def tabulate(each: Mapping[ClientId, Counts], metrics: Sequence[Any], task: Task
             "each": finite_or_none(own),
             "intervals": _of_name(intervals, name),
         }
+    if roc := dict(_roc_curves(pooled)):
+        found["roc"] = roc
     if pooled.confusion is not None:
         found |= {"classes": list(pooled.classes), "confusion": pooled.confusion.tolist()}
     return found
+
+
+def _roc_curves(counts: Counts) -> Iterator[tuple[str, list[tuple[float, float]]]]:
+    """By class its ROC curve, of the second class alone where there are two; none where there are
+    too many classes to be drawn, or too few examples for one."""
+    named = list(zip(counts.classes, counts.curves, strict=False))
+    chosen = named[1:] if len(named) == 2 else named
+    for name, curve in chosen if len(chosen) <= CURVES else []:
+        positives, negatives = curve.positives.flip(0), curve.negatives.flip(0)
+        if not (positives.sum() and negatives.sum()):
+            continue
+        # Thresholds that nobody's score lies at add no point.
+        kept = (positives + negatives) > 0
+        shares = [(each.cumsum(0) / each.sum())[kept].tolist() for each in (negatives, positives)]
+        points = [(round(x, 4), round(y, 4)) for x, y in zip(*shares, strict=True)]
+        yield name, [(0.0, 0.0), *points[:: -(-len(points) // POINTS)], (1.0, 1.0)]
 
 
 def _of_name(every: Mapping[ClientId, Mapping[str, Interval]], name: str) -> dict[str, Interval]:

@@ -25,6 +25,7 @@ from fedpeft.report.drawing import (
     tip,
 )
 from fedpeft.report.groups import Measure, Section
+from fedpeft.report.roc import roc_figures
 from fedpeft.report.rows import Row
 
 BYTES = (
@@ -47,6 +48,7 @@ def figures(section: Section) -> list[Figure]:
     return [
         _curves(section),
         *continued_figures(section),
+        *roc_figures(section),
         _cost(section, "up", "sent"),
         _cost(section, "down", "received"),
         *(_bars(section, axis, values) for axis, values in along if values),

@@ -76,6 +76,7 @@ class KeptOwners:
     metrics: Mapping[str, KeptMetric] = field(default_factory=dict)
     classes: Sequence[str] = ()
     confusion: Sequence[Sequence[int]] = ()
+    roc: Mapping[str, Sequence[tuple[Finite, Finite]]] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
     not_asked: Mapping[str, str] = field(default_factory=dict)
 
