@@ -58,10 +58,16 @@ def tabulate(each: Mapping[ClientId, Counts], metrics: Sequence[Any], task: Task
             "each": finite_or_none(own),
             "intervals": _of_name(intervals, name),
         }
-    if roc := dict(_roc_curves(pooled)):
+    return found | _of_classes(pooled)
+
+
+def _of_classes(counts: Counts) -> dict[str, Any]:
+    """The curves and the confusion matrix of all examples, where there are such."""
+    found: dict[str, Any] = {}
+    if roc := dict(_roc_curves(counts)):
         found["roc"] = roc
-    if pooled.confusion is not None:
-        found |= {"classes": list(pooled.classes), "confusion": pooled.confusion.tolist()}
+    if counts.confusion is not None:
+        found |= {"classes": list(counts.classes), "confusion": counts.confusion.tolist()}
     return found
 
 
