@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import slow_but
 from rounds import distance, points_plan, run
 
 from fedpeft.core.interfaces import Coding, Stage
@@ -118,7 +119,9 @@ def test_with_a_lossless_codec_it_is_the_identity(codec: dict[str, object]) -> N
 
 
 @pytest.mark.parametrize("codec", sorted(names("codec")))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", slow_but([torch.bfloat16], [torch.float32, torch.bfloat16, torch.float64])
+)
 @given(seed=st.integers(0, 1000))
 def test_sent_and_waiting_are_all_that_came(codec: str, dtype: torch.dtype, seed: int) -> None:
     stage = feedback(name=codec)
