@@ -24,7 +24,7 @@ MOST_ROWS = 400
 """Of a study's file, so that people can read it and a repository can hold it."""
 STUDIES = sorted((ROOT / "studies").glob("*.toml"))
 FEW_ROWS = ("moving-small", "prototypes-small")
-"""Studies without some of the honest rows: of them no row tells how far a client comes alone."""
+"""Studies that lack a row for one head alone, or, as the prototypes, for all data in one place."""
 AXES = (
     "capability",
     "communication",
