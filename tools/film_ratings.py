@@ -23,6 +23,7 @@ from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
 from fedpeft.storage.client_memory import Folder
+from tools.cell_tables import read_table, write_table
 
 OF_A_FILM, OF_A_USER, USERS, LIKED = 20, 60, 60, 4.0
 SEEDS = (1, 42, 3407)
@@ -107,7 +108,7 @@ def run_cell(site: Site) -> dict[str, Any]:
 
 def main() -> None:
     source, file = map(Path, sys.argv[1:3])
-    rows = list(csv.DictReader(file.open(encoding="utf-8"))) if file.exists() else []
+    rows = read_table(file)
     known = {(row["variant"], row["seed"]) for row in rows}
     with TemporaryDirectory() as folder:
         ratings = Path(folder) / "ratings.csv"
@@ -117,10 +118,7 @@ def main() -> None:
             found = run_cell(open_variant(ratings, counted["films"], name, seed))
             rows.append({"variant": name, "seed": seed, **found, **counted})
             print(rows[-1], flush=True)
-            with file.open("w", encoding="utf-8", newline="") as out:
-                table = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-                table.writeheader()
-                table.writerows(rows)
+            write_table(file, COLUMNS, rows)
 
 
 if __name__ == "__main__":

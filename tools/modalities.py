@@ -9,7 +9,6 @@ federated averaging ends with, and how often each modality was sent. The file ma
 fewer rows; only those that it lacks are run.
 """
 
-import csv
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +26,7 @@ from fedpeft.evaluation.measure import measure
 from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, site_of
+from tools.cell_tables import read_table, write_table
 
 WIDTHS = {"upper": 32, "lower": 32, "noise": 64}
 """How many numbers each modality has; the one that tells nothing has the largest encoder."""
@@ -146,7 +146,7 @@ def describe_cell(
 
 def main() -> None:
     file = Path(sys.argv[1])
-    rows = list(csv.DictReader(file.open(encoding="utf-8"))) if file.exists() else []
+    rows = read_table(file)
     known = {(row["variant"], int(row["seed"])): float(row["accuracy"]) for row in rows}
     for seed in SEEDS:
         for name, changes in VARIANTS.items():
@@ -157,10 +157,7 @@ def main() -> None:
             told = describe_cell(rounds, known["all", seed] - WITHIN)
             rows.append({"variant": name, "seed": seed, **told})
             print(*rows[-1].values(), flush=True)
-            with file.open("w", encoding="utf-8", newline="") as out:
-                table = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-                table.writeheader()
-                table.writerows(rows)
+            write_table(file, COLUMNS, rows)
 
 
 if __name__ == "__main__":

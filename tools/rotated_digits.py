@@ -7,7 +7,6 @@ held-out examples, each with the model that it would take, and how many of the m
 chose at the end. The file may be there with fewer rows; only those that it lacks are run.
 """
 
-import csv
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,6 +24,7 @@ from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, site_of
 from fedpeft.storage.client_memory import Folder
+from tools.cell_tables import read_table, write_table
 
 CLIENTS = 20
 PLAN: Mapping[str, Any] = {
@@ -97,7 +97,7 @@ def run_cell(site: Site, seed: int, changes: Mapping[str, Any]) -> dict[str, Any
 
 def main() -> None:
     file = Path(sys.argv[1])
-    rows = list(csv.DictReader(file.open(encoding="utf-8"))) if file.exists() else []
+    rows = read_table(file)
     known = {(row["variant"], row["seed"]) for row in rows}
     for seed in range(1, 11):
         wanted = [name for name, (_, seeds) in VARIANTS.items() if seed <= seeds]
@@ -108,10 +108,7 @@ def main() -> None:
             row = {"variant": name, "seed": seed, **run_cell(site, seed, VARIANTS[name][0])}
             print(*row.values(), flush=True)
             rows.append(row)
-            with file.open("w", encoding="utf-8", newline="") as out:
-                table = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-                table.writeheader()
-                table.writerows(rows)
+            write_table(file, COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import open_site
 from fedpeft.storage.client_memory import Folder
+from tools.cell_tables import read_table, write_table
 
 STEPS, ROUNDS, SEEDS = 3000, 12, (1, 42, 3407)
 CLIENTS = ("demand", "etth1", "etth2", "weather")
@@ -90,7 +91,7 @@ def run_cell(settings: dict[str, Any]) -> dict[str, float]:
 
 def main() -> None:
     folder, file = map(Path, sys.argv[1:3])
-    rows = list(csv.DictReader(file.open(encoding="utf-8"))) if file.exists() else []
+    rows = read_table(file)
     known = {(row["heads"], row["language model"], row["seed"]) for row in rows}
     with TemporaryDirectory() as made:
         table = Path(made) / "domains.csv"
@@ -102,10 +103,7 @@ def main() -> None:
             cell = run_cell(settings_of(table, heads, model, seed))
             rows.append({"heads": heads, "language model": model, "seed": seed, **cell})
             print(rows[-1], flush=True)
-            with file.open("w", encoding="utf-8", newline="") as out:
-                writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            write_table(file, COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ accuracy by shift, γ of the alignment and seed. It may be there with fewer rows
 lacks are run.
 """
 
-import csv
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -28,6 +27,7 @@ from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, site_of
 from fedpeft.storage.client_memory import Nowhere
+from tools.cell_tables import read_table, write_table
 
 SEEDS, TARGET = (1, 42, 3407), "target"
 GAMMAS = {"none": 1e9, "10, as published": 10.0, "0.001": 1e-3}
@@ -95,7 +95,7 @@ def run_cell(site: Site, gamma: float) -> dict[str, Any]:
 
 def main() -> None:
     file = Path(sys.argv[1])
-    rows = list(csv.DictReader(file.open(encoding="utf-8"))) if file.exists() else []
+    rows = read_table(file)
     known = {(row["target"], row["gamma"], row["seed"]) for row in rows}
     for shift, seed in ((shift, seed) for shift in SHIFTS for seed in SEEDS):
         left = [name for name in GAMMAS if (shift, name, str(seed)) not in known]
@@ -105,10 +105,7 @@ def main() -> None:
             row = {"target": shift, "gamma": name, "seed": seed, **run_cell(site, GAMMAS[name])}
             print(row, flush=True)
             rows.append(row)
-            with file.open("w", encoding="utf-8", newline="") as out:
-                table = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-                table.writeheader()
-                table.writerows(rows)
+            write_table(file, COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the clients took part that did least and most. The file may be there with fewer 
 that it lacks are run.
 """
 
-import csv
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, open_site
+from tools.cell_tables import read_table, write_table
 
 CLIENTS, COHORT, ROUNDS, SEEDS = 20, 4, 100, (1, 42, 3407)
 # The messages of a head are small, so that at this bandwidth they take about as long as computing.
@@ -91,7 +91,7 @@ def run_cell(site: Site) -> dict[str, Any]:
 
 def main() -> None:
     file = Path(sys.argv[1])
-    rows = list(csv.DictReader(file.open(encoding="utf-8"))) if file.exists() else []
+    rows = read_table(file)
     known = {(row["variant"], row["seed"]) for row in rows}
     for seed in SEEDS:
         left = [name for name in VARIANTS if (name, str(seed)) not in known]
@@ -101,10 +101,7 @@ def main() -> None:
             row = run_cell(replace(site, plan=plan_for(name, seed)))
             rows.append({"variant": name, "seed": seed, **row})
             print(rows[-1], flush=True)
-            with file.open("w", encoding="utf-8", newline="") as out:
-                table = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-                table.writeheader()
-                table.writerows(rows)
+            write_table(file, COLUMNS, rows)
 
 
 if __name__ == "__main__":
