@@ -66,12 +66,18 @@ def test_every_study_has_three_seeds_and_the_honest_rows(file: Path) -> None:
     assert complete or any(label.startswith("head") for label in labels)
     assert any(label.startswith("local only") for label in labels)
     for cell in study.cells:
-        if any(label.startswith("centralised") for label in cell.labels.values()):
-            assert cell.plan.partition.clients == cell.plan.cohort == 1  # type: ignore[attr-defined]
-        if any(label.startswith("local only") for label in cell.labels.values()):
-            # 0: as many as the data have.
-            every = getattr(cell.plan.partition, "clients", 0) or cell.plan.cohort
-            assert cell.plan.cohort == every, "a client that never trains is no baseline"
+        check_clients_of_baseline(cell)
+
+
+def check_clients_of_baseline(cell: Cell) -> None:
+    """Centralised training has one client; alone at home, every client trains."""
+    labels = tuple(cell.labels.values())
+    if any(label.startswith("centralised") for label in labels):
+        assert cell.plan.partition.clients == cell.plan.cohort == 1  # type: ignore[attr-defined]
+    if any(label.startswith("local only") for label in labels):
+        # 0: as many as the data have.
+        every = getattr(cell.plan.partition, "clients", 0) or cell.plan.cohort
+        assert cell.plan.cohort == every, "a client that never trains is no baseline"
 
 
 @pytest.mark.slow
