@@ -19,16 +19,23 @@ class Perceptron(nn.Module):
 
     There is no normalisation: running means would differ from client to client, and those of a
     batch would let its examples change each other.
+
+    Args:
+      inputs: numbers of an example.
+      hidden: the width of each hidden layer.
+      outputs: numbers that the model gives of an example.
+      bias: whether the head adds a constant. A loss that compares examples has no gradient for it,
+        and an adaptive optimizer would make steps of rounding errors.
     """
 
-    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int) -> None:
+    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int, bias: bool = True) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for width in hidden:
             layers += [nn.Linear(inputs, width), nn.ReLU()]
             inputs = width
         self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(inputs, outputs)
+        self.head = nn.Linear(inputs, outputs, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """From (n, inputs) to (n, outputs)."""

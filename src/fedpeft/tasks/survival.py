@@ -102,7 +102,8 @@ class Survival:
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
         """Random weights in any case; classes of the data are no matter of the model's."""
-        return Perceptron(self.inputs.width, self.hidden, max(1, len(self.cuts)))
+        outputs = max(1, len(self.cuts))
+        return Perceptron(self.inputs.width, self.hidden, outputs, bias=self.loss != COX)
 
     def unfit(self, table: Table) -> Mapping[str, Sequence[int]]:
         """The examples without a time, an event or a feature that they must have.
