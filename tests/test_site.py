@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+from tools.architecture import DRAWING, draw, read_floors
 from tools.decisions_index import PAGE, page
 from tools.site_hooks import ADDED, on_page_markdown
 
@@ -27,6 +28,15 @@ def test_every_guide_is_in_the_site() -> None:
 
 def test_the_list_of_decisions_is_whole() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run python -m tools.decisions_index"
+
+
+def test_the_drawing_of_the_architecture_is_that_of_the_code() -> None:
+    floors = read_floors()
+    drawn = {package.name for floor in floors for package in floor}
+    code = ROOT / "src" / "fedpeft"
+    there = {one.parent.name for one in code.glob("*/__init__.py")}
+    assert there <= drawn and len(drawn) > 35
+    assert DRAWING.read_text(encoding="utf-8") == draw(floors), "run python -m tools.architecture"
 
 
 def test_links_out_of_the_site_are_paths() -> None:

@@ -19,7 +19,7 @@ ADDED = {
     **{path: f"notebooks/{path.stem}.md" for path in sorted((DOCS / "notebooks").glob("*.ipynb"))},
 }
 """Pages of the site that are no Markdown below docs/, by the files that they are made of."""
-SHOWN = (".md", ".png")
+SHOWN = (".md", ".png", ".svg")
 
 
 def on_files(files: Any, config: Any, **_: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The phone book: every pluggable part of fedpeft, by kind and by name.
+"""Every pluggable part of fedpeft, found by kind and by name.
 
 Adding a part is one new file and one line here. Targets are strings, resolved on first use, so this
 module imports no part and `peft` or `datasets` is not loaded by someone who does not use it. Parts

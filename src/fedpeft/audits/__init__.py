@@ -1,0 +1,1 @@
+"""Attacks on messages, and the epsilon that an attacker can show."""

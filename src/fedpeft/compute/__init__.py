@@ -1,0 +1,1 @@
+"""Models, losses and gradients, for one client or a stack of them."""

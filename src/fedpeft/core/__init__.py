@@ -1,0 +1,1 @@
+"""What all parts share: conversation, views, facts, types, tensors, seeds."""

@@ -1,0 +1,1 @@
+"""Nodes of a federation, with what their owners agreed to."""

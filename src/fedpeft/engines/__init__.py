@@ -1,0 +1,1 @@
+"""Where clients train: here, in processes, in one stack, in Flower."""

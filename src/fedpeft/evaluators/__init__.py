@@ -1,0 +1,1 @@
+"""Who measures the model after a round."""

@@ -1,0 +1,1 @@
+"""How updates meet: in the open, in a secure sum, over the air."""

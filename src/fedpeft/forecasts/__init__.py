@@ -1,0 +1,1 @@
+"""What a plan will send, compute and hold, before it runs."""

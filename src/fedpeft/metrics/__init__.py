@@ -1,0 +1,1 @@
+"""Numbers of held-out examples that were counted."""

@@ -1,0 +1,1 @@
+"""Contribution files instead of a connection, and their merge."""

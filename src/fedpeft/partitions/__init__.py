@@ -1,0 +1,1 @@
+"""How the examples of a simulation are divided among clients."""

@@ -1,0 +1,1 @@
+"""Plans: their keys, tables, phases and checks."""

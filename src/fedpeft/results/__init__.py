@@ -1,0 +1,1 @@
+"""What a finished run comes to: benchmarks, samples, pictures."""

@@ -1,0 +1,1 @@
+"""Which tensors each client receives, trains and keeps."""

@@ -1,0 +1,1 @@
+"""The server's step along the aggregated update."""

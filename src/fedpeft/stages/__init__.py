@@ -1,0 +1,1 @@
+"""Changes of one update before it leaves: noise, feedback of errors."""

@@ -1,0 +1,1 @@
+"""Files, and the memory of clients."""

@@ -1,0 +1,1 @@
+"""Studies of many cells, and sweeps that run them."""

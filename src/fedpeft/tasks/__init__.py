@@ -1,0 +1,1 @@
+"""What a model learns: examples, model, loss and metrics."""

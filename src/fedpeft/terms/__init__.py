@@ -1,0 +1,1 @@
+"""Terms that a client adds to its loss."""

@@ -1,0 +1,1 @@
+"""Where curves of a run go beside its folder."""

@@ -1,0 +1,1 @@
+"""Runs and nodes as they stand: their pages, and the server that shows these."""
