@@ -1,1 +1,1 @@
-"""Who measures the model after a round."""
+"""The places where a model is measured after a round."""

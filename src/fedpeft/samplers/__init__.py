@@ -1,1 +1,1 @@
-"""Who takes part in a round."""
+"""The choice of the clients that take part in a round."""
