@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from families import save_family
 from PIL import Image
+
+from tools.models.folders import save_family
 
 AUTO = "AutoModelForVideoClassification"
 SIZES: dict[str, dict[str, Any]] = {

@@ -1,5 +1,4 @@
-"""Models of many families in folders, made from small configurations with random weights, as a user
-would have them."""
+"""What becomes of models in folders, as users have them: other weights, other keys."""
 
 import json
 from collections.abc import Callable
@@ -7,45 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-
-from fedpeft.core.seeds import seed_torch
-from tools.models.small import config_for
-
-WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
-SPECIAL = ("[PAD]", "[UNK]", "[EOS]", "[BOS]")
-
-
-def save_family(folder: Path, family: str, auto: str = "AutoModel", **settings: Any) -> Path:
-    """A model of the family, saved by the class `auto`, with a tokenizer of eight words."""
-    import transformers
-
-    config = config_for(family, **settings)
-    config.architectures = []  # which `transformers` walks through where a family has two heads
-    with seed_torch(3):
-        getattr(transformers, auto).from_config(config).save_pretrained(folder)
-    if hasattr(config, "vocab_size"):
-        save_tokenizer(folder)
-    return folder
-
-
-def save_tokenizer(folder: Path) -> None:
-    words = Tokenizer(
-        WordLevel({word: k for k, word in enumerate((*SPECIAL, *WORDS))}, unk_token="[UNK]")
-    )
-    words.pre_tokenizer = Whitespace()
-    words.add_special_tokens(list(SPECIAL))
-    words.post_processor = TemplateProcessing(
-        single="$A [EOS]", special_tokens=[("[EOS]", SPECIAL.index("[EOS]"))]
-    )
-    words.save(str(folder / "tokenizer.json"))
-    names = dict(zip(("pad_token", "unk_token", "eos_token", "bos_token"), SPECIAL, strict=True))
-    kept = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
-    (folder / "tokenizer_config.json").write_text(json.dumps(kept))
 
 
 def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import WORDS, save_family
 from torch import Tensor
 
 from fedpeft import PlanError, RunError, read_plan
@@ -21,10 +20,13 @@ from fedpeft.runs.checkpoint import load_checkpoint, save_checkpoint
 from fedpeft.runs.execute import execute, open_engine, open_run_site
 from fedpeft.runs.folder import create
 from fedpeft.storage.client_memory import Folder
+from tools.models.folders import WORDS, save_family
 
 pytestmark = [
     # peft's own, when the lines of a card load an adapter
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    # a LayerNorm has no in and out features
+    pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),
     # the export of such an adapter unties what is tied
     pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning"),
 ]

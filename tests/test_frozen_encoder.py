@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from families import save_family
 from torch import nn
 
 from fedpeft.compute.frozen_encoder import still_encoder
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.site import open_site
+from tools.models.folders import save_family
 
 DROPOUT: dict[str, dict[str, Any]] = {
     "bert": {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3},

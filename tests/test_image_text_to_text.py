@@ -8,17 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from families import save_family
 from method_models import losses_of
 from text_runs import write_rows
 from tiny_vlm import (
     ASKED,
     EVERY,
-    SIDE,
-    SIGNS,
     changes,
     save_squares,
-    save_vlm,
     square,
     task_of,
 )
@@ -30,6 +26,8 @@ from fedpeft.core.types import Table
 from fedpeft.forecasts.forecast import forecast
 from fedpeft.tasks.image_text_to_text import ImageTextToText
 from fedpeft.tasks.picture_rows import crop_rows, model_inputs, stack_examples
+from tools.models.folders import save_family
+from tools.models.vision_language import SIDE, SIGNS, save_vlm
 
 NOT = -100
 

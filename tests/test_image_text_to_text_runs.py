@@ -11,10 +11,8 @@ from text_runs import Exported, check_processes, write_rows
 from tiny_vlm import (
     COLOURS,
     EVERY,
-    SIDE,
     changes,
     save_squares,
-    save_vlm,
     square,
     task_of,
 )
@@ -36,6 +34,7 @@ from fedpeft.rounds.site import Site
 from fedpeft.storage.files import load_tensors
 from fedpeft.tasks.image_text_to_text import ImageTextToText
 from fedpeft.tasks.picture_rows import model_inputs
+from tools.models.vision_language import SIDE, save_vlm
 
 NOT = -100
 

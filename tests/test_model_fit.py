@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import torch
 from chatting import save_chatter
-from families import change_config, change_weights, save_family
+from families import change_config, change_weights
 from torch import nn
 
 from fedpeft import read_plan
 from fedpeft.compute.first_pass import notes_on
 from fedpeft.compute.trainable import head_of, new_layers
 from fedpeft.errors import PlanError
+from tools.models.folders import save_family
 
 CLASSES = ["a", "b", "c"]
 DISTILLED: dict[str, Any] = {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 8, 8], "drop_path": 0.0}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import change_config, save_family
+from families import change_config
 from PIL import Image
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from fedpeft.errors import PlanError
 from fedpeft.export.inputs import processor as processor_of
 from fedpeft.tasks.image_classification import ImageClassification
 from fedpeft.tasks.pixels import ImageInput
+from tools.models.folders import save_family
 from tools.models.small import config_for
 
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import change_config, save_family, save_tokenizer
+from families import change_config
 from torch import nn
 
 from fedpeft import read_plan
@@ -17,6 +17,7 @@ from fedpeft.methods.targets import attention_projections, find_targets
 from fedpeft.methods.transformer_layout import mlp_outputs
 from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.text_classification import TextClassification, longest_text
+from tools.models.folders import save_family, save_tokenizer
 from tools.models.small import config_for
 
 HYBRID: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention"]}

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import save_family
 from method_models import losses_of
 from own_modules import Net
 from torch import nn
@@ -24,6 +23,7 @@ from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.image_classification import ImageClassification
 from fedpeft.tasks.module import ModuleTask
 from fedpeft.tasks.text_classification import TextClassification, tokenizer
+from tools.models.folders import save_family
 
 LABEL = torch.tensor([0, 1, 2])
 

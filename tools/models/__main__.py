@@ -6,12 +6,15 @@ python -m tools.models --only bert t5     prints the rows of some families, of t
 
 import argparse
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from tools.models.opened import KINDS, open_small
 from tools.models.trying import MAPPINGS, Outcome, small_model, try_method
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -27,14 +30,14 @@ USUAL = (
     *("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_next", "gemma2", "deepseek_v3"),
     *("mamba", "falcon_h1", "lfm2", "stablelm"),
 )
-"""The families of the page."""
+"""The families of the first three tasks; those of the others stand beside them."""
 SIGNS = {"yes": "yes", "key": "key", "no": "–", "raises": "**!**"}
 TOP = """# Families of models by methods
 
 `python -m tools.models` writes this page, here with transformers {version} and peft {peft}.
 For each family it makes a small model from a configuration with random weights, puts the method in
 with its default keys, and lets one example through it, forwards and backwards, as each run does at
-its start.
+its start. Families of image-text-to-text are those whose processors it can make too.
 
 *yes*: works with the defaults. *key*: is refused until a key of the method says where, mostly
 `target`. *–*: is refused; the reason stands below. `rslora` and `ffa` go where `lora` goes,
@@ -53,7 +56,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], metavar="FAMILY")
     only = parser.parse_args().only
     warnings.filterwarnings("ignore")
-    lines = list(_lines(only or USUAL))
+    _silence()
+    lines = list(_lines(only))
     if only:
         print("\n".join(lines))
         return
@@ -64,35 +68,57 @@ def main() -> None:
     PAGE.write_text("\n".join([top, *lines]) + "\n", encoding="utf-8")
 
 
-def _lines(only: Sequence[str]) -> Iterator[str]:
-    from transformers.models.auto import modeling_auto
+def _silence() -> None:
+    import transformers
 
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _lines(only: Sequence[str]) -> Iterator[str]:
     reasons: dict[str, list[str]] = {}
-    for kind, mapping in MAPPINGS.items():
-        families = [f for f in getattr(modeling_auto, f"{mapping}_NAMES") if f in only]
+    for kind in (*MAPPINGS, *KINDS):
         yield from (f"## {kind}", "", f"| family | {' | '.join(METHODS)} |")
         yield f"|---|{'---|' * len(METHODS)}"
         left = []
-        for family in families:
-            task = small_model(kind, family)
-            if isinstance(task, str):
-                left.append(f"{family} ({task})")
-                continue
-            found = {method: try_method(task, method) for method in METHODS}
+        for family in _families(kind, only):
+            with tempfile.TemporaryDirectory() as folder:
+                task = _open(kind, family, Path(folder))
+                if isinstance(task, str):
+                    left.append(f"{family} ({task})")
+                    continue
+                found = {method: try_method(task, method) for method in METHODS}
             yield f"| {family} | {' | '.join(SIGNS[one.sign] for one in found.values())} |"
-            _note(reasons, family, found)
+            _note(reasons, f"{kind}, {family}", found)
         yield ""
         if left:
             yield f"Not tried: {'; '.join(left)}.\n"
     yield "## Reasons\n"
-    yield from (f"- {reason} ({', '.join(where)})" for reason, where in sorted(reasons.items()))
+    yield from (f"- {reason} ({'; '.join(where)})" for reason, where in sorted(reasons.items()))
 
 
-def _note(reasons: dict[str, list[str]], family: str, found: dict[str, Outcome]) -> None:
-    """Collect why something is refused, with where."""
+def _families(kind: str, only: Sequence[str]) -> list[str]:
+    from transformers.models.auto import modeling_auto
+
+    if kind in KINDS:
+        return [family for family in KINDS[kind].families if not only or family in only]
+    known = getattr(modeling_auto, f"{MAPPINGS[kind]}_NAMES")
+    return [family for family in known if family in (only or USUAL)]
+
+
+def _open(kind: str, family: str, folder: Path) -> Any:
+    """The task of a small model, or why there is none."""
+    return open_small(kind, family, folder) if kind in KINDS else small_model(kind, family)
+
+
+def _note(reasons: dict[str, list[str]], where: str, found: dict[str, Outcome]) -> None:
+    """Collect why something is refused, with the methods that are, by task and family."""
+    refused: dict[str, list[str]] = {}
     for method, one in found.items():
         if one.sign != "yes":
-            reasons.setdefault(_general(one.reason), []).append(f"{family}: {method}")
+            refused.setdefault(_general(one.reason), []).append(method)
+    for reason, methods in refused.items():
+        reasons.setdefault(reason, []).append(f"{where}: {', '.join(methods)}")
 
 
 def _general(reason: str) -> str:

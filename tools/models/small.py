@@ -5,6 +5,7 @@ from typing import Any
 
 SIZES: Mapping[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "emb_dim"), 32),
+    "projection_size": 32,
     "embedding_size": 32,
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 2),
     **dict.fromkeys(("encoder_layers", "decoder_layers", "num_decoder_layers"), 2),

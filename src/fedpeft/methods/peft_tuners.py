@@ -96,10 +96,12 @@ def inject_tuner(
 
 @contextmanager
 def known_warnings_ignored() -> Iterator[None]:
-    """Without three warnings that `peft` causes and a user can do nothing about."""
+    """Without four warnings that `peft` causes and a user can do nothing about."""
     with catch_warnings():
         # A LayerNorm has no in and out features.
         filterwarnings("ignore", "Unsupported layer type", UserWarning)
+        # It finds out by itself that GPT-2's layers hold their weights transposed.
+        filterwarnings("ignore", "fan_in_fan_out is set to", UserWarning)
         # Peft asks transformers for it.
         filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         # A merged export gives the tuned layer a weight of its own.

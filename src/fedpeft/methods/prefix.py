@@ -56,7 +56,13 @@ class Prefix:
     def inject(self, model: nn.Module) -> nn.Module:
         from peft import get_peft_model
 
-        if "past_key_values" not in signature(model.forward).parameters:
+        taken = signature(model.forward).parameters
+        if "past_key_values" in taken and "input_ids" not in taken:
+            raise PlanError(
+                f"{name_model(model)} reads no tokens, and a prefix stands before a text's: use "
+                'method = "lora", "bias" or "adapter"'
+            )
+        if "past_key_values" not in taken:
             raise PlanError(
                 f"{name_model(model)} takes no `past_key_values`, and so no prefix: it needs a "
                 "decoder language model, "

@@ -16,6 +16,7 @@ from fedpeft.tasks import contrast
 from fedpeft.tasks.caption_rows import has_caption, has_picture, read_pixels, sides_of
 from fedpeft.tasks.loader import TOKENIZER, Loader
 from fedpeft.tasks.pixels import ImageInput, image_input
+from fedpeft.tasks.positions import check_sees_pictures
 from fedpeft.tasks.pretrained import config_of, two_tower_model
 from fedpeft.tasks.text_classification import (
     TOKENS,
@@ -116,7 +117,9 @@ class ImageText:
 
     def build(self, classes: Sequence[str], pretrained: bool = True) -> nn.Module:
         """The classes of the data, if they have some, are no matter of the model's."""
-        return two_tower_model(self.base, pretrained)
+        model = two_tower_model(self.base, pretrained)
+        check_sees_pictures(model)
+        return model
 
     def unfit(self, table: Table) -> Mapping[str, Sequence[int]]:
         """The examples without a picture, a caption or both, as `one_sided` says.
@@ -151,9 +154,12 @@ class ImageText:
                 f'a caption alone, and with one_sided = "{BY_LABEL}" these are learned by their '
                 f'labels, of which there are none: set data.label, or one_sided = "{LEAVE_OUT}"'
             )
+        tokens = self._tokens(table, told)
+        ids, counted = tokens["input_ids"][told], tokens["attention_mask"][told]
+        check_tokens(self.model, self.base, tokenizer(self.base), ids, counted)
         made = {
             "image": read_pixels(table, seen, self.input),
-            **self._tokens(table, told),
+            **tokens,
             "has_image": seen,
             "has_text": told,
         }
@@ -169,8 +175,6 @@ class ImageText:
         words = table.columns.get(self.caption, [""] * len(told))
         texts = [str(words[k]) if has else "" for k, has in enumerate(told.tolist())]
         read = read_tokens(self.base, self.max_length, texts)
-        ids, seen = read["input_ids"][told], read["attention_mask"][told]
-        check_tokens(self.model, self.base, tokenizer(self.base), ids, seen)
         if not self.fixed_length:
             return read
         more = (0, self.max_length - read["input_ids"].shape[1])

@@ -1,6 +1,7 @@
 """Let a vision transformer take pictures of another size: its position embeddings are resized as
 `transformers` does it with `interpolate_pos_encoding`, once and not in each forward."""
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from fedpeft.core.seeds import seed_torch
 from fedpeft.errors import PlanError
 from fedpeft.tasks.pixels import ImageInput, sides
 
+BY_PATCHES = "spatial_shapes"
+"""What a model is told of pictures that come as rows of patches."""
 MOST_SPECIAL = 16
 """Positions before those of the patches: of class, distillation and register tokens."""
 
@@ -25,6 +28,7 @@ def fit_size(model: nn.Module, see: ImageInput) -> None:
     Raises:
       PlanError: the model can take no other size than its own, or not this one.
     """
+    check_sees_pictures(model)
     config: Any = model.config
     seen = getattr(config, "vision_config", config)  # CLIP's keys are a level deeper
     old, new = sides(getattr(seen, "image_size", None)), (see.height, see.width)
@@ -39,6 +43,18 @@ def fit_size(model: nn.Module, see: ImageInput) -> None:
             f"{type(model).__name__} is one for pictures of {old[0]} by {old[1]} pixels, and does "
             f"not take {new[0]} by {new[1]}: {why}. Leave out task.size, or name a model whose "
             "positions can be interpolated (ViT, DeiT, BEiT, DINOv2, CLIP, SigLIP)"
+        )
+
+
+def check_sees_pictures(model: nn.Module) -> None:
+    """Raises PlanError for a model that takes rows of patches instead of pictures of one size, as
+    the NaFlex variant of SigLIP 2 does."""
+    pictures = getattr(model, "get_image_features", model.forward)
+    if BY_PATCHES in signature(pictures).parameters:
+        raise PlanError(
+            f"{type(model).__name__} takes patches of pictures of any shape, and this task gives "
+            "pictures of one size: name the variant for one size, such as "
+            "google/siglip2-base-patch16-224"
         )
 
 
