@@ -3,6 +3,7 @@ and pictures with a table beside."""
 
 import gzip
 import json
+import re
 from logging import WARNING
 from pathlib import Path
 from typing import Any
@@ -90,10 +91,29 @@ def test_na_and_null_are_text_and_only_nothing_is_missing(
     (tmp_path / "x.csv").write_text("\n".join(["text,label", *lines]) + "\n")
     with caplog.at_level(WARNING, "fedpeft"):
         assert load(tmp_path / "x.csv") == {(w, label) for w in words for label in ("yes", "NA")}
-    assert "'NA' is a label of the column 'label'" in caplog.text
+    assert "'label' that mostly stand for a missing value: 'NA'. " in caplog.text
     (tmp_path / "gap.csv").write_text('text,label\na,x\n"",y\nb,x\nc,y\n')
     with pytest.raises(DataError, match=r"1 of 2 examples .* have no 'text'"):
         load(tmp_path / "gap.csv")
+
+
+def test_labels_that_mean_missing_are_left_out_by_what_the_log_proposes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [f"t{k},{label}" for k, label in enumerate(["NA", "null", "yes"] * 4)]
+    (tmp_path / "x.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    load(tmp_path / "x.csv")
+    found = re.search('data.where = "(.*)"', caplog.text)
+    assert found and {label for _, label in load(tmp_path / "x.csv", where=found[1])} == {"yes"}
+
+
+def test_labels_that_a_person_reads_as_one_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [f"t{k},{label}" for k, label in enumerate(["yes", " yes", "Yes", "no"] * 4)]
+    (tmp_path / "x.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    assert len({label for _, label in load(tmp_path / "x.csv")}) == 4
+    assert "blanks or in case, and count as different classes: ' yes', 'Yes', 'yes'" in caplog.text
 
 
 def test_the_label_01_is_not_the_label_1(tmp_path: Path) -> None:

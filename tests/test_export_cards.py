@@ -6,8 +6,10 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any
 
+import numpy as np
 import pytest
 from exporting import SMALL, Done
+from PIL import Image
 
 from fedpeft import __version__, read_plan
 from fedpeft.export.export import export_run
@@ -56,6 +58,18 @@ def test_the_card_of_a_model_from_scratch_claims_no_base(folders: Mapping[str, P
     assert "base_model" not in front_matter(card)
     assert front_matter(card)["library_name"] == "transformers"
     assert "its weights not used" in card
+
+
+def test_a_card_s_lines_read_colours_for_a_model_that_sees_grey(
+    folders: Mapping[str, Path],
+) -> None:
+    card = (folders["head"] / "README.md").read_text()
+    lines = "\n".join(re.findall("```python\n(.*?)```", card, re.S))
+    colours = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    found: dict[str, Any] = {"picture": colours}
+    exec(lines, found)
+    grey = found["processor"](images=colours.convert("L"), return_tensors="pt")
+    assert (found["inputs"]["pixel_values"] == grey["pixel_values"]).all()
 
 
 def test_class_names_are_not_broken_by_a_card_s_lines() -> None:

@@ -28,6 +28,8 @@ BUILDERS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     ".tsv": ("csv", {}),
 }
 """By the end of a file's name: the reader, of `datasets` but for CSV, and how it is set."""
+WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".ods")
+"""Files of spreadsheet programs."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def _files(found: Path) -> dict[str, list[Path]]:
     belong to."""
     if found.is_file():
         if suffix(found) not in BUILDERS:
-            raise DataError(f"{found} is no table: its name must end in {', '.join(BUILDERS)}")
+            raise DataError(_not_a_table(found))
         return {"train": [found]}
     files = sorted(file for file in found.rglob("*") if file.is_file() and suffix(file) in BUILDERS)
     # save_to_disk's notes.
@@ -158,6 +160,12 @@ def _files(found: Path) -> dict[str, list[Path]]:
     for file in files:
         splits.setdefault(split_of(file.relative_to(found)), []).append(file)
     return splits
+
+
+def _not_a_table(found: Path) -> str:
+    if suffix(found) in WORKBOOKS:
+        return f"{found} is a workbook, which is not read: save its sheet as CSV, and name that"
+    return f"{found} is no table: its name must end in {', '.join(BUILDERS)}"
 
 
 def _without_tables(found: Path) -> str:

@@ -270,9 +270,24 @@ def _tell(path: str, column: str, label: Tensor, classes: Sequence[str]) -> None
     missing = [name for name in classes if name.strip().lower() in MISSING]
     if missing:
         log(
-            "%s: %s is a label of the column %r. To leave such examples out, set data.where = "
-            "\"%s != %s\"",
-            path, " and ".join(map(repr, missing)), column, column, missing[0],
+            "%s: labels of the column %r that mostly stand for a missing value: %s. To leave such "
+            'examples out, set data.where = "%s"',
+            path, column, ", ".join(map(repr, missing)),
+            " and ".join(f"{column} != {name}" for name in missing),
+        )  # fmt: skip
+    _tell_alike(path, column, classes)
+
+
+def _tell_alike(path: str, column: str, classes: Sequence[str]) -> None:
+    """Name labels that a person would read as one."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    if same := [names for names in alike.values() if len(names) > 1]:
+        getLogger("fedpeft").warning(
+            "%s: labels of the column %r that differ only in blanks or in case, and count as "
+            "different classes: %s. Write each class in one way where they should be one",
+            path, column, "; ".join(", ".join(map(repr, names)) for names in same[:MANY]),
         )  # fmt: skip
 
 

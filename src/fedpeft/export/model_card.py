@@ -17,7 +17,7 @@ from fedpeft.runs.folder import read_json, read_rounds
 from fedpeft.tasks.chat_templates import end_tokens
 from fedpeft.tasks.instructions import TEMPLATES
 from fedpeft.tasks.language import LanguageTask
-from fedpeft.tasks.loader import DENOISER, TEXTS, TOKENIZER
+from fedpeft.tasks.loader import DENOISER, TEXTS, TOKENIZER, see_grey
 from fedpeft.tasks.text_to_image import TextToImage
 
 Form = Literal["adapter", "model", "code"]
@@ -323,7 +323,8 @@ def _usage_lines(result: Result) -> list[str]:
         return [wants if task.vae else 'picture = pipeline("a caption").images[0]']
     if result.loader == TEXTS:
         return [*_as_trained(task).splitlines(), *result.loader.usage[1:]]
-    return list(result.loader.usage)
+    grey = getattr(getattr(task, "input", None), "channels", None) == 1
+    return see_grey(result.loader.usage) if grey else list(result.loader.usage)
 
 
 def _as_trained(task: Any) -> str:

@@ -1,5 +1,6 @@
 """How the libraries that people know load the models of a task."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 TELLS_CLASS = (
@@ -12,6 +13,21 @@ READS_TEXTS = (
 READS_PICTURES = (
     'inputs = processor(images=picture, return_tensors="pt")  # a PIL picture, or a list of them'
 )
+
+
+def see_grey(lines: Sequence[str]) -> list[str]:
+    """Lines that use a model of one channel: the processors of `transformers` do not bring colours
+    to grey."""
+    grey = [
+        ("images=picture,", 'images=picture.convert("L"),'),
+        ("a PIL picture, or a list of them", "a PIL picture; the model sees grey"),
+        ("images=frames,", 'images=[frame.convert("L") for frame in frames],'),
+        ("processor(frames,", 'processor([frame.convert("L") for frame in frames],'),
+    ]
+    text = "\n".join(lines)
+    for old, new in grey:
+        text = text.replace(old, new)
+    return text.splitlines()
 
 
 @dataclass(frozen=True)
