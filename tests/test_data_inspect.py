@@ -13,7 +13,7 @@ from fedpeft import DataError, read_plan
 from fedpeft.core.types import Examples, Table
 from fedpeft.data.client_data import Partitioned
 from fedpeft.data.images import Images
-from fedpeft.data.inspect import describe_full_texts, inspect
+from fedpeft.data.inspect import Report, describe_full_texts, inspect
 from fedpeft.registry import build
 
 
@@ -151,3 +151,9 @@ def test_it_is_shown_before_training_wherever_examples_are_read(tmp_path: Path) 
     given = fedpeft("contribute", study, "--client", 0, "-o", out, "--yes", "--memory", tmp_path)
     assert given.exit_code == 0, given.output
     assert given.stdout.index("data, as they were read") < given.stdout.index("You agree to")
+
+
+def test_data_without_a_test_split_are_not_said_to_be_all_trained_on() -> None:
+    """A plan with `partition.held_out` sets a share apart, and a line says so."""
+    lines = Report(train=90, test=0, classes={}, left_out={}).lines
+    assert lines == ["90 examples; the data have no test split of their own"]

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from fedpeft.catalogue import CATALOGUE
+
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
@@ -88,3 +90,22 @@ def test_a_test_that_is_not_there_is_found_out() -> None:
         ("tests/test_a.py", "test_two"),
         ("tests/test_b.py", "test_three"),
     ]
+
+
+def _first_cells(text: str) -> list[str]:
+    """The first cell of each row of the tables of a page."""
+    return re.findall(r"(?m)^\| ((?:[^|\n]|\\\|)+?) \|", text)
+
+
+def test_a_system_and_a_key_have_one_row_each() -> None:
+    """Two branches that write of one thing each add a row, and a merge keeps both."""
+    for name in ("systems.md", "guide/plans.md"):
+        cells = _first_cells((ROOT / "docs" / name).read_text(encoding="utf-8"))
+        assert len(cells) > 20
+        assert sorted({cell for cell in cells if cells.count(cell) > 1}) == [], name
+
+
+def test_the_guide_to_plans_names_each_task() -> None:
+    page = (ROOT / "docs" / "guide" / "plans.md").read_text(encoding="utf-8")
+    row = next(line for line in page.splitlines() if line.startswith("| `task` |"))
+    assert [task for task in CATALOGUE["task"] if f"`{task}`" not in row] == []

@@ -46,8 +46,7 @@ class Report:
     @property
     def lines(self) -> list[str]:
         """One screen of text."""
-        held = "1 is held out" if self.test == 1 else f"{self.test:,} are held out"
-        lines = [f"{say_count(self.train, 'examples')} to train on; {held}"]
+        lines = [_sizes(self.train, self.test)]
         if self.classes:
             lines += ["", *_class_lines(self.classes)]
         for title, rows in (
@@ -58,6 +57,15 @@ class Report:
         ):
             lines += ["", title, *(f"  {row}" for row in rows)] if rows else []
         return lines
+
+
+def _sizes(train: int, test: int) -> str:
+    """How many examples there are. Without a test split nothing is said to be trained on: a plan
+    may set a share of them apart afterwards."""
+    if not test:
+        return f"{say_count(train, 'examples')}; the data have no test split of their own"
+    held = "1 is held out" if test == 1 else f"{test:,} are held out"
+    return f"{say_count(train, 'examples')} to train on; {held}"
 
 
 def inspect(examples: Examples, most: int = 0, pixels: float = inf) -> Report:
