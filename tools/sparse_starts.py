@@ -4,7 +4,7 @@
 
 It writes a table of comma-separated values: by variant and seed the accuracy on held-out digits
 after ten rounds in all, and the bytes that all clients sent in them. The file may be there with
-fewer rows; only those that it lacks are run.
+fewer rows; only those that it lacks are run. The setting is that of studies/lora-neighbours-small.toml.
 """
 
 import json
@@ -20,7 +20,8 @@ from tools.cell_tables import read_table, write_table
 SEEDS, ROUNDS, FIRST, RANK = (1, 42, 3407), 10, 3, 8
 LAYERS = 'target = ["layers.4.attention.q_proj", "layers.4.attention.v_proj"]'
 SETTING = (
-    'partition={ name = "dirichlet", clients = 16, alpha = 0.1, min_per_client = 10 }',
+    'partition={ name = "dirichlet", clients = 16, alpha = 0.1, min_per_client = 10, '
+    "held_out = 0.2 }",
     'local={ epochs = 1, batch_size = 64, lr = 0.01, optimizer = "adamw" }',
     "cohort=16",
     "engine=inprocess",
@@ -71,8 +72,8 @@ def main() -> None:
     file = Path(sys.argv[1])
     rows = read_table(file)
     known = {(row["variant"], row["seed"]) for row in rows}
-    for seed in SEEDS:
-        for variant in (*METHODS, *STARTS):
+    for variant in (*STARTS, *METHODS):
+        for seed in SEEDS:
             if (variant, str(seed)) in known:
                 continue
             rows.append({"variant": variant, "seed": seed, **run_cell(variant, seed)})
