@@ -4,7 +4,7 @@
 
 It writes a table of comma-separated values: by variant and seed the accuracy on held-out digits
 after ten rounds in all, and the bytes that all clients sent in them. The file may be there with
-fewer rows; only those that it lacks are run. The setting is that of studies/lora-neighbours-small.toml.
+fewer rows; only those that it lacks are run. The setting is that of lora-neighbours-small.
 """
 
 import json

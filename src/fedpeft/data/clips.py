@@ -13,7 +13,7 @@ from typing import Any
 
 from fedpeft.core.moments import choose_frames
 from fedpeft.data.folders import FileKind, is_of_the_system
-from fedpeft.data.frame_folders import RepeatedNumbers, find_frames, read_frames
+from fedpeft.data.frame_folders import RepeatedNumbers, find_frames, read_pictures
 from fedpeft.errors import DataError, PlanError, explain_install
 from fedpeft.registry import import_target
 
@@ -103,7 +103,7 @@ def _read_folder(path: Path, wanted: int) -> tuple[Sequence[Any], int]:
     if not files:
         raise UnreadableClip(EMPTY)
     try:
-        return read_frames(files, wanted)
+        return read_pictures(files, wanted)
     except RepeatedNumbers:
         raise UnreadableClip(REPEATED) from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):

@@ -39,7 +39,7 @@ def find_frames(folder: Path, clips: Sequence[str]) -> list[Path]:
     return sorted(pictures, key=_order) if len(pictures) >= LEAST else []
 
 
-def read_frames(files: Sequence[Path], wanted: int) -> tuple[Sequence[Any], int]:
+def read_pictures(files: Sequence[Path], wanted: int) -> tuple[Sequence[Any], int]:
     """So many of these pictures, upright, and how many there are.
 
     Args:
