@@ -12,6 +12,11 @@ SIZES: dict[str, dict[str, Any]] = {
     "videomae": {"num_frames": 4, "image_size": 16, "patch_size": 8, "tubelet_size": 2},
     "vivit": {"num_frames": 4, "image_size": 16, "tubelet_size": [2, 8, 8]},
     "timesformer": {"num_frames": 4, "image_size": 16, "patch_size": 8},
+    "vjepa2": {
+        **{"frames_per_clip": 4, "crop_size": 16, "patch_size": 8, "tubelet_size": 2},
+        **{"mlp_ratio": 2.0, "num_pooler_layers": 1, "pred_num_hidden_layers": 1},
+        **{"pred_hidden_size": 32, "pred_num_attention_heads": 2, "pred_mlp_ratio": 2.0},
+    },
 }
 
 

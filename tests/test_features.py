@@ -328,3 +328,14 @@ def test_files_that_were_not_asked_for_the_longest_make_room(tmp_path: Path) -> 
     make_room(tmp_path, 250)
     assert {file.name for file in tmp_path.iterdir()} == {"new.npy", "used.npy", "other.txt"}
     make_room(tmp_path / "none", 0)
+
+
+def test_a_later_hook_sees_what_the_module_at_the_cut_gets() -> None:
+    model = train_only(model_of("vit"), ["classifier.weight"])
+    cut = cut_of(model, "vit")
+    assert cut is not None and cut.at == "classifier"
+    features, seen = torch.randn(4, *cut.shape), []
+    model.get_submodule(cut.at).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with cut.fed(features):
+        Classify().forward(model, batch_of("vit"))
+    assert seen[0] is features

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from clips import save_gif
+from PIL import Image
 
 from fedpeft import DataError, PlanError
 from fedpeft.core.moments import choose_frames
@@ -83,6 +84,44 @@ def test_what_is_no_clip_is_left_out_and_counted(
     assert len(got.train) + len(got.test) == 10
     [line] = [one for one in caplog.messages if "first " in one]
     assert line.startswith("left out: 2 videos that cannot be read, first ")
+
+
+def test_folders_of_frames(tmp_path: Path) -> None:
+    write_clips(tmp_path)
+    place = tmp_path / "clap" / "someone" / "take 1"
+    place.mkdir(parents=True)
+    # By name 10 would come before 9.
+    for number in (8, 9, 10, 11):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(place / f"cam2_{number}.png")
+    (place / "cover.png").write_bytes(b"")
+    (tmp_path / "wave" / "thumbnails").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "wave" / "thumbnails" / "1.png")
+    twice = tmp_path / "wave" / "twice"
+    twice.mkdir()
+    for name in ("rgb_1.png", "rgb_2.png", "flow_1.png", "flow_2.png"):
+        Image.new("RGB", (4, 4)).save(twice / name)
+    got = Videos(str(tmp_path), test_fraction=0.0).load()
+    assert len(got.train) == 11 and got.left_out == {
+        ".png files": 2,
+        "folders of frames in which a number comes twice": 1,
+    }
+    at = got.train.columns["file"].index("clap/someone/take 1")
+    clip = got.train.columns["video"][at]
+    assert [frame.getpixel((0, 0))[0] for frame in clip.frames(4)] == [8, 9, 10, 11]
+    assert [frame.getpixel((0, 0))[0] for frame in clip.frames(2)] == [9, 11]
+    for file in place.glob("cam2_1*"):
+        file.write_text("no picture")
+    with pytest.raises(DataError, match=r"take 1 cannot be read, as one of videos that cannot"):
+        clip.frames(4)
+
+
+def test_numbered_pictures_beside_videos_are_no_clip(tmp_path: Path) -> None:
+    write_clips(tmp_path)
+    save_gif(tmp_path / "wave" / "more" / "1.gif", [1, 2])
+    for number in (1, 2):
+        Image.new("RGB", (4, 4)).save(tmp_path / "wave" / "more" / f"{number}.png")
+    got = Videos(str(tmp_path), test_fraction=0.0).load()
+    assert len(got.train) == 11 and got.left_out == {".png files": 2}
 
 
 def test_folders_that_hold_no_clips(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ ROWS = {
     "ten-steps-nesterov-0.7-0.9": "ten steps, Nesterov 0.7, 0.9",
     "one-round-mean": "one round, the mean",
     "one-round-fisher": "one round, Fisher",
+    "one-round-regmean": "one round, RegMean",
     "overlap-mean": "overlap, the mean",
     "overlap-compensated": "overlap, compensated",
 }

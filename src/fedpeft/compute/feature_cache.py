@@ -23,7 +23,6 @@ from fedpeft.compute.objective import Objective, forward_losses
 from fedpeft.compute.scores import conclude, forward_measured
 from fedpeft.compute.token_losses import is_large
 from fedpeft.core.interfaces import Task
-from fedpeft.core.outputs import FEATURES as OUTPUT
 from fedpeft.core.outputs import Outputs
 from fedpeft.core.seeds import seed_torch
 from fedpeft.core.tensors import bytes_moved, count, move_to
@@ -83,9 +82,7 @@ class Featured:
         if FEATURES not in batch:
             return self.task.forward(model, batch, head)
         with self.cut.fed(batch[FEATURES]):
-            outputs = self.task.forward(model, batch, head)
-        # nothing comes into the module at the cut then: what is kept stands in its place
-        return {**outputs, OUTPUT: batch[FEATURES]} if head == self.cut.at else outputs
+            return self.task.forward(model, batch, head)
 
     def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
         return self.task.losses(outputs, batch)

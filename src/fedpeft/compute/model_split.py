@@ -63,15 +63,15 @@ class Cut:
 
 @dataclass(eq=False)
 class _Enter:
-    """The forward of the module at the cut."""
+    """A hook before the forward of the module at the cut, so that hooks which come after it see
+    what the module gets."""
 
     cut: Cut
-    forward: Callable[..., Any]
 
-    def __call__(self, first: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self.cut._stops:
-            raise _Reached(first)
-        return self.forward(first if self.cut._fed is None else self.cut._fed, *args, **kwargs)
+            raise _Reached(args[0])
+        return None if self.cut._fed is None else (self.cut._fed, *args[1:])
 
 
 @dataclass(eq=False)
@@ -163,14 +163,15 @@ def _is_features(x: Any, batch: int) -> bool:
 
 
 def _put(cut: Cut, call: _Call, before: list[_Call], batch: int) -> Callable[[], None]:
-    """Replace the modules' forwards; returns what takes that back."""
-    old = [(one.module, one.module.__dict__.get("forward")) for one in (call, *before)]
+    """Pass over what is before the cut, and feed the module at it; returns what takes that back."""
+    old = [(one.module, one.module.__dict__.get("forward")) for one in before]
     for one in before:
         shapes = tree_map_only(Tensor, lambda x: blank(x, len(x)) if x.ndim else x, one.output)
         one.module.forward = _Skip(cut, one.module.forward, shapes, batch)
-    call.module.forward = _Enter(cut, call.module.forward)
+    entrance = call.module.register_forward_pre_hook(_Enter(cut))
 
     def undo() -> None:
+        entrance.remove()
         for module, forward in old:
             del module.forward
             if forward is not None:

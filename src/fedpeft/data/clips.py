@@ -1,7 +1,8 @@
 """Clips: files of which so many frames become one example. What is in a file is decoded when it is
 asked for.
 
-Animated pictures are read by Pillow; videos by `av`, which brings its own FFmpeg.
+Animated pictures and folders of numbered pictures are read by Pillow; videos by `av`, which brings
+its own FFmpeg.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from fedpeft.core.moments import choose_frames
 from fedpeft.data.folders import FileKind, is_of_the_system
+from fedpeft.data.frame_folders import RepeatedNumbers, find_frames, read_pictures
 from fedpeft.errors import DataError, PlanError, explain_install
 from fedpeft.registry import import_target
 
@@ -24,6 +26,7 @@ FILMED = (
 LIBRARY, READER = "av", "fedpeft.data.video_files:read_frames"
 BROKEN = "videos that cannot be read"
 EMPTY = "videos without a frame"
+REPEATED = "folders of frames in which a number comes twice"
 
 
 class UnreadableClip(Exception):
@@ -36,12 +39,17 @@ def is_clip(name: str) -> bool:
     return not is_of_the_system(name) and Path(name).suffix.lower() in ANIMATED + FILMED
 
 
-VIDEOS = FileKind("videos", is_clip, "fedpeft", ".mp4")
+def frames_in(folder: Path) -> Sequence[Path]:
+    """The files of a folder that are one clip's frames; none where the folder is no clip."""
+    return find_frames(folder, ANIMATED + FILMED)
+
+
+VIDEOS = FileKind("videos", is_clip, "fedpeft", ".mp4", frames_in)
 
 
 @dataclass(frozen=True)
 class VideoClip:
-    """A file with frames."""
+    """A file with frames, or a folder of them."""
 
     path: Path
 
@@ -64,7 +72,7 @@ class VideoClip:
 
 
 def read_clip(path: Path, wanted: int) -> tuple[Sequence[Any], int]:
-    """So many frames of a file as PIL pictures, and the number of its frames.
+    """So many frames of a clip as PIL pictures, and the number of its frames.
 
     Args:
       wanted: how many; 0 for the first alone, which tells whether the file can be read.
@@ -73,6 +81,8 @@ def read_clip(path: Path, wanted: int) -> tuple[Sequence[Any], int]:
       UnreadableClip: why there are none.
       PlanError: the library that reads it is not installed.
     """
+    if path.is_dir():
+        return _read_folder(path, wanted)
     if path.suffix.lower() in ANIMATED:
         return _read_animated(path, wanted)
     try:
@@ -84,6 +94,20 @@ def read_clip(path: Path, wanted: int) -> tuple[Sequence[Any], int]:
         ) from None
     found: tuple[Sequence[Any], int] = import_target(READER)(path, wanted)
     return found
+
+
+def _read_folder(path: Path, wanted: int) -> tuple[Sequence[Any], int]:
+    from PIL import Image
+
+    files = frames_in(path)
+    if not files:
+        raise UnreadableClip(EMPTY)
+    try:
+        return read_pictures(files, wanted)
+    except RepeatedNumbers:
+        raise UnreadableClip(REPEATED) from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise UnreadableClip(BROKEN) from None
 
 
 def _read_animated(path: Path, wanted: int) -> tuple[Sequence[Any], int]:

@@ -52,12 +52,14 @@ class FileKind:
       accepts: whether a file is one, by its name.
       reader: what reads them, for errors.
       ending: of files that it reads.
+      parts_in: the files of a folder that are one example together; none where they are not.
     """
 
     plural: str
     accepts: Callable[[str], bool]
     reader: str
     ending: str
+    parts_in: Callable[[Path], Sequence[Path]] = lambda _: ()
 
 
 PICTURES = FileKind("pictures", is_picture, "Pillow", ".png")
@@ -116,8 +118,8 @@ def find_sides(root: Path, kind: FileKind = PICTURES) -> Sides:
     for place in sorted(root.iterdir()):
         if place in used or is_of_the_system(place.name):
             continue
-        files = [place] if place.is_file() else [file for file, _ in _walk(place)]
-        number = sum(kind.accepts(file.name) for file in files)
+        whole, rest = ([], [(place, False)]) if place.is_file() else _entries(place, kind)
+        number = len(whole) + sum(kind.accepts(file.name) for file, _ in rest)
         if number:
             left_out[f"{kind.plural} in {place.name}, beside the splits that are used"] += number
     return Sides(
@@ -168,8 +170,8 @@ def find_examples(roots: Sequence[Path], kind: FileKind = PICTURES) -> Found:
 def _look_into(folder: Path, found: Found, kind: FileKind) -> None:
     """Add the examples of one class."""
     others = Counter[str]()
-    examples = []
-    for file, hidden in sorted(_walk(folder)):
+    examples, rest = _entries(folder, kind)
+    for file, hidden in rest:
         if not hidden and kind.accepts(file.name):
             examples.append(file)
         elif hidden and not is_of_the_system(file.name):
@@ -184,7 +186,7 @@ def _look_into(folder: Path, found: Found, kind: FileKind) -> None:
             f"e.g. to {kind.ending}, or take the folder away"
         )
     found.classes.append(folder.name)
-    found.files += [(folder.name, file) for file in examples]
+    found.files += [(folder.name, file) for file in sorted(examples)]
     found.left_out.update(others)
 
 
@@ -203,6 +205,21 @@ def _reason(name: str, kind: FileKind, loose: bool = False) -> str:
 def _folders(root: Path) -> list[Path]:
     return sorted(
         place for place in root.iterdir() if place.is_dir() and not is_of_the_system(place.name)
+    )
+
+
+def _entries(folder: Path, kind: FileKind) -> tuple[list[Path], list[tuple[Path, bool]]]:
+    """The folders below this one that are one example each, and all files that are no part of one,
+    with whether a folder on the way is hidden or the system's."""
+    hidden = dict(_walk(folder))
+    parts, whole = set[Path](), []
+    for at in sorted({file.parent for file in hidden if not hidden[file]} - {folder}):
+        found = kind.parts_in(at)
+        if found:
+            whole.append(at)
+            parts.update(found)
+    return whole, sorted(
+        (file, is_hidden) for file, is_hidden in hidden.items() if file not in parts
     )
 
 

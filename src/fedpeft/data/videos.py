@@ -24,8 +24,9 @@ class Videos:
     is held out, as of the source `images`.
 
     Gives `video`, `label`, and `file`, each video's path below `path`. Read are .mp4, .avi, .mkv,
-    .webm, .mov and what else FFmpeg knows, and animated pictures (.gif, .webp). Other files, and
-    those of which no frame can be decoded, are left out, and the log says how many of which kind.
+    .webm, .mov and what else FFmpeg knows, animated pictures (.gif, .webp), and folders of two or
+    more numbered pictures below a class, each of which is one clip. Other files, and those of which
+    no frame can be decoded, are left out, and the log says how many of which kind.
 
     Attributes:
       path: the folder.

@@ -10,12 +10,15 @@ from torch import nn
 from fedpeft.core.outputs import evaluation_mode
 from fedpeft.core.seeds import seed_torch
 from fedpeft.errors import PlanError
-from fedpeft.tasks.pixels import ImageInput, sides
+from fedpeft.tasks.pixels import ImageInput, side_key
 from fedpeft.tasks.positions import fit_size
 from fedpeft.tasks.pretrained import classifier, config_of
 
 FRAMES = ("num_frames", "frames_per_clip")
 """What configurations call the number of frames; the second is V-JEPA 2's."""
+SILENT = (*FRAMES, "crop_size")
+"""Keys to which a model must be made, since it raises no error for other clips: TimeSformer takes
+other frames for patches, and V-JEPA 2 counts places on the grid of its configuration."""
 OF_AN_IMAGE_MODEL = 8
 """Frames of a clip that an image model sees where nobody says how many."""
 
@@ -57,9 +60,9 @@ def build_clip_model(
     _check_tubelets(name, frames)
     model = classifier(auto, name, classes, pretrained)
     changes = _changes(model.config, frames, see)
-    # with other frames than it is configured for, TimeSformer takes them for patches, in silence
-    of_size_alone = not any(key in changes for key in FRAMES)
-    if of_size_alone and (not changes or not _refusal(model, frames, see)):
+    if not any(key in changes for key in SILENT) and (
+        not changes or not _refusal(model, frames, see)
+    ):
         return model
     try:
         model = classifier(auto, name, classes, pretrained, changes=changes)
@@ -91,9 +94,10 @@ def _changes(config: Any, frames: int, see: ImageInput) -> Mapping[str, Any]:
     for key in FRAMES:
         if getattr(config, key, frames) != frames:
             found[key] = frames
-    if sides(getattr(config, "image_size", None)) not in (None, (see.height, see.width)):
+    key, own = side_key(config)
+    if own not in (None, (see.height, see.width)):
         square = see.height == see.width
-        found["image_size"] = see.height if square else [see.height, see.width]
+        found[key] = see.height if square else [see.height, see.width]
     return found
 
 

@@ -18,6 +18,8 @@ from fedpeft.tasks.pretrained import NO_CODE, config_of
 
 BICUBIC = 3
 """Filters are counted as Pillow does."""
+SIDES = ("image_size", "crop_size")
+"""What configurations call the size of pictures; the second is V-JEPA 2's."""
 PROCESSOR_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
@@ -150,7 +152,7 @@ def image_input(name: str) -> ImageInput:
     config = config_of(name)
     seen = getattr(config, "vision_config", config)  # CLIP's keys are a level deeper
     channels = int(getattr(seen, "num_channels", 3))
-    own = sides(getattr(seen, "image_size", None))
+    own = side_key(seen)[1]
     place = str(locate(name) or name)
     try:
         processor = AutoImageProcessor.from_pretrained(place, **NO_CODE)
@@ -178,8 +180,14 @@ def image_input(name: str) -> ImageInput:
     return see
 
 
+def side_key(config: Any) -> tuple[str, tuple[int, int] | None]:
+    """What a configuration calls the size of pictures, and that size; None where it has none."""
+    found = ((key, sides(getattr(config, key, None))) for key in SIDES)
+    return next((one for one in found if one[1]), (SIDES[0], None))
+
+
 def sides(size: Any) -> tuple[int, int] | None:
-    """Height and width of a configuration's `image_size`; None where there is none."""
+    """Height and width of what a configuration says; None where it says nothing."""
     if not size:
         return None
     if isinstance(size, int):
