@@ -5,7 +5,7 @@ LOCK ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-all chaos picture results check docs notebooks image lock sbom audit clean
+.PHONY: run test test-all chaos picture results check docs notebooks image extras lock sbom audit clean
 
 run: $(VENV)/ready
 	$(BIN)/fedpeft run
@@ -70,9 +70,14 @@ notebooks: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[notebooks]"
 	$(BIN)/python -m pytest -rs tests/test_notebooks.py
 
-# Whether the container's recipe keeps the rules of its trade; nothing is built.
+# Whether the container's recipe keeps the rules of its trade, and the services the schema of Compose; nothing is built.
 image: $(SUPPLY)/ready
 	$(SUPPLY)/bin/hadolint examples/deploy/Dockerfile
+	$(SUPPLY)/bin/check-jsonschema --builtin-schema vendor.compose-spec examples/deploy/compose.yaml
+
+# Every extra alone, in an environment of its own: whether it installs and works, and is named where it is missing.
+extras: $(VENV)/ready
+	$(BIN)/python -m tools.extras
 
 # Versions that are locked stay; UPGRADE=--upgrade takes the newest that pyproject.toml and constraints.txt let in.
 # WHEELS is a folder with torch's wheel for CPUs, where its index cannot be reached.

@@ -12,7 +12,6 @@ from packaging.requirements import Requirement
 from running import fedpeft
 
 from fedpeft import RunError, read_plan
-from fedpeft.deploy import offline
 from fedpeft.deploy.offline import pin_requirements, write_offline
 from fedpeft.deploy.own_wheel import write_wheel
 
@@ -70,14 +69,29 @@ def test_all_that_is_needed_is_pinned_and_nothing_of_other_extras() -> None:
         pin_requirements(("onshot",))
 
 
-def test_a_folder_holds_the_plan_the_model_and_sums_of_all(
+def save_wheel(folder: Path, pinned: str) -> str:
+    """An empty wheel of `name==version`, which pip takes for that package; gives its name."""
+    name, _, version = pinned.partition("==")
+    stem = f"{name.replace('-', '_')}-{version}"
+    described = f"{stem}.dist-info"
+    path = folder / f"{stem}-py3-none-any.whl"
+    with ZipFile(path, "w") as file:
+        file.writestr(f"{described}/METADATA", f"Name: {name}\nVersion: {version}\n")
+        file.writestr(f"{described}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        file.writestr(f"{described}/RECORD", "")
+    return path.name
+
+
+@pytest.mark.slow  # pip looks at a wheel of each package
+def test_a_folder_holds_the_wheels_the_plan_the_model_and_sums_of_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wheels = tmp_path / "wheelhouse"
     wheels.mkdir()
-    (wheels / "fedpeft-0.1.0-py3-none-any.whl").write_bytes(b"own")
-    monkeypatch.setattr(offline, "pin_requirements", lambda extras: [])
-    monkeypatch.setattr(offline, "_fetch_wheels", lambda pinned, to, source: to.mkdir())
+    own = "fedpeft-0.1.0-py3-none-any.whl"
+    (wheels / own).write_bytes(b"own")
+    save_wheel(wheels, "pytest==1.0")  # which nothing needs
+    needed = {save_wheel(wheels, one) for one in pin_requirements(())}
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "start").write_text("{}")
     monkeypatch.setenv("FEDPEFT_DATA", str(tmp_path / "models"))
@@ -85,6 +99,8 @@ def test_a_folder_holds_the_plan_the_model_and_sums_of_all(
     out = tmp_path / "stick"
     told = list(write_offline(plan, out, (), wheels))
     assert len(told) == 4 and told[-1].startswith(f"{out}: copy it as it is")
+    assert {path.name for path in (out / "wheels").iterdir()} == {own, *needed}
+    assert f"and {len(needed)} packages" in told[0]
     assert read_plan(out / "plan.toml").fingerprint == plan.fingerprint
     assert json.loads((out / "models" / "micro-vit" / "config.json").read_text())
     assert (out / "models" / "start").read_text() == "{}"
@@ -101,13 +117,10 @@ def test_a_folder_holds_the_plan_the_model_and_sums_of_all(
     ("model", "said"),
     [("nobody/has-this", "is not on this machine"), ("{here}", "is a place on this machine")],
 )
-def test_a_model_that_cannot_go_along_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, said: str
-) -> None:
-    monkeypatch.setattr(offline, "pin_requirements", lambda extras: [])
+def test_a_model_that_cannot_go_along_is_refused(tmp_path: Path, model: str, said: str) -> None:
     plan = read_plan({"model": model.format(here=tmp_path)})
     with pytest.raises(RunError, match=said):
-        next(write_offline(plan, tmp_path / "stick"))
+        next(write_offline(plan, tmp_path / "stick", ()))
     assert not (tmp_path / "stick").exists()
 
 

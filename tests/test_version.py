@@ -62,4 +62,6 @@ def test_a_missing_extra_names_packages_that_a_registry_has() -> None:
     said = explain_install("secure")
     assert said.startswith("pip install 'fedpeft[secure]', or its packages alone: pip install '")
     assert "'cryptography>=43'" in said and "'pycryptodome" in said
+    both = explain_install("hdf5,speech")
+    assert "'fedpeft[hdf5,speech]'" in both and "'h5py" in both and "'soundfile" in both
     assert explain_install("nothing") == "pip install 'fedpeft[nothing]'"

@@ -59,14 +59,15 @@ def unknown(what: str, got: str, known: Iterable[str]) -> str:
 
 
 def explain_install(extra: str) -> str:
-    """The command that installs an extra of fedpeft, and the one for its packages alone, for those
-    who have fedpeft from a checkout or a wheel, which no registry knows."""
+    """The command that installs an extra of fedpeft, or some with commas between, and the one for
+    its packages alone, for those who have fedpeft from a checkout or a wheel, which no registry
+    knows."""
     try:
         every = requires("fedpeft") or []
     except PackageNotFoundError:  # run from a folder, without being installed
         every = []
     pairs = [one.partition(";") for one in every]
-    marks = (f"extra == '{extra}'", f'extra == "{extra}"')
+    marks = {f"extra == {quote}{one}{quote}" for one in extra.split(",") for quote in "'\""}
     packages = [f"'{name.strip()}'" for name, _, marker in pairs if marker.strip() in marks]
     alone = f", or its packages alone: pip install {' '.join(packages)}" if packages else ""
     return f"pip install 'fedpeft[{extra}]'{alone}"

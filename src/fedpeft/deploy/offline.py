@@ -9,6 +9,7 @@ README.txt      what to do with these
 SHA256SUMS      for `sha256sum --check`, so that a copy can be trusted
 """
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -165,10 +166,15 @@ def _models(plan: Plan) -> dict[str, Path]:
 
 
 def _fetch_wheels(pinned: Sequence[str], folder: Path, wheels: Path | None) -> None:
-    source = [] if wheels is None else ["--no-index", "--find-links", str(wheels)]
+    source, names = [], {**os.environ}
+    if wheels is not None:  # nor the folders that pip is set to look into
+        source = ["--isolated", "--no-index", "--find-links", str(wheels)]
+        names["PIP_CONFIG_FILE"] = os.devnull
     options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "download", *options, *source, "-d", str(folder)]
-    ended = subprocess.run([*command, *pinned], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [*command, *pinned], env=names, capture_output=True, text=True, check=False
+    )
     if ended.returncode:
         lines = [line for line in ended.stderr.splitlines() if line.startswith("ERROR")]
         said = " ".join(lines) or ended.stderr.strip()[-300:] or "it said nothing"
