@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from torch import Tensor
 
+from fedpeft.compute.model_copy import BaseChangedError
 from fedpeft.compute.objective import Objective
 from fedpeft.compute.trainable import tensors_of
 from fedpeft.core.conversation import PARAMS, Message
@@ -184,8 +185,15 @@ class Worker:
 
     def alone(self, opened: ClientRound) -> Trained:
         """Train one client, with its own stream of dropout and as many threads as are set."""
+        whole: Any = getattr(self.site.plan.local, "train_client", None)
         with seed_torch(opened.dropout):
-            return self.train(opened.start, opened.own, opened.context, opened.objective)
+            if whole is None:
+                return self.train(opened.start, opened.own, opened.context, opened.objective)
+            try:
+                return whole(opened)  # type: ignore[no-any-return]
+            except BaseChangedError:
+                self.site.restore_base()
+                raise
 
     def _opened(self, job: Job) -> "ClientRound | Reply":
         if job.phase != FIT and job.phase not in self.handlers:
