@@ -142,7 +142,7 @@ def _write(model: nn.Module) -> None:
 
 def plain(
     training: ModelTraining,
-    lr: float = 0.5,
+    lr: float = 0.05,
     steps: int = 1,
     length: int = 64,
     writes_in: int = -1,
