@@ -24,8 +24,8 @@ from fedpeft.core.types import Batch, Carry, Context, Event, Table, Tensors
 from fedpeft.errors import PlanError
 from fedpeft.local.own_code import (
     SEEDS,
-    check_name,
-    check_trained,
+    check_function_name,
+    check_result,
     load_function,
     make_arguments,
     run_trainer,
@@ -137,7 +137,7 @@ class ModelTrainer:
     }
 
     def __post_init__(self) -> None:
-        check_name(self.trainer)
+        check_function_name(self.trainer)
 
     def check_plan(self, plan: Any) -> None:
         """Raises PlanError for what would be without effect and not be missed."""
@@ -202,7 +202,7 @@ class ModelTrainer:
             result = run_trainer(self.trainer, training, self.arguments)
         every = tensors_of(model)
         found = {name: every[name] for name in start if name in every}
-        ended = check_trained(self.trainer, found, start)
+        ended = check_result(self.trainer, found, start)
         return sub(ended, start), {}, _totals(result, context.size)
 
     @contextmanager

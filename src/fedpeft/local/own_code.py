@@ -20,8 +20,8 @@ SEEDS = 2**32
 """NumPy, which `transformers.set_seed` seeds too, takes no larger seed."""
 
 
-def check_name(trainer: str) -> None:
-    """Raises ValueError for what is no name like package.module:function."""
+def check_function_name(trainer: str) -> None:
+    """Raises ValueError for another name than package.module:function."""
     module, _, name = trainer.partition(":")
     if not module or not name:
         raise ValueError(
@@ -75,7 +75,7 @@ def run_trainer(trainer: str, training: Any, arguments: Mapping[str, Any]) -> An
             ) from None
 
 
-def check_trained(trainer: str, found: Tensors, start: Tensors) -> dict[str, Tensor]:
+def check_result(trainer: str, found: Tensors, start: Tensors) -> dict[str, Tensor]:
     """What the trainer made of a client's tensors, where those lie that it started from.
 
     Raises:

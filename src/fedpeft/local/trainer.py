@@ -22,8 +22,8 @@ from fedpeft.core.types import Batch, Carry, Context, Event, Tensors
 from fedpeft.errors import PlanError
 from fedpeft.local.own_code import (
     SEEDS,
-    check_name,
-    check_trained,
+    check_function_name,
+    check_result,
     load_function,
     make_arguments,
     run_trainer,
@@ -148,7 +148,7 @@ class OwnTrainer:
     }
 
     def __post_init__(self) -> None:
-        check_name(self.trainer)
+        check_function_name(self.trainer)
 
     def check_run(self) -> None:
         """Raises PlanError where there is no such function, before anybody trains."""
@@ -186,7 +186,7 @@ class OwnTrainer:
         totals = {"loss": model.total, "examples": model.seen} if model.seen else {}
         return {
             **carry,
-            "params": check_trained(self.trainer, model.read(), start),
+            "params": check_result(self.trainer, model.read(), start),
             "totals": {name: torch.tensor(value) for name, value in totals.items()},
         }
 

@@ -9,7 +9,6 @@ from typing import Any, TypeAlias, TypeVar
 
 from torch import Tensor
 
-from fedpeft.compute.model_copy import BaseChangedError
 from fedpeft.compute.objective import Objective
 from fedpeft.compute.trainable import tensors_of
 from fedpeft.core.conversation import PARAMS, Message
@@ -189,11 +188,8 @@ class Worker:
         with seed_torch(opened.dropout):
             if whole is None:
                 return self.train(opened.start, opened.own, opened.context, opened.objective)
-            try:
+            with self.site.base_restored():
                 return whole(opened)  # type: ignore[no-any-return]
-            except BaseChangedError:
-                self.site.restore_base()
-                raise
 
     def _opened(self, job: Job) -> "ClientRound | Reply":
         if job.phase != FIT and job.phase not in self.handlers:

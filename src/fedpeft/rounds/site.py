@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from fedpeft.adversaries.assignment import choose_adversaries, poison_rows
 from fedpeft.compute.feature_cache import FeatureCache, keep, with_features
 from fedpeft.compute.first_pass import notes_on
-from fedpeft.compute.model_copy import restore
+from fedpeft.compute.model_copy import BaseChangedError, restore
 from fedpeft.compute.trainable import read
 from fedpeft.core.interfaces import Data, Task
 from fedpeft.core.tensors import move_to
@@ -44,7 +43,7 @@ class Site:
       apart: examples that clients do not train on but vote with, where the plan has a vote; of
         those who have some.
       records: what a client trains on as its source gave it, where the local training reads it.
-      rebuild: makes the model anew, with the same bits.
+      rebuild: makes the model again, with the same bits.
     """
 
     plan: Plan
@@ -82,10 +81,15 @@ class Site:
         """How many held-out examples of its own a client has here."""
         return self.data.own_size(client) if isinstance(self.data, Partitioned) else 0
 
-    def restore_base(self) -> None:
-        """Write the model's own weights again, where somebody wrote to them."""
-        if self.rebuild is not None:
-            restore(self.model, self.rebuild())
+    @contextmanager
+    def base_restored(self) -> Iterator[None]:
+        """Where somebody wrote to frozen weights inside, they are made again."""
+        try:
+            yield
+        except BaseChangedError:
+            if self.rebuild is not None:
+                restore(self.model, self.rebuild())
+            raise
 
     def sent(self, update: Update) -> Update:
         """What leaves its client, who may be an attacker of a simulation."""
@@ -138,7 +142,7 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
     with threads(plan.compute.threads):
         # so few that what holds them does not hold the data
         tried = {name: x[:TRIED].clone() for name, x in train.items()}
-        rebuild = partial(prepare_model, plan, examples.classes, tried, device)
+        rebuild = lambda: prepare_model(plan, examples.classes, tried, device)
         model = rebuild()
     kept = _kept(plan, device, model, train, test, len(division.parts))
     train, test = kept.beside(train, test)
@@ -149,7 +153,7 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
         notes = {**notes, "set_apart": sum(map(len, own.values()))}
     data = Partitioned(task, train, test, parts, notes, device, division.apart, division.tested)
     reads = getattr(plan.local, "reads_records", False)
-    records = partial(_records_of, examples.train, parts) if reads else None
+    records = (lambda client: _records_of(examples.train, parts, client)) if reads else None
     return Site(plan, model, data, examples.classes, device, kept, apart, records, rebuild)
 
 
