@@ -142,7 +142,10 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
     with threads(plan.compute.threads):
         # so few that what holds them does not hold the data
         tried = {name: x[:TRIED].clone() for name, x in train.items()}
-        rebuild = lambda: prepare_model(plan, examples.classes, tried, device)
+
+        def rebuild() -> nn.Module:
+            return prepare_model(plan, examples.classes, tried, device)
+
         model = rebuild()
     kept = _kept(plan, device, model, train, test, len(division.parts))
     train, test = kept.beside(train, test)
