@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from fedpeft.local.model_trainer import ModelTraining
 from fedpeft.local.trainer import ClientModel, ClientTraining
 
 
@@ -98,3 +100,71 @@ def supervised(training: ClientTraining, size: int) -> Any:
 
 
 NO_FUNCTION = 3
+
+
+@dataclass
+class Plain:
+    """A stand-in for TRL's trainers: it reads `model.config`, and learns from labels."""
+
+    training: ModelTraining
+    lr: float
+    steps: int
+    length: int
+    also: Callable[[nn.Module], object]
+
+    def train(self) -> Any:
+        model, read = self.training.model, self.training.tokenizer()
+        assert model.config.model_type == "llama"
+        texts = [read.bos_token + text + read.eos_token for text in self.training.dataset()["text"]]
+        made = read(texts, add_special_tokens=False)["input_ids"]
+        rows = [torch.tensor(one[: self.length])[None] for one in made]
+        learned = [x for x in model.parameters() if x.requires_grad]
+        optimizer = torch.optim.SGD(learned, lr=self.lr)
+        last = 0.0
+        for _ in range(self.steps):
+            optimizer.zero_grad()
+            loss = torch.stack([model(input_ids=one, labels=one).loss for one in rows]).mean()
+            loss.backward()
+            optimizer.step()
+            last = float(loss.detach())
+        self.also(model)
+        return SimpleNamespace(training_loss=last)
+
+
+def _frozen(model: nn.Module) -> nn.Parameter:
+    return next(x for x in model.parameters() if not x.requires_grad)
+
+
+def _write(model: nn.Module) -> None:
+    """As a careless optimizer does, which no count of writes sees."""
+    _frozen(model).data.mul_(1.5)
+
+
+def plain(
+    training: ModelTraining,
+    lr: float = 0.05,
+    steps: int = 1,
+    length: int = 64,
+    writes_in: int = -1,
+    size: int = 0,
+) -> Plain:
+    """It goes wrong in one round, at clients with so many examples."""
+    wrong = training.round == writes_in and len(training.dataset()) == size
+    return Plain(training, lr, steps, length, _write if wrong else lambda model: None)
+
+
+def sft(training: ModelTraining, **settings: Any) -> Any:
+    """The three lines of the guide."""
+    from trl import SFTConfig, SFTTrainer
+
+    arguments = training.arguments(SFTConfig, **settings)
+    return SFTTrainer(training.model, arguments, train_dataset=training.dataset())
+
+
+def dpo(training: ModelTraining, **settings: Any) -> Any:
+    from trl import DPOConfig, DPOTrainer
+
+    arguments = training.arguments(DPOConfig, **settings)
+    return DPOTrainer(
+        training.model, training.reference(), arguments, train_dataset=training.dataset()
+    )

@@ -167,7 +167,8 @@ def seen_of(site: Site, count: int, rounds: int = 1) -> tuple[Canaries, torch.Te
 
 
 def test_every_private_part_is_audited_here() -> None:
-    given = {"trainer": {"trainer": "own_trainers:make"}}
+    own = {"trainer": "own_trainers:make"}
+    given = {"trainer": own, "model_trainer": own}
     parts = {
         name: build(kind, {"name": name, **given.get(name, {})})
         for kind in ("local", "stage")

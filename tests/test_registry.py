@@ -27,6 +27,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("data", "series"): {"path": "some.csv"},
     ("data", "table"): {"path": "some/table"},
     ("data", "videos"): {"path": "some/folder"},
+    ("local", "model_trainer"): {"trainer": "own_trainers:plain"},
     ("local", "trainer"): {"trainer": "own_trainers:make"},
     ("method", "early_exits"): {"exits": (2, 4)},
     ("partition", "column"): {"column": "writer"},

@@ -105,6 +105,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "dp_as_published": "fedpeft.local.dp_as_published:DpAsPublished",
         "dp_sgd": "fedpeft.local.dp_sgd:DpSgd",
         "fttq": "fedpeft.local.fttq:FTTQ",
+        "model_trainer": "fedpeft.local.model_trainer:ModelTrainer",
         "mutual": "fedpeft.local.mutual:MutualDistillation",
         "trainer": "fedpeft.local.trainer:OwnTrainer",
         "zeroth": "fedpeft.local.zeroth:Zeroth",

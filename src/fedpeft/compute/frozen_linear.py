@@ -251,7 +251,11 @@ class Forward:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Forward":
         layer, weight, bias = deepcopy((self.layer, self.weight, self.bias), memo)
-        return Forward(layer, weight, bias, self.dtype, self.kernels)
+        made = Forward(layer, weight, bias, self.dtype, self.kernels)
+        if _at(weight) == _at(self.weight) and _at(bias) == _at(self.bias):
+            # of a copy that shares this layer's weights: it shares what is laid out too
+            made._packed, made._versions = self._current(self.bias), self._versions
+        return made
 
     def _current(self, bias: Tensor | None) -> Packed:
         versions = tuple(x._version for x in (self.weight, bias) if x is not None)
@@ -261,6 +265,11 @@ class Forward:
                 versions,
             )
         return self._packed
+
+
+def _at(x: Tensor | None) -> int | None:
+    """Where a tensor lies."""
+    return None if x is None else x.data_ptr()
 
 
 @dataclass(eq=False)

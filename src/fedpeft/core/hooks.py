@@ -103,6 +103,22 @@ class Routing(Protocol):
     def view(self, client: ClientId, round: int, clients: Sequence[ClientId]) -> View: ...
 
 
+class TrainsWhole(Protocol):
+    """A local training that is one call, in the place of an engine's steps.
+
+    `train_client` gets the `rounds.client.ClientRound`: what the client starts from, its model and
+    its records. It gives the change of what is trained, what the client remembers and the totals of
+    its loss, as `Local.finish` does.
+
+    Attributes:
+      reads_records: whether a site keeps the records of its clients as their source gave them.
+    """
+
+    @property
+    def reads_records(self) -> bool: ...
+    def train_client(self, opened: Any) -> tuple[Tensors, Tensors, Tensors]: ...
+
+
 class Shares(Protocol):
     """By owner, the layout of what clients receive beside the parameters; `params` are these."""
 

@@ -5,29 +5,31 @@ own loss and gradient: the frozen base stays where no trainer can write to it, a
 buffers, `compute.micro_batch` and `compute.checkpointing` work as they do under `descent`.
 """
 
-import random
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Data, LossFn
-from fedpeft.core.seeds import fold, generator, seed_torch
-from fedpeft.core.tensors import equal, sub
+from fedpeft.core.seeds import fold, generator
+from fedpeft.core.tensors import sub
 from fedpeft.core.types import Batch, Carry, Context, Event, Tensors
 from fedpeft.errors import PlanError
-from fedpeft.registry import code, import_target
-
-SEEDS = 2**32
-"""NumPy, which `transformers.set_seed` seeds too, takes no larger seed."""
+from fedpeft.local.own_code import (
+    SEEDS,
+    check_function_name,
+    check_result,
+    load_function,
+    make_arguments,
+    run_trainer,
+    seeded,
+)
+from fedpeft.registry import code
 
 
 class ClientModel(nn.Module):
@@ -108,24 +110,12 @@ class ClientTraining:
     rounds: int
     folder: Path
 
-    def arguments(self, **settings: Any) -> Any:
-        """`transformers.TrainingArguments` with the seed and the folder of this training, without
-        files, progress bars and reports; `settings` go before these."""
-        from transformers import TrainingArguments  # `fedpeft show` of a plan needs none of it
-
+    def arguments(self, kind: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
+        """`transformers.TrainingArguments`, or those of another `kind`, with the seed and the
+        folder of this training, without files, progress bars and reports; `settings` go before
+        these."""
         device = next(self.model.parameters()).device.type
-        usual = {
-            "output_dir": str(self.folder),
-            "seed": self.seed,
-            "use_cpu": device == "cpu",
-            "report_to": "none",
-            "save_strategy": "no",
-            "logging_strategy": "no",
-            "disable_tqdm": True,
-            # the examples lie in memory, and pinning them needs a GPU
-            "dataloader_pin_memory": False,
-        }
-        return TrainingArguments(**{**usual, **settings})
+        return make_arguments(kind, settings, self.folder, self.seed, device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,32 +148,11 @@ class OwnTrainer:
     }
 
     def __post_init__(self) -> None:
-        module, _, name = self.trainer.partition(":")
-        if not module or not name:
-            raise ValueError(
-                "trainer must be a name like package.module:function, got "
-                f"{self.trainer!r}: name the function that makes your trainer"
-            )
+        check_function_name(self.trainer)
 
     def check_run(self) -> None:
         """Raises PlanError where there is no such function, before anybody trains."""
-        self._make()
-
-    def _make(self) -> Callable[..., Any]:
-        try:
-            make = import_target(self.trainer)
-        except (ImportError, AttributeError) as error:
-            raise PlanError(
-                f"local.trainer = {self.trainer!r} cannot be imported: {error}. Put its module "
-                "into the working folder, or install it"
-            ) from None
-        if not callable(make):
-            raise PlanError(
-                f"local.trainer = {self.trainer!r} is of type {type(make).__name__}: name a "
-                "function that makes a trainer"
-            )
-        checked: Callable[..., Any] = make
-        return checked
+        load_function(self.trainer)
 
     def steps_for(self, size: int) -> int:
         return 1
@@ -210,13 +179,14 @@ class OwnTrainer:
         model = ClientModel(start, batch, losses)
         about = {name: int(x) for name, x in carry["about"].items()}
         places = Places(len(batch["mask"]))
-        with TemporaryDirectory(prefix="fedpeft-trainer-") as folder, _seeded(about["seed"]):
-            self._train(ClientTraining(model, places, folder=Path(folder), **about))
+        with TemporaryDirectory(prefix="fedpeft-trainer-") as folder, seeded(about["seed"]):
+            training = ClientTraining(model, places, folder=Path(folder), **about)
+            run_trainer(self.trainer, training, self.arguments)
         # without a pass there is no loss to tell
         totals = {"loss": model.total, "examples": model.seen} if model.seen else {}
         return {
             **carry,
-            "params": self._trained(model, start),
+            "params": check_result(self.trainer, model.read(), start),
             "totals": {name: torch.tensor(value) for name, value in totals.items()},
         }
 
@@ -224,48 +194,6 @@ class OwnTrainer:
         self, carry: Carry, received: Tensors, memory: Tensors
     ) -> tuple[Tensors, Tensors, Tensors]:
         return sub(carry["params"], received), {}, carry["totals"]
-
-    def _train(self, training: ClientTraining) -> None:
-        # trainers print their logs, and commands promise what is on standard output
-        with redirect_stdout(sys.stderr):
-            try:
-                trainer = self._make()(training, **self.arguments)
-                if not callable(getattr(trainer, "train", None)):
-                    raise TypeError(
-                        f"local.trainer = {self.trainer!r} returned {type(trainer).__name__}: "
-                        "return an object with a method train(), such as transformers.Trainer"
-                    )
-                trainer.train()
-            except SystemExit as error:  # it would end the node, or the run of all clients
-                raise RuntimeError(
-                    f"local.trainer = {self.trainer!r} left with exit({error.code}): raise an "
-                    "error instead"
-                ) from None
-
-    def _trained(self, model: ClientModel, start: Tensors) -> Tensors:
-        """What the trainer made of the client's tensors.
-
-        Raises:
-          ValueError: they are other ones, or none of them has changed.
-        """
-        found = model.read()
-        ended = {name: x.detach().to(start[name].device) for name, x in found.items()}
-        other = [
-            name
-            for name, x in start.items()
-            if name not in ended or (ended[name].shape, ended[name].dtype) != (x.shape, x.dtype)
-        ]
-        if other:
-            raise ValueError(
-                f"local.trainer = {self.trainer!r} left {other[0]!r} with another shape or type, "
-                "or none: train the tensors of `model` and keep them as they are"
-            )
-        if equal(ended, start):
-            raise ValueError(
-                f"local.trainer = {self.trainer!r} changed no tensor: its train() must train "
-                "`model` on `examples`, with a rate above 0"
-            )
-        return ended
 
 
 def _place(root: nn.Module, name: str, parameter: nn.Parameter) -> None:
@@ -278,18 +206,3 @@ def _place(root: nn.Module, name: str, parameter: nn.Parameter) -> None:
             module.add_module(part, nn.Module())
         module = module.get_submodule(part)
     module.register_parameter(last, parameter)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """All streams that trainers draw from start from `seed` inside and are as before outside."""
-    # the global streams, as others' code draws from them
-    state, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    try:
-        with seed_torch(seed):
-            yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(numbers)  # noqa: NPY002

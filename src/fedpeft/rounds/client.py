@@ -184,8 +184,12 @@ class Worker:
 
     def alone(self, opened: ClientRound) -> Trained:
         """Train one client, with its own stream of dropout and as many threads as are set."""
+        whole: Any = getattr(self.site.plan.local, "train_client", None)
         with seed_torch(opened.dropout):
-            return self.train(opened.start, opened.own, opened.context, opened.objective)
+            if whole is None:
+                return self.train(opened.start, opened.own, opened.context, opened.objective)
+            with self.site.base_restored():
+                return whole(opened)  # type: ignore[no-any-return]
 
     def _opened(self, job: Job) -> "ClientRound | Reply":
         if job.phase != FIT and job.phase not in self.handlers:

@@ -7,22 +7,23 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedpeft.adversaries.assignment import choose_adversaries, poison_rows
 from fedpeft.compute.feature_cache import FeatureCache, keep, with_features
 from fedpeft.compute.first_pass import notes_on
+from fedpeft.compute.model_copy import BaseChangedError, restore
 from fedpeft.compute.trainable import read
 from fedpeft.core.interfaces import Data, Task
 from fedpeft.core.tensors import move_to
-from fedpeft.core.types import Batch, ClientId, Division, Examples, Tensors, Update
-from fedpeft.data.client_data import Partitioned, lengths, set_apart
+from fedpeft.core.types import Batch, ClientId, Division, Examples, Table, Tensors, Update
+from fedpeft.data.client_data import Partitioned, Parts, lengths, set_apart
 from fedpeft.data.divide import divide
 from fedpeft.errors import DataError
 from fedpeft.plan.calibration import calibrate_noise
 from fedpeft.plan.plan import Plan
 from fedpeft.registry import describe
-from fedpeft.rounds.prepare import prepare_model, tune_heap
+from fedpeft.rounds.prepare import TRIED, prepare_model, tune_heap
 
 Onlooker: TypeAlias = Callable[[Examples], None]
 """What is shown the examples of a site once they are read."""
@@ -41,6 +42,8 @@ class Site:
         batches.
       apart: examples that clients do not train on but vote with, where the plan has a vote; of
         those who have some.
+      records: what a client trains on as its source gave it, where the local training reads it.
+      rebuild: makes the model again, with the same bits.
     """
 
     plan: Plan
@@ -50,6 +53,8 @@ class Site:
     device: str = "cpu"
     kept: FeatureCache = FeatureCache()
     apart: Data | None = None
+    records: Callable[[ClientId], Table] | None = None
+    rebuild: Callable[[], nn.Module] | None = None
 
     @property
     def task(self) -> Task:
@@ -75,6 +80,16 @@ class Site:
     def count_own_held_out(self, client: ClientId) -> int:
         """How many held-out examples of its own a client has here."""
         return self.data.own_size(client) if isinstance(self.data, Partitioned) else 0
+
+    @contextmanager
+    def base_restored(self) -> Iterator[None]:
+        """Where somebody wrote to frozen weights inside, they are made again."""
+        try:
+            yield
+        except BaseChangedError:
+            if self.rebuild is not None:
+                restore(self.model, self.rebuild())
+            raise
 
     def sent(self, update: Update) -> Update:
         """What leaves its client, who may be an attacker of a simulation."""
@@ -125,7 +140,13 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
         lengths(train)
     plan = calibrate_noise(plan, list(division.parts))
     with threads(plan.compute.threads):
-        model = prepare_model(plan, examples.classes, train, device)
+        # so few that what holds them does not hold the data
+        tried = {name: x[:TRIED].clone() for name, x in train.items()}
+
+        def rebuild() -> nn.Module:
+            return prepare_model(plan, examples.classes, tried, device)
+
+        model = rebuild()
     kept = _kept(plan, device, model, train, test, len(division.parts))
     train, test = kept.beside(train, test)
     task, parts, notes, apart = with_features(task, kept), division.parts, division.notes, None
@@ -134,7 +155,20 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
         apart = Partitioned(task, train, {}, own, device=device)
         notes = {**notes, "set_apart": sum(map(len, own.values()))}
     data = Partitioned(task, train, test, parts, notes, device, division.apart, division.tested)
-    return Site(plan, model, data, examples.classes, device, kept, apart)
+    reads = getattr(plan.local, "reads_records", False)
+    records = (lambda client: _records_of(examples.train, parts, client)) if reads else None
+    return Site(plan, model, data, examples.classes, device, kept, apart, records, rebuild)
+
+
+def _records_of(table: Table, parts: Parts, client: ClientId) -> Table:
+    """The rows of a client, as the source gave them."""
+    rows = parts[client]
+    return Table(
+        {
+            name: x[rows] if isinstance(x, Tensor) else [x[k] for k in rows.tolist()]
+            for name, x in table.columns.items()
+        }
+    )
 
 
 def _kept(
@@ -142,7 +176,8 @@ def _kept(
 ) -> FeatureCache:
     """Features, where they are wanted and each example is seen twice or more on average."""
     changed = getattr(plan.local, "augments", ())  # inputs differ then from step to step
-    if not plan.compute.features or plan.local.precision != "float32" or changed:
+    whole = getattr(plan.local, "reads_records", False)  # training reads no prepared rows
+    if not plan.compute.features or plan.local.precision != "float32" or changed or whole:
         return FeatureCache()
     if plan.rounds * min(plan.cohort, clients) * plan.local.passes < 2 * clients:
         return FeatureCache()
