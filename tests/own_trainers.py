@@ -124,7 +124,7 @@ class Plain:
         for _ in range(self.steps):
             optimizer.zero_grad()
             loss = torch.stack([model(input_ids=one, labels=one).loss for one in rows]).mean()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             last = float(loss.detach())
         self.also(model)

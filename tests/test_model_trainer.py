@@ -120,7 +120,7 @@ def test_a_copy_shares_what_is_frozen_and_nothing_else() -> None:
         trained = name in site.params()
         assert (own[name].data_ptr() == x.data_ptr()) is not trained
         assert own[name] is not x and own[name].requires_grad is trained
-    copy.config.use_cache = not site.model.config.use_cache  # type: ignore[union-attr, operator]
+    copy.config.use_cache = not site.model.config.use_cache  # type: ignore[union-attr]
     assert copy.config.use_cache is not site.model.config.use_cache  # type: ignore[union-attr]
 
 

@@ -242,6 +242,16 @@ class Table:
         is_class = isinstance(found, Tensor) and not found.is_floating_point()
         return found if is_class else None
 
+    def take(self, rows: Tensor) -> "Table":
+        """These rows (k,), as the source gave them."""
+        numbers = rows.tolist()
+        return Table(
+            {
+                name: x[rows] if isinstance(x, Tensor) else [x[k] for k in numbers]
+                for name, x in self.columns.items()
+            }
+        )
+
 
 @dataclass(frozen=True)
 class Examples:

@@ -14,7 +14,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedpeft.compute.model_copy import check_base, checksums, copy_model
+from fedpeft.compute.model_copy import (
+    BaseChangedError,
+    check_base,
+    checksums,
+    copy_model,
+    restore,
+)
 from fedpeft.compute.trainable import tensors_of
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Data, LossFn
@@ -65,7 +71,7 @@ class ModelTraining:
         Raises:
           PlanError: a column holds neither texts, numbers nor lists of these.
         """
-        import pyarrow as pa
+        import pyarrow as pa  # type: ignore[import-untyped]
         from datasets import Dataset
 
         columns = {name: _as_list(name, x) for name, x in self._records().columns.items()}
@@ -190,7 +196,8 @@ class ModelTrainer:
         start = {name: x.to(site.device) for name, x in opened.start.items()}
         about = {"seed": fold(context.seed, "trainer") % SEEDS, "round": context.round}
         model = copy_model(base, start, opened.objective.held).train()
-        with self._base_watched(base, start), _workplace(about["seed"]) as folder:
+        watched = self._base_watched(base, start, site.rebuild)
+        with watched, _workplace(about["seed"]) as folder:
             training = ModelTraining(
                 model,
                 **about,
@@ -206,13 +213,20 @@ class ModelTrainer:
         return sub(ended, start), {}, _totals(result, context.size)
 
     @contextmanager
-    def _base_watched(self, base: nn.Module, trained: Tensors) -> Iterator[None]:
-        """Make sure that nobody wrote to the base inside, whatever else went wrong there."""
+    def _base_watched(
+        self, base: nn.Module, trained: Tensors, rebuild: Callable[[], nn.Module]
+    ) -> Iterator[None]:
+        """Make sure that nobody wrote to the base inside, whatever else went wrong there; if
+        somebody did, it is made again."""
         before = checksums(base, trained)
         try:
             yield
         finally:
-            check_base(before, checksums(base, trained), f"local.trainer = {self.trainer!r}")
+            try:
+                check_base(before, checksums(base, trained), f"local.trainer = {self.trainer!r}")
+            except BaseChangedError:
+                restore(base, rebuild())
+                raise
 
 
 @contextmanager

@@ -188,8 +188,7 @@ class Worker:
         with seed_torch(opened.dropout):
             if whole is None:
                 return self.train(opened.start, opened.own, opened.context, opened.objective)
-            with self.site.base_restored():
-                return whole(opened)  # type: ignore[no-any-return]
+            return whole(opened)  # type: ignore[no-any-return]
 
     def _opened(self, job: Job) -> "ClientRound | Reply":
         if job.phase != FIT and job.phase not in self.handlers:

@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedpeft.adversaries.assignment import choose_adversaries, poison_rows
 from fedpeft.compute.feature_cache import FeatureCache, keep, with_features
 from fedpeft.compute.first_pass import notes_on
-from fedpeft.compute.model_copy import BaseChangedError, restore
 from fedpeft.compute.trainable import read
 from fedpeft.core.interfaces import Data, Task
 from fedpeft.core.tensors import move_to
 from fedpeft.core.types import Batch, ClientId, Division, Examples, Table, Tensors, Update
-from fedpeft.data.client_data import Partitioned, Parts, lengths, set_apart
+from fedpeft.data.client_data import Partitioned, lengths, set_apart
 from fedpeft.data.divide import divide
 from fedpeft.errors import DataError
 from fedpeft.plan.calibration import calibrate_noise
@@ -80,16 +79,6 @@ class Site:
     def count_own_held_out(self, client: ClientId) -> int:
         """How many held-out examples of its own a client has here."""
         return self.data.own_size(client) if isinstance(self.data, Partitioned) else 0
-
-    @contextmanager
-    def base_restored(self) -> Iterator[None]:
-        """Where somebody wrote to frozen weights inside, they are made again."""
-        try:
-            yield
-        except BaseChangedError:
-            if self.rebuild is not None:
-                restore(self.model, self.rebuild())
-            raise
 
     def sent(self, update: Update) -> Update:
         """What leaves its client, who may be an attacker of a simulation."""
@@ -156,19 +145,8 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
         notes = {**notes, "set_apart": sum(map(len, own.values()))}
     data = Partitioned(task, train, test, parts, notes, device, division.apart, division.tested)
     reads = getattr(plan.local, "reads_records", False)
-    records = (lambda client: _records_of(examples.train, parts, client)) if reads else None
+    records = (lambda client: examples.train.take(parts[client])) if reads else None
     return Site(plan, model, data, examples.classes, device, kept, apart, records, rebuild)
-
-
-def _records_of(table: Table, parts: Parts, client: ClientId) -> Table:
-    """The rows of a client, as the source gave them."""
-    rows = parts[client]
-    return Table(
-        {
-            name: x[rows] if isinstance(x, Tensor) else [x[k] for k in rows.tolist()]
-            for name, x in table.columns.items()
-        }
-    )
 
 
 def _kept(
