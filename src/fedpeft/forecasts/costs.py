@@ -15,7 +15,6 @@ from fedpeft.core.secrets import Secret
 from fedpeft.core.tensors import move_to
 from fedpeft.core.types import Batch, ClientId, Context, Tensors
 from fedpeft.engines.auto import typical
-from fedpeft.forecasts.blueprint import META
 from fedpeft.forecasts.stand_in import Holdings
 from fedpeft.forecasts.step_cost import Cost, Live, cost_of
 from fedpeft.plan.plan import Plan
@@ -63,9 +62,7 @@ class Training:
         return self.step_flop * self.round_steps
 
 
-def cost_training(
-    holdings: Holdings, model: nn.Module, params: Tensors, device: str = META
-) -> Training:
+def cost_training(holdings: Holdings, model: nn.Module, params: Tensors, device: str) -> Training:
     """The cost of a step and of an evaluation.
 
     Args:
