@@ -137,6 +137,12 @@ def test_memory_that_is_let_go_counts_once() -> None:
     assert cost_of(work).peak in (4000, 8000)  # the last one lives until the next is there
 
 
+def test_a_block_that_goes_back_to_the_system_counts_once() -> None:
+    x = torch.empty(1000, device="meta")
+    assert cost_of(lambda: x + 1, reused=4001).resident == 2 * 4000  # kept, with its like beside it
+    assert cost_of(lambda: x + 1, reused=4000).resident == 4000
+
+
 def test_a_mask_without_numbers_is_told_to_have_holes() -> None:
     with Live():
         assert not torch.ones(3, device="meta").bool().all()

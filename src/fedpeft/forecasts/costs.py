@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from math import ceil
 from typing import Any
 
 from torch import nn
@@ -16,10 +15,10 @@ from fedpeft.core.secrets import Secret
 from fedpeft.core.tensors import move_to
 from fedpeft.core.types import Batch, ClientId, Context, Tensors
 from fedpeft.engines.auto import typical
-from fedpeft.forecasts.blueprint import META
 from fedpeft.forecasts.stand_in import Holdings
 from fedpeft.forecasts.step_cost import Cost, Live, cost_of
 from fedpeft.plan.plan import Plan
+from fedpeft.rounds.prepare import kept_below
 
 LOOKED_AT = 4
 """Batches of a client whose costs are told; the others cost as these on average."""
@@ -34,9 +33,10 @@ class Training:
       client: the one of middle size, which is looked at.
       steps: its optimizer steps in a round.
       step_flop: of one step, on average.
-      step_peak: bytes that a step needs beside weights and data, of the largest batch.
+      step_peak: bytes that live at once in a step, beside weights and data, of the largest batch.
+      step_resident: bytes that a process holds for them, see `Live`.
       row_saved: bytes that a step keeps for the backward pass, for each example.
-      evaluation: of all common held-out examples, in batches; its peak is that of one batch.
+      evaluation: of all common held-out examples, in batches; its memory is that of one batch.
       round_steps: steps of all clients of a usual round.
       error: why nothing is known, in words; empty otherwise.
     """
@@ -46,8 +46,9 @@ class Training:
     round_steps: float
     step_flop: int = 0
     step_peak: int = 0
+    step_resident: int = 0
     batch: int = 0
-    evaluation: Cost = Cost(0, 0)
+    evaluation: Cost = Cost(0, 0, 0)
     error: str = ""
 
     @property
@@ -61,9 +62,7 @@ class Training:
         return self.step_flop * self.round_steps
 
 
-def cost_training(
-    holdings: Holdings, model: nn.Module, params: Tensors, device: str = META
-) -> Training:
+def cost_training(holdings: Holdings, model: nn.Module, params: Tensors, device: str) -> Training:
     """The cost of a step and of an evaluation.
 
     Args:
@@ -102,11 +101,11 @@ def _with_costs(
     model.train()
     with Live():
         carry = plan.local.begin(begun, {}, context)
-    private = plan.local.event is not None
+    private, reused = plan.local.event is not None, kept_below(plan)
 
     def step(batch: Batch) -> Cost:
         moved = move_to(batch, device)
-        return cost_of(lambda: plan.local.step(carry, moved, objective), fused=not private)
+        return cost_of(lambda: plan.local.step(carry, moved, objective), not private, reused)
 
     costs = [step(batch) for batch in batches]
     largest = max(range(len(costs)), key=lambda k: costs[k].peak)
@@ -114,6 +113,7 @@ def _with_costs(
         known,
         step_flop=sum(cost.flop for cost in costs) // len(costs),
         step_peak=costs[largest].peak,
+        step_resident=max(cost.resident for cost in costs),
         batch=len(batches[largest]["mask"]),
         evaluation=_evaluation(plan, data, model, move_to(params, device)),
     )
@@ -132,17 +132,24 @@ def _context(plan: Plan, data: Data, known: Training) -> Context:
 
 
 def _evaluation(plan: Plan, data: Data, model: nn.Module, params: Tensors) -> Cost:
-    """Of all common held-out examples, told by the first batch of them."""
-    batches = iter(data.held_out())
-    making = Live()
+    """Of all common held-out examples, told by the first batch of them. A batch is still there
+    while the next one is made."""
+    batches, reused = iter(data.held_out()), kept_below(plan)
+    making = Live(reused)
     with making:
         first = next(batches, None)
     if first is None:
-        return Cost(0, 0)
+        return Cost(0, 0, 0)
     moved = move_to(first, str(next(iter(params.values())).device))
-    one = cost_of(lambda: evaluate(plan.task, model, params, [moved]))
-    rows = len(first["mask"]) + sum(len(batch["mask"]) for batch in batches)
-    return Cost(one.flop * ceil(rows / len(first["mask"])), making.peak + one.peak)
+    one = cost_of(lambda: evaluate(plan.task, model, params, [moved]), reused=reused)
+    further = [len(batch["mask"]) for batch in batches]
+    rows = len(first["mask"]) + sum(further)
+    beside = making.now if further else 0, making.resident_now if further else 0
+    return Cost(
+        one.flop * -(-rows // len(first["mask"])),
+        max(making.now + one.peak, making.peak + beside[0]),
+        max(making.resident_now + one.resident, making.resident + beside[1]),
+    )
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -9,7 +9,7 @@ from torch import nn
 from fedpeft.compute.device_memory import available
 from fedpeft.errors import PlanError, say_count
 from fedpeft.forecasts.backbone import Backbone, describe_backbone
-from fedpeft.forecasts.blueprint import CPU, draw_blueprint, draw_with_numbers, fill_trained
+from fedpeft.forecasts.blueprint import CPU, META, draw_blueprint, draw_with_numbers, fill_trained
 from fedpeft.forecasts.costs import Training, cost_training
 from fedpeft.forecasts.memory import MemoryNeed, Requirements, resident
 from fedpeft.forecasts.rehearsal import SECONDS, Traffic
@@ -78,7 +78,7 @@ def forecast(plan: Plan, examples_each: int | None = None, seconds: float = SECO
     model = fill_trained(blueprint.model, names, plan.seed)
     params = stand_in_site(holdings, model).params()
     traffic, notes = rehearse_anyhow(_unsigned(holdings), model, seconds)
-    training = cost_training(holdings, model, params)
+    training = cost_training(holdings, model, params, META)
     if training.error and blueprint.looks:
         real, _ = draw_with_numbers(plan, holdings.classes)
         training = cost_training(holdings, real, params, CPU)

@@ -13,15 +13,13 @@ from fedpeft.core.types import Tensors
 from fedpeft.engines.vectorized.engine import HELD, MOST, room
 from fedpeft.engines.vectorized.stacks import PEAK, SHARE
 from fedpeft.forecasts.costs import Training, frozen_linear_bytes, weight_bytes
+from fedpeft.forecasts.step_cost import SLACK
 from fedpeft.plan.plan import Plan
 
 LIBRARIES = 500 * 2**20
 """What Python, PyTorch and transformers take, where it cannot be read off."""
 KERNELS = 60 * 2**20
 """What the first products bring in: pages of code, and room that kernels keep for themselves."""
-SLACK = 2.0
-"""Resident over live bytes of a step: blocks that were freed are kept, and those that are asked for
-next are of other sizes."""
 FOUR_BITS = (4 + 32 / 64) / 32
 """A weight in four bits with its share of a scale, over one in float32."""
 
@@ -78,9 +76,9 @@ class Requirements:
             "trained tensors": self._server_copies() + HELD * self.trained * together,
             "kernels": KERNELS,
         }
-        step, evaluation = self.training.step_peak * together, self.training.evaluation.peak
+        step, evaluation = self._step(together), self.training.evaluation.resident
         name = "evaluation" if evaluation > step else f"a step of {_clients(together)}"
-        return MemoryNeed({**parts, name: int(SLACK * max(step, evaluation))})
+        return MemoryNeed({**parts, name: max(step, evaluation)})
 
     def client(self) -> MemoryNeed:
         """The process of one owner."""
@@ -91,7 +89,7 @@ class Requirements:
                 **self._base(),
                 "trained tensors": HELD * self.trained,
                 "kernels": KERNELS,
-                "a step": int(SLACK * self.training.step_peak),
+                "a step": self._step(1),
             }
         )
 
@@ -105,6 +103,13 @@ class Requirements:
                 "trained tensors": self._server_copies(),
             }
         )
+
+    def _step(self, together: int) -> int:
+        """A stack has larger blocks than the one client whose blocks are known, so that it counts
+        as if the allocator kept all of them."""
+        if together == 1:
+            return self.training.step_resident
+        return int(SLACK * self.training.step_peak * together)
 
     def _base(self) -> dict[str, int]:
         """The weights, and their copies for the kernels: one for the way to the loss, and one for

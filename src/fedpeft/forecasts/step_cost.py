@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from fedpeft.compute.device_memory import REUSED
+
 _VALUES = frozenset(
     [
         torch.ops.aten._local_scalar_dense.default,
@@ -26,6 +28,9 @@ _VALUES = frozenset(
 _CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 """By which `transformers` leaves out checks of values, such as that a text has a place for each
 number of its picture: shapes alone would always fail them."""
+SLACK = 2.0
+"""Resident over live bytes of blocks that the allocator keeps: blocks that were freed stay, and
+those that are asked for next are of other sizes."""
 _FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
@@ -49,13 +54,20 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Where a model asks for the value of a tensor that has none, it learns that masks have holes,
     and that counts are 1.
 
+    Args:
+      reused: the allocator gives blocks of this size or more back to the system when they are
+        freed, and keeps smaller ones (`device_memory`).
+
     Attributes:
       now, peak: bytes; what was there before is not counted.
+      resident_now, resident: the same as a process holds them. A block that the allocator keeps
+        counts SLACK times, and one that it gives back once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reused: int = REUSED) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
+        self.now = self.peak = self.resident_now = self.resident = 0
+        self._reused = reused
         self._held: set[int] = set()
         self._outside: list[Any] = []
 
@@ -86,13 +98,20 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if key in self._held:
             return
         self._held.add(key)
-        self.now += storage.nbytes()
+        size = storage.nbytes()
+        self.now += size
+        self.resident_now += self._held_of(size)
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._drop, key, storage.nbytes())
+        self.resident = max(self.resident, self.resident_now)
+        weakref.finalize(storage, self._drop, key, size)
 
     def _drop(self, key: int, size: int) -> None:
         self._held.discard(key)
         self.now -= size
+        self.resident_now -= self._held_of(size)
+
+    def _held_of(self, size: int) -> int:
+        return size if size >= self._reused else int(SLACK * size)
 
 
 class FusedAttention(TorchFunctionMode):
@@ -149,25 +168,28 @@ class Cost:
     Attributes:
       flop: floating-point operations of its products, two for a multiplication with an addition.
       peak: the bytes that live at once beside what was there before.
+      resident: the bytes that a process holds for them, see `Live`.
     """
 
     flop: int
     peak: int
+    resident: int
 
 
-def cost_of(work: Callable[[], object], fused: bool = True) -> Cost:
+def cost_of(work: Callable[[], object], fused: bool = True, reused: int = REUSED) -> Cost:
     """The cost of work on meta tensors, which is done twice: once for the operations, whose count
     needs attention as plain products, and once for the memory.
 
     Args:
       fused: whether attention is computed by the fused kernel.
+      reused: see `Live`.
     """
     counter: Any = FlopCounterMode(display=False)
     counter.mod_tracker = Untold()
     with counter, Live():
         work()
-    live = Live()
+    live = Live(reused)
     with FusedAttention() if fused else nullcontext(), live:
         kept = work()
     del kept
-    return Cost(int(counter.get_total_flops()), live.peak)
+    return Cost(int(counter.get_total_flops()), live.peak, live.resident)

@@ -8,7 +8,12 @@ import torch
 from torch import nn
 
 from fedpeft.compute.checkpointing import enable_checkpointing
-from fedpeft.compute.device_memory import give_back_freed, reuse_freed
+from fedpeft.compute.device_memory import (
+    GIVEN_BACK,
+    REUSED,
+    give_back_freed,
+    reuse_freed,
+)
 from fedpeft.compute.first_pass import check_pass
 from fedpeft.compute.frozen_linear import gains_by_packing, prepare_frozen, slowed_by
 from fedpeft.compute.trainable import is_statistic
@@ -25,10 +30,20 @@ TRIED = 2
 
 def tune_heap(plan: Plan) -> None:
     """Let freed memory be kept for the next step, or given back where a plan spares memory."""
-    if plan.compute.checkpointing or quantizes(plan.task):
+    if _spares_memory(plan):
         give_back_freed()
     else:
         reuse_freed()
+
+
+def kept_below(plan: Plan) -> int:
+    """The size in bytes below which a freed block of the plan's process is kept; larger ones go
+    back to the system. It is glibc's, see `tune_heap`."""
+    return GIVEN_BACK if _spares_memory(plan) else REUSED
+
+
+def _spares_memory(plan: Plan) -> bool:
+    return plan.compute.checkpointing or quantizes(plan.task)
 
 
 def prepare_model(plan: Plan, classes: Sequence[str], rows: Tensors, device: str) -> nn.Module:
