@@ -21,6 +21,7 @@ from fedpeft import DataError, PlanError, evaluate, open_site, read_plan
 from fedpeft.core.sound import Sound
 from fedpeft.core.types import Table, Weighted
 from fedpeft.data.recordings import Clips
+from fedpeft.forecasts.forecast import forecast
 from fedpeft.oneshot.fingerprints import transforms_digest
 from fedpeft.runs.folder import read_rounds
 from fedpeft.tasks.edit_distance import count_errors
@@ -244,6 +245,17 @@ def test_lora_goes_into_attention_of_both_sides(root: Path) -> None:
 @pytest.mark.slow
 def test_clients_in_a_stack_train_it(root: Path) -> None:
     check_stacked(run_of(root))
+
+
+@pytest.mark.slow
+def test_a_forecast_writes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To write all that a model may takes minutes where no shape says where it ends."""
+    plan = read_plan(run_of(root))
+    monkeypatch.setattr(
+        "transformers.WhisperForConditionalGeneration.generate", lambda *_, **__: 1 / 0
+    )
+    told = forecast(plan).training
+    assert told.evaluation.flop > 0 and not told.error
 
 
 @pytest.mark.slow

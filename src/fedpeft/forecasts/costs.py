@@ -9,7 +9,7 @@ from torch import nn
 
 from fedpeft.compute.frozen_linear import LEAST_WEIGHT
 from fedpeft.compute.objective import Objective
-from fedpeft.compute.scores import evaluate
+from fedpeft.compute.scores import evaluate, outputs_of
 from fedpeft.core.interfaces import Data
 from fedpeft.core.secrets import Secret
 from fedpeft.core.tensors import move_to
@@ -141,7 +141,7 @@ def _evaluation(plan: Plan, data: Data, model: nn.Module, params: Tensors) -> Co
     if first is None:
         return Cost(0, 0, 0)
     moved = move_to(first, str(next(iter(params.values())).device))
-    one = cost_of(lambda: evaluate(plan.task, model, params, [moved]), reused=reused)
+    one = _measuring(plan, model, params, moved)
     further = [len(batch["mask"]) for batch in batches]
     rows = len(first["mask"]) + sum(further)
     beside = making.now if further else 0, making.resident_now if further else 0
@@ -150,6 +150,24 @@ def _evaluation(plan: Plan, data: Data, model: nn.Module, params: Tensors) -> Co
         max(making.now + one.peak, making.peak + beside[0]),
         max(making.resident_now + one.resident, making.resident + beside[1]),
     )
+
+
+def _measuring(plan: Plan, model: nn.Module, params: Tensors, batch: Batch) -> Cost:
+    """Of one batch of held-out examples.
+
+    What a model writes of them counts as one more pass. It ends where the model says so, which no
+    shape tells, and to write all that it may takes minutes on the meta device.
+    """
+    reused = kept_below(plan)
+    if not hasattr(plan.task, "forward_measured"):
+        return cost_of(lambda: evaluate(plan.task, model, params, [batch]), reused=reused)
+
+    def read() -> list[object]:
+        outputs = outputs_of(plan.task, model, params, [batch])
+        return [plan.task.losses(made, part) for part, made in outputs]
+
+    once = cost_of(read, reused=reused)
+    return replace(once, flop=2 * once.flop)
 
 
 def weight_bytes(model: nn.Module) -> int:
