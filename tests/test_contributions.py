@@ -133,6 +133,15 @@ def test_a_folder_that_is_no_merge_and_a_client_of_two_regions(four: Study, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_so_many_files_as_the_plan_wants_replies(tmp_path: Path) -> None:
+    asked = study(tmp_path, "admission.min_replies=2")
+    with pytest.raises(RunError, match=r"1 of at least 2 files: the plan wants replies of so many"):
+        merge(asked.path, asked.files[:1], tmp_path / "few", Rules())
+    merge(asked.path, asked.files[:2], tmp_path / "out", Rules(), evaluate=True)
+    arrivals = json.loads((tmp_path / "out" / "arrivals.json").read_text())["arrivals"]
+    assert len(arrivals) == 3
+
+
 def test_the_merge_is_a_run_like_any_other(four: Study, tmp_path: Path) -> None:
     out = tmp_path / "merged"
     said = fedpeft(

@@ -57,6 +57,7 @@ def write_run(
       DataError: the held-out examples cannot be read.
       PlanError: `evaluate`, of files that change no model.
     """
+    _check_number(study, len(every))
     plan = _plan(study, len(every))
     if evaluate and plan.asking:
         raise PlanError(
@@ -109,9 +110,27 @@ def _updates(plan: Plan, clients: Mapping[ClientId, Mapping[str, Any]]) -> dict[
 
 
 def _plan(study: Invitation, clients: int) -> Plan:
-    """For so many clients, whose lengths and weights the merge's own rules have judged already."""
-    anything = replace(study.plan.admission, norm_factor=float("inf"), weight_factor=float("inf"))
+    """For so many clients, whose lengths and weights the merge's own rules have judged already.
+
+    How many must reply is judged once, of all files: the curve of arrivals begins with one.
+    """
+    rules = study.plan.admission
+    anything = replace(
+        rules,
+        norm_factor=float("inf"),
+        weight_factor=float("inf"),
+        min_replies=min(rules.min_replies, clients),
+    )
     return replace(study.plan, cohort=clients, admission=anything)
+
+
+def _check_number(study: Invitation, clients: int) -> None:
+    least = study.plan.admission.min_replies
+    if clients < least:
+        raise RunError(
+            f"{clients} of at least {least} files: the plan wants replies of so many clients "
+            "(admission.min_replies), and fewer are not merged"
+        )
 
 
 def _site(plan: Plan, study: Invitation, every: Sequence[Contribution], evaluate: bool) -> Site:
