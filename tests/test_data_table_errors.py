@@ -14,7 +14,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "empty": ("x.csv", b"", r"x\.csv is empty"),
     "header alone": ("x.csv", b"text,label\n", r"x\.csv"),
     "other": ("x.docx", b"PK", r"x\.docx is no table: its name must end in \.parquet"),
-    "workbook": ("x.xlsx", b"PK", r"x\.xlsx is a workbook, which is not read: save its sheet as"),
+    "workbook": ("x.ods", b"PK", r"x\.ods is a workbook of a kind that is not read: save it as"),
     "no label": (
         "x.csv",
         b"text,remark\na,b\n",

@@ -23,7 +23,7 @@ def test_every_extra_has_a_probe_or_a_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     probes, apart = read_probes(project["optional-dependencies"])
     assert probes.keys() | apart.keys() == project["optional-dependencies"].keys()
-    assert apart.keys() == {"dev", "race-flower", "race-pfl"}
+    assert apart.keys() == {"dev", "race-flower", "race-pfl", "trl"}
     assert probes["secure"].says == ("fedpeft[secure]", "cryptography", "pycryptodome")
     assert probes["privacy"].without == probes["privacy"].use
     assert probes["oneshot"].without == "fedpeft keygen c001"

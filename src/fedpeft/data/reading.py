@@ -13,6 +13,7 @@ from typing import Any
 from fedpeft.data.csv_files import read_csv
 from fedpeft.data.folders import is_picture
 from fedpeft.data.metadata import find_metadata, join_pictures, split_of, suffix
+from fedpeft.data.workbooks import OTHERS, SHEETS, write_sheet
 from fedpeft.errors import DataError
 from fedpeft.storage.hub import spare_lookups
 from fedpeft.storage.locate import locate
@@ -26,10 +27,10 @@ BUILDERS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     ".json": ("json", {}),
     ".csv": ("csv", {}),
     ".tsv": ("csv", {}),
+    **dict.fromkeys(SHEETS, ("sheet", {})),
 }
-"""By the end of a file's name: the reader, of `datasets` but for CSV, and how it is set."""
-WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".ods")
-"""Files of spreadsheet programs."""
+"""By the end of a file's name: the reader, of `datasets` but for CSV and sheets, and how it is
+set."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,9 @@ def _read_files(files: Sequence[Path], form: CsvForm, scratch: Path) -> Any:
         return datasets.Dataset(
             datasets.table.InMemoryTable(read_csv(files, form.separator, form.encoding))
         )
+    if kind == "sheet":
+        sheets = [write_sheet(file, scratch) for file in files]
+        return datasets.Dataset(datasets.table.InMemoryTable(read_csv(sheets, ",", "utf-8")))
     if kind == "json":
         files = [_plain_utf8(file, scratch) for file in files]
     names = {"train": [escape(str(file)) for file in files]}
@@ -163,8 +167,8 @@ def _files(found: Path) -> dict[str, list[Path]]:
 
 
 def _not_a_table(found: Path) -> str:
-    if suffix(found) in WORKBOOKS:
-        return f"{found} is a workbook, which is not read: save its sheet as CSV, and name that"
+    if suffix(found) in OTHERS:
+        return f"{found} is a workbook of a kind that is not read: save it as .xlsx or CSV"
     return f"{found} is no table: its name must end in {', '.join(BUILDERS)}"
 
 
