@@ -247,7 +247,10 @@ def check_length(model: str, base: str, length: int) -> None:
     """Raises PlanError for texts longer than the model takes."""
     limit = longest_text(base)
     if limit and length > limit:
-        raise PlanError(f"max_length = {length}, but {model!r} takes at most {limit} tokens")
+        raise PlanError(
+            f"max_length = {length}, but {model!r} takes at most {limit} tokens: set "
+            f"task.max_length = {limit} or less"
+        )
 
 
 def longest_text(base: str) -> int:
