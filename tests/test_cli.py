@@ -201,12 +201,13 @@ def test_every_key_of_every_part_has_a_meaning_and_the_default_of_its_field() ->
             assert source and source[1], target
             part = import_target(target)
             fields = {f.name: f for f in dataclasses.fields(part)} if kind != "engine" else {}
-            for key in keys_of(source[1]) if fields else ():
+            for key in keys_of(source[0], source[1]) if fields else ():
                 keys += 1
                 assert key.meaning, f"{kind} {name}: {key.name} has no meaning"
                 assert key.name in fields and fields[key.name].init
                 field = fields[key.name]
                 needed = field.default is field.default_factory is dataclasses.MISSING
+                assert not key.default.isupper(), f"{kind} {name}: {key.name} {key.default}"
                 assert (key.default == "") == needed, f"{kind} {name}: {key.name} {key.default}"
     assert keys > 150
 

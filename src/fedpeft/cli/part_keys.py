@@ -42,10 +42,47 @@ def read_source(target: str) -> tuple[ast.Module, ast.ClassDef | None] | None:
     return tree, next(iter(classes), None)
 
 
-def keys_of(found: ast.ClassDef) -> list[PartKey]:
-    """The keys of a part's class, in the order of its fields."""
+def keys_of(tree: ast.Module, found: ast.ClassDef) -> list[PartKey]:
+    """The keys of a part's class in its module, in the order of its fields."""
     meanings = _meanings(ast.get_docstring(found) or "")
-    return [PartKey(name, default, meanings.get(name, "")) for name, default in _fields(found.body)]
+    return [
+        PartKey(name, _constant(tree, default), meanings.get(name, ""))
+        for name, default in _fields(found.body)
+    ]
+
+
+def _constant(tree: ast.Module, default: str) -> str:
+    """What a constant is, where a default is the name of one; it may be another module's."""
+    if not default.isidentifier() or not default.isupper():
+        return default
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (source := _imported(node, default)):
+            return _constant(*source)
+        if isinstance(node, ast.Assign) and (value := _assigned(node, default)):
+            return _constant(tree, _written(value))
+    return default
+
+
+def _imported(node: ast.ImportFrom, name: str) -> tuple[ast.Module, str] | None:
+    """The module that a name comes from, and what it is called there."""
+    other = [one.name for one in node.names if (one.asname or one.name) == name]
+    source = read_source(f"{node.module}:") if other else None
+    return (source[0], other[0]) if source else None
+
+
+def _assigned(node: ast.Assign, name: str) -> ast.expr | None:
+    """What an assignment gives to a name, alone or among others."""
+    target, value = node.targets[0], node.value
+    if isinstance(target, ast.Name):
+        return value if target.id == name else None
+    if not isinstance(target, ast.Tuple) or not isinstance(value, ast.Tuple):
+        return None
+    values: list[ast.expr] = []
+    for one in value.elts:
+        spread = isinstance(one, ast.Starred) and isinstance(one.value, ast.Tuple)
+        values += one.value.elts if spread else [one]  # type: ignore[attr-defined]
+    pairs = zip(target.elts, values, strict=False)
+    return next((x for one, x in pairs if isinstance(one, ast.Name) and one.id == name), None)
 
 
 def _fields(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:

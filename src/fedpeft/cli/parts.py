@@ -58,7 +58,7 @@ def _list_keys(kind: str, name: str, target: str) -> None:
     for line in wrap(_first_paragraph(target), WIDTH - 2):
         typer.echo(f"  {line}")
     found = read_source(target)
-    keys = keys_of(found[1]) if found and found[1] and kind != ENGINE else []
+    keys = keys_of(found[0], found[1]) if found and found[1] and kind != ENGINE else []
     for key in keys:
         _show_key(key)
     if not keys:
