@@ -39,6 +39,8 @@ def write_sheet(file: Path, scratch: Path) -> Path:
             f"{file} is no workbook that can be read ({error}): save its sheet as CSV"
         ) from None
     try:
+        if not book.worksheets:
+            raise DataError(f"{file} has no sheet with rows: save a table in it, or as CSV")
         first, *others = book.worksheets
         if others:
             names = ", ".join(repr(sheet.title) for sheet in others)

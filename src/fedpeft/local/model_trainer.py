@@ -29,7 +29,9 @@ from fedpeft.core.tensors import sub
 from fedpeft.core.types import Batch, Carry, Context, Event, Table, Tensors
 from fedpeft.errors import PlanError
 from fedpeft.local.own_code import (
+    NO_NOISE,
     SEEDS,
+    TRAINS_ALONE,
     check_function_name,
     check_result,
     load_function,
@@ -133,11 +135,10 @@ class ModelTrainer:
     passes: ClassVar[float] = 1.0
     event: ClassVar[Event | None] = None
     reads_records: ClassVar[bool] = True
-    trains_alone: ClassVar[str] = "a trainer of one's own trains one client at a time"
+    trains_alone: ClassVar[str] = TRAINS_ALONE
     offers: ClassVar[frozenset[Fact]] = frozenset({Fact.OWN_LENGTH})
     forbids: ClassVar[Mapping[Fact, str]] = {
-        Fact.EXAMPLE_NOISE: "{other} {what}, and a trainer of one's own clips no example and adds "
-        'no noise: set local = "dp_sgd", or hide clients instead, with stages = ["client_dp"]',
+        Fact.EXAMPLE_NOISE: NO_NOISE,
         Fact.PACKED: "{other} {what}, and a trainer of one's own makes its own batches: leave "
         "task.packing out, and let your trainer pack (`SFTConfig(packing=True)`)",
     }

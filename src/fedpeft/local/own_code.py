@@ -18,6 +18,13 @@ from fedpeft.registry import import_target
 
 SEEDS = 2**32
 """NumPy, which `transformers.set_seed` seeds too, takes no larger seed."""
+NO_NOISE = (
+    "{other} {what}, and a trainer of one's own clips no example and adds no noise: set local = "
+    '"dp_sgd", or hide clients instead, with stages = ["client_dp"]'
+)
+"""Why noise for examples goes with no trainer; see `core.facts`."""
+TRAINS_ALONE = "a trainer of one's own trains one client at a time"
+"""Why no trainer trains a stack of clients."""
 
 
 def check_function_name(trainer: str) -> None:

@@ -21,7 +21,9 @@ from fedpeft.core.tensors import sub
 from fedpeft.core.types import Batch, Carry, Context, Event, Tensors
 from fedpeft.errors import PlanError
 from fedpeft.local.own_code import (
+    NO_NOISE,
     SEEDS,
+    TRAINS_ALONE,
     check_function_name,
     check_result,
     load_function,
@@ -140,12 +142,9 @@ class OwnTrainer:
     precision: ClassVar[str] = "float32"
     passes: ClassVar[float] = 1.0
     event: ClassVar[Event | None] = None
-    trains_alone: ClassVar[str] = "a trainer of one's own trains one client at a time"
+    trains_alone: ClassVar[str] = TRAINS_ALONE
     offers: ClassVar[frozenset[Fact]] = frozenset({Fact.OWN_LENGTH})
-    forbids: ClassVar[Mapping[Fact, str]] = {
-        Fact.EXAMPLE_NOISE: "{other} {what}, and a trainer of one's own clips no example and adds "
-        'no noise: set local = "dp_sgd", or hide clients instead, with stages = ["client_dp"]'
-    }
+    forbids: ClassVar[Mapping[Fact, str]] = {Fact.EXAMPLE_NOISE: NO_NOISE}
 
     def __post_init__(self) -> None:
         check_function_name(self.trainer)
