@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +42,12 @@ SFT: dict[str, Any] = {
 }
 
 
+@pytest.fixture
+def stories(real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model that a plan of this task has by default."""
+    monkeypatch.setenv("FEDPEFT_DATA", str(real_data))
+
+
 def by(name: str, **arguments: Any) -> dict[str, Any]:
     return {"name": "model_trainer", "trainer": f"own_trainers:{name}", "arguments": arguments}
 
@@ -49,6 +56,7 @@ def site_of(local: Mapping[str, Any], **changes: Any) -> Site:
     return open_site(read_plan({**PLAN, "local": local, **changes}))
 
 
+@pytest.mark.usefixtures("stories")
 @pytest.mark.parametrize(
     "method",
     [
@@ -80,6 +88,7 @@ def test_the_models_own_loss_takes_the_steps_of_descent(method: dict[str, Any]) 
     assert theirs[0][1].metrics["loss"].weight == 7.0
 
 
+@pytest.mark.usefixtures("stories")
 def test_who_writes_to_the_base_fails_alone_and_the_base_is_made_anew() -> None:
     """It writes through `.data`, after which the other clients of both rounds train as before."""
     wrong, right = (
@@ -112,6 +121,7 @@ def test_what_would_have_no_effect_is_refused(changes: dict[str, Any], words: st
         read_plan({**PLAN, "local": by("plain"), **changes})
 
 
+@pytest.mark.usefixtures("stories")
 def test_a_copy_shares_what_is_frozen_and_nothing_else() -> None:
     site = site_of(by("plain"))
     copy = copy_model(site.model, site.params(), {})
@@ -127,6 +137,7 @@ def test_a_copy_shares_what_is_frozen_and_nothing_else() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # TRL's own
 @TRL
+@pytest.mark.usefixtures("stories")
 def test_trls_trainer_takes_the_steps_of_descent() -> None:
     """One text a batch in the order of the records, whose mean loss is the plan's too."""
     one: dict[str, Any] = {"partition": {"name": "lists", "clients": {"a": [0], "b": [3]}}}
@@ -142,6 +153,7 @@ def test_trls_trainer_takes_the_steps_of_descent() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # TRL's own
 @TRL
+@pytest.mark.usefixtures("stories")
 def test_trls_trainer_of_preferences_compares_with_the_start() -> None:
     """Its loss begins at log 2 in each round only if the reference is the received model; here it
     is the start, so that the second round's is below."""
