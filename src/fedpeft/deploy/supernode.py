@@ -40,6 +40,12 @@ PATIENCE = 10.0  # seconds for the arguments to come
 LOST = 90.0
 PORT = 9094
 """Where a SuperNode listens for its own processes, if nothing is said."""
+NOT_LET_IN = (  # status 1 is Flower's for whatever went wrong
+    "the SuperNode ended at its start; its own message stands above. Where it says "
+    "that no connection came about, the SuperLink may not know the key: "
+    "`flwr supernode register KEY.pub FEDERATION` on the server's machine registers it. "
+    "`fedpeft doctor` tries the address and the certificate"
+)
 ENDS = (signal.SIGTERM, signal.SIGINT)
 LOOK = 0.5  # seconds between two looks at who has ended
 HAND_OVER = """\
@@ -137,12 +143,15 @@ def again_while_broken(
     Returns:
       The exit status of what ended soon.
     """
-    pause, broke = PAUSE, before
+    pause, broke, told = PAUSE, before, False
     while True:
         began = clock()
         code = once()
         lived = clock() - began > LONGEST
         broke = broke or lived or code == flower_supernode.BROKEN or code < 0
+        if code == 1 and not lived and not told:
+            say(NOT_LET_IN)
+            told = True
         if not broke:
             return code
         pause = PAUSE if lived else pause
