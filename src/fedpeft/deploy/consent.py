@@ -213,7 +213,7 @@ def _visible_in(plan: Plan, declined: Collection[str]) -> Iterator[str]:
 
 def _told_beside(plan: Plan, declined: Collection[str]) -> Iterator[str]:
     """What parts tell the server, where the owner does not decline their messages."""
-    for part in plan.each_part():
+    for part in plan.parts:
         asked = set(part.handlers()) if hasattr(part, "handlers") else set()
         if not asked or not asked <= set(declined):
             facts = getattr(part, "reveals", ())

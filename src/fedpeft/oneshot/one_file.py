@@ -29,7 +29,7 @@ def check_plan(plan: Plan) -> None:
     if not plan.rounds:
         _check_one_question(plan)
         return
-    for one in plan.each_part():
+    for one in plan.parts:
         if hasattr(one, "before_rounds"):
             raise PlanError(
                 f"{type(one).__name__} asks each client before the first round, and a file for "
@@ -40,7 +40,7 @@ def check_plan(plan: Plan) -> None:
 
 def _check_one_question(plan: Plan) -> None:
     """Raises PlanError for a plan of no rounds that one file from each client cannot carry out."""
-    begins = [one for one in plan.each_part() if hasattr(one, "before_rounds")]
+    begins = [one for one in plan.parts if hasattr(one, "before_rounds")]
     asking = [type(one).__name__ for one in (*begins, *plan.asking)]
     if len(asking) != 1:
         raise PlanError(

@@ -107,7 +107,7 @@ def _check_pair(one: Holder, other: Holder) -> None:
 
 
 def _holders(plan: Any) -> Iterator[Holder]:
-    for part in plan.each_part():
+    for part in plan.parts:
         holder = holder_of(part)
         down = (plan.downlink, getattr(plan.downlink, "codec", None))
         if any(part is one for one in down) and part is not plan.uplink:

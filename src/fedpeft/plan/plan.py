@@ -4,6 +4,7 @@ changes."""
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
@@ -185,7 +186,7 @@ class Plan:
     def sharing(self) -> tuple[SharesBack, ...]:
         """The parts whose shared tensors change on the clients."""
         # By this method and not by `share`, which other parts have as a number.
-        return tuple(one for one in self.each_part() if hasattr(one, "merge_share"))
+        return tuple(one for one in self.parts if hasattr(one, "merge_share"))
 
     @property
     def local_shares(self) -> tuple[str, ...]:
@@ -252,13 +253,14 @@ class Plan:
         """Whether the model after so many rounds is measured."""
         return done % self.evaluate_every == 0 or done == self.rounds
 
-    def each_part(self) -> Iterator[Any]:
+    @cached_property
+    def parts(self) -> tuple[Any, ...]:
         """All parts of the plan and the parts in them, in the order of the plan's keys."""
-        yield from _parts_in(self)
+        return tuple(_parts_in(self))  # kept, as each answer that arrives asks for them
 
     def hooks(self, name: str) -> list[Any]:
         """What of that name the plan's parts have, in their order; see `core.hooks`."""
-        return [getattr(one, name) for one in self.each_part() if hasattr(one, name)]
+        return [getattr(one, name) for one in self.parts if hasattr(one, name)]
 
     def handlers(self) -> dict[str, Handler]:
         """The client's side of the conversation: by phase, what answers a message beside "fit".
@@ -296,7 +298,7 @@ class Plan:
 
     def receives(self, phase: str, fit: Expected) -> Mapping[str, Layout] | None:
         """What a client may be sent in a phase; None for anything, where the handler checks it."""
-        for one in self.each_part():
+        for one in self.parts:
             if hasattr(one, "handlers") and phase in one.handlers() and hasattr(one, "receives"):
                 allowed: Mapping[str, Layout] | None = one.receives(phase, fit)
                 return allowed

@@ -127,7 +127,7 @@ def _check_rounds(plan: Plan, code: Code) -> None:
 def _check_shares(plan: Plan, now: Plan, round: int) -> None:
     """Raises PlanError where a phase changes what travels beside the parameters: the run begins
     with that of the plan, and goes on with it from round to round."""
-    had, has = ([type(one).__name__ for one in each.each_part() if hasattr(one, "shares")]
+    had, has = ([type(one).__name__ for one in each.parts if hasattr(one, "shares")]
                 for each in (plan, now))  # fmt: skip
     if changed := sorted({*had} ^ {*has}):
         raise PlanError(

@@ -154,7 +154,7 @@ def remembers_training(plan: Any) -> bool:
     kept = plan.local_shares or plan.personal
     several = plan.rounds > 1 and getattr(plan.local, "remembers", False)
     staged = any(stage.remembers for stage in plan.stages)
-    others = (one for one in plan.each_part() if one is not plan.exchange)
+    others = (one for one in plan.parts if one is not plan.exchange)
     told = any(getattr(one, "remembers_clients", False) for one in others)
     return bool(kept or several or staged or told)
 
