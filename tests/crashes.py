@@ -162,6 +162,14 @@ def children(parent: int) -> list[int]:
     return [pid for pid, (_, above) in processes().items() if above == parent]
 
 
+def descendants(ancestor: int) -> list[int]:
+    """Children, and theirs: worker processes are forks of one that the run began."""
+    found, known = [ancestor], processes()
+    for one in found:  # it grows meanwhile
+        found += [pid for pid, (_, above) in known.items() if above == one]
+    return found[1:]
+
+
 def processes() -> dict[int, tuple[str, int]]:
     """By process number the state and the parent's number."""
     found = {}

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from crashes import BLOBS, alive, assert_same_end, children, write
+from crashes import BLOBS, alive, assert_same_end, descendants, write
 from parts import Blobs, DiesAfterSaving, FailingDisk, Fatal
 from rounds import FEEDBACK, SCAFFOLD, points_plan, run
 from test_kill import begin, finish, undisturbed, until
@@ -43,11 +43,12 @@ def site() -> Site:
 
 
 def simulation(site: Site, store: Store) -> Iterator[FlowerSimulation]:
+    before = set(descendants(os.getpid()))
     engine = FlowerSimulation(site, store, 2)
     yield engine
     engine.close()
     gc.collect()
-    until(lambda: not alive(children(os.getpid())), seconds=30)
+    until(lambda: not alive([*set(descendants(os.getpid())) - before]), seconds=30)
 
 
 def trigger() -> float:
@@ -115,7 +116,7 @@ def test_ctrl_c_ends_the_actors_and_says_how_to_go_on(tmp_path: Path) -> None:
     plan = write(tmp_path / "plan.toml", gate, BLOBS)
     process = begin("run", plan, "--out", tmp_path / "run", "--workers", "2")
     until((tmp_path / "reached").exists, process, 300)
-    begun = [pid for child in children(process.pid) for pid in (child, *children(child))]
+    begun = descendants(process.pid)
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130

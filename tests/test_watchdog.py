@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from crashes import children, processes
+from crashes import children, descendants, processes
 from rounds import points_plan
 
 from fedpeft.core.tensors import equal
@@ -22,12 +22,13 @@ def test_a_stopped_worker_is_named_and_its_client_goes_to_another(
     points: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = points_plan(rounds=2, cohort=2)
-    begun, before = start(plan, points.params()), set(children(os.getpid()))
+    begun, before = start(plan, points.params()), set(descendants(os.getpid()))
     engine = Processes(points, Folder(tmp_path), workers=1, quiet=1.5, lost=3.0)
     rounds = federate(plan, engine, begun)
     next(rounds)
-    workers = set(children(os.getpid())) - before
-    for pid in workers:  # the process that multiprocessing keeps beside them is among these
+    # Worker processes are forks of a child, which multiprocessing keeps beside others of its own.
+    workers = set(descendants(os.getpid())) - before - set(children(os.getpid()))
+    for pid in workers:
         os.kill(pid, signal.SIGSTOP)
     with caplog.at_level(logging.WARNING, "fedpeft"):
         state, ledger = next(rounds)

@@ -5,13 +5,12 @@ Worker processes begin by importing the script that starts them, so a script of 
 """
 
 import os
-import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from logging import ERROR, getLogger
-from multiprocessing import get_context, parent_process, resource_tracker
+from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pickle import PicklingError
@@ -23,6 +22,7 @@ import torch
 
 from fedpeft.core.interfaces import Store
 from fedpeft.core.types import ClientId, Failure, Job, Reply
+from fedpeft.engines.fork_server import interrupts_blocked, take_environment, worker_context
 from fedpeft.errors import PlanError, reason_of
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.values import shares_optimizer_state
@@ -37,8 +37,16 @@ STARTING = 30.0  # seconds that a worker process may take until its first sign o
 ATTEMPTS = 2
 
 
-def _serve(connection: Connection, beat: Any, plan: Plan, device: str, store: Store) -> None:
+def _serve(
+    connection: Connection,
+    beat: Any,
+    plan: Plan,
+    device: str,
+    store: Store,
+    environment: Mapping[str, str],
+) -> None:
     """A worker process: answer jobs until the other end is gone."""
+    take_environment(environment)
     Thread(target=_end_with_parent, daemon=True).start()
     Thread(target=_beat, args=(beat,), daemon=True).start()
     torch.set_num_threads(plan.compute.threads)
@@ -97,19 +105,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _start(process: BaseProcess) -> None:
-    """Ctrl-C in a terminal goes to every process; it is for the parent, which ends its workers."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        process.start()
-        return
-    resource_tracker.ensure_running()  # started with the first process, it would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        process.start()  # the mask goes over to the child
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass(eq=False)
@@ -200,14 +195,16 @@ class Processes:
                 self._hands.remove(hand)
 
     def _hire(self) -> _Hand:
-        context = get_context("spawn")
+        context = worker_context(self.site.plan, self.site.device)
         ours, theirs = context.Pipe()
         # In the future at first: it loads its libraries before it can give a sign of life.
         beat = context.Value("d", monotonic() + STARTING, lock=False)
-        arguments = (theirs, beat, self.site.plan, self.site.device, self.store)
+        site, environment = self.site, dict(os.environ)
+        arguments = (theirs, beat, site.plan, site.device, self.store, environment)
         process = context.Process(target=_serve, args=arguments, daemon=True)
         try:
-            _start(process)
+            with interrupts_blocked():
+                process.start()
         except (PicklingError, AttributeError, TypeError) as error:
             ours.close()
             message = (
