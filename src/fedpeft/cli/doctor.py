@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
   fedpeft doctor pictures/                what is read of them, in data-report.txt too
+  fedpeft doctor study --data pictures/ --name hospital-a        whether `contribute` will do
   fedpeft doctor --superlink fl.example.org:8443 --root-certificates ca.crt --key node.key
   fedpeft doctor plan.toml --federation here      at the server: who is waited for
   fedpeft doctor plan.toml --data pictures/ --name hospital-a    the plan, base and data too
@@ -31,7 +32,7 @@ Report = Annotated[
 
 
 def doctor(
-    what: Annotated[Path | None, typer.Argument(metavar="[PLAN.toml|DATA]", hidden=True)] = None,
+    what: Annotated[Path | None, typer.Argument(metavar="[PLAN|STUDY|DATA]", hidden=True)] = None,
     settings: Settings = None,
     superlink: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Whether it answers, and its time.")
@@ -66,6 +67,8 @@ def doctor(
 
     DATA, or --data, is read, and what was found is written to a file too: classes, sizes, values
     and what is left out. It holds no name of a file and no example, so that an owner may send it.
+    The data are read as `contribute` and `node` read an owner's: only a test split that lies there
+    is held out. STUDY is the folder of an invitation, and needs --data and --name.
     """
     from fedpeft.deploy import doctor as look
 
@@ -90,7 +93,15 @@ def doctor(
 
 
 def _plan_or_data(what: Path | None, data: str | None) -> tuple[Path | None, str | None]:
-    """What the argument names is a plan, or data unless --data names them."""
+    """What the argument names is a plan, an invitation, or data unless --data names them."""
+    from fedpeft.oneshot.invitation import FILE
+
+    if what is not None and (what / FILE).is_file():
+        if data is None:
+            raise typer.BadParameter(
+                f"{what} is an invitation: add --data PATH --name NAME, as for `fedpeft contribute`"
+            )
+        return what / "plan.toml", data
     if what is None or what.suffix == ".toml":
         return what, data
     return None, str(what) if data is None else data

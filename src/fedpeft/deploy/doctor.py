@@ -302,18 +302,16 @@ def data(
     code: Code = REGISTERED,
 ) -> Iterator[Finding]:
     """What is read of someone's data, which is written to a file too."""
-    from fedpeft.data.inspect import inspect
+    from fedpeft.data.inspect import inspect, second_text
     from fedpeft.oneshot.own_data import OwnData, split_settings
     from fedpeft.plan.reading import read_plan
 
     try:
-        if plan is None:
-            source = read_plan({"data": path}, settings or (), code).data
-        else:
-            own, others = split_settings(settings or ())
-            source = OwnData(path, tuple(own)).source(read_plan(plan, others, code).data)
+        own, others = split_settings(settings or ())
+        read = read_plan({"data": path} if plan is None else plan, others, code)
+        source = OwnData(path, tuple(own)).source(read.data)
         check_writable(out)
-        report = inspect(source.load())
+        report = inspect(source.load(), text_pair=second_text(read.task))
         lines = report.lines
         out.write_text("\n".join([f"fedpeft {_version('fedpeft')}", *lines, ""]), encoding="utf-8")
     except FedpeftError as error:
