@@ -8,7 +8,7 @@ import typer
 from fedpeft.cli.options import AllowCode, Debug, Settings, allowed_code
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from fedpeft.deploy.doctor import Finding
 
@@ -72,36 +72,53 @@ def doctor(
     """
     from fedpeft.deploy import doctor as look
 
-    plan, data = _plan_or_data(what, data)
+    study = what if _is_invitation(what) else None
+    plan, data = _plan_or_data(study / "plan.toml" if study else what, data)
     code, connects = allowed_code(allow_code), any((superlink, root, key, node, federation))
     findings = list(look.libraries(plan, settings, code, connects, data))
-    if root:
-        findings += look.certificate(root)
-    if key:
-        findings += look.private_key(key)
-    if superlink:
-        findings += look.superlink(superlink, root)
+    findings += _way(superlink, root, key)
     if federation:
         findings += look.nodes(plan, settings, federation, code)
     if node:
         findings += look.worker(node)
-    if plan:
+    if study:
+        findings += look.invitation(study, settings, *_owner_of(study, data, name), code)
+    elif plan:
         findings += look.site(plan, settings, data, name, code)
     if data:
         findings += look.data(plan, settings, data, out, code)
     _tell(findings)
 
 
-def _plan_or_data(what: Path | None, data: str | None) -> tuple[Path | None, str | None]:
-    """What the argument names is a plan, an invitation, or data unless --data names them."""
+def _way(superlink: str | None, root: Path | None, key: Path | None) -> "Iterator[Finding]":
+    """What lies between a node and the SuperLink."""
+    from fedpeft.deploy import doctor as look
+
+    if root:
+        yield from look.certificate(root)
+    if key:
+        yield from look.private_key(key)
+    if superlink:
+        yield from look.superlink(superlink, root)
+
+
+def _is_invitation(what: Path | None) -> bool:
     from fedpeft.oneshot.invitation import FILE
 
-    if what is not None and (what / FILE).is_file():
-        if data is None:
-            raise typer.BadParameter(
-                f"{what} is an invitation: add --data PATH --name NAME, as for `fedpeft contribute`"
-            )
-        return what / "plan.toml", data
+    return what is not None and (what / FILE).is_file()
+
+
+def _owner_of(study: Path, data: str | None, name: str | None) -> tuple[str, str]:
+    """Whose data are held against an invitation."""
+    if data is None or name is None:
+        raise typer.BadParameter(
+            f"{study} is an invitation: add --data PATH --name NAME, as for `fedpeft contribute`"
+        )
+    return data, name
+
+
+def _plan_or_data(what: Path | None, data: str | None) -> tuple[Path | None, str | None]:
+    """What the argument names is a plan, or data unless --data names them."""
     if what is None or what.suffix == ".toml":
         return what, data
     return None, str(what) if data is None else data
