@@ -192,7 +192,7 @@ def test_the_doctor_shows_the_terms_of_an_invitation(
     assert shown.exit_code == 0, shown.output
     assert "`fedpeft contribute` asks you to agree to:" in shown.output
     assert "you train once, and send the file yourself" in shown.output
-    bad = fedpeft("doctor", "study", "--data", own_data(tmp_path / "x.npz", "ad"), "--name", "x")
+    bad = fedpeft("doctor", "study", "--data", "nowhere.npz", "--name", "north")
     assert bad.exit_code == 1 and "NO  DataError" in bad.output
 
 
