@@ -3,8 +3,10 @@ fedpeft."""
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from fedpeft.rounds.site import Site
 from fedpeft.runs.checkpoint import load_checkpoint
 from fedpeft.runs.execute import execute, open_engine, open_run_site
 from fedpeft.runs.folder import RunFolder, create
+from fedpeft.storage.locate import locate
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -92,15 +95,14 @@ WORDS = (
     "thirteen",
 )
 ELSEWHERE = """
-import json, re, sys
+import json, sys
 sys.modules["fedpeft"] = None  # whoever imports it fails
 import torch
 from safetensors.torch import load_file, save_file
 torch.set_num_threads(1)
 for folder in json.loads(sys.argv[1]):
-    lines = re.search("```python\\n(.*?)```", open(f"{folder}/README.md").read(), re.S)[1]
     names = {}
-    exec(lines, names)
+    exec(open(f"{folder}.py").read(), names)
     with torch.inference_mode():
         save_file({"logits": names["model"](**load_file(f"{folder}.in")).logits}, f"{folder}.out")
     with open(f"{folder}.json", "w") as file:
@@ -139,10 +141,25 @@ def done(path: Path, **changes: Any) -> Done:
     return Done(folder, site, inputs, logits)
 
 
+def loading_lines(folder: Path) -> str:
+    """The lines of an export's card that load it, with the base where it lies here, as a reader
+    sets it."""
+    card = (folder / "README.md").read_text()
+    found = re.search("```python\n(.*?)```", card, re.S)
+    assert found
+    model = tomllib.loads((folder / "fedpeft-plan.toml").read_text())["task"]["model"]
+    lines, place = found[1], locate(model)
+    if not place or not place.is_dir():
+        return lines
+    assert str(place) not in lines
+    return re.sub(r"(?m)^base = .*$", lambda _: f"base = {json.dumps(str(place))}", lines)
+
+
 def loaded_elsewhere(folders: Mapping[Path, Done], cache: Path) -> None:
     """Each folder's logits to a file beside it."""
     for folder, run in folders.items():
         save_file({name: x.contiguous() for name, x in run.inputs.items()}, f"{folder}.in")
+        Path(f"{folder}.py").write_text(loading_lines(folder))
     env = {**os.environ, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     names = json.dumps([str(folder) for folder in folders])
     ended = subprocess.run(

@@ -179,6 +179,23 @@ def test_the_doctor_shows_the_terms_of_a_node_and_keeps_nothing(
     assert "agree" not in fedpeft("doctor", tmp_path / "plan.toml").output
 
 
+def test_the_doctor_shows_the_terms_of_an_invitation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own_data(tmp_path / "server.npz", "abc")
+    invite(
+        read_plan(OWN.replace('nodes = ["north", "south"]', ""), ["rounds=1"]), tmp_path / "study"
+    )
+    data = own_data(tmp_path / "north.npz", "ab")
+    shown = fedpeft("doctor", "study", "--data", data, "--name", "north")
+    assert shown.exit_code == 0, shown.output
+    assert "`fedpeft contribute` asks you to agree to:" in shown.output
+    assert "you train once, and send the file yourself" in shown.output
+    bad = fedpeft("doctor", "study", "--data", "nowhere.npz", "--name", "north")
+    assert bad.exit_code == 1 and "NO  DataError" in bad.output
+
+
 def test_what_was_agreed_to_is_written_down(four: Study, tmp_path: Path) -> None:
     words = ("contribute", four.path, "--client", 0, "-o", tmp_path / "c", "--memory", tmp_path)
     assert said(*words, "--yes").exit_code == 0

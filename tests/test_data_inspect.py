@@ -81,6 +81,28 @@ def test_texts_and_columns(tmp_path: Path) -> None:
     assert "six six" not in text
 
 
+def test_pairs_are_repeated_where_both_texts_are() -> None:
+    table = Table({"text": ["a", "a", "b", "b"], "answer": ["x", "y z", "x", "x"], "site": [1] * 4})
+    none = Table({})
+    found = inspect(Examples(table, none, ()), text_pair="answer")
+    assert found.texts[-1] == "0 pairs have a blank text, and 1 are there before already"
+    assert found.texts[3] == "answer: words: 1 at least, 1 in the middle, 2 at most"
+    assert found.columns == ["site: 1 different values"]
+    alone = inspect(Examples(table, none, ()))
+    assert alone.texts[-1] == "0 are blank, and 2 are there before already"
+
+
+def test_the_doctor_reads_data_as_an_owner_s_and_an_invitation_as_a_plan(tmp_path: Path) -> None:
+    rows = ["text,label", *(f"t{k},{k % 2}" for k in range(10))]
+    (tmp_path / "x.csv").write_text("\n".join(rows) + "\n")
+    ended = fedpeft("doctor", tmp_path / "x.csv", "-o", tmp_path / "r")
+    assert "10 examples; the data have no test split of their own" in ended.stdout
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "invitation.json").write_text("{}")
+    bad = fedpeft("doctor", tmp_path / "study")
+    assert bad.exit_code == 2 and "is an invitation: add --data PATH --name NAME" in bad.output
+
+
 def test_columns_that_may_name_clients() -> None:
     table = Table({"text": ["a", "b", "c"], "site": ["x", "y", None], "n": torch.arange(3)})
     found = inspect(Examples(table, table, ()))

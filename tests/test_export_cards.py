@@ -13,7 +13,7 @@ from PIL import Image
 
 from fedpeft import __version__, read_plan
 from fedpeft.export.export import export_run
-from fedpeft.export.model_card import list_literal, partition_words
+from fedpeft.export.model_card import _base_line, list_literal, partition_words
 from fedpeft.runs.execute import execute, open_engine, open_run_site
 from fedpeft.runs.folder import create, read_json, read_rounds
 
@@ -99,6 +99,16 @@ def test_the_card_of_a_merge_says_what_repeats_it(runs: Mapping[str, Done], tmp_
     card = (tmp_path / "out" / "README.md").read_text()
     assert "`fedpeft merge STUDY FILES -o NEW` with the same files repeats it" in card
     assert "`fedpeft run plan.toml` with this" not in card
+
+
+def test_a_card_has_no_path_of_the_machine_that_exported(folders: Mapping[str, Path]) -> None:
+    card = (folders["lora"] / "README.md").read_text()
+    assert 'base = "micro-vit"  # set this: fedpeft/assets/micro-vit of an installed' in card
+    elsewhere = folders["lora"].parent / "bases" / "mine"
+    elsewhere.mkdir(parents=True)
+    line = _base_line(str(elsewhere))
+    assert line.startswith('base = "mine"  # set this: the path of') and str(elsewhere) not in line
+    assert _base_line("google/vit-base") == 'base = "google/vit-base"'
 
 
 def test_the_card_of_owners_with_data_of_their_own_names_no_partition() -> None:

@@ -2,13 +2,13 @@
 compute what the run does; and runs begin with them."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from exporting import loading_lines
 from torch import Tensor
 
 from fedpeft import PlanError, RunError, read_plan
@@ -89,10 +89,8 @@ def checkpointed(path: Path, plan: Any) -> tuple[Path, Any]:
 
 def loaded(folder: Path) -> Any:
     """What the card's lines make."""
-    lines = re.search("```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
     names: dict[str, Any] = {}
-    assert lines
-    exec(lines[1], names)
+    exec(loading_lines(folder), names)
     return names["model"]
 
 

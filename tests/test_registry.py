@@ -13,6 +13,7 @@ from fedpeft.catalogue import CATALOGUE
 from fedpeft.codecs.topk import TopK
 from fedpeft.errors import PlanError
 from fedpeft.local.descent import Descent
+from fedpeft.plan.reading import read_plan
 from fedpeft.registry import build, describe, find, names, settings_of
 
 EVERY = [(kind, name) for kind in sorted(CATALOGUE) for name in sorted(names(kind))]
@@ -143,6 +144,11 @@ def test_parts_within_parts() -> None:
     assert build("local", describe("local", local)) == local
     with pytest.raises(PlanError, match=r"local\.optimizer 'adamw': no key called 'momentum'"):
         build("local", {"name": "descent", "optimizer": {"name": "adamw", "momentum": 0.5}})
+
+
+def test_a_new_name_that_keeps_the_keys_of_another_part_is_told_so() -> None:
+    with pytest.raises(PlanError, match=r"'alpha', which belongs to dirichlet.*\{name=\"NAME\"\}'"):
+        read_plan({"partition": {"name": "dirichlet", "alpha": 1.0}}, ["partition.name=iid"])
 
 
 def test_a_part_of_ones_own() -> None:

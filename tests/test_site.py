@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from tools.architecture import DRAWING, draw, read_floors
 from tools.decisions_index import PAGE, page
-from tools.site_hooks import ADDED, on_page_markdown
+from tools.site_hooks import ADDED, on_page_markdown, weigh
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,7 +21,8 @@ def test_the_site_names_pages_that_are_there() -> None:
 
 def test_every_guide_is_in_the_site() -> None:
     nav = (ROOT / "mkdocs.yml").read_text()
-    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "guide").glob("*.md")]
+    docs = ROOT / "docs"
+    pages = [*docs.glob("*.md"), *docs.glob("guide/*.md"), *docs.glob("tutorials/*.md")]
     names = [str(one.relative_to(ROOT / "docs")) for one in pages]
     assert [one for one in names if f": {one}\n" not in nav] == []
 
@@ -39,9 +40,16 @@ def test_the_drawing_of_the_architecture_is_that_of_the_code() -> None:
     assert DRAWING.read_text(encoding="utf-8") == draw(floors), "run python -m tools.architecture"
 
 
+def test_the_search_finds_what_to_do_before_why_it_was_decided() -> None:
+    tutorial, plain, decision = map(weigh, ("tutorials/nodes.md", "models.md", "decisions/0001.md"))
+    assert tutorial > plain > decision > 0
+
+
 def test_links_out_of_the_site_are_paths() -> None:
     text = "[a](../choosing.md) [b](../../plans/x.toml) [c](https://x.org)\n```\n[d](../../y)\n```"
-    shown = on_page_markdown(text, SimpleNamespace(file=SimpleNamespace(src_uri="guide/a.md")))
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="guide/a.md"), meta={})
+    shown = on_page_markdown(text, page)
+    assert page.meta == {"search": {"boost": weigh("guide/a.md")}}
     assert shown == (
         "[a](../choosing.md) b (`plans/x.toml`) [c](https://x.org)\n```\n[d](../../y)\n```"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from exporting import loading_lines
 from torch import Tensor
 from torch.func import functional_call
 
@@ -115,7 +116,7 @@ class Exported:
         self.loading, self.usage = re.findall("```python\n(.*?)```", self.card, re.S)[:2]
         self.names: dict[str, Any] = {}
         with known_warnings_ignored():
-            exec(self.loading, self.names)
+            exec(loading_lines(self.folder), self.names)
 
     def forward(self, batch: Batch | None = None) -> tuple[Batch, Any]:
         """A batch, a held-out one if none is given, and what the run's own model makes of it."""

@@ -46,8 +46,17 @@ def read_cells(notebook: Mapping[str, Any], name: str) -> Iterator[str]:
             yield f"This page is the notebook `docs/notebooks/{name}`. `make notebooks` runs it."
 
 
+def weigh(page: str) -> float:
+    """How much a page counts in the search: who looks for a word wants to do something first, and
+    know why it was decided so last."""
+    if page.startswith(("tutorials/", "guide/", "index.md", "faq.md", "deploy.md", "choosing.md")):
+        return 2.0
+    return 0.2 if page.startswith(("decisions/", "results/", "changelog")) else 1.0
+
+
 def on_page_markdown(text: str, page: Any, **_: Any) -> str:
     """A page whose links to files that the site does not have are their paths."""
+    page.meta.setdefault("search", {"boost": weigh(page.file.src_uri)})
     sources = {added: source for source, added in ADDED.items()}
     source = sources.get(page.file.src_uri, DOCS / page.file.src_uri)
     # fenced blocks stand at odd places

@@ -12,6 +12,7 @@ Each is raised where the bad thing enters, once; the command line prints its one
 2.
 """
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, requires
@@ -36,6 +37,9 @@ class WireError(FedpeftError):
 class RunError(FedpeftError):
     """A run folder cannot be used as asked."""
 
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the system's errors that are gone once there is room on the disk."""
 
 WORDY = (FedpeftError, ArithmeticError, ValueError, RuntimeError, OSError, MemoryError)
 """Errors whose own words are a sentence, as a rule."""

@@ -171,13 +171,18 @@ def build(
     cls = find(kind, name, code, where)
     if not is_dataclass(cls):
         raise PlanError(f"{where}: {name!r} is no dataclass, so its settings cannot be told")
-    return construct(cls, settings, f"{where} {name!r}", where, code)
+    return construct(cls, settings, f"{where} {name!r}", where, code, kind)
 
 
 def construct(
-    cls: type, settings: Mapping[str, Any], what: str, path: str, code: Code = OWN
+    cls: type,
+    settings: Mapping[str, Any],
+    what: str,
+    path: str,
+    code: Code = OWN,
+    kind: str = "",
 ) -> Any:
-    """Build a dataclass from plain values, checking keys and types.
+    """Build a dataclass from plain values, checking keys and types; where it is a part, of `kind`.
 
     Raises:
       PlanError: see `build`.
@@ -185,7 +190,8 @@ def construct(
     schema: dict[str, Field[Any]] = {f.name: f for f in fields(cls) if f.init}
     for key in settings:
         if key not in schema:
-            raise PlanError(f"{what}: {_unknown_key(schema, settings, str(key), code)}")
+            others = _key_of_others(kind, str(key), path)
+            raise PlanError(f"{what}: {_unknown_key(schema, settings, str(key), code, others)}")
     for key, f in schema.items():
         if key not in settings and f.default is MISSING and f.default_factory is MISSING:
             raise PlanError(f"{what} needs the key {key!r}")
@@ -200,12 +206,37 @@ def construct(
 
 
 def _unknown_key(
-    schema: Mapping[str, Field[Any]], settings: Mapping[str, Any], key: str, code: Code
+    schema: Mapping[str, Field[Any]], settings: Mapping[str, Any], key: str, code: Code, others: str
 ) -> str:
-    """What to set instead of a key that is not there."""
+    """What to set instead of a key that is not there; `others` says of which parts it is one."""
+    if others:
+        return others
     if inside := _places(schema, settings, key, code):
         return f"no key called {key!r} here: it is a part's, so set {' or '.join(inside)}"
     return unknown("key", key, schema)
+
+
+def _key_of_others(kind: str, key: str, path: str) -> str:
+    """What to do with a key that other parts of this kind have; "" where none has it. A plan whose
+    part is changed by its name alone, as by `--set partition.name=iid`, keeps the keys of the one
+    before."""
+    owners = [name for name in names(kind) if key in _keys(kind, name)] if kind else []
+    if not owners:
+        return ""
+    return (
+        f"no key called {key!r}, which belongs to {', '.join(sorted(owners))}. A new name alone "
+        "keeps the keys that the plan has: leave this key out, or set all of the part: "
+        f"--set '{path.removeprefix('plan.')}={{name=\"NAME\"}}'"
+    )
+
+
+def _keys(kind: str, name: str) -> set[str]:
+    """The keys of a registered part; none where it cannot be loaded here."""
+    try:
+        cls = find(kind, name)
+        return {f.name for f in fields(cls) if f.init} if is_dataclass(cls) else set()
+    except PlanError:
+        return set()
 
 
 def _places(

@@ -32,13 +32,10 @@ from fedpeft.cli import (
     watch,
 )
 from fedpeft.cli.options import Debug, is_debugging
-from fedpeft.errors import FedpeftError
+from fedpeft.errors import NO_ROOM, FedpeftError
 
 FORMERLY = "attack"
 """What `audit` was called before it measured epsilon too; it still works, and no list shows it."""
-
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Commands(TyperGroup):

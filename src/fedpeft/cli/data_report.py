@@ -1,7 +1,7 @@
 """What was read of the data of a site, shown before anything is trained on it."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedpeft.errors import FedpeftError
 
@@ -17,17 +17,18 @@ PIXELS = 200e6
 which 400 would take minutes."""
 
 
-def describe_data(lines: list[str]) -> "Callable[[Examples], None]":
+def describe_data(lines: list[str]) -> "Callable[[Examples, Any], None]":
     """What writes the report of `fedpeft doctor` into `lines`, on one screen, as a site is opened.
 
     It is shown once the site is open: data that are no good are one line, which is an error.
     """
 
-    def write(examples: "Examples") -> None:
-        from fedpeft.data.inspect import inspect
+    def write(examples: "Examples", task: Any) -> None:
+        from fedpeft.data.inspect import inspect, second_text
 
         try:
-            lines.extend(line for line in inspect(examples, LOOKED_AT, PIXELS).lines if line)
+            report = inspect(examples, LOOKED_AT, PIXELS, second_text(task))
+            lines.extend(line for line in report.lines if line)
         except FedpeftError:  # no picture can be read: the site will say so, and what to do
             lines.clear()
 

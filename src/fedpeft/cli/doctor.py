@@ -8,12 +8,13 @@ import typer
 from fedpeft.cli.options import AllowCode, Debug, Settings, allowed_code
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from fedpeft.deploy.doctor import Finding
 
 EXAMPLES = """\
   fedpeft doctor pictures/                what is read of them, in data-report.txt too
+  fedpeft doctor study --data pictures/ --name hospital-a        whether `contribute` will do
   fedpeft doctor --superlink fl.example.org:8443 --root-certificates ca.crt --key node.key
   fedpeft doctor plan.toml --federation here      at the server: who is waited for
   fedpeft doctor plan.toml --data pictures/ --name hospital-a    the plan, base and data too
@@ -31,7 +32,7 @@ Report = Annotated[
 
 
 def doctor(
-    what: Annotated[Path | None, typer.Argument(metavar="[PLAN.toml|DATA]", hidden=True)] = None,
+    what: Annotated[Path | None, typer.Argument(metavar="[PLAN|STUDY|DATA]", hidden=True)] = None,
     settings: Settings = None,
     superlink: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Whether it answers, and its time.")
@@ -66,27 +67,54 @@ def doctor(
 
     DATA, or --data, is read, and what was found is written to a file too: classes, sizes, values
     and what is left out. It holds no name of a file and no example, so that an owner may send it.
+    The data are read as `contribute` and `node` read an owner's: only a test split that lies there
+    is held out. STUDY is the folder of an invitation, and needs --data and --name.
     """
     from fedpeft.deploy import doctor as look
 
-    plan, data = _plan_or_data(what, data)
+    study = what if _is_invitation(what) else None
+    plan, data = _plan_or_data(study / "plan.toml" if study else what, data)
     code, connects = allowed_code(allow_code), any((superlink, root, key, node, federation))
     findings = list(look.libraries(plan, settings, code, connects, data))
-    if root:
-        findings += look.certificate(root)
-    if key:
-        findings += look.private_key(key)
-    if superlink:
-        findings += look.superlink(superlink, root)
+    findings += _way(superlink, root, key)
     if federation:
         findings += look.nodes(plan, settings, federation, code)
     if node:
         findings += look.worker(node)
-    if plan:
+    if study:
+        findings += look.invitation(study, settings, *_owner_of(study, data, name), code)
+    elif plan:
         findings += look.site(plan, settings, data, name, code)
     if data:
         findings += look.data(plan, settings, data, out, code)
     _tell(findings)
+
+
+def _way(superlink: str | None, root: Path | None, key: Path | None) -> "Iterator[Finding]":
+    """What lies between a node and the SuperLink."""
+    from fedpeft.deploy import doctor as look
+
+    if root:
+        yield from look.certificate(root)
+    if key:
+        yield from look.private_key(key)
+    if superlink:
+        yield from look.superlink(superlink, root)
+
+
+def _is_invitation(what: Path | None) -> bool:
+    from fedpeft.oneshot.invitation import FILE
+
+    return what is not None and (what / FILE).is_file()
+
+
+def _owner_of(study: Path, data: str | None, name: str | None) -> tuple[str, str]:
+    """Whose data are held against an invitation."""
+    if data is None or name is None:
+        raise typer.BadParameter(
+            f"{study} is an invitation: add --data PATH --name NAME, as for `fedpeft contribute`"
+        )
+    return data, name
 
 
 def _plan_or_data(what: Path | None, data: str | None) -> tuple[Path | None, str | None]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpeft.core.types import Examples
+from fedpeft.core.types import Examples, Table
 from fedpeft.data.client_data import Partitioned, lengths
 from fedpeft.data.pictures import Pictures
 from fedpeft.data.recordings import Clips
@@ -20,6 +20,8 @@ from fedpeft.errors import DataError, say_count
 
 PASSED = (Tensor, Pictures, Clips)
 """Columns whose values are not counted."""
+KNOWN = ("label", "image", "video", "text", "file")
+"""Columns that are inputs or labels."""
 CLASSES = 12
 """So many classes get a line; of more, the smallest do."""
 
@@ -68,10 +70,11 @@ def _sizes(train: int, test: int) -> str:
     return f"{say_count(train, 'examples')} to train on; {held}"
 
 
-def inspect(examples: Examples, most: int = 0, pixels: float = inf) -> Report:
+def inspect(examples: Examples, most: int = 0, pixels: float = inf, text_pair: str = "") -> Report:
     """Look at all examples once; pictures are decoded.
 
     Args:
+      text_pair: the column of the second text, where an example is a pair of texts.
       most: decode at most so many pictures of each side, evenly over their order; 0 for all.
       pixels: decode no further picture of a side after so many pixels of it.
 
@@ -80,8 +83,7 @@ def inspect(examples: Examples, most: int = 0, pixels: float = inf) -> Report:
     """
     sides = (examples.train, examples.test)
     counts = [_counts(side.labels, len(examples.classes)) for side in sides]
-    pictures, texts = ([side.columns[name] for side in sides if name in side.columns]
-                       for name in ("image", "text"))  # fmt: skip
+    pictures = [side.columns["image"] for side in sides if "image" in side.columns]
     seen = _look_at(pictures, most, pixels)
     return Report(
         len(examples.train),
@@ -89,8 +91,8 @@ def inspect(examples: Examples, most: int = 0, pixels: float = inf) -> Report:
         dict(zip(examples.classes, zip(*counts, strict=True), strict=True)),
         examples.left_out,
         list(_of_pictures(seen)) if pictures else (),
-        list(_of_texts([text for side in texts for text in side])) if texts else (),
-        list(_of_columns(sides[0].columns)),
+        list(_of_texts(_texts(sides, ["text", text_pair] if text_pair else ["text"]))),
+        list(_of_columns(sides[0].columns, text_pair)),
         seen.bad,
     )
 
@@ -205,29 +207,49 @@ def _values(picture: Any, np: Any) -> tuple[Any, tuple[int, int], str]:
     return np.asarray(picture), picture.size, picture.mode
 
 
-def _of_texts(texts: Sequence[str]) -> Iterator[str]:
-    for what, sizes in (
-        ("characters", [len(text) for text in texts]),
-        ("words", [len(text.split()) for text in texts]),
-    ):
-        yield (
-            f"{what}: {min(sizes):,} at least, {median(sizes):,g} in the middle, "
-            f"{max(sizes):,} at most"
-        )
-    blank = sum(not text.strip() for text in texts)
-    again = len(texts) - len(set(texts))
-    yield f"{blank:,} are blank, and {again:,} are there before already"
+def _texts(sides: Sequence[Table], names: Sequence[str]) -> dict[str, list[str]]:
+    """The columns of texts of both sides; none where a column is no texts."""
+    found = {
+        name: [text for side in sides for text in side.columns.get(name, ())] for name in names
+    }
+    whole = all(texts and isinstance(texts[0], str) for texts in found.values())
+    return found if whole else {}
 
 
-def _of_columns(columns: Mapping[str, Any]) -> Iterator[str]:
+def _of_texts(columns: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Lines about texts, or about pairs of texts, which are repeated where both texts are."""
+    for name, texts in columns.items():
+        before = f"{name}: " if len(columns) > 1 else ""
+        for what, sizes in (
+            ("characters", [len(text) for text in texts]),
+            ("words", [len(text.split()) for text in texts]),
+        ):
+            yield (
+                f"{before}{what}: {min(sizes):,} at least, {median(sizes):,g} in the middle, "
+                f"{max(sizes):,} at most"
+            )
+    examples = list(zip(*columns.values(), strict=True))
+    if examples:
+        blank = sum(any(not text.strip() for text in texts) for texts in examples)
+        again = len(examples) - len(set(examples))
+        lack = "pairs have a blank text" if len(columns) > 1 else "are blank"
+        yield f"{blank:,} {lack}, and {again:,} are there before already"
+
+
+def _of_columns(columns: Mapping[str, Any], text_pair: str) -> Iterator[str]:
     """Columns that are neither inputs nor labels, and how many values they have: natural clients
     are found so."""
     for name, values in columns.items():
-        if name in ("label", "image", "video", "text", "file") or isinstance(values, PASSED):
+        if name in {*KNOWN, text_pair} or isinstance(values, PASSED):
             continue
         known = [value for value in values if value is not None]
         gaps = f", {len(values) - len(known):,} missing" if len(known) < len(values) else ""
         yield f"{name}: {len(set(map(str, known))):,} different values{gaps}"
+
+
+def second_text(task: Any) -> str:
+    """The column of the second text of a task on pairs of texts; "" for all others."""
+    return str(getattr(task, "text_pair", ""))
 
 
 def describe_full_texts(task: Any, data: Any) -> str:

@@ -13,11 +13,15 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedpeft.errors import FedpeftError, WireError, say_count
 from fedpeft.registry import REGISTERED, Code
 from fedpeft.storage.files import check_writable
 from fedpeft.wire.sockets import SOCKET, Envelope, ask
+
+if TYPE_CHECKING:
+    from fedpeft.deploy.consent import Consent
 
 FLOWER = "1.41.0"
 """The version that this was tried with; others changed their interfaces."""
@@ -276,16 +280,38 @@ def site(
             "base model", f"fingerprint {terms_of(here)['base']}; it must be the same everywhere"
         )
         counted = sum(map(here.data.size, here.data.clients))
-        yield Finding(
-            "data", f"{say_count(counted, 'training examples')} of {len(here.data.clients)} clients"
-        )
+        of = say_count(len(here.data.clients), "clients")
+        yield Finding("data", f"{say_count(counted, 'training examples')} of {of}")
         yield from _tokens(describe_full_texts(here.plan.task, here.data))
         if name is not None and data is not None:
             clients = here.plan.known_clients(here.data.clients)
-            text = consent_to(here, name, clients).text()
-            yield Finding("terms", "\n    ".join(["`fedpeft node` asks you to agree to:", *text]))
+            yield _terms("node", consent_to(here, name, clients))
     except FedpeftError as error:
         yield Finding(type(error).__name__, str(error), "see what it says")
+
+
+def invitation(
+    study: Path, settings: list[str] | None, data: str, name: str, code: Code = REGISTERED
+) -> Iterator[Finding]:
+    """Whether the owner `name` of these data can take part in the study of this folder."""
+    from fedpeft.deploy.consent import consent_to
+    from fedpeft.oneshot.contribute import from_own_data
+    from fedpeft.oneshot.invitation import read_invitation
+    from fedpeft.oneshot.own_data import own_data
+
+    try:
+        invited = read_invitation(study, code)
+        yield Finding("invitation", f"study {invited.terms.study}, {invited.plan.name}")
+        who = from_own_data(invited, own_data(data, settings or ()), name)
+        yield Finding("base model, labels and transforms", "those of the study")
+        yield _terms("contribute", consent_to(who.site, name, [name], by_file=True))
+    except FedpeftError as error:
+        yield Finding(type(error).__name__, str(error), "see what it says")
+
+
+def _terms(command: str, consent: "Consent") -> Finding:
+    asks = f"`fedpeft {command}` asks you to agree to:"
+    return Finding("terms", "\n    ".join([asks, *consent.text()]))
 
 
 def _tokens(words: str) -> Iterator[Finding]:
@@ -302,18 +328,16 @@ def data(
     code: Code = REGISTERED,
 ) -> Iterator[Finding]:
     """What is read of someone's data, which is written to a file too."""
-    from fedpeft.data.inspect import inspect
+    from fedpeft.data.inspect import inspect, second_text
     from fedpeft.oneshot.own_data import OwnData, split_settings
     from fedpeft.plan.reading import read_plan
 
     try:
-        if plan is None:
-            source = read_plan({"data": path}, settings or (), code).data
-        else:
-            own, others = split_settings(settings or ())
-            source = OwnData(path, tuple(own)).source(read_plan(plan, others, code).data)
+        own, others = split_settings(settings or ())
+        read = read_plan({"data": path} if plan is None else plan, others, code)
+        source = OwnData(path, tuple(own)).source(read.data)
         check_writable(out)
-        report = inspect(source.load())
+        report = inspect(source.load(), text_pair=second_text(read.task))
         lines = report.lines
         out.write_text("\n".join([f"fedpeft {_version('fedpeft')}", *lines, ""]), encoding="utf-8")
     except FedpeftError as error:

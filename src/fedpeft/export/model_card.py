@@ -3,6 +3,7 @@ that load it."""
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from textwrap import wrap
 from typing import Any, Literal
@@ -244,14 +245,13 @@ def _loading_lines(result: Result, out: Path, form: Form, base: Base | None) -> 
 
 def _adapter_lines(result: Result, base: Base) -> list[str]:
     """The lines that load the base and put the adapter in `folder` into it."""
-    local = "  # where it was at the export" if Path(base.place).is_dir() else ""
     settings: dict[str, Any] = {"dtype": "float32"}
     classes: list[str] = []
     if result.loader.classifies:
         settings["ignore_mismatched_sizes"] = True
         classes = list_literal("classes", result.classes)
     return [
-        f"base = {_text(base.place)}{local}",
+        _base_line(base.place),
         *classes,
         f"model = {result.loader.auto}.from_pretrained(",
         "    base,",
@@ -262,10 +262,25 @@ def _adapter_lines(result: Result, base: Base) -> list[str]:
     ]
 
 
+def _base_line(place: str) -> str:
+    """The line that says where the base is. Of a folder it has the name alone: the path is of the
+    machine that exported, and tells others nothing but its users' names."""
+    folder = Path(place)
+    if not folder.is_dir():
+        return f"base = {_text(place)}"
+    ours = Path(str(files("fedpeft"))) / "assets"
+    hint = (
+        f"fedpeft/assets/{folder.name} of an installed fedpeft"
+        if folder.resolve().parent == ours.resolve()
+        else "the path of the base model's folder on your machine"
+    )
+    return f"base = {_text(folder.name)}  # set this: {hint}"
+
+
 def _denoiser(task: TextToImage, out: Path, form: Form) -> list[str]:
     """The lines that load a tuned denoiser, and put it into its pipeline where there is one."""
     lines = ["from diffusers import StableDiffusionPipeline, UNet2DConditionModel", ""]
-    lines += [f"folder = {_text(str(out))}", f"base = {_text(task.model)}"]
+    lines += [f"folder = {_text(str(out))}", _base_line(task.model)]
     if form == "adapter":
         lines += ['unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")']
         lines += ['unet.load_lora_adapter(folder, prefix="unet", use_safetensors=True)']

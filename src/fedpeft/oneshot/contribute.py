@@ -154,7 +154,7 @@ def own_site(
     """
     examples = data.examples(plan)
     if look is not None:
-        look(examples)
+        look(examples, plan.task)
     # Whoever measures: a model is measured at its owners by a later plan too.
     share = getattr(plan.partition, "held_out", None)
     division = divide_one(name, examples, share or 0.0, plan.seed)

@@ -24,8 +24,8 @@ from fedpeft.plan.plan import Plan
 from fedpeft.registry import describe
 from fedpeft.rounds.prepare import TRIED, prepare_model, tune_heap
 
-Onlooker: TypeAlias = Callable[[Examples], None]
-"""What is shown the examples of a site once they are read."""
+Onlooker: TypeAlias = Callable[[Examples, Task], None]
+"""What is shown the examples of a site, and its task, once they are read."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def open_site(plan: Plan, device: str = "cpu", look: Onlooker | None = None) -> 
     """
     examples = plan.examples()
     if look is not None:
-        look(examples)
+        look(examples, plan.task)
     if plan.classes and plan.classes != examples.classes:
         raise DataError(
             f"the plan's classes are {list(plan.classes)}, the data's {list(examples.classes)}"

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fedpeft.core.types import Tensors
-from fedpeft.errors import RunError
+from fedpeft.errors import NO_ROOM, RunError
 
 SECRET = "secret"
 """The file of the root that all keys of a folder come from."""
@@ -86,9 +86,10 @@ def check_writable(path: Path) -> None:
         with TemporaryFile(dir=place) as tried:
             tried.write(b"\0")
     except OSError as error:
+        or_room = ", or make room there" if error.errno in NO_ROOM else ""
+        why = error.strerror or error
         raise RunError(
-            f"{path} cannot be made: {place}: {error.strerror or error}; name another place, or "
-            "make room there"
+            f"{path} cannot be made: {place}: {why}; name another place{or_room}"
         ) from None
 
 
