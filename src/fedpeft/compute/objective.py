@@ -16,7 +16,7 @@ from fedpeft.compute.reference import with_base
 from fedpeft.compute.trainable import head_of
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import OTHER, SHARE, Added, Task, Term
-from fedpeft.core.outputs import Outputs, evaluation_mode
+from fedpeft.core.outputs import LOSSES, Outputs, evaluation_mode
 from fedpeft.core.tensors import add_prefix
 from fedpeft.core.types import Batch, Tensors
 from fedpeft.errors import PlanError
@@ -144,8 +144,20 @@ class Objective:
             others = losses_of(self.task, outputs, {**batch, "label": batch[OTHER]})
             losses = torch.lerp(others, losses, batch[SHARE].to(losses))
         for term in terms:
-            losses = losses + term.weight * term.loss(outputs, batch, held)
+            brought = getattr(term, "examples", None)
+            if brought is None:
+                losses = losses + term.weight * term.loss(outputs, batch, held)
+            else:
+                losses = losses + term.weight * self._brought(model, term, brought(held), held)
         return losses
+
+    def _brought(self, model: nn.Module, term: Term, examples: Batch, held: Tensors) -> Tensor:
+        """The value of a term on examples of its own, ()."""
+        # dropout is drawn for the client's examples alone, so that others shift none of its draws
+        with evaluation_mode(model):
+            outputs = self.task.forward(model, examples, term.head)
+        losses = losses_of(self.task, outputs, examples)
+        return term.loss({**outputs, LOSSES: losses}, examples, held)
 
     def _head(self, added: Added) -> str | None:
         if added.head != "auto":

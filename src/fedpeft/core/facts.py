@@ -36,6 +36,8 @@ class Fact(Enum):
     TURNS = "lets other tensors stand still in each round"
     REMEMBERS = "makes clients remember something for the next round"
     SHARES_PROTOTYPES = "shares means of features by class"
+    SHARES_EXAMPLES = "shares examples that the server makes"
+    SERVER_MODEL = "computes with the model at the server"
     SENDS_LATER = "sends in a later round what it leaves out now"
     CONTROL = "shares control variates"
     PLAIN_STEPS = "takes steps that are sums of gradients"

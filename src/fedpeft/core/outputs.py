@@ -11,6 +11,7 @@ likelihoods: of a task that compares answers (batch, 2), the log-likelihoods of 
 prediction: of a task without classes, what the model tells, (batch, ...).
 logits/<place>: further logits of the same examples, as those of an early exit; they are learned and
   measured as the logits are.
+losses: the task's losses, (batch,), for terms that bring examples of their own.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ COUNTED = "counted"
 FEATURES = "features"
 LIKELIHOODS = "likelihoods"
 PREDICTION = "prediction"
+LOSSES = "losses"
 ROUND = "round"
 """The round's number, among what terms of the loss are given beside outputs."""
 FURTHER = f"{LOGITS}/"
