@@ -33,7 +33,7 @@ def line_losses(params: Tensors, batch: Batch) -> torch.Tensor:
 
 
 def rows(x: float, y: float) -> dict[str, torch.Tensor]:
-    return {"x": torch.tensor([x]), "y": torch.tensor([y]), "mask": torch.ones(1)}
+    return {"x": torch.tensor([float(x)]), "y": torch.tensor([float(y)]), "mask": torch.ones(1)}
 
 
 def leg_of(start: float, end: float, counts: float = 1.0) -> Leg:
@@ -63,7 +63,7 @@ def test_two_steps_on_an_example_by_hand() -> None:
 
 def test_a_fit_finds_an_example_that_makes_a_way() -> None:
     matching, draws = Matching(200, 0.05, rate=0.25, inner_steps=1), torch.Generator()
-    found, left = matching.fit(line_losses, [leg_of(1.0, 2.0)], rows(1, 1.5), draws)
+    found, left = matching.fit(line_losses, [leg_of(1.0, 2.0)], rows(1.0, 1.5), draws)
     moved = matching.descend(line_losses, {"w": torch.tensor(1.0)}, ["w"], found)
     assert float(moved["w"].detach()) == pytest.approx(2.0, abs=1e-2) and left < 1e-3
     assert equal({"mask": found["mask"]}, {"mask": torch.ones(1)})

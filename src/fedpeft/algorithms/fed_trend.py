@@ -3,7 +3,8 @@ arXiv:2411.15716).
 
 The server looks for examples (X, Y) on which descent moves a model as training has moved it:
 
-    min over X, Y of Σ ‖m ⊙ (w_end − w̃)‖²     w̃ = w_start − η·∇L(w_start; X, Y), `inner_steps` times
+    min over X, Y of Σ ‖m ⊙ (w_end − w̃)‖²
+    w̃ = w_start − η·∇L(w_start; X, Y), `inner_steps` times,
 
 by Adam from normal noise. Those for the clients are fitted to what each client's model became
 between two fits, with m = 1 for entries that moved in the same direction as between the two fits
