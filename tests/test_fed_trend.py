@@ -11,19 +11,22 @@ from rounds import last, points_plan, run
 
 from fedpeft import InProcess, PlanError, federate, open_site, start
 from fedpeft.algorithms.fed_trend import OWN, OWNER, FedTrend
+from fedpeft.cli.progress import Watched
 from fedpeft.compute.trajectories import Leg, Matching
 from fedpeft.core.tensors import equal, split_prefixes
 from fedpeft.core.types import Batch, State, Tensors
 from fedpeft.plan.plan import Plan
 from fedpeft.registry import build
+from fedpeft.rounds.loop import LocalEngine
 from fedpeft.terms.shared_examples import SharedExamples
 
 TERM = {"local": {"lr": 0.05, "batch_size": 16, "terms": ["shared_examples"]}}
 
 
 def plan_of(term: bool = False, **settings: Any) -> Plan:
+    rounds = settings.pop("rounds", 4)
     part = {"name": "fed_trend", "every": 2, "steps": 3, **settings}
-    whole = {"task": {"name": "parts:Slopes"}, "method": "full", "rounds": 4}
+    whole = {"task": {"name": "parts:Slopes"}, "method": "full", "rounds": rounds}
     return points_plan(**whole, algorithms=[part], **(TERM if term else {}))
 
 
@@ -206,6 +209,21 @@ def test_an_engine_beside_no_model_is_told_so() -> None:
 
     with pytest.raises(PlanError, match="this engine lies beside none"):
         next(federate(plan, Elsewhere(), start(plan, site.params()), classes=["a", "b", "c"]))
+
+
+def test_an_engine_that_somebody_watches_lies_beside_the_model_still() -> None:
+    plan, seen = plan_of(every=1, rounds=1), list[int]()
+    site = open_site(plan)
+    engine = Watched(InProcess(site), seen.append)
+    assert isinstance(engine, LocalEngine) and engine.site is site
+    [(state, _)] = list(federate(plan, engine, start(plan, site.params())))
+    assert equal(state.params, run(site, plan)[-1][0].params) and seen == [1, 2, 3, 4]
+
+    class Elsewhere:
+        clients = site.data.clients
+        run = InProcess(site).run
+
+    assert not isinstance(Watched(Elsewhere(), seen.append), LocalEngine)
 
 
 def test_slopes_have_the_loss_that_these_tests_take() -> None:
