@@ -92,6 +92,13 @@ def test_examples_come_with_the_first_fit_and_change_with_the_next() -> None:
     assert shared[1]["point"].shape == (20, 8) and shared[1]["target"].shape == (20,)
 
 
+def test_a_checkpoint_finds_no_tensor_twice() -> None:
+    for state in states_of(plan_of(term=True)):
+        groups = [state.params, *state.shared.values(), *state.memory.values()]
+        places = [x.data_ptr() for tensors in groups for x in tensors.values()]
+        assert len(places) == len(set(places))
+
+
 def test_before_a_fit_it_is_federated_averaging_to_the_bit() -> None:
     plan = plan_of(term=True, every=5)
     plain = replace(plan, algorithms=(), local=replace(plan.local, terms=()))  # type: ignore[type-var]

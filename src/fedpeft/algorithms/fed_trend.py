@@ -156,9 +156,9 @@ class FedTrend:
         after = yield from told
         memory: dict[str, Tensors] = dict(split_prefixes(state.memory.get(OWNER, {})))
         if not memory:
-            memory = {BEGUN: state.params, MODELS: add_prefix(_place(state), state.params)}
+            memory = {BEGUN: _copied(state.params), MODELS: _model_of(state)}
         if self.server_examples:
-            memory[MODELS] = {**memory[MODELS], **add_prefix(_place(after), after.params)}
+            memory[MODELS] = {**memory[MODELS], **_model_of(after)}
         with _calling(round.bench) as losses:
             server = _Server(self, round, losses, memory)
             params = server.refine(after.params)
@@ -257,9 +257,14 @@ def _calling(bench: Bench) -> Iterator[Losses]:
         yield losses
 
 
-def _place(state: State) -> str:
-    """Where a merged model lies in the memory; in the order of the rounds."""
-    return f"{state.round:06d}"
+def _model_of(state: State) -> dict[str, Tensor]:
+    """A merged model as it lies in the memory, in the order of the rounds."""
+    return add_prefix(f"{state.round:06d}", _copied(state.params))
+
+
+def _copied(params: Tensors) -> dict[str, Tensor]:
+    """Tensors of their own: a checkpoint takes none twice."""
+    return {name: x.clone() for name, x in params.items()}
 
 
 def _that_lead_somewhere(legs: Iterable[Leg]) -> list[Leg]:
