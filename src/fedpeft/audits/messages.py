@@ -10,6 +10,7 @@ import torch
 from fedpeft.audits.updates import read_update
 from fedpeft.compute.objective import Objective
 from fedpeft.core.facts import Fact
+from fedpeft.core.interfaces import Store
 from fedpeft.core.tensors import drop_prefixes
 from fedpeft.core.types import ClientId, Failure, Job, Reply, Tensors
 from fedpeft.data.client_data import Partitioned
@@ -52,6 +53,14 @@ class Overheard:
     target: ClientId
     tick: Callable[[], None]
     heard: list[Message] = field(default_factory=list)
+
+    @property
+    def site(self) -> Site:
+        return self.worker.site
+
+    @property
+    def store(self) -> Store:
+        return self.worker.store
 
     @property
     def clients(self) -> Sequence[ClientId]:

@@ -28,6 +28,7 @@ class Fact(Enum):
     MIXED_VIEWS = "gives clients of one round different tensors to train"
     DEPTHS = "can end after some of its blocks"
     SEVERAL_LOGITS = "gives logits in several places"
+    ROWS_OF_EXITS = "gives its head the features of several exits as rows of a batch"
     MIXED_BUDGETS = "lets codecs keep more entries of some clients than of others"
     MIXES_ENTRIES = "mixes entries with each other"
     PERSONAL = "keeps tensors with each client"

@@ -144,6 +144,19 @@ class OwnExamples(Protocol):
     def examples(self, held: Tensors) -> Batch: ...
 
 
+class CarriesOver(Protocol):
+    """A term of the loss that remembers something from step to step of a client's round.
+
+    `first_carried` gives it by names that no other term has. `loss` finds it in `held` as
+    `carried/<name>`, and may add `core.outputs.note_mean` of it and of what is new. `carry` gets
+    what was remembered and the means of that times the term's weight, by the same names, and gives
+    what is remembered now.
+    """
+
+    def first_carried(self) -> Tensors: ...
+    def carry(self, before: Tensors, noted: Tensors) -> Tensors: ...
+
+
 class SharesBack(Protocol):
     """A part of the local training whose shared tensors change on the clients.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil, pi
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from fedpeft.compute.objective import PRECISIONS
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Added, Augment, Correction, Data, LossFn, Optimizer, Term
+from fedpeft.core.outputs import CARRIED
 from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import (
     add_prefix,
@@ -65,6 +66,8 @@ class Descent:
         fresh optimizer. In one round all three are the same.
       clip_norm: the largest Euclidean norm of a step's gradient, all tensors as one vector;
         infinity for none.
+      clip_value: the largest that an entry of a step's gradient is in size; infinity for none. It
+        comes before `clip_norm`, and no tensor makes the step of another shorter.
       as_published: a mistake of FedPEFT's published code (arXiv:2210.01708), for comparison with
         it: momentum goes over from each client to the next and from round to round. In one process
         only; a resume begins the run again.
@@ -95,6 +98,7 @@ class Descent:
     group_by_length: bool = False
     steps: int = unwritten(0)
     floor: float = unwritten(0.0)
+    clip_value: float = unwritten(float("inf"))
     optimizer: Optimizer = part("optimizer", "sgd")
     correction: Correction = part("correction", "none")
     terms: tuple[Term, ...] = parts("term", unwritten=True)
@@ -105,8 +109,9 @@ class Descent:
     def __post_init__(self) -> None:
         _check_length(self.epochs, self.batch_size, self.steps)
         _check_rate(self.lr, self.schedule, self.warmup, self.floor)
-        if not self.clip_norm > 0:
-            raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
+        for key, limit in (("clip_norm", self.clip_norm), ("clip_value", self.clip_value)):
+            if not limit > 0:
+                raise ValueError(f"{key} must be positive, got {limit}")
         if self.precision not in PRECISIONS:
             raise ValueError(unknown("precision", self.precision, PRECISIONS))
         if self.as_published and self.restart_schedule is False:
@@ -117,11 +122,22 @@ class Descent:
 
         if len({term.head for term in self.added if term.head}) > 1:
             raise ValueError("terms must agree on the head that their features come into")
+        carried = [name for term in self._carrying for name in term.first_carried()]
+        if len(set(carried)) < len(carried):
+            raise ValueError(
+                f"two terms remember {max(carried, key=carried.count)} from step to step: leave "
+                "one of them out"
+            )
 
     @property
     def added(self) -> tuple[Term, ...]:
         """The terms that count."""
         return tuple(term for term in self.terms if term.weight)
+
+    @property
+    def _carrying(self) -> list[Any]:
+        """Those of them that remember something from step to step."""
+        return [term for term in self.added if hasattr(term, "carry")]
 
     @property
     def compares(self) -> frozenset[str]:
@@ -190,6 +206,11 @@ class Descent:
             "optimizer": take_prefix(KEPT, memory) or self.optimizer.init(params),
             "held": self.correction.begin(params, shared, drop_prefixes(OWN, memory)),
             **self._models(params, memory),
+            CARRIED: {
+                name: x.to(device)
+                for term in self._carrying
+                for name, x in term.first_carried().items()
+            },
             "clock": {
                 name: torch.full((), float(value), device=device) for name, value in clock.items()
             },
@@ -200,9 +221,13 @@ class Descent:
 
     def step(self, carry: Carry, batch: Batch, losses: LossFn) -> Carry:
         params, clock, totals = carry["params"], carry["clock"], carry["totals"]
+        carried = carry[CARRIED]
         if self.terms and self.added:
             added = Added(self.added, {name: carry[name] for name in sorted(self.compares)})
-            gradient, each, buffers = losses.gradient(params, batch, added)
+            beside = add_prefix(CARRIED, carried)
+            gradient, each, buffers = losses.gradient({**params, **beside}, batch, added)
+            carried = self._carry(carried, take_prefix(CARRIED, gradient))
+            gradient = drop_prefixes((CARRIED,), gradient)
         else:
             gradient, each, buffers = losses.gradient(params, batch)
         trained: Tensors = {name: params[name] for name in gradient}
@@ -218,6 +243,7 @@ class Descent:
             **carry,
             "params": {**params, **trained, **buffers},
             "buffers": buffers,
+            CARRIED: carried,
             "optimizer": memory,
             "clock": {**clock, "at": clock["at"] + 1},
             "totals": {
@@ -262,7 +288,19 @@ class Descent:
         models = {RECEIVED: params, PREVIOUS: {**params, **mine}}
         return {name: x for name, x in models.items() if name in self.compares}
 
+    def _carry(self, carried: Tensors, noted: Tensors) -> Tensors:
+        """What terms remember after a step."""
+        after: dict[str, Tensor] = {}
+        for term in self._carrying:
+            mine = term.first_carried().keys()
+            before, new = ({name: x[name] for name in mine} for x in (carried, noted))
+            after |= term.carry(before, new)
+        return after
+
     def _clip(self, gradient: Tensors) -> Tensors:
+        if self.clip_value != float("inf"):
+            most = self.clip_value
+            gradient = map_tensors(lambda g: g.clamp(-most, most), gradient)
         if self.clip_norm == float("inf"):
             return gradient
         length = torch.stack([g.square().sum() for g in gradient.values()]).sum().sqrt()
