@@ -137,7 +137,9 @@ def test_a_moving_average_of_nothing_is_refused(settings: dict[str, Any], words:
 def test_moon_compares_one_row_of_features() -> None:
     """Exits of their own give the head a row for each exit; the recurrent layer has one."""
     local = {"lr": 0.05, "terms": ["moon"]}
-    with pytest.raises(PlanError, match=r'of several exits as rows of a batch: set method.heads = "recurrent"'):
+    with pytest.raises(
+        PlanError, match=r'of several exits as rows of a batch: set method.heads = "recurrent"'
+    ):
         blocks_plan(local=local)
 
 

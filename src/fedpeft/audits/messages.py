@@ -10,7 +10,6 @@ import torch
 from fedpeft.audits.updates import read_update
 from fedpeft.compute.objective import Objective
 from fedpeft.core.facts import Fact
-from fedpeft.core.interfaces import Store
 from fedpeft.core.tensors import drop_prefixes
 from fedpeft.core.types import ClientId, Failure, Job, Reply, Tensors
 from fedpeft.data.client_data import Partitioned
@@ -59,7 +58,7 @@ class Overheard:
         return self.worker.site
 
     @property
-    def store(self) -> Store:
+    def store(self) -> object:
         return self.worker.store
 
     @property

@@ -23,6 +23,7 @@ from fedpeft.core.tensors import (
     add_prefix,
     drop_prefixes,
     map_tensors,
+    move_to,
     sub,
     take_prefix,
     zeros_like,
@@ -109,9 +110,7 @@ class Descent:
     def __post_init__(self) -> None:
         _check_length(self.epochs, self.batch_size, self.steps)
         _check_rate(self.lr, self.schedule, self.warmup, self.floor)
-        for key, limit in (("clip_norm", self.clip_norm), ("clip_value", self.clip_value)):
-            if not limit > 0:
-                raise ValueError(f"{key} must be positive, got {limit}")
+        _check_clipping(self.clip_norm, self.clip_value)
         if self.precision not in PRECISIONS:
             raise ValueError(unknown("precision", self.precision, PRECISIONS))
         if self.as_published and self.restart_schedule is False:
@@ -119,25 +118,12 @@ class Descent:
                 "a client keeps its own momentum, or takes the last one's (as_published): choose "
                 "one"
             )
-
-        if len({term.head for term in self.added if term.head}) > 1:
-            raise ValueError("terms must agree on the head that their features come into")
-        carried = [name for term in self._carrying for name in term.first_carried()]
-        if len(set(carried)) < len(carried):
-            raise ValueError(
-                f"two terms remember {max(carried, key=carried.count)} from step to step: leave "
-                "one of them out"
-            )
+        _check_terms(self.added)
 
     @property
     def added(self) -> tuple[Term, ...]:
         """The terms that count."""
         return tuple(term for term in self.terms if term.weight)
-
-    @property
-    def _carrying(self) -> list[Any]:
-        """Those of them that remember something from step to step."""
-        return [term for term in self.added if hasattr(term, "carry")]
 
     @property
     def compares(self) -> frozenset[str]:
@@ -206,11 +192,7 @@ class Descent:
             "optimizer": take_prefix(KEPT, memory) or self.optimizer.init(params),
             "held": self.correction.begin(params, shared, drop_prefixes(OWN, memory)),
             **self._models(params, memory),
-            CARRIED: {
-                name: x.to(device)
-                for term in self._carrying
-                for name, x in term.first_carried().items()
-            },
+            CARRIED: self._first_carried(device),
             "clock": {
                 name: torch.full((), float(value), device=device) for name, value in clock.items()
             },
@@ -288,10 +270,17 @@ class Descent:
         models = {RECEIVED: params, PREVIOUS: {**params, **mine}}
         return {name: x for name, x in models.items() if name in self.compares}
 
+    def _first_carried(self, device: torch.device) -> Tensors:
+        """What terms remember before the first step."""
+        found: dict[str, Tensor] = {}
+        for term in _carrying(self.added):
+            found |= move_to(term.first_carried(), str(device))
+        return found
+
     def _carry(self, carried: Tensors, noted: Tensors) -> Tensors:
         """What terms remember after a step."""
         after: dict[str, Tensor] = {}
-        for term in self._carrying:
+        for term in _carrying(self.added):
             mine = term.first_carried().keys()
             before, new = ({name: x[name] for name in mine} for x in (carried, noted))
             after |= term.carry(before, new)
@@ -331,6 +320,30 @@ def _check_length(epochs: int, batch_size: int, steps: int) -> None:
         raise ValueError(
             f"steps = {steps} and epochs = {epochs} both say how long a round is: leave out one"
         )
+
+
+def _check_clipping(clip_norm: float, clip_value: float) -> None:
+    """Raises ValueError for limits that leave nothing."""
+    for key, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+        if not limit > 0:
+            raise ValueError(f"{key} must be positive, got {limit}")
+
+
+def _check_terms(terms: Sequence[Term]) -> None:
+    """Raises ValueError for terms that want features of several heads, or remember the same."""
+    if len({term.head for term in terms if term.head}) > 1:
+        raise ValueError("terms must agree on the head that their features come into")
+    names = [name for term in _carrying(terms) for name in term.first_carried()]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"two terms remember {max(names, key=names.count)} from step to step: leave one of "
+            "them out"
+        )
+
+
+def _carrying(terms: Sequence[Term]) -> list[Any]:
+    """Those that remember something from step to step."""
+    return [term for term in terms if hasattr(term, "carry")]
 
 
 def _check_rate(lr: float, schedule: str, warmup: float, floor: float) -> None:
