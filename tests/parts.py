@@ -94,6 +94,30 @@ class ClassedPoints(Points):
         return {**super().metrics(outputs, batch), "loss": self.losses(outputs, batch)}
 
 
+@dataclass(frozen=True)
+class Slopes(Points):
+    """A number learned of a point, by the squared error of the first output: `target` is the class
+    of the point as a number, or is what a batch has."""
+
+    def forward(self, model: nn.Module, batch: Batch, head: str | None = None) -> Outputs:
+        found = super().forward(model, batch, head)
+        return {**found, PREDICTION: found[LOGITS][:, 0]}
+
+    def losses(self, outputs: Outputs, batch: Batch) -> Tensor:
+        target = batch["target"] if "target" in batch else batch["label"].float()
+        return (outputs[PREDICTION] - target).square()
+
+    def metrics(self, outputs: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+        return {"loss": self.losses(outputs, batch)}
+
+    def example(self) -> Batch:
+        return {
+            "point": torch.ones(1, self.features),
+            "target": torch.ones(1),
+            "mask": torch.ones(1),
+        }
+
+
 class Bowl(nn.Module):
     """A point that is looked for, from 1 in each coordinate."""
 

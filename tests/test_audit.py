@@ -155,6 +155,17 @@ def test_whose_noise_is_in_a_message_is_told(stage: str, own: bool | None, point
     )
 
 
+def test_who_is_attacked_was_drawn_where_a_sampler_learns(points: Site) -> None:
+    """Whom it draws later depends on what it learns, so that the first round alone is known."""
+    bandit = {"name": "bandit", "visits": 2}
+    plan = points_plan(sampler=bandit, cohort=3, rounds=6, engine="inprocess")
+    site = replace(points, plan=plan)
+    client = favourite(site)
+    [(_, first), *_] = run(points, replace(plan, rounds=1))
+    assert client == min(first.cohort)
+    assert overheard(site, client, 1)[0].round == 0
+
+
 def test_what_is_heard_is_what_the_run_sends(points: Site) -> None:
     plan = points_plan(cohort=1, rounds=6)
     site = replace(points, plan=plan)

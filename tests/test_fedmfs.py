@@ -88,9 +88,37 @@ def test_priorities_weigh_worth_and_size() -> None:
     """Worth 0, 1 and 1/2 of the range, and size 0, 1 and 0: 1/2, 1/2 and 3/4 at one half."""
     groups = {name: (f"{name}.*",) for name in "abc"}
     worth, size = {"a": -1.0, "b": 3.0, "c": 1.0}, {"a": 8.0, "b": 64.0, "c": 8.0}
-    ranks = {by: FedMFS(groups, by_size=by)._rank(worth, size) for by in (0.0, 0.5, 1.0)}
+    new = dict.fromkeys("abc", 0.0)
+    ranks = {by: FedMFS(groups, by_size=by)._rank(worth, size, new) for by in (0.0, 0.5, 1.0)}
     assert ranks == {0.0: ["b", "c", "a"], 0.5: ["c", "a", "b"], 1.0: ["a", "c", "b"]}
     assert scale_to_one({"a": 2.0, "b": 2.0}) == {"a": 0.0, "b": 0.0}
+
+
+def test_a_group_that_waited_long_comes_first() -> None:
+    """Priorities 1/2, 1/2 and 3/4, and of the fifth round 4/5, 0 and 1/5 for waiting."""
+    groups = {name: (f"{name}.*",) for name in "abc"}
+    worth, size = {"a": -1.0, "b": 3.0, "c": 1.0}, {"a": 8.0, "b": 64.0, "c": 8.0}
+    waiting = {"a": 0.8, "b": 0.0, "c": 0.2}
+    ranks = {by: FedMFS(groups, recency=by)._rank(worth, size, waiting) for by in (0.0, 0.4, 0.5)}
+    assert ranks == {0.0: ["c", "a", "b"], 0.4: ["c", "a", "b"], 0.5: ["a", "c", "b"]}
+
+
+def test_with_recency_alone_clients_send_their_groups_in_turn(tmp_path: Path) -> None:
+    """Of two groups the one that was not sent last waits longer; the first choice is by worth."""
+    part = {**BY_INPUT, "recency": 100.0}
+    plan = towers(algorithms=[part], rounds=4, cohort=8)
+    site = open_site(plan)
+    with pytest.raises(PlanError, match="a store"):
+        run(site, plan)
+    engine = Recording(on(site, plan, Folder(tmp_path)))
+    list(federate(plan, engine, start(plan, site.params())))
+    sent: dict[str, list[set[str]]] = {}
+    for reply in engine.replies:
+        assert isinstance(reply, Reply)
+        sent.setdefault(reply.client, []).append(sides(read(plan, reply).delta) & {"left", "right"})
+    assert len(sent) == 8
+    for turns in sent.values():
+        assert turns[0] != turns[1] and turns[:2] == turns[2:] and {len(x) for x in turns} == {1}
 
 
 def test_inputs_are_blanked_where_they_lie() -> None:

@@ -12,7 +12,7 @@ from marks import slow_but
 from rounds import POINTS, run
 
 from fedpeft.core.facts import Fact, offered_by
-from fedpeft.core.interfaces import Engine
+from fedpeft.core.interfaces import Store
 from fedpeft.core.tensors import equal, finite
 from fedpeft.core.types import Failure, Job, Reply, State
 from fedpeft.engines.inprocess import InProcess
@@ -26,6 +26,7 @@ from fedpeft.rounds.site import Site, open_site
 from fedpeft.storage.client_memory import Folder
 
 SETTINGS: dict[str, dict[str, Any]] = {
+    "fed_trend": {"every": 1, "client_examples": 4, "server_examples": 3, "steps": 2},
     "fedbuff": {"buffer": 3},
     "fedfmc": {"fork": 1},
     "fedmfs": {"groups": {"slopes": ["*.weight"], "offsets": ["*.bias"]}},
@@ -76,6 +77,7 @@ def plan_of(kind: str, name: str, **changes: Any) -> Plan:
     plain = {"method": "full", "rounds": 3, "cohort": 4}
     needs: dict[str, dict[str, Any]] = {
         **OF_RANKS,
+        "fed_trend": {"task": {"name": "parts:Slopes"}},
         "tiers": {"uplink": "randk"},
         "minimax": {"weighting": "uniform"},
         "owners": OWNERS,
@@ -97,19 +99,27 @@ class Ended(BaseException):
 
 @dataclass
 class Counting:
-    """An engine that counts what crosses it, and ends before reply number `at`.
+    """An engine beside its data that counts what crosses it, and ends before reply number `at`.
 
     Attributes:
       lost: the client whose replies to all phases but "fit" do not come.
     """
 
-    inner: Engine
+    inner: InProcess
     at: int = -1
     lost: str = ""
     down: int = 0
     up: int = 0
     given: int = 0
     phases: set[str] = field(default_factory=set)
+
+    @property
+    def site(self) -> Site:
+        return self.inner.site
+
+    @property
+    def store(self) -> Store:
+        return self.inner.store
 
     @property
     def clients(self) -> Sequence[str]:

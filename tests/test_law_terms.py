@@ -29,6 +29,10 @@ from fedpeft.terms.moon import Moon
 every = pytest.mark.parametrize("name", sorted(names("term")))
 BESIDE: dict[str, dict[str, object]] = {
     "prototypes": {"algorithms": ["prototypes"]},
+    "shared_examples": {
+        "algorithms": [{"name": "fed_trend", "every": 1, "client_examples": 4, "steps": 2}],
+        "task": {"name": "parts:Slopes", "network": "hidden"},
+    },
     "exits": {
         "task": {"name": "parts:Points", "network": "blocks"},
         "method": {"name": "early_exits", "exits": [1, 3], "inner": "full"},
@@ -60,12 +64,12 @@ def plan_with(name: str, **settings: object) -> Plan:
     return points_plan(**{**RAGGED, **BESIDE.get(name, {}), "local": local_with(name, **settings)})
 
 
-def shared_with(name: str, draws: torch.Generator) -> Tensors:
+def shared_with(plan: Plan, draws: torch.Generator) -> Tensors:
     """What a plan's algorithms share with the term, of three classes and four features."""
     params = {"head.weight": torch.zeros(3, 4)}
     return {
         f"{owner}/{n}": torch.rand(shape, generator=draws)
-        for owner, expected in plan_with(name).shares(params).items()
+        for owner, expected in plan.shares(params).items()
         for n, shape, _ in expected
     }
 
@@ -77,8 +81,9 @@ def hidden() -> Site:
 
 
 def site_with(name: str, hidden: Site) -> Site:
-    """The same for a term, which may need another model."""
-    return open_site(plan_with(name)) if "method" in BESIDE.get(name, {}) else hidden
+    """The same for a term, which may need another model or task."""
+    own = BESIDE.get(name, {}).keys() & {"method", "task"}
+    return open_site(plan_with(name)) if own else hidden
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def setting(name: str, size: int = 5) -> Setting:
         "label": torch.arange(size) % 3,
         "mask": torch.ones(size),
     }
-    given = {**shared_with(name, draws), "round": torch.tensor(1.0)}
+    given = {**shared_with(replace(plan, task=task), draws), "round": torch.tensor(1.0)}
     objective = Objective(model, task, given=given)
     return Setting(objective, params, Added((term,), models), batch)
 
@@ -251,7 +256,7 @@ def test_a_plan_with_a_term_is_written_and_read_again(name: str) -> None:
     assert "terms" not in points_plan(**RAGGED).toml()
 
 
-@pytest.mark.parametrize("name", sorted(set(names("term")) - {"moon"}))
+@pytest.mark.parametrize("name", sorted(set(names("term")) - {"moon", "shared_examples"}))
 def test_a_denoiser_has_no_logits(name: str) -> None:
     task = {"name": "text-to-image", "model": "somewhere"}
     with pytest.raises(PlanError, match="gives no logits of classes or words: leave it out"):

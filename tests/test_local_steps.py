@@ -91,13 +91,26 @@ def test_the_rate_rises_to_its_height_before_it_falls_to_its_floor() -> None:
     assert at == pytest.approx([0.5, 1.0, 1.0, 0.55, 0.1], rel=1e-6)
 
 
+def test_no_tensor_makes_the_step_of_another_shorter_where_entries_are_clipped() -> None:
+    """Entries of 3 and 0.5 at most 1: a long gradient of one tensor leaves that of another."""
+    gradient = {"one": torch.tensor([3.0, -4.0]), "other": torch.tensor([0.5, -0.25])}
+    found = Descent(clip_value=1.0)._clip(gradient)
+    assert found["one"].tolist() == [1.0, -1.0] and found["other"].tolist() == [0.5, -0.25]
+    together = Descent(clip_norm=1.0)._clip(gradient)
+    assert together["other"].tolist() != [0.5, -0.25]
+    both = Descent(clip_value=1.0, clip_norm=1.0)._clip(gradient)
+    length = torch.cat(list(both.values())).norm()
+    assert length.item() == pytest.approx(1.0) and both["one"][0].item() == -both["one"][1].item()
+    assert Descent()._clip(gradient) is gradient
+
+
 def test_what_is_not_set_changes_the_name_of_no_plan() -> None:
     plain = points_plan(server="momentum", local=OWN)
-    unset = {"steps": 0, "floor": 0.0}
+    unset = {"steps": 0, "floor": 0.0, "clip_value": float("inf")}
     same = points_plan(server={"name": "momentum", "nesterov": False}, local={**OWN, **unset})
     assert same.fingerprint == plain.fingerprint
     assert settings_of(plain.server) == {"lr": 1.0, "momentum": 0.9}
-    assert not {"steps", "floor"} & settings_of(plain.local).keys()
+    assert not {"steps", "floor", "clip_value"} & settings_of(plain.local).keys()
     for changes in (
         {"server": {"name": "momentum", "nesterov": True}},
         {"local": {**OWN, "steps": 3}},
@@ -115,6 +128,7 @@ def test_what_is_not_set_changes_the_name_of_no_plan() -> None:
         ({"steps": 3, "epochs": 2}, "both say how long a round is: leave out one"),
         ({"floor": 1.0, "schedule": "cosine"}, r"floor is a share of lr and must be in \[0, 1\)"),
         ({"floor": -0.1, "schedule": "cosine"}, "floor is a share of lr"),
+        ({"clip_value": 0.0}, "clip_value must be positive, got 0.0"),
         ({"floor": 0.1}, 'set schedule = "cosine" or "linear"'),
     ],
 )

@@ -23,7 +23,7 @@ RESULTS = sorted((ROOT / "docs" / "results").glob("*.csv"))
 MOST_ROWS = 400
 """Of a study's file, so that people can read it and a repository can hold it."""
 STUDIES = sorted((ROOT / "studies").glob("*.toml"))
-FEW_ROWS = ("moving-small", "prototypes-small")
+FEW_ROWS = ("fed-trend-small", "moving-small", "prototypes-small")
 """Studies that lack a row for one head alone, or, as the prototypes, for all data in one place."""
 AXES = (
     "capability",

@@ -44,6 +44,12 @@ SUMMARY: dict[str, Any] = {
     "accuracy_last": 2 / 3,
     "held_out_last": {"accuracy": 2 / 3, "loss": 1.5},
     "client_accuracy": {"mean": 0.5, "each": {"a": 0.5}},
+    "own_held_out": {
+        "examples": {"a": 8, "b": 4},
+        "metrics": {
+            "loss": {"mean": 1.25, "weighted": 1.0, "worst_tenth": 2.0, "each": {"a": 0.5, "b": 2}}
+        },
+    },
     "privacy": None,
     "bytes_up": 123456789012,
     "versions": {"torch": "2.13.0"},
@@ -96,6 +102,9 @@ def test_a_finished_cell_is_a_row(tmp_path: Path) -> None:
             "held_out_last.accuracy": "0.6666666666666666",
             "held_out_last.loss": "1.5",
             "client_accuracy.mean": "0.5",
+            "own_held_out.loss.mean": "1.25",
+            "own_held_out.loss.weighted": "1.0",
+            "own_held_out.loss.worst_tenth": "2.0",
             "bytes_up": "123456789012",
             "versions.torch": "2.13.0",
             "by_round.accuracy": "[[2,0.25],[3,0.6666666666666666]]",

@@ -31,6 +31,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "fedbuff": "fedpeft.algorithms.fedbuff:FedBuff",
         "fedfmc": "fedpeft.algorithms.fedfmc:FedFMC",
         "fedmfs": "fedpeft.algorithms.fedmfs:FedMFS",
+        "fed_trend": "fedpeft.algorithms.fed_trend:FedTrend",
         "fisher": "fedpeft.algorithms.fisher:Fisher",
         "ifca": "fedpeft.algorithms.ifca:IFCA",
         "minimax": "fedpeft.algorithms.minimax:Minimax",
@@ -218,6 +219,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "moon": "fedpeft.terms.moon:Moon",
         "not_true": "fedpeft.terms.not_true:NotTrueDistillation",
         "prototypes": "fedpeft.terms.prototypes:PrototypeContrast",
+        "shared_examples": "fedpeft.terms.shared_examples:SharedExamples",
     },
     "tracker": {
         "mlflow": "fedpeft.trackers.mlflow:MLflow",

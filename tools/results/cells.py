@@ -44,8 +44,8 @@ SUMMARY = (
     "base",
     "versions",
 )
-"""What a row takes from summary.json. The numbers of a table have a column each, TABLE.NUMBER; the
-accuracy of each client is left in the raw cells."""
+"""What a row takes from summary.json. The numbers of a table have a column each, TABLE.NUMBER; what
+each client comes to is left in the raw cells."""
 
 
 def results_of(study: Study, folder: Path) -> list[Result]:
@@ -67,6 +67,7 @@ def _result(study: Study, cell: Cell, folder: RunFolder) -> Result:
     # a plan without a version is of the first
     schema = int(tomllib.loads(folder.plan.read_text()).get("schema", 1))
     values = {**_flat({key: summary.get(key) for key in SUMMARY}), **_by_round(rounds)}
+    values |= _own_held_out(summary)
     settings = "; ".join(cell.settings)
     return Result(schema, study.name, cell.name, cell.seed, settings, cell.labels, values)
 
@@ -80,6 +81,13 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         elif value is not None and not isinstance(value, (Mapping, list)):
             flat[prefix + key] = str(value)
     return flat
+
+
+def _own_held_out(summary: Mapping[str, Any]) -> dict[str, str]:
+    """How clients do on held-out examples of their own, over the clients: by metric the mean, that
+    by examples, and the mean of the worst tenth."""
+    metrics = (summary.get("own_held_out") or {}).get("metrics", {})
+    return _flat({f"own_held_out.{name}": spread for name, spread in metrics.items()})
 
 
 def _by_round(rounds: Sequence[Mapping[str, Any]]) -> dict[str, str]:

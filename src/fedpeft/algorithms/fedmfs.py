@@ -4,10 +4,13 @@ most for their size (Yuan et al., 2023, arXiv:2310.07048).
 After local training a client finds the Shapley value φ of each group, and with s the bytes that the
 group has,
 
-    priority = (1 − by_size)·φ̄ + by_size·(1 − s̄)        x̄ = (x − min x) / (max x − min x)
+    priority = (1 − by_size)·φ̄ + by_size·(1 − s̄) + recency·r
+    x̄ = (x − min x) / (max x − min x)        r = (t − u − 1) / t
 
-over its own groups. It sends the `keep` groups of the highest priority, and what is in no group;
-the rest of its update is absent, and a tensor's mean is over those who sent it.
+over its own groups, where t counts the rounds from 1 and u is the last one in which the client
+sent the group, 0 for none. The last summand is that of its successor, MFedMC (Yuan et al., 2024,
+arXiv:2401.16685), and is 0 by default. It sends the `keep` groups of the highest priority, and what
+is in no group; the rest of its update is absent, and a tensor's mean is over those who sent it.
 
 The worth of a coalition of groups is minus the mean loss of the trained model in which the other
 groups are absent. A group whose inputs are named is absent where these are zero, so that φ is the
@@ -32,6 +35,7 @@ from fedpeft.core.rounds import Round
 from fedpeft.core.types import Batch, State, Tensors, Update
 from fedpeft.core.views import meets
 from fedpeft.errors import PlanError, say_count
+from fedpeft.registry import unwritten
 
 OWNER = "fedmfs"
 MOST = 6
@@ -52,6 +56,8 @@ class FedMFS:
         for these places of the second dimension.
       sets_apart: the share of each client's examples on which it does not train but chooses; at 0
         it chooses on those that it trains on.
+      recency: how much it counts that a group was not sent for long. Above 0 a client remembers
+        when it sent which group.
 
     Raises:
       ValueError: a value out of range, or inputs that are not of the groups.
@@ -62,7 +68,7 @@ class FedMFS:
     by_size: float = 0.5
     inputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sets_apart: float = 0.0
-    offers: ClassVar[frozenset[Fact]] = frozenset({Fact.MIXED_TENSORS})
+    recency: float = unwritten(0.0)
     needs: ClassVar[Mapping[Fact, str]] = {
         Fact.PLAIN_MEAN: "fedmfs lets clients of one round send different tensors, and "
         '{aggregator} takes updates of one layout: set aggregator = "mean", or leave fedmfs out',
@@ -90,6 +96,8 @@ class FedMFS:
             raise ValueError(f"by_size must be from 0 to 1, got {self.by_size}")
         if not 0 <= self.sets_apart < 1:
             raise ValueError(f"sets_apart must be at least 0 and below 1, got {self.sets_apart}")
+        if not 0 <= self.recency < float("inf"):
+            raise ValueError(f"recency must be at least 0 and finite, got {self.recency}")
         self._check_inputs()
 
     def _check_inputs(self) -> None:
@@ -101,6 +109,16 @@ class FedMFS:
         for column in (one for columns in self.inputs.values() for one in columns):
             if not COLUMN.fullmatch(column):
                 raise ValueError(f'inputs are columns such as "x" or "x[0:32]", got {column!r}')
+
+    @property
+    def offers(self) -> frozenset[Fact]:
+        remembers = {Fact.REMEMBERS} if self.recency else set()
+        return frozenset({Fact.MIXED_TENSORS, *remembers})
+
+    @property
+    def remembers_clients(self) -> bool:
+        """Whether a client notes when it sent which group."""
+        return self.recency > 0
 
     @property
     def reveals(self) -> frozenset[str]:
@@ -176,7 +194,10 @@ class FedMFS:
 
         values = shapley_values(list(groups), worth)
         sizes = {group: sum(received[n].nbytes for n in names) for group, names in groups.items()}
-        kept = self._rank(values, sizes)[: self.keep]
+        kept = self._rank(values, sizes, self._waiting(client, groups))[: self.keep]
+        if self.recency:
+            now = {group: torch.tensor(float(client.job.round + 1)) for group in kept}
+            client.remember(OWNER, {**client.recall(OWNER), **now})
         return {name for group, names in groups.items() if group not in kept for name in names}
 
     def check_update(self, update: Update, state: State, plan: Any) -> None:
@@ -189,11 +210,23 @@ class FedMFS:
         if not update.delta:
             raise ValueError("it holds no tensor: a client leaves out some groups, and not all")
 
-    def _rank(self, values: Mapping[str, float], sizes: Mapping[str, float]) -> list[str]:
+    def _waiting(self, client: Any, groups: Iterable[str]) -> dict[str, float]:
+        """By group r, for how large a share of the rounds so far a client has not sent it."""
+        now, sent = client.job.round + 1, client.recall(OWNER)
+        return {group: (now - float(sent.get(group, 0)) - 1) / now for group in groups}
+
+    def _rank(
+        self,
+        values: Mapping[str, float],
+        sizes: Mapping[str, float],
+        waiting: Mapping[str, float],
+    ) -> list[str]:
         """The groups by falling priority, equals by their names."""
         worth, size = scale_to_one(values), scale_to_one(sizes)
         priority = {
-            group: (1 - self.by_size) * worth[group] + self.by_size * (1 - size[group])
+            group: (1 - self.by_size) * worth[group]
+            + self.by_size * (1 - size[group])
+            + self.recency * waiting[group]
             for group in values
         }
         return sorted(priority, key=lambda group: (-priority[group], group))

@@ -16,7 +16,7 @@ from fedpeft.compute.trainable import head_of
 from fedpeft.core.seeds import generator
 from fedpeft.core.types import Batch, ClientId, Tensors
 from fedpeft.errors import PlanError
-from fedpeft.plan.calibration import select_cohort
+from fedpeft.plan.calibration import learns, select_cohort
 from fedpeft.plan.plan import Plan
 from fedpeft.registry import describe
 from fedpeft.rounds.site import Site, threads
@@ -181,11 +181,11 @@ def _noise(plan: Plan) -> dict[str, Any]:
 
 
 def favourite(site: Site) -> ClientId:
-    """The client that takes part most often, of several the first."""
+    """The client that takes part most often, of several the first; of those of the first round,
+    where a sampler learns and nobody can tell whom it draws later."""
     plan, every = site.plan, site.data.clients
-    times = Counter(
-        name for round_ in range(plan.rounds) for name in select_cohort(plan, every, round_)
-    )
+    known = min(plan.rounds, 1) if learns(plan) else plan.rounds
+    times = Counter(name for round_ in range(known) for name in select_cohort(plan, every, round_))
     return min(times, key=lambda name: (-times[name], name))
 
 

@@ -54,6 +54,14 @@ class Overheard:
     heard: list[Message] = field(default_factory=list)
 
     @property
+    def site(self) -> Site:
+        return self.worker.site
+
+    @property
+    def store(self) -> object:
+        return self.worker.store
+
+    @property
     def clients(self) -> Sequence[ClientId]:
         return self.worker.site.data.clients
 

@@ -22,10 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Watched:
-    """An engine whose replies are seen as they pass."""
+    """An engine whose replies are seen as they pass. Beside the data of its clients it is there
+    still, so that a run is the same whether somebody watches or not."""
 
     engine: "Engine"
     seen: Callable[[int], None]
+
+    def __post_init__(self) -> None:
+        for name in ("site", "store"):
+            if hasattr(self.engine, name):  # as an attribute, by which `LocalEngine` is known
+                object.__setattr__(self, name, getattr(self.engine, name))
 
     @property
     def clients(self) -> Sequence[str]:

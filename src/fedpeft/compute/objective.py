@@ -16,7 +16,7 @@ from fedpeft.compute.reference import with_base
 from fedpeft.compute.trainable import head_of
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import OTHER, SHARE, Added, Task, Term
-from fedpeft.core.outputs import Outputs, evaluation_mode
+from fedpeft.core.outputs import CARRIED, LOSSES, Outputs, evaluation_mode
 from fedpeft.core.tensors import add_prefix
 from fedpeft.core.types import Batch, Tensors
 from fedpeft.errors import PlanError
@@ -107,7 +107,8 @@ class Objective:
             return _Beside()
         with _autocast(self.precision, batch):
             head = self._head(added)
-            held = {**self.given, **self._compared(params, batch, added, head)}
+            carried = {name: x for name, x in params.items() if _is_carried(name)}
+            held = {**self.given, **carried, **self._compared(params, batch, added, head)}
             return _Beside(head, added.terms, held)
 
     def _given(self, model: nn.Module, batch: Batch, beside: _Beside) -> Tensor:
@@ -144,8 +145,20 @@ class Objective:
             others = losses_of(self.task, outputs, {**batch, "label": batch[OTHER]})
             losses = torch.lerp(others, losses, batch[SHARE].to(losses))
         for term in terms:
-            losses = losses + term.weight * term.loss(outputs, batch, held)
+            brought = getattr(term, "examples", None)
+            if brought is None:
+                losses = losses + term.weight * term.loss(outputs, batch, held)
+            else:
+                losses = losses + term.weight * self._brought(model, term, brought(held), held)
         return losses
+
+    def _brought(self, model: nn.Module, term: Term, examples: Batch, held: Tensors) -> Tensor:
+        """The value of a term on examples of its own, ()."""
+        # dropout is drawn for the client's examples alone, so that others shift none of its draws
+        with evaluation_mode(model):
+            outputs = self.task.forward(model, examples, term.head)
+        losses = losses_of(self.task, outputs, examples)
+        return term.loss({**outputs, LOSSES: losses}, examples, held)
 
     def _head(self, added: Added) -> str | None:
         if added.head != "auto":
@@ -171,7 +184,8 @@ class Objective:
 
     def _run(self, function: ModelCall, params: Tensors, *arguments: Any) -> Any:
         """Call a function of the model with the small tensors swapped in."""
-        called = {f"model.{name}": x for name, x in (*self.held.items(), *params.items())}
+        every = (*self.held.items(), *params.items())
+        called = {f"model.{name}": x for name, x in every if not _is_carried(name)}
         for name, others in self._aliases.items():
             if name in params:
                 called |= {f"model.{other}": params[name] for other in others}
@@ -253,6 +267,12 @@ class Objective:
             ]
             each = {name: torch.stack([gradient[name] for gradient in found]) for name in found[0]}
         return each
+
+
+def _is_carried(name: str) -> bool:
+    """Whether a tensor is a term's, which comes among the parameters for its gradient, and none of
+    the model's."""
+    return name.startswith(f"{CARRIED}/")
 
 
 def _sum_parts(like: Tensor, parts: Sequence[Tensor | None]) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from fedpeft.core.conversation import Answer, Ask, Flow, Message
 from fedpeft.core.rounds import Round
 from fedpeft.core.tensors import Layout
-from fedpeft.core.types import ClientId, Cohort, State, Tensors, Update
+from fedpeft.core.types import Batch, ClientId, Cohort, State, Tensors, Update
 from fedpeft.core.views import View
 
 Inner: TypeAlias = Callable[[State, Round], Flow]
@@ -123,6 +123,38 @@ class Shares(Protocol):
     """By owner, the layout of what clients receive beside the parameters; `params` are these."""
 
     def shares(self, params: Tensors) -> Mapping[str, Layout]: ...
+
+
+class SharesExamples(Protocol):
+    """By owner, the layout of examples that clients receive beside the parameters: columns of
+    batches of the plan's task, with `mask`."""
+
+    def shares_examples(self, task: Any) -> Mapping[str, Layout]: ...
+
+
+class OwnExamples(Protocol):
+    """A term of the loss that brings examples of its own, (m, ...) and with `mask`, made of what it
+    is given in `held`.
+
+    Its `loss` then gets these as the batch, and as outputs what the model in training makes of them
+    without dropout, with the task's losses (m,) under `core.outputs.LOSSES`. It gives one number,
+    (), which comes to the loss of each example of the client's.
+    """
+
+    def examples(self, held: Tensors) -> Batch: ...
+
+
+class CarriesOver(Protocol):
+    """A term of the loss that remembers something from step to step of a client's round.
+
+    `first_carried` gives it by names that no other term has. `loss` finds it in `held` as
+    `carried/<name>`, and may add `core.outputs.note_mean` of it and of what is new. `carry` gets
+    what was remembered and the means of that times the term's weight, by the same names, and gives
+    what is remembered now.
+    """
+
+    def first_carried(self) -> Tensors: ...
+    def carry(self, before: Tensors, noted: Tensors) -> Tensors: ...
 
 
 class SharesBack(Protocol):

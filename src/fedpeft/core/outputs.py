@@ -11,6 +11,7 @@ likelihoods: of a task that compares answers (batch, 2), the log-likelihoods of 
 prediction: of a task without classes, what the model tells, (batch, ...).
 logits/<place>: further logits of the same examples, as those of an early exit; they are learned and
   measured as the logits are.
+losses: the task's losses, (batch,), for terms that bring examples of their own.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,10 +27,14 @@ COUNTED = "counted"
 FEATURES = "features"
 LIKELIHOODS = "likelihoods"
 PREDICTION = "prediction"
+LOSSES = "losses"
 ROUND = "round"
 """The round's number, among what terms of the loss are given beside outputs."""
 FURTHER = f"{LOGITS}/"
 """What the names of further logits begin with; the rest is their place, e.g. "block 3"."""
+
+CARRIED = "carried"
+"""What the names begin with, in `held`, of what terms of the loss remember from step to step."""
 
 _NOTED = "fedpeft_outputs"
 
@@ -38,6 +43,12 @@ def note_outputs(model: nn.Module, module: str) -> None:
     """Note on the model itself a module that gives outputs by name, of which those beside the
     logits join what a task's forward pass gives."""
     setattr(model, _NOTED, module)
+
+
+def note_mean(at: Tensor, values: Tensor) -> Tensor:
+    """Zero for each example, (batch,). Its gradient by `at`, (n,), is the mean of the values,
+    (batch, n), over the examples that count, however a batch is cut into parts or stacked."""
+    return ((at - at.detach()) * values.detach()).sum(-1)
 
 
 def further_logits(outputs: Outputs) -> dict[str, Tensor]:

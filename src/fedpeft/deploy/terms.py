@@ -72,6 +72,8 @@ NOT_AT_NODES: Mapping[Fact, str] = {
     "machine of its own",
     Fact.ASYNCHRONOUS: "asynchronous steps run on a simulated clock, which nodes do not have: "
     "leave out fedbuff",
+    Fact.SERVER_MODEL: "{other} {what}, and a server of nodes holds no model that its rounds may "
+    "call: leave it out",
     Fact.PERSONAL: "personal tensors stay with their nodes, where this server cannot measure them: "
     "leave them out",
 }

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil, pi
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,11 +17,13 @@ from torch import Tensor
 from fedpeft.compute.objective import PRECISIONS
 from fedpeft.core.facts import Fact
 from fedpeft.core.interfaces import Added, Augment, Correction, Data, LossFn, Optimizer, Term
+from fedpeft.core.outputs import CARRIED
 from fedpeft.core.seeds import generator
 from fedpeft.core.tensors import (
     add_prefix,
     drop_prefixes,
     map_tensors,
+    move_to,
     sub,
     take_prefix,
     zeros_like,
@@ -65,6 +67,8 @@ class Descent:
         fresh optimizer. In one round all three are the same.
       clip_norm: the largest Euclidean norm of a step's gradient, all tensors as one vector;
         infinity for none.
+      clip_value: the largest that an entry of a step's gradient is in size; infinity for none. It
+        comes before `clip_norm`, and no tensor makes the step of another shorter.
       as_published: a mistake of FedPEFT's published code (arXiv:2210.01708), for comparison with
         it: momentum goes over from each client to the next and from round to round. In one process
         only; a resume begins the run again.
@@ -95,6 +99,7 @@ class Descent:
     group_by_length: bool = False
     steps: int = unwritten(0)
     floor: float = unwritten(0.0)
+    clip_value: float = unwritten(float("inf"))
     optimizer: Optimizer = part("optimizer", "sgd")
     correction: Correction = part("correction", "none")
     terms: tuple[Term, ...] = parts("term", unwritten=True)
@@ -105,8 +110,7 @@ class Descent:
     def __post_init__(self) -> None:
         _check_length(self.epochs, self.batch_size, self.steps)
         _check_rate(self.lr, self.schedule, self.warmup, self.floor)
-        if not self.clip_norm > 0:
-            raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
+        _check_clipping(self.clip_norm, self.clip_value)
         if self.precision not in PRECISIONS:
             raise ValueError(unknown("precision", self.precision, PRECISIONS))
         if self.as_published and self.restart_schedule is False:
@@ -114,9 +118,7 @@ class Descent:
                 "a client keeps its own momentum, or takes the last one's (as_published): choose "
                 "one"
             )
-
-        if len({term.head for term in self.added if term.head}) > 1:
-            raise ValueError("terms must agree on the head that their features come into")
+        _check_terms(self.added)
 
     @property
     def added(self) -> tuple[Term, ...]:
@@ -190,6 +192,7 @@ class Descent:
             "optimizer": take_prefix(KEPT, memory) or self.optimizer.init(params),
             "held": self.correction.begin(params, shared, drop_prefixes(OWN, memory)),
             **self._models(params, memory),
+            CARRIED: self._first_carried(device),
             "clock": {
                 name: torch.full((), float(value), device=device) for name, value in clock.items()
             },
@@ -200,9 +203,13 @@ class Descent:
 
     def step(self, carry: Carry, batch: Batch, losses: LossFn) -> Carry:
         params, clock, totals = carry["params"], carry["clock"], carry["totals"]
+        carried = carry[CARRIED]
         if self.terms and self.added:
             added = Added(self.added, {name: carry[name] for name in sorted(self.compares)})
-            gradient, each, buffers = losses.gradient(params, batch, added)
+            beside = add_prefix(CARRIED, carried)
+            gradient, each, buffers = losses.gradient({**params, **beside}, batch, added)
+            carried = self._carry(carried, take_prefix(CARRIED, gradient))
+            gradient = drop_prefixes((CARRIED,), gradient)
         else:
             gradient, each, buffers = losses.gradient(params, batch)
         trained: Tensors = {name: params[name] for name in gradient}
@@ -218,6 +225,7 @@ class Descent:
             **carry,
             "params": {**params, **trained, **buffers},
             "buffers": buffers,
+            CARRIED: carried,
             "optimizer": memory,
             "clock": {**clock, "at": clock["at"] + 1},
             "totals": {
@@ -262,7 +270,26 @@ class Descent:
         models = {RECEIVED: params, PREVIOUS: {**params, **mine}}
         return {name: x for name, x in models.items() if name in self.compares}
 
+    def _first_carried(self, device: torch.device) -> Tensors:
+        """What terms remember before the first step."""
+        found: dict[str, Tensor] = {}
+        for term in _carrying(self.added):
+            found |= move_to(term.first_carried(), str(device))
+        return found
+
+    def _carry(self, carried: Tensors, noted: Tensors) -> Tensors:
+        """What terms remember after a step."""
+        after: dict[str, Tensor] = {}
+        for term in _carrying(self.added):
+            mine = term.first_carried().keys()
+            before, new = ({name: x[name] for name in mine} for x in (carried, noted))
+            after |= term.carry(before, new)
+        return after
+
     def _clip(self, gradient: Tensors) -> Tensors:
+        if self.clip_value != float("inf"):
+            most = self.clip_value
+            gradient = map_tensors(lambda g: g.clamp(-most, most), gradient)
         if self.clip_norm == float("inf"):
             return gradient
         length = torch.stack([g.square().sum() for g in gradient.values()]).sum().sqrt()
@@ -293,6 +320,30 @@ def _check_length(epochs: int, batch_size: int, steps: int) -> None:
         raise ValueError(
             f"steps = {steps} and epochs = {epochs} both say how long a round is: leave out one"
         )
+
+
+def _check_clipping(clip_norm: float, clip_value: float) -> None:
+    """Raises ValueError for limits that leave nothing."""
+    for key, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+        if not limit > 0:
+            raise ValueError(f"{key} must be positive, got {limit}")
+
+
+def _check_terms(terms: Sequence[Term]) -> None:
+    """Raises ValueError for terms that want features of several heads, or remember the same."""
+    if len({term.head for term in terms if term.head}) > 1:
+        raise ValueError("terms must agree on the head that their features come into")
+    names = [name for term in _carrying(terms) for name in term.first_carried()]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"two terms remember {max(names, key=names.count)} from step to step: leave one of "
+            "them out"
+        )
+
+
+def _carrying(terms: Sequence[Term]) -> list[Any]:
+    """Those that remember something from step to step."""
+    return [term for term in terms if hasattr(term, "carry")]
 
 
 def _check_rate(lr: float, schedule: str, warmup: float, floor: float) -> None:

@@ -150,8 +150,8 @@ class EarlyExits:
 
     @property
     def offers(self) -> frozenset[Fact]:
-        moves = {Fact.MOVES_START} if self.heads == RECURRENT else set()
-        return frozenset({Fact.DEPTHS, Fact.SEVERAL_LOGITS} | moves)
+        own = Fact.MOVES_START if self.heads == RECURRENT else Fact.ROWS_OF_EXITS
+        return frozenset({Fact.DEPTHS, Fact.SEVERAL_LOGITS, own})
 
     @property
     def logits_at(self) -> tuple[str, ...]:

@@ -78,6 +78,8 @@ NOT_IN_ONE_FILE: Mapping[Fact, str] = {
     "is none: leave them out",
     Fact.REMEMBERS: "{other} makes clients remember something for the next round, and there is "
     "none: leave out SCAFFOLD or error feedback",
+    Fact.SERVER_MODEL: "{other} {what} in later rounds, and a merge of files has none: leave it "
+    "out",
     Fact.MIXED_RANKS: "ranks are assigned along the list of all clients, which nobody has yet: "
     "leave them out",
     Fact.MIXED_VIEWS: "{other} {what}, by the list of all clients, which nobody has yet: "

@@ -292,8 +292,15 @@ class Plan:
         found: dict[str, Layout] = {}
         if any(self.hooks("merges_base")):
             found[EXACT] = []  # as many ranks as were merged; each layer is checked by its shape
+        return found | self._shared_by_parts(params)
+
+    def _shared_by_parts(self, params: Tensors) -> dict[str, Layout]:
+        """By owner the layout of what parts share."""
+        found: dict[str, Layout] = {}
         for own in self.hooks("shares"):
             found |= own(params)
+        for examples in self.hooks("shares_examples"):
+            found |= examples(self.task)
         return found
 
     def receives(self, phase: str, fit: Expected) -> Mapping[str, Layout] | None:
@@ -313,11 +320,8 @@ class Plan:
         """The state before the first round, of the parameters that travel; all that is shared
         beside them is zero."""
         memory = self.server.init(params)
-        shared = {
-            owner: zeros_of(expected)
-            for shares in self.hooks("shares")
-            for owner, expected in shares(params).items()
-        }
+        expected = self._shared_by_parts(params)
+        shared = {owner: zeros_of(layout) for owner, layout in expected.items()}
         return State(0, dict(params), shared, {"server": memory} if memory else {})
 
     def personal_of(self, params: Tensors) -> dict[str, Tensor]:

@@ -17,6 +17,8 @@ from fedpeft.plan.values import remembers, remembers_training
 from fedpeft.registry import OWN, Code, construct, find, names, settings_of
 from fedpeft.storage.text_files import read_text
 
+SHARING = ("shares", "shares_examples")
+"""The hooks by which parts send tensors beside the parameters."""
 UPLINK = object()
 """Stands for the uplink's codec in a stage while a plan is read."""
 
@@ -127,13 +129,18 @@ def _check_rounds(plan: Plan, code: Code) -> None:
 def _check_shares(plan: Plan, now: Plan, round: int) -> None:
     """Raises PlanError where a phase changes what travels beside the parameters: the run begins
     with that of the plan, and goes on with it from round to round."""
-    had, has = ([type(one).__name__ for one in each.parts if hasattr(one, "shares")]
-                for each in (plan, now))  # fmt: skip
+    had, has = (_find_sharing(each) for each in (plan, now))
     if changed := sorted({*had} ^ {*has}):
         raise PlanError(
             f"{changed[0]} sends tensors beside the parameters in some rounds and not in round "
             f"{round} or the plan itself: set it for all rounds, not in a phase"
         )
+
+
+def _find_sharing(plan: Plan) -> list[str]:
+    """The parts that send tensors beside the parameters."""
+    found = (one for one in plan.parts if any(hasattr(one, hook) for hook in SHARING))
+    return [type(one).__name__ for one in found]
 
 
 def _check_private(plan: Plan, now: Plan, round: int) -> None:

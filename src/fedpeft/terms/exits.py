@@ -11,12 +11,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedpeft.core.facts import Fact
-from fedpeft.core.outputs import LOGITS, ROUND, Outputs, further_logits
+from fedpeft.core.outputs import CARRIED, LOGITS, ROUND, Outputs, further_logits, note_mean
 from fedpeft.core.types import Batch, Tensors
 from fedpeft.errors import PlanError, unknown
+from fedpeft.registry import unwritten
 
 BEST, LAST, ALL = "best", "last", "all"
 STEEPNESS = 5.0
+MOST, QUALITY = 64, "exits/quality"
+"""Of how many exits the losses are remembered, whichever a client holds, and their name."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,16 @@ class ExitDistillation:
     this is what comes on top. w_r = exp(−5·(1 − min(r, R) / R)²) in round r, from 0, so that
     exits learn from labels first. A client that holds one exit has nothing to add.
 
-    The authors choose the best exit by a moving average of its losses over a client's steps, in
-    which the batch counts 0.2; here the batch alone tells it.
+    With `decay` the best exit is that of a moving average over a client's steps of a round,
+    a ← decay·a + (1 − decay)·(the mean loss of the batch), from 0, the present batch included. The
+    authors have 0.8; at 0 the batch alone tells it.
 
     Attributes:
       weight: at 0 nothing is added.
       teacher: "best", "last" or "all".
       ramp: R, in rounds; 0 for w_r = 1 from the start.
       temperature: T.
+      decay: of the moving average; for the teacher "best".
 
     Raises:
       ValueError: a value out of range.
@@ -46,6 +51,7 @@ class ExitDistillation:
     teacher: str = BEST
     ramp: int = 300
     temperature: float = 1.0
+    decay: float = unwritten(0.0)
     compares: ClassVar[tuple[str, ...]] = ()
     head: ClassVar[str | None] = None
     reads_round: ClassVar[bool] = True
@@ -66,6 +72,13 @@ class ExitDistillation:
             raise ValueError(
                 f"ramp is a number of rounds and must not be negative, got {self.ramp}"
             )
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay must be at least 0 and below 1, got {self.decay}")
+        if self.decay and self.teacher != BEST:
+            raise ValueError(
+                f'decay = {self.decay} is of the losses that choose the teacher "{BEST}", and the '
+                f"teacher is {self.teacher!r}: leave decay out"
+            )
         if self.teacher not in (BEST, LAST, ALL):
             raise ValueError(unknown("teacher", self.teacher, (BEST, LAST, ALL)))
 
@@ -84,17 +97,46 @@ class ExitDistillation:
         if self.teacher == ALL:
             pairs = _divergence(logs.detach()[:, None], logs[None])
             each = pairs.sum((0, 1)) / max(1, len(every) - 1)
+        elif self.teacher == LAST:
+            each = _divergence(logs[-1].detach(), logs).sum(0)
         else:
-            each = _divergence(self._taught_by(logits, logs.detach(), batch), logs).sum(0)
-        return self._ramped(held) * self.temperature**2 * each
+            losses = _losses(logits.detach(), batch["label"])
+            best = self._quality(losses, batch["mask"], held).argmin()
+            taught = logs.detach().index_select(0, best.view(1))[0]
+            each = _divergence(taught, logs).sum(0)
+        value = self._ramped(held) * self.temperature**2 * each
+        if not self.decay:
+            return value
+        losses = _losses(logits.detach(), batch["label"])
+        unused = losses.new_zeros(losses.shape[1], MOST - len(losses))
+        return value + note_mean(held[f"{CARRIED}/{QUALITY}"], torch.cat([losses.T, unused], 1))
 
-    def _taught_by(self, logits: Tensor, logs: Tensor, batch: Batch) -> Tensor:
-        """The teacher's logarithms, (batch, classes)."""
-        if self.teacher == LAST:
-            return logs[-1]
-        losses = [cross_entropy(one, batch["label"], reduction="none") for one in logits.detach()]
-        means = (torch.stack(losses) * batch["mask"]).sum(1)  # by one number of examples for all
-        return logs.index_select(0, means.argmin().view(1))[0]
+    def first_carried(self) -> Tensors:
+        """The moving average of the losses of all exits that a model may have, (exits,)."""
+        return {QUALITY: torch.zeros(MOST)} if self.decay else {}
+
+    def carry(self, before: Tensors, noted: Tensors) -> Tensors:
+        return {
+            name: self.decay * x + (1 - self.decay) * noted[name] / self.weight
+            for name, x in before.items()
+        }
+
+    def _quality(self, losses: Tensor, mask: Tensor, held: Tensors) -> Tensor:
+        """By which the best exit is told, (exits,), of its losses (exits, batch).
+
+        Raises:
+          PlanError: there are more exits than are remembered.
+        """
+        total = (losses * mask).sum(1)
+        if not self.decay:
+            return total
+        if len(losses) > MOST:
+            raise PlanError(
+                f'the term "exits" remembers {MOST} exits at most, and the model has '
+                f"{len(losses)}: set decay = 0, or fewer method.exits"
+            )
+        before = held[f"{CARRIED}/{QUALITY}"].detach()[: len(losses)]
+        return self.decay * before + (1 - self.decay) * total / mask.sum().clamp_min(1)
 
     def _ramped(self, held: Tensors) -> Tensor | float:
         """w_r."""
@@ -102,6 +144,11 @@ class ExitDistillation:
             return 1.0
         left = 1 - held[ROUND].clamp_max(self.ramp) / self.ramp
         return torch.exp(-STEEPNESS * left.square())
+
+
+def _losses(logits: Tensor, label: Tensor) -> Tensor:
+    """The cross-entropy of all exits, (exits, batch)."""
+    return torch.stack([cross_entropy(one, label, reduction="none") for one in logits])
 
 
 def _divergence(theirs: Tensor, mine: Tensor) -> Tensor:

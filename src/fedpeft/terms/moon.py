@@ -44,7 +44,9 @@ class Moon:
     couples_examples: ClassVar[bool] = False
     forbids: ClassVar[Mapping[Fact, str]] = {
         Fact.MERGES_BASE: "MOON compares with what a client trained in an earlier round, and "
-        "{other} {what}, which that was not trained for: leave one of them out"
+        "{other} {what}, which that was not trained for: leave one of them out",
+        Fact.ROWS_OF_EXITS: "MOON compares one row of features an example, and {other} {what}: set "
+        'method.heads = "recurrent", or leave one of them out',
     }
 
     def __post_init__(self) -> None:
