@@ -11,7 +11,6 @@ import torch
 from fedpeft.core.interfaces import Engine
 from fedpeft.core.tensors import layout
 from fedpeft.core.types import State
-from fedpeft.engines.fork_server import load_libraries
 from fedpeft.errors import PlanError, RunError
 from fedpeft.evaluation.measure import held_out
 from fedpeft.evaluation.probe import check_gradients
@@ -54,7 +53,6 @@ def open_run_site(plan: Plan, device: str = "cpu", look: Onlooker | None = None)
       DataError, PlanError: see `open_site`.
     """
     check_device(device)
-    load_libraries(plan, device)
     site = open_site(plan, device, look)
     event = site.plan.local.event
     # A tensor that gets no gradient of single examples raises no error: the run would learn
