@@ -85,7 +85,8 @@ def doctor(
     if plan:
         findings += look.site(plan, settings, data, name, code)
     if data:
-        findings += look.data(plan, settings, data, out, code)
+        opened = name is not None and any(one.what == "data" for one in findings)
+        findings += look.data(plan, settings, data, out, code, opened)
     _tell(findings)
 
 

@@ -276,9 +276,8 @@ def site(
             "base model", f"fingerprint {terms_of(here)['base']}; it must be the same everywhere"
         )
         counted = sum(map(here.data.size, here.data.clients))
-        yield Finding(
-            "data", f"{say_count(counted, 'training examples')} of {len(here.data.clients)} clients"
-        )
+        of = say_count(len(here.data.clients), "clients")
+        yield Finding("data", f"{say_count(counted, 'training examples')} of {of}")
         yield from _tokens(describe_full_texts(here.plan.task, here.data))
         if name is not None and data is not None:
             clients = here.plan.known_clients(here.data.clients)
@@ -300,8 +299,13 @@ def data(
     path: str,
     out: Path,
     code: Code = REGISTERED,
+    opened: bool = False,
 ) -> Iterator[Finding]:
-    """What is read of someone's data, which is written to a file too."""
+    """What is read of someone's data, which is written to a file too.
+
+    Args:
+      opened: whether the plan's node begins with these data, whatever cannot be read of them.
+    """
     from fedpeft.data.inspect import inspect
     from fedpeft.oneshot.own_data import OwnData, split_settings
     from fedpeft.plan.reading import read_plan
@@ -322,5 +326,7 @@ def data(
     except OSError as error:
         yield Finding(f"report {out}", str(error), "name another place with --out")
         return
-    remedy = "" if not report.unreadable else UNREADABLE
+    if report.unreadable and opened:
+        lines = [*lines, "the plan's task leaves out the pictures that cannot be read"]
+    remedy = UNREADABLE if report.unreadable and not opened else ""
     yield Finding(f"data {path}", "\n      ".join([f"the report is in {out}", *lines]), remedy)
