@@ -10,6 +10,7 @@ from fedpeft.cli.options import AllowCode, Debug, Settings, allowed_code
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fedpeft.core.types import Examples
     from fedpeft.deploy.doctor import Finding
 
 EXAMPLES = """\
@@ -71,6 +72,7 @@ def doctor(
 
     plan, data = _plan_or_data(what, data)
     code, connects = allowed_code(allow_code), any((superlink, root, key, node, federation))
+    seen: list[Examples] = []
     findings = list(look.libraries(plan, settings, code, connects, data))
     if root:
         findings += look.certificate(root)
@@ -83,10 +85,9 @@ def doctor(
     if node:
         findings += look.worker(node)
     if plan:
-        findings += look.site(plan, settings, data, name, code)
+        findings += look.site(plan, settings, data, name, code, seen)
     if data:
-        opened = name is not None and any(one.what == "data" for one in findings)
-        findings += look.data(plan, settings, data, out, code, opened)
+        findings += look.data(plan, settings, data, out, code, next(iter(seen), None))
     _tell(findings)
 
 

@@ -13,11 +13,15 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedpeft.errors import FedpeftError, WireError, say_count
 from fedpeft.registry import REGISTERED, Code
 from fedpeft.storage.files import check_writable
 from fedpeft.wire.sockets import SOCKET, Envelope, ask
+
+if TYPE_CHECKING:
+    from fedpeft.core.types import Examples
 
 FLOWER = "1.41.0"
 """The version that this was tried with; others changed their interfaces."""
@@ -254,10 +258,15 @@ def site(
     settings: list[str] | None,
     data: str | None,
     name: str | None,
-    code: Code = REGISTERED,
+    code: Code,
+    seen: "list[Examples]",
 ) -> Iterator[Finding]:
     """Whether the plan, which may name the modules of `code`, the base model and the data can be
-    used here."""
+    used here.
+
+    Args:
+      seen: gets the node's examples, as the plan's task has them, if the node would begin.
+    """
     from fedpeft.data.inspect import describe_full_texts
     from fedpeft.deploy.consent import consent_to
     from fedpeft.deploy.terms import node_site, server_site, terms_of
@@ -271,7 +280,7 @@ def site(
         if data is None or name is None:
             here = server_site(read)
         else:
-            here = node_site(read, OwnData(data, tuple(own)), name)
+            here = node_site(read, OwnData(data, tuple(own)), name, look=seen.append)
         yield Finding(
             "base model", f"fingerprint {terms_of(here)['base']}; it must be the same everywhere"
         )
@@ -284,6 +293,7 @@ def site(
             text = consent_to(here, name, clients).text()
             yield Finding("terms", "\n    ".join(["`fedpeft node` asks you to agree to:", *text]))
     except FedpeftError as error:
+        seen.clear()
         yield Finding(type(error).__name__, str(error), "see what it says")
 
 
@@ -299,12 +309,12 @@ def data(
     path: str,
     out: Path,
     code: Code = REGISTERED,
-    opened: bool = False,
+    examples: "Examples | None" = None,
 ) -> Iterator[Finding]:
     """What is read of someone's data, which is written to a file too.
 
     Args:
-      opened: whether the plan's node begins with these data, whatever cannot be read of them.
+      examples: what a plan's node has of them, where it is open; else all that can be read.
     """
     from fedpeft.data.inspect import inspect
     from fedpeft.oneshot.own_data import OwnData, split_settings
@@ -317,7 +327,7 @@ def data(
             own, others = split_settings(settings or ())
             source = OwnData(path, tuple(own)).source(read_plan(plan, others, code).data)
         check_writable(out)
-        report = inspect(source.load())
+        report = inspect(source.load() if examples is None else examples)
         lines = report.lines
         out.write_text("\n".join([f"fedpeft {_version('fedpeft')}", *lines, ""]), encoding="utf-8")
     except FedpeftError as error:
@@ -326,7 +336,5 @@ def data(
     except OSError as error:
         yield Finding(f"report {out}", str(error), "name another place with --out")
         return
-    if report.unreadable and opened:
-        lines = [*lines, "the plan's task leaves out the pictures that cannot be read"]
-    remedy = UNREADABLE if report.unreadable and not opened else ""
+    remedy = UNREADABLE if report.unreadable else ""
     yield Finding(f"data {path}", "\n      ".join([f"the report is in {out}", *lines]), remedy)
