@@ -2,12 +2,21 @@
 
     python -m benchmarks.planned                        # all, half an hour on two busy cores
     python -m benchmarks.planned --only digits-lora digits-dp
-    python -m benchmarks.planned --out benchmarks/results/planned.csv
+    python -m benchmarks.planned --only digits-dp --out benchmarks/results/planned.csv
 
 Each plan is planned in one fresh process and run in another, one after the other. Bytes are those
 of all rounds. `up_off` is how far the bytes up are off: a message up has the digits of its client's
 loss in its header, which nobody knows before. Memory is the largest resident set of the run (with
 worker processes, of the largest one); time is that of all rounds with their evaluations.
+
+A file that is there keeps the rows of the plans that are not measured, or that fail. Some plans
+read what tools make:
+
+    python -m tools.spoken_digits DATA
+    python -m tools.diabetes_table DATA
+    python -m tools.cell_pictures DATA --data TABLES    # TABLES/bloodcells
+
+$FEDPEFT_DATA is one folder: DATA, with cifar100, emoji, dolly and trec6 of TABLES in it, or links.
 """
 
 import argparse
@@ -16,7 +25,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,7 +71,7 @@ WORKS = (
     Work(
         "cifar100-vit-tiny",
         f"{PLAN}cifar100-vit-tiny.toml",
-        ("rounds=1", "cohort=2", "data.subset=320", "engine=inprocess"),
+        ("rounds=1", "cohort=2", "data.subset=1280", "engine=inprocess"),
     ),
     # $FEDPEFT_DATA must have what tools.cell_pictures, spoken_digits and diabetes_table write
     Work("cells-segmentation", f"{PLAN}cells-segmentation.toml", (*BRIEF, "data.subset=200")),
@@ -122,16 +131,45 @@ def _tell(command: str, work: Work, *options: str) -> dict[str, Any]:
 
 
 def table(works: Sequence[Work], out: Path | None) -> None:
-    """Compare the plans and write a row of each as soon as it is there."""
-    with open(out, "w", newline="", encoding="utf-8") if out else sys.stdout as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+    """Compare the plans and write a row of each as soon as it is there, in the order of `WORKS`.
+
+    A file keeps its rows of other plans, and of plans that fail, which standard error names.
+    """
+    rows = read_rows(out) if out else {}
+    printed = csv.DictWriter(sys.stdout, FIELDS, lineterminator="\n")
+    if not out:
+        printed.writeheader()
+    for work in works:
+        try:
+            rows[work.name] = compare(work)
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            print(f"{work.name}: {error}", file=sys.stderr)
+            continue
+        if out:
+            write_rows(rows, out)
+        else:
+            printed.writerow(rows[work.name])
+            sys.stdout.flush()
+
+
+def read_rows(file: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a table by their plans; none where it is not there yet."""
+    if not file.exists():
+        return {}
+    with file.open(newline="", encoding="utf-8") as opened:
+        return {row["plan"]: row for row in csv.DictReader(opened)}
+
+
+def write_rows(rows: Mapping[str, Mapping[str, Any]], file: Path) -> None:
+    """All rows, with those of plans that are measured no more at the end."""
+    known = [work.name for work in WORKS]
+    order = sorted(rows, key=lambda name: known.index(name) if name in known else len(known))
+    beside = file.with_name(f"{file.name}.new")
+    with beside.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.DictWriter(opened, FIELDS, lineterminator="\n")
         writer.writeheader()
-        for work in works:
-            try:
-                writer.writerow(compare(work))
-            except (RuntimeError, subprocess.TimeoutExpired) as error:
-                print(f"{work.name}: {error}", file=sys.stderr)
-            file.flush()
+        writer.writerows(rows[name] for name in order)
+    beside.replace(file)
 
 
 def main() -> None:

@@ -252,6 +252,22 @@ def test_metadata_without_file_names_is_refused(tmp_path: Path) -> None:
         HubTable(str(tmp_path)).load()
 
 
+@pytest.mark.parametrize("gap", ["", " "])
+def test_a_row_of_metadata_without_a_file_is_one_without_a_picture(
+    gap: str, tmp_path: Path
+) -> None:
+    """It belongs to the split in which its table lies."""
+    (tmp_path / "test").mkdir()
+    save_picture(tmp_path / "test" / "a.png")
+    (tmp_path / "test" / "metadata.csv").write_text(f"file_name,label\na.png,x\n{gap},y\n")
+    save_picture(tmp_path / "train" / "b.png")
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,label\nb.png,x\n")
+    found = HubTable(str(tmp_path)).load()
+    assert (len(found.train), len(found.test)) == (1, 2)
+    with pytest.raises(DataError, match=r"^picture number 1 is empty: leave it out"):
+        found.test.columns["image"][1]
+
+
 def test_captions_keep_their_own_name(tmp_path: Path) -> None:
     save_picture(tmp_path / "a.png")
     lines = [{"photo_file_name": "a.png", "text": f"caption {k}"} for k in range(4)]

@@ -65,6 +65,21 @@ def test_the_doctor_writes_it_to_a_file_that_names_no_patient(scans: Path, tmp_p
     assert unwritable.exit_code == 1 and "--out" in unwritable.stdout
 
 
+def test_the_doctor_of_a_node_reports_what_the_task_leaves_of_its_data(tmp_path: Path) -> None:
+    """And a task without classes asks for none."""
+    (tmp_path / "x.csv").write_text("a,y\n1,2\n2,\n3,4\n,5\n5,6\n")
+    (tmp_path / "plan.toml").write_text(
+        'nodes.names = ["north"]\nmethod = "full"\ndata.path = "x.csv"\ndata.name = "table"\n'
+        'data.label = "none"\ntask = { name = "regression", features = ["a"], target = "y" }\n'
+    )
+    out, words = tmp_path / "r.txt", ("--data", tmp_path / "x.csv", "--name", "north")
+    ended = fedpeft("doctor", tmp_path / "plan.toml", *words, "--out", out)
+    assert "ok  data: 3 training examples of 1 client" in ended.stdout
+    lines = out.read_text().splitlines()
+    assert "3 examples; the data have no test split of their own" in lines
+    assert lines[-2:] == ["  1 row without 'y'", "  1 row without 'a'"]
+
+
 def test_texts_and_columns(tmp_path: Path) -> None:
     rows = ["text,label,clinic", "one two,0,a", "one two,1,a", "three,0,b", "six six six,1,"]
     (tmp_path / "x.csv").write_text("\n".join(rows) + "\n")

@@ -13,6 +13,7 @@ from fedpeft.errors import say_count
         (0, "examples", "0 examples"),
         (1, "held-out examples", "1 held-out example"),
         (1, "owners have no held-out examples", "1 owner has no held-out examples"),
+        (1, "rows that show two pictures", "1 row that shows two pictures"),
         (1, "classes", "1 class"),
         (1, "boxes", "1 box"),
         (1, "copies of one picture", "1 copy of one picture"),

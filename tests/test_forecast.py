@@ -14,6 +14,7 @@ from torch import nn
 
 from fedpeft.core.signatures import KIND, public_of
 from fedpeft.errors import PlanError
+from fedpeft.evaluation.measure import full_payloads
 from fedpeft.forecasts.advice import warn
 from fedpeft.forecasts.blueprint import draw_blueprint, fill_trained
 from fedpeft.forecasts.forecast import Forecast, forecast
@@ -182,6 +183,16 @@ def test_without_examples_so_many_are_assumed() -> None:
     assert found.clients == 32
     assert found.training.steps == 1
     assert any("20 examples" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    "changes", [LOW_RANK, {"task": {"name": "parts:Points", "network": "convolution"}}]
+)
+def test_the_base_has_as_many_numbers_as_a_run_says(changes: dict[str, Any]) -> None:
+    """With running statistics, which are trained too, and without what the method puts in."""
+    plan = plan_of(**changes)
+    site = open_site(plan)
+    assert forecast(plan).base.parameters == full_payloads(site.plan, site.classes).params
 
 
 def test_a_configuration_is_base_enough(tmp_path: Path) -> None:

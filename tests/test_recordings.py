@@ -80,10 +80,15 @@ def test_what_only_soundfile_reads_is_no_reason_to_leave_it_out(
 ) -> None:
     """Sites with other libraries would train on other data, and tell nobody."""
     monkeypatch.setitem(sys.modules, "soundfile", None)
-    floats = write_floats(tmp_path / "a.wav", [0.5]).read_bytes()
+    (tmp_path / "b").mkdir()
+    floats = write_floats(tmp_path / "b" / "a.wav", [0.5]).read_bytes()
     for content in (floats, b"fLaC and so on"):
         with pytest.raises(PlanError, match=r"which soundfile reads: pip install 'fedpeft\[speech"):
             read_sound(io.BytesIO(content))
+    with pytest.raises(
+        PlanError, match=r"^b/a\.wav: the data have recordings that are no plain WAV"
+    ):
+        Clips(["b/a.wav"], [0], tmp_path).seconds(0)
 
 
 def test_what_is_no_recording_says_so(reader: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from running import SMALL, run
 
 from fedpeft import Folder, InProcess, Plan, federate, open_site, read_plan, start
-from fedpeft.cli.progress import show_rounds, summary_table, warnings
+from fedpeft.cli.progress import failure_line, show_rounds, summary_table, warnings
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import State
 from fedpeft.evaluation.measure import full_payloads, measure
@@ -333,6 +333,20 @@ def test_a_round_that_was_not_measured_names_the_metric_of_those_that_were() -> 
         "mae 42.0000",
         "mae    -",
     ]
+
+
+def test_each_reason_for_which_clients_failed_has_a_line() -> None:
+    reasons = {"a": "gone", "b": "refused", "c": "gone", "d": "torn", "e": "late", "f": "lost"}
+    measured = kept_line(2, 0.5, 100, None, None)
+    clients = {name: {"down": 1, "failed": why} for name, why in reasons.items()}
+    record = RoundRecord(**{**measured, "clients": {**clients, "g": {"down": 1, "weight": 2.0}}})
+    assert failure_line(record).splitlines() == [
+        "  not counted: a (and 1 more): gone",
+        "  not counted: b: refused",
+        "  not counted: d: torn",
+        "  not counted: 2 more, for other reasons; rounds.jsonl names them",
+    ]
+    assert failure_line(RoundRecord(**measured)) == ""
 
 
 def test_the_table_has_all_that_was_measured_beside_the_accuracy(

@@ -144,11 +144,18 @@ def test_a_mask_that_does_not_fit_costs_its_example_alone(
     task = task_of(segformer)
     with caplog.at_level(logging.WARNING, "fedpeft"):
         found = task.unfit(table)
-    assert list(found.values()) == [[1], [2], [3], [4, 5]]
+    assert found == {
+        "masks of another size than their pictures": [1],
+        "masks with numbers that no label has": [2],
+        "masks of which no pixel counts": [3],
+        "masks that are missing or cannot be read": [4],
+        "masks in colour, or of anything but whole numbers in one channel": [5],
+    }
     assert "that of 1.jpg: 3 by 1 pixels, and the picture has 2 by 2" in caplog.text
     assert "that of 2.jpg: 2 pixels, such as 3; 3 labels have the numbers 0 to 2" in caplog.text
     assert "that of 3.jpg: all of its pixels are 255" in caplog.text
     assert "that of 4.jpg: there is none" in caplog.text
+    assert "that of 5.jpg: it is of the shape (2, 2, 3) and holds uint8" in caplog.text
     with pytest.raises(DataError, match="masks of another size than their pictures"):
         task.prepare(table)
 

@@ -5,14 +5,16 @@ import re
 import sys
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from fedpeft.deploy import submit
 from fedpeft.deploy.doctor import nodes
-from fedpeft.deploy.server import say_to_followers
-from fedpeft.errors import RunError
-from fedpeft.runs.folder import RunFolder, write_json
+from fedpeft.deploy.server import say_to_followers, serve
+from fedpeft.deploy.submit import end_file
+from fedpeft.errors import FedpeftError, RunError, reason_of
+from fedpeft.runs.folder import RunFolder, lock_run, write_json
 from fedpeft.runs.summary import UNFINISHED
 
 
@@ -113,3 +115,18 @@ def test_a_command_of_flower_s_that_hangs_is_given_up(
         submit.count_online("here")
     write_json(tmp_path / "federation.json", {"federation": "here", "run": 7})
     assert submit.status(RunFolder(tmp_path)) == ""
+
+
+def test_a_servers_part_that_cannot_begin_says_why(tmp_path: Path) -> None:
+    """Who follows the run read "it was killed" there. What another process goes on with is left
+    alone."""
+    run, nobody = tmp_path / "run", cast(Any, None)
+    run.mkdir()
+    (run / "plan.toml").write_text("rounds = 0.5\n")
+    with lock_run(RunFolder(run)), pytest.raises(FedpeftError):
+        serve(nobody, {"run": str(run)})
+    assert not end_file(RunFolder(run)).exists()
+    with pytest.raises(FedpeftError) as raised:
+        serve(nobody, {"run": str(run)})
+    assert end_file(RunFolder(run)).read_text() == reason_of(raised.value)
+    assert "rounds" in reason_of(raised.value)

@@ -61,6 +61,21 @@ def test_bad_columns(columns: dict[str, Any], match: str | None) -> None:
         task.prepare(table_of(**columns))
 
 
+def test_where_nobody_has_an_event_cox_learns_nothing_and_that_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    censored = table_of(event=[0, 0, 0])
+    discrete = Survival(("a",), loss="discrete", cuts=(1.0, 2.0))
+    with caplog.at_level(WARNING, "fedpeft"):
+        Survival(("a",)).prepare(table_of())
+        discrete.prepare(censored)  # who was seen for long without one says something here
+        assert not caplog.messages
+        Survival(("a",)).prepare(censored)
+    assert caplog.messages == [
+        "survival: none of 3 examples has an event, so that Cox's loss learns nothing of them"
+    ]
+
+
 def test_a_column_that_became_classes_is_told() -> None:
     label = torch.tensor([0, 1, 2])
     table = Table({"a": [1, 2, 3], "time": [1, 2, 3], "label": label})

@@ -125,6 +125,19 @@ def test_a_server_without_data_needs_no_labels_that_its_task_names(
         check_labels_named(read_plan({**tasks[kind], **classes}))
 
 
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"name": "regression", "features": ["a"]},
+        {"name": "survival", "features": ["a"]},
+        {"name": "forecast", "model": "linear", "context": 4, "horizon": 2},
+    ],
+)
+def test_a_task_without_classes_needs_none_at_nodes(task: Mapping[str, Any]) -> None:
+    plan = read_plan({"task": task, "method": "full", "nodes": {"names": ["a", "b"]}})
+    assert check_labels_named(plan) is plan
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_examples_have_gradients_of_their_own_or_say_that_they_have_none(
     kind: str, tasks: Mapping[str, Any]

@@ -1,11 +1,11 @@
 """Blood cells of three owners, as pictures with masks and as DICOM files, and a SegFormer with
 random weights.
 
-    python -m tools.cell_pictures FOLDER --data ../shared/data
+    python -m tools.cell_pictures FOLDER --data TABLES
 
-reads DATA/bloodcells and writes FOLDER/cells (`SPLIT/OWNER/images` with `masks` beside them),
-FOLDER/cells-dicom (grey pictures of 12 bits, `metadata.csv`) and FOLDER/tiny-segformer. Owners have
-slides of their own.
+reads TABLES/bloodcells (docs/guide/plans.md says what is in it) and writes FOLDER/cells
+(`SPLIT/OWNER/images` with `masks` beside them), FOLDER/cells-dicom (grey pictures of 12 bits,
+`metadata.csv`) and FOLDER/tiny-segformer. Owners have slides of their own.
 
 Nobody drew the masks. A pixel belongs to the cell if its green is below Otsu's threshold of the
 picture and it hangs together with the picture's middle; other dark parts do not count. So a model
@@ -165,6 +165,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--data", type=Path, required=True, help="the folder with `bloodcells`")
     given = parser.parse_args()
+    if not (given.data / "bloodcells" / "train.parquet").is_file():
+        parser.error(
+            f"{given.data} has no bloodcells/train.parquet: docs/guide/plans.md says what it holds"
+        )
     cells = list(read_cells(given.data))
     left_out = write_masks(cells, given.folder / "cells")
     write_dicom(cells, given.folder / "cells-dicom")

@@ -1,7 +1,7 @@
 """Divide captioned emoji among owners of pairs, of pictures alone and of names alone, and save a
 small CLIP without weights beside them.
 
-    python -m tools.emoji_owners --data ../shared/data --out emoji-owners
+    python -m tools.emoji_owners --data TABLES --out emoji-owners
 
 Of 1,609 emoji 240 pairs are held out. Four owners have 60 pairs each; five have 113 pictures each
 and five 112 or 113 names, all with the emoji's category as label. The division is drawn once, by a
@@ -27,6 +27,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder with `emoji`")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+    if not (given.data / "emoji" / "train.parquet").is_file():
+        parser.error(
+            f"{given.data} has no emoji/train.parquet: docs/guide/plans.md says what it holds"
+        )
     names = write_tables(given.data, given.out)
     save_model(given.out.with_name(f"{given.out.name}-model"), tokenizer_of(names))
     print(f"the tables lie in {given.out}, and the model beside it")

@@ -1,6 +1,6 @@
 """Give stories260k an eye: a LLaVA (arXiv:2304.08485) of half a million parameters, for a plan.
 
-    python -m tools.pretrain_captions --data ../shared/data --out studies/weights/emoji-llava
+    python -m tools.pretrain_captions --data TABLES --out studies/weights/emoji-llava
 
 The language part is the Llama in the folder `stories260k` of the data, which knows stories. The
 vision part is a CLIP encoder of 64 pixels a side from random weights, and so is what joins them.

@@ -1,6 +1,6 @@
 """Pre-train the small latent diffusion model that plans and studies of captioned emoji begin with.
 
-    python tools/pretrain_emoji.py --data ../shared/data --out studies/weights/emoji-diffusion
+    python tools/pretrain_emoji.py --data TABLES --out studies/weights/emoji-diffusion
 
 Three categories of emoji are learned here (faces, people, symbols), each picture by its name and
 now and then two of its keywords; what a federation learns later (animals, food, travel, activities,

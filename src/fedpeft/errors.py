@@ -77,7 +77,10 @@ def explain_install(extra: str) -> str:
     return f"pip install 'fedpeft[{extra}]'{alone}"
 
 
-OF_ONE = {"are": "is", "have": "has", "do": "does", "were": "was"}
+OF_ONE = {
+    **{"are": "is", "have": "has", "do": "does", "were": "was"},
+    **{"show": "shows", "differ": "differs", "lack": "lacks"},
+}
 
 
 def say_count(count: int, things: str) -> str:

@@ -31,7 +31,7 @@ from fedpeft.cli import (
     sweep,
     watch,
 )
-from fedpeft.cli.options import Debug, is_debugging
+from fedpeft.cli.options import Debug, is_debugging, said_once
 from fedpeft.errors import NO_ROOM, FedpeftError
 
 FORMERLY = "attack"
@@ -47,7 +47,8 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with said_once():
+                return super().invoke(ctx)
         except (FedpeftError, OSError, KeyboardInterrupt) as error:
             if is_debugging(ctx) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
                 raise

@@ -10,6 +10,7 @@ from fedpeft.cli.options import AllowCode, Debug, Settings, allowed_code
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from fedpeft.core.types import Examples
     from fedpeft.deploy.doctor import Finding
 
 EXAMPLES = """\
@@ -75,6 +76,7 @@ def doctor(
     study = what if _is_invitation(what) else None
     plan, data = _plan_or_data(study / "plan.toml" if study else what, data)
     code, connects = allowed_code(allow_code), any((superlink, root, key, node, federation))
+    seen: list[Examples] = []
     findings = list(look.libraries(plan, settings, code, connects, data))
     findings += _way(superlink, root, key)
     if federation:
@@ -84,9 +86,9 @@ def doctor(
     if study:
         findings += look.invitation(study, settings, *_owner_of(study, data, name), code)
     elif plan:
-        findings += look.site(plan, settings, data, name, code)
+        findings += look.site(plan, settings, data, name, code, seen)
     if data:
-        findings += look.data(plan, settings, data, out, code)
+        findings += look.data(plan, settings, data, out, code, next(iter(seen), None))
     _tell(findings)
 
 

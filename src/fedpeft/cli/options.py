@@ -1,8 +1,10 @@
 """Options that several commands share, and the plan that they add up to."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
+from logging import LogRecord, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +16,28 @@ if TYPE_CHECKING:
     from fedpeft.registry import Code
 
 _DEBUG = "fedpeft.debug"
+READERS = ("data", "tasks")
+"""The packages that read examples, which a rehearsal and a doctor do several times."""
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Let equal lines of `READERS` through once. All other lines come as often as they are said."""
+    seen: set[str] = set()
+
+    def is_new(record: LogRecord) -> bool:
+        if Path(record.pathname).parent.name not in READERS:
+            return True
+        words, known = record.getMessage(), len(seen)
+        seen.add(words)
+        return len(seen) > known
+
+    log = getLogger("fedpeft")
+    log.addFilter(is_new)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_new)
 
 
 def is_debugging(ctx: click.Context) -> bool:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from fedpeft.plan.plan import Plan
     from fedpeft.runs.record import RoundRecord
 
+REASONS = 3
+"""Different reasons for which clients failed in a round that have a line each."""
+
 
 @dataclass(frozen=True)
 class Watched:
@@ -106,13 +109,17 @@ def describe_work(plan: "Plan", clients: int) -> str:
 
 
 def failure_line(record: "RoundRecord") -> str:
-    """The client that failed in a round and why; the first reason stands for all."""
-    failed = record.failed
-    if not failed:
-        return ""
-    client, reason = next(iter(failed.items()))
-    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-    return f"  not counted: {client}{more}: {reason}"
+    """The clients that failed in a round, a line for each of the first reasons."""
+    by_reason: dict[str, list[str]] = {}
+    for client, reason in record.failed.items():
+        by_reason.setdefault(reason, []).append(client)
+    lines = []
+    for reason, clients in list(by_reason.items())[:REASONS]:
+        more = f" (and {len(clients) - 1} more)" if len(clients) > 1 else ""
+        lines.append(f"  not counted: {clients[0]}{more}: {reason}")
+    if rest := sum(map(len, list(by_reason.values())[REASONS:])):
+        lines.append(f"  not counted: {rest} more, for other reasons; rounds.jsonl names them")
+    return "\n".join(lines)
 
 
 def warnings(summary: Mapping[str, Any]) -> Iterator[str]:

@@ -154,14 +154,12 @@ def _begin(
 ) -> "tuple[RunFolder, Site, list[str]]":
     """A new run, its site, and what was read of the data. Nothing is written before its plan and
     its data are known to be good."""
-    from fedpeft.engines.fork_server import load_libraries
     from fedpeft.runs.execute import check_workers, open_run_site
     from fedpeft.runs.folder import create, vacant
 
     check_workers(plan, workers)
     if out is not None:
         vacant(out)
-    load_libraries(plan, device)
     seen: list[str] = []
     site = open_run_site(plan, device, describe_data(seen))
     return create(site.plan, out), site, seen
@@ -196,11 +194,9 @@ def _read_begun(path: Path, engine: str | None) -> "tuple[RunFolder, Plan]":
 def _reopen(
     folder: "RunFolder", plan: "Plan", device: str, workers: int
 ) -> "tuple[RunFolder, Site]":
-    from fedpeft.engines.fork_server import load_libraries
     from fedpeft.runs.execute import check_workers, find_changes, open_run_site
 
     check_workers(plan, workers)
-    load_libraries(plan, device)
     site = open_run_site(plan, device)
     if changes := find_changes(folder, site):
         typer.echo(

@@ -72,29 +72,47 @@ def join_pictures(tables: Sequence[tuple[Path, Any]], root: Path) -> dict[str, A
 def _with_paths(file: Path, rows: Any, root: Path) -> tuple[Any, list[str], list[str]]:
     """A table whose columns of files are called after what these are, the first one's paths, and
     those of the others."""
+    start = PurePosixPath(file.parent.relative_to(root).as_posix())
+    found: list[list[str | None]] = []
+    for name in _file_columns(file, rows):
+        paths = [_path_in(start, value) for value in rows[name]]
+        called = _kind(_known(paths)) if name == FILE else name.removesuffix(f"_{FILE}")
+        if called != name and called in rows.column_names:
+            raise DataError(f"{file} has both columns {name!r} and {called!r}: leave one out")
+        rows = rows.remove_columns(name).add_column(called, paths, feature=_texts())
+        found.append(paths)
+    # a row that names no file belongs where its table lies
+    first = [path or str(start / FILE) for path in found[0]]
+    if "folder" not in rows.column_names:
+        rows = rows.add_column("folder", [PurePosixPath(path).parent.name for path in first])
+    return rows, first, [path for paths in found[1:] for path in _known(paths)]
+
+
+def _file_columns(file: Path, rows: Any) -> list[str]:
     columns = [name for name in rows.column_names if name == FILE or name.endswith(f"_{FILE}")]
     if not columns:
         raise DataError(
             f"{file} has the columns {', '.join(rows.column_names)}: a metadata file needs "
             f"{FILE!r}, each file's path from the table's own folder"
         )
-    start = PurePosixPath(file.parent.relative_to(root).as_posix())
-    first: list[str] = []
-    others: list[str] = []
-    for name in columns:
-        values = [str(value).replace("\\", "/") for value in rows[name]]
-        paths = [str(start / value) for value in values]
-        called = _kind(values) if name == FILE else name.removesuffix(f"_{FILE}")
-        if called != name and called in rows.column_names:
-            raise DataError(f"{file} has both columns {name!r} and {called!r}: leave one out")
-        rows = rows.remove_columns(name).add_column(called, paths)
-        if first:
-            others += paths
-        else:
-            first = paths
-    if "folder" not in rows.column_names:
-        rows = rows.add_column("folder", [PurePosixPath(path).parent.name for path in first])
-    return rows, first, others
+    return columns
+
+
+def _path_in(start: PurePosixPath, value: Any) -> str | None:
+    """A cell of a table as a path from the root on, or None for a gap."""
+    words = "" if value is None or value != value else str(value)
+    return str(start / words.replace("\\", "/")) if words.strip() else None
+
+
+def _known(paths: Sequence[str | None]) -> list[str]:
+    return [path for path in paths if path is not None]
+
+
+def _texts() -> Any:
+    """The type of a column of paths, which may all be gaps."""
+    from datasets import Value
+
+    return Value("string")
 
 
 def _kind(paths: Sequence[str]) -> str:

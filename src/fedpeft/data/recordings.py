@@ -97,6 +97,15 @@ class Clips:
 
     @contextmanager
     def _opened(self, at: int) -> Iterator[BinaryIO]:
+        """Its file. An error that ends the command names the recording."""
+        try:
+            with self._file(at) as file:
+                yield file
+        except PlanError as error:
+            raise PlanError(f"{self.name(at)}: {error}") from None
+
+    @contextmanager
+    def _file(self, at: int) -> Iterator[BinaryIO]:
         held = self._held(at)
         content, path = held.get("bytes"), held.get("path")
         if not content and not path:

@@ -133,7 +133,9 @@ def _leaves(
     if not site.plan.rounds:
         return _leaves_without_rounds(site.plan, params)
     each = {_numbers(plan, params, plan.view(client, k, clients)) for k, plan in plans.items()}
-    whole = sum(x.numel() for x in site.model.parameters())
+    # what is trained may be more than weights: running statistics are
+    every = {**dict(site.model.named_parameters()), **params}
+    whole = sum(x.numel() for x in every.values())
     fewer = any(plan.hooks("leave_out") for plan in plans.values())
     most = "at most " if len(each) > 1 or fewer else ""
     before = _numbers_before(plans[0], params)

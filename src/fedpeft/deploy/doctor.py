@@ -21,6 +21,7 @@ from fedpeft.storage.files import check_writable
 from fedpeft.wire.sockets import SOCKET, Envelope, ask
 
 if TYPE_CHECKING:
+    from fedpeft.core.types import Examples
     from fedpeft.deploy.consent import Consent
 
 FLOWER = "1.41.0"
@@ -258,10 +259,15 @@ def site(
     settings: list[str] | None,
     data: str | None,
     name: str | None,
-    code: Code = REGISTERED,
+    code: Code,
+    seen: "list[Examples]",
 ) -> Iterator[Finding]:
     """Whether the plan, which may name the modules of `code`, the base model and the data can be
-    used here."""
+    used here.
+
+    Args:
+      seen: gets the node's examples, as the plan's task has them, if the node would begin.
+    """
     from fedpeft.data.inspect import describe_full_texts
     from fedpeft.deploy.consent import consent_to
     from fedpeft.deploy.terms import node_site, server_site, terms_of
@@ -275,7 +281,8 @@ def site(
         if data is None or name is None:
             here = server_site(read)
         else:
-            here = node_site(read, OwnData(data, tuple(own)), name)
+            mine = OwnData(data, tuple(own))
+            here = node_site(read, mine, name, look=lambda shown, _: seen.append(shown))
         yield Finding(
             "base model", f"fingerprint {terms_of(here)['base']}; it must be the same everywhere"
         )
@@ -287,6 +294,7 @@ def site(
             clients = here.plan.known_clients(here.data.clients)
             yield _terms("node", consent_to(here, name, clients))
     except FedpeftError as error:
+        seen.clear()
         yield Finding(type(error).__name__, str(error), "see what it says")
 
 
@@ -326,8 +334,13 @@ def data(
     path: str,
     out: Path,
     code: Code = REGISTERED,
+    examples: "Examples | None" = None,
 ) -> Iterator[Finding]:
-    """What is read of someone's data, which is written to a file too."""
+    """What is read of someone's data, which is written to a file too.
+
+    Args:
+      examples: what a plan's node has of them, where it is open; else all that can be read.
+    """
     from fedpeft.data.inspect import inspect, second_text
     from fedpeft.oneshot.own_data import OwnData, split_settings
     from fedpeft.plan.reading import read_plan
@@ -337,7 +350,8 @@ def data(
         read = read_plan({"data": path} if plan is None else plan, others, code)
         source = OwnData(path, tuple(own)).source(read.data)
         check_writable(out)
-        report = inspect(source.load(), text_pair=second_text(read.task))
+        shown = source.load() if examples is None else examples
+        report = inspect(shown, text_pair=second_text(read.task))
         lines = report.lines
         out.write_text("\n".join([f"fedpeft {_version('fedpeft')}", *lines, ""]), encoding="utf-8")
     except FedpeftError as error:
@@ -346,5 +360,5 @@ def data(
     except OSError as error:
         yield Finding(f"report {out}", str(error), "name another place with --out")
         return
-    remedy = "" if not report.unreadable else UNREADABLE
+    remedy = UNREADABLE if report.unreadable else ""
     yield Finding(f"data {path}", "\n      ".join([f"the report is in {out}", *lines]), remedy)

@@ -40,7 +40,11 @@ def serve(grid: "Grid", settings: Mapping[str, Any]) -> None:
       FedpeftError: what is wrong with the plan, the data or the folder; in the folder's file
         `ended` too.
     """
-    folder, site = _open_run(settings)
+    try:
+        folder, site = _open_run(settings)
+    except Exception as error:
+        _leave_word(str(settings.get("run") or ""), error)
+        raise
     with lock_run(folder):
         end_file(folder).unlink(missing_ok=True)
         here(folder)
@@ -50,6 +54,18 @@ def serve(grid: "Grid", settings: Mapping[str, Any]) -> None:
             with suppress(OSError):  # a full disk, which the follower sees by itself
                 write_atomically(end_file(folder), reason_of(error).encode())
             raise
+
+
+def _leave_word(path: str, error: Exception) -> None:
+    """Say to followers why a run's server part does not begin, in the run's folder if it is there.
+
+    Nothing is said in the folder of a run that another process goes on with.
+    """
+    folder = RunFolder(Path(path))
+    if not path or not end_file(folder).parent.is_dir():
+        return
+    with suppress(OSError, RunError), lock_run(folder):
+        write_atomically(end_file(folder), reason_of(error).encode())
 
 
 def _open_run(settings: Mapping[str, Any]) -> tuple[RunFolder, Site]:

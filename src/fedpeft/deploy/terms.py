@@ -16,7 +16,7 @@ from fedpeft.oneshot.contribute import own_site
 from fedpeft.oneshot.invitation import base_fingerprint, labels_digest, transforms_digest
 from fedpeft.oneshot.own_data import OwnData
 from fedpeft.plan.calibration import calibrate_noise
-from fedpeft.plan.checks import refuse
+from fedpeft.plan.checks import reads_classes, refuse
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.absent import absent_site, held_out_of
 from fedpeft.rounds.site import Onlooker, Site
@@ -179,8 +179,7 @@ def server_site(plan: Plan, say: Callable[[str], None] = lambda words: None) -> 
 def check_labels_named(plan: Plan) -> Plan:
     """The plan, if it names the labels or its task learns none of the data's; raises PlanError if
     it does not."""
-    loader: Any = getattr(plan.task, "loader", None)
-    if not plan.classes and (loader is None or loader.reads_classes):
+    if not plan.classes and reads_classes(plan.task):
         raise PlanError(
             "the plan does not name the labels, and a node need not have them all: set classes = "
             "[...]"

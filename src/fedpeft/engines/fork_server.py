@@ -39,9 +39,8 @@ def worker_context(plan: Plan, device: str) -> "ForkServerContext | SpawnContext
 
 
 def load_libraries(plan: Plan, device: str) -> None:
-    """Begin to load the libraries of the plan's worker processes, where it has any; it does not
-    wait."""
-    if plan.engine != "processes" or worker_context(plan, device).get_start_method() == "spawn":
+    """Begin to load the libraries of the plan's worker processes; it does not wait."""
+    if worker_context(plan, device).get_start_method() == "spawn":
         return
     from multiprocessing import forkserver
 

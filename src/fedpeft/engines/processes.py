@@ -22,7 +22,12 @@ import torch
 
 from fedpeft.core.interfaces import Store
 from fedpeft.core.types import ClientId, Failure, Job, Reply
-from fedpeft.engines.fork_server import interrupts_blocked, take_environment, worker_context
+from fedpeft.engines.fork_server import (
+    interrupts_blocked,
+    load_libraries,
+    take_environment,
+    worker_context,
+)
 from fedpeft.errors import PlanError, reason_of
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.values import shares_optimizer_state
@@ -161,6 +166,11 @@ class Processes:
             raise PlanError(
                 'local.as_published needs clients one after another: use the engine "inprocess"'
             )
+
+    @staticmethod
+    def prepare(plan: Plan, device: str) -> None:
+        """Have the libraries loaded that worker processes need."""
+        load_libraries(plan, device)
 
     @property
     def clients(self) -> Sequence[ClientId]:

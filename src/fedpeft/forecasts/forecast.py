@@ -91,7 +91,7 @@ def forecast(plan: Plan, examples_each: int | None = None, seconds: float = SECO
         plan=plan,
         clients=len(clients),
         cohort=min(plan.cohort, len(clients)),
-        base=describe_backbone(plan, model, params),
+        base=describe_backbone(plan, holdings.classes, params),
         columns=columns,
         traffic=traffic,
         training=training,

@@ -60,7 +60,8 @@ class LoRAXS:
       rank: r.
       alpha: α.
       dropout: the share of the inputs of A that is left out in training.
-      target: which linear layers, by the last parts of their names; empty means query and value.
+      target: which linear layers, by the last parts of their names, or "all-linear" for every one
+        outside the head; empty means query and value.
       head: the module trained beside it; "auto" finds a classifier's, "" means none.
 
     Raises:

@@ -68,7 +68,8 @@ class PLoRA:
       modules: R.
       alpha: α.
       dropout: the share of a layer's inputs to the modules that are left out in training.
-      target: which linear layers, by the last parts of their names; empty means query and value.
+      target: which linear layers, by the last parts of their names, or "all-linear" for every one
+        outside the head; empty means query and value.
       head: the module trained beside it; "auto" finds a classifier's, "" means none.
 
     Raises:

@@ -21,7 +21,8 @@ class RsLoRA:
       rank: r; A has the shape (r, in), B (out, r).
       alpha: α.
       dropout: the share of a layer's inputs to A that are left out in training.
-      target: which linear layers, by the last parts of their names; empty means query and value.
+      target: which linear layers, by the last parts of their names, or "all-linear" for every one
+        outside the head; empty means query and value.
       head: the module trained beside it; "auto" finds a classifier's, "" means none.
       init: a folder with a saved adapter to begin with.
       init_head: whether that adapter's head is taken too.

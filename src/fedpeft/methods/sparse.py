@@ -60,7 +60,8 @@ class Sparse:
 
     Attributes:
       density: the share of a weight's entries that is trained; one entry at least.
-      target: which linear layers, by the last parts of their names; empty means query and value.
+      target: which linear layers, by the last parts of their names, or "all-linear" for every one
+        outside the head; empty means query and value.
       head: the module trained beside it; "auto" finds a classifier's, "" means none.
       seed: of the places.
 

@@ -26,7 +26,8 @@ class VeRA:
       d_initial: every entry of d at first.
       dropout: the share of a layer's inputs to A that are left out in training.
       projection_seed: where A and B come from.
-      target: which linear layers, by the last parts of their names; empty means query and value.
+      target: which linear layers, by the last parts of their names, or "all-linear" for every one
+        outside the head; empty means query and value.
       head: the module trained beside it; "auto" finds a classifier's, "" means none.
       init: a folder with a saved adapter to begin with.
       init_head: whether that adapter's head is taken too.

@@ -100,6 +100,13 @@ def offers(plan: Any) -> frozenset[Fact]:
     return frozenset(fact for holder in _holders(plan) for fact in holder.offers)
 
 
+def reads_classes(task: Any) -> bool:
+    """Whether a task learns the classes of the data: so its loader says, or where it has none its
+    own attribute `reads_classes`, which is true where it is not there."""
+    loader = getattr(task, "loader", None)
+    return bool(getattr(task if loader is None else loader, "reads_classes", True))
+
+
 def _check_pair(one: Holder, other: Holder) -> None:
     for fact, words in one.forbids.items():
         if fact in other.offers:

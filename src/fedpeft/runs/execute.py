@@ -53,6 +53,11 @@ def open_run_site(plan: Plan, device: str = "cpu", look: Onlooker | None = None)
       DataError, PlanError: see `open_site`.
     """
     check_device(device)
+    # What takes the engine long, it may begin now, while the data are read.
+    prepare: Callable[[Plan, str], None] = getattr(
+        find("engine", plan.engine), "prepare", lambda plan, device: None
+    )
+    prepare(plan, device)
     site = open_site(plan, device, look)
     event = site.plan.local.event
     # A tensor that gets no gradient of single examples raises no error: the run would learn

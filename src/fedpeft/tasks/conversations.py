@@ -3,9 +3,11 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from logging import getLogger
 from typing import Any, TypeAlias
 
 from fedpeft.core.types import Table
+from fedpeft.errors import DataError
 
 ROLES: Mapping[str, str] = {
     "system": "system",
@@ -127,7 +129,8 @@ def ask_and_answer(asked: str, context: str | None, answer: str) -> Conversation
 
 
 def unfit_rows(table: Table, read: Callable[[int], object], subject: str) -> dict[str, list[int]]:
-    """By reason the rows of which nothing is learned.
+    """By reason the rows of which nothing is learned; of a reason that has a cause in the data the
+    log names the first.
 
     Args:
       read: is called with each row's number, and raises `NotUnderstood` for such a row.
@@ -138,5 +141,8 @@ def unfit_rows(table: Table, read: Callable[[int], object], subject: str) -> dic
         try:
             read(row)
         except NotUnderstood as why:
-            found.setdefault(f"{subject} that {why}", []).append(row)
+            reason = f"{subject} that {why}"
+            if reason not in found and isinstance(why.__cause__, DataError):
+                getLogger("fedpeft").warning("%s, the first: %s", reason, why.__cause__)
+            found.setdefault(reason, []).append(row)
     return found

@@ -72,6 +72,7 @@ class Forecasting:
 
     measures: ClassVar[tuple[str, ...]] = ("loss", "mae")
     offers: ClassVar[frozenset[Fact]] = frozenset({Fact.NO_LOGITS})
+    reads_classes: ClassVar[bool] = False
     model: str = LINEAR
     context: int = 96
     horizon: int = 24

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from logging import getLogger
 from typing import Any
 
 import torch
@@ -194,7 +193,10 @@ class PictureChats:
 
     def _processed(self, text: str, picture: Any, how: Mapping[str, bool]) -> dict[str, Any]:
         try:
-            return dict(self._processor(text=[text], images=[picture], return_tensors="pt", **how))
+            made = self._processor(
+                text=[text], images=[picture], return_tensors="pt", verbose=False, **how
+            )
+            return dict(made)
         except Exception as error:  # foreign code, which raises what its author likes
             why = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise NotUnderstood(f"the model's processor refuses ({why})") from None
@@ -215,8 +217,7 @@ def picture_at(table: Table, row: int) -> Any:
     try:
         found = pictures[row]
     except DataError as error:
-        getLogger("fedpeft").warning("left out is an example: %s", error)
-        raise NotUnderstood("have a picture that cannot be read") from None
+        raise NotUnderstood("have a picture that cannot be read") from error
     if not hasattr(found, "convert"):
         raise NotUnderstood(f"have no picture, but {type(found).__name__}")
     return found.convert("RGB")

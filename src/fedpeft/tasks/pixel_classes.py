@@ -15,7 +15,8 @@ from fedpeft.tasks.scoring import SUM
 UNCOUNTED = 255
 """The number of a pixel that does not count, as ADE20K, Cityscapes and Pascal VOC have it."""
 IOU = f"{SUM}iou/"
-NO_MASK = "masks that are missing, unreadable or not of numbers in one channel"
+NO_MASK = "masks that are missing or cannot be read"
+NO_NUMBERS = "masks in colour, or of anything but whole numbers in one channel"
 OTHER_SIZE = "masks of another size than their pictures"
 OUT_OF_RANGE = "masks with numbers that no label has"
 NOTHING = "masks of which no pixel counts"

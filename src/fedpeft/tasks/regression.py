@@ -48,6 +48,7 @@ class Regression:
 
     measures: ClassVar[tuple[str, ...]] = scoring.NUMBER_SCORES
     offers: ClassVar[frozenset[Fact]] = frozenset({Fact.NO_LOGITS})
+    reads_classes: ClassVar[bool] = False
     features: int | tuple[str, ...]
     target: str = scoring.TARGET
     hidden: tuple[int, ...] = (32,)

@@ -15,6 +15,7 @@ from fedpeft.tasks.loader import READS_PICTURES, Loader
 from fedpeft.tasks.pixel_classes import (
     IOU,
     NO_MASK,
+    NO_NUMBERS,
     UNCOUNTED,
     as_picture,
     as_recorded,
@@ -136,9 +137,13 @@ class SemanticSegmentation:
         except DataError:  # the picture's own error says more, and `prepare` raises it
             return "", ""
         try:
-            numbers = class_numbers(as_recorded(table.columns["mask"], row))
+            mask = as_recorded(table.columns["mask"], row)
         except DataError as error:
             return NO_MASK, str(error)
+        try:
+            numbers = class_numbers(mask)
+        except DataError as error:
+            return NO_MASK if mask is None else NO_NUMBERS, str(error)
         return why_unfit(numbers, size, len(self.labels))
 
     def prepare(self, table: Table) -> Tensors:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from logging import getLogger
 from math import isfinite
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from fedpeft.core.facts import Fact
 from fedpeft.core.outputs import PREDICTION, Outputs, head_input
 from fedpeft.core.types import Batch, Summed, Table, Tensors, Weighted
-from fedpeft.errors import DataError, unknown
+from fedpeft.errors import DataError, say_count, unknown
 from fedpeft.tasks.perceptron import Perceptron, check_method, check_widths
 from fedpeft.tasks.row_features import (
     LEAVE_OUT,
@@ -61,6 +62,7 @@ class Survival:
 
     measures: ClassVar[tuple[str, ...]] = ("loss", "c_index")
     offers: ClassVar[frozenset[Fact]] = frozenset({Fact.NO_LOGITS})
+    reads_classes: ClassVar[bool] = False
     compares_examples: ClassVar[bool] = True
     features: int | tuple[str, ...]
     time: str = "time"
@@ -144,6 +146,11 @@ class Survival:
         x = self.inputs.read(table, TASK)
         found = {"x": x, "time": time, "event": event.float()}
         check_measured(found, TASK)
+        if self.loss == COX and len(event) and not bool((event == 1).any()):
+            getLogger("fedpeft").warning(
+                "%s: none of %s has an event, so that Cox's loss learns nothing of them",
+                TASK, say_count(len(event), "examples"),
+            )  # fmt: skip
         return found
 
     def batch(self, rows: Tensors, generator: torch.Generator | None) -> Batch:

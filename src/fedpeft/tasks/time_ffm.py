@@ -121,6 +121,7 @@ class TimeFfm:
 
     measures: ClassVar[tuple[str, ...]] = ("loss", "mae")
     offers: ClassVar[frozenset[Fact]] = frozenset({Fact.NO_LOGITS})
+    reads_classes: ClassVar[bool] = False
     model: str
     context: int = 96
     horizon: int = 24
