@@ -238,11 +238,12 @@ def test_ctrl_c_while_the_workers_are_being_loaded(tmp_path: Path) -> None:
     # A tracker of resources, and the process that loads the libraries for the workers.
     until(lambda: len(descendants(process.pid)) > 1, process)
     workers = descendants(process.pid)
-    time.sleep(0.6)  # it imports torch meanwhile, and no folder has been begun
+    time.sleep(0.6)  # it imports torch meanwhile
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert stderr.splitlines() == ["interrupted"]
+    assert len(stderr.splitlines()) == 1
+    assert stderr.startswith("interrupted")  # with how to go on, once the run has a folder
     until(lambda: not alive(workers), seconds=15)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import linear
 
+from fedpeft.compute import frozen_linear
 from fedpeft.compute.frozen_linear import LEAST_WEIGHT, Forward, can_pack, prepare_frozen
 from fedpeft.core.tensors import equal
 from fedpeft.errors import PlanError
@@ -183,6 +184,7 @@ def test_a_round_with_prepared_weights_is_the_plain_round_but_for_rounding(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(frozen_linear, "is_intel", lambda: False)
     plan = plan_of(method=method, rounds=1)
     every = [("float32", False), *PREPARED]
     sites = {
@@ -218,6 +220,10 @@ def test_weights_are_laid_out_where_that_is_faster(
     open_site(narrow)
     assert "has no instructions for it" in caplog.text and 'for speed set "float32"' in caplog.text
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(frozen_linear, "is_intel", lambda: True)
+    assert environment(plan, "cpu")["base"] == "float32, plain"
+    assert environment(narrow, "cpu")["base"] == "bfloat16, packed"
+    monkeypatch.setattr(frozen_linear, "is_intel", lambda: False)
     assert environment(plan, "cpu")["base"] == "float32, packed"
     assert any(isinstance(x.forward, Forward) for x in open_site(plan).model.modules())
 

@@ -17,6 +17,7 @@ from collections.abc import Collection
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,9 +52,19 @@ def gains_by_packing(base_dtype: str) -> bool:
     by a timing, so that a run has the same bits each time.
 
     With units of 512 bits a product takes half the time, with those of 256 bits as long as a plain
-    one (docs/performance.md).
+    one. On Intel's own processors plain products in float32 are as fast (docs/performance.md).
     """
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and can_pack(base_dtype)
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    fast_already = base_dtype == "float32" and torch.backends.mkl.is_available() and is_intel()
+    return wide and not fast_already and can_pack(base_dtype)
+
+
+@cache
+def is_intel() -> bool:
+    """Whether Intel made this processor: its library, by which PyTorch multiplies, then uses all
+    instructions. False where the system does not tell."""
+    told = Path("/proc/cpuinfo")
+    return told.exists() and "GenuineIntel" in told.read_text(encoding="utf-8", errors="replace")
 
 
 def slowed_by(base_dtype: str) -> str:

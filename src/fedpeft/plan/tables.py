@@ -67,7 +67,7 @@ class Compute:
       base_dtype: of the products with frozen weights: "float32" or "bfloat16". What is trained is
         float32.
       pack: whether frozen weights are laid out for the processor's matrix kernels where these are
-        faster (AVX-512): for once or twice their memory.
+        faster (AVX-512; in float32 not Intel's): for once or twice their memory.
       features: whether what a frozen beginning of the model makes of an example is computed once
         and kept in a file.
       checkpointing: whether a training step keeps of a model's blocks their inputs alone, and
