@@ -55,7 +55,8 @@ def gains_by_packing(base_dtype: str) -> bool:
     one. On Intel's own processors plain products in float32 are as fast (docs/performance.md).
     """
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    fast_already = base_dtype == "float32" and torch.backends.mkl.is_available() and is_intel()
+    by_mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    fast_already = base_dtype == "float32" and by_mkl and is_intel()
     return wide and not fast_already and can_pack(base_dtype)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedpeft.core.types import Job
 from fedpeft.engines.auto import STARTING, Choice, choose, typical
+from fedpeft.engines.fork_server import worker_context
 from fedpeft.engines.processes import processors
 from fedpeft.errors import FedpeftError, PlanError, say_count
 from fedpeft.evaluation.measure import held_out
@@ -58,6 +59,11 @@ class Pace:
         return self.opening + self.rounds(plan) + self.evaluation
 
 
+FORKED = 1.5
+"""Seconds of a worker that is a fork beside its opening of data and model, which goes on at once in
+all workers; seen on two cores."""
+
+
 def _evaluations(plan: Plan) -> int:
     rounds = range(1, plan.rounds + 1)
     return sum(k % plan.evaluate_every == 0 or k == plan.rounds for k in rounds)
@@ -93,7 +99,9 @@ def measure_pace(plan: Plan, seconds: float = SECONDS) -> Pace:
     hands = min(max(1, processors() // plan.compute.threads), cohort)
     source = f"steps of one client, on {hands} processes"
     round_ = client * cohort / hands
-    return Pace(opening, round_, evaluation, choice, source, workers=max(STARTING, opening))
+    forked = worker_context(plan, site.device).get_start_method() == "forkserver"
+    workers = opening + FORKED if forked else max(STARTING["spawn"], opening)
+    return Pace(opening, round_, evaluation, choice, source, workers=workers)
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
