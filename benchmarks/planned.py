@@ -16,7 +16,8 @@ read what tools make:
     python -m tools.diabetes_table DATA
     python -m tools.cell_pictures DATA --data TABLES    # TABLES/bloodcells
 
-$FEDPEFT_DATA is one folder: DATA, with cifar100, emoji, dolly and trec6 of TABLES in it, or links.
+$FEDPEFT_DATA is one folder: DATA, with cifar100, emoji, dolly, trec6, vit-tiny and stories260k
+of TABLES in it, or links.
 """
 
 import argparse
