@@ -10,9 +10,8 @@ import torch
 from fedpeft.core.interfaces import Data, Store
 from fedpeft.core.seeds import fold, seed_torch
 from fedpeft.core.types import ClientId, Failure, Job, Reply
-from fedpeft.engines.fork_server import worker_context
 from fedpeft.engines.inprocess import InProcess
-from fedpeft.engines.processes import Processes, processors
+from fedpeft.engines.processes import Processes, processors, starting_time
 from fedpeft.engines.vectorized.engine import Cohort, unfit
 from fedpeft.engines.vectorized.stacks import Stacks, Trainee
 from fedpeft.errors import reason_of
@@ -24,9 +23,6 @@ from fedpeft.storage.client_memory import Nowhere
 FEW, MANY = 8, 100
 """Clients that take a step together in the trial: of many, as many as take a second one after
 another."""
-STARTING = {"spawn": 10.0, "forkserver": 6.0}
-"""Seconds until worker processes have loaded their libraries, models and data, by how they begin;
-more than most need."""
 LONG = 0.2
 """Seconds of a step from which it is not tried with others: on a core what a stack saves is gone
 far below."""
@@ -105,7 +101,7 @@ def choose(site: Site, workers: int = 0) -> Choice:
     share = why or f"a step of clients together takes {together / alone:.2f} of one after another"
     # Without worker processes, by whichever of the other two engines takes less.
     quickest_here = run if why else min(run, run * together / alone)
-    starting = STARTING[worker_context(plan, site.device).get_start_method()]
+    starting = starting_time(plan, site.device)
     if hands > 1 and run / hands + starting < GAIN * quickest_here:
         return Choice("processes", f"{run:.0f} s of training for {hands} processes; {share}")
     if not why and together < GAIN * alone:

@@ -38,6 +38,9 @@ from fedpeft.storage.files import StoreError
 
 PARTING = 5.0  # seconds that an idle worker process has to end
 STARTING = 30.0  # seconds that a worker process may take until its first sign of life
+LOADED, FORKED = 10.0, 6.0
+"""Seconds until worker processes have loaded libraries, models and data, each for itself or as
+forks; more than most need."""
 # A job whose worker process dies goes to a fresh one; after this many deaths it is a failure.
 ATTEMPTS = 2
 
@@ -129,6 +132,16 @@ def processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def begins_by_fork(plan: Plan, device: str) -> bool:
+    """Whether worker processes load no libraries of their own."""
+    return worker_context(plan, device).get_start_method() == "forkserver"
+
+
+def starting_time(plan: Plan, device: str) -> float:
+    """Seconds until worker processes are ready for work, which is more than most need."""
+    return FORKED if begins_by_fork(plan, device) else LOADED
 
 
 def _dismiss(hand: _Hand, grace: float = 0) -> int | None:

@@ -10,9 +10,8 @@ from time import perf_counter
 from typing import Any
 
 from fedpeft.core.types import Job
-from fedpeft.engines.auto import STARTING, Choice, choose, typical
-from fedpeft.engines.fork_server import worker_context
-from fedpeft.engines.processes import processors
+from fedpeft.engines.auto import Choice, choose, typical
+from fedpeft.engines.processes import begins_by_fork, processors, starting_time
 from fedpeft.errors import FedpeftError, PlanError, say_count
 from fedpeft.evaluation.measure import held_out
 from fedpeft.plan.plan import Plan
@@ -99,8 +98,8 @@ def measure_pace(plan: Plan, seconds: float = SECONDS) -> Pace:
     hands = min(max(1, processors() // plan.compute.threads), cohort)
     source = f"steps of one client, on {hands} processes"
     round_ = client * cohort / hands
-    forked = worker_context(plan, site.device).get_start_method() == "forkserver"
-    workers = opening + FORKED if forked else max(STARTING["spawn"], opening)
+    least = starting_time(plan, site.device)
+    workers = opening + FORKED if begins_by_fork(plan, site.device) else max(least, opening)
     return Pace(opening, round_, evaluation, choice, source, workers=workers)
 
 
