@@ -223,7 +223,8 @@ def test_without_common_examples_a_round_is_measured_on_those_of_all_clients(
     common = site_of(points_plan(), replace(examples, test=table([0, 1])), division)
     assert measure_held_out(common, state, Folder(tmp_path)) == {"accuracy": 0.5}
     private = {"name": "dp_sgd", "lr": 0.1, "noise_multiplier": 1.0}
-    hidden = site_of(points_plan(local=private, weighting="uniform", delta=1e-5), examples, division)
+    plan = points_plan(local=private, weighting="uniform", delta=1e-5)
+    hidden = site_of(plan, examples, division)
     assert measure_held_out(hidden, state, Folder(tmp_path)) == {}
 
 
