@@ -5,10 +5,10 @@ seen other series or none, and all windows of a month or few.
 
 FOLDER has etth1.csv, on whose seven columns PatchTST is trained first, and elecdemand.parquet. With
 few windows a month keeps the last three and a half days before its held-out part, about six windows
-in the place of 130; that part stays as it is. Each month is measured on its own held-out windows, standardised by what it trains on, so that
-errors of all and of few windows do not compare. FILE gets the mean squared error over months by
-windows, start, heads and seed, and that of the last value that goes on; it may be there with fewer
-rows, and only those that it lacks are run.
+in the place of 130; that part stays as it is. Each month is measured on its own held-out windows,
+standardised by what it trains on, so that errors of all and of few windows do not compare. FILE
+gets the mean squared error over months by windows, start, heads and seed, and that of the last
+value that goes on; it may be there with fewer rows, and only those that it lacks are run.
 """
 
 import csv
