@@ -77,7 +77,8 @@ def test_a_round_by_hand() -> None:
     [(state, ledger)] = run(site, site.plan, state=begun(site, 1.0, 9.0))
     assert ends(site, state) == [0.0, 10.0]
     told = record_of(ledger, None, 0.0).values()["reports"]
-    assert told == {"ifca": {"sizes": [1, 1], "empty": 0, "draws": 1}}
+    chosen = {"a": 0, "b": 1}
+    assert told == {"ifca": {"sizes": [1, 1], "empty": 0, "draws": 1, "chosen": chosen}}
     assert ledger.weights == {"a": 1.0, "b": 1.0} and not ledger.note and not ledger.failed
     loss = ledger.metrics["loss"]  # of both models: 1 of each example, and there are four
     assert (loss.total, loss.weight) == (4.0, 4.0)
@@ -89,7 +90,8 @@ def test_equal_models_are_one_and_the_other_keeps_its_bits() -> None:
     site = bowls(TWO)
     [(state, ledger)] = run(site, site.plan, state=begun(site, 3.0, 3.0))
     assert ends(site, state) == [5.0, 3.0]
-    assert ledger.reports["ifca"] == {"sizes": [2, 0], "empty": 1, "draws": 1}
+    told = ledger.reports["ifca"]
+    assert (told["sizes"], told["empty"], told["chosen"]) == ([2, 0], 1, {"a": 0, "b": 0})
 
 
 def test_the_first_model_too_may_rest() -> None:

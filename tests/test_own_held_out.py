@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from running import fedpeft
 from torch import Tensor
 
 from fedpeft import Plan, PlanError, read_plan
-from fedpeft.core.types import Examples, State, Table
+from fedpeft.core.types import Division, Examples, State, Table
 from fedpeft.data.client_data import Partitioned
 from fedpeft.data.divide import divide, hold_out_own
 from fedpeft.data.report import partition_fingerprint
-from fedpeft.evaluation.own_held_out import own_held_out
+from fedpeft.evaluation.own_held_out import measure_held_out, own_held_out
 from fedpeft.partitions.column import Column
 from fedpeft.partitions.iid import IID
 from fedpeft.partitions.lists import Lists
@@ -73,7 +74,7 @@ def test_the_seed_and_the_name_of_the_client_decide_alone() -> None:
 
 
 def table(labels: list[int], **columns: Any) -> Table:
-    label = torch.tensor(labels)
+    label = torch.tensor(labels, dtype=torch.int64)
     point = torch.nn.functional.one_hot(label, 8).float()
     return Table({"point": point, "label": label, **columns})
 
@@ -206,6 +207,25 @@ def test_nothing_is_said_where_nobody_has_own_examples(tmp_path: Path) -> None:
     examples = Examples(table([0, 1, 2]), table([0]), ("0", "1", "2"))
     site, state = always_first(Lists({"a": (0, 1, 2)}), examples)
     assert own_held_out(site, state, Folder(tmp_path)) is None
+
+
+def test_without_common_examples_a_round_is_measured_on_those_of_all_clients(
+    tmp_path: Path,
+) -> None:
+    """Everything is called class 0: of a's two and b's three one each is right. Where there are
+    common ones, these count."""
+    examples = Examples(table([0, 1, 2, 0, 1, 2, 0]), table([]), ("0", "1", "2"))
+    apart = {"a": torch.tensor([0, 1]), "b": torch.tensor([2, 3, 4])}
+    division = Division({"a": torch.tensor([5]), "b": torch.tensor([6])}, apart=apart)
+    site = site_of(points_plan(), examples, division)
+    state = State(1, {"head.weight": torch.zeros(3, 8), "head.bias": FIRST})
+    assert measure_held_out(site, state, Folder(tmp_path)) == {"accuracy": 0.4}
+    common = site_of(points_plan(), replace(examples, test=table([0, 1])), division)
+    assert measure_held_out(common, state, Folder(tmp_path)) == {"accuracy": 0.5}
+    private = {"name": "dp_sgd", "lr": 0.1, "noise_multiplier": 1.0}
+    plan = points_plan(local=private, weighting="uniform", delta=1e-5)
+    hidden = site_of(plan, examples, division)
+    assert measure_held_out(hidden, state, Folder(tmp_path)) == {}
 
 
 def test_of_losses_the_highest_are_the_worst(tmp_path: Path) -> None:

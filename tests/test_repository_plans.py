@@ -39,7 +39,7 @@ RATES = {
     **dict.fromkeys(("mrpc", "rte"), 5e-3),
 }
 """Of LoRA in FedPETuning (arXiv:2212.10025); CoLA and STS-B are not in its table."""
-DIGITS = [PLANS[0].with_stem(f"digits-{name}") for name in ("dp", "client-dp", "fedsa")]
+DIGITS = [PLANS[0].with_stem(f"digits-{name}") for name in ("dp", "client-dp", "fedsa", "clusters")]
 
 
 @pytest.mark.parametrize(

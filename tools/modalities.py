@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from fedpeft.evaluation.measure import measure
 from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.loop import federate, start
 from fedpeft.rounds.site import Site, site_of
+from fedpeft.storage.client_memory import Folder
 from tools.cell_tables import read_table, write_table
 
 WIDTHS = {"upper": 32, "lower": 32, "noise": 64}
@@ -91,6 +93,9 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "2 by tensors": choosing(2),
     "1 drawn": drawing(1),
     "1 by inputs": choosing(1, inputs=INPUTS),
+    "1 by inputs, recency 1": choosing(1, inputs=INPUTS, recency=1.0),
+    "1 by inputs, size and recency, alike": choosing(1, 0.5, inputs=INPUTS, recency=0.5),
+    "2 by inputs, recency 1": choosing(2, inputs=INPUTS, recency=1.0),
     "1 by tensors": choosing(1),
     "1 by tensors, set apart": choosing(1, sets_apart=0.2),
 }
@@ -123,11 +128,13 @@ def run_cell(site: Site) -> Iterator[tuple[float, int, Mapping[str, int]]]:
       RuntimeError: an answer was not counted.
     """
     plan = site.plan
-    for state, ledger in federate(plan, Cohort(site), start(plan, site.params())):
-        if ledger.failed or ledger.note:
-            raise RuntimeError(f"{plan.seed}: {ledger.failed} {ledger.note}")
-        sent = ledger.reports.get("fedmfs", {}).get("sent", {})
-        yield measure(site, state.flat)["accuracy"], ledger.bytes_up, sent
+    with TemporaryDirectory() as memory:  # with recency clients note when they sent what
+        engine = Cohort(site, Folder(Path(memory)))
+        for state, ledger in federate(plan, engine, start(plan, site.params())):
+            if ledger.failed or ledger.note:
+                raise RuntimeError(f"{plan.seed}: {ledger.failed} {ledger.note}")
+            sent = ledger.reports.get("fedmfs", {}).get("sent", {})
+            yield measure(site, state.flat)["accuracy"], ledger.bytes_up, sent
 
 
 def describe_cell(

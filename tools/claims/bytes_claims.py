@@ -36,6 +36,9 @@ OTHERS = {
     "ternary-weights": "head, ternary weights",
     "ternary-weights-fttq": "head, ternary weights, FTTQ",
     "lora-ternary-weights-fttq-head-exact": "LoRA, ternary weights, FTTQ, head as it is",
+    "ternary-changes-both-ways-error-feedback": "head, ternary changes both ways",
+    "zeroth-order-1-16": "head, zeroth order, ferret 1/16",
+    "zeroth-order-1-64": "head, zeroth order, ferret 1/64",
     "centralised-head": "centralised, head, dense",
     "local-only-head": "local only, head",
 }

@@ -116,7 +116,8 @@ class IFCA:
             chosen = yield from self.choose(states, round)
         groups = _groups(chosen, self.clusters)
         sizes = [len(group) for group in groups]
-        round.report(OWNER, {"sizes": sizes, "empty": sizes.count(0), "draws": draws})
+        told = {"sizes": sizes, "empty": sizes.count(0), "draws": draws}
+        round.report(OWNER, {**told, "chosen": dict(sorted(chosen.items()))})
         report = _summing(round.report)
         after: list[State] = []
         for own, group in zip(states, groups, strict=True):

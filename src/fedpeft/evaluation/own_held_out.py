@@ -2,6 +2,7 @@
 those that it trains on."""
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from typing import Any
 
 from fedpeft.compute.scores import conclude, evaluate
@@ -10,7 +11,7 @@ from fedpeft.core.types import ClientId, State, Weighted
 from fedpeft.core.units import finite_or_none, is_less_better
 from fedpeft.data.client_data import Partitioned
 from fedpeft.evaluation.client_model import client_params, on_site
-from fedpeft.evaluation.measure import measure
+from fedpeft.evaluation.measure import held_out, measure
 from fedpeft.rounds.site import Site, threads
 
 
@@ -39,6 +40,26 @@ def own_held_out(site: Site, state: State, store: Store) -> dict[str, Any] | Non
         for name, weighted in whole.items()
     }
     return {"examples": examples, "metrics": by_metric}
+
+
+def measure_held_out(site: Site, state: State, store: Store) -> dict[str, float]:
+    """The task's metrics on the common held-out examples.
+
+    Where there are none, they are those on the examples that clients hold out themselves, all
+    together, each with its client's model; nothing where a plan hides what clients have.
+    """
+    found = held_out(site, state, store)
+    if found or hides_clients(site):
+        return found
+    own = own_held_out(site, state, store)
+    pooled = {name: one["weighted"] for name, one in own["metrics"].items()} if own else {}
+    return {name: nan if value is None else value for name, value in pooled.items()}
+
+
+def hides_clients(site: Site) -> bool:
+    """Whether a plan is private, so that nothing is told of single clients' examples."""
+    part = site.plan.private_part
+    return part is not None and bool(part.event.accounted)
 
 
 def _total(found: Sequence[Mapping[str, Weighted]]) -> dict[str, Weighted]:

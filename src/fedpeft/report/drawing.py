@@ -20,6 +20,11 @@ SHAPES = (
     "stroke",
 )
 """Of federations, then of each kind of what they are compared with, which is a line across."""
+BYTES = (
+    "datum.value >= 1073741824 ? format(datum.value / 1073741824, '~g') + ' GiB'"
+    " : datum.value >= 1048576 ? format(datum.value / 1048576, '~g') + ' MiB'"
+    " : datum.value >= 1024 ? format(datum.value / 1024, '~g') + ' KiB' : datum.value + ' B'"
+)
 SEEN = "indexof(hidden, datum.group) < 0"
 
 
@@ -136,7 +141,8 @@ def metric_axis(measure: Measure, **more: Any) -> Any:
 
 
 def metric(section: Section) -> str:
-    return section.measure.name[:1].upper() + section.measure.name[1:]
+    name = section.measure.name.replace("_", " ")
+    return name[:1].upper() + name[1:]
 
 
 def few_dots(values: Sequence[Row]) -> Any:

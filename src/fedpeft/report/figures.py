@@ -5,14 +5,17 @@ and print.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from math import ceil, floor, log2
 from typing import Any
 
 from fedpeft.report import rows
 from fedpeft.report.axes import PlanAxis
+from fedpeft.report.by_client import client_figures
 from fedpeft.report.continued import continued_figures
 from fedpeft.report.drawing import (
+    BYTES,
     Figure,
     altair,
     few_dots,
@@ -28,13 +31,10 @@ from fedpeft.report.groups import Measure, Section
 from fedpeft.report.roc import roc_figures
 from fedpeft.report.rows import Row
 
-BYTES = (
-    "datum.value >= 1073741824 ? format(datum.value / 1073741824, '~g') + ' GiB'"
-    " : datum.value >= 1048576 ? format(datum.value / 1048576, '~g') + ' MiB'"
-    " : datum.value >= 1024 ? format(datum.value / 1024, '~g') + ' KiB' : datum.value + ' B'"
-)
 NAMED = "named"
 """Of a view whose points on the front the page writes the names of, where there is room."""
+FURTHER = 8
+"""Metrics beside the first that have a figure each."""
 CROWD = 30
 """With more classes than this their names are left to the hover."""
 ENDS = ("low", "mean", "high")
@@ -47,6 +47,8 @@ def figures(section: Section) -> list[Figure]:
     along = [(axis, rows.bars(section, axis)) for axis in section.axes if axis.told]
     return [
         _curves(section),
+        *_further_curves(section),
+        *client_figures(section),
         *continued_figures(section),
         *roc_figures(section),
         _cost(section, "up", "sent"),
@@ -75,10 +77,28 @@ def intervals(section: Section) -> str:
     return f"Bands and whiskers are {drawn}.{cut}"
 
 
-def _curves(section: Section) -> Figure:
+def _further_curves(section: Section) -> list[Figure]:
+    """Metrics beside the one that the report compares by, as the accuracy at each exit; without
+    losses, and without those that were measured once."""
+    names = rows.further_metrics(section)
+    sections = [_measured_by(section, Measure(name)) for name in names[:FURTHER]]
+    found = [_curves(one, f"rounds-{k}", 200) for k, one in enumerate(sections)]
+    if len(names) > FURTHER:
+        told = f"{found[-1].told} {len(names) - FURTHER} further metrics are in the table alone."
+        found[-1] = replace(found[-1], told=told)
+    return found
+
+
+def _measured_by(section: Section, measure: Measure) -> Section:
+    """The section as another metric has it."""
+    groups = tuple(replace(group, measure=measure) for group in section.groups)
+    return replace(section, measure=measure, groups=groups)
+
+
+def _curves(section: Section, name: str = "rounds", height: int = 340) -> Figure:
     title, values = f"{metric(section)} per round", rows.curves(section)
     if not values:
-        return Figure("rounds", title, "No run has a measured round yet.")
+        return Figure(name, title, "No run has a measured round yet.")
     alt, measure, across = altair(), section.measure, rows.across(section)
     scale = _scale([*values, *across], measure)
     y = alt.Y("mean:Q", title=measure.name, scale=scale, axis=metric_axis(measure))
@@ -107,12 +127,12 @@ def _curves(section: Section) -> Figure:
         tooltip=tip("group", "round", value=measure.name, interval="interval"),
     )
     told = (
-        "The mean over a group's seeds, on the common held-out examples, "
-        "wherever all its runs were measured."
+        "The mean over a group's seeds, on held-out examples, wherever all its runs were measured."
     )
     told = " ".join(filter(None, (told, _across(section), intervals(section))))
     layers = [line, band, dots.add_params(near), *lines_across(section, across)]
-    return Figure("rounds", title, told, made(alt.layer(*layers), 340))
+    wide = name == "rounds"
+    return Figure(name, title, told, made(alt.layer(*layers), height), wide)
 
 
 def _across(section: Section) -> str:

@@ -4,13 +4,14 @@ What comes from run folders is only ever a value of a row, never a name of a fie
 expression.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedpeft.core.units import say_epsilon, size
 from fedpeft.evaluation.statistics import Estimate
 from fedpeft.report.axes import PlanAxis, label
 from fedpeft.report.groups import CENTRALISED, Group, Measure, Section
+from fedpeft.report.reading import KeptRun
 
 Row = dict[str, Any]
 DIVISIONS = 8
@@ -65,6 +66,21 @@ def curves(section: Section) -> list[Row]:
         }
         for group in section.compared
         for at, found in group.curve()
+    ]
+
+
+def further_metrics(section: Section) -> list[str]:
+    """Held-out metrics beside the one that a report compares by, which change from round to round;
+    no losses."""
+    found = dict.fromkeys(
+        name for cell in section.cells for one in cell.rounds for name in one.held_out or {}
+    )
+    others = (name for name in found if name != section.measure.name)
+    return [
+        name
+        for name in others
+        if name.partition(" at ")[0] != "loss"
+        if any(len(set(cell.measured(name).values())) > 1 for cell in section.cells)
     ]
 
 
@@ -129,7 +145,7 @@ def bars(section: Section, axis: PlanAxis) -> list[Row]:
 
 def spreads(section: Section) -> list[Row]:
     """The accuracy on each client, in all finished runs of the groups of which all tell it; not of
-    one client."""
+    one client. It is that on held-out examples of its own where there are no common ones."""
     return [
         {
             "group": group.label,
@@ -140,12 +156,22 @@ def spreads(section: Section) -> list[Row]:
         }
         for group in section.groups
         if group.reference != CENTRALISED
-        if all(cell.summary and cell.summary.client_accuracy for cell in group.finished)
+        if all(map(_on_each, group.finished))
         for cell in group.finished
-        if cell.summary and cell.summary.client_accuracy
-        for client, value in cell.summary.client_accuracy.each.items()
+        for client, value in _on_each(cell).items()
         if value is not None
     ]
+
+
+def _on_each(cell: KeptRun) -> Mapping[str, float | None]:
+    """The accuracy on each client; empty where a run does not tell it."""
+    told = cell.summary
+    if told is None:
+        return {}
+    if told.client_accuracy:
+        return told.client_accuracy.each
+    own = told.own_held_out
+    return own.metrics["accuracy"].each if own and "accuracy" in own.metrics else {}
 
 
 def budgets(section: Section) -> list[Row]:

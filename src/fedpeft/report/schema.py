@@ -30,6 +30,22 @@ class KeptPrivacy:
 
 
 @dataclass(frozen=True)
+class KeptChoices:
+    """How many clients each of several models had in a round, and by client the number of its
+    model."""
+
+    sizes: Sequence[int] = ()
+    chosen: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class KeptReports:
+    """What a report draws of what algorithms told of a round."""
+
+    ifca: KeptChoices | None = None
+
+
+@dataclass(frozen=True)
 class KeptRound:
     """A line of rounds.jsonl."""
 
@@ -42,6 +58,7 @@ class KeptRound:
     note: str = ""
     metrics: Mapping[str, Finite | None] = field(default_factory=dict)
     privacy: KeptPrivacy | None = None
+    reports: KeptReports = field(default_factory=KeptReports)
 
 
 @dataclass(frozen=True)
@@ -109,6 +126,7 @@ class Summary:
     cpu: str = ""
     client_accuracy: ClientAccuracy | None = None
     owners: KeptOwners | None = None
+    own_held_out: KeptOwners | None = None
     start: KeptStart | None = None
 
 

@@ -12,7 +12,7 @@ from fedpeft.core.interfaces import Engine
 from fedpeft.core.tensors import layout
 from fedpeft.core.types import State
 from fedpeft.errors import PlanError, RunError
-from fedpeft.evaluation.measure import held_out
+from fedpeft.evaluation.own_held_out import measure_held_out
 from fedpeft.evaluation.probe import check_gradients
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.values import shares_optimizer_state
@@ -140,7 +140,7 @@ def execute(folder: RunFolder, site: Site, engine: Engine) -> Iterator[RoundReco
     commitments = [secret.commitment for secret in secrets if secret]
     for state, ledger in federate(plan, engine, begun, own, site.classes):
         due = plan.measured_here and plan.is_evaluated(state.round)
-        measured = held_out(site, state, store) if due else None
+        measured = measure_held_out(site, state, store) if due else None
         now = perf_counter()
         record = record_of(ledger, measured, now - clock)
         clock = now

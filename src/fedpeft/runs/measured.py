@@ -6,8 +6,7 @@ from typing import Any
 from fedpeft.core.units import finite_or_none, is_less_better
 from fedpeft.evaluation.client_accuracy import client_accuracy
 from fedpeft.evaluation.client_model import has_one_model
-from fedpeft.evaluation.measure import held_out
-from fedpeft.evaluation.own_held_out import own_held_out
+from fedpeft.evaluation.own_held_out import hides_clients, measure_held_out, own_held_out
 from fedpeft.rounds.loop import start
 from fedpeft.rounds.site import Site
 from fedpeft.runs.beginning import started_from
@@ -19,8 +18,7 @@ from fedpeft.storage.client_memory import Folder
 def measure_clients(folder: RunFolder, site: Site, saved: Checkpoint | None) -> dict[str, Any]:
     """Nothing before the first round, and where something is private: what a client has of each
     class shows in it, and what its examples are like."""
-    part = site.plan.private_part
-    if saved is None or (part is not None and part.event.accounted):
+    if saved is None or hides_clients(site):
         return {"client_accuracy": None}
     store = Folder(folder.clients)
     found: dict[str, Any] = {"client_accuracy": client_accuracy(site, saved.state, store)}
@@ -44,7 +42,7 @@ def measure_start(
     if not plan.measured_here or not has_one_model(plan) or hasattr(plan.local, "own_model"):
         return {"round": measured[0]["round"], "metrics": measured[0]["held_out"]}
     fresh = started_from(folder, plan, start(plan, site.params()))
-    found = held_out(site, fresh, Folder(folder.clients))
+    found = measure_held_out(site, fresh, Folder(folder.clients))
     return {"round": 0, "metrics": finite_or_none(found)}
 
 
