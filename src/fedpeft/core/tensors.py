@@ -167,7 +167,7 @@ def _norm(some: list[Tensor]) -> Tensor:
 
 
 def length(a: Tensors) -> float:
-    """The norm, to a hundred-thousandth: enough to compare lengths, and a fifth of the time.
+    """The norm, to a hundred-thousandth: enough to compare lengths, and a tenth of the time.
 
     A large vector in float32 is summed in rows of 256 as it is, and the rows in float64. Everything
     else is `norm`, and so is what is so short or so long that float32 may not hold its squares.
