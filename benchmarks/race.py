@@ -20,7 +20,9 @@ entry.
 A round is measured by the racer itself, from the order to the new parameters. All are started one
 after another, then take turns; what counts is the median of the seconds, and of the ratios to the
 loop's seconds of the same turn. `first` is the time from the start of the process to the end of its
-first round, libraries, data and model included.
+first round, libraries, data and model included. `MB` is the most memory at the end of a turn, of
+all processes of a racer: on Linux what they share counts once in all (PSS), for every racer alike.
+Older records, which do not say so, have sums of resident memory: there it counts once for each.
 """
 
 import argparse
@@ -37,7 +39,7 @@ from typing import Any
 from benchmarks.machine import machine, measure_products, measure_quiet, say_noise
 from benchmarks.racing import telling
 from benchmarks.racing.others import OTHERS
-from benchmarks.racing.running import Racer, difference
+from benchmarks.racing.running import MEGABYTES, Racer, difference
 from benchmarks.racing.venvs import processors
 from benchmarks.racing.works import WORKS, Work, lay_out
 
@@ -156,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "machine": {**machine(processors()), "engines": args.engines},
         "products": measure_products(processors()),
         "quiet": {"before": measure_quiet()},
+        "megabytes": MEGABYTES,
     }
     for name in args.only:
         if name in WORKS:

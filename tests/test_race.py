@@ -1,10 +1,13 @@
 """The benchmarks that compare and scale: that they measure the same work, and run."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from signal import SIGTERM, getsignal, signal
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -13,6 +16,7 @@ from benchmarks.machine import machine, measure_products, say_noise
 from benchmarks.race import check_quiet, race
 from benchmarks.race import main as race_main
 from benchmarks.racing import telling
+from benchmarks.racing.running import resident
 from benchmarks.racing.works import SMALL
 
 
@@ -57,6 +61,28 @@ def test_the_list_says_what_each_work_is(capsys: pytest.CaptureFixture[str]) -> 
     ]
 
 
+FORKS = """
+import os, sys, time
+held = bytearray(os.urandom(1 << 20) * 64)
+os.fork()
+print(flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PSS is Linux's")
+def test_what_processes_share_counts_once() -> None:
+    with subprocess.Popen([sys.executable, "-S", "-c", FORKS], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        both = [process.stdout.readline() for _ in range(2)]
+        child = psutil.Process(process.pid).children()
+        found = resident(process.pid)
+        for one in [*child, process]:
+            one.kill()
+    assert len(both) == len(child) + 1 == 2
+    assert 60e6 < found < 110e6  # resident in each are 64 MiB of it
+
+
 QUIET = {"load": 0.0, "spread": 0.0}
 
 
@@ -67,6 +93,8 @@ def test_a_record_says_where_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert products["plain"]["1 threads"] >= 0
     results = {"machine": told, "products": products, "quiet": {"before": QUIET}}
     text = telling.table(results)
+    proportional = telling.table({**results, "megabytes": "proportional"})
+    assert "MB: " not in text and "MB: proportional" in proportional
     assert "Products, plain: " in text and "Quiet, before: load of a core 0" in text
 
 

@@ -18,7 +18,7 @@ from test_kill import begin, finish, undisturbed, until
 from fedpeft.core.interfaces import Store
 from fedpeft.core.tensors import equal
 from fedpeft.core.types import Failure, Job
-from fedpeft.engines.flower.ray_engine import FlowerSimulation
+from fedpeft.engines.flower.ray_engine import FlowerSimulation, _failure, _silence_ray
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.errors import RunError
 from fedpeft.rounds.loop import federate, start
@@ -125,6 +125,38 @@ def test_ctrl_c_ends_the_actors_and_says_how_to_go_on(tmp_path: Path) -> None:
     (tmp_path / "closed").unlink()
     finish("run", "--resume", tmp_path / "run")
     assert_same_end(tmp_path / "run", undisturbed(plan, tmp_path / "undisturbed"))
+
+
+@there
+@slow
+def test_a_cluster_that_loses_a_machine_ends_the_run(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two raylets of one processor each on this machine, one of which is taken away."""
+    from ray.cluster_utils import Cluster
+
+    with _silence_ray():
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        other = cluster.add_node(num_cpus=1)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    engine = FlowerSimulation(site)
+    jobs = jobs_of(site, 8)
+    try:
+        assert list(engine.run(jobs)) == list(InProcess(site).run(jobs))
+        cluster.remove_node(other, allow_graceful=False)
+        with pytest.raises(RunError, match="go on with `fedpeft run --resume` on the machines"):
+            for turn in range(1, 200):
+                list(engine.run([replace(job, round=turn) for job in jobs]))
+    finally:
+        engine.close()
+        cluster.shutdown()
+
+
+def test_where_flower_has_no_actor_left_no_client_is_blamed() -> None:
+    with pytest.raises(RunError, match="has lost an actor for good"):
+        _failure("a", "<class 'IndexError'>:<'pop from empty list'>")
+    failed = _failure("a", "<class 'ray.exceptions.ActorDiedError'>:<'it died'>")
+    assert failed.client == "a" and failed.reason.startswith("its actor did not do the work: <")
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="ray is installed")

@@ -1,20 +1,20 @@
 """Lengths and clipping, also of numbers whose squares no type holds."""
 
-from math import isinf, sqrt
+from math import isfinite, isinf, sqrt
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpeft.core.tensors import clip_length, norm
+from fedpeft.core.tensors import clip_length, length, norm
 
 SINGLE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 DOUBLE = st.floats(-1e300, 1e300)
 
 
 @pytest.mark.parametrize(
-    ("values", "dtype", "length"),
+    ("values", "dtype", "long"),
     [
         ([3.0, 4.0], torch.float32, 5.0),
         ([3e20, -4e20], torch.float32, 5e20),
@@ -23,11 +23,27 @@ DOUBLE = st.floats(-1e300, 1e300)
         ([0.0, 0.0], torch.float64, 0.0),
     ],
 )
-def test_lengths_by_hand(values: list[float], dtype: torch.dtype, length: float) -> None:
+def test_lengths_by_hand(values: list[float], dtype: torch.dtype, long: float) -> None:
     whole = {"a": torch.tensor(values, dtype=dtype)}
     split = {n: torch.tensor([x], dtype=dtype) for n, x in zip("ab", values, strict=True)}
     for tensors in (whole, split, {**whole, "none": torch.zeros(0, dtype=dtype)}):
-        assert float(norm(tensors)) == pytest.approx(length, rel=1e-6)
+        assert float(norm(tensors)) == pytest.approx(long, rel=1e-6)
+        assert length(tensors) == float(norm(tensors))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e-12, 1e18, 1e30])
+def test_the_length_of_a_large_vector_is_its_norm_to_a_hundred_thousandth(
+    scale: float,
+) -> None:
+    """Also with a rest beside the rows, and where float32 holds no square of its entries."""
+    whole = torch.randn(70_001, generator=torch.Generator().manual_seed(0)) * scale
+    parts = dict(zip("ab", torch.split_with_sizes(whole, [70_000, 1]), strict=True))
+    assert length(parts) == pytest.approx(float(norm({"a": whole})), rel=1e-5, abs=0)
+    whole[-1] = 3e5 * scale  # longer than all else
+    assert length(parts) == pytest.approx(float(norm({"a": whole})), rel=1e-5, abs=0)
+    for bad in (float("inf"), float("nan")):
+        whole[7] = bad
+        assert not isfinite(length(parts))
 
 
 def test_a_length_that_no_type_holds_is_infinite_and_one_of_nothing_is_none() -> None:

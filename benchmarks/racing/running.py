@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from select import select
@@ -13,6 +14,12 @@ from safetensors.torch import load_file
 from benchmarks.racing.course import START
 from benchmarks.racing.venvs import ROOT, processors, python_of
 
+MEGABYTES = (
+    "proportional memory (PSS), in which what processes share counts once in all"
+    if sys.platform == "linux"
+    else "resident memory, in which what processes share counts once for each"
+)
+"""What the column MB of a race is; records that do not say it have sums of resident memory."""
 LONG = 240.0
 """Seconds after which a racer is given up."""
 ONE_THREAD = ("flower", "processes", "processes-bf16", "auto")
@@ -27,7 +34,7 @@ class Racer:
     Attributes:
       first: seconds from its start to the end of its first round.
       turns: for each turn the seconds of its rounds.
-      memory: the most bytes resident at the end of a turn, all its processes together.
+      memory: the most bytes in memory at the end of a turn, all its processes together.
       result: the file with its parameters at the end.
 
     Raises:
@@ -115,15 +122,14 @@ def environment(folder: Path, threads: int, ours: bool) -> dict[str, str]:
 
 
 def resident(pid: int) -> int:
-    """Bytes in memory of a process and all that it started; what they share is counted once for
-    each."""
+    """Bytes in memory of a process and all that it started, as `MEGABYTES` says."""
     import psutil
 
     total = 0
     for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
         try:
-            total += process.memory_info().rss
-        except psutil.NoSuchProcess:
+            total += getattr(process.memory_full_info(), "pss", 0) or process.memory_info().rss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has ended meanwhile
             continue
     return total
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-ABOUT = ("machine", "products", "quiet")
+ABOUT = ("machine", "products", "quiet", "megabytes")
 """Of a race's results what is of no work."""
 HEAD = """| {name} | s a round | least to most | of the loop | first round after | MB | difference |
 |---|---|---|---|---|---|---|
@@ -35,12 +35,14 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def _speeds(results: Mapping[str, Any]) -> Iterator[str]:
-    """How fast the processor multiplies, and how quiet it was."""
+    """How fast the processor multiplies, how quiet it was, and how memory was measured."""
     for kind, rates in results.get("products", {}).items():
         told = ", ".join(f"{rate} on {threads}" for threads, rate in rates.items())
         yield f"Products, {kind}: {told} (10^9 operations a second).\n"
     for when, quiet in results.get("quiet", {}).items():
         yield f"Quiet, {when}: load of a core {quiet['load']}, spread {quiet['spread']}.\n"
+    if "megabytes" in results:
+        yield f"MB: {results['megabytes']}.\n"
 
 
 def _row(racer: str, row: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedpeft.core.conversation import DELTA, PARAMS, Ask, Message
 from fedpeft.core.secrets import Secret
-from fedpeft.core.tensors import Layout, layout, norm
+from fedpeft.core.tensors import Layout, layout, length
 from fedpeft.core.types import ClientId, State, Tensors
 from fedpeft.core.views import EVERYTHING, View
 
@@ -143,4 +143,4 @@ def find_changed(sent: Message, view: View, shares: Sequence[str] = ()) -> dict[
 def update_length(delta: Tensors) -> float:
     """The length of all that is no count, as one vector."""
     floats = {name: x for name, x in delta.items() if x.is_floating_point()}
-    return float(norm(floats)) if floats else 0.0
+    return length(floats) if floats else 0.0

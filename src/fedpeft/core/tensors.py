@@ -1,12 +1,17 @@
 """Arithmetic on named tensors. Pure: every function returns new tensors."""
 
 from collections.abc import Callable, Mapping
-from math import isfinite, prod, sqrt
+from math import hypot, inf, isfinite, prod, sqrt
 
 import torch
 from torch import Tensor
 
 from fedpeft.core.types import Tensors
+
+_LARGE, _ROW = 1 << 16, 256
+"""Entries from which `length` sums rows of so many."""
+_SQUARES_HELD = 1e-10
+"""A length above which entries whose squares float32 does not hold, of 1e-19, are nothing."""
 
 
 def map_tensors(fn: Callable[..., Tensor], first: Tensors, *rest: Tensors) -> dict[str, Tensor]:
@@ -159,6 +164,22 @@ def _norm(some: list[Tensor]) -> Tensor:
         .sum()
         .sqrt()
     )
+
+
+def length(a: Tensors) -> float:
+    """The norm, to a hundred-thousandth: enough to compare lengths, and a tenth of the time.
+
+    A large vector in float32 is summed in rows of 256 as it is, and the rows in float64. Everything
+    else is `norm`, and so is what is so short or so long that float32 may not hold its squares.
+    """
+    whole = vector(a)
+    if whole is None or whole.dtype is not torch.float32 or whole.numel() < _LARGE:
+        return float(norm(a))
+    rest = whole.numel() % _ROW
+    rows = whole[: whole.numel() - rest].view(-1, _ROW)
+    parts = (torch.linalg.vector_norm(rows, dim=1), whole[len(whole) - rest :])
+    found = hypot(*(float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in parts))
+    return found if _SQUARES_HELD < found < inf else float(norm(a))
 
 
 def vector(a: Tensors) -> Tensor | None:

@@ -17,7 +17,7 @@ from logging import CRITICAL, ERROR, getLogger
 from pickle import PicklingError
 from queue import SimpleQueue
 from threading import Event, Thread, current_thread, main_thread
-from time import sleep
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.core.interfaces import Store
@@ -44,7 +44,15 @@ SWITCHES = {
 }
 """Nothing is reported to anybody; the last spares a warning."""
 AHEAD = 4  # jobs on their way for each actor: Flower looks for them ten times a second
+OUT_OF_ACTORS = "<class 'IndexError'>"
+"""What Flower's error begins with where its list of idle actors is empty; an error of a client's
+own has another class."""
 POLL = 0.02  # seconds between two looks for answers
+LOOK = 2.0  # seconds between two counts of the cluster's machines, while nothing comes
+GO_ON = (
+    "The last finished round is kept: look at `ray status`, and go on with `fedpeft run --resume` "
+    "on the machines that are left"
+)
 LONG = 1e9  # seconds that a job may take: a simulation waits for its clients
 PARTING = 30.0  # seconds that Flower has to end; it takes two
 
@@ -126,6 +134,8 @@ class Simulation:
       ended: what it ended with, once it has ended.
       idle: the nodes that have no job; which of them carries one is no matter.
       asked: by message, whose job it holds, and at which node.
+      machines: Ray's names of those that it began with.
+      look: when they are counted again, in seconds of the clock.
     """
 
     grid: "Grid"
@@ -134,6 +144,8 @@ class Simulation:
     ended: "SimpleQueue[BaseException]"
     idle: list[int] = field(default_factory=list)
     asked: dict[str, tuple[ClientId, int]] = field(default_factory=dict)
+    machines: frozenset[str] = field(default_factory=lambda: _machines())
+    look: float = 0.0
 
     def send(self, waiting: deque[Job]) -> None:
         """Send as many of the jobs as there are idle nodes."""
@@ -160,14 +172,21 @@ class Simulation:
             client, node = self.asked.pop(message.metadata.reply_to_message_id)
             self.idle.append(node)
             if message.has_error():
-                done[client] = Failure(
-                    client, f"its actor did not do the work: {words(message.error.reason)}"
-                )
+                done[client] = _failure(client, words(message.error.reason))
             else:
                 done[client] = result(client, unpack_envelope(message))
         if not done:
+            self._count_machines()
             sleep(POLL)
         return done
+
+    def _count_machines(self) -> None:
+        """Raises RunError where one is lost: Ray would wait for room for its actors for ever."""
+        if monotonic() < self.look:
+            return
+        self.look = monotonic() + LOOK
+        if lost := len(self.machines - _machines()):
+            raise RunError(f"the cluster has lost {lost} of {len(self.machines)} machines. {GO_ON}")
 
     def close(self) -> None:
         """End it. Nothing is lost of what a client had to keep: that is written before it
@@ -180,6 +199,28 @@ class Simulation:
             _end_actors()
         self.thread.join(PARTING)
         ray.shutdown()
+
+
+def _machines() -> frozenset[str]:
+    """Those of the cluster that Ray hears of. It takes some twenty seconds to miss one."""
+    import ray
+
+    return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+
+
+def _failure(client: ClientId, reason: str) -> Failure:
+    """What an error of Flower's says of a client's job.
+
+    Raises:
+      RunError: it is no client's: Flower has fewer actors than it gives work to, and every job that
+        finds none would fail at once.
+    """
+    if reason.startswith(OUT_OF_ACTORS):
+        raise RunError(
+            "Flower's simulation has lost an actor for good, as it does where a machine of the "
+            f"cluster goes. {GO_ON}"
+        )
+    return Failure(client, f"its actor did not do the work: {reason}")
 
 
 def begin(site: Site, store: Store, workers: int) -> Simulation:
