@@ -32,9 +32,10 @@ def write_wheel(package: Distribution, folder: Path, given: Path | None = None) 
     modules = _modules(package)
     if not any(path.endswith("/__init__.py") for path in modules):
         raise RunError(
-            f"{package.name} runs from a checkout here: build its wheel and all that it needs "
-            "(`python -m pip wheel -w FOLDER -c CHECKOUT/constraints.txt 'CHECKOUT[oneshot]'`, "
-            "with the extras that go along), and say --wheels FOLDER"
+            f"{package.name} runs from a checkout here: build its wheel and those that it needs, "
+            "at the versions here (`python -m pip freeze --exclude-editable > pins.txt`, then "
+            "`python -m pip wheel -c pins.txt -w FOLDER 'CHECKOUT[oneshot]'`), and say "
+            "--wheels FOLDER"
         )
     folder.mkdir(parents=True, exist_ok=True)
     record = []
