@@ -22,9 +22,9 @@ chaos: $(VENV)/ready
 	$(BIN)/python -m pytest -rs tests/test_flower*.py tests/test_supernode.py tests/test_kill.py tests/test_admission.py \
 		tests/test_loop_failures.py tests/test_envelopes.py
 
-# What the README shows of a report; needs an installed Chromium. CELLS is the folder of a sweep of
-# studies/communication-small.toml, or that study's folder in an unpacked archive of results.
-CELLS ?= runs/communication-small
+# What the README shows of a report; needs an installed Chromium. CELLS is a folder of runs: docs/guide/studies.md has the
+# sweep that makes those of the picture.
+CELLS ?= runs/picture
 picture: $(VENV)/ready
 	$(BIN)/python tools/report_picture.py $(CELLS) docs/report.png
 

@@ -124,9 +124,19 @@ def test_a_model_that_cannot_go_along_is_refused(tmp_path: Path, model: str, sai
     assert not (tmp_path / "stick").exists()
 
 
-@pytest.mark.slow  # pip begins, and finds nothing
-def test_the_command_tells_what_it_could_not_fetch(tmp_path: Path) -> None:
+def test_a_checkout_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     told = fedpeft("bundle", "-o", tmp_path / "stick", "--wheels", tmp_path / "empty")
     assert told.exit_code == 2
+    assert "runs from a checkout here" in told.stderr
+    assert not (tmp_path / "stick").exists()
+
+
+@pytest.mark.slow  # pip begins, and finds nothing
+def test_the_command_tells_what_it_could_not_fetch_and_leaves_none_of_it(tmp_path: Path) -> None:
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "fedpeft-0.1.0-py3-none-any.whl").write_bytes(b"own")
+    told = fedpeft("bundle", "-o", tmp_path / "stick", "--wheels", tmp_path / "few")
+    assert told.exit_code == 2
     assert "pip could not fetch the wheels" in told.stderr and "--wheels FOLDER" in told.stderr
+    assert list((tmp_path / "stick").iterdir()) == []

@@ -50,7 +50,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("report")
     write_study(root / "study")
     evil = '<img src=x onerror="window.evil=1">'
-    plan = {"personal": ["*"]}
+    plan = {"routing": [{"name": "personal", "patterns": ["*"]}]}
     write_cell(root / "study" / "alone", [None, None, 0.35], method="head", up=40, plan=plan)
     write_cell(
         root / "study" / "evil", [0.4, 0.5, 0.6], method=evil, classes=(evil, "y"), failed=evil

@@ -35,3 +35,4 @@ def test_groups_that_end_level_have_no_best_and_a_plan_without_a_name_tells_its_
     words = " ".join(describe_results(found[0]))
     assert "After the last round all groups have accuracy 50.0 %." in words
     assert "Best" not in words
+    assert " in a round with each of them" in words and "the most" not in words

@@ -233,7 +233,7 @@ def test_noise_that_was_calibrated_splits_no_group(tmp_path: Path) -> None:
 def with_references(root: Path) -> Section:
     """Two federations, all data in one client, and clients that keep to themselves."""
     alone, one = (
-        {"personal": ["*"], "cohort": 2},
+        {"routing": [{"name": "personal", "patterns": ["*"]}], "cohort": 2},
         {"partition": {"name": "iid", "clients": 1}, "cohort": 1},
     )
     for seed in (1, 2, 3):
@@ -297,12 +297,21 @@ def test_the_table_of_groups_tells_no_bytes_of_what_is_no_federation(tmp_path: P
             told["group"].text == "local only, lora"
         )
     differ = differences(with_references(tmp_path / "again"))
-    assert {"partition", "personal"} <= set(differ.head) and len(differ.rows) == 5
+    assert {"partition", "routing"} <= set(differ.head) and len(differ.rows) == 5
 
 
-def test_runs_that_are_no_federation_are_compared_where_there_is_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"routing": [{"name": "personal", "patterns": ["*"]}]},
+        {"schema": 1, "personal": ["*"]},
+    ],
+)
+def test_runs_that_are_no_federation_are_compared_where_there_is_none(
+    tmp_path: Path, plan: dict[str, Any]
+) -> None:
     for seed in (1, 2):
-        write_cell(tmp_path / f"alone-{seed}", [0.2, 0.3], seed=seed, plan={"personal": ["*"]})
+        write_cell(tmp_path / f"alone-{seed}", [0.2, 0.3], seed=seed, plan=plan)
     section = only(tmp_path)
     assert [group.label for group in section.groups] == [
         "local only, lora"

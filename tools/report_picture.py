@@ -1,10 +1,10 @@
 """Pictures of a report's page, light and dark, as a Chromium that is installed shows its head.
 
-    python tools/report_picture.py runs/communication-small docs/report.png
+    python tools/report_picture.py runs/picture docs/report.png
 
-It writes docs/report-dark.png too. The first argument is the folder of the study's runs: that of
-`fedpeft sweep studies/communication-small.toml`, or the study's folder in an archive of raw cells
-(`python -m tools.results unpack`).
+It writes docs/report-dark.png too. The first argument is a folder of runs, such as that of a sweep
+(docs/guide/studies.md has the one of the pictures here), or a study's folder in an archive of raw
+cells (`python -m tools.results unpack`).
 """
 
 import shutil

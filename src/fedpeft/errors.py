@@ -19,7 +19,15 @@ from importlib.metadata import PackageNotFoundError, requires
 
 
 class FedpeftError(Exception):
-    """The root of the errors that say what came, what is allowed and what to do."""
+    """The root of the errors that say what came, what is allowed and what to do.
+
+    >>> from fedpeft import read_plan
+    >>> try:
+    ...     read_plan("roundz = 3")
+    ... except FedpeftError as error:
+    ...     print(str(error).partition(" Known:")[0])
+    the plan: no key called 'roundz'. Did you mean 'rounds'?
+    """
 
 
 class PlanError(FedpeftError):

@@ -16,6 +16,7 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 
 from tools.extras.probes import (
@@ -113,7 +114,8 @@ def try_one(probe: Probe, folder: Path, wheel: Path, plain: Path) -> Row:
     if isinstance(place, Ended):
         return Row(probe.extra, f"not installed: {place.last}", "no", "not tried")
     work = folder / "work" / probe.extra
-    work.mkdir(parents=True, exist_ok=True)
+    rmtree(work, ignore_errors=True)  # of a folder that is kept: commands want new files
+    work.mkdir(parents=True)
     used = shell(f"{probe.prepare}\n{probe.use}", work, place)
     (work / "with.log").write_text(used.text)
     lacking = shell(probe.without, work, plain)

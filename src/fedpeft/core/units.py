@@ -17,7 +17,11 @@ def is_less_better(metric: str) -> bool:
 
 
 def size(count: float) -> str:
-    """Bytes in the largest unit of 1,024 that leaves at least 1: "87.3 KiB"."""
+    """Bytes in the largest unit of 1,024 that leaves at least 1.
+
+    >>> size(1023), size(1536), size(5 * 1024**2)
+    ('1023 B', '1.5 KiB', '5.0 MiB')
+    """
     power = 0
     while count >= 1024 and power < len(UNITS) - 1:
         count, power = count / 1024, power + 1
@@ -25,7 +29,11 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds below two minutes, then minutes, then hours: "12 s", "3 min 05 s", "2 h 07 min"."""
+    """Seconds below two minutes, then minutes, then hours.
+
+    >>> duration(9.5), duration(12.3), duration(185), duration(7620)
+    ('9.5 s', '12 s', '3 min 05 s', '2 h 07 min')
+    """
     # From these bounds on the rounded number would be that of the next form, "10.0 s" or "120 s".
     if seconds < 9.95:
         return f"{seconds:.1f} s"

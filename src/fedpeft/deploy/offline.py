@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from hashlib import file_digest
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
-from shutil import copyfile
+from shutil import copyfile, rmtree
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -86,9 +86,12 @@ def write_offline(
         raise RunError(f"{out} is there already: name a new or an empty folder")
     pinned = pin_requirements(extras)
     models = _models(plan)
-    out.mkdir(parents=True, exist_ok=True)
-    _fetch_wheels(pinned, out / "wheels", wheels)
-    write_wheel(distribution(PACKAGE), out / "wheels", wheels)
+    write_wheel(distribution(PACKAGE), out / "wheels", wheels)  # first: it is refused at once
+    try:
+        _fetch_wheels(pinned, out / "wheels", wheels)
+    except RunError:
+        rmtree(out / "wheels")  # or the same command would find a folder that is not empty
+        raise
     yield f"{out / 'wheels'}: fedpeft {__version__} and {len(pinned)} packages that it needs"
     for name, place in models.items():
         yield f"{_copy_model(place, out / 'models' / name)}: a model that the plan names"

@@ -26,13 +26,16 @@ def write_wheel(package: Distribution, folder: Path, given: Path | None = None) 
     """
     name = f"{package.name.replace('-', '_')}-{package.version}-py3-none-any.whl"
     if given is not None and (given / name).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
         copyfile(given / name, folder / name)
         return folder / name
     modules = _modules(package)
     if not any(path.endswith("/__init__.py") for path in modules):
         raise RunError(
-            f"{package.name} runs from a checkout here: build its wheel (`python -m pip wheel "
-            "--no-deps -w FOLDER CHECKOUT`), put the others beside it, and say --wheels FOLDER"
+            f"{package.name} runs from a checkout here: build its wheel and those that it needs, "
+            "at the versions here (`python -m pip freeze --exclude-editable > pins.txt`, then "
+            "`python -m pip wheel -c pins.txt -w FOLDER 'CHECKOUT[oneshot]'`), and say "
+            "--wheels FOLDER"
         )
     folder.mkdir(parents=True, exist_ok=True)
     record = []

@@ -41,6 +41,13 @@ def read_plan(
     Raises:
       PlanError: unreadable TOML, an unknown key or name, a value out of range, a module that `code`
         does not allow.
+
+    >>> plan = read_plan('method = "lora"', ["rounds=3", "local.lr=0.005"])
+    >>> plan.rounds, plan.local.lr, plan.method.rank
+    (3, 0.005, 8)
+    >>> read_plan({"rounds": -1})
+    Traceback (most recent call last):
+    fedpeft.errors.PlanError: rounds must be at least 0, got -1
     """
     values = _plain(spec)
     uplink = values.get("uplink", "dense")

@@ -172,8 +172,14 @@ def reference(cell: KeptRun) -> str:
     """Which of `REFERENCES` a run is; empty of a federation."""
     if clients(cell) == 1:
         return CENTRALISED
-    personal = cell.plan.get("personal")
-    return LOCAL_ONLY if isinstance(personal, list) and "*" in personal else ""
+    return LOCAL_ONLY if "*" in _personal(cell.plan) else ""
+
+
+def _personal(plan: Mapping[str, Any]) -> list[Any]:
+    """The patterns of what stays with the clients; plans of version 1 have a key for them."""
+    parts = [_table(one) for one in plan.get("routing") or ()]
+    told = [one.get("patterns") for one in parts if one.get("name") == "personal"]
+    return [x for some in (*told, plan.get("personal")) if isinstance(some, list) for x in some]
 
 
 def sections(cells: Sequence[KeptRun]) -> list[Section]:

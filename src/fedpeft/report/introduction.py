@@ -175,9 +175,11 @@ def _compare_bytes(section: Section) -> list[str]:
     if not sent:
         return []
     (least, cheapest), (most, dearest) = min(sent), max(sent)
-    text = f"A client sends {size(least)} in a round with {cheapest}"
-    if dearest != cheapest:
-        text += f", the least of all, and {size(most)} with {dearest}, the most"
+    text = f"A client sends {size(least)} in a round"
+    if size(least) == size(most):
+        text += " with each of them" if len(sent) > 1 else f" with {cheapest}"
+    else:
+        text += f" with {cheapest}, the least of all, and {size(most)} with {dearest}, the most"
     full = _only(c.summary and c.summary.full_params for c in section.cells if c.summary)
     if full and full * FLOAT > most:
         text += f"; all weights of the model would be {size(full * FLOAT)}"

@@ -25,6 +25,10 @@ class Ledger:
       privacy: what the run has cost up to here, as rounds.jsonl tells it; None where nothing is
         private.
       reports: what algorithms told of the round, by name, as plain values.
+
+    >>> ledger = Ledger(1, down={"a": 10, "b": 20}, up={"a": 7}, failed={"b": "no answer"})
+    >>> ledger.bytes_down, ledger.bytes_up
+    (30, 7)
     """
 
     round: int

@@ -45,6 +45,12 @@ def start(plan: Plan, params: Tensors | None = None) -> State:
 
     Raises:
       PlanError: a part needs a tensor, e.g. a linear head, that is not there.
+
+    >>> import torch
+    >>> from fedpeft import read_plan
+    >>> state = start(read_plan('method = "head"'), {"head.weight": torch.zeros(2, 3)})
+    >>> state.round, {name: tuple(x.shape) for name, x in state.params.items()}
+    (0, {'head.weight': (2, 3)})
     """
     params = open_site(plan).params() if params is None else params
     personal = plan.personal_of(params)
