@@ -123,7 +123,7 @@ def lines_across(section: Section, values: Sequence[Row]) -> list[Any]:
     where the pointer finds them."""
     if not values:
         return []
-    hover = tip("group", value=section.measure.name, interval="interval")
+    hover = tip("group", value=section.measure.words, interval="interval")
     base = of_groups(values).encode(y="mean:Q")
     lines = base.mark_rule(strokeWidth=2).encode(**style(section, "strokeDash"))
     # named, as the page's script keeps names off it; between dashes there is nothing that a pointer
@@ -141,7 +141,7 @@ def metric_axis(measure: Measure, **more: Any) -> Any:
 
 
 def metric(section: Section) -> str:
-    name = section.measure.name.replace("_", " ")
+    name = section.measure.words
     return name[:1].upper() + name[1:]
 
 

@@ -101,7 +101,7 @@ def _curves(section: Section, name: str = "rounds", height: int = 340) -> Figure
         return Figure(name, title, "No run has a measured round yet.")
     alt, measure, across = altair(), section.measure, rows.across(section)
     scale = _scale([*values, *across], measure)
-    y = alt.Y("mean:Q", title=measure.name, scale=scale, axis=metric_axis(measure))
+    y = alt.Y("mean:Q", title=measure.words, scale=scale, axis=metric_axis(measure))
     near = alt.selection_point(
         name="near",
         on="pointerover",
@@ -124,7 +124,7 @@ def _curves(section: Section, name: str = "rounds", height: int = 340) -> Figure
     dots = base.mark_point(filled=True, size=70).encode(
         y="mean:Q",
         opacity=alt.when(near).then(alt.value(1)).otherwise(alt.value(0)),
-        tooltip=tip("group", "round", value=measure.name, interval="interval"),
+        tooltip=tip("group", "round", value=measure.words, interval="interval"),
     )
     told = (
         "The mean over a group's seeds, on held-out examples, wherever all its runs were measured."
@@ -151,12 +151,12 @@ def _cost(section: Section, way: str, verb: str) -> Figure:
     scale = _scale([*values, *across], measure, range=[alt.ExprRef("height"), 18])
     base = of_groups(values).encode(
         x=_bytes(values, f"bytes {verb} per client, all rounds"),
-        y=alt.Y("mean:Q", title=measure.name, scale=scale, axis=metric_axis(measure)),
+        y=alt.Y("mean:Q", title=measure.words, scale=scale, axis=metric_axis(measure)),
     )
     steps = base.transform_filter("datum.front").mark_line(
         interpolate="step-after", strokeDash=[2, 3], strokeWidth=1.5, color="var(--faint)"
     )
-    hover = tip("group", sent=f"bytes {verb}", value=measure.name, interval="interval")
+    hover = tip("group", sent=f"bytes {verb}", value=measure.words, interval="interval")
     points = base.mark_point(filled=True, size=90, opacity=1).encode(
         tooltip=hover, **style(section, "shape")
     )
@@ -196,12 +196,12 @@ def _bars(section: Section, axis: PlanAxis, values: Sequence[Row]) -> Figure:
     bare = alt.Axis(domain=False, ticks=False, labelPadding=8)
     y = alt.Y("level:N", title=None, scale=alt.Scale(domain=levels), axis=bare)
     base = of_groups(values).encode(
-        y=y, yOffset=offset, tooltip=tip("group", value=measure.name, interval="interval")
+        y=y, yOffset=offset, tooltip=tip("group", value=measure.words, interval="interval")
     )
     bar = base.mark_bar(cornerRadiusEnd=2, opacity=0.88).encode(
         x=alt.X(
             "mean:Q",
-            title=measure.name,
+            title=measure.words,
             scale=scale,
             axis=metric_axis(measure, tickCount=10),
             stack=None,

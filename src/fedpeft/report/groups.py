@@ -27,6 +27,11 @@ class Measure:
     name: str
 
     @property
+    def words(self) -> str:
+        """Its name as a reader of a page takes it."""
+        return self.name.replace("_", " ")
+
+    @property
     def lower_is_better(self) -> bool:
         return is_less_better(self.name)
 

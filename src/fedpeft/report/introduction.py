@@ -57,7 +57,7 @@ def _compare_groups(section: Section) -> list[str]:
         said.append(f"To compare with, no federations: {across}.")
     if len(section.compared) > 1 and section.front("up"):
         front = "; ".join(group.label for group in section.front("up"))
-        said.append(f"On the Pareto front of {section.measure.name} and bytes sent: {front}.")
+        said.append(f"On the Pareto front of {section.measure.words} and bytes sent: {front}.")
         if len(section.front("up")) < len(section.compared):
             said.append("For each other group one of these is as good at least, for no more bytes.")
     return said
@@ -89,7 +89,7 @@ def _drop(section: Section, cell: KeptRun) -> str:
         return ""
     ends = " to ".join(format_value(value, measure, 2) for value in (before, values[-1]))
     since = f", counted from round {begun.round}" if begun.round else ""
-    return f"{cell.path.name}, {measure.name} from {ends}{since}"
+    return f"{cell.path.name}, {measure.words} from {ends}{since}"
 
 
 def _incomplete(cells: Sequence[KeptRun]) -> list[str]:
@@ -131,7 +131,7 @@ def _together(section: Section, kind: str) -> str:
 
 
 def _ranking(section: Section, ranked: Sequence[Group]) -> str:
-    name, best, worst = section.measure.name, ranked[0], ranked[-1]
+    name, best, worst = section.measure.words, ranked[0], ranked[-1]
     reached = f"{name} {with_interval(best.last, section.measure)}"
     if len(section.compared) == 1:
         return f"After the last round {best.label} has {reached}."
