@@ -228,6 +228,20 @@ def test_without_common_examples_a_round_is_measured_on_those_of_all_clients(
     assert measure_held_out(hidden, state, Folder(tmp_path)) == {}
 
 
+def test_metrics_of_a_plan_are_measured_on_all_clients_examples_together(tmp_path: Path) -> None:
+    """Everything is called class 0, of which there are two of five: precision 0.4, recall 1, F1
+    4 / 7, and 0 for the two other classes."""
+    plan = points_plan(task="parts:ClassedPoints", metrics=["macro_f1"], select="macro_f1")
+    examples = Examples(table([0, 1, 2, 0, 1, 2, 0]), table([]), ("0", "1", "2"))
+    apart = {"a": torch.tensor([0, 1]), "b": torch.tensor([2, 3, 4])}
+    division = Division({"a": torch.tensor([5]), "b": torch.tensor([6])}, apart=apart)
+    site = site_of(plan, examples, division)
+    state = State(1, {"head.weight": torch.zeros(3, 8), "head.bias": FIRST})
+    found = measure_held_out(site, state, Folder(tmp_path))
+    assert found["macro_f1"] == pytest.approx(4 / 21)
+    assert found["accuracy"] == pytest.approx(0.4)
+
+
 def test_of_losses_the_highest_are_the_worst(tmp_path: Path) -> None:
     """The loss of the point x with curvature 2 under the parameter 0 is x²."""
     column = {"who": list("ab" + "ab"), "curvature": torch.full((4,), 2.0)}

@@ -113,6 +113,14 @@ def test_what_cannot_change_is_refused_when_the_plan_is_read(
         plan_of(**changes)
 
 
+def test_a_phase_alone_cannot_be_private() -> None:
+    """The plan would not know that it is, and tell what a private one hides."""
+    noise = "local={ name = 'dp_sgd', noise_multiplier = 1.0, lr = 0.1, batch_size = 8 }"
+    once = [{"until": 1, "set": [noise, "delta=1e-5", "weighting=uniform"]}]
+    with pytest.raises(PlanError, match="round 0 has another private_part than the plan"):
+        plan_of(phase=once, rounds=3)
+
+
 def test_the_noise_of_a_private_plan_is_the_same_in_all_rounds() -> None:
     private = {"local": {"name": "dp_sgd", "noise_multiplier": 1.0, "lr": 0.1, "batch_size": 8}}
     with pytest.raises(PlanError, match="noise is accounted for"):

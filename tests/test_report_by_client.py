@@ -12,7 +12,7 @@ from fedpeft.report.by_client import client_figures
 from fedpeft.report.drawing import Figure
 from fedpeft.report.groups import Section, sections
 from fedpeft.report.reading import read_cells
-from fedpeft.report.rows import further_metrics, spreads
+from fedpeft.report.rows import CLIENTS, further_metrics, spreads
 
 
 def section_of(root: Path) -> Section:
@@ -92,3 +92,38 @@ def test_without_common_examples_each_client_has_the_accuracy_on_its_own(tmp_pat
     (cell / "summary.json").write_text(json.dumps(told))
     found = [(one["client"], one["accuracy"]) for one in spreads(section_of(tmp_path))]
     assert found == [("a", 0.5), ("b", 1.0)]
+
+
+def test_of_many_clients_those_that_are_shown_are_of_each_kind(tmp_path: Path) -> None:
+    """A hundred clients that take turns: every second one is of one model."""
+    chosen = {f"c{k:03}": k % 2 for k in range(100)}
+
+    def tell(at: int, one: dict[str, Any]) -> None:
+        one["reports"] = {"ifca": {"sizes": [50, 50], "draws": 1, "chosen": chosen}}
+
+    change_rounds(write_cell(tmp_path / "1", [0.5]), tell)
+    [figure] = client_figures(section_of(tmp_path))
+    found = [one["model"] for one in values_of(figure)]
+    assert len(found) == CLIENTS
+    assert 20 < sum(found) < CLIENTS - 20
+    assert f"Shown are {CLIENTS} of 100 clients." in figure.told
+
+
+def test_clients_that_were_asked_but_did_not_train_have_no_bar(tmp_path: Path) -> None:
+    """They sent something else, and it is no part of the model that is short."""
+
+    def send(at: int, one: dict[str, Any]) -> None:
+        one["clients"]["a"] |= {"up": 10, "weight": None}
+
+    change_rounds(write_cell(tmp_path / "1", [0.5, 0.6]), send)
+    assert client_figures(section_of(tmp_path)) == []
+
+
+def test_a_metric_that_not_all_runs_have_has_no_figure(tmp_path: Path) -> None:
+    def measure(at: int, one: dict[str, Any]) -> None:
+        one["held_out"] |= {"auroc": 0.5 + at / 10}
+
+    change_rounds(write_cell(tmp_path / "1", [0.5, 0.6]), measure)
+    write_cell(tmp_path / "2", [0.5, 0.6], seed=2)
+    drawn = {one.name for one in figures.figures(section_of(tmp_path))}
+    assert "rounds" in drawn and "rounds-0" not in drawn

@@ -2,7 +2,17 @@
 
 from statistics import fmean
 
-from tools.claims.rows import Row, difference, find_row, lines, read_row, results_of, signed, spread
+from tools.claims.rows import (
+    RESULTS,
+    Row,
+    difference,
+    find_row,
+    lines,
+    read_row,
+    results_of,
+    signed,
+    spread,
+)
 
 DIGITS, PHOTOGRAPHS = "bytes-codecs-small", "bytes-codecs-vit-tiny"
 LARGER = {"ten-thousandth-vit-tiny": "ViT-Tiny", "ten-thousandth-minilm": "MiniLM"}
@@ -104,6 +114,8 @@ def larger() -> str:
     """LoRA on models that were not made for this package, dense and as a few signs."""
     rows = []
     for study, model in LARGER.items():
+        if not (RESULTS / f"{study}.csv").exists():
+            continue
         dense = read_row(study, "lora-dense")
         for name, label in WAYS.items():
             row = read_row(study, name)

@@ -70,10 +70,9 @@ def measure_examples(
 ) -> dict[str, Any]:
     """The metrics on held-out examples and, where that is asked for, of each client."""
     from fedpeft.core.units import finite_or_none
-    from fedpeft.evaluation.measure import held_out
-    from fedpeft.evaluation.own_held_out import over_clients, own_held_out
+    from fedpeft.evaluation.own_held_out import measure_held_out, over_clients, own_held_out
 
-    found: dict[str, Any] = {"held_out": finite_or_none(held_out(site, state, store))}
+    found: dict[str, Any] = {"held_out": finite_or_none(measure_held_out(site, state, store))}
     if per_client:
         spread = over_clients(site, state, store)
         found["clients"] = {name: finite_or_none(values) for name, values in spread.items()}

@@ -89,8 +89,8 @@ def write_offline(
     write_wheel(distribution(PACKAGE), out / "wheels", wheels)  # first: it is refused at once
     try:
         _fetch_wheels(pinned, out / "wheels", wheels)
-    except RunError:
-        rmtree(out / "wheels")  # or the same command would find a folder that is not empty
+    except BaseException:  # Ctrl-C too, or the same command would find a folder that is not empty
+        rmtree(out / "wheels")
         raise
     yield f"{out / 'wheels'}: fedpeft {__version__} and {len(pinned)} packages that it needs"
     for name, place in models.items():

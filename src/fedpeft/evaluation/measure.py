@@ -26,7 +26,7 @@ def measure(site: Site, params: Tensors, client: ClientId | None = None) -> dict
     client."""
     plan, own, data = site.plan, on_site(site, params), site.data
     if client is None and plan.metrics:
-        return measure_further(site, own)
+        return measure_further(site, lambda _: own, [None])
     chosen = data.held_out() if client is None else data.training(client)
     batches = (site.on_device(batch) for batch in chosen)
     with threads(plan.compute.threads):

@@ -1,17 +1,19 @@
 """How well each client's model does on the client's own examples: those that it holds out, and
 those that it trains on."""
 
-from collections.abc import Mapping, Sequence
-from math import nan
+from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 from fedpeft.compute.scores import conclude, evaluate
 from fedpeft.core.interfaces import Store
-from fedpeft.core.types import ClientId, State, Weighted
+from fedpeft.core.types import ClientId, State, Tensors, Weighted
 from fedpeft.core.units import finite_or_none, is_less_better
 from fedpeft.data.client_data import Partitioned
 from fedpeft.evaluation.client_model import client_params, on_site
+from fedpeft.evaluation.further import add_totals, measure_further
 from fedpeft.evaluation.measure import held_out, measure
+from fedpeft.plan.plan import Plan
 from fedpeft.rounds.site import Site, threads
 
 
@@ -26,15 +28,12 @@ def own_held_out(site: Site, state: State, store: Store) -> dict[str, Any] | Non
 
     Returns None where no client has such examples.
     """
-    data = site.data
-    if not isinstance(data, Partitioned):
-        return None
-    examples = {client: data.own_size(client) for client in data.clients if data.own_size(client)}
+    examples = _own_examples(site)
     if not examples:
         return None
     found = {client: _measure(site, state, store, client) for client in examples}
     values = {client: conclude(site.task, sums) for client, sums in found.items()}
-    whole = conclude(site.task, _total(list(found.values())))
+    whole = conclude(site.task, reduce(add_totals, found.values()))
     by_metric = {
         name: _over_clients({client: one[name] for client, one in values.items()}, weighted, name)
         for name, weighted in whole.items()
@@ -49,23 +48,29 @@ def measure_held_out(site: Site, state: State, store: Store) -> dict[str, float]
     together, each with its client's model; nothing where a plan hides what clients have.
     """
     found = held_out(site, state, store)
-    if found or hides_clients(site):
+    if found or hides_clients(site.plan):
         return found
-    own = own_held_out(site, state, store)
-    pooled = {name: one["weighted"] for name, one in own["metrics"].items()} if own else {}
-    return {name: nan if value is None else value for name, value in pooled.items()}
+    clients = [*_own_examples(site)]
+    if site.plan.metrics and clients:
+        return measure_further(site, lambda client: _params(site, state, store, client), clients)
+    totals: Mapping[str, Weighted] = {}
+    for client in clients:
+        totals = add_totals(totals, _measure(site, state, store, client))
+    return conclude(site.task, totals) if totals else {}
 
 
-def hides_clients(site: Site) -> bool:
+def hides_clients(plan: Plan) -> bool:
     """Whether a plan is private, so that nothing is told of single clients' examples."""
-    part = site.plan.private_part
+    part = plan.private_part
     return part is not None and bool(part.event.accounted)
 
 
-def _total(found: Sequence[Mapping[str, Weighted]]) -> dict[str, Weighted]:
-    """The sums over all clients."""
-    first, *others = found
-    return {name: sum((one[name] for one in others), start=x) for name, x in first.items()}
+def _own_examples(site: Site) -> dict[ClientId, int]:
+    """How many examples of its own each client holds out, of those that do."""
+    data = site.data
+    if not isinstance(data, Partitioned):
+        return {}
+    return {client: data.own_size(client) for client in data.clients if data.own_size(client)}
 
 
 def over_clients(site: Site, state: State, store: Store) -> dict[str, dict[str, float]]:
@@ -91,10 +96,15 @@ def over_clients(site: Site, state: State, store: Store) -> dict[str, dict[str, 
 
 
 def _measure(site: Site, state: State, store: Store, client: ClientId) -> Mapping[str, Weighted]:
-    params = on_site(site, client_params(site, state, store, client))
     batches = map(site.on_device, site.data.held_out(client))
     with threads(site.plan.compute.threads):
-        return evaluate(site.task, site.model, params, batches)
+        return evaluate(site.task, site.model, _params(site, state, store, client), batches)
+
+
+def _params(site: Site, state: State, store: Store, client: ClientId | None) -> Tensors:
+    """The client's model, as it lies on the site's device."""
+    assert client is not None  # no common examples are measured so
+    return on_site(site, client_params(site, state, store, client))
 
 
 def _over_clients(each: Mapping[ClientId, float], weighted: float, name: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from fedpeft.core.secrets import Secret
 from fedpeft.core.tensors import move_to
 from fedpeft.core.types import Batch, ClientId, Context, Tensors
 from fedpeft.engines.auto import typical
-from fedpeft.forecasts.stand_in import Holdings
+from fedpeft.forecasts.stand_in import Holdings, measured_batches
 from fedpeft.forecasts.step_cost import Cost, Live, cost_of
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.prepare import kept_below
@@ -132,9 +132,9 @@ def _context(plan: Plan, data: Data, known: Training) -> Context:
 
 
 def _evaluation(plan: Plan, data: Data, model: nn.Module, params: Tensors) -> Cost:
-    """Of all common held-out examples, told by the first batch of them. A batch is still there
-    while the next one is made."""
-    batches, reused = iter(data.held_out()), kept_below(plan)
+    """Of all examples that a round is measured on, told by the first batch of them. A batch is
+    still there while the next one is made."""
+    batches, reused = measured_batches(plan, data), kept_below(plan)
     making = Live(reused)
     with making:
         first = next(batches, None)

@@ -3,6 +3,7 @@ for them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import ceil
 from typing import Any
 
@@ -15,6 +16,7 @@ from fedpeft.core.types import Batch, ClientId, Division, Examples
 from fedpeft.data.client_data import EVALUATION_BATCH, Partitioned, lengths, set_apart
 from fedpeft.data.divide import divide
 from fedpeft.errors import DataError, FedpeftError, PlanError
+from fedpeft.evaluation.own_held_out import hides_clients
 from fedpeft.plan.calibration import calibrate_noise
 from fedpeft.plan.plan import Plan
 from fedpeft.rounds.site import Site, threads
@@ -202,6 +204,18 @@ def stand_in_site(holdings: Holdings, model: nn.Module, device: str = "cpu") -> 
     """A site with these examples and any model."""
     plan, data = holdings.plan, holdings.data
     return Site(plan, model, data, holdings.classes, device, apart=holdings.apart)
+
+
+def measured_batches(plan: Plan, data: Data) -> Iterator[Batch]:
+    """What a round is measured on: the common held-out examples, or, where there are none, those
+    that clients hold out."""
+    common = iter(data.held_out())
+    first = next(common, None)
+    if first is not None:
+        yield from chain([first], common)
+    elif not hides_clients(plan):
+        for client in data.clients:
+            yield from data.held_out(client)
 
 
 def data_bytes(holdings: Holdings) -> int:

@@ -96,7 +96,7 @@ def plan_at(plan: Plan, round: int, code: Code = OWN) -> Plan:
             "would hold nothing that it changes: set the downlink for all rounds, not in a phase"
         )
     _check_shares(plan, built, round)
-    if plan.private_part is not None:
+    if plan.private_part is not None or built.private_part is not None:
         _check_private(plan, built, round)
     return built
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from math import ceil, log2
 from statistics import fmean
 from typing import Any
@@ -73,12 +74,7 @@ def _choices(group: Group, cell: KeptRun, place: int) -> Figure | None:
 
 def _sent(group: Group, cell: KeptRun, place: int) -> Figure | None:
     """A bar for each client, where they send unlike."""
-    sent: dict[str, list[int]] = {}
-    for one in cell.rounds:
-        for client, told in one.clients.items():
-            if told.up and not told.failed:
-                sent.setdefault(client, []).append(told.up)
-    means = {client: fmean(each) for client, each in sent.items()}
+    means = _means_sent(cell)
     if not means or max(means.values()) < UNEQUAL * min(means.values()):
         return None
     clients, left_out = _some(means)
@@ -104,13 +100,30 @@ def _sent(group: Group, cell: KeptRun, place: int) -> Figure | None:
     return Figure(f"sent-{place}", "What each client sends", words, made(drawn, height), False)
 
 
+def _means_sent(cell: KeptRun) -> dict[str, float]:
+    """By client the mean of what it sent in the rounds in which its update counted."""
+    sent: dict[str, list[int]] = {}
+    for one in cell.rounds:
+        for client, told in one.clients.items():
+            if told.up and not told.failed and told.weight is not None:
+                sent.setdefault(client, []).append(told.up)
+    return {client: fmean(each) for client, each in sent.items()}
+
+
 def _some(names: Any) -> tuple[Sequence[str], str]:
-    """At most `CLIENTS` of them, evenly over their order, and in words how many are left out."""
+    """At most `CLIENTS` of them, and in words how many are left out.
+
+    Those that are left out follow from a digest of the name: what differs from client to client
+    often does so in turns, of which every second or fourth would show one kind alone.
+    """
     every = sorted(names)
-    some = every[:: max(1, -(-len(every) // CLIENTS))]
-    return some, f" Shown are {len(some)} of {len(every)} clients." if len(some) < len(
-        every
-    ) else ""
+    some = sorted(sorted(every, key=_digest)[:CLIENTS])
+    left_out = f" Shown are {len(some)} of {len(every)} clients." if len(some) < len(every) else ""
+    return some, left_out
+
+
+def _digest(name: str) -> bytes:
+    return blake2b(name.encode(), digest_size=8).digest()
 
 
 def _clients(names: Sequence[str]) -> Any:

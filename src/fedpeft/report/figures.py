@@ -80,7 +80,8 @@ def intervals(section: Section) -> str:
 def _further_curves(section: Section) -> list[Figure]:
     """Metrics beside the one that the report compares by, as the accuracy at each exit; without
     losses, and without those that were measured once."""
-    names = rows.further_metrics(section)
+    every = (_measured_by(section, Measure(name)) for name in rows.further_metrics(section))
+    names = [one.measure.name for one in every if rows.curves(one)]  # that all runs of a group have
     sections = [_measured_by(section, Measure(name)) for name in names[:FURTHER]]
     found = [_curves(one, f"rounds-{k}", 200) for k, one in enumerate(sections)]
     if len(names) > FURTHER:
@@ -266,7 +267,8 @@ def _spread(section: Section) -> Figure:
     ).encode(
         x="mean(accuracy):Q", tooltip=[alt.Tooltip("mean(accuracy):Q", title="mean", format=".1%")]
     )
-    told = "A tick for each client of each finished run; the diamond is their mean."
+    on = "held-out examples of its own" if rows.on_own(section) else "common ones, by its classes"
+    told = f"A tick for each client of each finished run, on {on}; the diamond is their mean."
     return Figure("clients", title, told, made(alt.layer(each, middle), 30 * len(order)))
 
 

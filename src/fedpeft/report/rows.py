@@ -145,7 +145,8 @@ def bars(section: Section, axis: PlanAxis) -> list[Row]:
 
 def spreads(section: Section) -> list[Row]:
     """The accuracy on each client, in all finished runs of the groups of which all tell it; not of
-    one client. It is that on held-out examples of its own where there are no common ones."""
+    one client. It is that on held-out examples of its own where no run has common ones."""
+    own = on_own(section)
     return [
         {
             "group": group.label,
@@ -156,22 +157,28 @@ def spreads(section: Section) -> list[Row]:
         }
         for group in section.groups
         if group.reference != CENTRALISED
-        if all(map(_on_each, group.finished))
+        if all(_on_each(cell, own) for cell in group.finished)
         for cell in group.finished
-        for client, value in _on_each(cell).items()
+        for client, value in _on_each(cell, own).items()
         if value is not None
     ]
 
 
-def _on_each(cell: KeptRun) -> Mapping[str, float | None]:
+def on_own(section: Section) -> bool:
+    """Whether no run tells what a client may expect on common examples, so that the figure shows
+    how each does on examples of its own."""
+    return not any(cell.summary and cell.summary.client_accuracy for cell in section.cells)
+
+
+def _on_each(cell: KeptRun, own: bool) -> Mapping[str, float | None]:
     """The accuracy on each client; empty where a run does not tell it."""
     told = cell.summary
     if told is None:
         return {}
-    if told.client_accuracy:
-        return told.client_accuracy.each
-    own = told.own_held_out
-    return own.metrics["accuracy"].each if own and "accuracy" in own.metrics else {}
+    if not own:
+        return told.client_accuracy.each if told.client_accuracy else {}
+    found = told.own_held_out
+    return found.metrics["accuracy"].each if found and "accuracy" in found.metrics else {}
 
 
 def budgets(section: Section) -> list[Row]:

@@ -18,6 +18,7 @@ class KeptClient:
     down: int = 0
     up: int = 0
     failed: str | None = None
+    weight: Finite | None = None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fedpeft.storage.client_memory import Folder
 def measure_clients(folder: RunFolder, site: Site, saved: Checkpoint | None) -> dict[str, Any]:
     """Nothing before the first round, and where something is private: what a client has of each
     class shows in it, and what its examples are like."""
-    if saved is None or hides_clients(site):
+    if saved is None or hides_clients(site.plan):
         return {"client_accuracy": None}
     store = Folder(folder.clients)
     found: dict[str, Any] = {"client_accuracy": client_accuracy(site, saved.state, store)}
