@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from running import SMALL, fedpeft
 
 from fedpeft.core.tensors import equal
-from fedpeft.engines.auto import Auto, company, seconds, trial, typical
+from fedpeft.engines import auto
+from fedpeft.engines.auto import Auto, Choice, Trial, choose, company, seconds, trial, typical
 from fedpeft.engines.inprocess import InProcess
 from fedpeft.engines.vectorized.engine import Cohort
 from fedpeft.plan.reading import read_plan
@@ -28,8 +30,8 @@ def site_of(**changes: Any) -> Site:
 def test_a_trial_leaves_no_trace(tmp_path: Path) -> None:
     site = site_of()
     before = {name: x.clone() for name, x in site.model.state_dict().items()}
-    alone, together, why = trial(site)
-    assert alone > 0 and together > 0 and not why
+    tried = trial(site, wide=2)
+    assert min(tried.alone, tried.together, tried.wide) > 0 and not tried.why
     assert equal(site.model.state_dict(), before)
 
 
@@ -61,8 +63,9 @@ def test_a_client_of_usual_size_is_tried_alone() -> None:
 
 
 def test_a_long_step_is_not_tried_with_others() -> None:
-    alone, together, why = trial(site_of(task={"name": "parts:Points", "network": "slow"}))
-    assert alone == together >= 0.25 and why.endswith("which is work enough for the processor")
+    tried = trial(site_of(task={"name": "parts:Points", "network": "slow"}))
+    assert tried.alone == tried.together == tried.wide >= 0.25
+    assert tried.why.endswith("which is work enough for the processor")
 
 
 def test_what_cannot_be_stacked_is_not_chosen(tmp_path: Path) -> None:
@@ -83,6 +86,44 @@ def test_little_work_is_not_spread_over_processes(tmp_path: Path) -> None:
     engine = Auto(site, Folder(tmp_path), workers=4)
     assert engine.choice.engine in ("cohort", "inprocess")
     assert "of one after another" in engine.choice.reason
+
+
+@pytest.mark.parametrize(
+    ("tried", "engine", "width"),
+    [
+        (Trial(1.0, 0.5, 0.3), "cohort", 4),
+        (Trial(1.0, 0.5, 0.49), "cohort", 0),  # a tie goes to the plan's threads
+        (Trial(1.0, 0.95, 0.9), "inprocess", 0),
+        (Trial(1.0, 0.95, 0.5), "cohort", 4),
+        (Trial(1.0, 1.0, 1.0, "it has BatchNorm"), "inprocess", 0),
+    ],
+    ids=["wide", "tie", "none", "wide alone", "unfit"],
+)
+def test_a_stack_takes_more_threads_where_they_pay(
+    monkeypatch: pytest.MonkeyPatch, tried: Trial, engine: str, width: int
+) -> None:
+    monkeypatch.setattr(auto, "trial", lambda *_: tried)
+    monkeypatch.setattr(auto, "processors", lambda: 4)
+    site = site_of(rounds=1, cohort=4)
+    choice = choose(site, workers=4)
+    assert (choice.engine, choice.threads) == (engine, width)
+    assert ("with 4 threads" in choice.reason) == bool(width)
+
+
+def test_a_wide_stack_trains_with_its_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = site_of(rounds=1)
+    monkeypatch.setattr(auto, "choose", lambda *_: Choice("cohort", "wide", 2))
+    engine = Auto(site, Folder(tmp_path))
+    assert isinstance(engine.engine, Cohort) and engine.engine.site.plan.compute.threads == 2
+    [(state, _)] = federate(site.plan, engine, start(site.plan, site.params()))
+    [(narrow, _)] = federate(
+        site.plan, InProcess(site, Folder(tmp_path / "here")), start(site.plan, site.params())
+    )
+    assert all(
+        torch.allclose(x, narrow.params[name], atol=1e-5) for name, x in state.params.items()
+    )
 
 
 def test_much_work_is_spread_over_processes(tmp_path: Path) -> None:

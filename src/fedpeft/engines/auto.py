@@ -1,7 +1,7 @@
 """The engine that a short trial says is fastest here, and why."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from time import perf_counter
 
@@ -35,10 +35,29 @@ the exact one."""
 
 @dataclass(frozen=True)
 class Choice:
-    """The name of an engine, and the reason in words."""
+    """The name of an engine, the reason in words, and of a stack its threads, where they are others
+    than the plan's (0: the plan's)."""
 
     engine: str
     reason: str
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Seconds of a client's step.
+
+    Attributes:
+      alone: of one client.
+      together: of one client in a stack, with the plan's threads.
+      wide: the same with as many threads as all worker processes would have.
+      why: why there is no stack; both times are then that of one client.
+    """
+
+    alone: float
+    together: float
+    wide: float
+    why: str = ""
 
 
 @dataclass(eq=False)
@@ -60,7 +79,7 @@ class Auto:
         if self.choice.engine == "processes":
             self.engine = Processes(self.site, self.store, self.workers)
         elif self.choice.engine == "cohort":
-            self.engine = Cohort(self.site, self.store)
+            self.engine = Cohort(widen(self.site, self.choice.threads), self.store)
         else:
             self.engine = InProcess(self.site, self.store)
 
@@ -90,28 +109,51 @@ def choose(site: Site, workers: int = 0) -> Choice:
             else Choice("cohort", "one client alone does not fill the device")
         )
     plan, clients = site.plan, site.data.clients
+    hands = min(workers or max(1, processors() // plan.compute.threads), plan.cohort, len(clients))
+    wide = min(hands * plan.compute.threads, max(processors(), plan.compute.threads))
     try:
-        alone, together, why = trial(site, why)
+        tried = trial(site, why, wide)
     # Parts that users write may raise anything; a run then says whose failure it is.
     except Exception as error:
         return Choice("inprocess", f"a step cannot be tried: {reason_of(error)}")
     each = sum(plan.local.steps_for(site.data.size(client)) for client in clients) / len(clients)
-    run = alone * each * min(plan.cohort, len(clients)) * plan.rounds
-    hands = min(workers or max(1, processors() // plan.compute.threads), plan.cohort, len(clients))
-    share = why or f"a step of clients together takes {together / alone:.2f} of one after another"
+    run = tried.alone * each * min(plan.cohort, len(clients)) * plan.rounds
+    stack = _stack(tried, wide)
     # Without worker processes, by whichever of the other two engines takes less.
-    quickest_here = run if why else min(run, run * together / alone)
+    quickest_here = run * min(1.0, tried.together / tried.alone, tried.wide / tried.alone)
     starting = starting_time(plan, site.device)
     if hands > 1 and run / hands + starting < GAIN * quickest_here:
-        return Choice("processes", f"{run:.0f} s of training for {hands} processes; {share}")
-    if not why and together < GAIN * alone:
-        return Choice("cohort", share)
-    return Choice("inprocess", f"{run:.0f} s of training; {share}")
+        words = f"{run:.0f} s of training for {hands} processes; {stack.reason}"
+        return Choice("processes", words)
+    if stack.engine == "cohort":
+        return stack
+    return Choice("inprocess", f"{run:.0f} s of training; {stack.reason}")
 
 
-def trial(site: Site, why: str = "") -> tuple[float, float, str]:
-    """Seconds of a client's step, alone and with others, and why there are no others; where `why`
-    says so already, that is not tried."""
+def _stack(tried: Trial, wide: int) -> Choice:
+    """The stack with the plan's threads, or with `wide` of them where those are clearly faster; or
+    why clients are not stacked."""
+    if tried.why:
+        return Choice("inprocess", tried.why)
+    part = tried.together / tried.alone
+    share = f"a step of clients together takes {part:.2f} of one after another"
+    if tried.wide < GAIN * min(tried.together, tried.alone):
+        more = f"{share}, and {tried.wide / tried.alone:.2f} with {wide} threads"
+        return Choice("cohort", more, wide)
+    return Choice("cohort" if tried.together < GAIN * tried.alone else "inprocess", share)
+
+
+def widen(site: Site, wide: int) -> Site:
+    """The site as it is, with so many threads for its clients; 0: those of its plan."""
+    if not wide:
+        return site
+    compute = replace(site.plan.compute, threads=wide)
+    return replace(site, plan=replace(site.plan, compute=compute))
+
+
+def trial(site: Site, why: str = "", wide: int = 1) -> Trial:
+    """Try a client's step, alone, with others, and with others and `wide` threads; where `why` says
+    so already, others are not tried."""
     cohort = site.data.clients[: min(MANY, site.plan.cohort)]
     worker = Worker(site, Nowhere())
     stacks = Stacks(site)
@@ -136,20 +178,25 @@ def trial(site: Site, why: str = "") -> tuple[float, float, str]:
             raise RuntimeError(stacks.why)
 
     site.model.train()
+    own = site.plan.compute.threads
     # The trial draws dropout; outside of it torch's own streams are as if there had been none.
-    with threads(site.plan.compute.threads), seed_torch(0):
+    with threads(own), seed_torch(0):
         alone = seconds(one)
         if not why and alone > LONG:
             why = (
                 f"a step of one client takes {alone:.1f} s, which is work enough for the processor"
             )
         if why:
-            return alone, alone, why
+            return Trial(alone, alone, alone, why)
         some = company(cohort, alone)
         try:
-            return alone, seconds(lambda: together(some)) / len(some), ""
+            narrow = stacked = seconds(lambda: together(some)) / len(some)
+            if wide > own:
+                with threads(wide):
+                    stacked = seconds(lambda: together(some)) / len(some)
+            return Trial(alone, narrow, stacked)
         except RuntimeError as error:
-            return alone, alone, str(error)
+            return Trial(alone, alone, alone, str(error))
 
 
 def typical(data: Data, clients: Sequence[ClientId]) -> ClientId:

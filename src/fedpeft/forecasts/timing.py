@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from fedpeft.core.types import Job
-from fedpeft.engines.auto import Choice, choose, typical
+from fedpeft.engines.auto import Choice, choose, typical, widen
 from fedpeft.engines.processes import begins_by_fork, processors, starting_time
 from fedpeft.errors import FedpeftError, PlanError, say_count
 from fedpeft.evaluation.own_held_out import measure_held_out
@@ -76,8 +76,8 @@ def measure_pace(plan: Plan, seconds: float = SECONDS) -> Pace:
       DataError, PlanError: data or weights are not here, or a client fails.
     """
     opening, site = _timed(lambda: open_site(plan))
+    choice, site = _engine(site)
     plan = site.plan
-    choice = _engine(site)
     with TemporaryDirectory() as folder:
         store = Folder(Path(folder) / "trial")
         state = start(plan, site.params())
@@ -108,12 +108,13 @@ def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return perf_counter() - began, result
 
 
-def _engine(site: Site) -> str:
-    """The plan's engine, or the one that "auto" takes here; one after another for nodes."""
+def _engine(site: Site) -> tuple[str, Site]:
+    """The plan's engine, or the one that "auto" takes here; one after another for nodes. And the
+    site with the threads that it trains with."""
     if site.plan.engine == "auto":
         choice: Choice = choose(site)
-        return choice.engine
-    return "inprocess" if site.plan.engine == "flower" else site.plan.engine
+        return choice.engine, widen(site, choice.threads)
+    return "inprocess" if site.plan.engine == "flower" else site.plan.engine, site
 
 
 def _client_seconds(site: Site, store: Folder, seconds: float) -> float:
