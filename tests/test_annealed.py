@@ -48,7 +48,7 @@ def test_whole_ranks_are_not_rounded_up() -> None:
 
 @pytest.mark.parametrize(
     "course",
-    [{**COURSE, "warm": 5, "until": 9}, {**COURSE, "to": 8}],
+    [{**COURSE, "warm": 3, "until": 3}, {**COURSE, "to": 8, "until": 3}],
     ids=["never", "to the same"],
 )
 def test_without_annealing_it_is_flexlora_to_the_bit(course: dict[str, Any], site: Site) -> None:
@@ -119,6 +119,10 @@ def test_both_stages_are_one_plan(site: Site) -> None:
             "nothing can be remembered of the last: leave out ErrorFeedback",
         ),
         ({"method": {**PLAN["method"], "rank": 4}}, "must be at most method.rank = 4"),
+        (
+            {"rounds": 3},
+            "Annealed with until = 4 needs 4 rounds at least, and the plan has 3: lower until, or",
+        ),
     ],
 )
 def test_what_does_not_fit(changes: dict[str, Any], words: str) -> None:

@@ -135,7 +135,7 @@ def test_what_is_asked_and_when() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (forked() | {"rounds": 1}, "set rounds above fork"),
+        (forked() | {"rounds": 1}, "fork = 1 needs 2 rounds at least, and the plan has 1"),
         (forked(fork=0), "fork must be at least 1"),
         (forked(pull=-1.0), "pull must be at least 0"),
         (forked(floor=0.0), "floor must be positive"),

@@ -32,7 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fedmfs": {"groups": {"slopes": ["*.weight"], "offsets": ["*.bias"]}},
     "personal": {"patterns": ["*.bias"]},
     "ranks": {"ranks": [2, 4]},
-    "annealed": {"start": 4, "to": 2, "warm": 1, "until": 3},
+    "annealed": {"start": 4, "to": 2, "warm": 1, "until": 2},
     "alternate": {"turns": ["*.bias", "*.weight"]},
     "depths": {"depths": [1, 3, 2]},
     "drawn": {"pattern": "*.plora_?.{}", "groups": 4, "counts": [1, 2], "by": "client"},

@@ -149,6 +149,19 @@ def test_nifti_scales_sections_and_kinds(tmp_path: Path) -> None:
     assert Pictures([small], [0]).upright(0).mode == "L"
 
 
+def test_what_is_not_finite_in_a_volume_is_black_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Scanners' masks leave NaN, which is no Hounsfield unit of 0: grey, between -1000 and 1000."""
+    values = np.array([[-1000, np.nan], [1000, np.inf]], dtype=np.float32)[..., None]
+    some = save_nifti(tmp_path / "a" / "some.nii", values)
+    none = save_nifti(tmp_path / "a" / "none.nii", np.full((2, 2, 1), np.nan, np.float32))
+    pictures, _ = pair(Pictures([some, none], range(2)), Pictures([], []), None)
+    assert np.asarray(pictures[0]).tolist() == [[255, 0], [255, 0]]
+    assert np.asarray(pictures[1]).tolist() == [[0, 0], [0, 0]]
+    assert "without a finite value, and so black: 1 picture" in caplog.text
+
+
 def write_bad(folder: Path) -> dict[str, int]:
     """Files of which no picture can be made, and by reason how many there are."""
     save_dicom(folder / "report.dcm", RAMP, PixelData=None, Rows=None, Columns=None)

@@ -13,7 +13,7 @@ from fedpeft.engines.processes import Processes
 from fedpeft.engines.vectorized.engine import Cohort
 from fedpeft.errors import PlanError
 from fedpeft.local.descent import Descent
-from fedpeft.plan.phases import Schedule
+from fedpeft.plan.phases import Schedule, least_rounds
 from fedpeft.plan.plan import Plan
 from fedpeft.plan.reading import plan_at, read_plan
 from fedpeft.rounds.loop import federate, start
@@ -111,6 +111,41 @@ def test_what_cannot_change_is_refused_when_the_plan_is_read(
 ) -> None:
     with pytest.raises(PlanError, match=words):
         plan_of(**changes)
+
+
+@pytest.mark.parametrize(
+    ("untils", "words"),
+    [
+        ([7], r"phase 1 ends with until = 7, and the plan has 4 rounds.*set rounds to 7 or more"),
+        ([4, None], r"phase 2 never comes: the one before it has all of the plan's 4 rounds"),
+        ([None, 2], "phase 2 never comes: the one before it has all"),
+        ([3, 2], r"phase 2 never comes: it ends with until = 2, and the one before it with .* 3"),
+        ([2, 2], "phase 2 never comes"),
+    ],
+)
+def test_a_phase_past_the_rounds_is_refused(untils: list[int | None], words: str) -> None:
+    phases = [
+        {"set": ["local.lr=0.04"], **({} if until is None else {"until": until})}
+        for until in untils
+    ]
+    with pytest.raises(PlanError, match=words):
+        plan_of(phase=phases, rounds=4)
+
+
+@pytest.mark.parametrize("untils", [[4], [1, 4], [2, None], [None]])
+def test_phases_that_fill_the_rounds_are_taken(untils: list[int | None]) -> None:
+    """And no fewer rounds are, so that a trial of them has that many."""
+    phases = [
+        {"set": ["local.lr=0.04"], **({} if until is None else {"until": until})}
+        for until in untils
+    ]
+    plan = plan_of(phase=phases, rounds=4)
+    least = least_rounds(plan)
+    assert least == {1: 1, 2: 3}.get(max(until or 1 for until in untils), 4)
+    plan_of(phase=phases, rounds=least)
+    if least > 1:
+        with pytest.raises(PlanError, match="phase"):
+            plan_of(phase=phases, rounds=least - 1)
 
 
 def test_a_phase_alone_cannot_be_private() -> None:

@@ -91,6 +91,17 @@ def test_one_stage_of_a_list_may_differ() -> None:
     assert told(plans) == ["none", "noise (scale 1)", "noise (scale 2)"]
 
 
+def test_a_stage_does_not_repeat_the_codec_of_the_uplink() -> None:
+    """As plans are written down, a stage that follows the uplink has its codec again."""
+    plans: list[dict[str, Any]] = [
+        {"uplink": codec, "stages": [{"name": "error_feedback", "codec": codec}]}
+        for codec in ({"name": "ternary"}, {"name": "sign"})
+    ]
+    plain: dict[str, Any] = {"uplink": {"name": "ternary"}, "stages": []}
+    assert told([*plans, plain]) == ["error_feedback, ternary", "error_feedback, sign", "ternary"]
+    assert told(plans) == ["ternary", "sign"]
+
+
 def test_numbers_of_an_axis_are_in_their_order() -> None:
     (axis,) = axes([{"rounds": n} for n in (10, 9, 100)])
     assert axis.order() == ["9", "10", "100"]

@@ -22,13 +22,9 @@ from typing import Any
 
 import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
-from fedpeft.engines.inprocess import InProcess
-from fedpeft.evaluation.own_held_out import own_held_out
-from fedpeft.plan.reading import read_plan
-from fedpeft.rounds.loop import federate, start
-from fedpeft.rounds.site import Site, open_site
-from fedpeft.storage.client_memory import Folder
+from fedpeft.rounds.site import Site
 from tools.cell_tables import read_table, write_table
+from tools.series_domains import train_series
 
 SEEDS, ROUNDS, FIRST, STRIDE = (1, 42, 3407), 12, 10, 8
 HELD_OUT, FEW = 0.2, 0.64
@@ -103,20 +99,8 @@ def settings_of(table: Path, share: float, model: str, heads: str, seed: int) ->
 
 
 def run_cell(settings: Mapping[str, Any]) -> dict[str, float]:
-    """The mean squared errors of one run.
-
-    Raises:
-      RuntimeError: nobody holds windows out, or an answer was not counted.
-    """
-    plan = read_plan(settings)
-    site = open_site(plan)
-    with TemporaryDirectory() as memory:
-        store = Folder(Path(memory))
-        ends = list(federate(plan, InProcess(site, store), start(plan, site.params())))
-        found = own_held_out(site, ends[-1][0], store)
-    if found is None or any(ledger.failed for _, ledger in ends):
-        raise RuntimeError("no client holds windows out, or one failed")
-    loss = found["metrics"]["loss"]
+    """The mean squared errors of one run."""
+    site, loss = train_series(settings)
     numbers = {
         "mean": loss["mean"],
         "worst": max(loss["each"].values()),

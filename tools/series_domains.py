@@ -10,7 +10,7 @@ kind of head, model and seed; it may be there with fewer rows, and only those th
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +22,7 @@ from fedpeft.engines.inprocess import InProcess
 from fedpeft.evaluation.own_held_out import own_held_out
 from fedpeft.plan.reading import read_plan
 from fedpeft.rounds.loop import federate, start
-from fedpeft.rounds.site import open_site
+from fedpeft.rounds.site import Site, open_site
 from fedpeft.storage.client_memory import Folder
 from tools.cell_tables import read_table, write_table
 
@@ -71,11 +71,11 @@ def settings_of(table: Path, heads: str, model: str, seed: int) -> dict[str, Any
     }
 
 
-def run_cell(settings: dict[str, Any]) -> dict[str, float]:
-    """The mean squared errors of one run, each on the scale of its own training part.
+def train_series(settings: Mapping[str, Any]) -> tuple[Site, Mapping[str, Any]]:
+    """The site of one run in memory, and the errors on what its clients hold out.
 
     Raises:
-      RuntimeError: nobody holds windows out.
+      RuntimeError: nobody holds windows out, or an answer was not counted.
     """
     plan = read_plan(settings)
     site = open_site(plan)
@@ -83,9 +83,14 @@ def run_cell(settings: dict[str, Any]) -> dict[str, float]:
         store = Folder(Path(memory))
         ends = list(federate(plan, InProcess(site, store), start(plan, site.params())))
         found = own_held_out(site, ends[-1][0], store)
-    if found is None:
-        raise RuntimeError("no client holds windows out")
-    loss = found["metrics"]["loss"]
+    if found is None or any(ledger.failed for _, ledger in ends):
+        raise RuntimeError("no client holds windows out, or one failed")
+    return site, found["metrics"]["loss"]
+
+
+def run_cell(settings: Mapping[str, Any]) -> dict[str, float]:
+    """The mean squared errors of one run, each on the scale of its own training part."""
+    _, loss = train_series(settings)
     return {"mean": round(loss["mean"], 4), **{c: round(loss["each"][c], 4) for c in CLIENTS}}
 
 

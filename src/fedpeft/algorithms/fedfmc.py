@@ -106,12 +106,10 @@ class FedFMC:
             raise PlanError("fedfmc divides a round among its models: put it last in algorithms")
         if plan.sets_apart:
             raise PlanError("a vote is on one merge, and fedfmc has several: leave out one of them")
-        if plan.rounds <= self.fork:
-            raise PlanError(
-                f"fedfmc merges after fork = {self.fork} rounds, and the plan has {plan.rounds}: "
-                "set rounds above fork"
-            )
         Fisher(self.floor).check_plan(plan)
+
+    def needs_rounds(self) -> Mapping[str, int]:
+        return {"fork": self.fork + 1}
 
     def models(self, state: State) -> Sequence[Tensors]:
         """The parameters of each model; of the merged one alone after the fork."""

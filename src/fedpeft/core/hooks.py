@@ -103,6 +103,13 @@ class Routing(Protocol):
     def view(self, client: ClientId, round: int, clients: Sequence[ClientId]) -> View: ...
 
 
+class NeedsRounds(Protocol):
+    """A part whose course has an end: by key of the part, the rounds that a plan must have at
+    least."""
+
+    def needs_rounds(self) -> Mapping[str, int]: ...
+
+
 class TrainsWhole(Protocol):
     """A local training that is one call, in the place of an engine's steps.
 

@@ -95,11 +95,12 @@ def usual_window(pictures: Iterator[Any]) -> tuple[Span, str] | None:
     """
     import numpy as np
 
-    count, whole, least, most = 0, True, float("inf"), float("-inf")
+    count, empty, whole, least, most = 0, 0, True, float("inf"), float("-inf")
     for picture in pictures:
         values = np.asarray(picture)
         finite = values[np.isfinite(values)]
         count, whole = count + 1, whole and values.dtype.kind in "iu"
+        empty += not finite.size
         if finite.size:
             least, most = min(least, float(finite.min())), max(most, float(finite.max()))
     if not count:
@@ -110,6 +111,8 @@ def usual_window(pictures: Iterator[Any]) -> tuple[Span, str] | None:
     seen = say_count(count, "pictures have more than 8 bits")
     seen += f", with values from {least:g} to {most:g}"
     what = f"{seen}: {ends[0]:g} becomes black and {ends[1]:g} white"
+    if empty:
+        what += f"; without a finite value, and so black: {say_count(empty, 'pictures')}"
     return ends, f"{what}. Set data.window to choose other values"
 
 

@@ -49,7 +49,8 @@ class NiftiFile:
         return int(self.data.shape[self.across])
 
     def picture(self, at: int) -> Any:
-        """One slice: of unscaled bytes as they are, else integers or floats.
+        """One slice: of unscaled bytes as they are, else integers or floats, which may not be
+        finite.
 
         Raises:
           UnreadableVolume: it cannot be read.
@@ -67,7 +68,7 @@ class NiftiFile:
         plain = self._upright(values)
         if plain.dtype == np.uint8:
             return Image.fromarray(np.ascontiguousarray(plain))
-        picture = Image.fromarray(as_deep(np.nan_to_num(plain)))
+        picture = Image.fromarray(as_deep(plain))
         picture.info[WINDOW] = self.window
         return picture
 

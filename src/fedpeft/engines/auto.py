@@ -151,50 +151,57 @@ def widen(site: Site, wide: int) -> Site:
     return replace(site, plan=replace(site.plan, compute=compute))
 
 
-def trial(site: Site, why: str = "", wide: int = 1) -> Trial:
-    """Try a client's step, alone, with others, and with others and `wide` threads; where `why` says
-    so already, others are not tried."""
-    cohort = site.data.clients[: min(MANY, site.plan.cohort)]
-    worker = Worker(site, Nowhere())
-    stacks = Stacks(site)
-    payload = encode_start(site.plan, site.plan.first_state(site.params()))
+class _Steps:
+    """First steps of a site's clients, tried and forgotten."""
 
-    def begun(client: ClientId) -> Trainee:
-        opened = worker.open(
-            Job("trial", 0, client, "fit", fold(site.plan.seed, "trial", client), None, payload)
-        )
+    def __init__(self, site: Site) -> None:
+        self.site, self.worker, self.stacks = site, Worker(site, Nowhere()), Stacks(site)
+        self.payload = encode_start(site.plan, site.plan.first_state(site.params()))
+
+    def begun(self, client: ClientId) -> Trainee:
+        """Raises RuntimeError where a client cannot begin."""
+        seed = fold(self.site.plan.seed, "trial", client)
+        opened = self.worker.open(Job("trial", 0, client, "fit", seed, None, self.payload))
         if isinstance(opened, Failure):
             raise RuntimeError(opened.reason)
         assert isinstance(opened, ClientRound)
-        return stacks.begin(opened)
+        return self.stacks.begin(opened)
 
-    def one() -> None:
-        trainee = begun(typical(site.data, cohort))
-        if stacks.fetch(trainee):
-            site.plan.local.step(trainee.carry, trainee.batch, trainee.opened.objective)
+    def one(self, client: ClientId) -> None:
+        trainee = self.begun(client)
+        if self.stacks.fetch(trainee):
+            self.site.plan.local.step(trainee.carry, trainee.batch, trainee.opened.objective)
 
-    def together(clients: Sequence[ClientId]) -> None:
-        if stacks.turn([begun(client) for client in clients])[1]:
-            raise RuntimeError(stacks.why)
+    def together(self, clients: Sequence[ClientId]) -> None:
+        """Raises RuntimeError where they cannot be stacked."""
+        if self.stacks.turn([self.begun(client) for client in clients])[1]:
+            raise RuntimeError(self.stacks.why)
 
+    def share(self, clients: Sequence[ClientId], wide: int) -> float:
+        """Seconds of one of the clients that step together, with so many threads."""
+        with threads(wide):
+            return seconds(lambda: self.together(clients)) / len(clients)
+
+
+def trial(site: Site, why: str = "", wide: int = 1) -> Trial:
+    """Try a client's step, alone, with others, and with others and `wide` threads; where `why` says
+    so already, others are not tried."""
+    clients, own = site.data.clients[: min(MANY, site.plan.cohort)], site.plan.compute.threads
+    steps = _Steps(site)
     site.model.train()
-    own = site.plan.compute.threads
     # The trial draws dropout; outside of it torch's own streams are as if there had been none.
     with threads(own), seed_torch(0):
-        alone = seconds(one)
+        alone = seconds(lambda: steps.one(typical(site.data, clients)))
         if not why and alone > LONG:
             why = (
                 f"a step of one client takes {alone:.1f} s, which is work enough for the processor"
             )
         if why:
             return Trial(alone, alone, alone, why)
-        some = company(cohort, alone)
+        some = company(clients, alone)
         try:
-            narrow = stacked = seconds(lambda: together(some)) / len(some)
-            if wide > own:
-                with threads(wide):
-                    stacked = seconds(lambda: together(some)) / len(some)
-            return Trial(alone, narrow, stacked)
+            narrow = steps.share(some, own)
+            return Trial(alone, narrow, steps.share(some, wide) if wide > own else narrow)
         except RuntimeError as error:
             return Trial(alone, alone, alone, str(error))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import cos, pi
 from typing import Any
 
-from fedpeft.errors import unknown
+from fedpeft.errors import PlanError, unknown
 
 SHAPES = ("linear", "cosine", "exponential")
 FIXED = (
@@ -117,6 +117,58 @@ def take_schedules(values: Mapping[str, Any], path: str = "") -> tuple[dict[str,
         else:
             plain[key] = value
     return plain, found
+
+
+def least_rounds(plan: Any) -> int:
+    """The rounds that a plan must have at least, so that each phase and each part's course ends
+    in them."""
+    ends = [one.until or 0 for one in plan.phase]
+    # A last phase without an end comes after all others, and needs a round.
+    after = max(ends) + 1 if ends and plan.phase[-1].until is None else 0
+    needed: list[int] = [
+        count for needs in plan.hooks("needs_rounds") for count in needs().values()
+    ]
+    return max(1, after, *ends, *needed)
+
+
+def check_span(plan: Any) -> None:
+    """Raises PlanError for a phase or a part's course that goes on after the last round, and for a
+    phase that never comes."""
+    before = 0
+    for number, phase in enumerate(plan.phase, 1):
+        _check_phase(plan.rounds, number, phase, before)
+        before = plan.rounds if phase.until is None else phase.until
+    for part in plan.parts:
+        for key, count in getattr(part, "needs_rounds", dict)().items():
+            if count > plan.rounds:
+                raise PlanError(
+                    f"{type(part).__name__} with {key} = {getattr(part, key)} needs {count} rounds "
+                    f"at least, and the plan has {plan.rounds}: lower {key}, or set rounds to "
+                    f"{count} or more"
+                )
+
+
+def _check_phase(rounds: int, number: int, phase: Phase, before: int) -> None:
+    """One phase, of which those before it end with round `before`."""
+    longer = "set rounds to {} or more, or leave phases out, on the command line by --set phase=[]"
+    if before and before >= rounds:
+        raise PlanError(
+            f"phase {number} never comes: the one before it has all of the plan's {rounds} rounds, "
+            f"which are counted from 0. Lower its until, or {longer.format(before + 1)}"
+        )
+    if phase.until is None:
+        return
+    if phase.until <= before:
+        raise PlanError(
+            f"phase {number} never comes: it ends with until = {phase.until}, and the one before "
+            f"it with until = {before}. Phases go one after another: raise the until of phase "
+            f"{number} above {before}, or leave it out"
+        )
+    if phase.until > rounds:
+        raise PlanError(
+            f"phase {number} ends with until = {phase.until}, and the plan has {rounds} rounds: "
+            f"lower until, or {longer.format(phase.until)}"
+        )
 
 
 def _check_key(key: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from fedpeft.data.short_forms import source
 from fedpeft.errors import PlanError
 from fedpeft.plan.convert import convert
-from fedpeft.plan.phases import Schedule, take_schedules
+from fedpeft.plan.phases import Schedule, check_span, take_schedules
 from fedpeft.plan.plan import SCHEMA, Plan
 from fedpeft.plan.values import remembers, remembers_training
 from fedpeft.registry import OWN, Code, construct, find, names, settings_of
@@ -128,6 +128,7 @@ def has_kept(plan: Plan, round: int) -> bool:
 
 def _check_rounds(plan: Plan, code: Code) -> None:
     """Read the plans of the rounds at which something changes, so that errors come before work."""
+    check_span(plan)
     if plan.changes:
         for round in rounds_to_check(plan):
             plan_at(plan, round, code)

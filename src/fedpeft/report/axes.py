@@ -49,9 +49,9 @@ def axes(plans: Sequence[Mapping[str, Any]]) -> list[PlanAxis]:
     """In what these plans, no two of them equal, differ; first by what a reader looks at first.
 
     Those that are not `told` are dropped one by one, the least telling first, as long as the others
-    tell all plans
-    apart: a learning rate chosen for each method makes no axis of its own.
+    tell all plans apart: a learning rate chosen for each method makes no axis of its own.
     """
+    plans = list(map(_without_repeats, plans))
     found = sorted(_shorten(_differences("", plans)), key=lambda axis: _rank(axis.path))
     told = list(found)
     for axis in reversed(found):
@@ -69,6 +69,21 @@ def label(told: Sequence[PlanAxis], k: int) -> str:
     return ", ".join(
         [word for word, value in words if value != NONE] or [word for word, _ in words[:1]]
     )
+
+
+def _without_repeats(plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A plan whose stages do not repeat the uplink's codec, as written plans do: it would be told
+    twice."""
+    stages, uplink = plan.get("stages"), plan.get("uplink")
+    if not isinstance(stages, list):
+        return plan
+    told = [
+        {key: x for key, x in stage.items() if key != "codec" or x != uplink}
+        if isinstance(stage, Mapping)
+        else stage
+        for stage in stages
+    ]
+    return {**plan, "stages": told}
 
 
 def _shorten(found: Sequence[PlanAxis]) -> list[PlanAxis]:

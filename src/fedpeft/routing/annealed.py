@@ -30,7 +30,7 @@ class Annealed:
       start: the highest rank, at most the method's.
       to: the lowest.
       warm: the last round that has `start`.
-      until: the first round that has `to`.
+      until: the first round that has `to`; at most the plan's rounds.
 
     Raises:
       ValueError: a value out of range.
@@ -81,6 +81,9 @@ class Annealed:
 
     def view(self, client: ClientId, round: int, clients: Sequence[ClientId]) -> View:
         return View(rank=self.rank(round))
+
+    def needs_rounds(self) -> Mapping[str, int]:
+        return {"until": self.until}
 
     def check_plan(self, plan: Any) -> None:
         """Raises PlanError for ranks that the method does not have."""

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fedpeft.errors import RunError
+from fedpeft.plan.phases import least_rounds
 from fedpeft.plan.plan import Plan
 from fedpeft.runs.folder import read_json
 from fedpeft.studies.cell_store import CellStore
@@ -81,7 +82,8 @@ def _one_round(
     cell: Cell, cell_store: CellStore, options: Sequence[str]
 ) -> tuple[float, float, Mapping[str, Any]]:
     """Seconds before and after a round, those of the round, and the report of the partition."""
-    short = replace(cell, plan=replace(cell.plan, rounds=1))
+    rounds = least_rounds(cell.plan)  # one, but where phases or a part's course need more
+    short = replace(cell, plan=replace(cell.plan, rounds=rounds))
     with TemporaryDirectory() as folder:
         ended = [
             one
@@ -92,4 +94,4 @@ def _one_round(
             raise RunError(f"nothing can be estimated: {cell.name} fails: {ended[0].error}")
         seconds = float(ended[0].summary["seconds"])
         held = read_json(Path(folder) / cell.name / "partition.json") or {}
-    return max(0.0, ended[0].wall - seconds), seconds, held
+    return max(0.0, ended[0].wall - seconds), seconds / rounds, held
