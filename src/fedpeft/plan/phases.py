@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import cos, pi
 from typing import Any
 
-from fedpeft.errors import PlanError, unknown
+from fedpeft.errors import PlanError, say_count, unknown
 
 SHAPES = ("linear", "cosine", "exponential")
 FIXED = (
@@ -142,8 +142,9 @@ def check_span(plan: Any) -> None:
         for key, count in getattr(part, "needs_rounds", dict)().items():
             if count > plan.rounds:
                 raise PlanError(
-                    f"{type(part).__name__} with {key} = {getattr(part, key)} needs {count} rounds "
-                    f"at least, and the plan has {plan.rounds}: lower {key}, or set rounds to "
+                    f"{type(part).__name__} with {key} = {getattr(part, key)} needs "
+                    f"{say_count(count, 'rounds')} at least, and the plan has {plan.rounds}: lower "
+                    f"{key}, or set rounds to "
                     f"{count} or more"
                 )
 
@@ -166,7 +167,8 @@ def _check_phase(rounds: int, number: int, phase: Phase, before: int) -> None:
         )
     if phase.until > rounds:
         raise PlanError(
-            f"phase {number} ends with until = {phase.until}, and the plan has {rounds} rounds: "
+            f"phase {number} ends with until = {phase.until}, and the plan has "
+            f"{say_count(rounds, 'rounds')}: "
             f"lower until, or {longer.format(phase.until)}"
         )
 
