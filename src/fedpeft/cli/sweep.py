@@ -58,7 +58,7 @@ KeepFolder = Annotated[
     ),
 ]
 EstimateOnly = Annotated[
-    bool, typer.Option("--estimate", help="Print cells and hours; run one round at most.")
+    bool, typer.Option("--estimate", help="Print cells and hours, from one round or few.")
 ]
 
 
