@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -218,6 +219,8 @@ def test_help_has_examples(command: str) -> None:
     assert result.exit_code == 0
     assert f"Examples:\n    fedpeft {command}" in result.stdout
     assert "\\[" not in result.stdout, "brackets are shown as they are"
+    described = result.stdout.partition("Options:")[0].partition("Arguments:")[0]
+    assert not re.search(r"\S {2,}\S", described), "no line break of the source shows"
 
 
 def test_the_list_of_commands_is_not_cut_short() -> None:

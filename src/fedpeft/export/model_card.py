@@ -13,12 +13,13 @@ from fedpeft.core.facts import Fact, offered_by
 from fedpeft.core.units import say_epsilon
 from fedpeft.errors import say_count
 from fedpeft.export.adapter_folder import Base
+from fedpeft.export.picture_lines import picture_usage, tell_of_pictures
 from fedpeft.results.result import Result
 from fedpeft.runs.folder import read_json, read_rounds
 from fedpeft.tasks.chat_templates import end_tokens
 from fedpeft.tasks.instructions import TEMPLATES
 from fedpeft.tasks.language import LanguageTask
-from fedpeft.tasks.loader import DENOISER, TEXTS, TOKENIZER, see_grey
+from fedpeft.tasks.loader import DENOISER, TEXTS, TOKENIZER
 from fedpeft.tasks.text_to_image import TextToImage
 
 Form = Literal["adapter", "model", "code"]
@@ -58,6 +59,7 @@ def model_card(result: Result, out: Path, form: Form, base: Base | None = None) 
         "## How to load it",
         _exact(result, form, merged=form == "model" and hasattr(plan.method, "config")),
         _code("python", _loading_lines(result, out, form, base)),
+        *tell_of_pictures(result),
         _code("python", _usage_lines(result)),
         "## The plan",
         _how_to_repeat(result),
@@ -338,8 +340,7 @@ def _usage_lines(result: Result) -> list[str]:
         return [wants if task.vae else 'picture = pipeline("a caption").images[0]']
     if result.loader == TEXTS:
         return [*_as_trained(task).splitlines(), *result.loader.usage[1:]]
-    grey = getattr(getattr(task, "input", None), "channels", None) == 1
-    return see_grey(result.loader.usage) if grey else list(result.loader.usage)
+    return picture_usage(result)
 
 
 def _as_trained(task: Any) -> str:
