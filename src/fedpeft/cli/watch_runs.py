@@ -1,6 +1,7 @@
 """Runs as `fedpeft watch` draws them in a terminal."""
 
 from collections.abc import Mapping, Sequence
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
 from fedpeft.core.units import size
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 32
+ROOMY, NARROW = 100, 76
+"""So wide is a terminal that has room for long bars, and for short ones."""
+LEAST, LEAST_STATE = 10, 10
+"""The least columns that names and states have."""
 
 
 def picture(seen: Mapping[str, RunView]) -> "RenderableType":
@@ -65,10 +70,18 @@ def _together(views: Mapping[str, RunView]) -> "RenderableType":
     from rich.text import Text
 
     over = sum(view.over for view in views.values())
-    table = Table(box=SIMPLE, show_edge=False, pad_edge=False)
-    table.add_column(Text(f"{len(views)} runs, {over} finished"))
-    for heading in ("round", "", "last", "up", "failed", ""):
-        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    columns = get_terminal_size().columns
+    padding = (0, 1) if columns >= ROOMY else (0, 2, 0, 0)
+    box = SIMPLE if columns >= ROOMY else None
+    table = Table(box=box, show_edge=False, pad_edge=False, padding=padding)
+    # a narrow terminal breaks names and states into lines; it leaves neither out
+    longest = max(map(len, views), default=0)
+    heading = Text(f"{len(views)} runs, {over} finished")
+    table.add_column(heading, overflow="fold", min_width=min(LEAST, longest))
+    for word in ("round", "", "last", "up", "failed"):
+        table.add_column(word, justify="right" if word else "left", no_wrap=True)
+    table.add_column("", overflow="fold", min_width=LEAST_STATE)
+    bars = WIDTH // 2 if columns >= ROOMY else WIDTH // 4 if columns >= NARROW else 0
     for name, view in views.items():
         cell = view.cell
         assert cell is not None
@@ -77,7 +90,7 @@ def _together(views: Mapping[str, RunView]) -> "RenderableType":
         table.add_row(
             Text(name),
             f"{len(cell.rounds)}/{cell.planned}",
-            spark(values, WIDTH // 2),
+            spark(values, bars) if bars else "",
             f"{values[-1]:.4f}" if values else "-",
             size(traffic(cell)[0]),
             Text(f"{failed}", style="yellow" if failed else ""),
