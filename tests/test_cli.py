@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -179,7 +180,9 @@ def test_list_knows_every_part() -> None:
     for kind, parts in CATALOGUE.items():
         alone = fedpeft("list", kind).stdout.splitlines()
         assert alone[0] == kind
-        assert [line.split()[0] for line in alone[1:]] == sorted(parts)
+        assert [line.split()[0] for line in alone[1:] if line[2] != " "] == sorted(parts)
+        ends = [before for before, after in pairwise([*alone, "  end"]) if after[2] != " "]
+        assert all(line.endswith((".", kind)) for line in ends), "no sentence is cut off"
         assert all(line in shown for line in alone)
     assert "Low-rank adaptation" in fedpeft("list", "method").stdout
 

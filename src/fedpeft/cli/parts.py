@@ -51,10 +51,14 @@ def list_parts(
     for one in _kinds() if kind is None else [kind]:
         typer.secho(one, bold=True)
         for called, target in sorted(names(one).items()):
-            first, *more = wrap(sentence(target), WIDTH) or [""]
-            typer.echo(f"  {called:<{NAMES}}{first}")
-            for line in more:
-                typer.echo(f"  {'':<{NAMES}}{line}")
+            _show_part(called, target)
+
+
+def _show_part(name: str, target: str) -> None:
+    first, *more = wrap(sentence(target), WIDTH) or [""]
+    typer.echo(f"  {name:<{NAMES}}{first}")
+    for line in more:
+        typer.echo(f"  {'':<{NAMES}}{line}")
 
 
 def _list_keys(kind: str, name: str, target: str) -> None:

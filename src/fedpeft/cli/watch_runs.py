@@ -9,6 +9,7 @@ from fedpeft.watching.views import RunView, best, budget, curve, missing_answers
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
     from fedpeft.report.reading import KeptRun
 
@@ -65,23 +66,11 @@ def _alone(view: RunView) -> "RenderableType":
 
 
 def _together(views: Mapping[str, RunView]) -> "RenderableType":
-    from rich.box import SIMPLE
-    from rich.table import Table
     from rich.text import Text
 
-    over = sum(view.over for view in views.values())
     columns = get_terminal_size().columns
-    padding = (0, 1) if columns >= ROOMY else (0, 2, 0, 0)
-    box = SIMPLE if columns >= ROOMY else None
-    table = Table(box=box, show_edge=False, pad_edge=False, padding=padding)
-    # a narrow terminal breaks names and states into lines; it leaves neither out
-    longest = max(map(len, views), default=0)
-    heading = Text(f"{len(views)} runs, {over} finished")
-    table.add_column(heading, overflow="fold", min_width=min(LEAST, longest))
-    for word in ("round", "", "last", "up", "failed"):
-        table.add_column(word, justify="right" if word else "left", no_wrap=True)
-    table.add_column("", overflow="fold", min_width=LEAST_STATE)
     bars = WIDTH // 2 if columns >= ROOMY else WIDTH // 4 if columns >= NARROW else 0
+    table = _headings(views, columns >= ROOMY)
     for name, view in views.items():
         cell = view.cell
         assert cell is not None
@@ -96,6 +85,24 @@ def _together(views: Mapping[str, RunView]) -> "RenderableType":
             Text(f"{failed}", style="yellow" if failed else ""),
             state(view),
         )
+    return table
+
+
+def _headings(views: Mapping[str, RunView], roomy: bool) -> "Table":
+    """A table without rows. A narrow terminal breaks names and states into lines; it leaves neither
+    out."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+    from rich.text import Text
+
+    padding = (0, 1) if roomy else (0, 2, 0, 0)
+    table = Table(box=SIMPLE if roomy else None, show_edge=False, pad_edge=False, padding=padding)
+    over, longest = sum(view.over for view in views.values()), max(map(len, views), default=0)
+    heading = Text(f"{len(views)} runs, {over} finished")
+    table.add_column(heading, overflow="fold", min_width=min(LEAST, longest))
+    for word in ("round", "", "last", "up", "failed"):
+        table.add_column(word, justify="right" if word else "left", no_wrap=True)
+    table.add_column("", overflow="fold", min_width=LEAST_STATE)
     return table
 
 
