@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -178,7 +180,9 @@ def test_list_knows_every_part() -> None:
     for kind, parts in CATALOGUE.items():
         alone = fedpeft("list", kind).stdout.splitlines()
         assert alone[0] == kind
-        assert [line.split()[0] for line in alone[1:]] == sorted(parts)
+        assert [line.split()[0] for line in alone[1:] if line[2] != " "] == sorted(parts)
+        ends = [before for before, after in pairwise([*alone, "  end"]) if after[2] != " "]
+        assert all(line.endswith((".", kind)) for line in ends), "no sentence is cut off"
         assert all(line in shown for line in alone)
     assert "Low-rank adaptation" in fedpeft("list", "method").stdout
 
@@ -218,6 +222,8 @@ def test_help_has_examples(command: str) -> None:
     assert result.exit_code == 0
     assert f"Examples:\n    fedpeft {command}" in result.stdout
     assert "\\[" not in result.stdout, "brackets are shown as they are"
+    described = result.stdout.partition("Options:")[0].partition("Arguments:")[0]
+    assert not re.search(r"\S {2,}\S", described), "no line break of the source shows"
 
 
 def test_the_list_of_commands_is_not_cut_short() -> None:

@@ -238,7 +238,7 @@ def test_twelve_bits_in_sixteen_keep_their_grey_levels(
     assert len(set(first)) == 256 and (first[0], first[2048], first[4095]) == (0, 128, 255)
     [line] = [r.getMessage() for r in caplog.records]
     assert line.startswith(
-        "2 pictures have more than 8 bits, with values from 0 to 4095: 0 becomes"
+        "2 pictures to train on have more than 8 bits, with values from 0 to 4095: 0 becomes"
     )
     assert "4095 white" in line and "data.window" in line
 

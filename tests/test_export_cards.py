@@ -12,6 +12,7 @@ from exporting import SMALL, Done
 from PIL import Image
 
 from fedpeft import __version__, read_plan
+from fedpeft.data.depth import name_window, window_in
 from fedpeft.export.export import export_run
 from fedpeft.export.model_card import _base_line, list_literal, partition_words
 from fedpeft.runs.execute import execute, open_engine, open_run_site
@@ -70,6 +71,45 @@ def test_a_card_s_lines_read_colours_for_a_model_that_sees_grey(
     exec(lines, found)
     grey = found["processor"](images=colours.convert("L"), return_tensors="pt")
     assert (found["inputs"]["pixel_values"] == grey["pixel_values"]).all()
+
+
+@pytest.mark.parametrize("window", [None, (100.0, 3000.0), "minmax", "percentile", "own"])
+def test_a_card_brings_deep_and_turned_pictures_to_what_training_saw(
+    window: str | tuple[float, float] | None, tmp_path: Path
+) -> None:
+    """A window that the plan leaves out is found while the run reads its pictures."""
+    ramp = np.linspace(0, 4000, 30 * 24).reshape(30, 24).astype(np.uint16)
+    for name in ("a", "b"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for k in range(4):
+            Image.fromarray(ramp // (k + 1)).save(tmp_path / "pictures" / name / f"{k}.png")
+    data = {"name": "images", "path": str(tmp_path / "pictures"), "test_fraction": 0.25}
+    data |= {} if window is None else {"window": list(window) if window[0] == 100 else window}
+    few = {"partition": {"name": "iid", "clients": 2}, "method": "head"}
+    plan = read_plan({**SMALL, **few, "data": data})
+    folder = create(plan, tmp_path / "run")
+    site = open_run_site(plan)
+    next(iter(execute(folder, site, open_engine(folder, site))))
+    export_run(folder.path, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "exif_transpose" in card
+    if window == "own":
+        assert "the window that their own file names" in card
+        return
+    found: dict[str, Any] = {"picture": Image.new("L", (2, 2))}
+    exec(next(x for x in re.findall("```python\n(.*?)```", card, re.S) if "as_trained" in x), found)
+    seen = plan.data.load().train.columns["image"]
+    for picture, raw in zip(seen, map(seen.upright, range(len(seen))), strict=True):
+        assert (np.asarray(picture) == np.asarray(found["as_trained"](raw))).all()
+    turned = Image.new("RGB", (4, 2))
+    turned.getexif()[0x0112] = 6
+    assert found["as_trained"](turned).size == (2, 4)
+
+
+def test_the_window_of_a_run_is_read_from_its_notes() -> None:
+    for ends in ((0.0, 4095.0), (-1024.5, 1 / 3)):
+        assert window_in(["moved", name_window(ends)]) == ends
+    assert window_in(["moved"]) is None
 
 
 def test_class_names_are_not_broken_by_a_card_s_lines() -> None:

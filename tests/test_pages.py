@@ -109,3 +109,11 @@ def test_the_guide_to_plans_names_each_task() -> None:
     page = (ROOT / "docs" / "guide" / "plans.md").read_text(encoding="utf-8")
     row = next(line for line in page.splitlines() if line.startswith("| `task` |"))
     assert [task for task in CATALOGUE["task"] if f"`{task}`" not in row] == []
+
+
+def test_settings_that_a_shell_would_change_are_in_quotes() -> None:
+    """A shell takes quotes away and looks for files that fit brackets."""
+    sources = [*(ROOT / "src").rglob("*.py"), *(ROOT / "plans").rglob("*.toml"), *PAGES]
+    bare = re.compile(r"""--set [a-z_.]+=[^'"`\s]*[\[{"]""")
+    found = {str(one): bare.findall(one.read_text(encoding="utf-8")) for one in sources}
+    assert {where: what for where, what in found.items() if what} == {}

@@ -6,6 +6,7 @@ from cells import write_cell, write_study
 
 from fedpeft.report.groups import sections
 from fedpeft.report.introduction import describe_results, introduce, title_of
+from fedpeft.report.page import Report, html
 from fedpeft.report.reading import read_cells
 
 
@@ -31,6 +32,9 @@ def test_groups_that_end_level_have_no_best_and_a_plan_without_a_name_tells_its_
         write_cell(where, [0.4, 0.5], method=method, plan=plan)
     found = sections(read_cells([tmp_path])[0])
     assert title_of(found) == "digits, image-classification"
+    page = html(Report(found, (), ""))
+    assert "<h1>digits, image-classification</h1>" in page
+    assert 'class="of"' not in page, "the heading is not said twice"
     assert introduce(found[0])[1] == "Training took 2 rounds, with 2 owners in each."
     words = " ".join(describe_results(found[0]))
     assert "After the last round all groups have accuracy 50.0 %." in words

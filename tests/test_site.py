@@ -1,8 +1,11 @@
 """The site has every page that it names, and the decisions are all in their list."""
 
 import re
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
+
+import pytest
 
 from tools.architecture import DRAWING, draw, read_floors
 from tools.decisions_index import PAGE, page
@@ -43,6 +46,23 @@ def test_the_drawing_of_the_architecture_is_that_of_the_code() -> None:
 def test_the_search_finds_what_to_do_before_why_it_was_decided() -> None:
     tutorial, plain, decision = map(weigh, ("tutorials/nodes.md", "models.md", "decisions/0001.md"))
     assert tutorial > plain > decision > 0
+
+
+@pytest.mark.parametrize("word", ["resume", "csv", "privacy"])
+def test_what_newcomers_look_for_is_in_a_heading_of_a_guide(word: str) -> None:
+    """The search counts words of headings far above those of text."""
+    guides = (ROOT / "docs" / "guide").glob("*.md")
+    headings = [re.findall(r"^#+ (.*)$", one.read_text(), re.MULTILINE) for one in guides]
+    assert any(re.search(rf"\b{word}\b", x, re.I) for lines in headings for x in lines)
+
+
+def test_plans_of_digits_need_no_file_but_the_one_that_the_guide_names() -> None:
+    told = (ROOT / "docs" / "guide" / "plans.md").read_text()
+    for plan in (ROOT / "plans").glob("*digits*.toml"):
+        if plan.stem != "spoken-digits" and "path" in tomllib.loads(plan.read_text()).get(
+            "data", {}
+        ):
+            assert f"`{plan.stem}`, whose digits a tool writes" in told
 
 
 def test_links_out_of_the_site_are_paths() -> None:

@@ -1,6 +1,7 @@
 """`fedpeft watch`: what it shows of runs, when it ends, and the event files it writes."""
 
 import json
+import re
 from pathlib import Path
 from threading import Timer
 
@@ -48,6 +49,20 @@ def test_several_runs_have_a_line_each(tmp_path: Path) -> None:
     )
     assert rows["bias-1"][-5:] == ["0", "finished", "in", "1.5", "s"]
     assert "10 runs, 9" in result.stdout
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_narrow_terminal_still_names_every_run(
+    columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for name in ("digits-lora-1-001", "study-bias-seed-1-and-more"):
+        write_cell(tmp_path / name, [k / 40 for k in range(30)])
+    shown = fedpeft("watch", tmp_path, "--once").stdout
+    first = "".join(line.split("  ")[0].strip() for line in shown.splitlines())
+    assert "digits-lora-1-001" in first and "study-bias-seed-1-and-more" in first
+    assert max(map(len, shown.splitlines())) <= columns
+    assert len(re.findall(r"\b15 s\b", shown)) == 2, "how long each took is whole"
 
 
 def test_a_run_that_has_stopped_is_told(tmp_path: Path) -> None:

@@ -256,6 +256,10 @@ def test_a_browser_shows_it_as_the_policy_lets_it(tmp_path: Path) -> None:
         with (run / "rounds.jsonl").open("a") as file:
             file.write(json.dumps(line(4, 0.7, 1000, None, None)) + "\n")
         tab.get_by_text("accuracy: 0.7 after round 4").wait_for(timeout=20_000)
+        tab.set_viewport_size({"width": 390, "height": 900})
+        page_is = tab.evaluate("document.documentElement.scrollWidth")
+        lines = tab.locator("thead th").evaluate_all("all => all.map(x => x.clientHeight)")
         browser.close()
+    assert page_is == 390 and max(lines) < 60, "no word stands a letter a line on a phone"
     assert stroke == "rgb(37, 99, 168)" and told == []
     assert set(asked) == {address}

@@ -51,7 +51,7 @@ def bundle_plan(
     allow_code: AllowCode = None,
     debug: Debug = False,
 ) -> None:
-    """Pack all for a site without a network.
+    """Pack a plan and all it needs for a site without a network.
 
     A plan, its base model and all packages go into one folder.
 

@@ -54,9 +54,10 @@ Again = Annotated[
     bool,
     typer.Option(
         "--again",
-        help="With a private plan, one more file for a study that has one of yours: both "
-        "together tell more. Of masked files, a study with other owners than "
-        "an earlier one; in the open, though you joined a masked one.",
+        help="Make one more file for a study that has one of yours. In a private plan, both "
+        "together tell more of your examples than one. It is also needed for a study of masked "
+        "files with other owners than an earlier one, and for a file that is not masked after "
+        "you joined a study of masked ones.",
     ),
 ]
 MemoryFolder = Annotated[

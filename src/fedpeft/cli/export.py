@@ -10,7 +10,7 @@ from fedpeft.cli.options import AllowCode, Debug, RunPath, allowed_code
 EXAMPLES = """\
   fedpeft export runs/digits-lora-1-001 adapter/
   fedpeft export runs/digits-lora-1-001 model/ --merge
-  fedpeft export runs/personal-1-001 adapter/ --client client_003
+  fedpeft export runs/personal-1-001 adapter/ --client c003
   fedpeft export runs/sparse-1-001 start/ --lora-rank 8
 """
 

@@ -95,8 +95,8 @@ def withdraw_from_study(
         bool,
         typer.Option(
             "--again",
-            help="Though an earlier study has an update of yours, which the difference of the two "
-            "sums may tell.",
+            help="Withdraw though an earlier study has an update of yours. The difference between "
+            "the sums of both studies may give that update away.",
         ),
     ] = False,
     allow_code: AllowCode = None,

@@ -44,14 +44,15 @@ NormFactor = Annotated[
     typer.Option(
         metavar="X",
         help="Refuse an update X times as long as the median of the others, or 10·X times "
-        "as long as the only other one; 10 at first.",
+        "as long as the only other one. Not given: X is 10.",
     ),
 ]
 MaxNorm = Annotated[
     float | None,
     typer.Option(
         metavar="X",
-        help="Refuse an update longer than X; at first than 1000 times what training starts from.",
+        help="Refuse an update longer than X. Not given: X is 1000 times the length of what "
+        "training starts from.",
     ),
 ]
 EvaluateArrivals = Annotated[
@@ -75,8 +76,8 @@ def merge_files(
         float | None,
         typer.Option(
             metavar="N",
-            help="Refuse a file that counts as more than N examples; at first as more than 100 "
-            "times the median of the others.",
+            help="Refuse a file that counts as more than N examples. Not given: N is 100 times the "
+            "median of the others.",
         ),
     ] = None,
     evaluate: EvaluateArrivals = False,

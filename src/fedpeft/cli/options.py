@@ -79,8 +79,8 @@ AllowCode = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="Run the Python module NAME where the plan, which somebody else may have written, "
-        "names it; without this a plan may name registered parts only. Repeatable.",
+        help="Let the plan run the Python module NAME. Somebody else may have written the plan, so "
+        "that it may name registered parts only without this. Repeatable.",
     ),
 ]
 Device = Annotated[

@@ -25,10 +25,9 @@ def partition(
 ) -> None:
     """Show which client holds what.
 
-    A line a client and a column a class, darker for a larger share of the client's examples, and
-    how unlike the
-    clients are. Of data without labels only the sizes. Without PLAN.toml: the division of `fedpeft
-      run`.
+    Each client is a line and each class a column; a larger share of the client's examples is
+    darker. Below them is how unlike the clients are. Data without labels have sizes only. Without
+    PLAN.toml: the division of `fedpeft run`.
     """
     chosen = resolve(plan, [*(settings or ()), *([f"seed={seed}"] if seed is not None else [])])
     from fedpeft.data.report import heat_map

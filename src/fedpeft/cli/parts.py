@@ -1,6 +1,7 @@
 """`fedpeft list`: the parts that a plan can name, and their keys."""
 
 import ast
+import re
 from textwrap import wrap
 from typing import Annotated
 
@@ -14,7 +15,8 @@ EXAMPLES = """\
   fedpeft list method         the ways of fine-tuning
   fedpeft list data images    the keys of one part, and what they mean
 """
-WIDTH = 100
+WIDTH, NAMES = 100, 22
+SENTENCE_END = re.compile(r"(?<=\.)(?<!\bal\.)(?<!\be\.g\.)\s+(?=[A-Z`])")
 ENGINE = "engine"
 """Parts that a plan names, and gives no keys."""
 
@@ -49,7 +51,14 @@ def list_parts(
     for one in _kinds() if kind is None else [kind]:
         typer.secho(one, bold=True)
         for called, target in sorted(names(one).items()):
-            typer.echo(f"  {called:<22}{sentence(target)}")
+            _show_part(called, target)
+
+
+def _show_part(name: str, target: str) -> None:
+    first, *more = wrap(sentence(target), WIDTH) or [""]
+    typer.echo(f"  {name:<{NAMES}}{first}")
+    for line in more:
+        typer.echo(f"  {'':<{NAMES}}{line}")
 
 
 def _list_keys(kind: str, name: str, target: str) -> None:
@@ -73,10 +82,9 @@ def _show_key(key: PartKey) -> None:
 
 
 def sentence(target: str) -> str:
-    """The first line of what the module, or else the class, says of itself. Importing it would load
-    torch."""
-    lines = _first_paragraph(target).splitlines()
-    return lines[0] if lines else ""
+    """The first sentence of what the module, or else the class, says of itself. Importing it would
+    load torch."""
+    return SENTENCE_END.split(" ".join(_first_paragraph(target).split()))[0]
 
 
 def _first_paragraph(target: str) -> str:

@@ -23,8 +23,9 @@ def start_supernode(
 ) -> None:
     """Run Flower's SuperNode with its imports kept ready.
 
-    The same as `flower-supernode ... --node-config 'node="DIR"'`, but some seconds a round faster,
-    as nothing is loaded again for a message, and begun again where it breaks or is killed.
+    It does what `flower-supernode ... --node-config 'node="DIR"'` does. A round is some seconds
+    faster, as nothing is loaded again for a message. A SuperNode that breaks or is killed is begun
+    again. What stands after `--` goes to flower-supernode.
     """
     from fedpeft.deploy.supernode import supernode as until_ended
 

@@ -1,6 +1,7 @@
 """Runs as `fedpeft watch` draws them in a terminal."""
 
 from collections.abc import Mapping, Sequence
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
 from fedpeft.core.units import size
@@ -8,11 +9,16 @@ from fedpeft.watching.views import RunView, best, budget, curve, missing_answers
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
     from fedpeft.report.reading import KeptRun
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 32
+ROOMY, NARROW = 100, 76
+"""So wide is a terminal that has room for long bars, and for short ones."""
+LEAST, LEAST_STATE = 10, 10
+"""The least columns that names and states have."""
 
 
 def picture(seen: Mapping[str, RunView]) -> "RenderableType":
@@ -60,15 +66,11 @@ def _alone(view: RunView) -> "RenderableType":
 
 
 def _together(views: Mapping[str, RunView]) -> "RenderableType":
-    from rich.box import SIMPLE
-    from rich.table import Table
     from rich.text import Text
 
-    over = sum(view.over for view in views.values())
-    table = Table(box=SIMPLE, show_edge=False, pad_edge=False)
-    table.add_column(Text(f"{len(views)} runs, {over} finished"))
-    for heading in ("round", "", "last", "up", "failed", ""):
-        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    columns = get_terminal_size().columns
+    bars = WIDTH // 2 if columns >= ROOMY else WIDTH // 4 if columns >= NARROW else 0
+    table = _headings(views, columns >= ROOMY)
     for name, view in views.items():
         cell = view.cell
         assert cell is not None
@@ -77,12 +79,30 @@ def _together(views: Mapping[str, RunView]) -> "RenderableType":
         table.add_row(
             Text(name),
             f"{len(cell.rounds)}/{cell.planned}",
-            spark(values, WIDTH // 2),
+            spark(values, bars) if bars else "",
             f"{values[-1]:.4f}" if values else "-",
             size(traffic(cell)[0]),
             Text(f"{failed}", style="yellow" if failed else ""),
             state(view),
         )
+    return table
+
+
+def _headings(views: Mapping[str, RunView], roomy: bool) -> "Table":
+    """A table without rows. A narrow terminal breaks names and states into lines; it leaves neither
+    out."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+    from rich.text import Text
+
+    padding = (0, 1) if roomy else (0, 2, 0, 0)
+    table = Table(box=SIMPLE if roomy else None, show_edge=False, pad_edge=False, padding=padding)
+    over, longest = sum(view.over for view in views.values()), max(map(len, views), default=0)
+    heading = Text(f"{len(views)} runs, {over} finished")
+    table.add_column(heading, overflow="fold", min_width=min(LEAST, longest))
+    for word in ("round", "", "last", "up", "failed"):
+        table.add_column(word, justify="right" if word else "left", no_wrap=True)
+    table.add_column("", overflow="fold", min_width=LEAST_STATE)
     return table
 
 

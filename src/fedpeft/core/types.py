@@ -242,6 +242,12 @@ class Table:
         is_class = isinstance(found, Tensor) and not found.is_floating_point()
         return found if is_class else None
 
+    @property
+    def notes(self) -> dict[str, int]:
+        """What columns that are decoded when they are asked for have met so far, counted."""
+        columns = self.columns.values()
+        return {what: n for x in columns for what, n in getattr(x, "notes", {}).items()}
+
     def take(self, rows: Tensor) -> "Table":
         """These rows (k,), as the source gave them."""
         numbers = rows.tolist()

@@ -5,7 +5,8 @@ most of that range is often unused: to keep the upper 8 of 16 bits would leave 1
 picture of 12 bits. The values between the two ends of a window are spread over 0 to 255 instead.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 from fedpeft.errors import DataError, say_count
@@ -82,9 +83,25 @@ def _ends(values: Any, window: str | Span) -> Span:
     return (low, high) if low < high else (least, most)
 
 
-def usual_window(pictures: Iterator[Any]) -> tuple[Span, str] | None:
-    """The window of a data set, and a line that says what was found; of deep pictures only.
-    None if there are none.
+def name_window(span: Span) -> str:
+    """What a run's notes call the window of its pictures of more than 8 bits."""
+    return f"of more than 8 bits, {span[0]!r} being black and {span[1]!r} white"
+
+
+def window_in(names: Iterable[str]) -> Span | None:
+    """The window that one of these notes names; None where none does."""
+    found = (
+        re.fullmatch(r"of more than 8 bits, (\S+) being black and (\S+) white", x) for x in names
+    )
+    first = next(filter(None, found), None)
+    return (float(first[1]), float(first[2])) if first else None
+
+
+def usual_window(pictures: Iterator[Any], which: str) -> tuple[Span, int, str] | None:
+    """The window of a data set, how many pictures it was found from, and a line that says so; of
+    deep pictures only. None if there are none.
+
+    `which` says what the pictures are, in the plural: "pictures to train on".
 
     Integers from 0 are taken as recorded with the fewest of 8, 10, 12, 14 or 16 bits that hold the
     largest of all. Floating-point numbers between 0 and 1 are taken as they are. Anything else,
@@ -108,12 +125,12 @@ def usual_window(pictures: Iterator[Any]) -> tuple[Span, str] | None:
     if most < least:
         raise DataError("the pictures of floating-point numbers hold no finite value")
     ends = _span(whole, least, most)
-    seen = say_count(count, "pictures have more than 8 bits")
+    seen = say_count(count, f"{which} have more than 8 bits")
     seen += f", with values from {least:g} to {most:g}"
     what = f"{seen}: {ends[0]:g} becomes black and {ends[1]:g} white"
     if empty:
         what += f"; without a finite value, and so black: {say_count(empty, 'pictures')}"
-    return ends, f"{what}. Set data.window to choose other values"
+    return ends, count, f"{what}. Set data.window to choose other values"
 
 
 def _span(whole: bool, least: float, most: float) -> Span:

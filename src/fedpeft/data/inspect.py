@@ -22,6 +22,7 @@ PASSED = (Tensor, Pictures, Clips)
 """Columns whose values are not counted."""
 KNOWN = ("label", "image", "video", "text", "file")
 """Columns that are inputs or labels."""
+NONE_HERE = "   none here: another owner must have some"
 CLASSES = 12
 """So many classes get a line; of more, the smallest do."""
 
@@ -113,7 +114,7 @@ def _class_lines(classes: Mapping[str, tuple[int, int]]) -> Iterator[str]:
     yield f"  {'class':<{width}}  {'train':>9}  {'held out':>9}"
     for name in names:
         train, test = classes[name]
-        yield f"  {name:<{width}}  {train:>9,}  {test:>9,}{'' if train else '   none here'}"
+        yield f"  {name:<{width}}  {train:>9,}  {test:>9,}{'' if train else NONE_HERE}"
 
 
 @dataclass

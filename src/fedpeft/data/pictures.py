@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from fedpeft.core.types import Table
-from fedpeft.data.depth import Span, Window, in_window, is_deep, usual_window
+from fedpeft.data.depth import Span, Window, in_window, is_deep, name_window, usual_window
 from fedpeft.data.volumes import (
     MIDDLE,
     Slice,
@@ -51,6 +51,11 @@ class Pictures:
     trained: Optional["Pictures"] = None
     others: tuple["Pictures", ...] = ()
     slice: Slice = MIDDLE
+
+    @cached_property
+    def notes(self) -> dict[str, int]:
+        """The window that was found, and of how many pictures; nothing before it is needed."""
+        return {}
 
     def __len__(self) -> int:
         return len(self.index)
@@ -120,11 +125,14 @@ class Pictures:
     @cached_property
     def usual(self) -> Span | None:
         """The window of all these pictures, of which the log tells once; None if none is deep."""
-        found = usual_window(self._deep())
+        which = "held-out pictures" if self.trained else "pictures to train on"
+        found = usual_window(self._deep(), which)
         if found is None:
             return None
-        getLogger("fedpeft").warning(found[1])
-        return found[0]
+        span, count, told = found
+        getLogger("fedpeft").warning(told)
+        self.notes[name_window(span)] = count
+        return span
 
     def _deep(self) -> Iterator[Any]:
         for at in range(len(self)):

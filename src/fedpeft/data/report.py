@@ -46,8 +46,8 @@ def check_division(division: Division, table: Table, classes: Sequence[str]) -> 
             f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         )
         raise DataError(
-            f"no client holds a training example of the class {names}: drop it from the data, or "
-            "add some"
+            f"no client holds a training example of the class {names}: add some, or take the class "
+            "out of the data. An empty folder among folders of pictures is a class too"
         )
 
 

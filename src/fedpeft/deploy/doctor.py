@@ -37,8 +37,8 @@ SKEW = 4.0  # seconds between two clocks; Flower refuses what was signed 5 s in 
 SOON = 30  # days
 PATIENCE = 10.0  # seconds for a connection
 UNREADABLE = (
-    "no run begins with pictures that cannot be read: it names them, and you mend them or take "
-    "them away; or set data.skip_unreadable = true, which leaves them out and counts them"
+    "a run stops at pictures that cannot be read, and names them: mend them, take them away, or "
+    "set data.skip_unreadable = true, which leaves them out and counts them"
 )
 
 

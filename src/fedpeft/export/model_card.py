@@ -13,12 +13,12 @@ from fedpeft.core.facts import Fact, offered_by
 from fedpeft.core.units import say_epsilon
 from fedpeft.errors import say_count
 from fedpeft.export.adapter_folder import Base
+from fedpeft.export.generation_lines import generation_lines, literal
+from fedpeft.export.picture_lines import picture_usage, tell_of_pictures
 from fedpeft.results.result import Result
 from fedpeft.runs.folder import read_json, read_rounds
-from fedpeft.tasks.chat_templates import end_tokens
-from fedpeft.tasks.instructions import TEMPLATES
 from fedpeft.tasks.language import LanguageTask
-from fedpeft.tasks.loader import DENOISER, TEXTS, TOKENIZER, see_grey
+from fedpeft.tasks.loader import DENOISER, TEXTS, TOKENIZER
 from fedpeft.tasks.text_to_image import TextToImage
 
 Form = Literal["adapter", "model", "code"]
@@ -58,6 +58,7 @@ def model_card(result: Result, out: Path, form: Form, base: Base | None = None) 
         "## How to load it",
         _exact(result, form, merged=form == "model" and hasattr(plan.method, "config")),
         _code("python", _loading_lines(result, out, form, base)),
+        *tell_of_pictures(result),
         _code("python", _usage_lines(result)),
         "## The plan",
         _how_to_repeat(result),
@@ -233,7 +234,7 @@ def _loading_lines(result: Result, out: Path, form: Form, base: Base | None) -> 
     lines = [
         f"from transformers import {', '.join(sorted(filter(None, (auto, reader))))}",
         "",
-        f"folder = {_text(str(out))}",
+        f"folder = {literal(str(out))}",
     ]
     if form == "adapter" and base is not None:
         lines = ["from peft import PeftModel", *lines, *_adapter_lines(result, base)]
@@ -255,7 +256,7 @@ def _adapter_lines(result: Result, base: Base) -> list[str]:
         *classes,
         f"model = {result.loader.auto}.from_pretrained(",
         "    base,",
-        *(f"    {key}={_text(x)}," for key, x in {**settings, **base.settings}.items()),
+        *(f"    {key}={literal(x)}," for key, x in {**settings, **base.settings}.items()),
         *(NAMED if classes else ()),
         ")",
         "model = PeftModel.from_pretrained(model, folder).eval()",
@@ -267,20 +268,20 @@ def _base_line(place: str) -> str:
     machine that exported, and tells others nothing but its users' names."""
     folder = Path(place)
     if not folder.is_dir():
-        return f"base = {_text(place)}"
+        return f"base = {literal(place)}"
     ours = Path(str(files("fedpeft"))) / "assets"
     hint = (
         f"fedpeft/assets/{folder.name} of an installed fedpeft"
         if folder.resolve().parent == ours.resolve()
         else "the path of the base model's folder on your machine"
     )
-    return f"base = {_text(folder.name)}  # set this: {hint}"
+    return f"base = {literal(folder.name)}  # set this: {hint}"
 
 
 def _denoiser(task: TextToImage, out: Path, form: Form) -> list[str]:
     """The lines that load a tuned denoiser, and put it into its pipeline where there is one."""
     lines = ["from diffusers import StableDiffusionPipeline, UNet2DConditionModel", ""]
-    lines += [f"folder = {_text(str(out))}", _base_line(task.model)]
+    lines += [f"folder = {literal(str(out))}", _base_line(task.model)]
     if form == "adapter":
         lines += ['unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")']
         lines += ['unet.load_lora_adapter(folder, prefix="unet", use_safetensors=True)']
@@ -332,14 +333,13 @@ def _exact(result: Result, form: Form, merged: bool) -> str:
 
 def _usage_lines(result: Result) -> list[str]:
     if isinstance(task := result.plan.task, LanguageTask):
-        return _generation_lines(task)
+        return generation_lines(task)
     if isinstance(task, TextToImage):
         wants = f"# latents are those of the autoencoder {task.vae}, which is no part of a pipeline"
         return [wants if task.vae else 'picture = pipeline("a caption").images[0]']
     if result.loader == TEXTS:
         return [*_as_trained(task).splitlines(), *result.loader.usage[1:]]
-    grey = getattr(getattr(task, "input", None), "channels", None) == 1
-    return see_grey(result.loader.usage) if grey else list(result.loader.usage)
+    return picture_usage(result)
 
 
 def _as_trained(task: Any) -> str:
@@ -348,36 +348,6 @@ def _as_trained(task: Any) -> str:
     if not task.special_tokens:
         how += ", split_special_tokens=True"
     return f'inputs = tokenizer(\n    texts, {how}, return_tensors="pt"\n)'
-
-
-def _generation_lines(task: LanguageTask) -> list[str]:
-    """The lines that let the model go on from what it was trained to go on from."""
-    if task.template not in TEMPLATES:
-        return _chat_lines(task)
-    start = TEMPLATES[task.template]("...") if task.template != "none" else "..."
-    return [
-        f'text = (tokenizer.bos_token or "") + {_text(start)}',
-        'inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")',
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))",
-    ]
-
-
-def _chat_lines(task: LanguageTask) -> list[str]:
-    """The lines that let the model answer by the chat template that it was trained with."""
-    ends = end_tokens(task.base, task.template)
-    return [
-        'messages = [{"role": "user", "content": "..."}]',
-        "inputs = tokenizer.apply_chat_template(",
-        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
-        ")",
-        f"out = model.generate(**inputs, max_new_tokens=100, eos_token_id={ends or None})",
-        "print(tokenizer.decode(out[0]))",
-    ]
-
-
-def _text(value: Any) -> str:
-    """A plain value as Python has it, text in double quotes."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:
@@ -391,7 +361,7 @@ def _code(language: str, lines: Sequence[str] | str) -> str:
 
 def list_literal(name: str, values: Sequence[str]) -> list[str]:
     """A list of texts as lines of Python; no text is broken."""
-    joined = ", ".join(_text(value).replace(" ", "\0") for value in values)
+    joined = ", ".join(literal(value).replace(" ", "\0") for value in values)
     inside = wrap(joined, 110, break_long_words=False, break_on_hyphens=False)
     if len(inside) == 1:
         return [f"{name} = [{inside[0]}]".replace("\0", " ")]

@@ -169,7 +169,7 @@ def _known_classes(plan: Plan) -> tuple[str, ...]:
     if tells_classes(plan.task):
         raise PlanError(
             "without the examples a plan must name its classes, on which the head's size depends: "
-            '--set classes=["cat","dog"]'
+            """--set 'classes=["cat","dog"]'"""
         )
     return ()
 

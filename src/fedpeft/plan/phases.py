@@ -151,7 +151,7 @@ def check_span(plan: Any) -> None:
 
 def _check_phase(rounds: int, number: int, phase: Phase, before: int) -> None:
     """One phase, of which those before it end with round `before`."""
-    longer = "set rounds to {} or more, or leave phases out, on the command line by --set phase=[]"
+    longer = "set rounds to {} or more, or leave phases out: --set 'phase=[]'"
     if before and before >= rounds:
         raise PlanError(
             f"phase {number} never comes: the one before it has all of the plan's {rounds} rounds, "

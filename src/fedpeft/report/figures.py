@@ -267,8 +267,12 @@ def _spread(section: Section) -> Figure:
     ).encode(
         x="mean(accuracy):Q", tooltip=[alt.Tooltip("mean(accuracy):Q", title="mean", format=".1%")]
     )
-    on = "held-out examples of its own" if rows.on_own(section) else "common ones, by its classes"
-    told = f"A tick for each client of each finished run, on {on}; the diamond is their mean."
+    on = (
+        "held-out examples of its own"
+        if rows.on_own(section)
+        else "the common held-out examples, each class weighted as the client has it"
+    )
+    told = f"Each tick is a client of a finished run, measured on {on}. The diamond is their mean."
     return Figure("clients", title, told, made(alt.layer(each, middle), 30 * len(order)))
 
 

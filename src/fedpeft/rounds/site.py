@@ -138,7 +138,8 @@ def site_of(plan: Plan, examples: Examples, division: Division, device: str = "c
         model = rebuild()
     kept = _kept(plan, device, model, train, test, len(division.parts))
     train, test = kept.beside(train, test)
-    task, parts, notes, apart = with_features(task, kept), division.parts, division.notes, None
+    task, parts, apart = with_features(task, kept), division.parts, None
+    notes = {**division.notes, **examples.train.notes}
     if plan.sets_apart:
         parts, own = set_apart(parts, plan.sets_apart, plan.seed)
         apart = Partitioned(task, train, {}, own, device=device)

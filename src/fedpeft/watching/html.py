@@ -15,14 +15,15 @@ p{margin:.3rem 0}.faint{opacity:.7}.bad{color:var(--bad)}
 progress{width:100%;height:.7rem;accent-color:var(--line)}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:.6rem 0}
 dt{opacity:.7}dd{margin:0}
-.curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(20rem,1fr));gap:1rem}
+.curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(20rem,100%),1fr));gap:1rem}
 figure{margin:0}figcaption{font-size:.9rem}svg{width:100%;height:auto}
 svg path{stroke:var(--faint)}svg polyline{fill:none;stroke:var(--line);stroke-width:2}
 svg circle{fill:var(--line)}svg text{font-size:11px;fill:currentColor;opacity:.7}
 svg .end{text-anchor:end}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%}
 th,td{text-align:left;padding:.2rem .8rem .2rem 0;border-bottom:1px solid var(--faint);
-vertical-align:top;overflow-wrap:anywhere}
+vertical-align:top;overflow-wrap:break-word}
+td:last-child:not(.n){min-width:10rem}
 th{font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 """
 POLICY = "; ".join(
