@@ -68,11 +68,11 @@ def test_every_study_has_three_seeds_and_the_honest_rows(file: Path) -> None:
     study = read_study(file)
     assert {cell.seed for cell in study.cells} == {1, 42, 3407}
     labels = {label for cell in study.cells for label in cell.labels.values()}
-    assert any(label.startswith("centralised") for label in labels)
+    assert any("centralised" in label for label in labels)
     # These models have their heads from the beginning.
     complete = study.name in ("one-shot-dolly", "one-shot-emoji")
     assert complete or any(label.startswith("head") for label in labels)
-    assert any(label.startswith("local only") for label in labels)
+    assert any("local only" in label for label in labels)
     for cell in study.cells:
         check_clients_of_baseline(cell)
 
@@ -80,9 +80,9 @@ def test_every_study_has_three_seeds_and_the_honest_rows(file: Path) -> None:
 def check_clients_of_baseline(cell: Cell) -> None:
     """Centralised training has one client; alone at home, every client trains."""
     labels = tuple(cell.labels.values())
-    if any(label.startswith("centralised") for label in labels):
+    if any("centralised" in label for label in labels):
         assert cell.plan.partition.clients == cell.plan.cohort == 1  # type: ignore[attr-defined]
-    if any(label.startswith("local only") for label in labels):
+    if any("local only" in label for label in labels):
         # 0: as many as the data have.
         every = getattr(cell.plan.partition, "clients", 0) or cell.plan.cohort
         assert cell.plan.cohort == every, "a client that never trains is no baseline"

@@ -239,7 +239,10 @@ def write_federation(root: Path, model: Path, method: str) -> dict[str, Any]:
 # peft's own, when the lines of a card load an adapter
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_federation_of_clips_is_exported_as_its_card_says(method: str, tmp_path: Path) -> None:
+def test_a_federation_of_clips_is_exported_as_its_card_says(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a card has the name of the base's folder alone
     model = save_video_model(tmp_path / "base", "videomae")
     processors()["videomae"].save_pretrained(model)
     plan = read_plan(write_federation(tmp_path / "clips", model, method))

@@ -233,7 +233,7 @@ def test_the_command_tells_its_address_and_ends_with_ctrl_c(tmp_path: Path) -> N
             assert rest == "until Ctrl-C\n" and "finished in" in text_of(ask(address)[1])
         finally:
             process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(60) == 130
 
 
 @pytest.mark.slow
